@@ -1,0 +1,44 @@
+"""The Hydra launcher that hands all points of `-m` to the planner at once.
+
+Hydra loads launchers from this namespace only. Select: `hydra/launcher=planner` (the default of conf/).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+ConfigStore.instance().store(
+    group="hydra/launcher",
+    name="planner",
+    node={"_target_": "hydra_plugins.planner_launcher.PlannerLauncher"},
+    provider="jobs",
+)
+
+
+class PlannerLauncher(Launcher):
+    """Plan, submit and follow all points of one sweep."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what Hydra hands over; nothing is composed yet."""
+        self._context, self._config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run the sweep. Returns one JobReturn a point; sweepers read `return_value`."""
+        from jobs import sweep  # imported late: Hydra loads every plugin at every start
+
+        def compose(groups: list[str]) -> DictConfig:
+            return self._context.config_loader.load_sweep_config(self._config, groups)
+
+        outcome = sweep.launch([list(overrides) for overrides in job_overrides], compose)
+        returns = []
+        for index, overrides in enumerate(job_overrides):
+            job = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
+            job.return_value = outcome.objective(index)
+            returns.append(job)
+        return returns

@@ -1,0 +1,1 @@
+"""Serving sweeps of large models on shared Ascend clusters: plan, submit, serve, measure, tabulate."""

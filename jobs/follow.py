@@ -1,0 +1,145 @@
+"""Follow a sweep by its files until its table is there. Ending this never ends the sweep."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from jobs.jobstate import ENDED, job_state
+from jobs.results.row import make_row
+from jobs.results.table import write_table
+from jobs.rundir import AllocationDir, SweepDir, read_json, read_lines, write_json
+from jobs.service.task import read_config, read_task
+
+POLL_S = 0.5
+ASK_CLUSTER_S = 5.0
+"""The queue is asked this often; files are looked at every POLL_S."""
+
+SETTLE_S = 10.0
+"""A job may leave the queue before its last files are seen on this host."""
+
+
+@dataclass
+class _Allocation:
+    """What is known of one allocation."""
+
+    folder: AllocationDir
+    state: str = "UNKNOWN"
+    asked: float = 0.0
+    gone_since: float | None = None
+    told: set[str] = field(default_factory=set)
+
+    def look(self, now: float) -> None:
+        local = self.folder.job.exists() and read_json(self.folder.job)["kind"] == "local"
+        if now - self.asked >= (POLL_S if local else ASK_CLUSTER_S):
+            self.state, self.asked = job_state(self.folder), now
+        if self.state not in ENDED:
+            self.gone_since = None
+        elif self.gone_since is None:
+            self.gone_since = now
+
+    def done(self, now: float) -> bool:
+        """Whether it will change no more: its outcome is there, or its job is gone for a while."""
+        if self.folder.outcome.exists():
+            return self.state in ENDED
+        return self.gone_since is not None and now - self.gone_since >= SETTLE_S
+
+
+def follow(sweep: SweepDir, out: Console, *, bar: bool | None = None) -> bool:
+    """Show progress until every allocation has ended, then complete the table.
+
+    Args:
+        sweep: what to follow.
+        out: where to show it; a progress bar on a terminal, else one line for each news.
+        bar: force the bar on or off.
+
+    Returns:
+        whether every row is valid.
+    """
+    allocations = [_Allocation(folder) for folder in sweep.allocations()]
+    total = len(read_json(sweep.plan)["points"])
+    with_bar = out.is_terminal if bar is None else bar
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    progress = Progress(*columns, console=out, transient=True, disable=not with_bar)
+    with progress:
+        task = progress.add_task("", total=total)
+        say = progress.console.print if with_bar else out.print
+        while True:
+            now = time.monotonic()
+            for allocation in allocations:
+                allocation.look(now)
+                _tell(allocation, say)
+            progress.update(task, completed=_rows(sweep), description=_headline(allocations))
+            if all(allocation.done(now) for allocation in allocations):
+                break
+            time.sleep(POLL_S)
+    for allocation in allocations:
+        _account(sweep, allocation)
+    return bool(write_table(sweep)["valid"].all())
+
+
+def _rows(sweep: SweepDir) -> int:
+    return sum(sweep.point(p["point"]).row.exists() for p in read_json(sweep.plan)["points"])
+
+
+def _headline(allocations: list[_Allocation]) -> str:
+    current = next((a for a in allocations if a.state not in ENDED), allocations[-1])
+    return f"allocation {current.folder.path.parent.name}: {current.state.lower()} {_phase(current.folder)}"
+
+
+def _phase(folder: AllocationDir) -> str:
+    for service in reversed(read_task(folder).services):
+        states = read_lines(_service_states(folder, service.service))
+        if states:
+            return f"service {service.service} {states[-1]['state']}"
+    return ""
+
+
+def _service_states(folder: AllocationDir, service: str) -> Path:
+    return folder.sweep.service(service, read_task(folder).attempt).rank(0).states
+
+
+def _tell(allocation: _Allocation, say: Callable[[str], None]) -> None:
+    """Say what is new, once: the job's state, each state of the head, each row."""
+    folder = allocation.folder
+    index = folder.path.parent.name
+    news = [f"allocation {index}: job {_job_id(folder)} is {allocation.state.lower()}"]
+    for service in read_task(folder).services:
+        for entry in read_lines(_service_states(folder, service.service)):
+            text = f"service {service.service}: {entry['state']}"
+            text += f" (point {entry['point']})" if "point" in entry else ""
+            text += f": {entry['reason']}" if "reason" in entry else ""
+            news.append(text)
+    for text in news:
+        if text not in allocation.told:
+            say(text)
+    allocation.told.update(news)
+
+
+def _job_id(folder: AllocationDir) -> str:
+    return str(read_json(folder.job)["job_id"]) if folder.job.exists() else "?"
+
+
+def _account(sweep: SweepDir, allocation: _Allocation) -> None:
+    """Write a row with a reason for every point that the allocation left without one: nothing is dropped."""
+    folder = allocation.folder
+    for service in read_task(folder).services:
+        for point in service.points:
+            if not sweep.point(point).row.exists():
+                reason = (
+                    f"its job {_job_id(folder)} ended ({allocation.state}) without a result; see {folder.stdout(0)}"
+                )
+                config = read_config(sweep, point)
+                row = make_row(point, service.service, config, invalid_reason=reason, job_id=_job_id(folder))
+                write_json(sweep.point(point).row, row)

@@ -1,0 +1,241 @@
+"""Rank 0: publish the address, conduct the services one after the other, measure the points, keep the table."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from jobs.cluster import Ports, Task
+from jobs.config import Config
+from jobs.errors import RunError, UserError
+from jobs.measure import client, statistics, validity
+from jobs.measure.records import Target, Window
+from jobs.results.row import make_row, tokens_text
+from jobs.results.table import write_table
+from jobs.rundir import AllocationDir, read_json, write_json
+from jobs.service import logs
+from jobs.service.engine import Engine
+from jobs.service.peers import Hub
+from jobs.service.placement import Placement, local_sizes
+from jobs.service.supervisor import ServiceFailed, Supervisor
+from jobs.service.task import AllocationTask, ServiceTask, read_config
+
+
+@dataclass(frozen=True)
+class Here:
+    """Where this task runs and what its allocation has to do."""
+
+    task: Task
+    interface: str
+    address: str
+    ports: Ports
+    folder: AllocationDir
+    work: AllocationTask
+    inherited: Mapping[str, str]
+    started: float = field(default_factory=time.time)
+
+    def mark(self, service: str) -> str:
+        """Return the mark of this rank's engine processes."""
+        return f"{self.task.job_id}/{service}/{self.task.rank}"
+
+
+async def conduct(here: Here, first: Config, stopping: asyncio.Future[str]) -> int:
+    """Run all services of this allocation. Returns 0 if every row is valid and nothing was left behind."""
+    hub = Hub(here.task.ranks, here.folder.key.read_text(), first.limits.heartbeat_s)
+    await hub.open(here.ports.control)
+    write_json(
+        here.folder.head,
+        {
+            "host": here.task.host,
+            "address": here.address,
+            "interface": here.interface,
+            "api_port": here.ports.api,
+            "data_parallel_rpc_port": here.ports.dp_rpc,
+            "control_port": here.ports.control,
+        },
+    )
+    valid, ended = True, None
+    try:
+        waiting = asyncio.create_task(hub.joined(first.limits.rendezvous_s))
+        either: set[asyncio.Future[Any]] = {waiting, stopping}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            waiting.cancel()
+            ended = stopping.result()
+        else:
+            waiting.result()
+    except RunError as error:
+        ended = str(error)
+    for service in here.work.services:
+        run = _ServiceRun(here, service, hub, stopping)
+        if ended is None:
+            ended = await run.run()
+        else:
+            run.give_up(ended)
+        valid = run.valid and valid
+        write_table(here.folder.sweep)
+    await hub.send({"type": "bye"})
+    await hub.close()
+    write_json(here.folder.outcome, {"ended": ended, "valid": valid, "time": time.time()})
+    return 0 if valid and ended is None else 1
+
+
+class _ServiceRun:
+    """One service: its engine, its points, their rows."""
+
+    def __init__(self, here: Here, service: ServiceTask, hub: Hub, stopping: asyncio.Future[str]) -> None:
+        self._here, self._service, self._hub, self._stopping = here, service, hub, stopping
+        self._sweep = here.folder.sweep
+        self._configs = {point: read_config(self._sweep, point) for point in service.points}
+        self._config = self._configs[service.points[0]]
+        self._folder = self._sweep.service(service.service, here.work.attempt)
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._known: dict[str, Any] = {
+            "queue_s": round(here.started - _submitted(here.folder, here.started), 1),
+            "nodes": here.task.ranks,
+            "job_id": str(here.task.job_id),
+            "attempt": here.work.attempt,
+        }
+
+    @property
+    def valid(self) -> bool:
+        """Whether every row so far is valid."""
+        return all(row["valid"] for row in self._rows.values())
+
+    def give_up(self, reason: str) -> None:
+        """Write the rows of a service that was not started."""
+        for point in self._service.points:
+            self._write(point, invalid_reason=f"not run: {reason}")
+
+    async def run(self) -> str | None:
+        """Run the service. Returns why the allocation cannot go on, or None."""
+        service, folder = self._service.service, self._folder
+        place = self._place()
+        engine = Engine(self._config, place, folder.rank(0), self._here.mark(service))
+        message = {
+            "type": "start",
+            "service": service,
+            "point": self._service.points[0],
+            "master_address": place.master_address,
+            "api_port": place.api_port,
+            "rpc_port": place.rpc_port,
+        }
+        supervisor = Supervisor(engine, self._hub, message, self._stopping)
+        target = Target(f"http://127.0.0.1:{place.api_port}", self._config.model.name_for_clients)
+        began, failure = time.monotonic(), None
+        _say(f"service {service}: start, {len(self._service.points)} points")
+        try:
+            await supervisor.start(self._here.inherited, target)
+            self._known["load_s"] = round(time.monotonic() - began, 1)
+            self._known["kv_cache_tokens"] = logs.kv_cache_tokens(logs.read_all(folder.rank(0).log))
+            _say(f"service {service}: ready after {self._known['load_s']} s")
+            for point in self._service.points:
+                await self._measure(point, supervisor, target)
+        except ServiceFailed as error:
+            failure = error.reason
+            engine.folder.enter("failed", reason=failure)
+            _say(f"service {service}: failed: {failure}")
+        began_stop = time.monotonic()
+        leftovers = await supervisor.stop()
+        self._known["teardown_s"] = round(time.monotonic() - began_stop, 1)
+        self._finish(failure)
+        write_json(
+            folder.record,
+            {"service": service, "points": list(self._service.points), "failure": failure, "leftovers": leftovers}
+            | self._known,
+        )
+        _say(f"service {service}: stopped after {self._known['teardown_s']} s")
+        if self._stopping.done():
+            return self._stopping.result()
+        if leftovers:
+            return f"service {service} left something behind: {'; '.join(leftovers)}"
+        missing = set(range(1, self._here.task.ranks)) - self._hub.present
+        return f"rank {min(missing)} is lost" if missing else None
+
+    def _place(self) -> Placement:
+        here, config = self._here, self._config
+        if len(local_sizes(config)) != here.task.ranks:
+            raise RunError("SLURM_NTASKS", here.task.ranks, "the service needs another number of nodes", "Plan again.")
+        return Placement(
+            rank=0,
+            ranks=here.task.ranks,
+            address=here.address,
+            interface=here.interface,
+            master_address=config.cluster.master_address or here.address,
+            api_port=str(here.ports.api),
+            rpc_port=str(here.ports.dp_rpc),
+        )
+
+    async def _measure(self, point: str, supervisor: Supervisor, target: Target) -> None:
+        config, stop = self._configs[point], asyncio.Event()
+        state = self._folder.rank(0)
+
+        def entered(phase: str) -> None:
+            state.enter({"warmup": "warm", "window": "measuring", "drain": "drain"}.get(phase, phase), point=point)
+
+        _say(f"point {point}: {' '.join(f'{k}={v}' for k, v in self._values(point).items()) or 'measure'}")
+        began = time.monotonic()
+        window = await supervisor.during(
+            client.measure(config.bench, config.limits, config.model, target, stop=stop, on_phase=entered), stop.set
+        )
+        failure = await supervisor.failure()
+        self._keep(point, config, window, time.monotonic() - began, failure)
+        if failure:
+            raise ServiceFailed(failure)
+
+    def _keep(self, point: str, config: Config, window: Window, seconds: float, failure: str | None) -> None:
+        figures = statistics.summarize(window, config.bench)
+        reason = failure or validity.invalid_reason(config, window, figures)
+        folder = self._sweep.point(point)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        pq.write_table(statistics.records_table(window), folder.requests)
+        self._write(
+            point,
+            **figures,
+            valid=reason is None,
+            invalid_reason=reason,
+            truncated=window.truncated,
+            engine_tokens=tokens_text(window.engine_tokens),
+            warmup_s=round(window.warmup_s, 1),
+            measure_s=round(seconds - window.warmup_s, 1),
+        )
+        write_table(self._sweep)
+        _say(f"point {point}: {'valid' if reason is None else reason}, {figures['output_tok_s'] or 0:.1f} output tok/s")
+
+    def _write(self, point: str, **figures: Any) -> None:
+        config = self._configs[point]
+        row = make_row(point, self._service.service, config, **{**self._known, **figures})
+        self._rows[point] = row
+        write_json(self._sweep.point(point).row, row)
+
+    def _finish(self, failure: str | None) -> None:
+        """Add what is known only after the end to every row, and rows for the points that were not reached."""
+        for point in self._service.points:
+            row = self._rows.get(point)
+            if row is None:
+                self._write(point, invalid_reason=failure or "not run")
+            else:
+                self._rows[point] = row | {"teardown_s": self._known["teardown_s"]}
+                write_json(self._sweep.point(point).row, self._rows[point])
+
+    def _values(self, point: str) -> Mapping[str, Any]:
+        plan = read_json(self._sweep.plan)
+        values: Mapping[str, Any] = next(p["values"] for p in plan["points"] if p["point"] == point)
+        return values
+
+
+def _submitted(folder: AllocationDir, default: float) -> float:
+    """Return when the allocation was submitted (Unix seconds); its record may come a moment later than we do."""
+    try:
+        return float(read_json(folder.job)["submitted"])
+    except (UserError, KeyError):
+        return default
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)

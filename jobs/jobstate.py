@@ -1,0 +1,71 @@
+"""What the cluster says of a job: squeue, then sacct, then scontrol. An empty queue is never a success."""
+
+from __future__ import annotations
+
+import re
+
+from jobs import process
+from jobs.errors import RunError
+from jobs.rundir import AllocationDir, read_json
+
+ENDED = frozenset(
+    [
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+        "TIMEOUT",
+        "GONE",
+    ]
+)
+"""Slurm's final states (squeue(1)), and GONE: no source knows the job any more."""
+
+UNKNOWN = "UNKNOWN"
+
+
+def job_state(folder: AllocationDir) -> str:
+    """Return the state of an allocation's job in Slurm's words; UNKNOWN if nobody answered, so ask again."""
+    if not folder.job.exists():
+        return UNKNOWN
+    job = read_json(folder.job)
+    if job["kind"] == "local":
+        if process.alive(int(job["job_id"])):
+            return "RUNNING"
+        return "COMPLETED" if folder.outcome.exists() else "FAILED"
+    return slurm_state(str(job["job_id"]))
+
+
+def slurm_state(job_id: str) -> str:
+    """Return the state of a Slurm job."""
+    answered = False
+    for argv, pattern in (
+        (["squeue", "-h", "-j", job_id, "-o", "%T"], r"^(\w+)"),
+        (["sacct", "-n", "-P", "-X", "-j", job_id, "-o", "State"], r"^(\w+)"),
+        (["scontrol", "-o", "show", "job", job_id], r"JobState=(\w+)"),
+    ):
+        try:
+            done = process.run(argv, timeout_s=30)
+        except RunError:
+            continue
+        match = re.search(pattern, done.stdout, re.MULTILINE)
+        if match:
+            return match.group(1)
+        answered = answered or done.returncode == 0 or "Invalid job id" in done.stderr
+    return "GONE" if answered else UNKNOWN
+
+
+def cancel(folder: AllocationDir) -> bool:
+    """Cancel an allocation's own job and nothing else. Returns whether there was one to cancel."""
+    if not folder.job.exists() or job_state(folder) in ENDED:
+        return False
+    job = read_json(folder.job)
+    if job["kind"] == "local":
+        process.terminate(int(job["job_id"]))
+    else:
+        process.run(["scancel", str(job["job_id"])])
+    return True

@@ -1,0 +1,97 @@
+"""What a measuring window leaves behind: plain frozen data between the client and the statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Status = Literal["ok", "failed", "truncated"]
+"""ok: a whole answer. failed: the service's fault. truncated: cut off by our own drain limit or stop."""
+
+Times = NDArray[np.float64]
+
+
+def _no_times() -> Times:
+    return np.empty(0)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The service that is measured.
+
+    Args:
+        base_url: scheme, host and port, without a path.
+        model: the value of "model" in each request.
+        api_key: sent as a bearer token; None: none is sent.
+    """
+
+    base_url: str
+    model: str
+    api_key: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RequestRecord:
+    """One request. All moments are seconds of one monotonic clock.
+
+    Args:
+        index: number of the prompt (see `workload.Workload`).
+        start_s: moment at which the request was handed to the network.
+        first_token_s: arrival of the first token chunk; None: there was none.
+        end_s: end of the answer, or the moment at which it failed or was cut off.
+        chunk_times: arrival of every token chunk, shape (chunks,). A chunk may carry several tokens, and
+            chunks that came in one network read share one moment.
+        prompt_tokens: prompt length by the engine's count; None: it sent none.
+        output_tokens: output length by the engine's count; None: it sent none.
+        status: see `Status`.
+        error: why a request failed, in the service's words where it had any; None otherwise.
+        in_window: it started in [opened, closed): its latencies count.
+        queue_s: time it waited for a free slot under the cap of an open loop before start_s; else 0.
+    """
+
+    index: int
+    start_s: float
+    first_token_s: float | None
+    end_s: float
+    chunk_times: Times = field(default_factory=_no_times)
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    status: Status = "ok"
+    error: str | None = None
+    in_window: bool = True
+    queue_s: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """One measuring window and every request that ran before, in and after it.
+
+    Args:
+        opened_s: opening on the clock of the records.
+        closed_s: closing; the window is [opened_s, closed_s). Equal to opened_s where it never opened.
+        warmup_s: seconds of load before the opening.
+        drain_s: seconds from the closing to the end of the window's last request.
+        records: all requests in the order of their ends; `in_window` tells those that count.
+        engine_tokens: tokens that each data-parallel engine generated between opening and closing, by
+            engine number, from the service's own counters; empty: it publishes none.
+        cpu_s: processor seconds of this process between opening and closing.
+        truncated: the window or its drain was ended early from outside, or it never opened.
+    """
+
+    opened_s: float
+    closed_s: float
+    warmup_s: float
+    drain_s: float
+    records: tuple[RequestRecord, ...]
+    engine_tokens: Mapping[str, int]
+    cpu_s: float
+    truncated: bool
+
+    @property
+    def seconds(self) -> float:
+        """Length of the window, s."""
+        return self.closed_s - self.opened_s

@@ -1,0 +1,253 @@
+"""Points to services to allocations: fewest engine starts, within the time limit. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jobs import config as schema
+from jobs.config import Config
+from jobs.errors import ConfigError
+from jobs.service import checks, command, environment, placement
+
+START_S = 120.0
+"""Seconds of an engine start that do not depend on the weights: imports, graph capture, warm-up."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One fully resolved configuration: one row of the table. `values` holds the swept keys."""
+
+    point: str
+    service: str
+    overrides: tuple[str, ...]
+    values: Mapping[str, Any]
+    config: Config
+
+
+@dataclass(frozen=True)
+class Service:
+    """One start of the engine and the points it serves, in the order of measuring."""
+
+    service: str
+    points: tuple[str, ...]
+    config: Config
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """One Slurm job and the services that it runs one after the other."""
+
+    services: tuple[str, ...]
+    nodes: int
+    seconds: float
+
+    @property
+    def node_hours(self) -> float:
+        """Predicted use, in node-hours."""
+        return self.nodes * self.seconds / 3600
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one sweep will do."""
+
+    points: tuple[Point, ...]
+    services: tuple[Service, ...]
+    allocations: tuple[Allocation, ...]
+    swept: tuple[str, ...]
+
+    def points_of(self, service: str) -> tuple[Point, ...]:
+        """Return the points of one service in the order of measuring."""
+        by_id = {point.point: point for point in self.points}
+        chosen = next(item for item in self.services if item.service == service)
+        return tuple(by_id[point] for point in chosen.points)
+
+
+def identity(config: Config, *scopes: str) -> str:
+    """Return a short hash of the leaves that belong to these scopes: same question, same name (design.md)."""
+    tree = asdict(config)
+    leaves = {key: _get(tree, key) for key, scope in schema.schema().items() if scope in scopes}
+    text = json.dumps(leaves, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def make_plan(overrides: Sequence[Sequence[str]], configs: Sequence[Config], swept: Sequence[str]) -> Plan:
+    """Group points into services and services into allocations.
+
+    Args:
+        overrides: override list of each point.
+        configs: resolved config of each point, same order.
+        swept: keys whose overrides differ between points; a key of scope `sweep` is refused.
+
+    Raises:
+        ConfigError: a config that cannot work, a swept key that does not change the question.
+    """
+    leaves = _swept_leaves(swept, configs)
+    points: dict[str, Point] = {}
+    for words, config in zip(overrides, configs, strict=True):
+        checks.check(config)
+        tree = asdict(config)
+        point = Point(
+            point=identity(config, "service", "point"),
+            service=identity(config, "service"),
+            overrides=tuple(words),
+            values={key: _get(tree, key) for key in leaves},
+            config=config,
+        )
+        points.setdefault(point.point, point)
+    services = _services(tuple(points.values()))
+    return Plan(tuple(points.values()), services, _allocations(services), leaves)
+
+
+def _swept_leaves(swept: Sequence[str], configs: Sequence[Config]) -> tuple[str, ...]:
+    """Return the leaf keys that stand in the table: the swept keys, a swept group by its `name` or leaves."""
+    leaves: list[str] = []
+    trees = [asdict(config) for config in configs]
+    for key in swept:
+        leaf = schema.leaf_of(key)
+        if leaf is not None:
+            if schema.schema()[leaf] == "sweep":
+                raise ConfigError(
+                    key,
+                    "(swept)",
+                    "it belongs to the whole sweep and does not change what is asked",
+                    "Give it one value, and start one sweep for each further value.",
+                )
+            leaves.append(key)
+            continue
+        # A swept group (parallel=dp2_tp8,dp4_tp4; experiment=...): every leaf that really differs.
+        prefix = "" if key == "experiment" else key + "."
+        for name, scope in schema.schema().items():
+            if name.startswith(prefix) and scope != "sweep":
+                values = {json.dumps(_get(tree, name), sort_keys=True, default=str) for tree in trees}
+                if len(values) > 1:
+                    leaves.append(name)
+    return tuple(dict.fromkeys(leaves))
+
+
+def _services(points: Sequence[Point]) -> tuple[Service, ...]:
+    """Group points by their service, in order of first appearance; inside a service from low to high load."""
+    groups: dict[str, list[Point]] = {}
+    for point in points:
+        groups.setdefault(point.service, []).append(point)
+    services = []
+    for name, members in groups.items():
+        ordered = sorted(members, key=lambda p: (p.config.bench.concurrency or 0, p.config.bench.request_rate or 0))
+        config = ordered[0].config
+        seconds = load_seconds(config) + sum(measure_seconds(p.config) for p in ordered)
+        services.append(Service(name, tuple(p.point for p in ordered), config, seconds))
+    return tuple(services)
+
+
+def load_seconds(config: Config) -> float:
+    """Predict seconds from start to ready: every node reads the whole checkpoint once, plus a fixed part."""
+    if config.engine.name == "simulator":
+        return config.engine.rehearsal.load_s + 2
+    gib = config.model.shape.weight_gib
+    return START_S + gib * 1.0737 / config.cluster.model_read_gb_s
+
+
+def measure_seconds(config: Config) -> float:
+    """Predict seconds of one point: warm-up, window, and a quarter window for the drain."""
+    return config.bench.warmup_s + 1.25 * config.bench.window_s
+
+
+def _allocations(services: Sequence[Service]) -> tuple[Allocation, ...]:
+    """Pack services, in order, into as few allocations as the time limit and the number of nodes allow."""
+    allocations: list[Allocation] = []
+    for service in services:
+        nodes = len(placement.local_sizes(service.config))
+        limit = limit_seconds(service.config.cluster.time_limit)
+        last = allocations[-1] if allocations else None
+        if last and last.nodes == nodes and (limit is None or last.seconds + service.seconds <= limit):
+            allocations[-1] = Allocation((*last.services, service.service), nodes, last.seconds + service.seconds)
+        else:
+            allocations.append(Allocation((service.service,), nodes, service.seconds))
+    return tuple(allocations)
+
+
+_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
+
+
+def limit_seconds(time_limit: int | str | None) -> int | None:
+    """Return a Slurm time limit in seconds: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S (sbatch(1), --time).
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if time_limit is None or str(time_limit).upper() in ("UNLIMITED", "INFINITE"):
+        return None
+    match = _TIME.fullmatch(str(time_limit))
+    if not match:
+        raise ConfigError(
+            "cluster.time_limit",
+            time_limit,
+            "it is not a Slurm time",
+            "Write minutes, H:MM:SS or D-HH:MM:SS.",
+        )
+    days, first, second, third = (
+        int(part) if part else None for part in match.group("days", "first", "second", "third")
+    )
+    if days is not None:
+        return days * 86400 + (first or 0) * 3600 + (second or 0) * 60 + (third or 0)
+    if third is not None:
+        return (first or 0) * 3600 + (second or 0) * 60 + third
+    return (first or 0) * 60 + (second or 0)
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """Return the plan as plain data (issue 2: the form of `python -m jobs plan --json`)."""
+    return {
+        "points": [
+            {
+                "point": point.point,
+                "overrides": list(point.overrides),
+                "service": point.service,
+                "values": dict(point.values),
+            }
+            for point in plan.points
+        ],
+        "services": [
+            {
+                "service": service.service,
+                "points": list(service.points),
+                "predicted_s": round(service.seconds),
+                "ranks": [
+                    {
+                        "rank": place.rank,
+                        "role": place.role,
+                        "env": environment.variables(service.config, place),
+                        "source": list(service.config.engine.source),
+                        "argv": command.argv(service.config, place),
+                    }
+                    for place in placement.planned(service.config)
+                ],
+            }
+            for service in plan.services
+        ],
+        "allocations": [
+            {
+                "services": list(allocation.services),
+                "nodes": allocation.nodes,
+                "predicted_s": round(allocation.seconds),
+                "node_hours": round(allocation.node_hours, 3),
+            }
+            for allocation in plan.allocations
+        ],
+        "swept": list(plan.swept),
+    }
+
+
+def _get(tree: Mapping[str, Any], key: str) -> Any:
+    value: Any = tree
+    for part in key.split("."):
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(part)
+    return value

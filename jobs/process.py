@@ -1,0 +1,167 @@
+"""The only place that starts, signals and reaps processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from jobs.errors import RunError
+
+MARK = "SERVING_SWEEP_RANK"
+"""Environment variable that marks every process of an engine, so that strays are found wherever they went."""
+
+# Signals that Slurm and submitit send to us must not end the engine: an ignored signal stays ignored over
+# exec. Values are positional arguments and never pass through the shell's parser.
+_WRAPPER = """trap '' USR1 USR2
+while [ "$1" != -- ]; do source "$1" || { echo "cannot source $1" >&2; exit 127; }; shift; done
+shift
+exec "$@"
+"""
+
+
+def run(argv: Sequence[str], *, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    """Run a short command and return its output and exit code; never raises for an exit code.
+
+    Raises:
+        RunError: the program is missing or did not end in time.
+    """
+    try:
+        return subprocess.run(list(argv), capture_output=True, text=True, timeout=timeout_s, check=False)
+    except FileNotFoundError:
+        raise RunError(argv[0], "(program)", "it is not on PATH", "Install it or mend PATH.") from None
+    except subprocess.TimeoutExpired:
+        reason = f"no answer within {timeout_s:g} s"
+        raise RunError(" ".join(argv), "(command)", reason, "Try it by hand.") from None
+
+
+def detach(argv: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own, which outlives this one and its terminal."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            list(argv),
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def alive(pid: int) -> bool:
+    """Return whether a process lives; a zombie does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def terminate(pid: int) -> None:
+    """Send SIGTERM to a process that may be gone already."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended."""
+
+    code: int
+
+    def __str__(self) -> str:
+        if self.code < 0:
+            with contextlib.suppress(ValueError):
+                return f"killed by {signal.Signals(-self.code).name}"
+        return f"exited with code {self.code}"
+
+
+class Process:
+    """One engine process in a process group and session of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process, mark: str) -> None:
+        self._process, self.mark = process, mark
+        self.pid = process.pid
+
+    async def wait(self) -> Ended:
+        """Wait until the main process has ended."""
+        return Ended(await self._process.wait())
+
+    @property
+    def ended(self) -> Ended | None:
+        """How it ended, or None while it lives."""
+        return None if self._process.returncode is None else Ended(self._process.returncode)
+
+    async def stop(self, grace_s: float) -> list[str]:
+        """End the whole tree: SIGTERM, then SIGKILL after `grace_s` seconds. Returns what could not be ended."""
+        if self.ended is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), grace_s)
+        for _ in range(2):
+            strays = self.strays()
+            for stray in strays:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    stray.kill()
+            if not strays:
+                break
+            await asyncio.to_thread(psutil.wait_procs, strays, 5.0)
+        if self.ended is None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), 5.0)
+        return [f"pid {p.pid} {_name(p)}" for p in self.strays()]
+
+    def strays(self) -> list[psutil.Process]:
+        """Return living processes of this engine: its group, and whatever carries its mark."""
+        return [p for p in psutil.process_iter() if self._is_ours(p)]
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            return os.getpgid(process.pid) == self.pid or process.environ().get(MARK) == self.mark
+        except (psutil.Error, OSError):
+            return False
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return str(process.name())
+    except psutil.Error:
+        return "(gone)"
+
+
+async def start(
+    argv: Sequence[str], env: Mapping[str, str], log: Path, mark: str, source: Sequence[str] = ()
+) -> Process:
+    """Start an engine with its output in `log`.
+
+    Args:
+        argv: program and arguments.
+        env: the whole environment.
+        log: file that takes stdout and stderr; its directory is made.
+        mark: value of MARK in the environment of the whole tree.
+        source: shell files that are sourced first, in this order.
+
+    Raises:
+        RunError: there is no such program.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = ["bash", "-c", _WRAPPER, "bash", *source, "--", *argv]
+    with log.open("ab") as output:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            env=dict(env) | {MARK: mark},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return Process(process, mark)

@@ -1,0 +1,160 @@
+"""What one task of an allocation does, start to end. Rank 0 conducts, every other rank obeys.
+
+Entry points: submitit (jobs/submit.py), and `python -m jobs.rank ALLOCATION_DIR` under srun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from jobs import head
+from jobs.cluster import Task, check_master, derive_ports, find_card, interface_addresses, same_subnet, task_from_slurm
+from jobs.config import Config
+from jobs.errors import UserError
+from jobs.head import Here
+from jobs.rundir import AllocationDir
+from jobs.service import agent
+from jobs.service.engine import Engine
+from jobs.service.peers import Message, join
+from jobs.service.placement import LOOPBACK, Placement
+from jobs.service.task import read_config, read_task
+
+SIGNALS = {
+    signal.SIGTERM: "cancelled or preempted (SIGTERM)",
+    signal.SIGUSR2: "the time limit is near (SIGUSR2)",
+    signal.SIGINT: "interrupted (SIGINT)",
+}
+"""Signals that end our work in good order; submitit's own handlers would swallow the first two."""
+
+
+def main(folder: AllocationDir, task: Task) -> int:
+    """Run this rank. Returns its exit code; a traceback goes to its log, one clear line to its output."""
+    try:
+        return asyncio.run(_run(folder, task))
+    except UserError as error:
+        print(f"error: {error}", flush=True)
+        return error.exit_code
+    except Exception:  # the top of a rank: nothing may hold the allocation silently
+        traceback.print_exc()
+        sys.stderr.flush()
+        return 1
+
+
+async def _run(folder: AllocationDir, task: Task) -> int:
+    work = read_task(folder)
+    first = read_config(folder.sweep, work.services[0].points[0])
+    name, address, prefix = own_card(first, local=work.local)
+    ports = derive_ports(
+        task.job_id,
+        api=first.engine.port,
+        dp_rpc=first.engine.data_parallel_rpc_port,
+        control=first.cluster.control_port,
+    )
+    stopping: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    for number, reason in SIGNALS.items():
+        asyncio.get_running_loop().add_signal_handler(number, _end, stopping, reason)
+    here = Here(task, name, address, ports, folder, work, dict(os.environ))
+    _say(f"rank {task.rank} of {task.ranks} on {task.host}, card {name} {address}, job {task.job_id}")
+    if task.rank == 0:
+        return await head.conduct(here, first, stopping)
+    return await _obey(here, first, prefix, stopping)
+
+
+def _end(stopping: asyncio.Future[str], reason: str) -> None:
+    if not stopping.done():
+        stopping.set_result(reason)
+
+
+def own_card(config: Config, *, local: bool) -> tuple[str, str, int]:
+    """Return name, IPv4 address and prefix length of the card that the ranks use on this host.
+
+    `hccl.socket_ifname=auto` is the card that holds the address of the host's own name; where the name
+    resolves to loopback only, HCCL's own order of cards decides.
+    """
+    if local:
+        return LOOPBACK, "127.0.0.1", 8
+    cards = interface_addresses()
+    spec = config.hccl.socket_ifname
+    if spec == "auto":
+        names = _resolve(socket.gethostname())
+        for name, addresses in cards.items():
+            for address in addresses:
+                if address.ip in names and name != LOOPBACK:
+                    return name, address.ip, address.prefix
+        spec = None
+    name, found = find_card(spec, cards)
+    return name, found.ip, found.prefix
+
+
+def _resolve(host: str) -> list[str]:
+    with contextlib.suppress(OSError):
+        return sorted({str(info[4][0]) for info in socket.getaddrinfo(host, None, socket.AF_INET)})
+    return []
+
+
+async def _obey(here: Here, first: Config, prefix: int, stopping: asyncio.Future[str]) -> int:
+    host = "127.0.0.1" if here.work.local else here.task.hosts[0]
+    limits = first.limits
+    link = await join(
+        host,
+        here.ports.control,
+        here.task.rank,
+        here.folder.key.read_text(),
+        limits.heartbeat_s,
+        limits.rendezvous_s,
+    )
+
+    def make_engine(message: Message) -> Engine:
+        config = read_config(here.folder.sweep, str(message["point"]))
+        master = str(message["master_address"])
+        warning = None if here.work.local else check_master(master, _resolve(host), here.address, prefix)
+        if warning and not same_subnet(here.address, master, prefix):
+            _say(f"warning: {warning}")
+        place = Placement(
+            rank=here.task.rank,
+            ranks=here.task.ranks,
+            address=here.address,
+            interface=here.interface,
+            master_address=master,
+            api_port=str(message["api_port"]),
+            rpc_port=str(message["rpc_port"]),
+        )
+        service = str(message["service"])
+        rank_dir = here.folder.sweep.service(service, here.work.attempt).rank(here.task.rank)
+        _say(f"service {service}: start")
+        return Engine(config, place, rank_dir, here.mark(service))
+
+    serving = asyncio.create_task(agent.serve(link, make_engine, here.inherited))
+    # Our own end is announced by the closed connection: rank 0 then names this rank and its signal's moment.
+    either: set[asyncio.Future[Any]] = {serving, stopping}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    if not serving.done():
+        with contextlib.suppress(TimeoutError):
+            # Rank 0 got the same signal and will stop this engine in good order.
+            await asyncio.wait_for(asyncio.shield(serving), limits.stop_s)
+    if not serving.done():
+        serving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+        _say(f"ended: {stopping.result()}")
+        return 1
+    reason = serving.result()
+    _say(f"ended: {reason}" if reason else "done")
+    return 1 if reason else 0
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(AllocationDir(Path(sys.argv[1])), task_from_slurm(os.environ)))

@@ -1,0 +1,1 @@
+"""From row files to one sweep table."""

@@ -1,0 +1,56 @@
+"""One row of the sweep table: its columns and their order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from jobs.config import Bench, Config
+from jobs.measure.records import Window
+from jobs.measure.statistics import summarize
+
+HEAD = ("point", "service")
+STATE = ("engine", "release", "valid", "invalid_reason", "truncated")
+FIGURES = tuple(summarize(Window(0.0, 1.0, 0.0, 0.0, (), {}, 0.0, truncated=False), Bench()))
+"""Names of the figures of a window, in their order."""
+
+SERVICE = (
+    "engine_tokens",
+    "kv_cache_tokens",
+    "queue_s",
+    "load_s",
+    "warmup_s",
+    "measure_s",
+    "teardown_s",
+    "nodes",
+    "job_id",
+    "attempt",
+)
+
+
+def columns(swept: tuple[str, ...]) -> list[str]:
+    """Return all columns in order; `swept` are the full dotted names of the swept keys (issue 2, Table)."""
+    return [*HEAD, *swept, *STATE, *FIGURES, *SERVICE]
+
+
+def make_row(point: str, service: str, config: Config, **known: Any) -> dict[str, Any]:
+    """Return a row with what is known; a missing figure is None, and a row is invalid until it is said valid."""
+    row: dict[str, Any] = dict.fromkeys(columns(()))
+    row |= {
+        "point": point,
+        "service": service,
+        "engine": config.engine.name,
+        "release": config.engine.release,
+        "valid": False,
+        "truncated": False,
+    }
+    unknown = known.keys() - row.keys()
+    if unknown:
+        raise KeyError(f"no such column: {sorted(unknown)}")
+    return row | known
+
+
+def tokens_text(engine_tokens: Mapping[str, int]) -> str | None:
+    """Return tokens by data-parallel rank as JSON text, the form of the column `engine_tokens`."""
+    return json.dumps(dict(engine_tokens)) if engine_tokens else None

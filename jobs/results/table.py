@@ -1,0 +1,68 @@
+"""The sweep table, made from the plan and the row files: csv, parquet, markdown, and text for a terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pandas as pd
+
+from jobs.results.row import columns, make_row
+from jobs.rundir import SweepDir, read_json, write_bytes, write_text
+from jobs.service.task import read_config
+
+PENDING = "not run yet"
+"""Reason of a point that has no row file."""
+
+
+def read_table(sweep: SweepDir) -> pd.DataFrame:
+    """Return the table of a sweep: one row a point, in the order of the plan; nothing is dropped."""
+    plan = read_json(sweep.plan)
+    swept = tuple(plan["swept"])
+    rows = [_row(sweep, point) for point in plan["points"]]
+    return pd.DataFrame(rows, columns=columns(swept))
+
+
+def _row(sweep: SweepDir, point: dict[str, Any]) -> dict[str, Any]:
+    path = sweep.point(point["point"]).row
+    if path.exists():
+        row = read_json(path)
+    else:
+        config = read_config(sweep, point["point"])
+        row = make_row(point["point"], point["service"], config, invalid_reason=PENDING)
+    values = {key: _cell(value) for key, value in point["values"].items()}
+    return dict(row) | values
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | dict) else value
+
+
+def write_table(sweep: SweepDir) -> pd.DataFrame:
+    """Write table.csv, table.parquet and table.md, and return the table."""
+    table = read_table(sweep)
+    write_text(sweep.table("csv"), table.to_csv(index=False))
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    write_bytes(sweep.table("parquet"), buffer.getvalue())
+    write_text(sweep.table("md"), markdown(table))
+    return table
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Return the whole table as aligned markdown."""
+    cells = [list(table.columns), *([text(value) for value in row] for row in table.itertuples(index=False))]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]
+    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in cells]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join(lines) + "\n"
+
+
+def text(value: Any) -> str:
+    """Return one cell for people: empty for unknown, at most five significant digits."""
+    if value is None or (isinstance(value, float) and pd.isna(value)):
+        return ""
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value).replace("|", "/").replace("\n", " ")

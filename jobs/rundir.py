@@ -1,0 +1,260 @@
+"""The run directory: the only place that knows file names. Files are the record; writes are atomic (design.md)."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import RunError
+
+
+def write_bytes(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write a file so that a reader sees the old content or the new one, never half of it.
+
+    Raises:
+        RunError: the directory cannot be written (full disk, no right).
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                os.fchmod(file.fileno(), mode)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise RunError(str(path), "(write)", str(error), "Free space, or choose another results.root.") from error
+
+
+def write_text(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write text atomically."""
+    write_bytes(path, text.encode(), mode)
+
+
+def write_json(path: Path, value: Any, mode: int = 0o644) -> None:
+    """Write one JSON value atomically, readable by people."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n", mode)
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON file.
+
+    Raises:
+        RunError: it is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(str(path), "(read)", str(error), "Is this the directory of a sweep?") from None
+
+
+def append_json(path: Path, value: Any) -> None:
+    """Append one line of JSON; one write call, so that lines of two processes do not mix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+
+
+def read_lines(path: Path) -> list[Any]:
+    """Return the JSON values of a `.jsonl` file; a half-written last line is left out."""
+    if not path.exists():
+        return []
+    values = []
+    for line in path.read_text().splitlines():
+        try:
+            values.append(json.loads(line))
+        except ValueError:
+            continue
+    return values
+
+
+@dataclass(frozen=True)
+class RankDir:
+    """`services/<service>/<attempt>/rank<k>/`."""
+
+    path: Path
+
+    @property
+    def command(self) -> Path:
+        """Intended argv and environment."""
+        return self.path / "command.json"
+
+    @property
+    def states(self) -> Path:
+        """One line for every state that the rank entered."""
+        return self.path / "state.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """Output of the engine."""
+        return self.path / "server.log"
+
+    def enter(self, state: str, **details: Any) -> None:
+        """Record a state of this rank with the wall clock (Unix seconds)."""
+        append_json(self.states, {"time": time.time(), "state": state} | details)
+
+
+@dataclass(frozen=True)
+class ServiceDir:
+    """`services/<service>/<attempt>/`."""
+
+    path: Path
+
+    @property
+    def record(self) -> Path:
+        """What the service was and how it went."""
+        return self.path / "service.json"
+
+    def rank(self, rank: int) -> RankDir:
+        """Directory of one rank."""
+        return RankDir(self.path / f"rank{rank}")
+
+
+@dataclass(frozen=True)
+class PointDir:
+    """`points/<point>/`."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config of the point."""
+        return self.path / "config.yaml"
+
+    @property
+    def row(self) -> Path:
+        """The point's row of the sweep table."""
+        return self.path / "row.json"
+
+    @property
+    def requests(self) -> Path:
+        """Per-request records."""
+        return self.path / "requests.parquet"
+
+
+@dataclass(frozen=True)
+class AllocationDir:
+    """`allocations/<n>/<attempt>/`."""
+
+    path: Path
+
+    @property
+    def task(self) -> Path:
+        """What the ranks of this allocation have to do."""
+        return self.path / "allocation.json"
+
+    @property
+    def key(self) -> Path:
+        """Shared secret of the ranks, readable by the owner only."""
+        return self.path / "control.key"
+
+    @property
+    def head(self) -> Path:
+        """What rank 0 published: address, interface, ports."""
+        return self.path / "head.json"
+
+    @property
+    def job(self) -> Path:
+        """Job id, kind of cluster, time of submission."""
+        return self.path / "job.json"
+
+    @property
+    def submission(self) -> Path:
+        """The batch script as submitted."""
+        return self.path / "submission.sh"
+
+    @property
+    def submitit(self) -> Path:
+        """submitit's own files."""
+        return self.path / "submitit"
+
+    @property
+    def outcome(self) -> Path:
+        """How the allocation ended, written by rank 0 last of all."""
+        return self.path / "outcome.json"
+
+    def stdout(self, rank: int) -> Path:
+        """Output of one task."""
+        return self.path / f"stdout-{rank}.log"
+
+    @property
+    def sweep(self) -> SweepDir:
+        """The sweep that this allocation belongs to."""
+        return SweepDir(self.path.parent.parent.parent)
+
+    def new_key(self) -> None:
+        """Make the shared secret."""
+        write_text(self.key, secrets.token_hex(16), mode=0o600)
+
+
+@dataclass(frozen=True)
+class SweepDir:
+    """`runs/<sweep>/`."""
+
+    path: Path
+
+    @property
+    def plan(self) -> Path:
+        """The plan as submitted."""
+        return self.path / "plan.json"
+
+    @property
+    def log(self) -> Path:
+        """What the launcher did, with tracebacks."""
+        return self.path / "sweep.log"
+
+    def table(self, suffix: str) -> Path:
+        """The sweep table: csv, parquet or md."""
+        return self.path / f"table.{suffix}"
+
+    def point(self, point: str) -> PointDir:
+        """Directory of one point."""
+        return PointDir(self.path / "points" / point)
+
+    def service(self, service: str, attempt: int) -> ServiceDir:
+        """Directory of one attempt at a service."""
+        return ServiceDir(self.path / "services" / service / str(attempt))
+
+    def allocation(self, index: int, attempt: int) -> AllocationDir:
+        """Directory of one attempt at an allocation."""
+        return AllocationDir(self.path / "allocations" / str(index) / str(attempt))
+
+    def allocations(self) -> Iterator[AllocationDir]:
+        """The latest attempt of every allocation."""
+        for folder in sorted((self.path / "allocations").glob("*"), key=lambda p: int(p.name)):
+            attempts = sorted(folder.glob("*"), key=lambda p: int(p.name))
+            if attempts:
+                yield AllocationDir(attempts[-1])
+
+
+def new_sweep(root: Path, name: str | None, now: datetime) -> SweepDir:
+    """Make the directory of a new sweep, named after `name` or the time; never one that exists.
+
+    Raises:
+        RunError: the root cannot be written.
+    """
+    stem = name or now.strftime("%Y-%m-%d_%H-%M-%S")
+    for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
+        path = root / f"{stem}{suffix}"
+        try:
+            path.mkdir(parents=True, mode=0o700)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            remedy = "Choose a results.root that you can write and that all nodes see."
+            raise RunError("results.root", root, str(error), remedy) from None
+        return SweepDir(path)
+    raise RunError("results.name", stem, "a thousand sweeps have this name", "Choose another name.")

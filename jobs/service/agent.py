@@ -1,0 +1,66 @@
+"""A headless rank: it starts and stops its engine as rank 0 says, and reports what happens to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+
+from jobs.errors import UserError
+from jobs.rundir import RankDir
+from jobs.service.engine import Engine
+from jobs.service.peers import Link, Message
+
+MakeEngine = Callable[[Message], Engine]
+"""Makes the engine of a "start" message."""
+
+
+async def serve(link: Link, make_engine: MakeEngine, inherited: Mapping[str, str]) -> str | None:
+    """Obey rank 0 until it says goodbye.
+
+    Returns:
+        None after a goodbye, else the reason for which this rank ends: rank 0 is gone.
+    """
+    engine: Engine | None = None
+    watch: asyncio.Task[None] | None = None
+    try:
+        while (message := await link.receive()) is not None:
+            match message["type"]:
+                case "start":
+                    engine = make_engine(message)
+                    watch = await _start(link, engine, inherited)
+                case "stop":
+                    leftovers = await _stop(engine, watch)
+                    engine = watch = None
+                    await link.send({"type": "stopped", "leftovers": leftovers})
+                case "bye":
+                    return None
+        return "rank 0 is gone"
+    finally:
+        await asyncio.shield(_stop(engine, watch))
+        link.close()
+
+
+async def _start(link: Link, engine: Engine, inherited: Mapping[str, str]) -> asyncio.Task[None] | None:
+    try:
+        await engine.start(inherited)
+    except UserError as error:
+        engine.folder.enter("failed", reason=str(error))
+        await link.send({"type": "ended", "reason": str(error), "time": time.time()})
+        return None
+    return asyncio.create_task(_report_end(link, engine, engine.folder))
+
+
+async def _report_end(link: Link, engine: Engine, folder: RankDir) -> None:
+    reason = await engine.ended()
+    folder.enter("failed", reason=reason)
+    await link.send({"type": "ended", "reason": reason, "time": time.time()})
+
+
+async def _stop(engine: Engine | None, watch: asyncio.Task[None] | None) -> list[str]:
+    if watch:
+        watch.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watch
+    return await engine.stop() if engine else []

@@ -1,0 +1,114 @@
+"""Config to `vllm serve` command line. Pure; both ranks' lines come from one object (design.md)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from jobs.config import Config, from_root
+from jobs.errors import ConfigError
+from jobs.service.placement import Placement, first_data_parallel_rank, local_sizes
+
+OWNED = {
+    "headless": "the rank decides it",
+    "data-parallel-start-rank": "it follows from the local sizes of the nodes",
+    "data-parallel-address": "it is the address of the HCCL card on the first host; cluster.master_address sets it",
+    "data-parallel-rpc-port": "it derives from the job id; engine.data_parallel_rpc_port sets it",
+    "host": "engine.host sets it",
+    "port": "it derives from the job id; engine.port sets it",
+}
+"""Flags that the tool sets itself; a user value for them is an error (design.md)."""
+
+CONFIGURED = {
+    "trust-remote-code": "model.trust_remote_code",
+    "quantization": "model.quantization",
+    "load-format": "model.load_format",
+    "served-model-name": "model.served_model_name",
+    "additional-config": "engine.additional_config",
+    "data-parallel-size": "parallel.data_parallel_size",
+    "data-parallel-size-local": "parallel.data_parallel_size_local",
+    "tensor-parallel-size": "parallel.tensor_parallel_size",
+    "enable-expert-parallel": "parallel.enable_expert_parallel",
+    "max-model-len": "parallel.max_model_len",
+    "max-num-batched-tokens": "parallel.max_num_batched_tokens",
+    "max-num-seqs": "parallel.max_num_seqs",
+    "block-size": "parallel.block_size",
+    "gpu-memory-utilization": "parallel.gpu_memory_utilization",
+    "enable-prefix-caching": "parallel.enable_prefix_caching",
+    "seed": "parallel.seed",
+}
+"""Flags that have a config key of their own: setting them twice would hide one of the two values."""
+
+
+def flag_name(key: str) -> str:
+    """Return the canonical name of a flag: no dashes in front, no underscores, no `no-`."""
+    return key.lstrip("-").replace("_", "-").removeprefix("no-")
+
+
+def check_args(args: Mapping[str, Any]) -> None:
+    """Raise ConfigError where `engine.args` sets a flag that the tool owns or that has its own key."""
+    for key, value in args.items():
+        name = flag_name(key)
+        where = f"engine.args.{key}"
+        if name in OWNED:
+            raise ConfigError(where, value, f"the tool owns --{name}: {OWNED[name]}", f"Remove {where}.")
+        if name in CONFIGURED:
+            raise ConfigError(where, value, f"--{name} has a key of its own", f"Set {CONFIGURED[name]} instead.")
+
+
+def argv(config: Config, place: Placement) -> list[str]:
+    """Return the command line of one rank, in the order of the article (sections 3.3 and 3.4).
+
+    Ranks differ only in --headless, --data-parallel-start-rank and, on uneven nodes, the local size.
+    """
+    model, engine, parallel = config.model, config.engine, config.parallel
+    flags: dict[str, Any] = {
+        "host": engine.host,
+        "port": place.api_port,
+        "trust-remote-code": model.trust_remote_code or None,
+        "served-model-name": model.served_model_name,
+        "load-format": model.load_format,
+    }
+    if place.role == "headless":
+        flags["headless"] = True
+    flags |= {
+        "gpu-memory-utilization": parallel.gpu_memory_utilization,
+        "enable-prefix-caching": parallel.enable_prefix_caching,
+        "max-model-len": parallel.max_model_len,
+        "max-num-batched-tokens": parallel.max_num_batched_tokens,
+        "max-num-seqs": parallel.max_num_seqs,
+        "data-parallel-size": parallel.data_parallel_size,
+        "data-parallel-size-local": local_sizes(config)[place.rank],
+    }
+    if place.role == "headless":
+        flags["data-parallel-start-rank"] = first_data_parallel_rank(config, place.rank)
+    flags |= {
+        "data-parallel-address": place.master_address,
+        "data-parallel-rpc-port": place.rpc_port,
+        "tensor-parallel-size": parallel.tensor_parallel_size,
+        "block-size": parallel.block_size,
+        "seed": parallel.seed,
+        "enable-expert-parallel": parallel.enable_expert_parallel or None,
+        "quantization": model.quantization,
+        "additional-config": engine.additional_config,
+    }
+    flags |= {key.lstrip("-").replace("_", "-"): value for key, value in engine.args.items()}
+    words = [sys.executable if word == "{python}" else from_root(word) for word in engine.command]
+    return [*words, "serve", from_root(model.path), *(word for k, v in flags.items() for word in _flag(k, v))]
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    """Render one flag: null nothing, true --x, false --no-x, a list one flag with many values, a mapping JSON."""
+    if value is None:
+        return []
+    if value is True:
+        return [f"--{name}"]
+    if value is False:
+        return [f"--no-{name}"]
+    if isinstance(value, Mapping):
+        return [f"--{name}", json.dumps(value, separators=(",", ":"))]
+    if isinstance(value, list | tuple):
+        return [f"--{name}", *(str(item) for item in value)]
+    return [f"--{name}", str(value)]

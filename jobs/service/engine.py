@@ -1,0 +1,69 @@
+"""Start and stop one rank's engine, and keep its record: command, states, log."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from jobs import process
+from jobs.config import Config, from_root
+from jobs.errors import RunError
+from jobs.rundir import RankDir, write_json
+from jobs.service import command, environment, logs
+from jobs.service.placement import Placement
+
+
+class Engine:
+    """The engine of one rank of one service."""
+
+    def __init__(self, config: Config, place: Placement, folder: RankDir, mark: str) -> None:
+        self.config, self.place, self.folder, self._mark = config, place, folder, mark
+        self._process: process.Process | None = None
+
+    async def start(self, inherited: Mapping[str, str]) -> None:
+        """Write the intended command and start it.
+
+        Args:
+            inherited: environment of this task; launcher variables are taken out.
+
+        Raises:
+            RunError: the checkpoint or the program is not on this node.
+        """
+        argv = command.argv(self.config, self.place)
+        variables = environment.variables(self.config, self.place)
+        source = [from_root(name) for name in self.config.engine.source]
+        write_json(self.folder.command, {"argv": argv, "env": variables, "source": source})
+        self.folder.enter("staged")
+        env = environment.whole(variables, inherited)
+        self._check_node(argv[0], env)
+        self._process = await process.start(argv, env, self.folder.log, self._mark, source)
+        self.folder.enter("loading", pid=self._process.pid)
+
+    def _check_node(self, program: str, env: Mapping[str, str]) -> None:
+        path = Path(from_root(self.config.model.path))
+        if self.config.engine.checks_model_path and not path.exists():
+            raise RunError("model.path", path, "there is no such directory on this node", "Stage the model there.")
+        # A sourced file may extend PATH: then only the start itself can tell.
+        if not self.config.engine.source and not shutil.which(program, path=env.get("PATH")):
+            raise RunError(
+                "engine.command",
+                program,
+                "there is no such program on this node",
+                "Install it, or give its path.",
+            )
+
+    async def ended(self) -> str:
+        """Wait until the engine's main process has ended; return how, with its own last words."""
+        assert self._process is not None
+        how = await self._process.wait()
+        return f"engine {how}: {logs.last_words(logs.read_tail(self.folder.log))}"
+
+    async def stop(self) -> list[str]:
+        """End the engine. Returns the processes that could not be ended."""
+        if self._process is None:
+            return []
+        self.folder.enter("draining")
+        leftovers = await self._process.stop(self.config.limits.stop_s)
+        self.folder.enter("done", leftovers=leftovers)
+        return leftovers

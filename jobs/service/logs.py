@@ -1,0 +1,46 @@
+"""What an engine's log says: figures and last words."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_KV_TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens")
+_ERROR = re.compile(r"\b(?:[A-Z]\w*(?:Error|Exception)\b|ERROR|error:|FATAL|CRITICAL)|E[IJZ]\d{4}|not found")
+_NOISE = re.compile(
+    r"Engine core initialization failed|ERR02200|EI0009|resource_tracker|leaked|Traceback|^\s*\^+\s*$|raise "
+)
+"""Follow-on errors that only repeat what another line said first (facts of ascend.md, section 4)."""
+
+TAIL_BYTES = 256 * 1024
+
+
+def read_tail(path: Path, size: int = TAIL_BYTES) -> str:
+    """Return the last `size` bytes of a log as text; an empty string where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - size))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def read_all(path: Path) -> str:
+    """Return a whole log as text; an empty string where there is none."""
+    return read_tail(path, 64 * 1024 * 1024)
+
+
+def kv_cache_tokens(text: str) -> int | None:
+    """Return the KV cache capacity that the engine printed, tokens of one data-parallel rank; None: not printed."""
+    match = _KV_TOKENS.search(text)
+    return int(match.group(1).replace(",", "")) if match else None
+
+
+def last_words(text: str) -> str:
+    """Return the line that says most about a failure: the last real error line, else the last line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if _ERROR.search(line) and not _NOISE.search(line)]
+    if errors:
+        return errors[-1][:400]
+    return lines[-1][:400] if lines else "(its log is empty)"

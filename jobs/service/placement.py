@@ -1,0 +1,102 @@
+"""Where a rank stands: its role, its addresses and ports, and the data-parallel ranks it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jobs.cluster import start_rank
+from jobs.config import Config
+from jobs.errors import ConfigError
+
+Role = Literal["head", "headless"]
+
+LOOPBACK = "lo"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One rank of a service.
+
+    Text that is known only on the node (addresses, ports from the job id) is a placeholder in braces when a
+    plan is printed: {address}, {interface}, {master_address}, {api_port}, {rpc_port}.
+    """
+
+    rank: int
+    ranks: int
+    address: str
+    interface: str
+    master_address: str
+    api_port: str
+    rpc_port: str
+
+    @property
+    def role(self) -> Role:
+        """Rank 0 is the head (API server, measures); every other rank is headless (design.md)."""
+        return "head" if self.rank == 0 else "headless"
+
+
+def local_sizes(config: Config) -> tuple[int, ...]:
+    """Return the data-parallel ranks of each node, in node order; their number is the number of nodes.
+
+    Raises:
+        ConfigError: they do not add up to `parallel.data_parallel_size` (rule R1), or contradict
+            `cluster.nodes`, or need more NPUs than a node has.
+    """
+    size, local, nodes = (
+        config.parallel.data_parallel_size,
+        config.parallel.data_parallel_size_local,
+        config.cluster.nodes,
+    )
+    sizes: tuple[int, ...] = local if isinstance(local, tuple) else (local,) * (nodes or max(1, size // local))
+    if sum(sizes) != size:
+        raise ConfigError(
+            "parallel.data_parallel_size",
+            size,
+            f"the nodes' local sizes {list(sizes)} add up to {sum(sizes)}",
+            "Make parallel.data_parallel_size the sum of parallel.data_parallel_size_local over the nodes.",
+        )
+    if nodes is not None and nodes != len(sizes):
+        raise ConfigError(
+            "cluster.nodes",
+            nodes,
+            f"parallel.data_parallel_size_local {list(sizes)} needs {len(sizes)} nodes",
+            "Leave cluster.nodes null, or give as many local sizes.",
+        )
+    for node, ranks in enumerate(sizes):
+        npus = ranks * config.parallel.tensor_parallel_size
+        if npus > config.cluster.npus_per_node:
+            raise ConfigError(
+                "parallel.tensor_parallel_size",
+                config.parallel.tensor_parallel_size,
+                f"node {node} needs {ranks} x {config.parallel.tensor_parallel_size} = {npus} NPUs"
+                f" and has {config.cluster.npus_per_node}",
+                "Lower it or parallel.data_parallel_size_local, or set cluster.npus_per_node.",
+            )
+    return sizes
+
+
+def first_data_parallel_rank(config: Config, rank: int) -> int:
+    """Return the data-parallel rank of the first engine of a node (--data-parallel-start-rank)."""
+    return start_rank(local_sizes(config), rank)
+
+
+def planned(config: Config) -> tuple[Placement, ...]:
+    """Return the ranks of a service as far as they are known before there is an allocation."""
+    engine, cluster, hccl = config.engine, config.cluster, config.hccl
+    loopback = cluster.kind == "local"
+    interface = LOOPBACK if loopback else "{interface}" if hccl.socket_ifname == "auto" else hccl.socket_ifname
+    master = cluster.master_address or ("127.0.0.1" if loopback else "{master_address}")
+    ranks = len(local_sizes(config))
+    return tuple(
+        Placement(
+            rank=rank,
+            ranks=ranks,
+            address="127.0.0.1" if loopback else master if rank == 0 else "{address}",
+            interface=interface or "{interface}",
+            master_address=master,
+            api_port=str(engine.port or "{api_port}"),
+            rpc_port=str(engine.data_parallel_rpc_port or "{rpc_port}"),
+        )
+        for rank in range(ranks)
+    )

@@ -1,0 +1,125 @@
+"""When a service is ready: /health, the served model, and a token from every data-parallel engine (design.md).
+
+/health alone stays 200 while the engines of the other node are dead, and before the first request has shown
+that the engines can run at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+import aiohttp
+
+from jobs.config import Config
+from jobs.errors import RunError
+from jobs.measure.metrics import GENERATED, engine_counters
+from jobs.measure.records import Target
+
+POLL_S = 0.25
+
+
+async def wait_ready(config: Config, api: Target, on_state: Callable[[str], None]) -> None:
+    """Return when the service is ready.
+
+    Args:
+        config: of the service; `limits.load_s` and `limits.probe_s` apply.
+        api: where it is.
+        on_state: told "healthy" and "ready" as they happen.
+
+    Raises:
+        RunError: a limit was exceeded, the wrong model is served, or a data-parallel rank does not answer.
+    """
+    timeout = aiohttp.ClientTimeout(total=5)
+    headers = {"Authorization": f"Bearer {api.api_key}"} if api.api_key else {}
+    async with aiohttp.ClientSession(api.base_url, headers=headers, timeout=timeout) as session:
+        await _until(lambda: _healthy(session), config.limits.load_s, "limits.load_s", "/health was not 200 in time")
+        on_state("healthy")
+        await _check_model(session, api.model)
+        await probe(session, config, api)
+        on_state("ready")
+
+
+async def probe(session: aiohttp.ClientSession, config: Config, api: Target) -> None:
+    """Get one token from every data-parallel engine.
+
+    Each request is pinned by X-data-parallel-rank. Releases that ignore the header spread the requests
+    themselves, so the engines' own token counters decide, and requests go on until each has grown.
+    """
+    size = config.parallel.data_parallel_size
+    limit = config.limits.probe_s
+    before = await _tokens(session)
+    try:
+        async with asyncio.timeout(limit):
+            while True:
+                errors = await asyncio.gather(*(_one_token(session, config, api, r) for r in range(size)))
+                for rank, error in enumerate(errors):
+                    if error:
+                        raise RunError(
+                            f"data-parallel rank {rank}",
+                            error,
+                            "it did not answer a one-token request",
+                            "See its log.",
+                        )
+                after = await _tokens(session)
+                silent = [r for r in range(size) if after.get(str(r), 0) <= before.get(str(r), 0)]
+                if not silent or not after:
+                    return
+                await asyncio.sleep(POLL_S)
+    except TimeoutError:
+        raise RunError(
+            "limits.probe_s",
+            limit,
+            "not every data-parallel rank answered a one-token request in time",
+            "See the logs of the ranks; raise the limit if the first graph compilation takes longer.",
+        ) from None
+
+
+async def _one_token(session: aiohttp.ClientSession, config: Config, api: Target, rank: int) -> str | None:
+    """Return None, or what went wrong."""
+    low, _ = config.model.shape.token_ids
+    body = {"model": api.model, "prompt": [low + rank] * 4, "max_tokens": 1, "ignore_eos": True}
+    try:
+        async with session.post(
+            "/v1/completions",
+            json=body,
+            headers={"X-data-parallel-rank": str(rank)},
+            timeout=aiohttp.ClientTimeout(total=config.limits.probe_s),
+        ) as response:
+            text = await response.text()
+            return None if response.status == 200 else f"HTTP {response.status}: {text[:300]}"
+    except aiohttp.ClientError as error:
+        return str(error) or type(error).__name__
+
+
+async def _tokens(session: aiohttp.ClientSession) -> dict[str, float]:
+    with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+        async with session.get("/metrics") as response:
+            if response.status == 200:
+                return engine_counters(await response.text(), GENERATED)
+    return {}
+
+
+async def _healthy(session: aiohttp.ClientSession) -> bool:
+    with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+        async with session.get("/health") as response:
+            return response.status == 200
+    return False
+
+
+async def _check_model(session: aiohttp.ClientSession, model: str) -> None:
+    async with session.get("/v1/models") as response:
+        answer = await response.json()
+    served = [item.get("id") for item in answer.get("data", [])]
+    if model not in served:
+        raise RunError("model.served_model_name", model, f"the service offers {served}", "Is this our service?")
+
+
+async def _until(ask: Callable[[], Awaitable[bool]], limit_s: float, key: str, reason: str) -> None:
+    try:
+        async with asyncio.timeout(limit_s):
+            while not await ask():
+                await asyncio.sleep(POLL_S)
+    except TimeoutError:
+        raise RunError(key, limit_s, reason, "See the logs of the ranks, or raise the limit.") from None

@@ -1,0 +1,161 @@
+"""Life and death of one service, as rank 0 conducts it: start everywhere, ready, use, stop everywhere.
+
+Any exit of an engine on any rank, code 0 included, and any lost rank ends the service (design.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from jobs.errors import UserError
+from jobs.measure.records import Target
+from jobs.service import readiness
+from jobs.service.engine import Engine
+from jobs.service.peers import Hub, Message
+
+T = TypeVar("T")
+
+SETTLE_S = 1.5
+"""A failure on one rank soon ends the others: wait this long, then name the one that was first."""
+
+STOP_MARGIN_S = 15.0
+"""A rank may take limits.stop_s, SIGKILL and a message; after that it counts as lost."""
+
+
+class ServiceFailed(Exception):
+    """The service ended before its work was done. `reason` is the first failing rank's own words."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, order=True)
+class _Failure:
+    time: float
+    rank: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} ({'head' if self.rank == 0 else 'headless'}): {self.reason}"
+
+
+class Supervisor:
+    """One service on all its ranks."""
+
+    def __init__(self, engine: Engine, hub: Hub, start: Message, stopping: asyncio.Future[str]) -> None:
+        """Args: this rank's engine, the hub, the "start" message for the others, and a future that ends us."""
+        self._engine, self._hub, self._message, self._stopping = engine, hub, start, stopping
+        self._failures: list[_Failure] = []
+        self._failed = asyncio.Event()
+        self._stopped: dict[int, list[str]] = {}
+        self._all_stopped = asyncio.Event()
+        self._ranks = hub.present
+        self._watchers: list[asyncio.Task[None]] = []
+
+    async def start(self, inherited: Mapping[str, str], api: Target) -> None:
+        """Start the engine on every rank and wait until the service is ready.
+
+        Raises:
+            ServiceFailed: a rank failed or a limit was exceeded first.
+        """
+        self._watchers.append(asyncio.create_task(self._watch_inbox()))
+        await self._hub.send(self._message)
+        try:
+            await self._engine.start(inherited)
+        except UserError as error:
+            self._fail(0, str(error), time.time())
+        else:
+            self._watchers.append(asyncio.create_task(self._watch_engine()))
+        try:
+            await self.during(readiness.wait_ready(self._engine.config, api, self._engine.folder.enter))
+        except UserError as error:
+            raise ServiceFailed(str(error)) from None
+
+    async def during(self, work: Awaitable[T], cancel: Callable[[], None] | None = None) -> T:
+        """Do some work while the service lives.
+
+        Args:
+            work: what is done.
+            cancel: called once when the service fails, to let the work end itself and keep what it has;
+                without it the work is cancelled.
+
+        Raises:
+            ServiceFailed: the service failed first. Where `cancel` is given, the work's result is returned
+                all the same and the failure is raised by the next call.
+        """
+        if self._failed.is_set() or self._stopping.done():
+            if asyncio.iscoroutine(work):
+                work.close()
+            raise ServiceFailed(await self._reason())
+        task = asyncio.ensure_future(work)
+        failed = asyncio.create_task(self._failed.wait())
+        await asyncio.wait({task, failed, self._stopping}, return_when=asyncio.FIRST_COMPLETED)
+        failed.cancel()
+        if task.done():
+            return task.result()
+        if cancel:
+            cancel()
+            return await task
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        raise ServiceFailed(await self._reason())
+
+    async def failure(self) -> str | None:
+        """Return why the service failed, or None while it has not."""
+        return await self._reason() if self._failed.is_set() or self._stopping.done() else None
+
+    async def stop(self) -> list[str]:
+        """End the engine on every rank. Returns what was left behind, by rank; an empty list is clean."""
+        for watcher in self._watchers[1:]:
+            watcher.cancel()
+        await self._hub.send({"type": "stop"})
+        leftovers = [f"rank 0: {item}" for item in await self._engine.stop()]
+        limit = self._engine.config.limits.stop_s + STOP_MARGIN_S
+        try:
+            self._check_all_stopped()
+            await asyncio.wait_for(self._all_stopped.wait(), limit)
+        except TimeoutError:
+            missing = self._ranks & self._hub.present - self._stopped.keys()
+            leftovers += [f"rank {rank}: did not stop within {limit:g} s" for rank in sorted(missing)]
+        self._watchers[0].cancel()
+        for rank, items in self._stopped.items():
+            leftovers += [f"rank {rank}: {item}" for item in items]
+        leftovers += [f"rank {rank}: lost, nothing is known" for rank in sorted(self._ranks - self._hub.present)]
+        return leftovers
+
+    async def _watch_engine(self) -> None:
+        reason = await self._engine.ended()
+        self._engine.folder.enter("failed", reason=reason)
+        self._fail(0, reason, time.time())
+
+    async def _watch_inbox(self) -> None:
+        while True:
+            rank, message = await self._hub.inbox.get()
+            match message["type"]:
+                case "ended":
+                    self._fail(rank, str(message["reason"]), float(message["time"]))
+                case "lost":
+                    self._fail(rank, str(message["reason"]), time.time())
+                    self._check_all_stopped()
+                case "stopped":
+                    self._stopped[rank] = list(message["leftovers"])
+                    self._check_all_stopped()
+
+    def _fail(self, rank: int, reason: str, when: float) -> None:
+        self._failures.append(_Failure(when, rank, reason))
+        self._failed.set()
+
+    def _check_all_stopped(self) -> None:
+        if not (self._ranks & self._hub.present) - self._stopped.keys():
+            self._all_stopped.set()
+
+    async def _reason(self) -> str:
+        if self._stopping.done() and not self._failures:
+            return self._stopping.result()
+        await asyncio.sleep(SETTLE_S)
+        return str(min(self._failures))

@@ -1,0 +1,60 @@
+"""What one allocation has to do: the content of allocation.json, and the configs it points to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from jobs import config as schema
+from jobs.config import Config
+from jobs.rundir import AllocationDir, SweepDir, read_json, write_json, write_text
+
+
+@dataclass(frozen=True)
+class ServiceTask:
+    """One service and its points, in the order of measuring."""
+
+    service: str
+    points: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AllocationTask:
+    """The services of one allocation, in order. `local` means that all ranks are on loopback."""
+
+    services: tuple[ServiceTask, ...]
+    attempt: int
+    local: bool
+
+
+def write_task(folder: AllocationDir, task: AllocationTask) -> None:
+    """Write what the ranks have to do."""
+    write_json(folder.task, asdict(task))
+
+
+def read_task(folder: AllocationDir) -> AllocationTask:
+    """Read what this allocation has to do."""
+    data: Mapping[str, Any] = read_json(folder.task)
+    services = tuple(ServiceTask(item["service"], tuple(item["points"])) for item in data["services"])
+    return AllocationTask(services, data["attempt"], data["local"])
+
+
+def write_config(sweep: SweepDir, point: str, config: Config) -> None:
+    """Write a point's resolved config."""
+    write_text(sweep.point(point).config, OmegaConf.to_yaml(OmegaConf.create(_plain(asdict(config)))))
+
+
+def read_config(sweep: SweepDir, point: str) -> Config:
+    """Read a point's resolved config back, validated."""
+    data = OmegaConf.to_container(OmegaConf.load(sweep.point(point).config))
+    assert isinstance(data, dict)
+    return schema.build({str(key): value for key, value in data.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(child) for key, child in value.items()}
+    return [_plain(child) for child in value] if isinstance(value, list | tuple) else value

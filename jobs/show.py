@@ -1,0 +1,125 @@
+"""What people see: the plan, the exact commands, the table. Text for a terminal; colour only on one."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from jobs.plan import Plan, as_json
+from jobs.results.table import text
+
+SHOWN = (
+    "engine",
+    "valid",
+    "completed",
+    "failed",
+    "ttft_ms_p50",
+    "ttft_ms_p99",
+    "tpot_ms_p50",
+    "e2el_ms_p50",
+    "output_tok_s",
+    "tok_s_per_user",
+    "engine_tokens",
+    "kv_cache_tokens",
+    "load_s",
+)
+"""Columns of the terminal table; the files hold all."""
+
+HIGH_IS_BEST = ("output_tok_s", "tok_s_per_user")
+LOW_IS_BEST = ("ttft_ms_p50", "ttft_ms_p99", "tpot_ms_p50", "e2el_ms_p50")
+
+
+def console() -> Console:
+    """Return the console; without a terminal lines are never cut or wrapped."""
+    found = Console(highlight=False, soft_wrap=True)
+    return found if found.is_terminal else Console(highlight=False, soft_wrap=True, width=400)
+
+
+def plan_text(plan: Plan) -> str:
+    """Return the plan in a few lines: points, services, allocations, predicted node-hours."""
+    hours = sum(allocation.node_hours for allocation in plan.allocations)
+    lines = [
+        f"{_count(plan.points, 'point')} in {_count(plan.services, 'service')}"
+        f" (engine starts) in {_count(plan.allocations, 'allocation')}, about {hours:.2f} node-hours"
+    ]
+    for index, allocation in enumerate(plan.allocations):
+        lines.append(
+            f"  allocation {index}: {_count(allocation.services, 'service')}"
+            f" on {_count(range(allocation.nodes), 'node')}, about {_duration(allocation.seconds)}"
+        )
+        for name in allocation.services:
+            for point in plan.points_of(name):
+                values = " ".join(f"{key}={value}" for key, value in point.values.items())
+                lines.append(f"    service {name}  point {point.point}  {values}".rstrip())
+    return "\n".join(lines)
+
+
+def commands_text(plan: Plan) -> str:
+    """Return for every rank of every service its environment and command line, as one would type them."""
+    lines: list[str] = []
+    for service in as_json(plan)["services"]:
+        for rank in service["ranks"]:
+            lines.append(f"# service {service['service']}, rank {rank['rank']} ({rank['role']})")
+            lines += [f"source {shlex.quote(name)}" for name in rank["source"]]
+            lines += [f"export {name}={_quote(value)}" for name, value in rank["env"].items()]
+            lines += [" ".join(_quote(word) for word in rank["argv"]), ""]
+    return "\n".join(lines)
+
+
+def _quote(word: str) -> str:
+    """Quote for a shell, but leave placeholders such as {address} readable."""
+    return word if word.startswith("{") and word.endswith("}") and word[1:-1].isidentifier() else shlex.quote(word)
+
+
+def table_view(frame: pd.DataFrame, swept: tuple[str, ...]) -> Table:
+    """Return the terminal table: the best value of each column marked, invalid rows dimmed."""
+    view = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = [*swept, *SHOWN]
+    for name in shown:
+        numeric = name not in swept and name not in ("engine", "valid", "engine_tokens")
+        view.add_column(_short(name), justify="right" if numeric else "left", no_wrap=True)
+    best = {name: _best(frame, name) for name in (*HIGH_IS_BEST, *LOW_IS_BEST)}
+    for _, row in frame.iterrows():
+        cells = [_mark(text(row[name]), best.get(name), row[name], bool(row["valid"])) for name in shown]
+        view.add_row(*cells, style=None if row["valid"] else "dim")
+    return view
+
+
+def reasons_text(frame: pd.DataFrame) -> str:
+    """Return one line for every invalid row with its reason; empty where all rows are valid."""
+    bad = frame[~frame["valid"].astype(bool)]
+    return "\n".join(f"invalid {row['point']}: {row['invalid_reason']}" for _, row in bad.iterrows())
+
+
+def _best(frame: pd.DataFrame, name: str) -> Any:
+    values = pd.to_numeric(frame.loc[frame["valid"].astype(bool), name], errors="coerce").dropna()
+    if len(values) < 2:
+        return None
+    return values.max() if name in HIGH_IS_BEST else values.min()
+
+
+def _mark(cell: str, best: Any, value: Any, valid: bool) -> str:
+    return f"[bold green]{cell}*[/]" if valid and best is not None and value == best else cell
+
+
+def _short(name: str) -> str:
+    return name.replace("_ms_", " ms ") if "_ms_" in name else name
+
+
+def _count(items: Any, noun: str) -> str:
+    return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}"
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -1,0 +1,173 @@
+"""Allocation to submitit executor: Slurm, or local processes. Nothing else imports submitit."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.local.local import LocalExecutor, LocalJob
+from submitit.slurm.slurm import SlurmExecutor
+
+from jobs import process, rank
+from jobs.cluster import Task, task_from_slurm
+from jobs.config import Cluster, Config
+from jobs.errors import ConfigError, RunError
+from jobs.plan import limit_seconds
+from jobs.rundir import AllocationDir, write_json
+
+UNLIMITED_MIN = 365 * 24 * 60
+"""submitit wants a number of minutes; partitions cut it to their own limit."""
+
+SIGNAL_DELAY_S = 90
+"""Slurm sends SIGUSR2 this long before the time limit, so that partial results can be kept."""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A submitted allocation: job id as Slurm (or the local controller's process id) gives it."""
+
+    job_id: str
+    kind: str
+
+
+def kind_of(cluster: Cluster) -> str:
+    """Return slurm or local; `auto` is Slurm where sbatch is on PATH.
+
+    Raises:
+        ConfigError: cluster=slurm without sbatch.
+    """
+    found = shutil.which("sbatch") is not None
+    if cluster.kind == "slurm" and not found:
+        raise ConfigError(
+            "cluster.kind", "slurm", "there is no sbatch on PATH", "Log in to a Slurm node, or use cluster=local."
+        )
+    if cluster.kind == "auto":
+        return "slurm" if found else "local"
+    return cluster.kind
+
+
+def sbatch_parameters(config: Config, nodes: int, name: str, after: str | None) -> dict[str, Any]:
+    """Return submitit's parameters of one allocation. Pure; a null key is not emitted (issue 2, cluster).
+
+    Args:
+        config: any config of the sweep.
+        nodes: nodes of the allocation; one task a node.
+        name: job name, as `squeue` shows it.
+        after: job id that must have ended before this one starts.
+    """
+    cluster = config.cluster
+    seconds = limit_seconds(cluster.time_limit)
+    # --kill-on-bad-exit fires on a code other than 0 only: --wait ends the step after a rank that exits 0.
+    srun = ["--kill-on-bad-exit=1", f"--wait={config.limits.srun_wait_s}", *cluster.srun_args]
+    parameters: dict[str, Any] = {
+        "job_name": name,
+        "nodes": nodes,
+        "ntasks_per_node": 1,
+        "time": math.ceil(seconds / 60) if seconds else UNLIMITED_MIN,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "gres": cluster.gres,
+        "constraint": cluster.constraint,
+        "nodelist": cluster.nodelist,
+        "exclude": cluster.exclude,
+        "exclusive": cluster.exclusive or None,
+        "mem": cluster.mem,
+        "cpus_per_task": cluster.cpus_per_task,
+        "dependency": f"afterany:{after}" if after else None,
+        "setup": list(cluster.setup) or None,
+        "wckey": None,
+        "stderr_to_stdout": True,
+        "signal_delay_s": SIGNAL_DELAY_S,
+        "srun_args": srun,
+    }
+    extra: dict[str, Any] = {"no-requeue": True}
+    if cluster.reservation:
+        extra["reservation"] = cluster.reservation
+    extra |= {key.lstrip("-").replace("_", "-"): value for key, value in cluster.sbatch_args.items()}
+    parameters["additional_parameters"] = {key: value for key, value in extra.items() if value is not None}
+    return {key: value for key, value in parameters.items() if value is not None or key == "wckey"}
+
+
+def submit(folder: AllocationDir, config: Config, nodes: int, name: str, after: str | None) -> Submitted:
+    """Submit one allocation and write its job.json, submission.sh and links to its output.
+
+    Raises:
+        RunError: the cluster refused it; its own words are the reason.
+    """
+    kind = kind_of(config.cluster)
+    folder.submitit.mkdir(parents=True, exist_ok=True)
+    executor: Any
+    if kind == "slurm":
+        executor = SlurmExecutor(folder.submitit)
+        executor.update_parameters(**sbatch_parameters(config, nodes, name, after))
+    else:
+        executor = _DetachedLocalExecutor(folder.submitit)
+        seconds = limit_seconds(config.cluster.time_limit)
+        executor.update_parameters(
+            tasks_per_node=nodes, timeout_min=seconds / 60 if seconds else UNLIMITED_MIN, stderr_to_stdout=True
+        )
+    submitted = time.time()
+    try:
+        job: submitit.Job[Any] = executor.submit(run_task, str(folder.path), kind)
+    except (FailedJobError, FailedSubmissionError) as error:
+        reason = " ".join(str(error).split())[-400:]
+        raise RunError("sbatch", name, reason, "Check the keys of `cluster` against the site's rules.") from None
+    write_json(folder.job, {"job_id": job.job_id, "kind": kind, "nodes": nodes, "submitted": submitted})
+    _link(folder, job, nodes)
+    return Submitted(str(job.job_id), kind)
+
+
+def _link(folder: AllocationDir, job: Any, nodes: int) -> None:
+    """Give submitit's files the names of the run directory."""
+    for task in range(nodes):
+        target = folder.submitit / f"{job.job_id}_{task}_log.out"
+        folder.stdout(task).unlink(missing_ok=True)
+        folder.stdout(task).symlink_to(target.relative_to(folder.path))
+    script = folder.submitit / f"{job.job_id}_submission.sh"
+    if script.exists():
+        folder.submission.unlink(missing_ok=True)
+        folder.submission.symlink_to(script.relative_to(folder.path))
+
+
+def run_task(folder: str, kind: str) -> None:
+    """Run one rank; submitit calls this in every task. Ends with the rank's exit code."""
+    task = task_from_slurm(os.environ) if kind == "slurm" else _local_task(os.environ)
+    sys.exit(rank.main(AllocationDir(Path(folder)), task))
+
+
+def _local_task(env: Mapping[str, str]) -> Task:
+    ranks = int(env["SUBMITIT_LOCAL_NTASKS"])
+    number = int(env["SUBMITIT_LOCAL_GLOBALID"])
+    hosts = ("localhost",) * ranks
+    return Task(number, ranks, int(env["SUBMITIT_LOCAL_JOB_ID"]), hosts, "localhost")
+
+
+class _DetachedLocalExecutor(LocalExecutor):
+    """submitit's local executor in a session of its own, so that Ctrl-C in the launcher does not reach it."""
+
+    def _submit_command(self, command: str) -> LocalJob[Any]:
+        ranks = self.parameters["tasks_per_node"]
+        env = {
+            "SUBMITIT_LOCAL_NTASKS": str(ranks),
+            "SUBMITIT_LOCAL_COMMAND": command,
+            "SUBMITIT_LOCAL_TIMEOUT_S": str(int(60 * self.parameters["timeout_min"])),
+            "SUBMITIT_LOCAL_SIGNAL_DELAY_S": str(SIGNAL_DELAY_S),
+            "SUBMITIT_LOCAL_NODEID": "0",
+            "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+            "SUBMITIT_STDERR_TO_STDOUT": "1",
+            "SUBMITIT_EXECUTOR": "local",
+            "SUBMITIT_LOCAL_WITH_SHELL": "",
+        }
+        argv = [sys.executable, "-m", "submitit.local._local", str(self.folder)]
+        started = process.detach(argv, dict(os.environ) | env, Path(self.folder) / "controller.log")
+        return LocalJob(folder=self.folder, job_id=str(started.pid), process=started, tasks=list(range(ranks)))

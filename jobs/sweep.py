@@ -1,0 +1,203 @@
+"""One call of launch.py: compose, plan, submit, follow, print the table."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+from rich.console import Console
+
+from jobs import compose, show, submit
+from jobs import config as schema
+from jobs.config import Config, from_root
+from jobs.errors import RunError, UserError
+from jobs.follow import follow
+from jobs.plan import Allocation, Plan, as_json, make_plan
+from jobs.results.table import read_table
+from jobs.rundir import SweepDir, new_sweep, read_json, write_json
+from jobs.service.task import AllocationTask, ServiceTask, write_config, write_task
+
+INFORMATIVE = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "--shell-completion", "-sc")
+"""Flags with which Hydra shows something and runs nothing."""
+
+MULTIRUN = ("-m", "--multirun")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a sweep came to. `points` are the ids in the order in which the points were asked for."""
+
+    points: tuple[str, ...]
+    rows: Mapping[str, Mapping[str, Any]]
+
+    def objective(self, index: int) -> float | None:
+        """Return output tokens per second of a point for Hydra's sweepers; None for an invalid row."""
+        row = self.rows.get(self.points[index])
+        return float(row["output_tok_s"]) if row and row["valid"] else None
+
+
+def main() -> None:
+    """Entry of launch.py. Exit code 0: all rows valid; 1: a run failed; 2: the question cannot be asked."""
+    arguments = sys.argv[1:]
+    overrides = [word for word in arguments if not word.startswith("-")]
+    informative = any(word.partition("=")[0] in INFORMATIVE for word in arguments)
+    try:
+        if not informative:
+            compose.check(overrides)
+            # Without -m the same path is taken with one point; a comma is then an error, as in Hydra.
+            if not any(word in MULTIRUN for word in arguments):
+                compose.configs([[word for word in overrides if not word.startswith("hydra")]])
+                sys.argv.append("--multirun")
+        schema.register()
+        hydra.main(config_path=str(schema.CONF), config_name="config", version_base="1.3")(_never)()
+    except UserError as error:
+        fail(error)
+
+
+def fail(error: UserError) -> None:
+    """Print one clear error and exit with its code; the traceback is in the sweep's log where there is one."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_plain(error)}")
+    sys.exit(error.exit_code)
+
+
+def _plain(error: UserError) -> str:
+    return str(error).replace("[", r"\[")
+
+
+def _never(_: DictConfig) -> None:
+    """Hydra's task function: the launcher does the work, so this is never called."""
+
+
+def plan(points: Sequence[Sequence[str]], composer: compose.Composer = compose.default_composer) -> Plan:
+    """Plan a sweep: compose, validate, group. Nothing is written or submitted.
+
+    Raises:
+        ConfigError: the question cannot be asked.
+    """
+    words = [[word for word in point if not word.startswith("hydra")] for point in points]
+    configs = compose.configs(words, composer)
+    kinds: dict[str, str] = {}
+    settled = []
+    for one in configs:
+        if one.cluster.kind not in kinds:
+            kinds[one.cluster.kind] = submit.kind_of(one.cluster)
+        settled.append(replace(one, cluster=replace(one.cluster, kind=kinds[one.cluster.kind])))
+    return make_plan(words, settled, compose.swept_keys(words))
+
+
+def launch(points: Sequence[Sequence[str]], composer: compose.Composer = compose.default_composer) -> Outcome:
+    """Run one sweep as its config says. Exits the process for errors and for invalid rows.
+
+    Args:
+        points: override list of each point.
+        composer: composes the tree for a choice of groups.
+    """
+    try:
+        made = plan(points, composer)
+        settings = made.points[0].config
+        out = show.console()
+        out.print(show.plan_text(made))
+        if settings.launch.dry_run:
+            out.print("\n" + show.commands_text(made), markup=False)
+            out.print("dry run: nothing was submitted")
+            return Outcome((), {})
+        sweep = start(made)
+        out.print(f"sweep {sweep.path}")
+        if not settings.launch.follow:
+            out.print(f"submitted; follow it by: python -m jobs follow {sweep.path}")
+            return Outcome((), {})
+        return _watch(sweep, made, points, out)
+    except UserError as error:
+        fail(error)
+        raise AssertionError from error
+
+
+def _watch(sweep: SweepDir, made: Plan, points: Sequence[Sequence[str]], out: Console) -> Outcome:
+    try:
+        valid = follow(sweep, out)
+    except KeyboardInterrupt:
+        out.print(f"\ndetached: the sweep goes on. Follow it by: python -m jobs follow {sweep.path}")
+        sys.exit(130)
+    print_table(sweep, out)
+    if not valid:
+        sys.exit(1)
+    by_words = {point.overrides: point.point for point in made.points}
+    rows = {point.point: read_json(sweep.point(point.point).row) for point in made.points}
+    return Outcome(tuple(by_words.get(tuple(words), "") for words in points), rows)
+
+
+def print_table(sweep: SweepDir, out: Console) -> None:
+    """Print the sweep table, the reason of every invalid row, and where the files are."""
+    frame = read_table(sweep)
+    out.print(show.table_view(frame, tuple(read_json(sweep.plan)["swept"])))
+    if reasons := show.reasons_text(frame):
+        out.print(reasons, markup=False)
+    out.print(f"table: {sweep.table('csv')}", markup=False)
+
+
+def start(made: Plan) -> SweepDir:
+    """Write the run directory and submit every allocation, at most `cluster.max_allocations` at a time.
+
+    Raises:
+        RunError: nothing was submitted, or (after some were) which allocation the cluster refused.
+    """
+    settings = made.points[0].config
+    local = settings.cluster.kind == "local"
+    if local:
+        for service in made.services:
+            _check_here(service.config)
+    sweep = new_sweep(Path(settings.results.root).absolute(), settings.results.name, datetime.now())
+    _log_to(sweep)
+    write_json(sweep.plan, as_json(made))
+    for point in made.points:
+        write_config(sweep, point.point, point.config)
+    jobs: list[str] = []
+    for index, allocation in enumerate(_together(made) if local else made.allocations):
+        folder = sweep.allocation(index, 1)
+        folder.path.mkdir(parents=True)
+        folder.new_key()
+        tasks = tuple(
+            ServiceTask(name, tuple(point.point for point in made.points_of(name))) for name in allocation.services
+        )
+        write_task(folder, AllocationTask(tasks, attempt=1, local=local))
+        cap = settings.cluster.max_allocations
+        after = jobs[-cap] if len(jobs) >= cap else None
+        name = f"sweep-{sweep.path.name}-{index}"
+        job = submit.submit(folder, settings, allocation.nodes, name, after)
+        logging.info("allocation %s: job %s (%s)", index, job.job_id, job.kind)
+        jobs.append(job.job_id)
+    return sweep
+
+
+def _together(made: Plan) -> tuple[Allocation, ...]:
+    """On one machine nothing queues: one allocation runs all services, with as many ranks as the largest needs."""
+    nodes = max(allocation.nodes for allocation in made.allocations)
+    services = tuple(name for allocation in made.allocations for name in allocation.services)
+    return (Allocation(services, nodes, sum(allocation.seconds for allocation in made.allocations)),)
+
+
+def _check_here(config: Config) -> None:
+    """For local processes this machine is the node: say before the start what is missing."""
+    program = from_root(config.engine.command[0])
+    if not config.engine.source and program != "{python}" and not shutil.which(program):
+        raise RunError(
+            "engine.command", program, "there is no such program here", "Run `make setup`, or give its path."
+        )
+    path = Path(from_root(config.model.path))
+    if config.engine.checks_model_path and not path.exists():
+        raise RunError("model.path", path, "there is no such directory here", "Run `make setup`, or stage the model.")
+
+
+def _log_to(sweep: SweepDir) -> None:
+    handler = logging.FileHandler(sweep.log)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    logging.getLogger().setLevel(logging.INFO)
