@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -256,5 +257,15 @@ def new_sweep(root: Path, name: str | None, now: datetime) -> SweepDir:
         except OSError as error:
             remedy = "Choose a results.root that you can write and that all nodes see."
             raise RunError("results.root", root, str(error), remedy) from None
+        _point_latest(root, path)
         return SweepDir(path)
     raise RunError("results.name", stem, "a thousand sweeps have this name", "Choose another name.")
+
+
+def _point_latest(root: Path, path: Path) -> None:
+    """Let `latest` name the newest sweep. A convenience for people: where it cannot be made, nothing depends on it."""
+    temporary = root / f".latest.{os.getpid()}"
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(path.name)
+        temporary.replace(root / "latest")

