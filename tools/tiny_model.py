@@ -46,7 +46,11 @@ def training_text() -> Iterator[str]:
     """Yield the sentences, then numbers and made-up words: enough distinct pairs to fill the vocabulary."""
     yield from SENTENCES
     yield from (f"{number} {number * 7919 % 100000}" for number in range(1000))
-    onsets, vowels, codas = "b c d f g h k l m n p r s t v w st tr pl".split(), "a e i o u ea ou".split(), " n r s t l ng"
+    onsets, vowels, codas = (
+        "b c d f g h k l m n p r s t v w st tr pl".split(),
+        "a e i o u ea ou".split(),
+        " n r s t l ng",
+    )
     words = ["".join(parts).strip() for parts in itertools.product(onsets, vowels, codas)]
     for first, second in zip(words, reversed(words), strict=True):
         yield f"{first} {second}{first} {first}{second}"

@@ -193,9 +193,7 @@ def build_parser(release: Release) -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(prog="vllm", description="vLLM CLI", allow_abbrev=release.abbreviations)
     main.add_argument("-v", "--version", action="version", version=release.name)
     verbs = main.add_subparsers(dest="subparser", required=True)
-    serve = verbs.add_parser(
-        "serve", usage="vllm serve [model_tag] [options]", allow_abbrev=release.abbreviations
-    )
+    serve = verbs.add_parser("serve", usage="vllm serve [model_tag] [options]", allow_abbrev=release.abbreviations)
     serve.add_argument("model_tag", nargs="?", help="the model to serve")
     for name, flag in release.flags.items():
         _add(serve, name, flag)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from jobs.simulator.engine import Output
 
@@ -72,6 +72,43 @@ class EngineMetrics:
         self.asked_length = Histogram(lengths)
 
 
+_SCALARS: tuple[tuple[str, str, str, Callable[[EngineMetrics], float]], ...] = (
+    ("gauge", "num_requests_running", "Number of requests in model execution batches.", lambda m: m.last.running),
+    ("gauge", "num_requests_waiting", "Number of requests waiting to be processed.", lambda m: m.last.waiting),
+    ("gauge", "gpu_cache_usage_perc", "GPU KV-cache usage. 1 means 100 percent usage.", lambda m: m.last.usage),
+    (
+        "counter",
+        "gpu_prefix_cache_queries_total",
+        "GPU prefix cache queries, in terms of number of queried tokens.",
+        lambda m: m.last.prefix_queries,
+    ),
+    (
+        "counter",
+        "gpu_prefix_cache_hits_total",
+        "GPU prefix cache hits, in terms of number of cached tokens.",
+        lambda m: m.last.prefix_hits,
+    ),
+    (
+        "counter",
+        "num_preemptions_total",
+        "Cumulative number of preemption from the engine.",
+        lambda m: m.last.preemptions,
+    ),
+    ("counter", "prompt_tokens_total", "Number of prefill tokens processed.", lambda m: m.prompt_tokens),
+    ("counter", "generation_tokens_total", "Number of generation tokens processed.", lambda m: m.generation_tokens),
+)
+
+_HISTOGRAMS: tuple[tuple[str, str, Callable[[EngineMetrics], Histogram]], ...] = (
+    ("request_prompt_tokens", "Number of prefill tokens processed.", lambda m: m.prompt_length),
+    ("request_generation_tokens", "Number of generation tokens processed.", lambda m: m.output_length),
+    ("iteration_tokens_total", "Histogram of number of tokens per engine_step.", lambda m: m.step_tokens),
+    ("request_params_max_tokens", "Histogram of the max_tokens request parameter.", lambda m: m.asked_length),
+    ("time_to_first_token_seconds", "Histogram of time to first token in seconds.", lambda m: m.first_token),
+    ("time_per_output_token_seconds", "Histogram of time per output token in seconds.", lambda m: m.per_token),
+    ("e2e_request_latency_seconds", "Histogram of e2e request latency in seconds.", lambda m: m.end_to_end),
+)
+
+
 def render(engines: Iterable[tuple[int, EngineMetrics]], model: str, blocks: int, block_size: int) -> str:
     """Return the page for the engines given.
 
@@ -82,61 +119,34 @@ def render(engines: Iterable[tuple[int, EngineMetrics]], model: str, blocks: int
         block_size: tokens of a block.
     """
     shown = list(engines)
-    created = f"{time.time()}"
     out: list[str] = []
 
     def labels(engine: int, more: str = "") -> str:
         return f'{{engine="{engine}"{more},model_name="{model}"}}'
 
-    def plain(kind: str, name: str, text: str, values: Iterable[tuple[str, float]]) -> None:
-        out.append(f"# HELP {name} {text}\n# TYPE {name} {kind}\n")
-        out.extend(f"{name}{label} {float(value)}\n" for label, value in values)
-
-    def each(kind: str, name: str, text: str, values: Iterable[float]) -> None:
-        plain(kind, name, text, zip((labels(e) for e, _ in shown), values, strict=True))
-
-    def histogram(name: str, text: str, values: Iterable[Histogram]) -> None:
-        out.append(f"# HELP {name} {text}\n# TYPE {name} histogram\n")
-        for (engine, _), h in zip(shown, values, strict=True):
-            running = 0
-            for bound, count in zip((*(f"{float(b)}" for b in h.bounds), "+Inf"), h.counts, strict=True):
-                running += count
+    for kind, name, text, value in _SCALARS:
+        out.append(_head(kind, name, text))
+        out.extend(f"vllm:{name}{labels(engine)} {float(value(m))}\n" for engine, m in shown)
+    out.append(_head("counter", "request_success_total", "Count of successfully processed requests."))
+    for engine, m in shown:
+        for reason, count in m.success.items():
+            label = labels(engine, f',finished_reason="{reason}"')
+            out.append(f"vllm:request_success_total{label} {float(count)}\n")
+    for name, text, pick in _HISTOGRAMS:
+        out.append(_head("histogram", name, text))
+        for engine, m in shown:
+            histogram = pick(m)
+            bounds = (*(str(float(bound)) for bound in histogram.bounds), "+Inf")
+            for bound, count in zip(bounds, accumulate(histogram.counts), strict=True):
                 label = labels(engine, f',le="{bound}"')
-                out.append(f"{name}_bucket{label} {float(running)}\n")
-            out.append(f"{name}_count{labels(engine)} {float(running)}\n{name}_sum{labels(engine)} {h.total}\n")
-        plain("gauge", f"{name}_created", text, ((labels(e), float(created)) for e, _ in shown))
-
-    ms = [m for _, m in shown]
-    each("gauge", "vllm:num_requests_running", "Number of requests in model execution batches.",
-         (m.last.running for m in ms))  # fmt: skip
-    each("gauge", "vllm:num_requests_waiting", "Number of requests waiting to be processed.",
-         (m.last.waiting for m in ms))  # fmt: skip
-    each("gauge", "vllm:gpu_cache_usage_perc", "GPU KV-cache usage. 1 means 100 percent usage.",
-         (m.last.usage for m in ms))  # fmt: skip
-    each("counter", "vllm:gpu_prefix_cache_queries_total",
-         "GPU prefix cache queries, in terms of number of queried tokens.", (m.last.prefix_queries for m in ms))  # fmt: skip
-    each("counter", "vllm:gpu_prefix_cache_hits_total",
-         "GPU prefix cache hits, in terms of number of cached tokens.", (m.last.prefix_hits for m in ms))  # fmt: skip
-    each("counter", "vllm:num_preemptions_total", "Cumulative number of preemption from the engine.",
-         (m.last.preemptions for m in ms))  # fmt: skip
-    each("counter", "vllm:prompt_tokens_total", "Number of prefill tokens processed.", (m.prompt_tokens for m in ms))
-    each("counter", "vllm:generation_tokens_total", "Number of generation tokens processed.",
-         (m.generation_tokens for m in ms))  # fmt: skip
-    plain("counter", "vllm:request_success_total", "Count of successfully processed requests.",
-          ((labels(e, f',finished_reason="{r}"'), m.success[r]) for e, m in shown for r in REASONS))  # fmt: skip
-    histogram("vllm:request_prompt_tokens", "Number of prefill tokens processed.", (m.prompt_length for m in ms))
-    histogram("vllm:request_generation_tokens", "Number of generation tokens processed.",
-              (m.output_length for m in ms))  # fmt: skip
-    histogram("vllm:iteration_tokens_total", "Histogram of number of tokens per engine_step.",
-              (m.step_tokens for m in ms))  # fmt: skip
-    histogram("vllm:request_params_max_tokens", "Histogram of the max_tokens request parameter.",
-              (m.asked_length for m in ms))  # fmt: skip
-    histogram("vllm:time_to_first_token_seconds", "Histogram of time to first token in seconds.",
-              (m.first_token for m in ms))  # fmt: skip
-    histogram("vllm:time_per_output_token_seconds", "Histogram of time per output token in seconds.",
-              (m.per_token for m in ms))  # fmt: skip
-    histogram("vllm:e2e_request_latency_seconds", "Histogram of e2e request latency in seconds.",
-              (m.end_to_end for m in ms))  # fmt: skip
-    plain("gauge", "vllm:cache_config_info", "Information of the LLMEngine CacheConfig",
-          [(f'{{block_size="{block_size}",engine="0",num_gpu_blocks="{blocks}"}}', 1.0)])  # fmt: skip
+                out.append(f"vllm:{name}_bucket{label} {float(count)}\n")
+            out.append(f"vllm:{name}_count{labels(engine)} {float(sum(histogram.counts))}\n")
+            out.append(f"vllm:{name}_sum{labels(engine)} {histogram.total}\n")
+    if shown:
+        out.append(_head("gauge", "cache_config_info", "Information of the LLMEngine CacheConfig"))
+        out.append(f'vllm:cache_config_info{{block_size="{block_size}",engine="0",num_gpu_blocks="{blocks}"}} 1.0\n')
     return "".join(out)
+
+
+def _head(kind: str, name: str, text: str) -> str:
+    return f"# HELP vllm:{name} {text}\n# TYPE vllm:{name} {kind}\n"

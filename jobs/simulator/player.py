@@ -50,9 +50,7 @@ class Player:
         """Say that a request for `tokens` tokens has reached an engine of this rank."""
         self._requests += 1
         self._schedule(
-            fault
-            for fault in self._faults
-            if fault.when == "request" and (fault.after_requests or 1) == self._requests
+            fault for fault in self._faults if fault.when == "request" and (fault.after_requests or 1) == self._requests
         )
         if tokens > 1 and not self._under_load:
             self._under_load = True

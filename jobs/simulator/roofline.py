@@ -18,9 +18,11 @@ n tokens touch the share 1 - (1 - p)^n of the experts, p = the share that one to
 other data-parallel ranks are taken to run an equal number of tokens: each NPU computes as many tokens for others
 as others do for it, and its experts serve all of them. Waiting for a slower rank in a collective is not modelled.
 
-**Fit** (defaults of `engine.rehearsal`; DeepSeek-R1 W8A8, DP2 TP8 on 16 NPUs of 64 GB): KV cache of 133,376 tokens at
-utilization 0.9 and 152,000 at 0.92, 41.9 GiB of weights an NPU (44.2 with DP4 TP4: published log 44.16); 3.5K in, 1.5K
-out at 32 users: about 20 tokens/s/user (vllm-ascend's nightly: 20.5); prefill 11-12K tokens/s on both ranks (12.2K).
+**Fit** (defaults of `engine.rehearsal`, 640 GiB of weights; DeepSeek-R1 W8A8, DP2 TP8 on 16 NPUs of 64 GB; in brackets
+what others measured): KV cache of 133,376 tokens at utilization 0.9; 41.8 GiB of weights an NPU, with DP4 TP4 44.1
+(vllm-ascend issue 2191: 44.16); 3.5K in, 1.5K out: 18 tokens/s/user at 32 users (vllm-ascend's nightly with one draft
+token: 20.5), 840 tokens/s at 64 (MindIE, 16 x 910B: 850); prefill 11 to 12K tokens/s (12.2K); TTFT of an idle service
+0.3 s for 512 tokens, 0.7 s for 3.5K, 8.6 s for 32K, 83 s for 128K. They show that a rehearsal is plausible, no more.
 """
 
 from __future__ import annotations

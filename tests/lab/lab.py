@@ -155,7 +155,8 @@ class Lab:
         lines = []
         for name in daemon_names(self.layout):
             process = self.process(name)
-            lines.append(f"{name}: {'not running' if process is None else f'process {process.pid}'}")
+            what = name if name in SERVICES else f"slurmd of {name}"
+            lines.append(f"{what}: {'not running' if process is None else f'process {process.pid}'}")
         states = self.node_states()
         for node in self.layout.nodes:
             cable = "in" if netns.cable_is_in(node) else "out"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -154,62 +155,50 @@ def test_up_on_a_running_lab_leaves_every_process_alone(quiet: Lab, capsys: pyte
 
 @pytest.mark.lab
 def test_another_root_does_not_touch_this_lab(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    root = lab.layout.root
     for verb in ("up", "down"):
-        assert main(["--root", f"{lab.layout.root}-other", verb]) == 1
-        assert (
-            capsys.readouterr().err
-            == f"lab: this machine's lab is at {lab.layout.root}: give --root /var/lib/serving-lab\n"
-        )
+        assert main(["--root", f"{root}-other", verb]) == 1
+        assert capsys.readouterr().err == f"lab: this machine's lab is at {root}: give --root {root}\n"
+    assert not Path(f"{root}-other").exists()
     assert lab.is_up()
 
 
 @pytest.mark.lab
 def test_down_leaves_nothing_even_after_crashes(lab: Lab) -> None:
     """A second lab: its job ignores SIGTERM, its slurmctld and a slurmd are killed; then down."""
-    spare = Lab(
-        Layout(
-            root=lab.layout.root.with_name("serving-lab-spare"),
-            name="spare",
-            subnet="10.214.0",
-            first_port=27817,
-            system_conf=False,
-        )
-    )
-    hosts, mounts, links = HOSTS.read_text(), Path("/proc/self/mounts").read_text(), links_now()
-    assert not spare.layout.root.exists()
+    root = lab.layout.root.with_name("serving-lab-spare")
+    layout = Layout(root, name="spare", subnet="10.214.0", first_port=27817, system_conf=False)
+    spare = Lab(layout)
+    spare.down()  # of a test run that was killed
+    hosts = HOSTS.read_text()
     try:
         spare.up()
         job = submit(spare, "--nodes=2", command="trap '' TERM; while :; do sleep 1; done")
         wait_state(spare, job, "RUNNING")
-        members = [p for node in spare.layout.nodes for p in processes.inside(spare.layout.namespace(node, "net"))]
-        daemons = [spare.process(name) for name in SERVICES]
-        known = [*members, *(process for process in daemons if process is not None)]
-        assert len(daemons) == len(SERVICES)
-        assert len(members) >= 4  # two slurmd, the job's slurmstepd and its shell
-        slurmctld = spare.process("slurmctld")
-        assert slurmctld is not None
-        os.kill(slurmctld.pid, 9)
+        on_nodes = [p for node in layout.nodes for p in processes.inside(layout.namespace(node, "net"))]
+        assert len(on_nodes) >= 4  # two slurmd, the job's slurmstepd and its shell
+        services = [process for name in SERVICES if (process := spare.process(name)) is not None]
+        assert len(services) == len(SERVICES)
+        os.kill(services[-1].pid, signal.SIGKILL)
         spare.kill_slurmd("spare-node2")
+        assert traces(layout) != []
     finally:
         spare.down()
-    assert [process for process in known if process.alive] == []
+    assert [process for process in (*on_nodes, *services) if process.alive] == []
+    assert traces(layout) == []
     assert HOSTS.read_text() == hosts
-    assert Path("/proc/self/mounts").read_text() == mounts
-    assert links_now() == links
-    assert not spare.layout.root.exists()
-    assert named_in_command(str(spare.layout.root)) == []
     spare.down()  # twice is fine
     assert SYSTEM_SLURM_CONF.readlink() == lab.layout.slurm_conf
     assert lab.is_up()
 
 
-def links_now() -> set[str]:
-    return {entry.name for entry in Path("/sys/class/net").iterdir()}
-
-
-def named_in_command(words: str) -> list[str]:
-    done = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
-    return [line for line in done.stdout.splitlines() if words in line]
+def traces(layout: Layout) -> list[str]:
+    """Every process, mount, link and directory that names this lab."""
+    processes_now = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    mounts = Path("/proc/self/mounts").read_text()
+    lines = [line for line in (processes_now + mounts).splitlines() if str(layout.root) in line]
+    links = [entry.name for entry in Path("/sys/class/net").glob(f"{layout.name}-*")]
+    return [*lines, *links, *([str(layout.root)] if layout.root.exists() else [])]
 
 
 # -- without a lab -------------------------------------------------------------------------------------------

