@@ -50,7 +50,9 @@ def main() -> None:
     sample = grid[:: max(1, len(grid) // options.sample)]
     theirs = basic_launcher_seconds(sample)
     print(f"planner: {len(plan.points)} points in {len(plan.services)} services, {ours:.2f} s")
-    print(f"Hydra's basic launcher, composing only: {1000 * theirs / len(sample):.0f} ms a point ({len(sample)} points)")
+    print(
+        f"Hydra's basic launcher, composing only: {1000 * theirs / len(sample):.0f} ms a point ({len(sample)} points)"
+    )
     print(f"ratio a point, planner / basic launcher: {(ours / len(grid)) / (theirs / len(sample)):.4f}")
 
 

@@ -72,6 +72,7 @@ class Schedule:
         self.timer: asyncio.TimerHandle | None = None
 
     def add(self, connection: Connection, key: str, prompt: int, tokens: int) -> None:
+        """Start a stream of `tokens` tokens."""
         due = clock() + self.ttft_s
         if self.lockstep:
             due = math.ceil(due / self.gap_s) * self.gap_s
@@ -109,9 +110,11 @@ class Schedule:
         self._arm()
 
     def truth(self) -> dict[str, Any]:
+        """Return when each ended stream's request was complete and each of its tokens was written, by prompt."""
         return {s.key: {"received": s.received, "sent": s.sent.tolist()} for s in self.done}
 
     def stats(self) -> dict[str, int]:
+        """Return counts: tokens written, streams that run, streams ever started."""
         return {"tokens": self.tokens, "active": self.active, "started": self.started}
 
 
@@ -124,10 +127,12 @@ class Connection(asyncio.Protocol):
         self.schedule, self.buffer = schedule, b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
+        """Answer once head and body of a request are there."""
         self.buffer += data
         head, found, body = self.buffer.partition(b"\r\n\r\n")
         if not found:

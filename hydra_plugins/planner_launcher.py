@@ -1,12 +1,13 @@
-"""The Hydra launcher that hands all points of `-m` to the planner at once.
+"""The Hydra launcher that hands all points of `-m` to the planner at once, and a sweeper that lets it check them.
 
-Hydra loads launchers from this namespace only. Select: `hydra/launcher=planner` (the default of conf/).
+Hydra loads plugins from this namespace only. Both are the default of conf/ (`hydra/launcher`, `hydra/sweeper`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -19,6 +20,19 @@ ConfigStore.instance().store(
     node={"_target_": "hydra_plugins.planner_launcher.PlannerLauncher"},
     provider="jobs",
 )
+ConfigStore.instance().store(
+    group="hydra/sweeper",
+    name="planner",
+    node={"_target_": "hydra_plugins.planner_launcher.PlannerSweeper", "max_batch_size": None, "params": None},
+    provider="jobs",
+)
+
+
+class PlannerSweeper(BasicSweeper):
+    """Hydra's basic sweeper without its trial composition of every point (70 ms each): the planner checks them all."""
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Leave it to the launcher."""
 
 
 class PlannerLauncher(Launcher):

@@ -9,9 +9,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
@@ -25,6 +27,9 @@ from jobs.errors import ConfigError, nearest
 Composer = Callable[[list[str]], DictConfig]
 """Composes the whole tree from group choices."""
 
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
+"""What Hydra raises when it cannot compose: an option, a sweeper, a value or a YAML file is wrong."""
+
 
 def parse(overrides: Sequence[str]) -> list[Override]:
     """Parse override strings by Hydra's own grammar.
@@ -33,21 +38,48 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         ConfigError: the text is not an override.
     """
     try:
-        return OverridesParser.create().parse_overrides(list(overrides))
+        return OverridesParser.create(cast(ConfigLoader, _Options())).parse_overrides(list(overrides))
     except OverrideParseException as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(error.override, "(override)", reason, "Write it as key=value.") from None
+        reason = " ".join(str(error).partition("\nSee ")[0].split())
+        raise ConfigError("override", repr(error.override), reason, "Write it as key=value.") from None
+
+
+class _Options:
+    """The part of Hydra's config loader that its override parser asks for `model=glob(*)`."""
+
+    def get_group_options(self, group: str, **_: Any) -> list[str]:
+        return list(groups().get(group, ()))
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
-    """Expand comma sweeps to one override list a point, in Hydra's order: the last key changes fastest."""
-    choices = [
-        [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()]
-        if item.is_sweep_override()
-        else [str(item.input_line)]
-        for item in parse(overrides)
-    ]
-    return [list(point) for point in itertools.product(*choices)]
+    """Expand comma sweeps to one override list a point, as Hydra's basic sweeper does.
+
+    The last key changes fastest; of two overrides of one key the later one holds, in the earlier one's place.
+
+    Raises:
+        ConfigError: the text is no override, or a sweep that cannot be enumerated.
+    """
+    choices: dict[str, list[str]] = {}
+    for item in parse(overrides):
+        values = sweep_values(item) if item.is_sweep_override() else [item.get_value_element_as_str()]
+        choices[item.get_key_element()] = [f"{item.get_key_element()}={value}" for value in values]
+    return [list(point) for point in itertools.product(*choices.values())]
+
+
+def sweep_values(item: Override) -> list[str]:
+    """Return the values of a sweep as Hydra writes them.
+
+    Raises:
+        ConfigError: it has no values, or no end (`interval(0,1)`).
+    """
+    try:
+        values = list(item.sweep_string_iterator())
+        if values:
+            return values
+        reason = "this sweep has no values"
+    except (HydraException, ValueError) as error:
+        reason = f"its values cannot be listed: {error}"
+    raise ConfigError(item.key_or_group, _value_text(item), reason, "Write key=a,b or key=range(start,stop,step).")
 
 
 def swept_keys(points: Sequence[Sequence[str]]) -> tuple[str, ...]:
@@ -100,19 +132,47 @@ def configs(points: Iterable[Sequence[str]], composer: Composer = default_compos
         if structural not in trees:
             trees[structural] = _tree(structural, composer)
         tree = _copy(trees[structural])
-        for text, item in zip(overrides, items, strict=True):
+        for item in items:
             if not _is_structural(item, known):
-                _apply(tree, item, text)
+                _apply(tree, item)
         result.append(schema.build(_resolved(tree)))
     return result
+
+
+def ours(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides without those of Hydra itself (`hydra/sweeper=...`, `hydra.sweep.dir=...`)."""
+    return [text for text in overrides if not text.lstrip("+~").startswith(("hydra.", "hydra/"))]
+
+
+def first_point(overrides: Sequence[str]) -> list[str]:
+    """Return one point of a sweep: the first value of each sweep that can be listed."""
+    point = []
+    for item in parse(overrides):
+        if not item.is_sweep_override():
+            point.append(str(item.input_line))
+        elif item.is_discrete_sweep():
+            point.append(f"{item.get_key_element()}={sweep_values(item)[0]}")
+    return point
 
 
 def check(overrides: Sequence[str]) -> None:
     """Raise ConfigError for what can be seen in the overrides alone: unknown keys, groups, options."""
     known = groups()
-    for item in parse(overrides):
+    items = parse(overrides)
+    basic = not any(item.key_or_group == "hydra/sweeper" for item in items)
+    for item in items:
+        if item.is_sweep_override() and (basic or item.is_discrete_sweep()):
+            sweep_values(item)
+        if item.key_or_group == "hydra/launcher":
+            raise ConfigError(
+                "hydra/launcher", item.value(), "only the planner plans and submits", "Leave it out; see cluster.kind."
+            )
         if not _is_structural(item, known):
-            schema.check_key(item.key_or_group)
+            schema.check_key(item.key_or_group, _value_text(item))
+
+
+def _value_text(item: Override) -> str:
+    return str(item.input_line).partition("=")[2]
 
 
 def _is_structural(item: Override, known: Mapping[str, tuple[str, ...]]) -> bool:
@@ -122,32 +182,36 @@ def _is_structural(item: Override, known: Mapping[str, tuple[str, ...]]) -> bool
         return True
     if key not in known:
         return False
-    choices = item.value() if not item.is_sweep_override() else list(item.sweep_iterator())
+    choices: Any = sweep_values(item) if item.is_sweep_override() else item.value()
     for choice in choices if isinstance(choices, list) else [choices]:
-        if choice is not None and str(choice) not in known[key]:
-            options = ", ".join(known[key])
-            raise ConfigError(
-                key,
-                choice,
-                f"there is no such option in conf/{key}",
-                nearest(str(choice), known[key]) + f" ({options})",
-            )
+        if choice is None or choice == "null":
+            raise ConfigError(key, "null", "a group is chosen or left out", f"Leave {key} out, or write '~{key}'.")
+        if str(choice) not in known[key]:
+            raise ConfigError(key, choice, f"there is no such option in conf/{key}", nearest(str(choice), known[key]))
     return True
 
 
 def _tree(structural: tuple[str, ...], composer: Composer) -> dict[str, Any]:
     try:
         container = OmegaConf.to_container(composer(list(structural)), resolve=False)
-    except HydraException as error:
-        raise ConfigError(
-            " ".join(structural) or "conf",
-            "(groups)",
-            str(error).splitlines()[0],
-            "See python launch.py --help.",
-        ) from None
+    except COMPOSITION_ERRORS as error:
+        raise composition_error(error, structural) from None
     if not isinstance(container, dict):
         raise ConfigError("conf", type(container), "a config is a mapping", "Check conf/config.yaml.")
     return {str(key): value for key, value in container.items() if key != "hydra"}
+
+
+def composition_error(error: Exception, overrides: Sequence[str]) -> ConfigError:
+    """Return one of COMPOSITION_ERRORS as an error that names the override which it speaks of, if any."""
+    reason = str(error).partition("Config search path:")[0]
+    if isinstance(error.__cause__, OmegaConfBaseException) and str(error.__cause__) not in reason:
+        reason += f": {str(error.__cause__).splitlines()[0]}"
+    reason = " ".join(reason.split())
+    for text in overrides:
+        key, _, value = text.lstrip("+~").partition("=")
+        if key in reason:
+            return ConfigError(key, value or text, reason, "See python launch.py --help and python -m jobs keys.")
+    return ConfigError("conf", "(composition)", reason, "Check the files in conf/.")
 
 
 def _copy(value: Any) -> Any:
@@ -156,13 +220,13 @@ def _copy(value: Any) -> Any:
     return list(value) if isinstance(value, list) else value
 
 
-def _apply(tree: dict[str, Any], item: Override, text: str) -> None:
+def _apply(tree: dict[str, Any], item: Override) -> None:
     key = item.key_or_group
-    schema.check_key(key)
+    schema.check_key(key, _value_text(item))
     if item.is_sweep_override():
         raise ConfigError(
             key,
-            text.partition("=")[2],
+            _value_text(item),
             "several values need a sweep",
             f"Add -m, or write a list: '{key}=[...]'.",
         )

@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from jobs.errors import ConfigError, nearest
 
@@ -59,13 +59,18 @@ def _local_sizes(value: Any) -> Any:
     return tuple(sizes) if isinstance(value, list | tuple) else value
 
 
+def _number_as_text(value: Any) -> Any:
+    """A number stands for its text where text is asked for (`cluster.mem=0`), as in Hydra."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 Count = Annotated[int, Field(ge=1, strict=True)]
 Whole = Annotated[int, Field(ge=0, strict=True)]
 Port = Annotated[int, Field(ge=1, le=65535, strict=True)]
-Positive = Annotated[float, Field(gt=0, strict=True)]
-NotNegative = Annotated[float, Field(ge=0, strict=True)]
+Positive = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]
-Text = Annotated[str, Field(strict=True)]
+Text = Annotated[str, Field(strict=True), BeforeValidator(_number_as_text)]
 
 
 class Section:
@@ -137,11 +142,11 @@ class Engine(Section):
 
     name: Text = _setting("vllm_ascend", "vllm_ascend, vllm_cpu or simulator; stands in every row")
     release: Text = _setting("0.9.1", "release whose flags and environment are rendered")
-    command: tuple[str, ...] = _setting(("vllm",), "program and first words; {python}: this Python")
-    source: tuple[str, ...] = _setting((), "shell files sourced before the engine starts, in this order")
+    command: tuple[Text, ...] = _setting(("vllm",), "program and first words; {python}: this Python")
+    source: tuple[Text, ...] = _setting((), "shell files sourced before the engine starts, in this order")
     env: dict[str, Any] = _setting({}, "environment of the engine; null: not set")
     args: dict[str, Any] = _setting({}, "further `vllm serve` flags by name, without dashes; null: not emitted")
-    additional_config: dict[str, Any] | None = _setting(None, "--additional-config; null: not emitted")
+    additional_config: dict[str, Any] | None = _setting({}, "--additional-config; null or empty: not emitted")
     host: Text = _setting("0.0.0.0", "bind address of the API server", scope="sweep")
     port: Port | None = _setting(None, "API port; null: derived from the job id", scope="sweep")
     data_parallel_rpc_port: Port | None = _setting(None, "null: derived from the job id", scope="sweep")
@@ -163,7 +168,7 @@ class Parallel(Section):
     max_num_batched_tokens: Count | None = _setting(8192, "tokens of one engine step")
     max_num_seqs: Count | None = _setting(256, "sequences of one engine step, per data-parallel rank")
     block_size: Count | None = _setting(None, "tokens of one KV cache block")
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = _setting(
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1, strict=True)] | None = _setting(
         None, "share of device memory that the engine may use"
     )
     enable_prefix_caching: Flag | None = _setting(False, "null: the engine's own default")
@@ -210,14 +215,14 @@ class Cluster(Section):
     nodelist: Text | None = _setting(None, "sbatch --nodelist")
     exclude: Text | None = _setting(None, "sbatch --exclude")
     nodes: Count | None = _setting(None, "null: as many as the data-parallel ranks need")
-    time_limit: int | str | None = _setting("8:00:00", "of one allocation: minutes, or a Slurm time")
+    time_limit: Text | None = _setting("8:00:00", "of one allocation: minutes, or a Slurm time")
     exclusive: Flag = _setting(True, "sbatch --exclusive")
     mem: Text | None = _setting(None, "sbatch --mem; 0 is all memory of a node")
     model_read_gb_s: Positive = _setting(1.0, "rate at which one node reads the weights, GB/s; for the plan")
     cpus_per_task: Count | None = _setting(None, "sbatch --cpus-per-task")
     sbatch_args: dict[str, Any] = _setting({}, "further sbatch options by name, without dashes")
-    srun_args: tuple[str, ...] = _setting((), "further srun options, word by word")
-    setup: tuple[str, ...] = _setting((), "shell lines of the batch script before srun, for example module load")
+    srun_args: tuple[Text, ...] = _setting((), "further srun options, word by word")
+    setup: tuple[Text, ...] = _setting((), "shell lines of the batch script before srun, for example module load")
     npus_per_node: Count = _setting(8, "local ranks x tensor parallel size must fit in this")
     max_allocations: Count = _setting(1, "allocations of one sweep that may run at a time")
     master_address: Text | None = _setting(None, "null: address of the HCCL card on the first host")
@@ -332,11 +337,13 @@ def leaf_of(key: str) -> str | None:
     return None
 
 
-def check_key(key: str) -> None:
+def check_key(key: str, value: object) -> None:
     """Raise ConfigError with the nearest valid key where `key` is neither a leaf nor a section."""
     if leaf_of(key) or any(name.startswith(key + ".") for name in schema()):
         return
-    raise ConfigError(key, "(set)", "there is no such key", nearest(key, schema()))
+    section = key.partition(".")[0] + "."
+    listed = [name for name in schema() if name.startswith(section)] or [item.name for item in fields(Config)]
+    raise ConfigError(key, value, "there is no such key", nearest(key, schema(), listed))
 
 
 _ADAPTER = TypeAdapter(Config)
@@ -355,7 +362,7 @@ def build(values: Mapping[str, Any]) -> Config:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "unexpected_keyword_argument":
-            check_key(key)
+            check_key(key, first["input"])
         # pydantic appends the branch of a union to the location: the leaf is the longest known prefix.
         leaf = next((name for name in schema() if key == name or key.startswith(name + ".")), key)
         raise ConfigError(leaf, repr(first["input"]), first["msg"], f"{leaf}: {help_of(leaf)}") from None

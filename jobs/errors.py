@@ -23,7 +23,7 @@ class UserError(Exception):
         self.key, self.value, self.reason, self.remedy = key, value, reason, remedy
 
     def __str__(self) -> str:
-        return f"{self.key} = {self.value}: {self.reason}. {self.remedy}"
+        return f"{self.key} = {self.value}: {self.reason.rstrip('.')}. {self.remedy}"
 
 
 class ConfigError(UserError):
@@ -38,10 +38,16 @@ class RunError(UserError):
     exit_code = 1
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return a sentence that offers the nearest valid name, or lists the valid ones (issue 2, Config)."""
+def nearest(name: str, valid: Iterable[str], listed: Iterable[str] = ()) -> str:
+    """Return a sentence that offers the nearest valid name, or lists the valid ones (issue 2, Config).
+
+    Args:
+        name: what was given.
+        valid: what would have been right.
+        listed: what is listed where nothing is near; all that is valid by default.
+    """
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return f"Did you mean {close[0]!r}?"
-    return "Valid: " + ", ".join(names)
+    return "Valid: " + ", ".join(sorted(listed) or names)

@@ -121,6 +121,7 @@ class _ServiceRun:
             "type": "start",
             "service": service,
             "point": self._service.points[0],
+            "ranks": place.ranks,
             "master_address": place.master_address,
             "api_port": place.api_port,
             "rpc_port": place.rpc_port,
@@ -140,8 +141,10 @@ class _ServiceRun:
             failure = error.reason
             engine.folder.enter("failed", reason=failure)
             _say(f"service {service}: failed: {failure}")
-        began_stop = time.monotonic()
-        leftovers = await supervisor.stop()
+        finally:
+            # Whatever else happens to this rank (a full disk): the engines are stopped.
+            began_stop = time.monotonic()
+            leftovers = await supervisor.stop()
         self._known["teardown_s"] = round(time.monotonic() - began_stop, 1)
         self._finish(failure)
         write_json(
@@ -159,11 +162,12 @@ class _ServiceRun:
 
     def _place(self) -> Placement:
         here, config = self._here, self._config
-        if len(local_sizes(config)) != here.task.ranks:
-            raise RunError("SLURM_NTASKS", here.task.ranks, "the service needs another number of nodes", "Plan again.")
+        ranks = len(local_sizes(config))
+        if ranks > here.task.ranks:
+            raise RunError("SLURM_NTASKS", here.task.ranks, f"the service needs {ranks} nodes", "Plan again.")
         return Placement(
             rank=0,
-            ranks=here.task.ranks,
+            ranks=ranks,
             address=here.address,
             interface=here.interface,
             master_address=config.cluster.master_address or here.address,

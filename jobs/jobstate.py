@@ -34,7 +34,7 @@ def job_state(folder: AllocationDir) -> str:
         return UNKNOWN
     job = read_json(folder.job)
     if job["kind"] == "local":
-        if process.alive(int(job["job_id"])):
+        if process.alive(int(job["job_id"]), str(folder.submitit.resolve())):
             return "RUNNING"
         return "COMPLETED" if folder.outcome.exists() else "FAILED"
     return slurm_state(str(job["job_id"]))
@@ -60,12 +60,18 @@ def slurm_state(job_id: str) -> str:
 
 
 def cancel(folder: AllocationDir) -> bool:
-    """Cancel an allocation's own job and nothing else. Returns whether there was one to cancel."""
+    """Cancel an allocation's own job and nothing else. Returns whether there was one to cancel.
+
+    Raises:
+        RunError: scancel refused, in its own words.
+    """
     if not folder.job.exists() or job_state(folder) in ENDED:
         return False
     job = read_json(folder.job)
     if job["kind"] == "local":
         process.terminate(int(job["job_id"]))
     else:
-        process.run(["scancel", str(job["job_id"])])
+        done = process.run(["scancel", str(job["job_id"])])
+        if done.returncode:
+            raise RunError("scancel", job["job_id"], " ".join(done.stderr.split()), "Is it your own job?")
     return True

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from jobs import config as schema
@@ -61,6 +61,8 @@ class Plan:
     services: tuple[Service, ...]
     allocations: tuple[Allocation, ...]
     swept: tuple[str, ...]
+    asked: tuple[str, ...] = ()
+    """The point of every override list, in their order: two lists may ask for the same point."""
 
     def points_of(self, service: str) -> tuple[Point, ...]:
         """Return the points of one service in the order of measuring."""
@@ -73,8 +75,7 @@ def identity(config: Config, *scopes: str) -> str:
     """Return a short hash of the leaves that belong to these scopes: same question, same name (design.md)."""
     tree = asdict(config)
     leaves = {key: _get(tree, key) for key, scope in schema.schema().items() if scope in scopes}
-    text = json.dumps(leaves, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
+    return hashlib.sha256(_canonical(leaves).encode()).hexdigest()[:10]
 
 
 def make_plan(overrides: Sequence[Sequence[str]], configs: Sequence[Config], swept: Sequence[str]) -> Plan:
@@ -86,10 +87,13 @@ def make_plan(overrides: Sequence[Sequence[str]], configs: Sequence[Config], swe
         swept: keys whose overrides differ between points; a key of scope `sweep` is refused.
 
     Raises:
-        ConfigError: a config that cannot work, a swept key that does not change the question.
+        ConfigError: a config that cannot work, a swept key that does not change the question, points that want
+            different clusters.
     """
     leaves = _swept_leaves(swept, configs)
+    _check_one_cluster(configs)
     points: dict[str, Point] = {}
+    asked: list[str] = []
     for words, config in zip(overrides, configs, strict=True):
         checks.check(config)
         tree = asdict(config)
@@ -101,33 +105,49 @@ def make_plan(overrides: Sequence[Sequence[str]], configs: Sequence[Config], swe
             config=config,
         )
         points.setdefault(point.point, point)
+        asked.append(point.point)
     services = _services(tuple(points.values()))
-    return Plan(tuple(points.values()), services, _allocations(services), leaves)
+    return Plan(tuple(points.values()), services, _allocations(services), leaves, tuple(asked))
+
+
+def _check_one_cluster(configs: Sequence[Config]) -> None:
+    """Refuse points of which an experiment or a group wants another cluster: one sweep is asked for in one way."""
+    first = configs[0]
+    for config in configs[1:]:
+        for section in ("cluster", "results", "launch"):
+            if (one := getattr(config, section)) != (other := getattr(first, section)):
+                name = next(f.name for f in fields(one) if getattr(one, f.name) != getattr(other, f.name))
+                raise ConfigError(
+                    f"{section}.{name}",
+                    f"{getattr(other, name)} and {getattr(one, name)}",
+                    "the points of one sweep differ in it",
+                    "Give it one value, or start one sweep for each.",
+                )
 
 
 def _swept_leaves(swept: Sequence[str], configs: Sequence[Config]) -> tuple[str, ...]:
-    """Return the leaf keys that stand in the table: the swept keys, a swept group by its `name` or leaves."""
+    """Return the keys that stand in the table: the swept keys, a swept group by every leaf that differs."""
     leaves: list[str] = []
     trees = [asdict(config) for config in configs]
     for key in swept:
         leaf = schema.leaf_of(key)
+        scopes = {scope for name, scope in schema.schema().items() if name == leaf or name.startswith(key + ".")}
+        if scopes == {"sweep"}:
+            raise ConfigError(
+                key,
+                "(swept)",
+                "it belongs to the whole sweep and does not change what is asked",
+                "Give it one value, and start one sweep for each further value.",
+            )
         if leaf is not None:
-            if schema.schema()[leaf] == "sweep":
-                raise ConfigError(
-                    key,
-                    "(swept)",
-                    "it belongs to the whole sweep and does not change what is asked",
-                    "Give it one value, and start one sweep for each further value.",
-                )
             leaves.append(key)
             continue
-        # A swept group (parallel=dp2_tp8,dp4_tp4; experiment=...): every leaf that really differs.
-        prefix = "" if key == "experiment" else key + "."
+        # A swept group (parallel=dp2_tp8,dp4_tp4; engine=...; experiment=...) may set keys of every section.
+        prefix = key + "." if "." in key else ""
         for name, scope in schema.schema().items():
-            if name.startswith(prefix) and scope != "sweep":
-                values = {json.dumps(_get(tree, name), sort_keys=True, default=str) for tree in trees}
-                if len(values) > 1:
-                    leaves.append(name)
+            wanted = name.startswith(prefix) and scope != "sweep"
+            if wanted and len({_canonical(_get(tree, name)) for tree in trees}) > 1:
+                leaves.append(name)
     return tuple(dict.fromkeys(leaves))
 
 
@@ -159,12 +179,14 @@ def measure_seconds(config: Config) -> float:
 
 
 def _allocations(services: Sequence[Service]) -> tuple[Allocation, ...]:
-    """Pack services, in order, into as few allocations as the time limit and the number of nodes allow."""
+    """Pack services, in order, into as few allocations as time limit, number of nodes and network card allow."""
     allocations: list[Allocation] = []
+    card: str | None = None
     for service in services:
         nodes = len(placement.local_sizes(service.config))
         limit = limit_seconds(service.config.cluster.time_limit)
-        last = allocations[-1] if allocations else None
+        last = allocations[-1] if allocations and card == service.config.hccl.socket_ifname else None
+        card = service.config.hccl.socket_ifname
         if last and last.nodes == nodes and (limit is None or last.seconds + service.seconds <= limit):
             allocations[-1] = Allocation((*last.services, service.service), nodes, last.seconds + service.seconds)
         else:
@@ -177,6 +199,8 @@ _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(
 
 def limit_seconds(time_limit: int | str | None) -> int | None:
     """Return a Slurm time limit in seconds: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S (sbatch(1), --time).
+
+    None is no limit; so is zero, as in sbatch(1).
 
     Raises:
         ConfigError: it is none of these.
@@ -195,10 +219,10 @@ def limit_seconds(time_limit: int | str | None) -> int | None:
         int(part) if part else None for part in match.group("days", "first", "second", "third")
     )
     if days is not None:
-        return days * 86400 + (first or 0) * 3600 + (second or 0) * 60 + (third or 0)
+        return (days * 86400 + (first or 0) * 3600 + (second or 0) * 60 + (third or 0)) or None
     if third is not None:
-        return (first or 0) * 3600 + (second or 0) * 60 + third
-    return (first or 0) * 60 + (second or 0)
+        return ((first or 0) * 3600 + (second or 0) * 60 + third) or None
+    return ((first or 0) * 60 + (second or 0)) or None
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -242,6 +266,15 @@ def as_json(plan: Plan) -> dict[str, Any]:
         ],
         "swept": list(plan.swept),
     }
+
+
+def _canonical(value: Any) -> str:
+    """Return the same text for the same value, whatever the order of its keys."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(sorted(f"{_canonical(k)}:{_canonical(v)}" for k, v in value.items())) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_canonical(item) for item in value) + "]"
+    return json.dumps(value, default=str)
 
 
 def _get(tree: Mapping[str, Any], key: str) -> Any:

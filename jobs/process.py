@@ -20,10 +20,15 @@ MARK = "SERVING_SWEEP_RANK"
 
 # Signals that Slurm and submitit send to us must not end the engine: an ignored signal stays ignored over
 # exec. Values are positional arguments and never pass through the shell's parser.
+# They wait in an array, because a sourced file may set or shift the positional ones.
 _WRAPPER = """trap '' USR1 USR2
-while [ "$1" != -- ]; do source "$1" || { echo "cannot source $1" >&2; exit 127; }; shift; done
-shift
-exec "$@"
+serving_sweep_words=("$@")
+while [ "$serving_sweep_words" != -- ]; do
+  set --
+  source "$serving_sweep_words" || { echo "cannot source $serving_sweep_words" >&2; exit 127; }
+  serving_sweep_words=("${serving_sweep_words[@]:1}")
+done
+exec "${serving_sweep_words[@]:1}"
 """
 
 
@@ -55,11 +60,12 @@ def detach(argv: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess
         )
 
 
-def alive(pid: int) -> bool:
-    """Return whether a process lives; a zombie does not."""
+def alive(pid: int, argument: str) -> bool:
+    """Return whether a process lives and has this argument: a stranger may have its pid by now; a zombie is dead."""
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+        found = psutil.Process(pid)
+        return found.status() != psutil.STATUS_ZOMBIE and argument in found.cmdline()
+    except psutil.Error:
         return False
 
 
@@ -150,18 +156,23 @@ async def start(
         mark: value of MARK in the environment of the whole tree.
         source: shell files that are sourced first, in this order.
 
+    A missing program or shell file shows as exit code 127 with the shell's words in `log`.
+
     Raises:
-        RunError: there is no such program.
+        RunError: it cannot be started at all: no bash, a list that is too long, a NUL character.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     command = ["bash", "-c", _WRAPPER, "bash", *source, "--", *argv]
-    with log.open("ab") as output:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            env=dict(env) | {MARK: mark},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    try:
+        with log.open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                env=dict(env) | {MARK: mark},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+    except (OSError, ValueError) as error:
+        raise RunError(argv[0], "(start)", str(error), "Check engine.command, engine.env and engine.args.") from None
     return Process(process, mark)

@@ -113,7 +113,9 @@ async def _obey(here: Here, first: Config, prefix: int, stopping: asyncio.Future
         limits.rendezvous_s,
     )
 
-    def make_engine(message: Message) -> Engine:
+    def make_engine(message: Message) -> Engine | None:
+        if here.task.rank >= int(message["ranks"]):
+            return None
         config = read_config(here.folder.sweep, str(message["point"]))
         master = str(message["master_address"])
         warning = None if here.work.local else check_master(master, _resolve(host), here.address, prefix)
@@ -121,7 +123,7 @@ async def _obey(here: Here, first: Config, prefix: int, stopping: asyncio.Future
             _say(f"warning: {warning}")
         place = Placement(
             rank=here.task.rank,
-            ranks=here.task.ranks,
+            ranks=int(message["ranks"]),
             address=here.address,
             interface=here.interface,
             master_address=master,

@@ -63,10 +63,17 @@ def read_json(path: Path) -> Any:
 
 
 def append_json(path: Path, value: Any) -> None:
-    """Append one line of JSON; one write call, so that lines of two processes do not mix."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+    """Append one line of JSON; one write call, so that lines of two processes do not mix.
+
+    Raises:
+        RunError: the file cannot be written (full disk, no right).
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            file.write((json.dumps(value, ensure_ascii=False, default=str) + "\n").encode())
+    except OSError as error:
+        raise RunError(str(path), "(write)", str(error), "Free space, or choose another results.root.") from error
 
 
 def read_lines(path: Path) -> list[Any]:
@@ -74,7 +81,7 @@ def read_lines(path: Path) -> list[Any]:
     if not path.exists():
         return []
     values = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             values.append(json.loads(line))
         except ValueError:

@@ -9,6 +9,7 @@ import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jobs.plan import Plan, as_json
 from jobs.results.table import text
@@ -36,8 +37,11 @@ LOW_IS_BEST = ("ttft_ms_p50", "ttft_ms_p99", "tpot_ms_p50", "e2el_ms_p50")
 
 def console() -> Console:
     """Return the console; without a terminal lines are never cut or wrapped."""
-    found = Console(highlight=False, soft_wrap=True)
-    return found if found.is_terminal else Console(highlight=False, soft_wrap=True, width=400)
+    # An engine's words may hold [brackets] and :colons:, which are neither markup nor emoji.
+    found = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    if not found.is_terminal:
+        found.width = 2000
+    return found
 
 
 def plan_text(plan: Plan) -> str:
@@ -85,7 +89,7 @@ def table_view(frame: pd.DataFrame, swept: tuple[str, ...]) -> Table:
         view.add_column(_short(name), justify="right" if numeric else "left", no_wrap=True)
     best = {name: _best(frame, name) for name in (*HIGH_IS_BEST, *LOW_IS_BEST)}
     for _, row in frame.iterrows():
-        cells = [_mark(text(row[name]), best.get(name), row[name], bool(row["valid"])) for name in shown]
+        cells = [_cell(row[name], best.get(name) if row["valid"] else None) for name in shown]
         view.add_row(*cells, style=None if row["valid"] else "dim")
     return view
 
@@ -103,8 +107,9 @@ def _best(frame: pd.DataFrame, name: str) -> Any:
     return values.max() if name in HIGH_IS_BEST else values.min()
 
 
-def _mark(cell: str, best: Any, value: Any, valid: bool) -> str:
-    return f"[bold green]{cell}*[/]" if valid and best is not None and value == best else cell
+def _cell(value: Any, best: float | None) -> Text:
+    is_best = best is not None and not pd.isna(value) and value == best
+    return Text(f"{text(value)}*", style="bold green") if is_best else Text(text(value))
 
 
 def _short(name: str) -> str:

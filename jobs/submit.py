@@ -25,7 +25,7 @@ from jobs.plan import limit_seconds
 from jobs.rundir import AllocationDir, write_json
 
 UNLIMITED_MIN = 365 * 24 * 60
-"""submitit wants a number of minutes; partitions cut it to their own limit."""
+"""submitit's local executor wants a number of minutes."""
 
 SIGNAL_DELAY_S = 90
 """Slurm sends SIGUSR2 this long before the time limit, so that partial results can be kept."""
@@ -40,19 +40,22 @@ class Submitted:
 
 
 def kind_of(cluster: Cluster) -> str:
-    """Return slurm or local; `auto` is Slurm where sbatch is on PATH.
+    """Return slurm or local; `auto` is Slurm where sbatch is on PATH."""
+    if cluster.kind == "auto":
+        return "slurm" if shutil.which("sbatch") else "local"
+    return cluster.kind
+
+
+def check_programs(kind: str) -> None:
+    """Say before anything is written that this host cannot submit. A plan for Slurm can be made anywhere.
 
     Raises:
-        ConfigError: cluster=slurm without sbatch.
+        ConfigError: cluster=slurm without sbatch or srun.
     """
-    found = shutil.which("sbatch") is not None
-    if cluster.kind == "slurm" and not found:
-        raise ConfigError(
-            "cluster.kind", "slurm", "there is no sbatch on PATH", "Log in to a Slurm node, or use cluster=local."
-        )
-    if cluster.kind == "auto":
-        return "slurm" if found else "local"
-    return cluster.kind
+    missing = [name for name in ("sbatch", "srun") if kind == "slurm" and not shutil.which(name)]
+    if missing:
+        reason = f"there is no {' and no '.join(missing)} on PATH"
+        raise ConfigError("cluster.kind", "slurm", reason, "Log in to a Slurm node, or use cluster=local.")
 
 
 def sbatch_parameters(config: Config, nodes: int, name: str, after: str | None) -> dict[str, Any]:
@@ -72,7 +75,8 @@ def sbatch_parameters(config: Config, nodes: int, name: str, after: str | None) 
         "job_name": name,
         "nodes": nodes,
         "ntasks_per_node": 1,
-        "time": math.ceil(seconds / 60) if seconds else UNLIMITED_MIN,
+        # Null: the partition's own default. Zero: no limit is asked for (sbatch(1), --time).
+        "time": None if cluster.time_limit is None else math.ceil(seconds / 60) if seconds else 0,
         "partition": cluster.partition,
         "account": cluster.account,
         "qos": cluster.qos,
@@ -94,8 +98,9 @@ def sbatch_parameters(config: Config, nodes: int, name: str, after: str | None) 
     if cluster.reservation:
         extra["reservation"] = cluster.reservation
     extra |= {key.lstrip("-").replace("_", "-"): value for key, value in cluster.sbatch_args.items()}
-    parameters["additional_parameters"] = {key: value for key, value in extra.items() if value is not None}
-    return {key: value for key, value in parameters.items() if value is not None or key == "wckey"}
+    parameters["additional_parameters"] = {key: value for key, value in extra.items() if value not in (None, False)}
+    # A None for these two is for submitit, which has a value of its own for a key that is left out.
+    return {key: value for key, value in parameters.items() if value is not None or key in ("time", "wckey")}
 
 
 def submit(folder: AllocationDir, config: Config, nodes: int, name: str, after: str | None) -> Submitted:
@@ -168,6 +173,6 @@ class _DetachedLocalExecutor(LocalExecutor):
             "SUBMITIT_EXECUTOR": "local",
             "SUBMITIT_LOCAL_WITH_SHELL": "",
         }
-        argv = [sys.executable, "-m", "submitit.local._local", str(self.folder)]
+        argv = [sys.executable, "-m", "submitit.local._local", str(Path(self.folder).resolve())]
         started = process.detach(argv, dict(os.environ) | env, Path(self.folder) / "controller.log")
         return LocalJob(folder=self.folder, job_id=str(started.pid), process=started, tasks=list(range(ranks)))

@@ -10,26 +10,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.text import Text
 
 from jobs import compose, show, submit
 from jobs import config as schema
 from jobs.config import Config, from_root
-from jobs.errors import RunError, UserError
+from jobs.errors import ConfigError, RunError, UserError
 from jobs.follow import follow
 from jobs.plan import Allocation, Plan, as_json, make_plan
 from jobs.results.table import read_table
 from jobs.rundir import SweepDir, new_sweep, read_json, write_json
 from jobs.service.task import AllocationTask, ServiceTask, write_config, write_task
 
-INFORMATIVE = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "--shell-completion", "-sc")
-"""Flags with which Hydra shows something and runs nothing."""
-
-MULTIRUN = ("-m", "--multirun")
+INFORMATIVE = ("help", "hydra_help", "cfg", "info", "shell_completion")
+"""Options of Hydra's command line with which it shows something and runs nothing."""
 
 
 @dataclass(frozen=True)
@@ -47,46 +47,37 @@ class Outcome:
 
 def main() -> None:
     """Entry of launch.py. Exit code 0: all rows valid; 1: a run failed; 2: the question cannot be asked."""
-    arguments = sys.argv[1:]
-    overrides = [word for word in arguments if not word.startswith("-")]
-    informative = any(word.partition("=")[0] in INFORMATIVE for word in arguments)
+    options = get_args_parser().parse_args()
+    shown = [name for name in INFORMATIVE if getattr(options, name)]
+    # Hydra would print its own errors, some with a traceback; with this it raises them, and we print one line.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        if not informative:
-            compose.check(overrides)
-            _check_root(overrides)
+        if shown and (options.multirun or options.run):
+            raise ConfigError(f"--{shown[0]}", "--multirun", "one of them shows, the other runs", "Give one of them.")
+        if not shown:
+            compose.check(options.overrides)
             # Without -m the same path is taken with one point; a comma is then an error, as in Hydra.
-            if not any(word in MULTIRUN for word in arguments):
-                compose.configs([[word for word in overrides if not word.startswith("hydra")]])
-                sys.argv.append("--multirun")
+            words = compose.first_point(options.overrides) if options.multirun else options.overrides
+            compose.configs([compose.ours(words)])
+            if not options.multirun:
+                sys.argv = [word for word in sys.argv if word not in ("-r", "--run")] + ["--multirun"]
         schema.register()
         hydra.main(config_path=str(schema.CONF), config_name="config", version_base="1.3")(_never)()
     except UserError as error:
         fail(error)
+    except compose.COMPOSITION_ERRORS as error:
+        fail(compose.composition_error(error, options.overrides))
+    except OSError as error:
+        # Before the launcher is asked, Hydra writes its own record under results.root.
+        remedy = "Choose a directory that you can write and all nodes see."
+        fail(RunError("results.root", error.filename, f"it cannot be written: {error.strerror}", remedy))
 
 
-def _check_root(overrides: Sequence[str]) -> None:
-    """Hydra writes its record under results.root before we are asked: see to it that this can work."""
-    given = [item.value() for item in compose.parse(overrides) if item.key_or_group == "results.root"]
-    root = Path(str(given[-1] if given else schema.Results().root))
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        writable = os.access(root, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise RunError(
-            "results.root", root, "it cannot be written", "Choose a directory that you can write and all nodes see."
-        )
-
-
-def fail(error: UserError) -> None:
+def fail(error: UserError) -> NoReturn:
     """Print one clear error and exit with its code; the traceback is in the sweep's log where there is one."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_plain(error)}")
+    out = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+    out.print(Text.assemble(("error:", "bold red"), f" {error}"))
     sys.exit(error.exit_code)
-
-
-def _plain(error: UserError) -> str:
-    return str(error).replace("[", r"\[")
 
 
 def _never(_: DictConfig) -> None:
@@ -99,7 +90,7 @@ def plan(points: Sequence[Sequence[str]], composer: compose.Composer = compose.d
     Raises:
         ConfigError: the question cannot be asked.
     """
-    words = [[word for word in point if not word.startswith("hydra")] for point in points]
+    words = [compose.ours(point) for point in points]
     configs = compose.configs(words, composer)
     kinds: dict[str, str] = {}
     settled = []
@@ -131,13 +122,13 @@ def launch(points: Sequence[Sequence[str]], composer: compose.Composer = compose
         if not settings.launch.follow:
             out.print(f"submitted; follow it by: python -m jobs follow {sweep.path}")
             return Outcome((), {})
-        return _watch(sweep, made, points, out)
+        return _watch(sweep, made, out)
     except UserError as error:
+        logging.info("the sweep failed", exc_info=True)
         fail(error)
-        raise AssertionError from error
 
 
-def _watch(sweep: SweepDir, made: Plan, points: Sequence[Sequence[str]], out: Console) -> Outcome:
+def _watch(sweep: SweepDir, made: Plan, out: Console) -> Outcome:
     try:
         valid = follow(sweep, out)
     except KeyboardInterrupt:
@@ -146,9 +137,8 @@ def _watch(sweep: SweepDir, made: Plan, points: Sequence[Sequence[str]], out: Co
     print_table(sweep, out)
     if not valid:
         sys.exit(1)
-    by_words = {point.overrides: point.point for point in made.points}
     rows = {point.point: read_json(sweep.point(point.point).row) for point in made.points}
-    return Outcome(tuple(by_words.get(tuple(words), "") for words in points), rows)
+    return Outcome(made.asked, rows)
 
 
 def print_table(sweep: SweepDir, out: Console) -> None:
@@ -164,9 +154,11 @@ def start(made: Plan) -> SweepDir:
     """Write the run directory and submit every allocation, at most `cluster.max_allocations` at a time.
 
     Raises:
+        ConfigError: this host has no Slurm.
         RunError: nothing was submitted, or (after some were) which allocation the cluster refused.
     """
     settings = made.points[0].config
+    submit.check_programs(settings.cluster.kind)
     local = settings.cluster.kind == "local"
     if local:
         for service in made.services:

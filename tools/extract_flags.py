@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.metadata
+import inspect
 import json
 import re
 import sys
@@ -25,7 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 REAL = (
     "vllm.config",
@@ -121,35 +123,34 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def _prepare(root: Path) -> None:
     """Make the wheels' modules importable from `root`."""
-    importlib.metadata.version = lambda _: "999"  # vLLM asks for the versions of what it runs on
+    setattr(importlib.metadata, "version", lambda _: "999")  # noqa: B010  # vLLM asks for the versions of what it runs on
     sys.modules["regex"] = re
     sys.meta_path.insert(0, _Finder(root))
     sys.path.insert(0, str(root))
 
 
-def serve_parser() -> argparse.ArgumentParser:
-    """Return the parser of `vllm serve`, with what the Ascend plugin adds to it."""
-    from vllm.entrypoints.cli.serve import ServeSubcommand  # type: ignore[import-not-found]
-    from vllm.utils import FlexibleArgumentParser  # type: ignore[import-not-found]
-    from vllm_ascend.platform import NPUPlatform  # type: ignore[import-not-found]
-
-    main = FlexibleArgumentParser(prog="vllm")
-    parser: argparse.ArgumentParser = ServeSubcommand().subparser_init(main.add_subparsers(dest="subparser"))
-    NPUPlatform.pre_register_and_update(parser)
-    return parser
+def serve_parser() -> tuple[argparse.ArgumentParser, frozenset[str]]:
+    """Return the parser of `vllm serve`, with what the Ascend plugin adds to it, and the deprecated names."""
+    serve = importlib.import_module("vllm.entrypoints.cli.serve")
+    kind = serve.FlexibleArgumentParser
+    parser: argparse.ArgumentParser = serve.ServeSubcommand().subparser_init(
+        kind(prog="vllm").add_subparsers(dest="subparser")
+    )
+    importlib.import_module("vllm_ascend.platform").NPUPlatform.pre_register_and_update(parser)
+    return parser, frozenset(action.dest for action in kind._deprecated)
 
 
 def type_name(convert: Callable[[str], Any] | None) -> str:
     """Name a converter of vLLM's arg_utils by what it accepts; jobs/simulator/flags.py has the same names."""
     if convert is None or convert is str:
         return "str"
-    if convert in (int, float):
-        return convert.__name__  # type: ignore[union-attr]
+    if isinstance(convert, type):
+        return convert.__name__
     if convert is json.loads:
         return "json"
     name = convert.__qualname__.split(".")[0]
     if name in ("optional_type", "parse_type"):
-        inner = type_name(convert.__closure__[0].cell_contents)  # type: ignore[attr-defined]
+        inner = type_name(inspect.getclosurevars(convert).nonlocals["return_type"])
         return "optional-" + inner if name == "optional_type" else inner + "-or-pairs"
     known = {
         "human_readable_int": "human-int",
@@ -160,7 +161,7 @@ def type_name(convert: Callable[[str], Any] | None) -> str:
     return known[name]
 
 
-def describe(action: argparse.Action) -> dict[str, Any]:
+def describe(action: argparse.Action, deprecated: frozenset[str]) -> dict[str, Any]:
     """Describe one flag: action, type, choices, default. Keys at argparse's own defaults are left out."""
     kind = type(action).__name__
     actions = {"_StoreTrueAction": "store_true", "BooleanOptionalAction": "boolean", "_AppendAction": "append"}
@@ -175,14 +176,8 @@ def describe(action: argparse.Action) -> dict[str, Any]:
     out["choices"] = list(action.choices) if action.choices else None
     plain = isinstance(action.default, str | int | float | bool | list)
     out["default"] = getattr(action.default, "value", action.default if plain else None)
-    out["deprecated"] = action.dest in _deprecated()
+    out["deprecated"] = action.dest in deprecated
     return {k: v for k, v in out.items() if v is not None and v != [] and (k != "deprecated" or v)}
-
-
-def _deprecated() -> set[str]:
-    from vllm.utils import FlexibleArgumentParser
-
-    return {action.dest for action in getattr(FlexibleArgumentParser, "_deprecated", ())}
 
 
 def main() -> None:
@@ -196,8 +191,9 @@ def main() -> None:
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(folder, [n for n in archive.namelist() if n.endswith(".py")])
         _prepare(Path(folder))
-        parser = serve_parser()
-        flags = {a.option_strings[0].lstrip("-"): describe(a) for a in parser._actions if a.option_strings}
+        parser, deprecated = serve_parser()
+        named = [action for action in parser._actions if action.option_strings]
+        flags = {action.option_strings[0].lstrip("-"): describe(action, deprecated) for action in named}
     flags.pop("h", None)
     print(f"# Written by tools/extract_flags.py; made from:\nrelease: {json.dumps(args.release)}\nsource:")
     for wheel in args.wheels:

@@ -11,25 +11,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
-
-import aiohttp
 
 from jobs.config import Bench, Limits, Model
 from jobs.errors import ConfigError
-from jobs.measure.load import Load, clock
+from jobs.measure.load import Load
 from jobs.measure.metrics import generated_tokens, growth
 from jobs.measure.records import RequestRecord, Target, Window
+from jobs.measure.wire import Connections, clock
 from jobs.measure.workload import Workload
 
 __all__ = ["RequestRecord", "Target", "Window", "measure"]
 
-_CONNECT_S = 10.0
 _SCRAPE_S = 5.0
 _SCRAPE_AFTER_STOP_S = 0.5
-_IDLE_S = 2.0
-"""Idle connections are closed after this long. vLLM closes them after 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE): a request
-sent at just that moment would fail through no fault of the service."""
 
 
 def _silent(phase: str) -> None:
@@ -65,28 +61,21 @@ async def measure(
     if bench.concurrency is None and bench.request_rate is None:
         raise ConfigError("bench.concurrency", None, "there is no load without it", "Set it, or bench.request_rate.")
     stop = stop or asyncio.Event()
-    workload = Workload(bench, model, target.model)
-    base_url = target.base_url.rstrip("/")
-    async with _session(target) as session:
-        load = Load(session, base_url + workload.path, workload, bench)
+    with closing(Connections(target.base_url, _headers(target))) as connections:
+        load = Load(connections, Workload(bench, model, target.model), bench)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(load.run()), group.create_task(_pass_on(stop, load))]
-            window = await _phases(bench, limits, load, stop, on_phase, _Scraper(group, session, base_url))
+            window = await _phases(bench, limits, load, stop, on_phase, _Scraper(group, connections))
             for task in tasks:
                 task.cancel()
     return replace(window, records=tuple(_placed(record, window) for record in load.records))
 
 
-def _session(target: Target) -> aiohttp.ClientSession:
-    headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+def _headers(target: Target) -> dict[str, str]:
+    headers = {"Content-Type": "application/json"}
     if target.api_key is not None:
         headers["Authorization"] = f"Bearer {target.api_key}"
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
-        headers=headers,
-        trust_env=False,
-    )
+    return headers
 
 
 async def _pass_on(stop: asyncio.Event, load: Load) -> None:
@@ -98,14 +87,13 @@ async def _pass_on(stop: asyncio.Event, load: Load) -> None:
 class _Scraper:
     """Reads the engines' counters beside the load, never in its way."""
 
-    def __init__(self, group: asyncio.TaskGroup, session: aiohttp.ClientSession, base_url: str) -> None:
-        self._group, self._session, self._base_url = group, session, base_url
+    def __init__(self, group: asyncio.TaskGroup, connections: Connections) -> None:
+        self._group, self._connections = group, connections
         self._tasks: list[asyncio.Task[dict[str, float] | None]] = []
 
     def scrape(self) -> None:
         """Start one reading."""
-        reading = generated_tokens(self._session, self._base_url, _SCRAPE_S)
-        self._tasks.append(self._group.create_task(reading))
+        self._tasks.append(self._group.create_task(generated_tokens(self._connections, _SCRAPE_S)))
 
     async def growth(self, limit_s: float) -> dict[str, int]:
         """Return the tokens of each engine from the first reading to the last; empty where one is missing."""

@@ -5,18 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import time
 from collections.abc import Callable
-
-import aiohttp
 
 from jobs.config import Bench
 from jobs.measure.arrivals import poisson
 from jobs.measure.records import RequestRecord, Status
 from jobs.measure.sse import StreamParser, words_of
+from jobs.measure.wire import Connections, clock
 from jobs.measure.workload import Workload
-
-clock = time.perf_counter
 
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
@@ -38,8 +34,8 @@ class Load:
         news: set whenever a request ended.
     """
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, workload: Workload, bench: Bench) -> None:
-        self._session, self._url, self._workload, self._bench = session, url, workload, bench
+    def __init__(self, connections: Connections, workload: Workload, bench: Bench) -> None:
+        self._connections, self._workload, self._bench = connections, workload, bench
         self._chat = bench.endpoint == "chat"
         self._asked = bench.output_tokens if bench.ignore_eos else None
         self._indices = itertools.count()
@@ -131,13 +127,11 @@ class Load:
     async def _exchange(self, body: bytes, parser: StreamParser) -> str | None:
         """Send one request, feed its answer to the parser and return what was wrong, or None."""
         try:
-            async with self._session.post(self._url, data=body) as response:
-                if response.status != 200:
-                    return f"HTTP {response.status}: {_words(await response.text(errors='replace'))}"
-                while data := await response.content.readany():
-                    parser.feed(data, clock())
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            status, refusal = await self._connections.request("POST", self._workload.path, body, parser.feed)
+        except OSError as error:
             return parser.error or str(error) or type(error).__name__
+        if status != 200:
+            return f"HTTP {status}: {_words(refusal.decode(errors='replace'))}"
         return parser.fault(self._asked)
 
 

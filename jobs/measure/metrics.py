@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import defaultdict
 from collections.abc import Mapping
 
-import aiohttp
+from jobs.measure.wire import Connections
 
 GENERATED = "vllm:generation_tokens_total"
 """Tokens that an engine has generated since its start; label `engine` is the data-parallel rank (vLLM)."""
@@ -43,13 +44,12 @@ def growth(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str,
     }
 
 
-async def generated_tokens(session: aiohttp.ClientSession, base_url: str, limit_s: float) -> dict[str, float] | None:
+async def generated_tokens(connections: Connections, limit_s: float) -> dict[str, float] | None:
     """Return the generated tokens of each engine so far; None where the service does not tell in `limit_s`."""
-    timeout = aiohttp.ClientTimeout(total=limit_s)
+    page: list[bytes] = []
     try:
-        async with session.get(f"{base_url}/metrics", timeout=timeout) as response:
-            if response.status != 200:
-                return None
-            return engine_counters(await response.text(), GENERATED)
-    except (aiohttp.ClientError, TimeoutError, OSError):
+        async with asyncio.timeout(limit_s):
+            status, _ = await connections.request("GET", "/metrics", b"", lambda data, _: page.append(data))
+    except OSError:
         return None
+    return engine_counters(b"".join(page).decode(errors="replace"), GENERATED) if status == 200 else None

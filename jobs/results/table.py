@@ -21,7 +21,18 @@ def read_table(sweep: SweepDir) -> pd.DataFrame:
     plan = read_json(sweep.plan)
     swept = tuple(plan["swept"])
     rows = [_row(sweep, point) for point in plan["points"]]
-    return pd.DataFrame(rows, columns=columns(swept))
+    return pd.DataFrame({name: _column([row.get(name) for row in rows]) for name in columns(swept)})
+
+
+def _column(values: list[Any]) -> pd.Series[Any]:
+    """Return one column: whole numbers stay whole beside unknown ones, and different kinds become text."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {int}:
+        return pd.Series(values, dtype="Int64" if None in values else "int64")
+    if len(kinds) > 1 and kinds != {int, float}:
+        texts = [json.dumps(value) if isinstance(value, bool) else str(value) for value in values]
+        return pd.Series([None if value is None else words for value, words in zip(values, texts, strict=True)])
+    return pd.Series(values, dtype=None if kinds else object)
 
 
 def _row(sweep: SweepDir, point: dict[str, Any]) -> dict[str, Any]:
@@ -61,7 +72,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 def text(value: Any) -> str:
     """Return one cell for people: empty for unknown, at most five significant digits."""
-    if value is None or (isinstance(value, float) and pd.isna(value)):
+    if value is None or pd.isna(value):
         return ""
     if isinstance(value, float):
         return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"

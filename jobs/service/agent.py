@@ -12,8 +12,8 @@ from jobs.rundir import RankDir
 from jobs.service.engine import Engine
 from jobs.service.peers import Link, Message
 
-MakeEngine = Callable[[Message], Engine]
-"""Makes the engine of a "start" message."""
+MakeEngine = Callable[[Message], Engine | None]
+"""Makes the engine of a "start" message; None where the service needs fewer nodes than the allocation has."""
 
 
 async def serve(link: Link, make_engine: MakeEngine, inherited: Mapping[str, str]) -> str | None:
@@ -28,8 +28,7 @@ async def serve(link: Link, make_engine: MakeEngine, inherited: Mapping[str, str
         while (message := await link.receive()) is not None:
             match message["type"]:
                 case "start":
-                    engine = make_engine(message)
-                    watch = await _start(link, engine, inherited)
+                    engine, watch = await _start(link, make_engine, message, inherited)
                 case "stop":
                     leftovers = await _stop(engine, watch)
                     engine = watch = None
@@ -42,20 +41,26 @@ async def serve(link: Link, make_engine: MakeEngine, inherited: Mapping[str, str
         link.close()
 
 
-async def _start(link: Link, engine: Engine, inherited: Mapping[str, str]) -> asyncio.Task[None] | None:
+async def _start(
+    link: Link, make_engine: MakeEngine, message: Message, inherited: Mapping[str, str]
+) -> tuple[Engine | None, asyncio.Task[None] | None]:
+    engine: Engine | None = None
     try:
-        await engine.start(inherited)
+        engine = make_engine(message)
+        if engine:
+            await engine.start(inherited)
+            return engine, asyncio.create_task(_report_end(link, engine, engine.folder))
     except UserError as error:
-        engine.folder.enter("failed", reason=str(error))
         await link.send({"type": "ended", "reason": str(error), "time": time.time()})
-        return None
-    return asyncio.create_task(_report_end(link, engine, engine.folder))
+        if engine:
+            engine.folder.enter("failed", reason=str(error))
+    return engine, None
 
 
 async def _report_end(link: Link, engine: Engine, folder: RankDir) -> None:
     reason = await engine.ended()
-    folder.enter("failed", reason=reason)
     await link.send({"type": "ended", "reason": reason, "time": time.time()})
+    folder.enter("failed", reason=reason)
 
 
 async def _stop(engine: Engine | None, watch: asyncio.Task[None] | None) -> list[str]:

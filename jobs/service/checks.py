@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from jobs.cluster import derive_ports
+from jobs.cluster import choose_interface, derive_ports
 from jobs.config import Config
 from jobs.errors import ConfigError
 from jobs.service.command import check_args
 from jobs.service.environment import check_env
 from jobs.service.placement import local_sizes
+from jobs.simulator.faults import parse_faults
 
 
 def check(config: Config) -> None:
@@ -15,12 +16,13 @@ def check(config: Config) -> None:
     check_args(config.engine.args)
     check_env(config.engine.env)
     local_sizes(config)
-    derive_ports(
-        0,
-        api=config.engine.port,
-        dp_rpc=config.engine.data_parallel_rpc_port,
-        control=config.cluster.control_port,
-    )
+    parse_faults(config.engine.rehearsal.faults)
+    if config.hccl.socket_ifname != "auto":
+        choose_interface(config.hccl.socket_ifname, ())
+    ports = (config.engine.port, config.engine.data_parallel_rpc_port, config.cluster.control_port)
+    given = [port for port in ports if port is not None]
+    if len(set(given)) < len(given):  # the others are not known before there is a job id
+        derive_ports(0, api=ports[0], dp_rpc=ports[1], control=ports[2])
     bench = config.bench
     if bench.concurrency is None and bench.request_rate is None:
         raise ConfigError(

@@ -92,7 +92,7 @@ def argv(config: Config, place: Placement) -> list[str]:
         "seed": parallel.seed,
         "enable-expert-parallel": parallel.enable_expert_parallel or None,
         "quantization": model.quantization,
-        "additional-config": engine.additional_config,
+        "additional-config": engine.additional_config or None,
     }
     flags |= {key.lstrip("-").replace("_", "-"): value for key, value in engine.args.items()}
     words = [sys.executable if word == "{python}" else from_root(word) for word in engine.command]

@@ -63,7 +63,9 @@ class Engine:
         """End the engine. Returns the processes that could not be ended."""
         if self._process is None:
             return []
-        self.folder.enter("draining")
-        leftovers = await self._process.stop(self.config.limits.stop_s)
+        try:
+            self.folder.enter("draining")
+        finally:  # a full disk must not keep an engine alive
+            leftovers = await self._process.stop(self.config.limits.stop_s)
         self.folder.enter("done", leftovers=leftovers)
         return leftovers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,16 +29,22 @@ OWNED = {
     **{f"{library}_SOCKET_IFNAME": "hccl.socket_ifname" for library in ("HCCL", "TP", "GLOO")},
 }
 
-SCRUBBED = ("SLURM_", "SBATCH_", "SRUN_", "PMI_", "PMI2_", "PMIX_", "OMPI_", "I_MPI_", "MPICH_", "SUBMITIT_")
+SCRUBBED = ("SLURM_", "SBATCH_", "SRUN_", "PMI_", "PMI2_", "PMIX_", "OMPI_", "I_MPI_", "MPICH_", "SUBMITIT_", "HYDRA_")
 """Prefixes of host variables that mislead an engine's own launcher (facts of vec-inf#142: MPI variables)."""
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 """Proxies break requests between the nodes (vllm-ascend installation guide, multi-node)."""
 
 
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
 def check_env(env: Mapping[str, Any]) -> None:
-    """Raise ConfigError where `engine.env` sets a variable that has a config key of its own."""
+    """Raise ConfigError where `engine.env` sets a variable that has a config key of its own, or cannot be one."""
     for name, value in env.items():
+        if not _NAME.fullmatch(name) or isinstance(value, Mapping | list | tuple):
+            reason = "a variable has a name like A_1 and one text or number as its value"
+            raise ConfigError(f"engine.env.{name}", value, reason, "Quote the value if it is meant as text.")
         if name in OWNED and value is not None:
             raise ConfigError(
                 f"engine.env.{name}",

@@ -12,6 +12,8 @@ _NOISE = re.compile(
 )
 """Follow-on errors that only repeat what another line said first (facts of ascend.md, section 4)."""
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
 TAIL_BYTES = 256 * 1024
 
 
@@ -39,7 +41,7 @@ def kv_cache_tokens(text: str) -> int | None:
 
 def last_words(text: str) -> str:
     """Return the line that says most about a failure: the last real error line, else the last line."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in _COLOUR.sub("", text).splitlines() if line.strip()]
     errors = [line for line in lines if _ERROR.search(line) and not _NOISE.search(line)]
     if errors:
         return errors[-1][:400]

@@ -31,7 +31,7 @@ class _Line:
 
     async def send(self, message: Message) -> None:
         """Send one message; a broken connection is noticed by the reading side."""
-        with contextlib.suppress(ConnectionError, RuntimeError):
+        with contextlib.suppress(OSError, RuntimeError):
             self._writer.write(json.dumps(message).encode() + b"\n")
             await self._writer.drain()
 
@@ -41,12 +41,14 @@ class _Line:
         Raises:
             TimeoutError: silence for longer than the limit.
         """
-        with contextlib.suppress(ConnectionError, ValueError):
+        try:
             line = await asyncio.wait_for(self._reader.readline(), self._silence_s)
-            if line:
-                message = json.loads(line)
-                return message if isinstance(message, dict) else None
-        return None
+            message = json.loads(line) if line else None
+        except TimeoutError:
+            raise
+        except (OSError, ValueError):  # reset, unreachable; not our protocol
+            return None
+        return message if isinstance(message, dict) else None
 
     async def beat(self) -> None:
         while True:
@@ -60,6 +62,10 @@ class _Line:
 
 def _proof(key: str, nonce: str) -> str:
     return hmac.new(key.encode(), nonce.encode(), hashlib.sha256).hexdigest()
+
+
+def _proves(hello: Message, key: str, nonce: str) -> bool:
+    return hmac.compare_digest(str(hello.get("proof")).encode(), _proof(key, nonce).encode())
 
 
 class Hub:
@@ -132,31 +138,30 @@ class Hub:
         hello: Message | None = None
         with contextlib.suppress(TimeoutError):
             hello = await line.read()
-        rank = hello.get("rank") if hello else None
-        if (
-            hello is None
-            or rank not in self._expected
-            or rank in self._lines
-            or not hmac.compare_digest(str(hello.get("proof")), _proof(self._key, nonce))
-        ):
+        if hello is None or not _proves(hello, self._key, nonce):
+            line.close()
+            return
+        rank = hello.get("rank")
+        if rank not in self._expected or rank in self._lines:
             line.close()
             return
         self._lines[rank] = line
-        for coroutine in (line.beat(), self._listen(rank, line)):
-            task = asyncio.create_task(coroutine)
-            self._tasks.add(task)
+        self._tasks.add(asyncio.create_task(self._listen(rank, line)))
         await line.send({"type": "welcome"})
         if self._expected == self._lines.keys():
             self._joined.set()
 
     async def _listen(self, rank: int, line: _Line) -> None:
         reason = "its connection to rank 0 ended"
+        beat = asyncio.create_task(line.beat())
         try:
             while (message := await line.read()) is not None:
                 if message.get("type") != "beat":
                     self.inbox.put_nowait((rank, message))
         except TimeoutError:
             reason = f"no sign of life for {self._silence_s:g} s (limits.heartbeat_s)"
+        finally:
+            beat.cancel()
         self._lines.pop(rank, None)
         line.close()
         self.inbox.put_nowait((rank, {"type": "lost", "reason": reason}))

@@ -109,9 +109,13 @@ async def _healthy(session: aiohttp.ClientSession) -> bool:
 
 
 async def _check_model(session: aiohttp.ClientSession, model: str) -> None:
-    async with session.get("/v1/models") as response:
-        answer = await response.json()
-    served = [item.get("id") for item in answer.get("data", [])]
+    try:
+        async with session.get("/v1/models") as response:
+            answer = await response.json()
+        served = [item["id"] for item in answer["data"]]
+    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError) as error:
+        reason = f"the service did not list its models: {error or type(error).__name__}"
+        raise RunError("/v1/models", model, reason, "See the log of rank 0.") from None
     if model not in served:
         raise RunError("model.served_model_name", model, f"the service offers {served}", "Is this our service?")
 

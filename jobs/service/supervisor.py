@@ -6,6 +6,7 @@ Any exit of an engine on any rank, code 0 included, and any lost rank ends the s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -74,7 +75,10 @@ class Supervisor:
         try:
             await self.during(readiness.wait_ready(self._engine.config, api, self._engine.folder.enter))
         except UserError as error:
-            raise ServiceFailed(str(error)) from None
+            # The API server often notices a dead engine before its rank has reported it: then that is the reason.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._failed.wait(), SETTLE_S)
+            raise ServiceFailed(await self.failure() or str(error)) from None
 
     async def during(self, work: Awaitable[T], cancel: Callable[[], None] | None = None) -> T:
         """Do some work while the service lives.
@@ -130,8 +134,8 @@ class Supervisor:
 
     async def _watch_engine(self) -> None:
         reason = await self._engine.ended()
-        self._engine.folder.enter("failed", reason=reason)
         self._fail(0, reason, time.time())
+        self._engine.folder.enter("failed", reason=reason)
 
     async def _watch_inbox(self) -> None:
         while True:

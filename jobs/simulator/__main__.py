@@ -23,7 +23,6 @@ async def _run(settings: Settings, spec: Spec, log: Log) -> int:
     player = Player(parse_faults(spec.rehearsal.faults), spec.rank, log)
     player.reach("start")
     await player.loads.wait()
-    player.reach("load")
     if settings.headless:
         return await run_headless(settings, spec, player, log)
     return await Head(settings, spec, player, log).run()

@@ -156,8 +156,8 @@ class Head:
         say = _uvicorn(settings)
         say(f"Started server process [{os.getpid()}]")
         say("Waiting for application startup.")
-        say("Application startup complete.")
         await web.SockSite(runner, listening, backlog=2048).start()
+        say("Application startup complete.")  # uvicorn says it just before; so whoever waits for it can connect
         self._player.reach("ready")
         jobs: list[Coroutine[Any, Any, None]] = [engine.run() for engine in self._engines]
         jobs += [frontend.publish(), self._watchdog(frontend)]
@@ -238,7 +238,7 @@ class Head:
             )
         else:
             remote.writer, remote.state = writer, "CONNECTED"
-            writer.write(pack("init", facts(self._settings)))
+            writer.write(pack("init", common_settings(self._settings)))
             self._log.debug("utils.py:547", f"HELLO from remote core engine process {rank}.")
             self._changed.set()
             return remote
@@ -253,7 +253,7 @@ class Head:
             self._frontend.receive(output)
 
 
-def facts(settings: Settings) -> dict[str, Any]:
+def common_settings(settings: Settings) -> dict[str, Any]:
     """Return the settings that should be the same on every rank; 0.9.1 does not compare them."""
     return {
         "model": settings.model,

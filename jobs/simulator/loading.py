@@ -87,6 +87,7 @@ async def load_engine(
         log = log.named(f"EngineCore_{local}")
     log.info("core.py:70", f"Initializing a V1 LLM engine (v{spec.release}) with config: model={settings.model!r}")
     begin = asyncio.get_running_loop().time()
+    player.reach("load")
     await _load_weights(settings, spec, player, log)
     try:
         blocks = kv_blocks(settings, spec)

@@ -39,12 +39,14 @@ class Player:
         self._faults = [fault for fault in faults if fault.rank == rank]
         self._log = log
         self._requests = 0
-        self._under_load = False
+        self._reached: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def reach(self, moment: str) -> None:
-        """Say that a moment has come: start, load or ready."""
-        self._schedule(fault for fault in self._faults if fault.when == moment)
+        """Say that a moment has come: start, load, ready or window. Only the first time counts."""
+        if moment not in self._reached:
+            self._reached.add(moment)
+            self._schedule(fault for fault in self._faults if fault.when == moment)
 
     def request(self, tokens: int) -> None:
         """Say that a request for `tokens` tokens has reached an engine of this rank."""
@@ -52,8 +54,7 @@ class Player:
         self._schedule(
             fault for fault in self._faults if fault.when == "request" and (fault.after_requests or 1) == self._requests
         )
-        if tokens > 1 and not self._under_load:
-            self._under_load = True
+        if tokens > 1:
             self.reach("window")
 
     def _schedule(self, faults: Iterable[Fault]) -> None:

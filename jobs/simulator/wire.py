@@ -1,7 +1,7 @@
 """Messages between the head and the engines of headless ranks: a length in four bytes, then one JSON list.
 
-    engine -> head   ["hello", rank, facts]  ["ready", rank, blocks]  ["out", ...Output]  ["dead", rank]
-    head -> engine   ["init", facts]         ["add", ...Request]      ["abort", keys]
+    engine -> head   ["hello", rank, settings]  ["ready", rank, blocks]  ["out", ...Output]  ["dead"]
+    head -> engine   ["init", settings]         ["add", ...Request]      ["abort", keys]
 
 One connection serves one data-parallel rank, from the handshake on (vLLM uses ZeroMQ for the same steps).
 """

@@ -1,0 +1,79 @@
+"""What the tests of the core share: configs, golden files, the program as a real process."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from jobs import compose
+from jobs.config import Config
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests/golden"
+
+
+@functools.cache
+def _composed(groups: tuple[str, ...]) -> DictConfig:
+    return compose.default_composer(list(groups))
+
+
+def composer(groups: list[str]) -> DictConfig:
+    """Compose each choice of groups once for all tests."""
+    return _composed(tuple(groups))
+
+
+def config(*overrides: str) -> Config:
+    """Return the config of one point."""
+    [built] = compose.configs([overrides], composer)
+    return built
+
+
+def change(config: Config, **values: Any) -> Config:
+    """Return a copy with some leaves changed: `change(config, bench__seed=3)`; nothing is validated."""
+    for name, value in values.items():
+        *sections, leaf = name.split("__")
+        config = _changed(config, sections, leaf, value)
+    return config
+
+
+def _changed(node: Any, sections: list[str], leaf: str, value: Any) -> Any:
+    if not sections:
+        return replace(node, **{leaf: value})
+    return replace(node, **{sections[0]: _changed(getattr(node, sections[0]), sections[1:], leaf, value)})
+
+
+def python(*words: str, cwd: Path, path: Path | None = None, env: Mapping[str, str] = {}) -> subprocess.Popen[str]:
+    """Start this Python in the directory `cwd`; `path` alone is PATH where it is given."""
+    return subprocess.Popen(
+        [sys.executable, *words],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | ({"PATH": str(path)} if path else {}) | dict(env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def executable(path: Path, text: str) -> Path:
+    """Write a program."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def check_golden(name: str, text: str, scratch: Path) -> None:
+    """Compare a text with its golden file; on a difference the new text is kept, to be looked at and copied."""
+    expected = GOLDEN / name
+    kept = scratch / name
+    kept.write_text(text)
+    assert expected.exists(), f"new: cp {kept} {expected}"
+    assert text == expected.read_text(), f"changed: diff {expected} {kept}; if it is right: cp {kept} {expected}"

@@ -1,0 +1,231 @@
+"""The schema: every leaf has a help text, a scope and a type that is enforced; every YAML file composes and builds."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import asdict, fields
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import pytest
+from core_help import config
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from jobs import compose, config as schema
+from jobs.config import Config, Section, build
+from jobs.errors import ConfigError
+from jobs.service import checks
+
+LEAVES = tuple(schema.schema())
+
+
+def sections() -> dict[str, type]:
+    """Return every section with its dotted name."""
+    found: dict[str, type] = {}
+
+    def walk(cls: type, prefix: str) -> None:
+        for name, kind in get_type_hints(cls).items():
+            if isinstance(kind, type) and issubclass(kind, Section):
+                found[prefix + name] = kind
+                walk(kind, prefix + name + ".")
+
+    walk(Config, "")
+    return found
+
+
+def kinds(name: str) -> set[Any]:
+    """Return the plain types that a leaf accepts, by its annotation."""
+    section, _, leaf = name.rpartition(".")
+    annotated = get_type_hints(sections()[section], include_extras=True)[leaf]
+
+    def plain(kind: Any) -> set[Any]:
+        if get_origin(kind) is Annotated:
+            return plain(get_args(kind)[0])
+        if isinstance(kind, UnionType) or get_origin(kind) is Union:
+            return set().union(*(plain(part) for part in get_args(kind)))
+        return {get_origin(kind) or kind}
+
+    return plain(annotated)
+
+
+def nested(name: str, value: Any) -> dict[str, Any]:
+    """Return {"a": {"b": value}} for "a.b"."""
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return value
+
+
+WRONG: dict[Any, tuple[Any, ...]] = {
+    int: ("8", 1.5, True, [1], {"a": 1}),
+    float: ("0.5", True, [0.5], {"a": 1}, float("nan"), float("inf")),
+    bool: ("true", 1, 0, [True], {"a": 1}),
+    str: (True, ["a"], {"a": 1}),
+    tuple: ("abc", 5, {"a": 1}),
+    dict: ("abc", 5, [1]),
+    Any: ("abc", 0, [], [0], [1, "x"], {"a": 1}, True, 1.5),
+}
+"""Values that are wrong for a leaf of that type."""
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_a_wrong_type_is_one_clear_error_that_names_the_leaf(name: str) -> None:
+    accepted = kinds(name) - {NoneType}
+    wrong = [value for kind in accepted for value in WRONG[kind]]
+    if NoneType not in kinds(name):
+        wrong.append(None)
+    assert wrong
+    for value in wrong:
+        with pytest.raises(ConfigError) as caught:
+            build(nested(name, value))
+        assert caught.value.key == name, value
+        assert caught.value.reason
+        assert schema.help_of(name) in caught.value.remedy
+        assert caught.value.__suppress_context__, "pydantic's own report must not follow"
+
+
+@pytest.mark.parametrize("name", [name for name in LEAVES if NoneType in kinds(name)])
+def test_null_is_accepted_where_the_schema_says_so(name: str) -> None:
+    node: Any = asdict(build(nested(name, None)))
+    for part in name.split("."):
+        node = node[part]
+    assert node is None
+
+
+@pytest.mark.parametrize("name", [name for name in LEAVES if str in kinds(name)])
+def test_a_number_stands_for_its_text(name: str) -> None:
+    node: Any
+    try:
+        node = build(nested(name, 7))
+    except ConfigError as error:  # a choice of words
+        assert "valid values are" in error.reason
+        return
+    for part in name.split("."):
+        node = getattr(node, part)
+    assert node == "7"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("parallel.max_model_len", 0),
+        ("parallel.seed", -1),
+        ("parallel.gpu_memory_utilization", 1.01),
+        ("parallel.gpu_memory_utilization", 0.0),
+        ("engine.port", 65536),
+        ("engine.port", 0),
+        ("bench.window_s", 0.0),
+        ("bench.warmup_s", -0.1),
+        ("bench.request_rate", 0.0),
+        ("model.shape.token_ids", [1]),
+        ("model.shape.token_ids", [1, 2, 3]),
+        ("cluster.kind", "pbs"),
+        ("bench.client", "wrk"),
+        ("container.runtime", "docker?"),
+    ],
+)
+def test_a_value_out_of_range_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(nested(name, value))
+    assert caught.value.key == name
+    assert repr(value) == caught.value.value or name.startswith("model.shape")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("parallel.max_model_length", "'parallel.max_model_len'"),
+        ("bench.concurency", "'bench.concurrency'"),
+        ("hccl.sockt_ifname", "'hccl.socket_ifname'"),
+        ("bench.zzzzzzzz", "bench.client, bench.concurrency"),
+        ("qqqqqqq.zzz", "bench, cluster, container, engine"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_or_lists_the_valid_ones(name: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(nested(name, 1))
+    assert caught.value.key == name or name.startswith(caught.value.key)
+    assert hint in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_every_leaf_has_a_help_text_and_a_scope(name: str) -> None:
+    assert schema.schema()[name] in ("service", "point", "sweep")
+    section, _, leaf = name.rpartition(".")
+    [item] = [item for item in fields(sections()[section]) if item.name == leaf]
+    assert item.metadata["help"].strip()
+    assert schema.help_of(name) == item.metadata["help"]
+
+
+def test_scopes_follow_what_a_change_needs() -> None:
+    scopes = schema.schema()
+    assert {scope for name, scope in scopes.items() if name.startswith("bench.")} == {"point"}
+    for section in ("cluster", "limits", "results", "launch"):
+        assert {scope for name, scope in scopes.items() if name.startswith(section + ".")} == {"sweep"}
+    for section in ("model", "parallel", "hccl", "container", "engine.rehearsal"):
+        assert {scope for name, scope in scopes.items() if name.startswith(section + ".")} == {"service"}
+    own = {name for name, scope in scopes.items() if name.startswith("engine.") and scope == "sweep"}
+    assert own == {"engine.host", "engine.port", "engine.data_parallel_rpc_port", "engine.checks_model_path"}
+
+
+def test_open_mappings_are_exactly_the_dicts() -> None:
+    assert schema.open_mappings() == {name for name in LEAVES if dict in kinds(name)}
+    assert schema.leaf_of("engine.env.A") == "engine.env"
+    assert schema.leaf_of("engine.envy") is None
+    assert schema.leaf_of("bench.seed.deeper") is None
+    assert schema.leaf_of("bench") is None
+
+
+def test_the_schema_refuses_a_new_key_in_hydra_too_but_not_in_open_mappings() -> None:
+    schema.register()
+    node = OmegaConf.create(ConfigStore.instance().load("schema.yaml").node)
+    for name in schema.open_mappings():
+        OmegaConf.update(node, f"{name}.new_key", 1)
+    with pytest.raises(Exception, match="nosuch"):
+        OmegaConf.update(node, "bench.nosuch", 1, force_add=False)
+
+
+def test_paths_from_the_root() -> None:
+    assert schema.from_root(".engines/x") == str(schema.ROOT / ".engines/x")
+    assert schema.from_root("/models/x") == "/models/x"
+    assert schema.from_root("vllm") == "vllm"
+    assert schema.from_root("{python}") == "{python}"
+
+
+# --- the YAML files
+
+GROUPS = compose.groups()
+
+
+def test_the_groups_are_those_of_the_issue() -> None:
+    assert set(GROUPS) == {
+        "model", "engine", "parallel", "hccl", "container", "cluster", "bench", "limits", "experiment",
+    }  # fmt: skip
+    assert {"deepseek_r1_0528_w8a8", "tiny_llama"} <= set(GROUPS["model"])
+    assert {"vllm_ascend", "vllm_cpu", "simulator"} <= set(GROUPS["engine"])
+    assert {"dp2_tp8", "dp4_tp4", "dp2_tp1"} <= set(GROUPS["parallel"])
+    assert {"auto", "slurm", "local"} <= set(GROUPS["cluster"])
+    assert {"article", "demo"} <= set(GROUPS["experiment"])
+
+
+@pytest.mark.parametrize("choice", [f"{group}={option}" for group, options in GROUPS.items() for option in options])
+def test_every_file_composes_builds_and_can_run(choice: str) -> None:
+    checks.check(config(choice))
+
+
+@pytest.mark.parametrize(
+    "choices", list(itertools.product(GROUPS["model"], GROUPS["engine"], GROUPS["parallel"])), ids="-".join
+)
+def test_every_combination_of_model_engine_and_layout_can_run(choices: tuple[str, str, str]) -> None:
+    model, engine, parallel = choices
+    made = config(f"model={model}", f"engine={engine}", f"parallel={parallel}")
+    checks.check(made)
+    assert (made.model.name, made.engine.name) == (model, engine)
+
+
+def test_defaults_are_those_of_the_issue() -> None:
+    made = config()
+    assert made.model.name == "deepseek_r1_0528_w8a8"
+    assert (made.engine.name, made.engine.release) == ("vllm_ascend", "0.9.1")
+    assert (made.parallel.data_parallel_size, made.parallel.tensor_parallel_size) == (2, 8)
+    assert made.cluster.kind == "auto"

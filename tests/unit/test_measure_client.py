@@ -1,0 +1,418 @@
+"""The window client against a strict stub: what counts, what does not, and what happens when things break."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import pytest
+from aiohttp import web
+from measure_stub import MODEL, Answer, Stub, event, serving, token
+
+from jobs.config import Bench, Limits
+from jobs.errors import ConfigError
+from jobs.measure import client
+from jobs.measure.client import Target, Window, measure
+from jobs.measure.records import RequestRecord
+from jobs.measure.statistics import summarize
+
+BENCH = Bench(concurrency=3, input_tokens=8, output_tokens=4, warmup_s=0.05, window_s=0.25)
+LIMITS = Limits(drain_s=20.0)
+
+
+async def whole(answer: Answer) -> None:
+    await answer.whole()
+
+
+async def hang(answer: Answer) -> None:
+    await answer.open()
+    await answer.tokens(2)
+    await asyncio.Event().wait()
+
+
+def counted(window: Window) -> list[RequestRecord]:
+    return [record for record in window.records if record.in_window]
+
+
+async def test_closed_loop() -> None:
+    phases: list[str] = []
+    async with serving(BENCH, whole) as stub:
+        stub.generated = {"0": 100.0, "1": 7.0}
+
+        def phase(name: str) -> None:
+            phases.append(name)
+            if name == "drain":
+                stub.generated = {"0": 140.0, "1": 27.0}
+
+        window = await measure(BENCH, LIMITS, MODEL, stub.target, on_phase=phase)
+        assert stub.most == 3
+        assert len(stub.connections) == 3
+        prompts = [tuple(asked["prompt"]) for asked in stub.seen]
+    assert phases == ["warmup", "window", "drain"]
+    assert len(set(prompts)) == len(prompts)
+    assert {len(prompt) for prompt in prompts} == {8}
+    assert sorted(record.index for record in window.records) == list(range(len(prompts)))
+    for record in window.records:
+        assert record.in_window == (window.opened_s <= record.start_s < window.closed_s)
+        assert record.queue_s == 0.0
+    inside = counted(window)
+    assert inside and len(inside) < len(window.records)
+    assert {(r.status, r.error, r.prompt_tokens, r.output_tokens) for r in inside} == {("ok", None, 8, 4)}
+    for record in inside:
+        assert record.first_token_s == record.chunk_times[0]
+        assert record.start_s < record.chunk_times[0] <= record.chunk_times[-1] <= record.end_s
+        assert len(record.chunk_times) == 4
+    assert window.seconds == pytest.approx(0.25)
+    assert window.engine_tokens == {"0": 40, "1": 20}
+    assert window.warmup_s >= 0.05 and window.drain_s >= 0 and window.cpu_s > 0
+    assert not window.truncated
+
+
+async def test_the_same_prompts_come_at_every_concurrency_in_the_order_of_sending() -> None:
+    sent = []
+    for concurrency in (1, 4):
+        bench = replace(BENCH, concurrency=concurrency)
+        async with serving(bench, whole) as stub:
+            window = await measure(bench, LIMITS, MODEL, stub.target)
+        sent.append({r.index: asked["prompt"] for r, asked in zip(_by_start(window), stub.seen, strict=True)})
+    common = set(sent[0]) & set(sent[1])
+    assert len(common) > 5
+    assert sorted(sent[0][i] for i in common) == sorted(sent[1][i] for i in common)
+
+
+def _by_start(window: Window) -> list[RequestRecord]:
+    return sorted(window.records, key=lambda record: record.start_s)
+
+
+async def test_chat() -> None:
+    bench = replace(BENCH, endpoint="chat")
+    async with serving(bench, whole) as stub:
+        window = await measure(bench, LIMITS, MODEL, stub.target)
+    assert {(r.status, r.prompt_tokens, r.output_tokens, len(r.chunk_times)) for r in counted(window)} == {
+        ("ok", 8, 4, 4)
+    }
+
+
+@pytest.mark.parametrize("key", [None, "secret"])
+async def test_the_api_key_is_a_bearer_token(key: str | None) -> None:
+    async with serving(BENCH, whole) as stub:
+        await measure(BENCH, LIMITS, MODEL, replace(stub.target, api_key=key))
+        assert {headers.get("Authorization") for headers in stub.headers} == {key and f"Bearer {key}"}
+
+
+async def test_the_warm_up_lasts_until_the_first_answer() -> None:
+    """The first answer comes only when the client has had every chance to open the window without it."""
+    phases: list[str] = []
+
+    async def slow_start(answer: Answer) -> None:
+        await answer.open()
+        if answer.number < 3:
+            await asyncio.sleep(0.2)
+            assert phases == ["warmup"]
+        await answer.tokens(4)
+        await answer.end()
+
+    bench = replace(BENCH, warmup_s=0.0)
+    async with serving(bench, slow_start) as stub:
+        window = await measure(bench, LIMITS, MODEL, stub.target, on_phase=phases.append)
+    assert phases == ["warmup", "window", "drain"]
+    assert {r.status for r in window.records if r.index < 3} == {"ok"}
+    assert not any(r.in_window for r in window.records if r.index < 3)
+
+
+class Last:
+    """Makes the second request of the window wait until a request has come after the closing."""
+
+    def __init__(self) -> None:
+        self.phase = ""
+        self.chosen: int | None = None
+        self.after_closing: list[int] = []
+        self.release = asyncio.Event()
+
+    def on_phase(self, name: str) -> None:
+        self.phase = name
+
+    async def script(self, answer: Answer) -> None:
+        if self.phase == "window" and self.chosen is None:
+            self.chosen = answer.number
+            await answer.open()
+            await answer.tokens(2)
+            await self.release.wait()
+            await answer.tokens(2)
+            await answer.end()
+            return
+        if self.phase == "drain":
+            self.after_closing.append(answer.number)
+            self.release.set()
+        await answer.whole()
+
+
+async def test_the_load_is_held_until_the_last_request_of_the_window_has_its_answer() -> None:
+    last = Last()
+    async with serving(BENCH, last.script) as stub:
+        window = await measure(BENCH, LIMITS, MODEL, stub.target, on_phase=last.on_phase)
+    assert last.chosen is not None and last.after_closing
+    assert {record.status for record in counted(window)} == {"ok"}
+    late = [record for record in window.records if record.start_s >= window.closed_s]
+    assert late and not any(record.in_window for record in late)
+    assert {record.status for record in late} <= {"ok", "truncated"}
+    assert not window.truncated
+
+
+async def test_without_hold_load_nothing_is_sent_after_the_closing() -> None:
+    last = Last()
+
+    def on_phase(name: str) -> None:
+        last.on_phase(name)
+        if name == "drain":
+            asyncio.get_running_loop().call_later(0.1, last.release.set)
+
+    bench = replace(BENCH, hold_load=False)
+    async with serving(bench, last.script) as stub:
+        window = await measure(bench, LIMITS, MODEL, stub.target, on_phase=on_phase)
+    late = [record for record in window.records if record.start_s >= window.closed_s]
+    assert len(late) <= 3, "one a worker at most, from the moment between the closing and its news"
+    assert {record.status for record in counted(window)} == {"ok"}
+
+
+async def test_the_drain_limit_cuts_requests_off_as_truncated() -> None:
+    async def one_hangs(answer: Answer) -> None:
+        await (hang(answer) if state == ["window"] and not stuck and not stuck.append(answer.number) else whole(answer))
+
+    state: list[str] = []
+    stuck: list[int] = []
+
+    def on_phase(name: str) -> None:
+        state[:] = [name]
+
+    async with serving(BENCH, one_hangs) as stub:
+        window = await measure(BENCH, replace(LIMITS, drain_s=0.2), MODEL, stub.target, on_phase=on_phase)
+    cut = [record for record in counted(window) if record.status != "ok"]
+    assert [(r.status, r.error, r.output_tokens, len(r.chunk_times)) for r in cut] == [("truncated", None, None, 2)]
+    assert not window.truncated
+    figures = summarize(window, BENCH)
+    assert (figures["failed"], figures["truncated_requests"]) == (0, 1)
+    assert figures["completed"] == len(counted(window)) - 1
+
+
+async def test_a_window_that_never_warms_up_never_opens() -> None:
+    bench = replace(BENCH, warmup_s=0.0, window_s=3600.0)
+    async with serving(bench, hang) as stub:
+        window = await measure(bench, replace(LIMITS, drain_s=0.2), MODEL, stub.target)
+    assert window.truncated and window.seconds == 0
+    assert [(r.status, r.in_window) for r in window.records] == [("truncated", False)] * 3
+    assert summarize(window, bench)["output_tok_s"] is None
+
+
+@pytest.mark.parametrize("phase", ["warmup", "window", "drain"])
+async def test_stop_ends_every_phase(phase: str) -> None:
+    """Each phase would last an hour here: only `stop` can end the test."""
+    hour = 3600.0
+    bench = replace(
+        BENCH,
+        warmup_s=hour if phase == "warmup" else 0.05,
+        window_s=hour if phase == "window" else 0.1,
+        hold_load=True,
+    )
+    stop, now = asyncio.Event(), [""]
+
+    async def script(answer: Answer) -> None:
+        if now[0] == phase and answer.number > 20 and phase != "drain":
+            stop.set()
+        if now[0] == "window" and phase == "drain":
+            await hang(answer)
+        if now[0] == "drain":
+            stop.set()
+        await answer.whole()
+
+    def on_phase(name: str) -> None:
+        now[0] = name
+        if name == phase == "drain":
+            asyncio.get_running_loop().call_later(0.1, stop.set)
+
+    async with serving(bench, script) as stub:
+        window = await measure(bench, replace(LIMITS, drain_s=hour), MODEL, stub.target, stop=stop, on_phase=on_phase)
+    assert window.truncated
+    assert "failed" not in {record.status for record in window.records}
+    assert now[0] == ("warmup" if phase == "warmup" else "drain")
+    inside = counted(window)
+    if phase == "warmup":
+        assert window.seconds == 0 and not inside
+    elif phase == "window":
+        assert 0 < window.seconds < hour
+        assert any(record.status == "ok" for record in inside)
+    else:
+        assert window.seconds == pytest.approx(0.1)
+        assert {record.status for record in inside} >= {"truncated"}
+
+
+async def refuse_json(answer: Answer) -> None:
+    answer.response = web.json_response({"error": {"message": "too long", "code": 400}}, status=400)  # type: ignore[assignment]
+
+
+async def refuse_text(answer: Answer) -> None:
+    answer.response = web.Response(text="Internal Server Error" + "x" * 5000, status=500)
+
+
+async def error_event(answer: Answer) -> None:
+    await answer.open()
+    await answer.tokens(2)
+    await answer.send({"error": {"message": "EngineCore encountered an issue", "code": 500}})
+    await answer.response.write(b"data: [DONE]\n\n")
+
+
+async def reset(answer: Answer) -> None:
+    await answer.open()
+    await answer.tokens(2)
+    answer.reset()
+
+
+async def error_then_reset(answer: Answer) -> None:
+    await answer.open()
+    await answer.send(token(), {"error": {"message": "engine is dead"}})
+    answer.reset()
+
+
+async def no_done(answer: Answer) -> None:
+    await answer.open()
+    await answer.tokens(4)
+
+
+async def too_short(answer: Answer) -> None:
+    await answer.open()
+    await answer.tokens(3)
+    await answer.end(3)
+
+
+async def no_usage(answer: Answer) -> None:
+    await answer.open()
+    await answer.response.write(event(token()) * 4 + b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (refuse_json, "HTTP 400: too long"),
+        (refuse_text, "HTTP 500: Internal Server Errorxxx"),
+        (error_event, "EngineCore encountered an issue"),
+        (reset, "connection closed before the end of the answer"),
+        (error_then_reset, "engine is dead"),
+        (no_done, "the stream ended without [DONE]"),
+        (too_short, "3 tokens instead of 4"),
+        (no_usage, "the stream held no usage with completion_tokens"),
+    ],
+)
+async def test_a_broken_answer_is_failed_in_the_services_words_and_in_no_latency(
+    broken: Callable[[Answer], Awaitable[None]], words: str
+) -> None:
+    async def every_third(answer: Answer) -> None:
+        await (broken(answer) if answer.number % 3 == 2 else whole(answer))
+
+    async with serving(BENCH, every_third) as stub:
+        window = await measure(BENCH, LIMITS, MODEL, stub.target)
+    failed = [record for record in counted(window) if record.status == "failed"]
+    assert failed
+    assert all(record.error is not None and record.error.startswith(words) for record in failed)
+    assert all(record.error is not None and len(record.error) < 600 for record in failed)
+    figures = summarize(window, BENCH)
+    assert figures["failed"] == len(failed)
+    assert figures["completed"] == len(counted(window)) - len(failed) > 0
+
+
+async def test_without_ignore_eos_a_shorter_answer_is_a_success() -> None:
+    bench = replace(BENCH, ignore_eos=False)
+    async with serving(bench, too_short) as stub:
+        window = await measure(bench, LIMITS, MODEL, stub.target)
+    assert {(r.status, r.output_tokens) for r in counted(window)} == {("ok", 3)}
+
+
+async def test_a_dead_service_is_not_flooded() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        target = Target(f"http://127.0.0.1:{closed.getsockname()[1]}", "stub")
+        window = await measure(replace(BENCH, window_s=0.5), LIMITS, MODEL, target)
+    # Pauses of 0.05, 0.1, 0.2, ... s: at most four requests of a worker begin in the first 0.55 s and the drain.
+    assert {record.status for record in window.records} <= {"failed", "truncated"}
+    assert 3 <= len(window.records) <= 3 * 5
+    assert window.seconds == pytest.approx(0.5), "slots that all failed end the warm-up"
+    assert window.engine_tokens == {}
+    assert not window.truncated
+    assert all(
+        "refused" in (record.error or "") or "Connect call failed" in (record.error or "") for record in counted(window)
+    )
+
+
+async def test_an_open_loop_does_not_wait_for_the_service() -> None:
+    """No answer is given before 12 requests wait for one: a closed loop would stand still."""
+    bench = replace(BENCH, concurrency=None, request_rate=200.0)
+    waiting, go = [0], asyncio.Event()
+
+    async def together(answer: Answer) -> None:
+        waiting[0] += 1
+        if waiting[0] >= 12:
+            go.set()
+        await go.wait()
+        await answer.whole()
+
+    async with serving(bench, together) as stub:
+        window = await measure(bench, LIMITS, MODEL, stub.target)
+        assert stub.most >= 12
+    assert {record.status for record in counted(window)} == {"ok"}
+    assert {record.queue_s for record in window.records} == {0.0}
+
+
+async def test_the_cap_of_an_open_loop_holds_and_the_wait_is_recorded() -> None:
+    bench = replace(BENCH, concurrency=2, request_rate=500.0)
+
+    async def slowly(answer: Answer) -> None:
+        await asyncio.sleep(0.02)
+        await answer.whole()
+
+    async with serving(bench, slowly) as stub:
+        window = await measure(bench, replace(LIMITS, drain_s=2.0), MODEL, stub.target)
+        assert stub.most == 2
+    assert {record.status for record in counted(window)} == {"ok"}
+    waits = [record.queue_s for record in _by_start(window)]
+    assert waits[0] < min(waits[-5:]), "arrivals outrun the service, so the wait grows"
+    ttft = summarize(window, bench)["ttft_ms_mean"]
+    assert ttft is not None and ttft < 1e3 * min(waits[-5:]), "the wait is no part of TTFT"
+
+
+async def test_a_service_without_metrics_has_no_engine_tokens() -> None:
+    async with serving(BENCH, whole) as stub:
+        stub.generated = None
+        window = await measure(BENCH, LIMITS, MODEL, stub.target)
+        assert stub.scrapes == 2
+    assert window.engine_tokens == {}
+
+
+async def test_metrics_that_hang_do_not_hold_the_load_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_SCRAPE_S", 0.1)
+
+    async def never(self: Stub, request: web.Request) -> web.Response:
+        return await asyncio.Event().wait()  # type: ignore[return-value]
+
+    monkeypatch.setattr(Stub, "metrics", never)
+    async with serving(BENCH, whole) as stub:
+        window = await measure(BENCH, LIMITS, MODEL, stub.target)
+    assert len(counted(window)) > 3
+    assert window.engine_tokens == {}
+
+
+async def test_cancelling_the_measurement_leaves_nothing_running() -> None:
+    bench = replace(BENCH, warmup_s=3600.0)
+    async with serving(bench, hang) as stub:
+        task = asyncio.create_task(measure(bench, LIMITS, MODEL, stub.target))
+        await stub.arrived.wait()
+        before = asyncio.all_tasks()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not [t for t in before & asyncio.all_tasks() if "Load" in str(t.get_coro())]
+
+
+async def test_a_load_without_concurrency_or_rate_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"bench\.concurrency"):
+        await measure(replace(BENCH, concurrency=None), LIMITS, MODEL, Target("http://127.0.0.1:9", "stub"))

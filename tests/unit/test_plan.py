@@ -1,0 +1,284 @@
+"""Points to services to allocations: golden plans and properties of every plan."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from core_help import ROOT, change, check_golden, composer, config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs import compose, config as schema, plan, sweep
+from jobs.errors import ConfigError
+
+QUICK = settings(max_examples=60, deadline=None)
+
+
+def leaf(config: schema.Config, name: str) -> Any:
+    """Return the value of a leaf by its dotted name."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def leaves(config: schema.Config, *scopes: str) -> str:
+    """Return all leaves of these scopes as text: the identity, made in another way than the program makes it."""
+    found = {name: leaf(config, name) for name, scope in schema.schema().items() if scope in scopes}
+    return json.dumps(found, sort_keys=True)
+
+
+def planned(*overrides: str) -> plan.Plan:
+    """Plan one sweep."""
+    return sweep.plan(compose.expand(overrides), composer)
+
+
+# --- golden plans
+
+
+def portable(made: plan.Plan) -> str:
+    """Return the plan as JSON without what differs between machines, or with every new key of the rehearsal."""
+    text = json.dumps(plan.as_json(made), indent=1)
+    for index, point in enumerate(made.points):
+        text = text.replace(point.point, f"<point {index}>")
+    for index, service in enumerate(made.services):
+        text = text.replace(service.service, f"<service {index}>")
+    data = json.loads(text.replace(sys.executable, "<python>").replace(str(ROOT), "<root>"))
+    for service in data["services"]:
+        for rank in service["ranks"]:
+            if "REHEARSAL_SPEC" in rank["env"]:
+                assert json.loads(rank["env"]["REHEARSAL_SPEC"])["rank"] == rank["rank"]
+                rank["env"]["REHEARSAL_SPEC"] = "<spec>"
+    return json.dumps(data, indent=1) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("plan_default.json", ["cluster=slurm"]),
+        ("plan_dp4_tp4.json", ["cluster=slurm", "parallel=dp4_tp4", "parallel.max_model_len=8192,32768"]),
+        ("plan_vllm_cpu.json", ["cluster=slurm", "model=tiny_llama", "engine=vllm_cpu", "parallel=dp2_tp1"]),
+        ("plan_simulator.json", ["engine=simulator", "bench.concurrency=1,4"]),
+    ],
+)
+def test_golden_plan(name: str, overrides: list[str], tmp_path: Path) -> None:
+    check_golden(name, portable(planned(*overrides)), tmp_path)
+
+
+# --- grouping
+
+POINTS = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "bench.concurrency": st.integers(1, 4),
+            "bench.seed": st.integers(0, 2),
+            "parallel.max_model_len": st.sampled_from([8192, 16384]),
+            "parallel.seed": st.integers(0, 1),
+            "engine.env.FOO": st.sampled_from(["a", "1"]),
+            "hccl.socket_ifname": st.sampled_from(["auto", "eth0"]),
+        },
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@QUICK
+@given(POINTS)
+def test_one_service_for_each_distinct_restart_part_and_one_row_for_each_distinct_question(
+    points: list[dict[str, Any]],
+) -> None:
+    words = [["cluster=slurm", *(f"{key}={value}" for key, value in point.items())] for point in points]
+    made = sweep.plan(words, composer)
+    by_id = {point.point: point for point in made.points}
+    assert len(by_id) == len(made.points) == len({leaves(p.config, "service", "point") for p in made.points})
+    assert len(made.services) == len({leaves(p.config, "service") for p in made.points})
+    served = [point for service in made.services for point in service.points]
+    assert sorted(served) == sorted(by_id)
+    for service in made.services:
+        members = [by_id[point] for point in service.points]
+        assert len({leaves(member.config, "service") for member in members}) == 1
+        assert {member.service for member in members} == {service.service}
+        loads = [member.config.bench.concurrency for member in members]
+        assert loads == sorted(loads)
+    assert [name for a in made.allocations for name in a.services] == [s.service for s in made.services]
+    for allocation in made.allocations:
+        cards = {p.config.hccl.socket_ifname for p in made.points if p.service in allocation.services}
+        assert len(cards) == 1, "a rank chooses its card once"
+    # Every override list is answered by the point that it asked for, also where two ask for the same.
+    assert len(made.asked) == len(points)
+    for asked, words_of_point in zip(made.asked, words, strict=True):
+        assert leaves(by_id[asked].config, "service", "point") == leaves(
+            compose.configs([words_of_point], composer)[0], "service", "point"
+        )
+
+
+def test_points_that_differ_only_in_the_load_share_one_start() -> None:
+    made = planned("cluster=slurm", "parallel.max_model_len=8192,32768", "bench.concurrency=1,16,64")
+    assert (len(made.points), len(made.services), len(made.allocations)) == (6, 2, 1)
+    assert [len(service.points) for service in made.services] == [3, 3]
+    assert made.swept == ("parallel.max_model_len", "bench.concurrency")
+    assert made.points[0].values == {"parallel.max_model_len": 8192, "bench.concurrency": 1}
+
+
+def test_a_swept_group_shows_every_leaf_that_it_changes_also_outside_its_section() -> None:
+    made = planned("cluster=slurm", "model=tiny_llama", "parallel=dp2_tp1", "engine=vllm_ascend,vllm_cpu")
+    assert len(made.points) == 2
+    assert {"engine.name", "engine.release", "bench.window_s", "bench.input_tokens"} <= set(made.swept)
+    assert not [name for name in made.swept if schema.schema()[name] == "sweep"]
+
+
+# --- identity
+
+
+def test_identity_is_the_same_in_another_process_with_another_hash_seed() -> None:
+    program = "import sys; from core_help import config; from jobs.plan import identity\n"
+    program += "print(identity(config('experiment=article'), 'service', 'point'))"
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests/unit'}", "PYTHONHASHSEED": "4711"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == plan.identity(config("experiment=article"), "service", "point")
+
+
+def test_identity_does_not_depend_on_the_order_of_keys() -> None:
+    one = change(config(), engine__env={"A": 1, "B": {"c": 1, 2: "d"}})
+    other = change(config(), engine__env={"B": {2: "d", "c": 1}, "A": 1})
+    assert list(one.engine.env) != list(other.engine.env)
+    assert plan.identity(one, "service") == plan.identity(other, "service")
+
+
+@pytest.mark.parametrize(("name", "scope"), schema.schema().items())
+def test_each_leaf_changes_exactly_the_identities_of_its_scope(name: str, scope: str) -> None:
+    base = config()
+    changed = change(base, **{name.replace(".", "__"): "another value"})
+    differs = {
+        "service": plan.identity(base, "service") != plan.identity(changed, "service"),
+        "point": plan.identity(base, "service", "point") != plan.identity(changed, "service", "point"),
+    }
+    assert differs == {"service": scope == "service", "point": scope in ("service", "point")}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["limits.load_s=1,2"], "limits.load_s"),
+        (["cluster.partition=a,b"], "cluster.partition"),
+        (["engine.port=8000,8001"], "engine.port"),
+        (["results.root=a,b"], "results.root"),
+        (["launch.dry_run=true,false"], "launch.dry_run"),
+        (["cluster=slurm,local"], "cluster"),
+        (["cluster.sbatch_args.foo=1,2"], "cluster.sbatch_args.foo"),
+        (["experiment=demo,article"], "cluster.kind"),
+    ],
+)
+def test_a_swept_key_that_does_not_change_the_question_is_refused(overrides: list[str], key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        planned(*overrides)
+    assert caught.value.key == key
+
+
+# --- allocations
+
+
+@QUICK
+@given(
+    sizes=st.lists(st.floats(1, 4000), min_size=1, max_size=12),
+    nodes=st.lists(st.sampled_from([1, 2, 2, 2]), min_size=12, max_size=12),
+    limit_min=st.integers(1, 120),
+)
+def test_allocations_respect_the_time_limit_and_are_not_split_without_need(
+    sizes: list[float], nodes: list[int], limit_min: int
+) -> None:
+    base = change(config("cluster=slurm"), cluster__time_limit=str(limit_min))
+    configs = [
+        change(base, model__shape__weight_gib=size, parallel__seed=i, parallel__data_parallel_size=nodes[i])
+        for i, size in enumerate(sizes)
+    ]
+    made = plan.make_plan([[f"n={i}"] for i in range(len(configs))], configs, ())
+    seconds = {service.service: service.seconds for service in made.services}
+    count = {point.service: point.config.parallel.data_parallel_size for point in made.points}
+    for allocation in made.allocations:
+        total = sum(seconds[name] for name in allocation.services)
+        assert allocation.seconds == pytest.approx(total)
+        assert len(allocation.services) == 1 or total <= limit_min * 60
+        assert {count[name] for name in allocation.services} == {allocation.nodes}
+    for one, following in zip(made.allocations, made.allocations[1:], strict=False):
+        fits = one.nodes == following.nodes and one.seconds + seconds[following.services[0]] <= limit_min * 60
+        assert not fits
+
+
+def test_node_hours_are_nodes_times_hours() -> None:
+    assert plan.Allocation(("a",), nodes=2, seconds=5400).node_hours == 3.0
+
+
+def test_the_weights_are_read_once_a_service_and_bound_its_predicted_start() -> None:
+    slow = config("cluster=slurm", "cluster.model_read_gb_s=0.5")
+    assert plan.load_seconds(slow) - plan.START_S == pytest.approx(640 * 1.0737 / 0.5)
+    [service] = planned("cluster=slurm", "bench.concurrency=1,2,3").services
+    assert service.seconds == pytest.approx(plan.load_seconds(config()) + 3 * plan.measure_seconds(config()))
+
+
+# --- Slurm times
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        (None, None),
+        ("UNLIMITED", None),
+        ("infinite", None),
+        ("0", None),  # sbatch(1): zero asks for no limit
+        ("0:00:00", None),
+        ("30", 1800),
+        (30, 1800),
+        ("90:30", 5430),
+        ("8:00:00", 28800),
+        ("1:02:03", 3723),
+        ("2-3", 2 * 86400 + 3 * 3600),
+        ("2-3:04", 2 * 86400 + 3 * 3600 + 4 * 60),
+        ("2-03:04:05", 2 * 86400 + 3 * 3600 + 4 * 60 + 5),
+        ("0-0:0:1", 1),
+    ],
+)
+def test_limit_seconds_reads_every_form_of_sbatch(text: Any, seconds: int | None) -> None:
+    assert plan.limit_seconds(text) == seconds
+
+
+@QUICK
+@given(st.integers(0, 99), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
+def test_limit_seconds_of_any_time(days: int, hours: int, minutes: int, seconds: int) -> None:
+    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    assert plan.limit_seconds(f"{days}-{hours}:{minutes}:{seconds}") == (total or None)
+    assert plan.limit_seconds(f"{days * 24 + hours}:{minutes:02}:{seconds:02}") == (total or None)
+
+
+@pytest.mark.parametrize("text", ["", "soon", "1:2:3:4", "-1", "1-", "1-2-3", "1.5", "8h", " 5", "1:", "1-2:3:4:5"])
+def test_what_is_no_slurm_time_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan.limit_seconds(text)
+    assert caught.value.key == "cluster.time_limit"
+    assert caught.value.value == text
+
+
+def test_the_plan_is_plain_json_and_names_what_the_issue_names() -> None:
+    made = plan.as_json(planned("cluster=slurm", "bench.concurrency=1,2"))
+    assert json.loads(json.dumps(made)) == made
+    assert {"point", "overrides", "service"} <= made["points"][0].keys()
+    assert {"service", "points", "ranks"} <= made["services"][0].keys()
+    assert {"rank", "role", "env", "argv"} <= made["services"][0]["ranks"][0].keys()
+    assert {"services", "nodes"} <= made["allocations"][0].keys()
+    assert made["points"][1]["overrides"] == ["cluster=slurm", "bench.concurrency=2"]
+
+
+def test_configs_are_not_changed_by_planning() -> None:
+    before = config("cluster=slurm")
+    kept = json.dumps(asdict(before))
+    plan.make_plan([[]], [before], ())
+    assert json.dumps(asdict(before)) == kept
