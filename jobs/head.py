@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -22,6 +22,7 @@ from jobs.service import logs
 from jobs.service.engine import Engine
 from jobs.service.peers import Hub
 from jobs.service.placement import Placement, local_sizes
+from jobs.service.probe import complete
 from jobs.service.supervisor import ServiceFailed, Supervisor
 from jobs.service.task import AllocationTask, ServiceTask, read_config
 
@@ -193,6 +194,9 @@ class _ServiceRun:
             raise ServiceFailed(failure)
 
     def _keep(self, point: str, config: Config, window: Window, seconds: float, failure: str | None) -> None:
+        arrived = round(statistics.arrived_tokens(window))
+        tokens = complete(window.engine_tokens, arrived, config.parallel.data_parallel_size)
+        window = replace(window, engine_tokens=tokens)
         figures = statistics.summarize(window, config.bench)
         reason = failure or validity.invalid_reason(config, window, figures)
         folder = self._sweep.point(point)

@@ -16,7 +16,6 @@ import argparse
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -279,11 +278,15 @@ def make(root: Path, recipe: Recipe) -> None:
                 (shop.place / STAMP).unlink(missing_ok=True)
                 shutil.rmtree(shop.place)
         shop.place.parent.mkdir(parents=True, exist_ok=True)
-        recipe.build(shop)
+        try:
+            recipe.build(shop)
+        except (CannotMakeError, OSError):
+            shutil.rmtree(shop.place, ignore_errors=True)
+            raise
         seconds = round(time.monotonic() - start, 1)
         stamp = shop.place / f"{STAMP}.part"
         stamp.write_text(json.dumps({"digest": wanted, "seconds": seconds}) + "\n", "utf-8")
-        os.replace(stamp, shop.place / STAMP)
+        stamp.replace(shop.place / STAMP)
         print(f"{recipe.name}: made in {seconds} s, {shop.place}", flush=True)
 
 

@@ -46,19 +46,24 @@ def training_text() -> Iterator[str]:
     """Yield the sentences, then numbers and made-up words: enough distinct pairs to fill the vocabulary."""
     yield from SENTENCES
     yield from (f"{number} {number * 7919 % 100000}" for number in range(1000))
-    onsets, vowels, codas = (
-        "b c d f g h k l m n p r s t v w st tr pl".split(),
-        "a e i o u ea ou".split(),
-        " n r s t l ng",
-    )
-    words = ["".join(parts).strip() for parts in itertools.product(onsets, vowels, codas)]
+    onsets = ("b", "c", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "st", "tr", "pl")
+    vowels = ("a", "e", "i", "o", "u", "ea", "ou")
+    codas = ("", "n", "r", "s", "t", "l", "ng")
+    words = ["".join(parts) for parts in itertools.product(onsets, vowels, codas)]
     for first, second in zip(words, reversed(words), strict=True):
         yield f"{first} {second}{first} {first}{second}"
 
 
 def write_tokenizer(directory: Path) -> None:
     """Train a byte-level BPE tokenizer and write the files that transformers reads."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    # The tool's own environment, which the type checker sees, has no tokenizers.
+    from tokenizers import (  # type: ignore[import-not-found]
+        Tokenizer,
+        decoders,
+        models,
+        pre_tokenizers,
+        trainers,
+    )
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -14,8 +14,8 @@ import aiohttp
 
 from jobs.config import Config
 from jobs.errors import RunError
-from jobs.measure.metrics import GENERATED, engine_counters
 from jobs.measure.records import Target
+from jobs.service.probe import counters, one_token, silent_ranks
 
 POLL_S = 0.25
 
@@ -37,34 +37,29 @@ async def wait_ready(config: Config, api: Target, on_state: Callable[[str], None
         await _until(lambda: _healthy(session), config.limits.load_s, "limits.load_s", "/health was not 200 in time")
         on_state("healthy")
         await _check_model(session, api.model)
-        await probe(session, config, api)
+        await probe_all(session, config, api)
         on_state("ready")
 
 
-async def probe(session: aiohttp.ClientSession, config: Config, api: Target) -> None:
-    """Get one token from every data-parallel engine.
+async def probe_all(session: aiohttp.ClientSession, config: Config, api: Target) -> None:
+    """Get one token from every data-parallel engine; requests go on until each one has answered.
 
-    Each request is pinned by X-data-parallel-rank. Releases that ignore the header spread the requests
-    themselves, so the engines' own token counters decide, and requests go on until each has grown.
+    Raises:
+        RunError: an engine refuses, or `limits.probe_s` is over.
     """
-    size = config.parallel.data_parallel_size
-    limit = config.limits.probe_s
-    before = await _tokens(session)
+    size, limit = config.parallel.data_parallel_size, config.limits.probe_s
+    before, asked = await counters(session), 0
     try:
         async with asyncio.timeout(limit):
             while True:
-                errors = await asyncio.gather(*(_one_token(session, config, api, r) for r in range(size)))
+                errors = await asyncio.gather(*(one_token(session, config, api, r, limit) for r in range(size)))
+                asked += size
                 for rank, error in enumerate(errors):
                     if error:
-                        raise RunError(
-                            f"data-parallel rank {rank}",
-                            error,
-                            "it did not answer a one-token request",
-                            "See its log.",
-                        )
-                after = await _tokens(session)
-                silent = [r for r in range(size) if after.get(str(r), 0) <= before.get(str(r), 0)]
-                if not silent or not after:
+                        name = f"data-parallel rank {rank}"
+                        raise RunError(name, error, "it did not answer a one-token request", "See its log.")
+                silent = silent_ranks(before, await counters(session), asked, size)
+                if not silent:
                     return
                 await asyncio.sleep(POLL_S)
     except TimeoutError:
@@ -74,31 +69,6 @@ async def probe(session: aiohttp.ClientSession, config: Config, api: Target) -> 
             "not every data-parallel rank answered a one-token request in time",
             "See the logs of the ranks; raise the limit if the first graph compilation takes longer.",
         ) from None
-
-
-async def _one_token(session: aiohttp.ClientSession, config: Config, api: Target, rank: int) -> str | None:
-    """Return None, or what went wrong."""
-    low, _ = config.model.shape.token_ids
-    body = {"model": api.model, "prompt": [low + rank] * 4, "max_tokens": 1, "ignore_eos": True}
-    try:
-        async with session.post(
-            "/v1/completions",
-            json=body,
-            headers={"X-data-parallel-rank": str(rank)},
-            timeout=aiohttp.ClientTimeout(total=config.limits.probe_s),
-        ) as response:
-            text = await response.text()
-            return None if response.status == 200 else f"HTTP {response.status}: {text[:300]}"
-    except aiohttp.ClientError as error:
-        return str(error) or type(error).__name__
-
-
-async def _tokens(session: aiohttp.ClientSession) -> dict[str, float]:
-    with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-        async with session.get("/metrics") as response:
-            if response.status == 200:
-                return engine_counters(await response.text(), GENERATED)
-    return {}
 
 
 async def _healthy(session: aiohttp.ClientSession) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
@@ -32,13 +33,39 @@ async def hang(answer: Answer) -> None:
     await asyncio.Event().wait()
 
 
+class Phases:
+    """Follows the phases and counts the requests that came in each.
+
+    Up to `concurrency` requests that come in a phase were sent just before it began: the fifth was not.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.arrived: Counter[str] = Counter()
+
+    def __call__(self, name: str) -> None:
+        self.names.append(name)
+
+    def fifth(self, phase: str) -> bool:
+        """Count one arrival; tell whether it is the fifth or a later one of `phase`."""
+        now = self.names[-1]
+        self.arrived[now] += 1
+        return now == phase and self.arrived[now] >= 5
+
+
 def counted(window: Window) -> list[RequestRecord]:
     return [record for record in window.records if record.in_window]
 
 
 async def test_closed_loop() -> None:
     phases: list[str] = []
-    async with serving(BENCH, whole) as stub:
+    three = asyncio.Barrier(3)
+
+    async def together(answer: Answer) -> None:
+        await three.wait()
+        await answer.whole()
+
+    async with serving(BENCH, together) as stub:
         stub.generated = {"0": 100.0, "1": 7.0}
 
         def phase(name: str) -> None:
@@ -123,19 +150,16 @@ async def test_the_warm_up_lasts_until_the_first_answer() -> None:
 
 
 class Last:
-    """Makes the second request of the window wait until a request has come after the closing."""
+    """Makes one request of the window wait for `release`, which a request after the closing sets."""
 
     def __init__(self) -> None:
-        self.phase = ""
+        self.phases = Phases()
         self.chosen: int | None = None
         self.after_closing: list[int] = []
         self.release = asyncio.Event()
 
-    def on_phase(self, name: str) -> None:
-        self.phase = name
-
     async def script(self, answer: Answer) -> None:
-        if self.phase == "window" and self.chosen is None:
+        if self.phases.fifth("window") and self.chosen is None:
             self.chosen = answer.number
             await answer.open()
             await answer.tokens(2)
@@ -143,7 +167,7 @@ class Last:
             await answer.tokens(2)
             await answer.end()
             return
-        if self.phase == "drain":
+        if self.phases.names[-1] == "drain":
             self.after_closing.append(answer.number)
             self.release.set()
         await answer.whole()
@@ -152,7 +176,7 @@ class Last:
 async def test_the_load_is_held_until_the_last_request_of_the_window_has_its_answer() -> None:
     last = Last()
     async with serving(BENCH, last.script) as stub:
-        window = await measure(BENCH, LIMITS, MODEL, stub.target, on_phase=last.on_phase)
+        window = await measure(BENCH, LIMITS, MODEL, stub.target, on_phase=last.phases)
     assert last.chosen is not None and last.after_closing
     assert {record.status for record in counted(window)} == {"ok"}
     late = [record for record in window.records if record.start_s >= window.closed_s]
@@ -165,7 +189,7 @@ async def test_without_hold_load_nothing_is_sent_after_the_closing() -> None:
     last = Last()
 
     def on_phase(name: str) -> None:
-        last.on_phase(name)
+        last.phases(name)
         if name == "drain":
             asyncio.get_running_loop().call_later(0.1, last.release.set)
 
@@ -178,17 +202,16 @@ async def test_without_hold_load_nothing_is_sent_after_the_closing() -> None:
 
 
 async def test_the_drain_limit_cuts_requests_off_as_truncated() -> None:
+    phases, stuck = Phases(), []
+
     async def one_hangs(answer: Answer) -> None:
-        await (hang(answer) if state == ["window"] and not stuck and not stuck.append(answer.number) else whole(answer))
-
-    state: list[str] = []
-    stuck: list[int] = []
-
-    def on_phase(name: str) -> None:
-        state[:] = [name]
+        if phases.fifth("window") and not stuck:
+            stuck.append(answer.number)
+            await hang(answer)
+        await answer.whole()
 
     async with serving(BENCH, one_hangs) as stub:
-        window = await measure(BENCH, replace(LIMITS, drain_s=0.2), MODEL, stub.target, on_phase=on_phase)
+        window = await measure(BENCH, replace(LIMITS, drain_s=0.2), MODEL, stub.target, on_phase=phases)
     cut = [record for record in counted(window) if record.status != "ok"]
     assert [(r.status, r.error, r.output_tokens, len(r.chunk_times)) for r in cut] == [("truncated", None, None, 2)]
     assert not window.truncated
@@ -216,19 +239,18 @@ async def test_stop_ends_every_phase(phase: str) -> None:
         window_s=hour if phase == "window" else 0.1,
         hold_load=True,
     )
-    stop, now = asyncio.Event(), [""]
+    stop, phases = asyncio.Event(), Phases()
 
     async def script(answer: Answer) -> None:
-        if now[0] == phase and answer.number > 20 and phase != "drain":
-            stop.set()
-        if now[0] == "window" and phase == "drain":
+        fifth = phases.fifth("window" if phase == "drain" else phase)
+        if fifth and phase == "drain":
             await hang(answer)
-        if now[0] == "drain":
+        elif fifth and phases.arrived[phase] >= 20:
             stop.set()
         await answer.whole()
 
     def on_phase(name: str) -> None:
-        now[0] = name
+        phases(name)
         if name == phase == "drain":
             asyncio.get_running_loop().call_later(0.1, stop.set)
 
@@ -236,7 +258,7 @@ async def test_stop_ends_every_phase(phase: str) -> None:
         window = await measure(bench, replace(LIMITS, drain_s=hour), MODEL, stub.target, stop=stop, on_phase=on_phase)
     assert window.truncated
     assert "failed" not in {record.status for record in window.records}
-    assert now[0] == ("warmup" if phase == "warmup" else "drain")
+    assert phases.names[-1] == ("warmup" if phase == "warmup" else "drain")
     inside = counted(window)
     if phase == "warmup":
         assert window.seconds == 0 and not inside
