@@ -96,7 +96,7 @@ def arrived_tokens(window: Window) -> float:
     for record in window.records:
         times = record.chunk_times
         if record.status != "failed" and len(times):
-            inside = np.count_nonzero((times >= window.opened_s) & (times < window.closed_s))
+            inside = int(np.count_nonzero((times >= window.opened_s) & (times < window.closed_s)))
             total += inside * (record.output_tokens / len(times) if record.output_tokens else mean)
     return total
 

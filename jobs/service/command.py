@@ -41,6 +41,9 @@ CONFIGURED = {
 }
 """Flags that have a config key of their own: setting them twice would hide one of the two values."""
 
+HEAD_ONLY = ("api-server-count",)
+"""Flags that vLLM refuses together with --headless: they are rendered for the head alone."""
+
 
 def flag_name(key: str) -> str:
     """Return the canonical name of a flag: no dashes in front, no underscores, no `no-`."""
@@ -94,7 +97,8 @@ def argv(config: Config, place: Placement) -> list[str]:
         "quantization": model.quantization,
         "additional-config": engine.additional_config or None,
     }
-    flags |= {key.lstrip("-").replace("_", "-"): value for key, value in engine.args.items()}
+    given = {key.lstrip("-").replace("_", "-"): value for key, value in engine.args.items()}
+    flags |= {name: value for name, value in given.items() if place.role == "head" or name not in HEAD_ONLY}
     words = [sys.executable if word == "{python}" else from_root(word) for word in engine.command]
     return [*words, "serve", from_root(model.path), *(word for k, v in flags.items() for word in _flag(k, v))]
 

@@ -10,6 +10,7 @@ from core_help import composer, config
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -60,7 +61,7 @@ VALUES = st.one_of(
     override("parallel.max_model_len", NUMBER.map(str)),
     override("parallel.max_num_seqs", st.one_of(NUMBER.map(str), st.just("null"))),
     override("parallel.data_parallel_size_local", st.sampled_from(["1", "[1,1]", "[3,1,2]"])),
-    override("parallel.enable_expert_parallel", st.sampled_from(["true", "False", "on"])),
+    override("parallel.enable_expert_parallel", st.sampled_from(["true", "False"])),
     override("parallel.enable_prefix_caching", st.sampled_from(["true", "false", "null"])),
     override("parallel.gpu_memory_utilization", st.sampled_from(["0.85", "1", "null"])),
     override("model.shape.token_ids", st.just("[5,9]")),
@@ -74,7 +75,7 @@ VALUES = st.one_of(
     override("engine.args.foo-bar", FLOW),
     override("engine.args", st.sampled_from(["{x:{y:[1,2]},z:true}", "{}"])),
     override("engine.rehearsal.faults", st.just("[{rank:0,kind:crash,at:{s:1}}]")),
-    override("cluster.srun_args", st.just("[--mpi=none,'-x y',3]")),
+    override("cluster.srun_args", st.just("['--mpi=none','-x y',3]")),
     override("cluster.sbatch_args.licenses", SCALAR),
     override("cluster.mem", st.sampled_from(["0", "64G", "null"])),
     override("cluster.time_limit", st.sampled_from(["30", "8:00:00", "'1-0'", "null"])),
@@ -92,7 +93,7 @@ GROUP_CHOICES = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(GROUP_CHOICES, st.lists(VALUES, max_size=6))
 @example(["engine=simulator"], ["engine.env={A:1}", "engine.env.A=2", "bench.window_s=7"])
 @example(["experiment=demo"], ["bench.window_s=1", "engine.args.enforce-eager=null"])
@@ -166,9 +167,14 @@ def test_a_sweep_expands_as_hydras_basic_sweeper_expands_it(overrides: list[str]
         def get_group_options(self, group: str, results_filter: object) -> list[str]:
             return list(compose.groups()[group])
 
-    parsed = OverridesParser.create(Loader()).parse_overrides(overrides)  # type: ignore[arg-type]
-    [theirs] = BasicSweeper.split_arguments(parsed, None)
-    assert compose.expand(overrides) == theirs
+    try:
+        parsed = OverridesParser.create(Loader()).parse_overrides(overrides)  # type: ignore[arg-type]
+        [theirs] = BasicSweeper.split_arguments(parsed, None)
+    except HydraException:  # choice(null)
+        with pytest.raises(ConfigError):
+            compose.expand(overrides)
+    else:
+        assert compose.expand(overrides) == theirs
 
 
 def test_the_last_key_changes_fastest() -> None:
@@ -253,7 +259,7 @@ def test_what_only_composing_shows(overrides: list[str], key: str, words: list[s
 
 def test_an_error_in_a_sites_yaml_names_the_file_and_the_key() -> None:
     def site(_: list[str]) -> Any:
-        raise compose.HydraException("In 'cluster/site': ValidationError raised:\nValue 'x' of type 'str'\n full_key: a")
+        raise HydraException("In 'cluster/site': ValidationError raised:\nValue 'x' of type 'str'\n full_key: a")
 
     with pytest.raises(ConfigError, match="In 'cluster/site'.*full_key: a"):
         compose.configs([["cluster=slurm"]], site)

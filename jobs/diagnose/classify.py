@@ -1,0 +1,276 @@
+"""Logs of all ranks -> the first failing rank, its cause and the remedy. Pure.
+
+Order of trust (facts of ascend.md, section 4; issue 3, Diagnosis):
+    1. Every line is one hit: of a signature, or an error that none knows. Follow-on errors never decide while there is
+       anything else, whatever their time: they are often printed before the error that they wrap.
+    2. A cause decides. On one rank, causes within two seconds are one failure: there the order of signatures.yaml,
+       then worker before API server. Between ranks the earlier one decides.
+    3. Without a cause, an unknown error decides, unless it is itself a consequence: of a time-out on its own rank, or of
+       the end of another rank.
+    4. A time-out blames a rank that has none. It decides only where nothing was wrong before it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from jobs.diagnose.diagnosis import Diagnosis, Evidence, RankLog
+from jobs.diagnose.lines import Parsed
+from jobs.diagnose.sift import may_matter
+from jobs.diagnose.signatures import Signature, signatures
+from jobs.diagnose.times import When, timeline
+
+_TOGETHER = timedelta(seconds=2)
+"""Errors of one rank that are one failure: vLLM's times have whole seconds."""
+
+_GRACE = timedelta(seconds=5)
+"""How much later than a time-out, or than the end of a rank, its own reason may be printed."""
+
+_READY = re.compile(r"Application startup complete|: ready after [\d.]+ s")
+_REPORTED = re.compile(r"\brank (?P<rank>\d+) \((?:head|headless)\): ")
+"""How rank 0 reports the words of another rank (jobs/service/supervisor.py)."""
+
+_LONGEST = 400
+_ROLES = {"head": lambda rank: rank in (0, None), "headless": lambda rank: rank != 0}
+_FIRST_LINES = 3
+
+
+@dataclass(frozen=True)
+class _Hit:
+    """One line that says something about a failure."""
+
+    signature: Signature | None
+    rank: int | None
+    group: str
+    log: str
+    number: int
+    line: str
+    when: When
+    layer: int
+    exception: bool
+
+    @property
+    def kind(self) -> str:
+        return self.signature.kind if self.signature else "unknown"
+
+    @property
+    def order(self) -> tuple[bool, datetime, str, int]:
+        """By time; where there is none, the log died before it had a clock: first."""
+        time = self.when.time
+        return time is not None, time or datetime.min, self.log, self.number
+
+    def evidence(self) -> Evidence:
+        return Evidence(self.rank, self.log, self.number, self.line, self.when.time)
+
+
+def classify(logs: Sequence[RankLog]) -> Diagnosis:
+    """Return why a service failed.
+
+    Args:
+        logs: of all ranks, in any order; also logs that this tool did not write.
+    """
+    ordered = sorted(logs, key=lambda log: (log.rank is None, log.rank or 0, log.name, log.lines))
+    times = timeline([([text for _, text in log.lines], log.end) for log in ordered])
+    ready = _ready(ordered, times)
+    hits = [hit for log, when in zip(ordered, times, strict=True) for hit in _hits(log, when, ready)]
+    hits = _not_overcome(_not_passed(hits, ready))
+    notes = tuple(dict.fromkeys(f"{h.signature.cause} ({h.log}:{h.number})" for h in hits if h.signature and _note(h)))
+    hits = [hit for hit in hits if not _note(hit)]
+    winner = _decide(hits)
+    if winner is None:
+        return Diagnosis(found=False, evidence=tuple(_ends(ordered, times)), notes=notes)
+    return replace(_explain(winner, hits), notes=notes)
+
+
+def _note(hit: _Hit) -> bool:
+    return hit.kind == "note"
+
+
+def _ready(logs: Sequence[RankLog], times: Sequence[Sequence[When]]) -> datetime | None:
+    """Return when the service was ready for the first time; None: never, or no log has a clock."""
+    found = (
+        when.time
+        for log, whens in zip(logs, times, strict=True)
+        for (_, text), when in zip(log.lines, whens, strict=True)
+        if when.time and may_matter(text) and _READY.search(text)
+    )
+    return min(found, default=None)
+
+
+def _hits(log: RankLog, times: Sequence[When], ready: datetime | None) -> Iterable[_Hit]:
+    frame: str | None = None
+    for (number, text), when in zip(log.lines, times, strict=True):
+        if not may_matter(text):
+            frame = Parsed(text).frame or frame
+            continue
+        parsed = Parsed(text)
+        frame = parsed.frame or frame
+        after = bool(ready and when.time and when.time >= ready)
+        signature = _match(parsed, log.rank, after)
+        if signature is None and not parsed.error:
+            continue
+        line = parsed.message.strip() or text.strip()
+        if parsed.exception and ":" not in line and frame:
+            line = f"{line} [{frame}]"
+        rank = _rank(text, signature, log.rank)
+        group = f"rank {rank}" if rank is not None else log.name
+        yield _Hit(signature, rank, group, log.name, number, line[:_LONGEST], when, parsed.layer, parsed.exception)
+
+
+def _match(parsed: Parsed, rank: int | None, after_ready: bool) -> Signature | None:
+    for signature in signatures():
+        if parsed.minor and not signature.any_level:
+            continue
+        if signature.role and not _ROLES[signature.role](rank):
+            continue
+        if signature.ready is not None and signature.ready != after_ready:
+            continue
+        if signature.pattern.search(parsed.raw):
+            return signature
+    return None
+
+
+def _rank(text: str, signature: Signature | None, rank: int | None) -> int | None:
+    """Return the rank that a line is about: its own words are better than the file that they are in."""
+    if reported := _REPORTED.search(text):
+        return int(reported["rank"])
+    if signature and "rank" in signature.pattern.groupindex:
+        match = signature.pattern.search(text)
+        if match and match["rank"] is not None:
+            return int(match["rank"])
+    return rank
+
+
+def _not_passed(hits: Sequence[_Hit], ready: datetime | None) -> list[_Hit]:
+    """Leave out what the service got over: it was ready later."""
+    if ready is None:
+        return list(hits)
+
+    def before(hit: _Hit) -> bool:
+        return hit.when.time is not None and hit.when.time < ready
+
+    hits = [hit for hit in hits if not (hit.signature and hit.signature.passing and before(hit))]
+    after = any(not before(hit) for hit in hits if hit.kind in ("cause", "timeout", "unknown"))
+    return [hit for hit in hits if not (after and before(hit))]
+
+
+def _not_overcome(hits: Sequence[_Hit]) -> list[_Hit]:
+    overcome = {name for hit in hits if hit.signature for name in hit.signature.over}
+    return [hit for hit in hits if not (hit.signature and hit.signature.id in overcome)]
+
+
+def _decide(hits: Sequence[_Hit]) -> _Hit | None:
+    causes = _of(hits, "cause")
+    timeouts, ends = _of(hits, "timeout"), _of(hits, "end")
+    effect = _effect(timeouts, ends)
+    if cause := _first(causes):
+        return effect if effect and _clearly_later(cause, effect) else cause
+    unknown = _first([hit for hit in _of(hits, "unknown") if not _is_consequence(hit, timeouts, ends)])
+    if unknown and not (effect and _clearly_later(unknown, effect)):
+        return unknown
+    return effect or unknown or _first(_of(hits, "unknown")) or _first(_of(hits, "follow_on"))
+
+
+def _of(hits: Iterable[_Hit], kind: str) -> list[_Hit]:
+    return [hit for hit in hits if hit.kind == kind]
+
+
+def _first(hits: Sequence[_Hit]) -> _Hit | None:
+    """Return the first failure: on each rank by trust among what came together, between the ranks by time."""
+    groups: dict[str, list[_Hit]] = {}
+    for hit in hits:
+        groups.setdefault(hit.group, []).append(hit)
+    return min((_most_trusted(group) for group in groups.values()), key=lambda hit: hit.order, default=None)
+
+
+def _most_trusted(hits: Sequence[_Hit]) -> _Hit:
+    earliest = min(hits, key=lambda hit: hit.order)
+    limit = earliest.when.time + _TOGETHER if earliest.when.time else None
+    together = [hit for hit in hits if hit.when.time is None or limit is None or hit.when.time <= limit]
+    return min(together, key=lambda hit: (_position(hit.signature), not hit.exception, hit.layer, hit.order))
+
+
+def _position(signature: Signature | None) -> int:
+    return signatures().index(signature) if signature else 0
+
+
+def _effect(timeouts: Sequence[_Hit], ends: Sequence[_Hit]) -> _Hit | None:
+    """Return the first sign that a rank waited in vain, or ended."""
+    timeout, end = _first(timeouts), _first(ends)
+    if timeout is None or end is None:
+        return timeout or end
+    if end.group != timeout.group and not _clearly_later(end, timeout):
+        return end
+    return min(timeout, end, key=lambda hit: hit.order)
+
+
+def _clearly_later(hit: _Hit, other: _Hit) -> bool:
+    """Whether one line was written after another for certain: both must say when."""
+    one, two = hit.when, other.when
+    return bool(one.own and two.own and one.time and two.time and one.time > two.time + _GRACE)
+
+
+def _is_consequence(hit: _Hit, timeouts: Sequence[_Hit], ends: Sequence[_Hit]) -> bool:
+    wrapped = any(hit.group == other.group and not _clearly_later(other, hit) for other in timeouts)
+    orphaned = any(
+        hit.group != other.group and other.rank is not None and _not_before(hit.when, other.when) for other in ends
+    )
+    return wrapped or orphaned
+
+
+def _not_before(one: When, two: When) -> bool:
+    return bool(one.own and two.own and one.time and two.time and one.time >= two.time)
+
+
+def _explain(winner: _Hit, hits: Sequence[_Hit]) -> Diagnosis:
+    known = winner.signature
+    base = Diagnosis(True, winner.rank, first=winner.evidence(), evidence=_evidence(winner, hits))
+    if known is None:
+        return replace(
+            base,
+            cause="an error that no signature knows; its own words follow",
+            remedy="Read the first error lines of each rank below, and the log around them.",
+        )
+    suspects: set[int] = set()
+    if known.kind == "timeout":
+        waiting = {hit.rank for hit in _of(hits, "timeout")}
+        suspects = {hit.rank for hit in hits if hit.rank is not None} - waiting
+    return replace(
+        base,
+        signature=known.id,
+        phase=known.phase,
+        cause=known.cause,
+        remedy=known.remedy,
+        retryable=known.retryable,
+        suspects=tuple(sorted(rank for rank in suspects if rank is not None)),
+    )
+
+
+def _evidence(winner: _Hit, hits: Sequence[_Hit]) -> tuple[Evidence, ...]:
+    """Return the first lines of the failing rank and of each other: three of an unknown error, else two and one."""
+    unknown = winner.signature is None
+    chosen: list[_Hit] = []
+    for group in sorted({hit.group for hit in hits}, key=lambda name: (name != winner.group, name)):
+        count = _FIRST_LINES if unknown else 2 if group == winner.group else 1
+        told: set[str] = {winner.line}
+        for hit in sorted((h for h in hits if h.group == group), key=_trust(winner)):
+            if count and hit.line not in told:
+                chosen.append(hit)
+                told.add(hit.line)
+                count -= 1
+    return tuple(hit.evidence() for hit in sorted(chosen, key=lambda hit: hit.order))
+
+
+def _trust(winner: _Hit) -> Callable[[_Hit], tuple[bool, tuple[bool, datetime, str, int]]]:
+    return lambda hit: (hit.kind == "follow_on", hit.order)
+
+
+def _ends(logs: Sequence[RankLog], times: Sequence[Sequence[When]]) -> Iterable[Evidence]:
+    for log, whens in zip(logs, times, strict=True):
+        last = next(((n, t, w) for (n, t), w in zip(log.lines[::-1], whens[::-1], strict=True) if t.strip()), None)
+        if last:
+            number, text, when = last
+            yield Evidence(log.rank, log.name, number, Parsed(text).message.strip()[:_LONGEST], when.time)

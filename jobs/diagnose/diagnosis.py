@@ -1,0 +1,124 @@
+"""What goes into a diagnosis and what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from jobs.diagnose.sift import Line, plain
+
+_SHORT = 240
+
+
+@dataclass(frozen=True)
+class RankLog:
+    """One log, or those of its lines that may matter.
+
+    Attributes:
+        rank: whose log it is; None: of no rank (Slurm's own words), or not known.
+        name: for people; names the file.
+        lines: (number, text) in order.
+        end: when the log ended, of the same time zone as the times in it; for logs without any.
+    """
+
+    rank: int | None
+    name: str
+    lines: tuple[Line, ...]
+    end: datetime | None = None
+
+    @classmethod
+    def of(cls, rank: int | None, name: str, text: str, end: datetime | None = None) -> RankLog:
+        """Make one of a whole text."""
+        return cls(rank, name, tuple(enumerate(plain(text).splitlines(), start=1)), end)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One line that supports a diagnosis."""
+
+    rank: int | None
+    log: str
+    number: int
+    line: str
+    time: datetime | None
+
+    @property
+    def place(self) -> str:
+        """`file:line number`."""
+        return f"{self.log}:{self.number}"
+
+    def text(self) -> str:
+        """Return rank, place, time and line, for people."""
+        who = "" if self.rank is None else f"rank {self.rank}  "
+        when = f"{self.time:%m-%d %H:%M:%S}  " if self.time else ""
+        return f"{who}{self.place}  {when}{self.line}"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Why a service failed.
+
+    Attributes:
+        found: whether there is any sign of a failure.
+        rank: the first failing rank; None: it cannot be told.
+        signature: id in signatures.yaml; None: no signature fits, so the first error lines speak for themselves.
+        phase: part of the service's life, as in signatures.yaml.
+        cause, remedy: for people.
+        retryable: whether the same allocation may simply try again, once.
+        first: the line that decided; None where nothing was found.
+        evidence: further lines: of the same failure, and the first one of every other rank.
+        suspects: ranks that the failing rank waited for and that show no such time-out: look there first.
+        notes: no failures, but worth knowing.
+    """
+
+    found: bool
+    rank: int | None = None
+    signature: str | None = None
+    phase: str = "any"
+    cause: str = "no failure found"
+    remedy: str = "If it failed all the same, see the last lines of each rank."
+    retryable: bool = False
+    first: Evidence | None = None
+    evidence: tuple[Evidence, ...] = ()
+    suspects: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """Return one line for a table: `rank 1: cause (signature): line`."""
+        if self.first is None:
+            return self.cause
+        line = self.first.line if len(self.first.line) <= _SHORT else self.first.line[: _SHORT - 1] + "…"
+        known = f"{self.cause} ({self.signature}): " if self.signature else ""
+        where = "" if self.signature else f" ({self.first.place})"
+        return f"{_who(self.rank)}{known}{line}{where}"
+
+    def text(self) -> str:
+        """Return everything, for people; several lines."""
+        if self.first is None:
+            head = [self.cause, self.remedy]
+        else:
+            retry = "yes, once" if self.retryable else "no"
+            head = [
+                f"{_who(self.rank)}{self.cause}" + (f" ({self.signature})" if self.signature else ""),
+                f"  line:   {self.first.text()}",
+                f"  remedy: {self.remedy}",
+                f"  retry:  {retry}",
+            ]
+        if self.suspects:
+            head.append(f"  look at: {', '.join(f'rank {r}' for r in self.suspects)} first, which it waited for")
+        lines = [f"    {item.text()}" for item in self.evidence]
+        notes = [f"  note:   {note}" for note in self.notes]
+        return "\n".join([*head, *(["  evidence:", *lines] if lines else []), *notes])
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values; times as ISO text."""
+        return asdict(self, dict_factory=_plain) | {"summary": self.summary()}
+
+
+def _who(rank: int | None) -> str:
+    return "" if rank is None else f"rank {rank}: "
+
+
+def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: value.isoformat() if isinstance(value, datetime) else value for key, value in items}

@@ -1,0 +1,126 @@
+"""Times in log lines. Most loggers leave something out: vLLM the year, our own lines the day."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+_CLOCK = r"(?P<h>\d\d):(?P<m>\d\d):(?P<s>\d\d)"
+
+_FORMS = tuple(
+    re.compile(form)
+    for form in (
+        # Slurm 2026-11-24T22:51:48, CANN 2025-09-12-10:00:00.123.456, Python's logging 2026-11-24 23:25:49,921
+        rf"(?<!\d)(?P<year>20\d\d)-(?P<month>\d\d)-(?P<day>\d\d)[T -]{_CLOCK}(?:[.,](?P<f>\d{{1,6}}(?:\.\d{{3}})?))?",
+        # vLLM: INFO 11-24 22:51:48 [file.py:123]
+        rf"\b(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) (?P<month>\d\d)-(?P<day>\d\d) {_CLOCK}",
+        # PyTorch: [W1124 23:26:10.236264913 file.cpp:207]; the month has one digit or two
+        rf"(?:^|[\[ (])[EWIF](?P<month>\d{{1,2}})(?P<day>\d\d) {_CLOCK}\.(?P<f>\d{{1,9}})",
+        # ours: 22:51:48 text
+        rf"^{_CLOCK} ",
+    )
+)
+
+_WITHIN = 200
+"""Characters of a line in which its time stands; dates further on are part of the text."""
+
+_DISORDER = timedelta(hours=1)
+"""How far a line may be before its predecessor, in a log without days, before it is taken for the next day."""
+
+
+@dataclass(frozen=True)
+class _Stamp:
+    year: int | None
+    month: int | None
+    day: int | None
+    clock: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class When:
+    """When a line was written.
+
+    Attributes:
+        time: None: nothing is known.
+        own: the line itself says so; else it has the time of the line before, or of the log's end.
+    """
+
+    time: datetime | None
+    own: bool
+
+
+def has_stamp(line: str) -> bool:
+    """Return whether a line says when it was written."""
+    return any(form.search(line, 0, _WITHIN) for form in _FORMS)
+
+
+def timeline(logs: Sequence[tuple[Iterable[str], datetime | None]]) -> list[list[When]]:
+    """Return the time of every line of every log.
+
+    What a line leaves out comes from the line before it, and at first from the newest full date in all logs. A line
+    without a time has that of the line before; a log without any has the time of its end, where that is known.
+    All clocks are taken to be of one time zone.
+
+    Args:
+        logs: for each log its lines and the time of its end (modification of the file), if known.
+    """
+    stamps = [[_stamp(line) for line in lines] for lines, _ in logs]
+    anchor = _anchor(stamps, [end for _, end in logs])
+    return [_walk(own, end, anchor) for own, (_, end) in zip(stamps, logs, strict=True)]
+
+
+def _stamp(line: str) -> _Stamp | None:
+    for form in _FORMS:
+        if match := form.search(line, 0, _WITHIN):
+            part = match.groupdict()
+            micro = int((part.get("f") or "0").replace(".", "").ljust(6, "0")[:6])
+            year, month, day = (int(part[key]) if part.get(key) else None for key in ("year", "month", "day"))
+            return _Stamp(year, month, day, (int(part["h"]), int(part["m"]), int(part["s"]), micro))
+    return None
+
+
+def _anchor(stamps: Sequence[Sequence[_Stamp | None]], ends: Sequence[datetime | None]) -> datetime:
+    full = [time for log in stamps for stamp in log if stamp and stamp.year and (time := _make(stamp, datetime.min))]
+    known = [end for end in ends if end]
+    return max(full or known or [datetime(2000, 1, 1)])
+
+
+def _walk(stamps: Sequence[_Stamp | None], end: datetime | None, anchor: datetime) -> list[When]:
+    first = next((time for s in stamps if s and s.year and (time := _make(s, anchor))), anchor)
+    now: datetime | None = None
+    out: list[When] = []
+    for stamp in stamps:
+        time = _make(stamp, now or first, after=now) if stamp else None
+        now = time or now
+        out.append(When(now, time is not None))
+    if now is None:
+        return [When(end, False) for _ in stamps]
+    return out
+
+
+def _make(stamp: _Stamp, near: datetime, after: datetime | None = None) -> datetime | None:
+    """Complete a stamp; None where it is no time at all (month 13, 25 o'clock)."""
+    try:
+        if stamp.year and stamp.month and stamp.day:
+            return datetime(stamp.year, stamp.month, stamp.day, *stamp.clock)
+        if stamp.month and stamp.day:
+            return min(_in_years(stamp.month, stamp.day, stamp.clock, near.year), key=lambda time: abs(time - near))
+        today = datetime(near.year, near.month, near.day, *stamp.clock)
+    except (ValueError, OverflowError):
+        return None
+    if after is not None:
+        return today + timedelta(days=1) if today < after - _DISORDER else today
+    return min((today + timedelta(days=n) for n in (-1, 0, 1)), key=lambda time: abs(time - near))
+
+
+
+def _in_years(month: int, day: int, clock: tuple[int, int, int, int], year: int) -> list[datetime]:
+    """Return a day of the year before, of this one and of the next; 29 February exists in some only."""
+    found = []
+    for candidate in (year - 1, year, year + 1):
+        with contextlib.suppress(ValueError):
+            found.append(datetime(candidate, month, day, *clock))
+    return found

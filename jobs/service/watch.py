@@ -1,0 +1,91 @@
+"""Watch the engines of a service while it is used: a hang shows neither in /health nor in stale counters.
+
+Every data-parallel rank must give a sign of life: its token counter grows, or it answers a one-token request that
+is pinned to it (facts measured on real vLLM: a stopped engine leaves /health at 200 and its counters stale).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from jobs.config import Config
+from jobs.measure.records import Target
+from jobs.service.placement import local_sizes
+from jobs.service.probe import counters, one_token
+
+TICK_S = 1.0
+
+SECONDS_PER_TOKEN = 1e-3
+"""Allowance for a full-length prefill ahead of the probe: published R1 prefill of 131,072 tokens takes 46 to 100 s."""
+
+Fail = Callable[[int, str], None]
+"""Told the node's rank and the reason, once."""
+
+
+def probe_limit_s(config: Config) -> float:
+    """Return how long a one-token request may take on a busy engine, in seconds."""
+    return config.limits.probe_s + config.parallel.max_model_len * SECONDS_PER_TOKEN
+
+
+def node_of(config: Config, data_parallel_rank: int) -> int:
+    """Return the rank (node) that runs a data-parallel rank."""
+    first = 0
+    for node, size in enumerate(local_sizes(config)):
+        first += size
+        if data_parallel_rank < first:
+            return node
+    raise IndexError(f"data-parallel rank {data_parallel_rank} of {first}")
+
+
+@dataclass
+class Watch:
+    """Signs of life of every engine of one service. `probed` counts the tokens that our own probes asked for."""
+
+    config: Config
+    api: Target
+    fail: Fail
+    probed: list[tuple[float, int]] = field(default_factory=list)
+
+    async def run(self) -> None:
+        """Watch until cancelled, or until an engine gave no sign of life."""
+        headers = {"Authorization": f"Bearer {self.api.api_key}"} if self.api.api_key else {}
+        timeout = aiohttp.ClientTimeout(total=max(5.0, self.config.limits.heartbeat_s / 2))
+        async with (
+            aiohttp.ClientSession(self.api.base_url, headers=headers, timeout=timeout) as session,
+            asyncio.TaskGroup() as group,
+        ):
+            for rank in range(self.config.parallel.data_parallel_size):
+                group.create_task(self._engine(session, rank))
+
+    async def _engine(self, session: aiohttp.ClientSession, rank: int) -> None:
+        """Watch one engine: probe it whenever its counter stood still for half the heartbeat limit."""
+        patience, limit = self.config.limits.heartbeat_s / 2, probe_limit_s(self.config)
+        last, alive = (await counters(session)).get(str(rank)), time.monotonic()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = (await counters(session)).get(str(rank))
+            if now is not None and now != last:
+                last, alive = now, time.monotonic()
+            if time.monotonic() - alive < patience:
+                continue
+            error = await one_token(session, self.config, self.api, rank, limit)
+            if error is None:
+                alive = time.monotonic()
+                self.probed.append((alive, rank))
+                continue
+            if (await counters(session)).get(str(rank)) == last:
+                self.fail(node_of(self.config, rank), f"data-parallel rank {rank} gave no sign of life: {error}")
+                return
+
+    def tokens_between(self, opened_s: float, closed_s: float) -> dict[str, int]:
+        """Return the tokens of our own probes by data-parallel rank, in a span of the monotonic clock."""
+        found: dict[str, int] = {}
+        for moment, rank in self.probed:
+            if opened_s <= moment < closed_s:
+                found[str(rank)] = found.get(str(rank), 0) + 1
+        return found

@@ -1,0 +1,311 @@
+"""Bad input through the real programs: one clear error, the right exit code, no traceback, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from core_help import ROOT, composer, python
+
+from jobs import compose, plan as planner, sweep
+from jobs.__main__ import main as jobs_main
+from jobs.errors import ConfigError
+
+LAUNCH = str(ROOT / "launch.py")
+
+
+@dataclass(frozen=True)
+class Bad:
+    """One bad call: its words, its exit code, and what its error must say."""
+
+    words: tuple[str, ...]
+    code: int
+    says: tuple[str, ...]
+
+
+HERE = ("cluster=local", "engine.source=[]", "engine.command=[bash]", "engine.checks_model_path=false")
+
+ISSUE: dict[str, Bad] = {
+    "unknown key": Bad(("-m", "bench.concurency=1,2"), 2, ("bench.concurency = 1,2", "'bench.concurrency'")),
+    "wrong type": Bad(("-m", "bench.seed=1,2", "parallel.max_model_len=long"), 2, ("'long'", "valid integer")),
+    "sum of local sizes": Bad(
+        ("parallel.data_parallel_size=3", "parallel.data_parallel_size_local=2"), 2, ("= 3:", "[2] add up to 2")
+    ),
+    "too many NPUs": Bad(("parallel.tensor_parallel_size=16",), 2, ("= 16:", "16 NPUs and has 8", "npus_per_node")),
+    "no load": Bad(("bench.concurrency=null",), 2, ("= None:", "no load", "bench.request_rate")),
+    "owned flag": Bad(("engine.args.headless=true",), 2, ("engine.args.headless = True", "owns --headless")),
+    "no sbatch": Bad(("-m", "cluster=slurm", "bench.seed=1,2"), 2, ("cluster.kind = slurm", "sbatch", "cluster=local")),
+    "no engine": Bad(
+        ("-m", *HERE[:2], "engine.checks_model_path=false", "engine.command=[no-engine]", "bench.seed=1,2"),
+        1,
+        ("engine.command = no-engine", "no such program"),
+    ),
+    "no model": Bad((*HERE[:3], "model.path=/no/such/model"), 1, ("model.path = /no/such/model", "no such directory")),
+}
+"""The list of issue 2, "Bad input"."""
+
+FURTHER: dict[str, Bad] = {
+    "sweeper": Bad(("-m", "hydra/sweeper=nosuch"), 2, ("hydra/sweeper = nosuch", "basic")),
+    "launcher": Bad(("-m", "hydra/launcher=basic"), 2, ("hydra/launcher = basic",)),
+    "hydra key": Bad(("-m", "hydra.nosuch=1"), 2, ("hydra.nosuch = 1",)),
+    "config name": Bad(("--config-name=nosuch",), 2, ("nosuch",)),
+    "two modes": Bad(("-m", "--cfg", "job"), 2, ("--cfg = --multirun",)),
+    "root is a file": Bad(("-m", "results.root=/dev/null/x"), 1, ("results.root = /dev/null/x", "cannot be written")),
+}
+"""What only Hydra sees: it must not answer in its own way."""
+
+
+def left_behind(folder: Path) -> set[str]:
+    """Return what a call wrote apart from Hydra's own record."""
+    return {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "multirun.yaml"
+    }
+
+
+def call(bad: Bad, folder: Path) -> tuple[int, str, str]:
+    folder.mkdir()
+    process = python(LAUNCH, *bad.words, cwd=folder, path=folder / "no-programs")
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str, set[str]]]:
+    """All bad calls, two at a time: each is a start of the whole program."""
+    folder = tmp_path_factory.mktemp("bad")
+    calls = ISSUE | FURTHER
+
+    def one(name: str) -> tuple[int, str, str, set[str]]:
+        here = folder / name.replace(" ", "-")
+        return (*call(calls[name], here), left_behind(here))
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(calls, pool.map(one, calls), strict=True))
+
+
+@pytest.mark.parametrize("name", ISSUE | FURTHER)
+def test_launch_answers_bad_input_with_one_line(
+    answers: dict[str, tuple[int, str, str, set[str]]], name: str
+) -> None:
+    bad = (ISSUE | FURTHER)[name]
+    code, out, err, written = answers[name]
+    assert code == bad.code, err
+    assert "Traceback" not in out + err
+    [line] = err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert all(words in line for words in bad.says), line
+    assert not written
+
+
+def test_jobs_plan_answers_bad_input_as_launch_does(tmp_path: Path) -> None:
+    process = python("-m", "jobs", "plan", "bench.concurency=1,2", cwd=tmp_path)
+    asked_json = python("-m", "jobs", "plan", "--json", "bench.concurency=1,2", cwd=tmp_path)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert err.startswith("error: bench.concurency = 1,2: there is no such key. Did you mean 'bench.concurrency'?")
+    assert len(err.splitlines()) == 1
+    out, err = asked_json.communicate(timeout=60)
+    assert (asked_json.returncode, err) == (2, "")
+    assert json.loads(out)["error"]["key"] == "bench.concurency"
+    assert not list(tmp_path.iterdir())
+
+
+# --- the same without a new process
+
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def jobs(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """`python -m jobs WORDS`: exit code, stdout, stderr. Anything but a clean exit is an error of the test."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        try:
+            code = jobs_main(list(words))
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def launch(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """`python launch.py WORDS` in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # restored afterwards
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [LAUNCH, *words])
+        try:
+            sweep.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+BAD_OVERRIDES = [
+    ["parallel=nosuch"],
+    ["model=nosuch,tiny_llama"],
+    ["model=glob(x*)"],
+    ["model=null"],
+    ["bench={a:1}"],
+    ["+x.y=1"],
+    ["~bench.seed"],
+    ["~bench.nosuch"],
+    ["bench.seed=${nosuch.key}"],
+    ["bench.seed=${bench.seed}"],
+    [""],
+    ["foo"],
+    ["bench.seed=range(0,1,0)"],
+    ["bench.seed=interval(0,1)"],
+    ["bench.seed=1 2"],
+    ["bench.seed='a"],
+    ["bench.window_s=inf"],
+    ["bench.window_s=nan"],
+    ["cluster.time_limit=soon"],
+    ["model@foo=tiny_llama"],
+    ["limits.load_s=1,2"],
+    ["cluster=slurm,local"],
+    ["engine.env={A:[1,2]}"],
+    ["engine.rehearsal.faults=[{kind:nosuch}]", "engine=simulator"],
+    ["engine.command=null"],
+    ["launch.dry_run=maybe"],
+]
+
+
+@pytest.mark.parametrize("overrides", BAD_OVERRIDES, ids=" ".join)
+def test_jobs_plan_refuses(jobs: Cli, overrides: list[str], tmp_path: Path) -> None:
+    code, out, err = jobs("plan", *overrides)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    code, out, err = jobs("plan", "--json", *overrides)
+    assert (code, err) == (2, "")
+    assert json.loads(out)["error"].keys() == {"key", "value", "reason", "remedy"}
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("overrides", BAD_OVERRIDES, ids=" ".join)
+def test_launch_refuses(launch: Cli, overrides: list[str], tmp_path: Path) -> None:
+    code, _, err = launch("-m", *overrides, "launch.dry_run=true")
+    assert code == 2
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    assert not left_behind(tmp_path)
+
+
+def test_a_comma_without_m_is_an_error_that_tells_the_way(launch: Cli) -> None:
+    code, _, err = launch("bench.seed=1,2")
+    assert code == 2
+    assert "error: bench.seed = 1,2: several values need a sweep. Add -m" in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["engine.env={A: 1}"],
+        ["cluster.mem=0"],
+        ["engine.release=0.9"],
+        ["engine.additional_config={a:{1:x,b:y}}"],
+        ["engine.env.A='[/red] :smile: [b]'", "engine.env.B=[/x],[y]"][:1],
+        ["--run", "bench.seed=1"],
+    ],
+    ids=" ".join,
+)
+def test_what_looks_odd_and_is_right(launch: Cli, words: list[str]) -> None:
+    code, out, err = launch(*words, "launch.dry_run=true")
+    assert (code, err) == (0, "")
+    assert "1 point in 1 service" in out
+
+
+def test_words_with_brackets_are_shown_as_they_are(launch: Cli) -> None:
+    code, out, _ = launch("-m", "launch.dry_run=true", "engine.env.A='[/red] :smile:','[bold]x'")
+    assert code == 0
+    assert "engine.env.A=[/red] :smile:\n" in out
+    assert "engine.env.A=[bold]x\n" in out
+
+
+def test_a_point_that_is_asked_for_twice_is_run_once(launch: Cli) -> None:
+    code, out, _ = launch("-m", "bench.seed=0,0", "bench.concurrency=16,3", "launch.dry_run=true")
+    assert code == 0
+    assert out.startswith("2 points in 1 service")
+
+
+def test_all_points_reach_the_planner_in_one_call(launch: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[list[str]]] = []
+
+    def record(points: list[list[str]], composer: object) -> sweep.Outcome:
+        calls.append(points)
+        return sweep.Outcome((), {})
+
+    monkeypatch.setattr(sweep, "launch", record)
+    assert launch("-m", "parallel.max_model_len=8192,32768", "bench.concurrency=1,4")[0] == 0
+    assert calls == [compose.expand(["parallel.max_model_len=8192,32768", "bench.concurrency=1,4"])]
+    assert launch("bench.seed=5")[0] == 0
+    assert calls[1] == [["bench.seed=5"]]
+
+
+def test_the_sweepers_objective_is_the_output_rate_of_each_asked_point() -> None:
+    made = sweep.plan([["bench.seed=1"], ["bench.concurrency=3"], ["bench.seed=1", "bench.concurrency=16"]], composer)
+    rows = {
+        made.asked[0]: {"output_tok_s": 10.0, "valid": True},
+        made.asked[1]: {"output_tok_s": 20.0, "valid": False},
+    }
+    outcome = sweep.Outcome(made.asked, rows)
+    assert [outcome.objective(index) for index in range(3)] == [10.0, None, 10.0]
+
+
+def test_dry_run_shows_the_plan_and_both_commands_and_writes_nothing(launch: Cli, tmp_path: Path) -> None:
+    code, out, err = launch("-m", "engine=simulator", "parallel.max_model_len=8192,32768", "launch.dry_run=true")
+    assert (code, err) == (0, "")
+    assert out.startswith("2 points in 2 services (engine starts) in 1 allocation, about ")
+    assert out.count("(head)") == out.count("(headless)") == 2
+    assert out.count(" --headless ") == 2
+    assert out.endswith("dry run: nothing was submitted\n")
+    assert not left_behind(tmp_path)
+
+
+def test_cfg_and_help_stay_useful(launch: Cli) -> None:
+    code, out, _ = launch("--cfg", "job", "bench.seed=7")
+    assert code == 0
+    assert "seed: 7" in out
+    code, out, _ = launch("--help")
+    assert code == 0
+    assert "experiment: article, demo" in out
+    assert "python launch.py -m parallel.max_model_len=8192,32768" in out
+
+
+def test_keys_lists_every_leaf_with_scope_and_help(jobs: Cli) -> None:
+    code, out, _ = jobs("keys", "--json")
+    assert code == 0
+    keys = {row["key"]: row for row in json.loads(out)}
+    assert keys.keys() == planner.schema.schema().keys()
+    assert all(row["help"] and row["scope"] in ("service", "point", "sweep") for row in keys.values())
+    assert len(jobs("keys")[1].splitlines()) == len(keys)
+
+
+@pytest.mark.parametrize("verb", ["status", "follow", "table", "cancel"])
+def test_a_directory_that_is_no_sweep_is_refused(jobs: Cli, verb: str, tmp_path: Path) -> None:
+    code, out, err = jobs(verb, str(tmp_path))
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: RUN = {tmp_path}: there is no plan.json")
+    code, out, err = jobs(verb, "--json", str(tmp_path))
+    assert (code, err) == (1, "")
+    assert json.loads(out)["error"]["key"] == "RUN"
+
+
+def test_error_texts_do_not_double_their_full_stops() -> None:
+    assert str(ConfigError("a", 1, "it is so.", "Do that.")) == "a = 1: it is so. Do that."

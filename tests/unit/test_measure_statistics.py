@@ -1,0 +1,231 @@
+"""The figures of a row against plain formulas, and what is None instead of a number."""
+
+from __future__ import annotations
+
+import io
+import math
+import statistics as plain
+from itertools import pairwise
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.config import Bench
+from jobs.measure.records import RequestRecord, Window
+from jobs.measure.statistics import arrived_tokens, latencies, records_table, summarize
+
+BENCH = Bench(concurrency=1, input_tokens=50)
+KEYS = [
+    "completed",
+    "failed",
+    "truncated_requests",
+    "request_s",
+    *(f"{name}_ms_{part}" for name in ("ttft", "tpot", "itl", "e2el") for part in ("mean", "std", "p50", "p90", "p99")),
+    "output_tok_s",
+    "total_tok_s",
+    "tok_s_per_user",
+    "client_cpu_share",
+]
+
+
+def record(start: float, *times: float, end: float | None = None, **fields: object) -> RequestRecord:
+    values: dict[str, object] = {
+        "index": 0,
+        "start_s": start,
+        "first_token_s": times[0] if times else None,
+        "end_s": (times[-1] if times else start) if end is None else end,
+        "chunk_times": np.array(times, dtype=np.float64),
+        "prompt_tokens": 50,
+        "output_tokens": len(times) or None,
+    }
+    return RequestRecord(**{**values, **fields})  # type: ignore[arg-type]
+
+
+def window(*records: RequestRecord, opened: float = 10.0, closed: float = 20.0, cpu: float = 1.0) -> Window:
+    return Window(opened, closed, 5.0, 1.0, records, {}, cpu, truncated=False)
+
+
+def naive_percentile(values: list[float], percent: float) -> float:
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * percent / 100
+    below, above = ordered[math.floor(place)], ordered[math.ceil(place)]
+    return below + (above - below) * (place - math.floor(place))
+
+
+def naive(records: list[RequestRecord], opened: float, closed: float) -> dict[str, float | int | None]:
+    """All figures again, from the definitions in the issue and without numpy."""
+    good = [r for r in records if r.in_window and r.status == "ok"]
+    lists: dict[str, list[float]] = {"ttft": [], "tpot": [], "itl": [], "e2el": []}
+    for r in good:
+        times = r.chunk_times.tolist()
+        first, last = (times[0] - r.start_s) * 1000, (times[-1] - r.start_s) * 1000
+        lists["ttft"].append(first)
+        lists["e2el"].append(last)
+        lists["itl"] += [(b - a) * 1000 for a, b in pairwise(times)]
+        if r.output_tokens and r.output_tokens > 1:
+            lists["tpot"].append((last - first) / (r.output_tokens - 1))
+    row: dict[str, float | int | None] = {
+        "completed": len(good),
+        "failed": len([r for r in records if r.in_window and r.status == "failed"]),
+        "truncated_requests": len([r for r in records if r.in_window and r.status == "truncated"]),
+        "request_s": len([r for r in records if r.status == "ok" and opened <= r.end_s < closed]) / (closed - opened),
+    }
+    for name, values in lists.items():
+        row[f"{name}_ms_mean"] = plain.fmean(values) if values else None
+        row[f"{name}_ms_std"] = plain.pstdev(values) if values else None
+        for percent in (50, 90, 99):
+            row[f"{name}_ms_p{percent}"] = naive_percentile(values, percent) if values else None
+    whole = [r for r in records if r.status == "ok"]
+    chunks = sum(len(r.chunk_times) for r in whole)
+    usual = sum(r.output_tokens or 0 for r in whole) / chunks if chunks else 1.0
+    prompts = [r.prompt_tokens for r in records if r.prompt_tokens is not None]
+    output = prompt = 0.0
+    for r in records:
+        if r.status == "failed":
+            continue
+        for moment in r.chunk_times.tolist():
+            if opened <= moment < closed:
+                output += r.output_tokens / len(r.chunk_times) if r.output_tokens else usual
+        if r.first_token_s is not None and opened <= r.first_token_s < closed:
+            prompt += r.prompt_tokens if r.prompt_tokens is not None else (plain.fmean(prompts) if prompts else 50)
+    row["output_tok_s"] = output / (closed - opened)
+    row["total_tok_s"] = (output + prompt) / (closed - opened)
+    tpot = row["tpot_ms_mean"]
+    row["tok_s_per_user"] = 1000 / tpot if tpot else None
+    row["client_cpu_share"] = 1.0 / (closed - opened)
+    return row
+
+
+moments = st.floats(0, 30, allow_nan=False)
+
+
+@st.composite
+def any_record(draw: st.DrawFn) -> RequestRecord:
+    start = draw(moments)
+    status = draw(st.sampled_from(["ok", "ok", "failed", "truncated"]))
+    gaps = draw(st.lists(st.floats(1e-4, 3, allow_nan=False), min_size=1 if status == "ok" else 0, max_size=8))
+    times = (start + np.cumsum(gaps)).tolist()
+    whole = status == "ok"
+    return record(
+        start,
+        *times,
+        end=(times[-1] if times else start) + draw(st.floats(0, 1)),
+        status=status,
+        output_tokens=len(times) + draw(st.integers(0, 9)) if whole else None,
+        prompt_tokens=draw(st.integers(1, 99)) if whole else None,
+        in_window=10.0 <= start < 20.0,
+    )
+
+
+@settings(max_examples=300)
+@given(st.lists(any_record(), max_size=12))
+def test_every_figure_equals_its_plain_formula(records: list[RequestRecord]) -> None:
+    row = summarize(window(*records), BENCH)
+    assert list(row) == KEYS
+    expected = naive(records, 10.0, 20.0)
+    for key in KEYS:
+        shown, right = row[key], expected[key]
+        if right is None:
+            assert shown is None, key
+        else:
+            assert shown == pytest.approx(right, rel=1e-9, abs=1e-9), key
+            assert type(shown) in (int, float), key
+
+
+@given(st.lists(st.floats(0.001, 5, allow_nan=False), min_size=1, max_size=40))
+def test_percentiles_are_numpys(ttfts: list[float]) -> None:
+    row = summarize(window(*(record(10.0, 10.0 + ttft) for ttft in ttfts)), BENCH)
+    shown = [(10.0 + ttft - 10.0) * 1e3 for ttft in ttfts]
+    for percent in (50, 90, 99):
+        assert row[f"ttft_ms_p{percent}"] == pytest.approx(float(np.percentile(shown, percent, method="linear")))
+    assert row["ttft_ms_std"] == pytest.approx(float(np.std(shown)), abs=1e-9)
+
+
+def test_an_empty_window_has_no_figure() -> None:
+    row = summarize(window(), BENCH)
+    assert (row["completed"], row["failed"], row["truncated_requests"]) == (0, 0, 0)
+    assert (row["request_s"], row["output_tok_s"], row["total_tok_s"]) == (0.0, 0.0, 0.0)
+    assert {row[key] for key in KEYS if "_ms_" in key or key == "tok_s_per_user"} == {None}
+
+
+def test_a_window_that_never_opened_has_no_rate() -> None:
+    row = summarize(window(record(3.0, 4.0, in_window=False), opened=5.0, closed=5.0), BENCH)
+    assert {key for key in KEYS if row[key] is not None} == {"completed", "failed", "truncated_requests"}
+
+
+def test_one_token_has_no_tpot_and_two_have() -> None:
+    assert latencies(record(10.0, 10.5)).tpot is None
+    row = summarize(window(record(10.0, 10.5), record(11.0, 11.5, 11.75)), BENCH)
+    assert row["tpot_ms_mean"] == pytest.approx(250.0)
+    assert row["tok_s_per_user"] == pytest.approx(4.0)
+    assert row["itl_ms_mean"] == pytest.approx(250.0)
+    assert row["ttft_ms_mean"] == pytest.approx(500.0)
+
+
+def test_tpot_goes_by_the_engines_count_and_itl_by_chunks() -> None:
+    row = summarize(window(record(10.0, 11.0, 12.0, output_tokens=11)), BENCH)
+    assert row["tpot_ms_mean"] == pytest.approx(100.0)
+    assert row["itl_ms_mean"] == pytest.approx(1000.0)
+    assert row["output_tok_s"] == pytest.approx(1.1)
+
+
+def test_only_what_arrives_between_opening_and_closing_is_a_rate() -> None:
+    early = record(5.0, 9.0, 10.0, 11.0, in_window=False)  # the chunk at the opening counts
+    late = record(18.0, 19.0, 20.0, 21.0)  # the one at the closing does not
+    after = record(20.5, 21.0, in_window=False)
+    assert arrived_tokens(window(early, late, after)) == pytest.approx(3.0)
+    row = summarize(window(early, late, after), BENCH)
+    assert row["output_tok_s"] == pytest.approx(0.3)
+    assert row["total_tok_s"] == pytest.approx(0.3 + 50 / 10)
+    assert row["request_s"] == pytest.approx(0.1)
+    assert row["completed"] == 1
+
+
+def test_the_tokens_of_a_cut_request_are_estimated_and_those_of_a_failed_one_are_not_counted() -> None:
+    whole = record(10.0, 11.0, 12.0, output_tokens=6)
+    cut = record(10.0, 11.0, 12.0, 13.0, output_tokens=None, status="truncated")
+    failed = record(10.0, 11.0, output_tokens=None, status="failed", error="x")
+    assert arrived_tokens(window(cut)) == pytest.approx(3.0)
+    assert arrived_tokens(window(whole, cut, failed)) == pytest.approx(6 + 3 * 3)
+
+
+def test_failed_and_truncated_requests_are_counted_apart_and_in_no_latency() -> None:
+    good = record(10.0, 10.5, 11.0)
+    others = [record(12.0, 19.0, 19.5, status=status) for status in ("failed", "truncated", "truncated")]
+    row, alone = (summarize(window(good, *more), BENCH) for more in (others, []))
+    assert (row["completed"], row["failed"], row["truncated_requests"]) == (1, 1, 2)
+    for key in KEYS:
+        if "_ms_" in key:
+            assert row[key] == alone[key]
+
+
+def test_records_table_survives_parquet() -> None:
+    records = [
+        record(12.0, 12.5, 12.75, 13.25, index=4, output_tokens=5, queue_s=0.5),
+        record(13.0, index=5, status="failed", error="boom", prompt_tokens=None),
+        record(9.0, 9.5, index=1, status="truncated", output_tokens=None, in_window=False),
+    ]
+    file = io.BytesIO()
+    pq.write_table(records_table(window(*records)), file)
+    rows = pq.read_table(file).to_pylist()
+    assert rows[0] == {
+        "index": 4,
+        "start_s": 2.0,
+        "queue_s": 0.5,
+        "ttft_ms": 500.0,
+        "tpot_ms": 187.5,
+        "e2el_ms": 1250.0,
+        "prompt_tokens": 50,
+        "output_tokens": 5,
+        "chunks": 3,
+        "itl_ms": [250.0, 500.0],
+        "status": "ok",
+        "error": None,
+        "in_window": True,
+    }
+    assert (rows[1]["ttft_ms"], rows[1]["itl_ms"], rows[1]["error"], rows[1]["chunks"]) == (None, [], "boom", 0)
+    assert (rows[2]["start_s"], rows[2]["ttft_ms"], rows[2]["tpot_ms"]) == (-1.0, 500.0, None)
+    assert records_table(window()).schema == records_table(window(*records)).schema
