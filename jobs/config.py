@@ -147,6 +147,9 @@ class Engine(Section):
     env: dict[str, Any] = _setting({}, "environment of the engine; null: not set")
     args: dict[str, Any] = _setting({}, "further `vllm serve` flags by name, without dashes; null: not emitted")
     additional_config: dict[str, Any] | None = _setting({}, "--additional-config; null or empty: not emitted")
+    api_key: Annotated[Text, _one_of("auto")] | None = _setting(
+        "auto", "auto: a new key for each allocation; null: the API is open to every user of the cluster", scope="sweep"
+    )
     host: Text = _setting("0.0.0.0", "bind address of the API server", scope="sweep")
     port: Port | None = _setting(None, "API port; null: derived from the job id", scope="sweep")
     data_parallel_rpc_port: Port | None = _setting(None, "null: derived from the job id", scope="sweep")
@@ -253,7 +256,9 @@ class Limits(Section):
 
     rendezvous_s: Positive = _setting(300.0, "until all ranks of the allocation have met")
     load_s: Positive = _setting(5400.0, "engine start until /health is 200")
-    probe_s: Positive = _setting(300.0, "one-token request on every data-parallel rank (graph compilation)")
+    load_silence_s: Positive = _setting(1800.0, "time without a new line in a rank's log before the service is ready")
+    first_token_s: Positive = _setting(300.0, "first token of every data-parallel rank (graph compilation)")
+    probe_s: Positive = _setting(10.0, "one-token request on an engine in use, plus 1 ms a token of max_model_len")
     drain_s: Positive = _setting(600.0, "end of the window until its last request has ended")
     stop_s: Positive = _setting(30.0, "SIGTERM until SIGKILL")
     heartbeat_s: Positive = _setting(15.0, "silence after which a rank counts as lost")

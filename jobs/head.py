@@ -96,6 +96,7 @@ class _ServiceRun:
         self._config = self._configs[service.points[0]]
         self._folder = self._sweep.service(service.service, here.work.attempt)
         self._rows: dict[str, dict[str, Any]] = {}
+        self._api_key = here.folder.api_key.read_text() if self._config.engine.api_key else None
         self._known: dict[str, Any] = {
             "queue_s": round(here.started - _submitted(here.folder, here.started), 1),
             "nodes": here.task.ranks,
@@ -128,7 +129,7 @@ class _ServiceRun:
             "rpc_port": place.rpc_port,
         }
         supervisor = Supervisor(engine, self._hub, message, self._stopping)
-        target = Target(f"http://127.0.0.1:{place.api_port}", self._config.model.name_for_clients)
+        target = Target(f"http://127.0.0.1:{place.api_port}", self._config.model.name_for_clients, self._api_key)
         began, failure = time.monotonic(), None
         _say(f"service {service}: start, {len(self._service.points)} points")
         try:
@@ -136,6 +137,8 @@ class _ServiceRun:
             self._known["load_s"] = round(time.monotonic() - began, 1)
             self._known["kv_cache_tokens"] = logs.kv_cache_tokens(logs.read_all(folder.rank(0).log))
             _say(f"service {service}: ready after {self._known['load_s']} s")
+            for warning in supervisor.warnings:
+                _say(f"service {service}: warning: {warning}")
             for point in self._service.points:
                 await self._measure(point, supervisor, target)
         except ServiceFailed as error:
@@ -150,7 +153,13 @@ class _ServiceRun:
         self._finish(failure)
         write_json(
             folder.record,
-            {"service": service, "points": list(self._service.points), "failure": failure, "leftovers": leftovers}
+            {
+                "service": service,
+                "points": list(self._service.points),
+                "failure": failure,
+                "leftovers": leftovers,
+                "warnings": supervisor.warnings,
+            }
             | self._known,
         )
         _say(f"service {service}: stopped after {self._known['teardown_s']} s")
@@ -174,6 +183,7 @@ class _ServiceRun:
             master_address=config.cluster.master_address or here.address,
             api_port=str(here.ports.api),
             rpc_port=str(here.ports.dp_rpc),
+            api_key=self._api_key,
         )
 
     async def _measure(self, point: str, supervisor: Supervisor, target: Target) -> None:
@@ -189,6 +199,9 @@ class _ServiceRun:
             client.measure(config.bench, config.limits, config.model, target, stop=stop, on_phase=entered), stop.set
         )
         failure = await supervisor.failure()
+        probes = supervisor.watch.tokens_between(window.opened_s, window.closed_s) if supervisor.watch else {}
+        served = {rank: max(0, count - probes.get(rank, 0)) for rank, count in window.engine_tokens.items()}
+        window = replace(window, engine_tokens=served)
         self._keep(point, config, window, time.monotonic() - began, failure)
         if failure:
             raise ServiceFailed(failure)

@@ -101,6 +101,11 @@ class RankDir:
         return self.path / "command.json"
 
     @property
+    def effective(self) -> Path:
+        """Argv and environment as read back from the running process."""
+        return self.path / "effective.json"
+
+    @property
     def states(self) -> Path:
         """One line for every state that the rank entered."""
         return self.path / "state.jsonl"
@@ -170,6 +175,11 @@ class AllocationDir:
         return self.path / "control.key"
 
     @property
+    def api_key(self) -> Path:
+        """Key of the API servers of this allocation, readable by the owner only."""
+        return self.path / "api.key"
+
+    @property
     def head(self) -> Path:
         """What rank 0 published: address, interface, ports."""
         return self.path / "head.json"
@@ -203,9 +213,10 @@ class AllocationDir:
         """The sweep that this allocation belongs to."""
         return SweepDir(self.path.parent.parent.parent)
 
-    def new_key(self) -> None:
-        """Make the shared secret."""
-        write_text(self.key, secrets.token_hex(16), mode=0o600)
+    def new_keys(self) -> None:
+        """Make the two secrets of this allocation."""
+        for path in (self.key, self.api_key):
+            write_text(path, secrets.token_hex(16), mode=0o600)
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ def start(made: Plan) -> SweepDir:
     for index, allocation in enumerate(_together(made) if local else made.allocations):
         folder = sweep.allocation(index, 1)
         folder.path.mkdir(parents=True)
-        folder.new_key()
+        folder.new_keys()
         tasks = tuple(
             ServiceTask(name, tuple(point.point for point in made.points_of(name))) for name in allocation.services
         )

@@ -13,7 +13,7 @@ Order of trust (facts of ascend.md, section 4; issue 3, Diagnosis):
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -33,8 +33,10 @@ _READY = re.compile(r"Application startup complete|: ready after [\d.]+ s")
 _REPORTED = re.compile(r"\brank (?P<rank>\d+) \((?:head|headless)\): ")
 """How rank 0 reports the words of another rank (jobs/service/supervisor.py)."""
 
+_SLURM = re.compile(r"(?:srun|slurmstepd|sbatch)\S*: ")
+"""Words of Slurm about any rank; they go to the output of the batch script, which is that of rank 0."""
+
 _LONGEST = 400
-_ROLES = {"head": lambda rank: rank in (0, None), "headless": lambda rank: rank != 0}
 _FIRST_LINES = 3
 
 
@@ -82,7 +84,7 @@ def classify(logs: Sequence[RankLog]) -> Diagnosis:
     winner = _decide(hits)
     if winner is None:
         return Diagnosis(found=False, evidence=tuple(_ends(ordered, times)), notes=notes)
-    return replace(_explain(winner, hits), notes=notes)
+    return replace(_explain(winner, hits, {log.rank for log in logs}), notes=notes)
 
 
 def _note(hit: _Hit) -> bool:
@@ -124,7 +126,7 @@ def _match(parsed: Parsed, rank: int | None, after_ready: bool) -> Signature | N
     for signature in signatures():
         if parsed.minor and not signature.any_level:
             continue
-        if signature.role and not _ROLES[signature.role](rank):
+        if rank is not None and signature.role and (signature.role == "head") != (rank == 0):
             continue
         if signature.ready is not None and signature.ready != after_ready:
             continue
@@ -141,7 +143,7 @@ def _rank(text: str, signature: Signature | None, rank: int | None) -> int | Non
         match = signature.pattern.search(text)
         if match and match["rank"] is not None:
             return int(match["rank"])
-    return rank
+    return None if rank == 0 and _SLURM.match(text) else rank
 
 
 def _not_passed(hits: Sequence[_Hit], ready: datetime | None) -> list[_Hit]:
@@ -225,9 +227,11 @@ def _not_before(one: When, two: When) -> bool:
     return bool(one.own and two.own and one.time and two.time and one.time >= two.time)
 
 
-def _explain(winner: _Hit, hits: Sequence[_Hit]) -> Diagnosis:
+def _explain(winner: _Hit, hits: Sequence[_Hit], ranks: set[int | None]) -> Diagnosis:
     known = winner.signature
-    base = Diagnosis(True, winner.rank, first=winner.evidence(), evidence=_evidence(winner, hits))
+    same = (hit.rank for hit in hits if hit.signature == known and hit.rank is not None)
+    rank = next(same, None) if known and winner.rank is None else winner.rank
+    base = Diagnosis(True, rank, first=winner.evidence(), evidence=_evidence(winner, hits))
     if known is None:
         return replace(
             base,
@@ -237,7 +241,7 @@ def _explain(winner: _Hit, hits: Sequence[_Hit]) -> Diagnosis:
     suspects: set[int] = set()
     if known.kind == "timeout":
         waiting = {hit.rank for hit in _of(hits, "timeout")}
-        suspects = {hit.rank for hit in hits if hit.rank is not None} - waiting
+        suspects = {rank for rank in ranks - waiting if rank is not None}
     return replace(
         base,
         signature=known.id,
@@ -245,7 +249,7 @@ def _explain(winner: _Hit, hits: Sequence[_Hit]) -> Diagnosis:
         cause=known.cause,
         remedy=known.remedy,
         retryable=known.retryable,
-        suspects=tuple(sorted(rank for rank in suspects if rank is not None)),
+        suspects=tuple(sorted(suspects)),
     )
 
 
@@ -256,16 +260,12 @@ def _evidence(winner: _Hit, hits: Sequence[_Hit]) -> tuple[Evidence, ...]:
     for group in sorted({hit.group for hit in hits}, key=lambda name: (name != winner.group, name)):
         count = _FIRST_LINES if unknown else 2 if group == winner.group else 1
         told: set[str] = {winner.line}
-        for hit in sorted((h for h in hits if h.group == group), key=_trust(winner)):
+        for hit in sorted((h for h in hits if h.group == group), key=lambda hit: (hit.kind == "follow_on", hit.order)):
             if count and hit.line not in told:
                 chosen.append(hit)
                 told.add(hit.line)
                 count -= 1
     return tuple(hit.evidence() for hit in sorted(chosen, key=lambda hit: hit.order))
-
-
-def _trust(winner: _Hit) -> Callable[[_Hit], tuple[bool, tuple[bool, datetime, str, int]]]:
-    return lambda hit: (hit.kind == "follow_on", hit.order)
 
 
 def _ends(logs: Sequence[RankLog], times: Sequence[Sequence[When]]) -> Iterable[Evidence]:

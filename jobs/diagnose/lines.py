@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 _PROCESS = r"(?:\((?P<process>[A-Za-z]\w*)[^()]*pid=\d+[^()]*\) ?)"
-_VLLM = re.compile(
-    rf"{_PROCESS}*(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:]{{8}} \[?[^\]\s]*:\d+\] ?"
-)
+_VLLM = re.compile(rf"{_PROCESS}*(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:]{{8}} \[?[^\]\s]*:\d+\] ?")
 """vLLM's own prefix, `(Worker_TP0 pid=12) ERROR 11-24 22:51:48 [file.py:3] `; some program may have left out the
 newline before it."""
 

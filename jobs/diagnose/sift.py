@@ -18,7 +18,7 @@ _MARKERS = (
     "timeout", "TIMEOUT", "DUE TO", "PREEMPTED", "Waiting for ", "No such", "No space", "No available", "No module", "No package", "annot ", "not found", "denied", "refused",
     "nvalid", "already", "is gone", "is lost", "sign of life", "in time", "connection to rank", "cache usage",
     "startup complete", "ready after", "Exited", "exited", "ended", "ABORTING", "ignoring --", "inconsistent", "Stuck",
-    "did not ", "Did not ", "is invalid", "SIGTERM", "SIGUSR2", "SIGINT", "left something",
+    "did not ", "Did not ", "is invalid", "SIGTERM", "SIGUSR2", "SIGINT", "left something", "service ",
 )  # fmt: skip
 """Some word of every signature (signatures.py checks it) and of every line that reads like an error."""
 

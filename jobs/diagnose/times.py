@@ -116,7 +116,6 @@ def _make(stamp: _Stamp, near: datetime, after: datetime | None = None) -> datet
     return min((today + timedelta(days=n) for n in (-1, 0, 1)), key=lambda time: abs(time - near))
 
 
-
 def _in_years(month: int, day: int, clock: tuple[int, int, int, int], year: int) -> list[datetime]:
     """Return a day of the year before, of this one and of the next; 29 February exists in some only."""
     found = []

@@ -12,6 +12,12 @@ from jobs.rundir import RankDir
 from jobs.service.engine import Engine
 from jobs.service.peers import Link, Message
 
+PROGRESS_S = 2.0
+"""How often a rank says that its engine's log has grown."""
+
+HASTE_S = 5.0
+"""SIGTERM until SIGKILL when the service has failed: a healthy vLLM needs 0.4 to 5 s, a hung one never answers."""
+
 MakeEngine = Callable[[Message], Engine | None]
 """Makes the engine of a "start" message; None where the service needs fewer nodes than the allocation has."""
 
@@ -29,15 +35,19 @@ async def serve(link: Link, make_engine: MakeEngine, inherited: Mapping[str, str
             match message["type"]:
                 case "start":
                     engine, watch = await _start(link, make_engine, message, inherited)
+                case "inspect":
+                    found = engine.inspect() if engine and watch and not watch.done() else ()
+                    answer = [{"text": str(one), "error": one.error} for one in found]
+                    await link.send({"type": "inspected", "differences": answer})
                 case "stop":
-                    leftovers = await _stop(engine, watch)
+                    leftovers = await _stop(engine, watch, message.get("grace_s"))
                     engine = watch = None
                     await link.send({"type": "stopped", "leftovers": leftovers})
                 case "bye":
                     return None
         return "rank 0 is gone"
     finally:
-        await asyncio.shield(_stop(engine, watch))
+        await asyncio.shield(_stop(engine, watch, HASTE_S))
         link.close()
 
 
@@ -58,14 +68,20 @@ async def _start(
 
 
 async def _report_end(link: Link, engine: Engine, folder: RankDir) -> None:
-    reason = await engine.ended()
+    ended = asyncio.ensure_future(engine.ended())
+    size = -1
+    while not ended.done():
+        if size != (size := engine.log_size()):
+            await link.send({"type": "progress"})
+        await asyncio.wait({ended}, timeout=PROGRESS_S)
+    reason = ended.result()
     await link.send({"type": "ended", "reason": reason, "time": time.time()})
     folder.enter("failed", reason=reason)
 
 
-async def _stop(engine: Engine | None, watch: asyncio.Task[None] | None) -> list[str]:
+async def _stop(engine: Engine | None, watch: asyncio.Task[None] | None, grace_s: float | None = None) -> list[str]:
     if watch:
         watch.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await watch
-    return await engine.stop() if engine else []
+    return await engine.stop(grace_s) if engine else []

@@ -21,7 +21,7 @@ WATCHED = ("HCCL_", "GLOO_", "TP_SOCKET_", "VLLM_")
 """A variable of one of these that nobody set in the config is a difference too. ASCEND_ is not among them: the
 toolkit's set_env.sh sets many of its own."""
 
-SECRET = re.compile(r"API_KEY|TOKEN|PASSWORD|SECRET", re.IGNORECASE)
+SECRET = re.compile(r"API_KEY|_TOKEN$|PASSWORD|SECRET", re.IGNORECASE)
 
 MASK = "***"
 

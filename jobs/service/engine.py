@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from jobs import process
 from jobs.config import Config, from_root
 from jobs.errors import RunError
 from jobs.rundir import RankDir, write_json
-from jobs.service import command, environment, logs
+from jobs.service import clean, command, effective, environment, logs
 from jobs.service.placement import Placement
 
 
@@ -20,6 +22,8 @@ class Engine:
     def __init__(self, config: Config, place: Placement, folder: RankDir, mark: str) -> None:
         self.config, self.place, self.folder, self._mark = config, place, folder, mark
         self._process: process.Process | None = None
+        self._before: clean.Baseline | None = None
+        self._scratch: str | None = None
 
     async def start(self, inherited: Mapping[str, str]) -> None:
         """Write the intended command and start it.
@@ -33,10 +37,16 @@ class Engine:
         argv = command.argv(self.config, self.place)
         variables = environment.variables(self.config, self.place)
         source = [from_root(name) for name in self.config.engine.source]
-        write_json(self.folder.command, {"argv": argv, "env": variables, "source": source})
+        write_json(self.folder.command, {"argv": argv, "env": effective.masked(variables), "source": source})
         self.folder.enter("staged")
         env = environment.whole(variables, inherited)
         self._check_node(argv[0], env)
+        self._before = clean.baseline()
+        # vLLM leaves its sockets in TMPDIR; their paths have a limit of 107 characters, so this one is short.
+        self._scratch = tempfile.mkdtemp(
+            prefix="sv-", dir=env.get("TMPDIR") if len(env.get("TMPDIR", "")) < 40 else "/tmp"
+        )
+        env["TMPDIR"] = self._scratch
         self._process = await process.start(argv, env, self.folder.log, self._mark, source)
         self.folder.enter("loading", pid=self._process.pid)
 
@@ -59,13 +69,36 @@ class Engine:
         how = await self._process.wait()
         return f"engine {how}: {logs.last_words(logs.read_tail(self.folder.log))}"
 
-    async def stop(self) -> list[str]:
-        """End the engine. Returns the processes that could not be ended."""
+    def inspect(self) -> tuple[effective.Difference, ...]:
+        """Compare the running engine with its intended command, and write effective.json (issue 3)."""
+        assert self._process is not None
+        argv, env = effective.read_process(self._process.pid)
+        reported = effective.reported_args(logs.read_all(self.folder.log))
+        intended = environment.variables(self.config, self.place)
+        found = effective.compare(command.argv(self.config, self.place), intended, argv, env, reported)
+        write_json(self.folder.effective, effective.record(argv, env, found, reported))
+        return found
+
+    def log_size(self) -> int:
+        """Return the bytes of the engine's log: whether it says anything new."""
+        return self.folder.log.stat().st_size if self.folder.log.exists() else 0
+
+    async def stop(self, grace_s: float | None = None) -> list[str]:
+        """End the engine and clean up after it. Returns what was left behind.
+
+        Args:
+            grace_s: seconds from SIGTERM to SIGKILL; None: `limits.stop_s`.
+        """
         if self._process is None:
             return []
         try:
             self.folder.enter("draining")
         finally:  # a full disk must not keep an engine alive
-            leftovers = await self._process.stop(self.config.limits.stop_s)
-        self.folder.enter("done", leftovers=leftovers)
+            leftovers = await self._process.stop(self.config.limits.stop_s if grace_s is None else grace_s)
+            if self._scratch:
+                shutil.rmtree(self._scratch, ignore_errors=True)
+        ports = [int(port) for port in (self.place.api_port, self.place.rpc_port) if self.place.rank == 0]
+        leftovers += clean.leftovers(self._before, ports) if self._before else []
+        with contextlib.suppress(RunError):
+            self.folder.enter("done", leftovers=leftovers)
         return leftovers

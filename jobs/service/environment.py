@@ -26,10 +26,14 @@ HCCL_VARIABLES = {
 OWNED = {
     **{variable: f"hccl.{key}" for key, variable in HCCL_VARIABLES.items()},
     "HCCL_IF_IP": "hccl.if_ip",
+    "VLLM_API_KEY": "engine.api_key",
     **{f"{library}_SOCKET_IFNAME": "hccl.socket_ifname" for library in ("HCCL", "TP", "GLOO")},
 }
 
 SCRUBBED = ("SLURM_", "SBATCH_", "SRUN_", "PMI_", "PMI2_", "PMIX_", "OMPI_", "I_MPI_", "MPICH_", "SUBMITIT_", "HYDRA_")
+
+OURS_ALONE = ("HCCL_", "GLOO_", "TP_SOCKET_", "VLLM_")
+"""Prefixes of variables that only the config may set: one left over in a user's shell would change the figures."""
 """Prefixes of host variables that mislead an engine's own launcher (facts of vec-inf#142: MPI variables)."""
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
@@ -88,6 +92,8 @@ def variables(config: Config, place: Placement) -> dict[str, str]:
             for word, known_text in known.items():
                 text = text.replace("{" + word + "}", known_text)
             result[name] = text
+    if place.api_key is not None:
+        result["VLLM_API_KEY"] = place.api_key
     if config.engine.name == "simulator":
         result["REHEARSAL_SPEC"] = spec_json(config, place.rank)
     return result
@@ -95,7 +101,11 @@ def variables(config: Config, place: Placement) -> dict[str, str]:
 
 def whole(variables: Mapping[str, str], inherited: Mapping[str, str]) -> dict[str, str]:
     """Return the engine's whole environment: what is inherited, without launcher and proxy variables, plus ours."""
-    kept = {name: value for name, value in inherited.items() if not name.startswith(SCRUBBED) and name not in PROXIES}
+    kept = {
+        name: value
+        for name, value in inherited.items()
+        if not name.startswith((*SCRUBBED, *OURS_ALONE)) and name not in PROXIES
+    }
     return kept | dict(variables)
 
 

@@ -29,6 +29,7 @@ class Placement:
     master_address: str
     api_port: str
     rpc_port: str
+    api_key: str | None = None
 
     @property
     def role(self) -> Role:
@@ -97,6 +98,7 @@ def planned(config: Config) -> tuple[Placement, ...]:
             master_address=master,
             api_port=str(engine.port or "{api_port}"),
             rpc_port=str(engine.data_parallel_rpc_port or "{rpc_port}"),
+            api_key="{api_key}" if engine.api_key and rank == 0 else None,
         )
         for rank in range(ranks)
     )

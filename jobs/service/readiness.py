@@ -24,7 +24,7 @@ async def wait_ready(config: Config, api: Target, on_state: Callable[[str], None
     """Return when the service is ready.
 
     Args:
-        config: of the service; `limits.load_s` and `limits.probe_s` apply.
+        config: of the service; `limits.load_s` and `limits.first_token_s` apply.
         api: where it is.
         on_state: told "healthy" and "ready" as they happen.
 
@@ -45,9 +45,9 @@ async def probe_all(session: aiohttp.ClientSession, config: Config, api: Target)
     """Get one token from every data-parallel engine; requests go on until each one has answered.
 
     Raises:
-        RunError: an engine refuses, or `limits.probe_s` is over.
+        RunError: an engine refuses, or `limits.first_token_s` is over.
     """
-    size, limit = config.parallel.data_parallel_size, config.limits.probe_s
+    size, limit = config.parallel.data_parallel_size, config.limits.first_token_s
     before, asked = await counters(session), 0
     try:
         async with asyncio.timeout(limit):
@@ -64,7 +64,7 @@ async def probe_all(session: aiohttp.ClientSession, config: Config, api: Target)
                 await asyncio.sleep(POLL_S)
     except TimeoutError:
         raise RunError(
-            "limits.probe_s",
+            "limits.first_token_s",
             limit,
             "not every data-parallel rank answered a one-token request in time",
             "See the logs of the ranks; raise the limit if the first graph compilation takes longer.",

@@ -15,10 +15,15 @@ from typing import TypeVar
 from jobs.errors import UserError
 from jobs.measure.records import Target
 from jobs.service import readiness
+from jobs.service.agent import HASTE_S, PROGRESS_S
 from jobs.service.engine import Engine
 from jobs.service.peers import Hub, Message
+from jobs.service.watch import Watch
 
 T = TypeVar("T")
+
+INSPECT_S = 15.0
+"""A rank reads its engine's /proc and log and answers within this time."""
 
 SETTLE_S = 1.5
 """A failure on one rank soon ends the others: wait this long, then name the one that was first."""
@@ -57,6 +62,11 @@ class Supervisor:
         self._all_stopped = asyncio.Event()
         self._ranks = hub.present
         self._watchers: list[asyncio.Task[None]] = []
+        self._heard: dict[int, float] = {}
+        self._inspected: dict[int, list[Message]] = {}
+        self._all_inspected = asyncio.Event()
+        self.warnings: list[str] = []
+        self.watch: Watch | None = None
 
     async def start(self, inherited: Mapping[str, str], api: Target) -> None:
         """Start the engine on every rank and wait until the service is ready.
@@ -72,6 +82,7 @@ class Supervisor:
             self._fail(0, str(error), time.time())
         else:
             self._watchers.append(asyncio.create_task(self._watch_engine()))
+        loading = asyncio.create_task(self._watch_load())
         try:
             await self.during(readiness.wait_ready(self._engine.config, api, self._engine.folder.enter))
         except UserError as error:
@@ -79,6 +90,41 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._failed.wait(), SETTLE_S)
             raise ServiceFailed(await self.failure() or str(error)) from None
+        finally:
+            loading.cancel()
+        await self.during(self._inspect())
+        self.watch = Watch(self._engine.config, api, lambda rank, reason: self._fail(rank, reason, time.time()))
+        self._watchers.append(asyncio.create_task(self.watch.run()))
+
+    async def _inspect(self) -> None:
+        """Compare the running engine of every rank with what was intended; a difference that matters ends it."""
+        own = [{"text": str(one), "error": one.error} for one in self._engine.inspect()]
+        self._inspected = {0: own}
+        await self._hub.send({"type": "inspect"})
+        self._check_all_inspected()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._all_inspected.wait(), INSPECT_S)
+        for rank, found in sorted(self._inspected.items()):
+            for one in found:
+                if one["error"]:
+                    self._fail(rank, f"the running engine differs from its command: {one['text']}", time.time())
+                self.warnings.append(f"rank {rank}: {one['text']}")
+        self.warnings += [
+            f"rank {rank}: its engine could not be read back" for rank in sorted(self._ranks - self._inspected.keys())
+        ]
+
+    async def _watch_load(self) -> None:
+        """Fail the rank whose log says nothing for too long before the service is ready."""
+        limit = self._engine.config.limits.load_silence_s
+        begun, size = time.monotonic(), -1
+        while True:
+            if size != (size := self._engine.log_size()):
+                self._heard[0] = time.monotonic()
+            for rank in (0, *self._ranks):
+                if time.monotonic() - self._heard.get(rank, begun) > limit:
+                    self._fail(rank, f"no new line in its log for {limit:g} s (limits.load_silence_s)", time.time())
+                    return
+            await asyncio.sleep(PROGRESS_S)
 
     async def during(self, work: Awaitable[T], cancel: Callable[[], None] | None = None) -> T:
         """Do some work while the service lives.
@@ -117,8 +163,9 @@ class Supervisor:
         """End the engine on every rank. Returns what was left behind, by rank; an empty list is clean."""
         for watcher in self._watchers[1:]:
             watcher.cancel()
-        await self._hub.send({"type": "stop"})
-        leftovers = [f"rank 0: {item}" for item in await self._engine.stop()]
+        grace_s = HASTE_S if self._failed.is_set() or self._stopping.done() else None
+        await self._hub.send({"type": "stop", "grace_s": grace_s})
+        leftovers = [f"rank 0: {item}" for item in await self._engine.stop(grace_s)]
         limit = self._engine.config.limits.stop_s + STOP_MARGIN_S
         try:
             self._check_all_stopped()
@@ -146,6 +193,11 @@ class Supervisor:
                 case "lost":
                     self._fail(rank, str(message["reason"]), time.time())
                     self._check_all_stopped()
+                case "progress":
+                    self._heard[rank] = time.monotonic()
+                case "inspected":
+                    self._inspected[rank] = list(message["differences"])
+                    self._check_all_inspected()
                 case "stopped":
                     self._stopped[rank] = list(message["leftovers"])
                     self._check_all_stopped()
@@ -157,6 +209,10 @@ class Supervisor:
     def _check_all_stopped(self) -> None:
         if not (self._ranks & self._hub.present) - self._stopped.keys():
             self._all_stopped.set()
+
+    def _check_all_inspected(self) -> None:
+        if not (self._ranks & self._hub.present) - self._inspected.keys():
+            self._all_inspected.set()
 
     async def _reason(self) -> str:
         if self._stopping.done() and not self._failures:

@@ -165,7 +165,13 @@ def test_scopes_follow_what_a_change_needs() -> None:
     for section in ("model", "parallel", "hccl", "container", "engine.rehearsal"):
         assert {scope for name, scope in scopes.items() if name.startswith(section + ".")} == {"service"}
     own = {name for name, scope in scopes.items() if name.startswith("engine.") and scope == "sweep"}
-    assert own == {"engine.host", "engine.port", "engine.data_parallel_rpc_port", "engine.checks_model_path"}
+    assert own == {
+        "engine.api_key",
+        "engine.host",
+        "engine.port",
+        "engine.data_parallel_rpc_port",
+        "engine.checks_model_path",
+    }
 
 
 def test_open_mappings_are_exactly_the_dicts() -> None:

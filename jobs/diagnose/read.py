@@ -1,0 +1,200 @@
+"""Find the logs of a run directory, or of any other tool, and diagnose them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import count, takewhile
+from pathlib import Path
+
+from jobs.diagnose.classify import classify
+from jobs.diagnose.diagnosis import Diagnosis, RankLog
+from jobs.diagnose.sift import sift
+from jobs.errors import RunError, UserError
+from jobs.rundir import AllocationDir, RankDir, ServiceDir, SweepDir, read_json
+
+_SUFFIXES = frozenset((".log", ".out", ".err", ".txt"))
+_MOST = 400
+"""Logs of one directory that are read; a directory with more of them is not one service's."""
+
+_RANK_IN_NAME = (
+    re.compile(r"rank[-_.]?(\d{1,3})(?!\d)", re.IGNORECASE),
+    re.compile(r"^\d+_(\d{1,3})_log\.(?:out|err)$"),  # submitit
+    re.compile(r"(?<!slurm)[-_.](\d{1,2})\.(?:log|out|err|txt)$"),
+)
+_NODE_IN_NAME = re.compile(r"node[-_.]?(\d{1,3})(?!\d)", re.IGNORECASE)
+_SERVICE_STARTS = re.compile(r" service (\w+): start\b")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One log file. `service`: only the lines about this one count (an allocation's output is about several)."""
+
+    path: Path
+    rank: int | None
+    name: str
+    service: str | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """Logs of one failure: those of one service, or whatever was named together."""
+
+    name: str
+    sources: tuple[Source, ...]
+
+
+def diagnose(paths: Sequence[Path]) -> Diagnosis:
+    """Return the first failure in the order of time.
+
+    Args:
+        paths: run directories of this tool, directories of one service, or any log files or directories with logs,
+            also of other tools; their names may tell the rank (rank1, node1, -1.log, 7_1_log.out).
+
+    Raises:
+        RunError: a path does not exist, or there is no log.
+    """
+    all_found = [found for _, found in diagnose_each(paths)]
+    failed = [found for found in all_found if found.found]
+    return min(failed, key=_time) if failed else all_found[0]
+
+
+def diagnose_each(paths: Sequence[Path]) -> tuple[tuple[str, Diagnosis], ...]:
+    """Return (name, diagnosis) of every service of run directories, and one of all other paths together.
+
+    Args, raises: see `diagnose`.
+    """
+    found = cases(paths)
+    if not found:
+        raise RunError(
+            "DIR_OR_LOG", ", ".join(map(str, paths)), "there is no log in it", "Name a log or its directory."
+        )
+    return tuple((case.name, classify([read(source) for source in case.sources])) for case in found)
+
+
+def invalid_reason(service: ServiceDir, own: str, more: Sequence[RankLog] = ()) -> str:
+    """Return why a service failed, for the `invalid_reason` of its rows: one line.
+
+    Args:
+        service: the failed attempt.
+        own: what rank 0 itself can say (`ServiceFailed.reason`); it is the answer where the logs say nothing.
+        more: further texts, for example Slurm's state of the job (`State=NODE_FAIL`).
+    """
+    words = RankLog.of(0, "rank 0", own, datetime.now())
+    found = classify([*(read(source) for source in _service(service)), words, *more])
+    if not found.found:
+        return own
+    if found.signature is None and found.first and found.first.line not in own:
+        return f"{own}; first error: {found.summary()}"
+    return found.summary() if found.signature else own
+
+
+def cases(paths: Sequence[Path]) -> tuple[Case, ...]:
+    """Return what is to be diagnosed.
+
+    Raises:
+        RunError: a path does not exist.
+    """
+    found: list[Case] = []
+    others: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise RunError("DIR_OR_LOG", path, "there is no such file or directory", "Check the path.")
+        sweep = tuple(_sweep(SweepDir(path))) if path.is_dir() else ()
+        found += sweep
+        if not sweep:
+            others.append(path)
+    sources = _any(others)
+    return (*found, Case("logs", sources)) if sources else tuple(found)
+
+
+def read(source: Source) -> RankLog:
+    """Read what may matter of one log; a log that cannot be read is empty."""
+    try:
+        with source.path.open("rb") as stream:
+            lines = sift(stream)
+        end = datetime.fromtimestamp(source.path.stat().st_mtime)
+    except OSError:
+        return RankLog(source.rank, source.name, ())
+    if source.service is not None:
+        lines = tuple(_about(lines, source.service))
+    return RankLog(source.rank, source.name, lines, end)
+
+
+def _time(diagnosis: Diagnosis) -> tuple[bool, datetime]:
+    time = diagnosis.first.time if diagnosis.first else None
+    return time is None, time or datetime.max
+
+
+def _sweep(sweep: SweepDir) -> Iterator[Case]:
+    for allocation in sweep.allocations():
+        outputs = tuple(_outputs(sweep, allocation))
+        started = False
+        for name, attempt in _services(allocation):
+            logs = tuple(_service(sweep.service(name, attempt), sweep.path))
+            if logs:
+                started = True
+                yield Case(f"service {name}", (*logs, *(Source(s.path, s.rank, s.name, name) for s in outputs)))
+        if outputs and not started:
+            yield Case(f"allocation {allocation.path.parent.name}", outputs)
+
+
+def _services(allocation: AllocationDir) -> list[tuple[str, int]]:
+    try:
+        task = read_json(allocation.task)
+    except UserError:
+        return []
+    return [(str(item["service"]), int(task["attempt"])) for item in task["services"]]
+
+
+def _outputs(sweep: SweepDir, allocation: AllocationDir) -> Iterator[Source]:
+    for rank in takewhile(lambda rank: allocation.stdout(rank).exists(), count()):
+        path = allocation.stdout(rank)
+        yield Source(path, rank, str(path.relative_to(sweep.path)))
+
+
+def _service(service: ServiceDir, root: Path | None = None) -> Iterator[Source]:
+    def there(rank: RankDir) -> bool:
+        return rank.path.is_dir()
+
+    for number, rank in enumerate(takewhile(there, map(service.rank, count()))):
+        if rank.log.exists():
+            yield Source(rank.log, number, str(rank.log.relative_to(root or service.path)))
+
+
+def _about(lines: Iterable[tuple[int, str]], service: str) -> Iterator[tuple[int, str]]:
+    """Yield the lines from this service's start to the next one's, and those before the first."""
+    current: str | None = None
+    for number, text in lines:
+        if starts := _SERVICE_STARTS.search(text):
+            current = starts.group(1)
+        if current in (None, service):
+            yield number, text
+
+
+def _any(paths: Sequence[Path]) -> tuple[Source, ...]:
+    """Return the logs of any tool, each once; names are relative to what was asked for."""
+    files: dict[Path, tuple[Path, str]] = {}
+    for path in paths:
+        inside = (
+            sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file()) if path.is_dir() else [path]
+        )
+        for file in inside[:_MOST]:
+            name = str(file.relative_to(path)) if path.is_dir() else file.name
+            files.setdefault(file.resolve(), (file, name))
+    nodes = {int(found.group(1)) for file, _ in files.values() if (found := _NODE_IN_NAME.search(file.name))}
+    first = min(nodes, default=0)
+    return tuple(Source(file, _rank(file, first), name) for file, name in files.values())
+
+
+def _rank(file: Path, first_node: int) -> int | None:
+    """Return the rank that a log's name, or else its directory's, tells. Nodes count from `first_node`."""
+    for part in (file.name, file.parent.name):
+        for pattern in _RANK_IN_NAME:
+            if found := pattern.search(part):
+                return int(found.group(1))
+        if found := _NODE_IN_NAME.search(part):
+            return int(found.group(1)) - min(first_node, int(found.group(1)))
+    return None
