@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs import compose, jobstate, show, sweep
 from jobs import config as schema
-from jobs.errors import RunError, UserError
+from jobs.errors import UserError
 from jobs.follow import follow
 from jobs.plan import as_json
 from jobs.results.table import read_table, write_table
@@ -54,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     verb("status", _status, "show the state of every allocation and point", run)
     verb("follow", _follow, "show progress until the table is there, then print it", run)
     verb("table", _table, "make the table again from the files and print it", run)
+    retry = ("--retry-failed", {"action": "store_true", "help": "run failed points again as well"})
+    verb("resume", _resume, "submit what is left of a sweep; finished valid points are never run again", run, retry)
     verb("cancel", _cancel, "cancel this sweep's own jobs and nothing else", run)
     return parser
 
@@ -81,12 +83,13 @@ def _keys(options: argparse.Namespace) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> SweepDir:
-    found = SweepDir(options.run)
-    if not found.plan.exists():
-        raise RunError(
-            "RUN", options.run, "there is no plan.json in it", "Give the directory of a sweep, runs/<sweep>."
-        )
-    return found
+    return sweep.open_sweep(options.run)
+
+
+def _resume(options: argparse.Namespace) -> int:
+    found = _sweep(options)
+    sweep.finish(found, show.console(stderr=options.json), retry_failed=options.retry_failed)
+    return _follow(options)
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -114,15 +117,8 @@ def _status(options: argparse.Namespace) -> int:
 
 def _follow(options: argparse.Namespace) -> int:
     found = _sweep(options)
-    out = show.console()
-    valid = follow(found, out, bar=False if options.json else None) if not options.json else _quiet_follow(found)
+    valid = follow(found, show.console(stderr=options.json), bar=False if options.json else None)
     return _print(found, options, valid)
-
-
-def _quiet_follow(found: SweepDir) -> bool:
-    from rich.console import Console
-
-    return follow(found, Console(stderr=True, highlight=False, soft_wrap=True))
 
 
 def _table(options: argparse.Namespace) -> int:

@@ -262,6 +262,7 @@ class Limits(Section):
     drain_s: Positive = _setting(600.0, "end of the window until its last request has ended")
     stop_s: Positive = _setting(30.0, "SIGTERM until SIGKILL")
     heartbeat_s: Positive = _setting(15.0, "silence after which a rank counts as lost")
+    attempts: Count = _setting(3, "jobs in a row for one allocation: what the time limit left is submitted again")
     srun_wait_s: Count = _setting(60, "srun --wait: from the first task's end to the step's end")
 
 
@@ -278,6 +279,8 @@ class Launch(Section):
     """What launch.py does."""
 
     dry_run: Flag = _setting(False, "print plan and exact commands, submit nothing")
+    resume: Text | None = _setting(None, "directory of a sweep that is to be finished; its own points are run")
+    retry_failed: Flag = _setting(False, "with resume: run failed points again as well")
     follow: Flag = _setting(True, "stay and show progress until the table is there; Ctrl-C detaches")
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from jobs.jobstate import ENDED, job_state
-from jobs.results.row import make_row
+from jobs.results.row import NOT_RUN, make_row
 from jobs.results.table import write_table
 from jobs.rundir import AllocationDir, SweepDir, read_json, read_lines, write_json
 from jobs.service.task import read_config, read_task
@@ -46,7 +46,8 @@ class _Allocation:
     def done(self, now: float) -> bool:
         """Whether it will change no more: its outcome is there, or its job is gone for a while."""
         if self.folder.outcome.exists():
-            return self.state in ENDED
+            resubmitted = "resubmitted" in read_json(self.folder.outcome)
+            return self.state in ENDED and not resubmitted
         return self.gone_since is not None and now - self.gone_since >= SETTLE_S
 
 
@@ -61,7 +62,7 @@ def follow(sweep: SweepDir, out: Console, *, bar: bool | None = None) -> bool:
     Returns:
         whether every row is valid.
     """
-    allocations = [_Allocation(folder) for folder in sweep.allocations()]
+    known: dict[AllocationDir, _Allocation] = {}
     total = len(read_json(sweep.plan)["points"])
     with_bar = out.is_terminal if bar is None else bar
     columns = (
@@ -77,6 +78,8 @@ def follow(sweep: SweepDir, out: Console, *, bar: bool | None = None) -> bool:
         say = progress.console.print if with_bar else out.print
         while True:
             now = time.monotonic()
+            # A resubmitted allocation is a new attempt: its directory takes the place of the one before.
+            allocations = [known.setdefault(folder, _Allocation(folder)) for folder in sweep.allocations()]
             for allocation in allocations:
                 allocation.look(now)
                 _tell(allocation, say)
@@ -137,9 +140,7 @@ def _account(sweep: SweepDir, allocation: _Allocation) -> None:
     for service in read_task(folder).services:
         for point in service.points:
             if not sweep.point(point).row.exists():
-                reason = (
-                    f"its job {_job_id(folder)} ended ({allocation.state}) without a result; see {folder.stdout(0)}"
-                )
+                reason = f"{NOT_RUN}its job {_job_id(folder)} ended ({allocation.state}) without a result; see {folder.stdout(0)}"
                 config = read_config(sweep, point)
                 row = make_row(point, service.service, config, invalid_reason=reason, job_id=_job_id(folder))
                 write_json(sweep.point(point).row, row)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -15,7 +15,7 @@ from jobs.config import Config
 from jobs.errors import RunError, UserError
 from jobs.measure import client, statistics, validity
 from jobs.measure.records import Target, Window
-from jobs.results.row import make_row, tokens_text
+from jobs.results.row import NOT_RUN, make_row, tokens_text
 from jobs.results.table import write_table
 from jobs.rundir import AllocationDir, read_json, write_json
 from jobs.service import logs
@@ -25,6 +25,7 @@ from jobs.service.placement import Placement, local_sizes
 from jobs.service.probe import complete
 from jobs.service.supervisor import ServiceFailed, Supervisor
 from jobs.service.task import AllocationTask, ServiceTask, read_config
+from jobs.walltime import TIME_IS_UP, Walltime, point_seconds, service_seconds
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Here:
     folder: AllocationDir
     work: AllocationTask
     inherited: Mapping[str, str]
+    walltime: Walltime
     started: float = field(default_factory=time.time)
 
     def mark(self, service: str) -> str:
@@ -72,17 +74,26 @@ async def conduct(here: Here, first: Config, stopping: asyncio.Future[str]) -> i
             waiting.result()
     except RunError as error:
         ended = str(error)
+    left: list[ServiceTask] = []
+    load_s: float | None = None
     for service in here.work.services:
         run = _ServiceRun(here, service, hub, stopping)
-        if ended is None:
-            ended = await run.run()
-        else:
-            run.give_up(ended)
+        if ended is None and not left:
+            lacks = run.lacks_time(load_s)
+            if lacks:
+                _say(f"service {service.service}: not begun: {lacks}")
+            else:
+                ended = await run.run()
+                load_s = run.load_s or load_s
+        elif ended not in (None, TIME_IS_UP):
+            run.give_up(str(ended))
+        left += run.left
         valid = run.valid and valid
         write_table(here.folder.sweep)
     await hub.send({"type": "bye"})
     await hub.close()
-    write_json(here.folder.outcome, {"ended": ended, "valid": valid, "time": time.time()})
+    outcome = {"ended": ended, "valid": valid, "time": time.time(), "left": [asdict(service) for service in left]}
+    write_json(here.folder.outcome, outcome)
     return 0 if valid and ended is None else 1
 
 
@@ -104,6 +115,23 @@ class _ServiceRun:
             "attempt": here.work.attempt,
         }
 
+    def lacks_time(self, last_load_s: float | None) -> str | None:
+        """Return why this service cannot begin before the time limit, or None."""
+        service = self._service.service
+        return self._here.walltime.lacks(service_seconds(self._sweep, service, self._config, last_load_s))
+
+    @property
+    def load_s(self) -> float | None:
+        """Seconds from start to ready; None: it did not get ready."""
+        return self._known.get("load_s")
+
+    @property
+    def left(self) -> list[ServiceTask]:
+        """What is to be done by another allocation: the points without a row, or cut short by the time limit."""
+        cut = {point for point, row in self._rows.items() if row["invalid_reason"] == TIME_IS_UP}
+        points = tuple(point for point in self._service.points if point not in self._rows or point in cut)
+        return [ServiceTask(self._service.service, points)] if points else []
+
     @property
     def valid(self) -> bool:
         """Whether every row so far is valid."""
@@ -112,7 +140,7 @@ class _ServiceRun:
     def give_up(self, reason: str) -> None:
         """Write the rows of a service that was not started."""
         for point in self._service.points:
-            self._write(point, invalid_reason=f"not run: {reason}")
+            self._write(point, invalid_reason=NOT_RUN + reason)
 
     async def run(self) -> str | None:
         """Run the service. Returns why the allocation cannot go on, or None."""
@@ -130,7 +158,7 @@ class _ServiceRun:
         }
         supervisor = Supervisor(engine, self._hub, message, self._stopping)
         target = Target(f"http://127.0.0.1:{place.api_port}", self._config.model.name_for_clients, self._api_key)
-        began, failure = time.monotonic(), None
+        began, failure, out_of_time = time.monotonic(), None, False
         _say(f"service {service}: start, {len(self._service.points)} points")
         try:
             await supervisor.start(self._here.inherited, target)
@@ -140,6 +168,10 @@ class _ServiceRun:
             for warning in supervisor.warnings:
                 _say(f"service {service}: warning: {warning}")
             for point in self._service.points:
+                if lacks := self._here.walltime.lacks(point_seconds(self._configs[point])):
+                    _say(f"point {point}: not begun: {lacks}")
+                    out_of_time = True
+                    break
                 await self._measure(point, supervisor, target)
         except ServiceFailed as error:
             failure = error.reason
@@ -150,7 +182,7 @@ class _ServiceRun:
             began_stop = time.monotonic()
             leftovers = await supervisor.stop()
         self._known["teardown_s"] = round(time.monotonic() - began_stop, 1)
-        self._finish(failure)
+        self._finish(failure, out_of_time)
         write_json(
             folder.record,
             {
@@ -234,10 +266,15 @@ class _ServiceRun:
         self._rows[point] = row
         write_json(self._sweep.point(point).row, row)
 
-    def _finish(self, failure: str | None) -> None:
-        """Add what is known only after the end to every row, and rows for the points that were not reached."""
+    def _finish(self, failure: str | None, out_of_time: bool) -> None:
+        """Add what is known only after the end to every row, and rows for the points that were not reached.
+
+        Points for which the time did not suffice get no row here: another allocation will run them.
+        """
         for point in self._service.points:
             row = self._rows.get(point)
+            if row is None and (failure == TIME_IS_UP or (out_of_time and failure is None)):
+                continue
             if row is None:
                 self._write(point, invalid_reason=failure or "not run")
             else:

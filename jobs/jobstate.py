@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 from jobs import process
-from jobs.errors import RunError
+from jobs.errors import ConfigError, RunError
+from jobs.plan import limit_seconds
 from jobs.rundir import AllocationDir, read_json
 
 ENDED = frozenset(
@@ -57,6 +59,14 @@ def slurm_state(job_id: str) -> str:
             return match.group(1)
         answered = answered or done.returncode == 0 or "Invalid job id" in done.stderr
     return "GONE" if answered else UNKNOWN
+
+
+def seconds_left(job_id: str) -> float | None:
+    """Return the seconds until a running Slurm job's time limit; None: no limit, or nobody answered."""
+    with contextlib.suppress(RunError, ConfigError):
+        answer = process.run(["squeue", "-h", "-j", job_id, "-o", "%L"], timeout_s=30).stdout.strip()
+        return limit_seconds(answer) if answer[:1].isdigit() else None
+    return None
 
 
 def cancel(folder: AllocationDir) -> bool:

@@ -107,7 +107,7 @@ def make_plan(overrides: Sequence[Sequence[str]], configs: Sequence[Config], swe
         points.setdefault(point.point, point)
         asked.append(point.point)
     services = _services(tuple(points.values()))
-    return Plan(tuple(points.values()), services, _allocations(services), leaves, tuple(asked))
+    return Plan(tuple(points.values()), services, pack(services), leaves, tuple(asked))
 
 
 def _check_one_cluster(configs: Sequence[Config]) -> None:
@@ -178,7 +178,7 @@ def measure_seconds(config: Config) -> float:
     return config.bench.warmup_s + 1.25 * config.bench.window_s
 
 
-def _allocations(services: Sequence[Service]) -> tuple[Allocation, ...]:
+def pack(services: Sequence[Service]) -> tuple[Allocation, ...]:
     """Pack services, in order, into as few allocations as time limit, number of nodes and network card allow."""
     allocations: list[Allocation] = []
     card: str | None = None

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from jobs.errors import RunError
 
 MARK = "SERVING_SWEEP_RANK"
 """Environment variable that marks every process of an engine, so that strays are found wherever they went."""
+
+KILL_S = 10.0
+"""After SIGKILL a process may hang in the kernel for as long as its driver takes; then it counts as left behind."""
 
 # Signals that Slurm and submitit send to us must not end the engine: an ignored signal stays ignored over
 # exec. Values are positional arguments and never pass through the shell's parser.
@@ -42,6 +46,8 @@ def run(argv: Sequence[str], *, timeout_s: float = 60.0) -> subprocess.Completed
         return subprocess.run(list(argv), capture_output=True, text=True, timeout=timeout_s, check=False)
     except FileNotFoundError:
         raise RunError(argv[0], "(program)", "it is not on PATH", "Install it or mend PATH.") from None
+    except OSError as error:
+        raise RunError(argv[0], "(program)", str(error), "Try it by hand.") from None
     except subprocess.TimeoutExpired:
         reason = f"no answer within {timeout_s:g} s"
         raise RunError(" ".join(argv), "(command)", reason, "Try it by hand.") from None
@@ -64,7 +70,8 @@ def alive(pid: int, argument: str) -> bool:
     """Return whether a process lives and has this argument: a stranger may have its pid by now; a zombie is dead."""
     try:
         found = psutil.Process(pid)
-        return found.status() != psutil.STATUS_ZOMBIE and argument in found.cmdline()
+        words = found.cmdline()  # empty for a moment after its start
+        return found.status() != psutil.STATUS_ZOMBIE and (not words or argument in words)
     except psutil.Error:
         return False
 
@@ -111,18 +118,16 @@ class Process:
                 self._process.terminate()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), grace_s)
-        for _ in range(2):
-            strays = self.strays()
+        deadline = time.monotonic() + KILL_S
+        while (strays := await asyncio.to_thread(self.strays)) and time.monotonic() < deadline:
             for stray in strays:
-                with contextlib.suppress(psutil.NoSuchProcess):
+                with contextlib.suppress(psutil.Error):
                     stray.kill()
-            if not strays:
-                break
-            await asyncio.to_thread(psutil.wait_procs, strays, 5.0)
+            await asyncio.sleep(0.05)
         if self.ended is None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), 5.0)
-        return [f"pid {p.pid} {_name(p)}" for p in self.strays()]
+        return [f"pid {p.pid} {_name(p)}" for p in strays]
 
     def strays(self) -> list[psutil.Process]:
         """Return living processes of this engine: its group, and whatever carries its mark."""

@@ -21,16 +21,19 @@ from jobs.cluster import Task, check_master, derive_ports, find_card, interface_
 from jobs.config import Config
 from jobs.errors import UserError
 from jobs.head import Here
+from jobs.jobstate import seconds_left
+from jobs.plan import limit_seconds
 from jobs.rundir import AllocationDir
 from jobs.service import agent
 from jobs.service.engine import Engine
 from jobs.service.peers import Message, join
 from jobs.service.placement import LOOPBACK, Placement
 from jobs.service.task import read_config, read_task
+from jobs.walltime import TIME_IS_UP, Walltime
 
 SIGNALS = {
     signal.SIGTERM: "cancelled or preempted (SIGTERM)",
-    signal.SIGUSR2: "the time limit is near (SIGUSR2)",
+    signal.SIGUSR2: TIME_IS_UP,
     signal.SIGINT: "interrupted (SIGINT)",
 }
 """Signals that end our work in good order; submitit's own handlers would swallow the first two."""
@@ -62,7 +65,8 @@ async def _run(folder: AllocationDir, task: Task) -> int:
     stopping: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     for number, reason in SIGNALS.items():
         asyncio.get_running_loop().add_signal_handler(number, _end, stopping, reason)
-    here = Here(task, name, address, ports, folder, work, dict(os.environ))
+    left_s = limit_seconds(first.cluster.time_limit) if work.local else seconds_left(str(task.job_id))
+    here = Here(task, name, address, ports, folder, work, dict(os.environ), Walltime.of(left_s))
     _say(f"rank {task.rank} of {task.ranks} on {task.host}, card {name} {address}, job {task.job_id}")
     if task.rank == 0:
         return await head.conduct(here, first, stopping)

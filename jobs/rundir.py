@@ -8,7 +8,7 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -204,6 +204,21 @@ class AllocationDir:
         """How the allocation ended, written by rank 0 last of all."""
         return self.path / "outcome.json"
 
+    @property
+    def index(self) -> int:
+        """Number of the allocation in its sweep."""
+        return int(self.path.parent.name)
+
+    @property
+    def attempt(self) -> int:
+        """Number of this try at its services."""
+        return int(self.path.name)
+
+    @property
+    def tries(self) -> int:
+        """How many tries at this allocation there were, this one included."""
+        return len(list(self.path.parent.iterdir()))
+
     def stdout(self, rank: int) -> Path:
         """Output of one task."""
         return self.path / f"stdout-{rank}.log"
@@ -247,6 +262,15 @@ class SweepDir:
         """Directory of one attempt at a service."""
         return ServiceDir(self.path / "services" / service / str(attempt))
 
+    def next_attempt(self, services: Iterable[str]) -> int:
+        """Return a number that no attempt at any of these services has."""
+        taken = [int(path.name) for name in services for path in (self.path / "services" / name).glob("*")]
+        return max(taken, default=0) + 1
+
+    def service_records(self, service: str) -> Iterator[Path]:
+        """The records of a service in this sweep and in the sweeps beside it: what its load took before."""
+        return self.path.parent.glob(f"*/services/{service}/*/service.json")
+
     def allocation(self, index: int, attempt: int) -> AllocationDir:
         """Directory of one attempt at an allocation."""
         return AllocationDir(self.path / "allocations" / str(index) / str(attempt))
@@ -254,9 +278,10 @@ class SweepDir:
     def allocations(self) -> Iterator[AllocationDir]:
         """The latest attempt of every allocation."""
         for folder in sorted((self.path / "allocations").glob("*"), key=lambda p: int(p.name)):
-            attempts = sorted(folder.glob("*"), key=lambda p: int(p.name))
-            if attempts:
-                yield AllocationDir(attempts[-1])
+            attempts = [AllocationDir(path) for path in sorted(folder.glob("*"), key=lambda p: int(p.name))]
+            written = [attempt for attempt in attempts if attempt.task.exists()]
+            if written:
+                yield written[-1]
 
 
 def new_sweep(root: Path, name: str | None, now: datetime) -> SweepDir:

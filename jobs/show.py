@@ -35,10 +35,10 @@ HIGH_IS_BEST = ("output_tok_s", "tok_s_per_user")
 LOW_IS_BEST = ("ttft_ms_p50", "ttft_ms_p99", "tpot_ms_p50", "e2el_ms_p50")
 
 
-def console() -> Console:
+def console(*, stderr: bool = False) -> Console:
     """Return the console; without a terminal lines are never cut or wrapped."""
     # An engine's words may hold [brackets] and :colons:, which are neither markup nor emoji.
-    found = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    found = Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
     if not found.is_terminal:
         found.width = 2000
     return found

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ from jobs.cluster import Task, task_from_slurm
 from jobs.config import Cluster, Config
 from jobs.errors import ConfigError, RunError
 from jobs.plan import limit_seconds
-from jobs.rundir import AllocationDir, write_json
+from jobs.results.row import NOT_RUN, make_row
+from jobs.results.table import write_table
+from jobs.rundir import AllocationDir, SweepDir, read_json, write_json
+from jobs.service.task import AllocationTask, ServiceTask, read_config, write_task
+from jobs.walltime import SIGNAL_DELAY_S
 
 UNLIMITED_MIN = 365 * 24 * 60
 """submitit's local executor wants a number of minutes."""
-
-SIGNAL_DELAY_S = 90
-"""Slurm sends SIGUSR2 this long before the time limit, so that partial results can be kept."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,14 @@ def check_programs(kind: str) -> None:
         raise ConfigError("cluster.kind", "slurm", reason, "Log in to a Slurm node, or use cluster=local.")
 
 
-def sbatch_parameters(config: Config, nodes: int, name: str, after: str | None) -> dict[str, Any]:
+def sbatch_parameters(config: Config, nodes: int, name: str) -> dict[str, Any]:
     """Return submitit's parameters of one allocation. Pure; a null key is not emitted (issue 2, cluster).
 
     Args:
         config: any config of the sweep.
         nodes: nodes of the allocation; one task a node.
-        name: job name, as `squeue` shows it.
-        after: job id that must have ended before this one starts.
+        name: job name, as `squeue` shows it. Jobs of one name run one at a time (--dependency=singleton): so a
+            resubmitted allocation and the next one of the sweep never run together.
     """
     cluster = config.cluster
     seconds = limit_seconds(cluster.time_limit)
@@ -87,7 +88,7 @@ def sbatch_parameters(config: Config, nodes: int, name: str, after: str | None) 
         "exclusive": cluster.exclusive or None,
         "mem": cluster.mem,
         "cpus_per_task": cluster.cpus_per_task,
-        "dependency": f"afterany:{after}" if after else None,
+        "dependency": "singleton",
         "setup": list(cluster.setup) or None,
         "wckey": None,
         "stderr_to_stdout": True,
@@ -103,7 +104,23 @@ def sbatch_parameters(config: Config, nodes: int, name: str, after: str | None) 
     return {key: value for key, value in parameters.items() if value is not None or key in ("time", "wckey")}
 
 
-def submit(folder: AllocationDir, config: Config, nodes: int, name: str, after: str | None) -> Submitted:
+def submit_allocation(
+    sweep: SweepDir, index: int, attempt: int, services: Sequence[ServiceTask], config: Config, nodes: int
+) -> Submitted:
+    """Write what an allocation has to do, and submit it; at most `cluster.max_allocations` of a sweep run at a time.
+
+    Raises:
+        RunError: the cluster refused it.
+    """
+    folder = sweep.allocation(index, attempt)
+    folder.path.mkdir(parents=True)
+    folder.new_keys()
+    write_task(folder, AllocationTask(tuple(services), attempt, local=config.cluster.kind == "local"))
+    slot = index % config.cluster.max_allocations
+    return submit(folder, config, nodes, f"sweep-{sweep.path.name}-{slot}")
+
+
+def submit(folder: AllocationDir, config: Config, nodes: int, name: str) -> Submitted:
     """Submit one allocation and write its job.json, submission.sh and links to its output.
 
     Raises:
@@ -114,7 +131,7 @@ def submit(folder: AllocationDir, config: Config, nodes: int, name: str, after: 
     executor: Any
     if kind == "slurm":
         executor = SlurmExecutor(folder.submitit)
-        executor.update_parameters(**sbatch_parameters(config, nodes, name, after))
+        executor.update_parameters(**sbatch_parameters(config, nodes, name))
     else:
         executor = _DetachedLocalExecutor(folder.submitit)
         seconds = limit_seconds(config.cluster.time_limit)
@@ -147,7 +164,42 @@ def _link(folder: AllocationDir, job: Any, nodes: int) -> None:
 def run_task(folder: str, kind: str) -> None:
     """Run one rank; submitit calls this in every task. Ends with the rank's exit code."""
     task = task_from_slurm(os.environ) if kind == "slurm" else _local_task(os.environ)
-    sys.exit(rank.main(AllocationDir(Path(folder)), task))
+    here = AllocationDir(Path(folder))
+    code = rank.main(here, task)
+    if task.rank == 0:
+        submit_rest(here, task.ranks)
+    sys.exit(code)
+
+
+def submit_rest(folder: AllocationDir, nodes: int) -> None:
+    """Submit what the time limit left of an allocation as a new job, up to `limits.attempts` (issue 3, walltime).
+
+    Where that is not possible, the points get rows that say so: nothing is lost silently.
+    """
+    left = [ServiceTask(item["service"], tuple(item["points"])) for item in _outcome(folder).get("left", [])]
+    if not left:
+        return
+    config = read_config(folder.sweep, left[0].points[0])
+    reason = f"the time limit came first, in {folder.tries} attempts (limits.attempts)"
+    if folder.tries < config.limits.attempts:
+        try:
+            job = submit_allocation(folder.sweep, folder.index, folder.attempt + 1, left, config, nodes)
+        except RunError as error:
+            reason = f"the time limit came first, and the rest could not be submitted: {error.reason}"
+        else:
+            write_json(folder.outcome, _outcome(folder) | {"resubmitted": job.job_id})
+            print(f"the rest is submitted again as job {job.job_id}", flush=True)
+            return
+    for service in left:
+        for point in service.points:
+            row = make_row(point, service.service, read_config(folder.sweep, point), invalid_reason=NOT_RUN + reason)
+            if not folder.sweep.point(point).row.exists():
+                write_json(folder.sweep.point(point).row, row)
+    write_table(folder.sweep)
+
+
+def _outcome(folder: AllocationDir) -> dict[str, Any]:
+    return dict(read_json(folder.outcome)) if folder.outcome.exists() else {}
 
 
 def _local_task(env: Mapping[str, str]) -> Task:

@@ -20,13 +20,14 @@ from rich.text import Text
 
 from jobs import compose, show, submit
 from jobs import config as schema
-from jobs.config import Config, from_root
+from jobs.config import Config, Launch, from_root
 from jobs.errors import ConfigError, RunError, UserError
 from jobs.follow import follow
-from jobs.plan import Allocation, Plan, as_json, make_plan
+from jobs.plan import Plan, as_json, make_plan
 from jobs.results.table import read_table
+from jobs.resume import resume, together
 from jobs.rundir import SweepDir, new_sweep, read_json, write_json
-from jobs.service.task import AllocationTask, ServiceTask, write_config, write_task
+from jobs.service.task import ServiceTask, write_config
 
 INFORMATIVE = ("help", "hydra_help", "cfg", "info", "shell_completion")
 """Options of Hydra's command line with which it shows something and runs nothing."""
@@ -112,6 +113,8 @@ def launch(points: Sequence[Sequence[str]], composer: compose.Composer = compose
         made = plan(points, composer)
         settings = made.points[0].config
         out = show.console()
+        if settings.launch.resume:
+            return _resume(SweepDir(Path(settings.launch.resume)), settings.launch, out)
         out.print(show.plan_text(made))
         if settings.launch.dry_run:
             out.print("\n" + show.commands_text(made), markup=False)
@@ -122,13 +125,45 @@ def launch(points: Sequence[Sequence[str]], composer: compose.Composer = compose
         if not settings.launch.follow:
             out.print(f"submitted; follow it by: python -m jobs follow {sweep.path}")
             return Outcome((), {})
-        return _watch(sweep, made, out)
+        _watch(sweep, out)
+        rows = {point.point: read_json(sweep.point(point.point).row) for point in made.points}
+        return Outcome(made.asked, rows)
     except UserError as error:
         logging.info("the sweep failed", exc_info=True)
         fail(error)
 
 
-def _watch(sweep: SweepDir, made: Plan, out: Console) -> Outcome:
+def _resume(sweep: SweepDir, settings: Launch, out: Console) -> Outcome:
+    finish(sweep, out, retry_failed=settings.retry_failed)
+    if settings.follow:
+        _watch(sweep, out)
+    return Outcome((), {})
+
+
+def finish(sweep: SweepDir, out: Console, *, retry_failed: bool) -> None:
+    """Submit what is left of a sweep, and say so.
+
+    Raises:
+        RunError: it is not a sweep, it still runs, or the cluster refused.
+    """
+    points = resume(open_sweep(sweep.path), retry_failed=retry_failed)
+    out.print(f"sweep {sweep.path}: {points} points are left" + ("" if points else ", nothing to do"), markup=False)
+
+
+def open_sweep(path: Path) -> SweepDir:
+    """Return the sweep in this directory.
+
+    Raises:
+        RunError: there is none.
+    """
+    found = SweepDir(path.resolve())
+    if not found.plan.exists():
+        raise RunError("RUN", path, "there is no plan.json in it", "Give the directory of a sweep, runs/<sweep>.")
+    return found
+
+
+def _watch(sweep: SweepDir, out: Console) -> None:
+    """Follow to the end and print the table; exits the process on Ctrl-C and if a row is invalid."""
     try:
         valid = follow(sweep, out)
     except KeyboardInterrupt:
@@ -137,8 +172,6 @@ def _watch(sweep: SweepDir, made: Plan, out: Console) -> Outcome:
     print_table(sweep, out)
     if not valid:
         sys.exit(1)
-    rows = {point.point: read_json(sweep.point(point.point).row) for point in made.points}
-    return Outcome(made.asked, rows)
 
 
 def print_table(sweep: SweepDir, out: Console) -> None:
@@ -168,29 +201,13 @@ def start(made: Plan) -> SweepDir:
     write_json(sweep.plan, as_json(made))
     for point in made.points:
         write_config(sweep, point.point, point.config)
-    jobs: list[str] = []
-    for index, allocation in enumerate(_together(made) if local else made.allocations):
-        folder = sweep.allocation(index, 1)
-        folder.path.mkdir(parents=True)
-        folder.new_keys()
-        tasks = tuple(
+    for index, allocation in enumerate(together(made.allocations) if local else made.allocations):
+        tasks = [
             ServiceTask(name, tuple(point.point for point in made.points_of(name))) for name in allocation.services
-        )
-        write_task(folder, AllocationTask(tasks, attempt=1, local=local))
-        cap = settings.cluster.max_allocations
-        after = jobs[-cap] if len(jobs) >= cap else None
-        name = f"sweep-{sweep.path.name}-{index}"
-        job = submit.submit(folder, settings, allocation.nodes, name, after)
+        ]
+        job = submit.submit_allocation(sweep, index, 1, tasks, settings, allocation.nodes)
         logging.info("allocation %s: job %s (%s)", index, job.job_id, job.kind)
-        jobs.append(job.job_id)
     return sweep
-
-
-def _together(made: Plan) -> tuple[Allocation, ...]:
-    """On one machine nothing queues: one allocation runs all services, with as many ranks as the largest needs."""
-    nodes = max(allocation.nodes for allocation in made.allocations)
-    services = tuple(name for allocation in made.allocations for name in allocation.services)
-    return (Allocation(services, nodes, sum(allocation.seconds for allocation in made.allocations)),)
 
 
 def _check_here(config: Config) -> None:

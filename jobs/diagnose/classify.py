@@ -5,9 +5,10 @@ Order of trust (facts of ascend.md, section 4; issue 3, Diagnosis):
        anything else, whatever their time: they are often printed before the error that they wrap.
     2. A cause decides. On one rank, causes within two seconds are one failure: there the order of signatures.yaml,
        then worker before API server. Between ranks the earlier one decides.
-    3. Without a cause, an unknown error decides, unless it is itself a consequence: of a time-out on its own rank, or of
-       the end of another rank.
+    3. Without a cause, an unknown error decides, unless it is itself a consequence: of a time-out on its own rank, or
+       of the end of another rank.
     4. A time-out blames a rank that has none. It decides only where nothing was wrong before it.
+    5. What an engine says after it was told to stop is no failure.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ _GRACE = timedelta(seconds=5)
 """How much later than a time-out, or than the end of a rank, its own reason may be printed."""
 
 _READY = re.compile(r"Application startup complete|: ready after [\d.]+ s")
+_SHUTDOWN = re.compile(
+    r"shutdown triggered|trigger received signal=SIG|Waiting up to \d+ seconds for processes to exit"
+)
+"""An engine was told to stop (vLLM from 0.23)."""
+
 _REPORTED = re.compile(r"\brank (?P<rank>\d+) \((?:head|headless)\): ")
 """How rank 0 reports the words of another rank (jobs/service/supervisor.py)."""
 
@@ -104,25 +110,28 @@ def _ready(logs: Sequence[RankLog], times: Sequence[Sequence[When]]) -> datetime
 
 def _hits(log: RankLog, times: Sequence[When], ready: datetime | None) -> Iterable[_Hit]:
     frame: str | None = None
+    stopping = False
     for (number, text), when in zip(log.lines, times, strict=True):
-        if not may_matter(text):
-            frame = Parsed(text).frame or frame
-            continue
         parsed = Parsed(text)
         frame = parsed.frame or frame
-        after = bool(ready and when.time and when.time >= ready)
-        signature = _match(parsed, log.rank, after)
-        if signature is None and not parsed.error:
+        stopping = stopping or _SHUTDOWN.search(text) is not None
+        if not may_matter(text) or parsed.quotes_code:
             continue
-        line = parsed.message.strip() or text.strip()
+        line = parsed.message.strip()
         if parsed.exception and ":" not in line and frame:
             line = f"{line} [{frame}]"
+        after = bool(ready and when.time and when.time >= ready)
+        signature = _match(parsed, line, log.rank, after)
+        if signature is None and not parsed.error:
+            continue
+        if stopping and (signature is None or signature.kind in ("follow_on", "timeout")):
+            continue
         rank = _rank(text, signature, log.rank)
         group = f"rank {rank}" if rank is not None else log.name
         yield _Hit(signature, rank, group, log.name, number, line[:_LONGEST], when, parsed.layer, parsed.exception)
 
 
-def _match(parsed: Parsed, rank: int | None, after_ready: bool) -> Signature | None:
+def _match(parsed: Parsed, line: str, rank: int | None, after_ready: bool) -> Signature | None:
     for signature in signatures():
         if parsed.minor and not signature.any_level:
             continue
@@ -130,7 +139,7 @@ def _match(parsed: Parsed, rank: int | None, after_ready: bool) -> Signature | N
             continue
         if signature.ready is not None and signature.ready != after_ready:
             continue
-        if signature.pattern.search(parsed.raw):
+        if signature.pattern.search(parsed.raw) or signature.pattern.search(line):
             return signature
     return None
 

@@ -65,6 +65,11 @@ class Parsed:
         return f"{match['file']}:{match['line']} in {match['function']}" if match else None
 
     @property
+    def quotes_code(self) -> bool:
+        """Whether it is a line of source code in a traceback, which may name an error without being one."""
+        return self.message.lstrip().startswith("raise ")
+
+    @property
     def exception(self) -> bool:
         """Whether it names an exception, as the last line of a traceback does."""
         return _EXCEPTION.match(self.message) is not None

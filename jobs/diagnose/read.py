@@ -15,7 +15,7 @@ from jobs.diagnose.sift import sift
 from jobs.errors import RunError, UserError
 from jobs.rundir import AllocationDir, RankDir, ServiceDir, SweepDir, read_json
 
-_SUFFIXES = frozenset((".log", ".out", ".err", ".txt"))
+_SUFFIXES = frozenset((".log", ".out", ".err"))
 _MOST = 400
 """Logs of one directory that are read; a directory with more of them is not one service's."""
 

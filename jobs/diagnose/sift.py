@@ -15,10 +15,11 @@ _MARKERS = (
     "Error", "error", "ERR", "FATAL", "CRITICAL", "CANCELLED", "Exception", "Interrupt", "Failed", "failed", "failure",
     "FAIL", "Fail", "fail ", "fatal", "Fatal", "fault", "Bus ", "Killed", "killed", "died", "dumped", "EI00", "EJ00",
     "EZ99", "EL00", "oom", "OOM", "Out Of Memory", "OUT_OF_MEMORY", "out of memory", "timed out", "times out",
-    "timeout", "TIMEOUT", "DUE TO", "PREEMPTED", "Waiting for ", "No such", "No space", "No available", "No module", "No package", "annot ", "not found", "denied", "refused",
-    "nvalid", "already", "is gone", "is lost", "sign of life", "in time", "connection to rank", "cache usage",
-    "startup complete", "ready after", "Exited", "exited", "ended", "ABORTING", "ignoring --", "inconsistent", "Stuck",
-    "did not ", "Did not ", "is invalid", "SIGTERM", "SIGUSR2", "SIGINT", "left something", "service ",
+    "timeout", "TIMEOUT", "DUE TO", "PREEMPTED", "Waiting ", "No such", "No space", "No available", "No module",
+    "No package", "annot ", "not found", "denied", "refused", "nvalid", "already", "is gone", "is lost",
+    "sign of life", "in time", "connection to rank", "cache usage", "startup complete", "ready after", "Exited",
+    "exited", "ended", "ABORTING", "ignoring --", "inconsistent", "did not ", "Did not ", "is invalid", "SIGTERM",
+    "SIGUSR2", "SIGINT", "left something", "service ", "shutdown trigger", "trigger received", '", line ',
 )  # fmt: skip
 """Some word of every signature (signatures.py checks it) and of every line that reads like an error."""
 

@@ -12,7 +12,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 from pydantic import AfterValidator, Field, TypeAdapter
 
 from jobs.config import Flag, Section
@@ -21,7 +21,7 @@ from jobs.diagnose.sift import may_matter
 _FILE = Path(__file__).parent / "signatures.yaml"
 
 KINDS = ("cause", "timeout", "end", "follow_on", "note")
-"""In the order of trust. Where several signatures match one line, the first kind and then the first in the file wins."""
+"""In the order of trust. Where several signatures match one line, the first kind, then the first in the file, wins."""
 
 PHASES = ("queue", "container", "start", "load", "rendezvous", "graph", "serve", "bench", "any")
 
@@ -44,7 +44,8 @@ class Signature(Section):
 
     Attributes:
         id: short name, stands in rows and reports.
-        regex: searched in one line; a group `rank` names the failing rank where the line does.
+        regex: searched in one line; a group `rank` names the failing rank where the line does. An exception without
+            a message is read as `Name [file.py:line in function]`, from the traceback before it.
         kind: cause      says itself what went wrong
               timeout    this rank waited for another: the reason is probably there
               end        how a process ended; why is said elsewhere

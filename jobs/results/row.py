@@ -10,6 +10,9 @@ from jobs.config import Bench, Config
 from jobs.measure.records import Window
 from jobs.measure.statistics import summarize
 
+NOT_RUN = "not run: "
+"""Begins the reason of a row whose point was never measured; a resume runs it."""
+
 HEAD = ("point", "service")
 STATE = ("engine", "release", "valid", "invalid_reason", "truncated")
 FIGURES = tuple(summarize(Window(0.0, 1.0, 0.0, 0.0, (), {}, 0.0, truncated=False), Bench()))
@@ -32,6 +35,13 @@ SERVICE = (
 def columns(swept: tuple[str, ...]) -> list[str]:
     """Return all columns in order; `swept` are the full dotted names of the swept keys (issue 2, Table)."""
     return [*HEAD, *swept, *STATE, *FIGURES, *SERVICE]
+
+
+def is_finished(row: Mapping[str, Any] | None, *, retry_failed: bool) -> bool:
+    """Return whether a resume leaves this row alone: a valid one always, a failed one unless it is to be retried."""
+    if row is None or row["truncated"] or str(row["invalid_reason"]).startswith(NOT_RUN):
+        return False
+    return bool(row["valid"]) or not retry_failed
 
 
 def make_row(point: str, service: str, config: Config, **known: Any) -> dict[str, Any]:

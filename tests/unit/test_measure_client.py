@@ -148,7 +148,7 @@ async def test_the_warm_up_lasts_until_the_first_answer() -> None:
 
 
 class Last:
-    """Makes one request of the window wait for `release`, which a request after the closing sets."""
+    """Makes one request of the window wait for `release`, which the fifth request after the closing sets."""
 
     def __init__(self) -> None:
         self.phases = Phases()
@@ -157,7 +157,7 @@ class Last:
         self.release = asyncio.Event()
 
     async def script(self, answer: Answer) -> None:
-        if self.phases.fifth("window") and self.chosen is None:
+        if self.chosen is None and self.phases.fifth("window"):
             self.chosen = answer.number
             await answer.open()
             await answer.tokens(2)
@@ -165,7 +165,7 @@ class Last:
             await answer.tokens(2)
             await answer.end()
             return
-        if self.phases.names[-1] == "drain":
+        if self.phases.fifth("drain"):
             self.after_closing.append(answer.number)
             self.release.set()
         await answer.whole()
@@ -302,6 +302,19 @@ async def test_the_cap_of_an_open_loop_holds_and_the_wait_is_recorded() -> None:
     assert waits[0] < min(waits[-5:]), "arrivals outrun the service, so the wait grows"
     ttft = summarize(window, bench)["ttft_ms_mean"]
     assert ttft is not None and ttft < 1e3 * min(waits[-5:]), "the wait is no part of TTFT"
+
+
+async def test_without_hold_load_the_queue_of_an_open_loop_is_dropped_at_the_closing() -> None:
+    bench = replace(BENCH, concurrency=2, request_rate=500.0, hold_load=False)
+
+    async def slowly(answer: Answer) -> None:
+        await asyncio.sleep(0.02)
+        await answer.whole()
+
+    async with serving(bench, slowly) as stub:
+        window = await measure(bench, LIMITS, MODEL, stub.target)
+    assert len([record for record in window.records if record.start_s >= window.closed_s]) <= 2
+    assert {record.status for record in counted(window)} == {"ok"}
 
 
 async def test_a_service_without_metrics_has_no_engine_tokens() -> None:

@@ -1,0 +1,68 @@
+"""Finish a sweep: finished points are never run again, failed ones only if asked (issue 3, resume)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jobs import submit
+from jobs.errors import RunError
+from jobs.jobstate import ENDED, job_state
+from jobs.plan import Allocation, Service, load_seconds, measure_seconds, pack
+from jobs.results.row import is_finished
+from jobs.rundir import SweepDir, read_json
+from jobs.service.task import ServiceTask, read_config
+
+
+def unfinished(sweep: SweepDir, *, retry_failed: bool) -> list[Service]:
+    """Return what is left to do, by service, in the order of the plan."""
+    left = []
+    for item in read_json(sweep.plan)["services"]:
+        points = tuple(p for p in item["points"] if not is_finished(_row(sweep, p), retry_failed=retry_failed))
+        if points:
+            configs = [read_config(sweep, point) for point in points]
+            seconds = load_seconds(configs[0]) + sum(measure_seconds(config) for config in configs)
+            left.append(Service(item["service"], points, configs[0], seconds))
+    return left
+
+
+def resume(sweep: SweepDir, *, retry_failed: bool) -> int:
+    """Submit what is left of a sweep as new allocations. Returns the number of points that will be run.
+
+    Raises:
+        RunError: an allocation of the sweep is still queued or running, or the cluster refused the new one.
+    """
+    for folder in sweep.allocations():
+        state = job_state(folder)
+        if state not in ENDED:
+            remedy = f"Follow it (python -m jobs follow {sweep.path}), or cancel it first."
+            raise RunError("RUN", sweep.path, f"allocation {folder.index} is {state.lower()}", remedy)
+    left = unfinished(sweep, retry_failed=retry_failed)
+    by_name = {service.service: service for service in left}
+    index = max((folder.index for folder in sweep.allocations()), default=-1) + 1
+    for number, allocation in enumerate(_allocations(left)):
+        tasks = [ServiceTask(name, by_name[name].points) for name in allocation.services]
+        attempt = sweep.next_attempt(allocation.services)
+        for task in tasks:
+            for point in task.points:
+                sweep.point(point).row.unlink(missing_ok=True)
+        config = by_name[allocation.services[0]].config
+        submit.submit_allocation(sweep, index + number, attempt, tasks, config, allocation.nodes)
+    return sum(len(service.points) for service in left)
+
+
+def _allocations(left: list[Service]) -> tuple[Allocation, ...]:
+    packed = pack(left)
+    return together(packed) if left and left[0].config.cluster.kind == "local" else packed
+
+
+def together(allocations: tuple[Allocation, ...]) -> tuple[Allocation, ...]:
+    """On one machine nothing queues: one allocation runs all services, with as many ranks as the largest needs."""
+    nodes = max(allocation.nodes for allocation in allocations)
+    services = tuple(name for allocation in allocations for name in allocation.services)
+    return (Allocation(services, nodes, sum(allocation.seconds for allocation in allocations)),)
+
+
+def _row(sweep: SweepDir, point: str) -> Mapping[str, Any] | None:
+    path = sweep.point(point).row
+    return dict(read_json(path)) if path.exists() else None

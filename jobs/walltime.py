@@ -1,0 +1,57 @@
+"""The time limit of an allocation: do not begin what cannot end before it (issue 3, walltime)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from jobs.config import Config
+from jobs.plan import load_seconds, measure_seconds
+from jobs.rundir import SweepDir, read_json
+
+SIGNAL_DELAY_S = 90
+"""Slurm sends SIGUSR2 this long before the time limit, so that partial results can be kept."""
+
+
+TIME_IS_UP = "the time limit is near (SIGUSR2)"
+"""Reason for ending early after which the rest is submitted again."""
+
+
+@dataclass(frozen=True)
+class Walltime:
+    """When the allocation ends, on the monotonic clock in seconds; None: it has no end."""
+
+    ends_at: float | None
+
+    @staticmethod
+    def of(seconds_left: float | None) -> Walltime:
+        """Return the walltime of an allocation that ends in so many seconds."""
+        return Walltime(None if seconds_left is None else time.monotonic() + seconds_left)
+
+    def lacks(self, needed_s: float) -> str | None:
+        """Return None if work of this length ends before the signal that precedes the limit, else a sentence."""
+        if self.ends_at is None:
+            return None
+        left = self.ends_at - SIGNAL_DELAY_S - time.monotonic()
+        if needed_s <= left:
+            return None
+        return f"it needs about {needed_s:.0f} s, and {max(0.0, left):.0f} s are left before the time limit"
+
+
+def point_seconds(config: Config) -> float:
+    """Predict the seconds of one point and of the stop after it."""
+    return measure_seconds(config) + config.limits.stop_s
+
+
+def service_seconds(sweep: SweepDir, service: str, config: Config, last_load_s: float | None) -> float:
+    """Predict seconds from the start of a service to the end of its first point.
+
+    The load time is learnt, in this order: earlier attempts at this very service in any sweep beside this one,
+    the service that this allocation ran last, else the plan's estimate.
+    """
+    past = []
+    for record in sweep.service_records(service):
+        load = read_json(record).get("load_s")
+        past += [float(load)] if load else []
+    load = max(past) if past else last_load_s if last_load_s else load_seconds(config)
+    return load + point_seconds(config)

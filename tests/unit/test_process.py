@@ -1,0 +1,236 @@
+"""Starting, signalling and reaping, with real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+
+from jobs import process
+from jobs.errors import RunError
+from jobs.process import MARK, Ended, Process
+
+ENV = {"PATH": os.environ["PATH"], "HOME": "/"}
+
+
+async def start(tmp_path: Path, argv: Sequence[str], mark: str = "job/service/0", source: Sequence[str] = ()) -> Process:
+    return await process.start(argv, ENV, tmp_path / "logs/server.log", mark, source)
+
+
+def log(tmp_path: Path) -> str:
+    return (tmp_path / "logs/server.log").read_text()
+
+
+async def said(fifo: Path) -> str:
+    """Wait for what a process writes into a pipe."""
+    return await asyncio.wait_for(asyncio.to_thread(fifo.read_text), 20)
+
+
+def fifo(tmp_path: Path, name: str) -> Path:
+    os.mkfifo(tmp_path / name)
+    return tmp_path / name
+
+
+def python(program: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-c", program, *map(str, arguments)]
+
+
+def living(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+ODD = ["a b", "'\"", "$(touch pwned)", "`id`", "new\nline", "", "--", "-x", "*", "~", "\\", "$HOME", "ü", "a=b", "; exit 3"]
+
+
+async def test_words_and_variables_reach_the_engine_unchanged(tmp_path: Path) -> None:
+    program = "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)]))"
+    env = ENV | {f"ODD_{n}": text for n, text in enumerate(ODD)}
+    started = await process.start(python(program, *ODD), env, tmp_path / "log", "the mark")
+    assert await started.wait() == Ended(0)
+    words, seen = json.loads((tmp_path / "log").read_text())
+    assert words == ODD
+    own = {name: text for name, text in seen.items() if name not in ("PWD", "SHLVL", "_", "LC_CTYPE")}
+    assert own == env | {MARK: "the mark"}
+    assert not list(tmp_path.rglob("pwned"))
+
+
+async def test_shell_files_are_sourced_first_in_their_order(tmp_path: Path) -> None:
+    (tmp_path / "one file.sh").write_text('export A=1 B="$1"\nset -- junk more\nshift\n')
+    (tmp_path / "two.sh").write_text("export A=${A}2\nserving=lost\n")
+    source = [str(tmp_path / "one file.sh"), str(tmp_path / "two.sh")]
+    program = "import os, sys; print(os.environ['A'], repr(os.environ['B']), sys.argv[1:])"
+    started = await start(tmp_path, python(program, "x y", "z"), source=source)
+    assert await started.wait() == Ended(0)
+    assert log(tmp_path) == "12 '' ['x y', 'z']\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "source", "words"),
+    [
+        (["no-such-engine", "serve"], [], "no-such-engine"),
+        (["true"], ["/no/such/set_env.sh"], "cannot source /no/such/set_env.sh"),
+    ],
+)
+async def test_what_is_missing_is_exit_127_and_named_in_the_log(
+    tmp_path: Path, argv: list[str], source: list[str], words: str
+) -> None:
+    started = await start(tmp_path, argv, source=source)
+    assert await started.wait() == Ended(127)
+    assert words in log(tmp_path)
+
+
+@pytest.mark.parametrize("argv", [["true", "a\0b"], ["true", "x" * 200_000]], ids=["nul", "too long"])
+async def test_what_the_kernel_refuses_is_a_clear_error(tmp_path: Path, argv: list[str]) -> None:
+    with pytest.raises(RunError) as caught:
+        await start(tmp_path, argv)
+    assert caught.value.key == "true"
+
+
+async def test_an_engine_has_a_session_of_its_own_and_no_terminal(tmp_path: Path) -> None:
+    program = "import os, sys; print(os.getsid(0) == os.getpid() == os.getpgid(0), repr(sys.stdin.read()))"
+    started = await start(tmp_path, python(program))
+    assert await started.wait() == Ended(0)
+    assert log(tmp_path) == "True ''\n"
+
+
+async def test_the_log_is_continued_not_replaced(tmp_path: Path) -> None:
+    for word in ("one", "two"):
+        assert await (await start(tmp_path, ["bash", "-c", f"echo {word}; echo err >&2"])).wait() == Ended(0)
+    assert log(tmp_path) == "one\nerr\ntwo\nerr\n"
+
+
+STUBBORN = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+READY = "open(sys.argv[1], 'w').write('up')\n"
+HANG = "signal.pause()\n"
+
+
+async def test_sigterm_is_enough_for_an_engine_that_obeys(tmp_path: Path) -> None:
+    ready = fifo(tmp_path, "ready")
+    obeys = "import signal, sys\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(3))\n" + READY + HANG
+    started = await start(tmp_path, python(obeys, ready))
+    assert await said(ready) == "up"
+    assert started.ended is None
+    assert await started.stop(grace_s=20) == []
+    assert started.ended == Ended(3)
+
+
+async def test_sigkill_follows_where_sigterm_is_ignored(tmp_path: Path) -> None:
+    ready = fifo(tmp_path, "ready")
+    started = await start(tmp_path, python(STUBBORN + READY + "while True: time.sleep(60)", ready))
+    await said(ready)
+    assert await started.stop(grace_s=0.2) == []
+    assert started.ended == Ended(-signal.SIGKILL)
+    assert str(started.ended) == "killed by SIGKILL"
+
+
+async def test_stopping_one_that_has_ended_is_nothing(tmp_path: Path) -> None:
+    started = await start(tmp_path, ["bash", "-c", "exit 5"])
+    await started.wait()
+    assert await started.stop(grace_s=1) == []
+    assert str(started.ended) == "exited with code 5"
+
+
+CHILD = """
+import os, signal, subprocess, sys, time
+where = sys.argv[2]
+code = "import signal, sys, time; signal.signal(15, signal.SIG_IGN); open(sys.argv[1], 'w').write('up'); time.sleep(600)"
+if where == "same group without the mark":
+    kept = {"PATH": os.environ["PATH"]}
+else:
+    kept = dict(os.environ)
+child = subprocess.Popen([sys.executable, "-c", code, sys.argv[3]], env=kept, start_new_session=where == "own session")
+open(sys.argv[1], "w").write(str(child.pid))
+if sys.argv[4] == "leave": sys.exit(0)
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("ending", ["stay", "leave"])
+@pytest.mark.parametrize("where", ["own session", "same group without the mark"])
+async def test_the_whole_tree_is_found_and_ended(tmp_path: Path, where: str, ending: str) -> None:
+    pid_fifo, ready = fifo(tmp_path, "pid"), fifo(tmp_path, "ready")
+    stranger = await process.start(["sleep", "600"], ENV, tmp_path / "other.log", "job/other/0")
+    started = await start(tmp_path, python(CHILD, pid_fifo, where, ready, ending))
+    pid = int(await said(pid_fifo))
+    await said(ready)
+    if ending == "leave":
+        assert await started.wait() == Ended(0)
+    assert pid in {stray.pid for stray in started.strays()}
+    assert stranger.pid not in {stray.pid for stray in started.strays()}
+    assert await started.stop(grace_s=10) == []
+    assert not living(pid)
+    assert not started.strays()
+    assert living(stranger.pid)
+    await stranger.stop(grace_s=10)
+
+
+async def test_signals_of_slurm_and_submitit_do_not_end_the_engine(tmp_path: Path) -> None:
+    ready, go, answer = (fifo(tmp_path, name) for name in ("ready", "go", "answer"))
+    program = "import sys\n" + READY + "word = open(sys.argv[2]).read()\nopen(sys.argv[3], 'w').write(word * 2)\n"
+    started = await start(tmp_path, python(program, ready, go, answer))
+    await said(ready)
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        os.kill(started.pid, number)
+    await asyncio.to_thread(go.write_text, "still here ")
+    assert await said(answer) == "still here still here "
+    assert await started.wait() == Ended(0)
+
+
+def test_a_living_process_is_known_by_its_argument_too() -> None:
+    child = subprocess.Popen(["bash", "-c", "echo up; read word", "600.25"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    assert process.alive(child.pid, "600.25")
+    assert not process.alive(child.pid, "another sleep: its pid may have been given away")
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE
+    assert not process.alive(child.pid, "600.25")
+    child.wait()
+    assert not process.alive(child.pid, "600.25")
+    process.terminate(child.pid)  # gone: nothing happens
+
+
+def test_terminate_sends_sigterm() -> None:
+    child = subprocess.Popen(["sleep", "600"])
+    process.terminate(child.pid)
+    assert child.wait(20) == -signal.SIGTERM
+
+
+def test_run_returns_output_and_code_and_names_what_is_missing() -> None:
+    done = process.run(["bash", "-c", "echo out; echo err >&2; exit 4"])
+    assert (done.stdout, done.stderr, done.returncode) == ("out\n", "err\n", 4)
+    with pytest.raises(RunError, match="no-such-program.*not on PATH"):
+        process.run(["no-such-program"])
+    with pytest.raises(RunError, match=r"no answer within 0.1 s"):
+        process.run(["sleep", "60"], timeout_s=0.1)
+
+
+def test_a_program_that_cannot_be_started_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "squeue").write_text("not a program")
+    with pytest.raises(RunError, match="squeue"):
+        process.run([str(tmp_path / "squeue")])
+
+
+def test_a_detached_process_is_out_of_reach_of_our_terminal(tmp_path: Path) -> None:
+    child = process.detach(python("import os; print(os.getsid(0) == os.getpid(), os.environ['A'])"), ENV | {"A": "b"},
+                           tmp_path / "log")  # fmt: skip
+    assert child.wait(20) == 0
+    assert (tmp_path / "log").read_text() == "True b\n"
+
+
+def test_how_a_process_ended_in_words() -> None:
+    assert str(Ended(0)) == "exited with code 0"
+    assert str(Ended(-signal.SIGSEGV)) == "killed by SIGSEGV"
+    assert str(Ended(-255)) == "exited with code -255"

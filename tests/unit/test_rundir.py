@@ -1,0 +1,213 @@
+"""Files are the record: atomic, private where they must be, never of another sweep."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from core_help import ROOT
+
+from jobs import rundir
+from jobs.errors import RunError
+from jobs.rundir import AllocationDir, RankDir, SweepDir, new_sweep
+
+NOW = datetime(2030, 1, 2, 3, 4, 5)
+
+
+def test_a_reader_sees_the_old_content_or_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    sizes = (10, 300_000)
+    contents = {str(n) * sizes[n % 2] for n in range(10)}
+    rundir.write_text(path, "0" * sizes[0])
+    seen: set[str] = set()
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            seen.add(path.read_text())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for n in range(200):
+        rundir.write_text(path, str(n % 10) * sizes[n % 2])
+    stop.set()
+    reader.join()
+    assert len(seen) > 1
+    assert seen <= contents
+    assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_directories_are_made_and_json_keeps_its_text(tmp_path: Path) -> None:
+    path = tmp_path / "a/b/c.json"
+    rundir.write_json(path, {"ü": [1, None, 1.5], "p": Path("/x")})
+    assert rundir.read_json(path) == {"ü": [1, None, 1.5], "p": "/x"}
+    assert "ü" in path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "{} {}"])
+def test_reading_what_is_not_there_or_no_json_is_a_clear_error(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "plan.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(RunError) as caught:
+        rundir.read_json(path)
+    assert caught.value.key == str(path)
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from jobs import rundir
+from jobs.errors import RunError
+import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder = Path(sys.argv[1])
+rundir.write_text(folder / "row.json", "old")
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+for write in (
+    lambda: rundir.write_text(folder / "row.json", "x" * 8192),
+    lambda: [rundir.append_json(folder / "state.jsonl", "y" * 1000) for _ in range(6)],
+):
+    try:
+        write()
+    except RunError as error:
+        print(f"{error.key}: {error.reason}")
+"""
+
+
+def test_a_full_disk_is_a_clear_error_and_the_old_file_stays(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    first, second = done.stdout.splitlines()
+    assert first.startswith(f"{tmp_path}/row.json: ")
+    assert second.startswith(f"{tmp_path}/state.jsonl: ")
+    assert "File too large" in done.stdout
+    assert (tmp_path / "row.json").read_text() == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["row.json", "state.jsonl"]
+    assert rundir.read_lines(tmp_path / "state.jsonl") == ["y" * 1000] * 4  # the half-written fifth is left out
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
+def test_a_really_full_file_system(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(small)], check=False).returncode:
+        pytest.skip("no right to mount a tmpfs here")
+    try:
+        rundir.write_text(small / "a", "old")
+        with pytest.raises(RunError, match=r"No space left on device.*results\.root"):
+            rundir.write_text(small / "a", "x" * 100_000)
+        assert (small / "a").read_text() == "old"
+        assert [p.name for p in small.iterdir()] == ["a"]
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def _append(path: Path, word: str) -> None:
+    for n in range(100):
+        rundir.append_json(path, {"word": word * 3000, "n": n})
+
+
+def test_lines_of_two_processes_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "x/state.jsonl"
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_append, args=(path, word)) for word in "ab"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(30)
+        assert writer.exitcode == 0
+    lines = path.read_text().splitlines()
+    assert len(lines) == 200
+    for word in "ab":
+        own = [json.loads(line) for line in lines if word in line]
+        assert [line["n"] for line in own] == list(range(100))
+
+
+def test_states_are_lines_with_a_time(tmp_path: Path) -> None:
+    rank = RankDir(tmp_path / "rank0")
+    rank.enter("loading", pid=7)
+    rank.enter("failed", reason="words\nof two lines")
+    first, second = rundir.read_lines(rank.states)
+    assert (first["state"], first["pid"]) == ("loading", 7)
+    assert second["reason"] == "words\nof two lines"
+    assert first["time"] <= second["time"]
+    assert rundir.read_lines(tmp_path / "none") == []
+
+
+def test_secrets_are_readable_by_the_owner_only(tmp_path: Path) -> None:
+    folder, other = AllocationDir(tmp_path / "0"), AllocationDir(tmp_path / "1")
+    for one in (folder, other):
+        one.new_keys()
+    assert folder.key.name == "control.key"
+    secrets = [path for one in (folder, other) for path in (one.key, one.api_key)]
+    assert {path.stat().st_mode & 0o777 for path in secrets} == {0o600}
+    assert len({path.read_text() for path in secrets}) == 4
+    assert all(len(path.read_text()) >= 32 for path in secrets)
+
+
+def test_a_sweep_is_named_after_the_time_or_as_asked(tmp_path: Path) -> None:
+    assert new_sweep(tmp_path / "runs", None, NOW).path == tmp_path / "runs/2030-01-02_03-04-05"
+    assert new_sweep(tmp_path / "runs", None, NOW).path == tmp_path / "runs/2030-01-02_03-04-05-2"
+    assert new_sweep(tmp_path / "runs", "mine", NOW).path == tmp_path / "runs/mine"
+    assert new_sweep(tmp_path / "runs", "mine", NOW).path == tmp_path / "runs/mine-2"
+    assert (tmp_path / "runs/mine").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_root_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError) as caught:
+        new_sweep(tmp_path / "file/runs", None, NOW)
+    assert caught.value.key == "results.root"
+
+
+def _new(root: Path, count: int) -> list[str]:
+    return [new_sweep(root, "same", NOW).path.name for _ in range(count)]
+
+
+def test_two_launches_at_once_never_share_a_directory(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    with context.Pool(2) as pool:
+        names = [name for part in pool.starmap(_new, [(tmp_path, 50)] * 2) for name in part]
+    assert len(set(names)) == 100
+    assert {p.name for p in tmp_path.iterdir()} == {*names, "latest"}
+    assert (tmp_path / "latest").resolve().name in names
+
+
+def test_the_latest_attempt_of_each_allocation_in_order(tmp_path: Path) -> None:
+    sweep = SweepDir(tmp_path)
+    for index, attempt in ((0, 1), (0, 2), (0, 10), (10, 1), (2, 1)):
+        rundir.write_json(sweep.allocation(index, attempt).task, {})
+    sweep.allocation(2, 2).path.mkdir()  # being written: it is not there yet
+    found = [str(folder.path.relative_to(tmp_path / "allocations")) for folder in sweep.allocations()]
+    assert found == ["0/10", "2/1", "10/1"]
+    assert sweep.allocation(2, 1).sweep == sweep
+
+
+def test_names_are_those_of_the_design(tmp_path: Path) -> None:
+    sweep = SweepDir(tmp_path)
+    rank = sweep.service("s", 1).rank(0)
+    paths = [
+        sweep.plan, sweep.log, *(sweep.table(s) for s in ("csv", "parquet", "md")),
+        sweep.point("p").config, sweep.point("p").row, sweep.point("p").requests,
+        sweep.service("s", 1).record, rank.command, rank.states, rank.log,
+        sweep.allocation(0, 1).submission, sweep.allocation(0, 1).job, sweep.allocation(0, 1).stdout(1),
+    ]  # fmt: skip
+    assert [str(path.relative_to(tmp_path)) for path in paths] == [
+        "plan.json", "sweep.log", "table.csv", "table.parquet", "table.md",
+        "points/p/config.yaml", "points/p/row.json", "points/p/requests.parquet",
+        "services/s/1/service.json", "services/s/1/rank0/command.json", "services/s/1/rank0/state.jsonl",
+        "services/s/1/rank0/server.log",
+        "allocations/0/1/submission.sh", "allocations/0/1/job.json", "allocations/0/1/stdout-1.log",
+    ]  # fmt: skip
+
+
