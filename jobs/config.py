@@ -228,6 +228,8 @@ class Cluster(Section):
     setup: tuple[Text, ...] = _setting((), "shell lines of the batch script before srun, for example module load")
     npus_per_node: Count = _setting(8, "local ranks x tensor parallel size must fit in this")
     max_allocations: Count = _setting(1, "allocations of one sweep that may run at a time")
+    share_group: Text | None = _setting(None, "Unix group that may read the run directory; null: the owner alone")
+    yield_to_others: Flag = _setting(False, "stop after a point when other users' jobs wait in the partition")
     master_address: Text | None = _setting(None, "null: address of the HCCL card on the first host")
     control_port: Port | None = _setting(None, "port on which the ranks talk; null: derived from the job id")
 
@@ -260,6 +262,7 @@ class Limits(Section):
     first_token_s: Positive = _setting(300.0, "first token of every data-parallel rank (graph compilation)")
     probe_s: Positive = _setting(10.0, "one-token request on an engine in use, plus 1 ms a token of max_model_len")
     drain_s: Positive = _setting(600.0, "end of the window until its last request has ended")
+    idle_s: Positive = _setting(900.0, "a ready service in which no request ran for so long ends")
     stop_s: Positive = _setting(30.0, "SIGTERM until SIGKILL")
     heartbeat_s: Positive = _setting(15.0, "silence after which a rank counts as lost")
     attempts: Count = _setting(3, "jobs in a row for one allocation: what the time limit left is submitted again")

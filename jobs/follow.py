@@ -140,7 +140,8 @@ def _account(sweep: SweepDir, allocation: _Allocation) -> None:
     for service in read_task(folder).services:
         for point in service.points:
             if not sweep.point(point).row.exists():
-                reason = f"{NOT_RUN}its job {_job_id(folder)} ended ({allocation.state}) without a result; see {folder.stdout(0)}"
+                end = f"its job {_job_id(folder)} ended ({allocation.state}) without a result"
+                reason = f"{NOT_RUN}{end}; see {folder.stdout(0)}"
                 config = read_config(sweep, point)
                 row = make_row(point, service.service, config, invalid_reason=reason, job_id=_job_id(folder))
                 write_json(sweep.point(point).row, row)

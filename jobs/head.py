@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 from jobs.cluster import Ports, Task
 from jobs.config import Config
 from jobs.errors import RunError, UserError
+from jobs.jobstate import others_wait
 from jobs.measure import client, statistics, validity
 from jobs.measure.records import Target, Window
 from jobs.results.row import NOT_RUN, make_row, tokens_text
@@ -75,16 +77,18 @@ async def conduct(here: Here, first: Config, stopping: asyncio.Future[str]) -> i
     except RunError as error:
         ended = str(error)
     left: list[ServiceTask] = []
+    yielded = False
     load_s: float | None = None
     for service in here.work.services:
         run = _ServiceRun(here, service, hub, stopping)
-        if ended is None and not left:
+        if ended is None and not left and not yielded:
             lacks = run.lacks_time(load_s)
             if lacks:
                 _say(f"service {service.service}: not begun: {lacks}")
             else:
                 ended = await run.run()
                 load_s = run.load_s or load_s
+                yielded = run.yielded
         elif ended not in (None, TIME_IS_UP):
             run.give_up(str(ended))
         left += run.left
@@ -93,6 +97,7 @@ async def conduct(here: Here, first: Config, stopping: asyncio.Future[str]) -> i
     await hub.send({"type": "bye"})
     await hub.close()
     outcome = {"ended": ended, "valid": valid, "time": time.time(), "left": [asdict(service) for service in left]}
+    outcome["yielded"] = yielded
     write_json(here.folder.outcome, outcome)
     return 0 if valid and ended is None else 1
 
@@ -107,6 +112,7 @@ class _ServiceRun:
         self._config = self._configs[service.points[0]]
         self._folder = self._sweep.service(service.service, here.work.attempt)
         self._rows: dict[str, dict[str, Any]] = {}
+        self.yielded = False
         self._api_key = here.folder.api_key.read_text() if self._config.engine.api_key else None
         self._known: dict[str, Any] = {
             "queue_s": round(here.started - _submitted(here.folder, here.started), 1),
@@ -119,6 +125,11 @@ class _ServiceRun:
         """Return why this service cannot begin before the time limit, or None."""
         service = self._service.service
         return self._here.walltime.lacks(service_seconds(self._sweep, service, self._config, last_load_s))
+
+    def _must_yield(self) -> bool:
+        partition = self._here.inherited.get("SLURM_JOB_PARTITION")
+        wanted = self._config.cluster.yield_to_others and partition is not None
+        return wanted and others_wait(str(partition), getpass.getuser())
 
     @property
     def load_s(self) -> float | None:
@@ -173,6 +184,10 @@ class _ServiceRun:
                     out_of_time = True
                     break
                 await self._measure(point, supervisor, target)
+                if self._must_yield():
+                    _say("other users' jobs wait: stopping after this point (cluster.yield_to_others)")
+                    out_of_time = self.yielded = True
+                    break
         except ServiceFailed as error:
             failure = error.reason
             engine.folder.enter("failed", reason=failure)

@@ -69,6 +69,14 @@ def seconds_left(job_id: str) -> float | None:
     return None
 
 
+def others_wait(partition: str, user: str) -> bool:
+    """Return whether jobs of other users wait in a partition."""
+    with contextlib.suppress(RunError):
+        waiting = process.run(["squeue", "-h", "-t", "PENDING", "-p", partition, "-o", "%u"], timeout_s=30)
+        return any(name != user for name in waiting.stdout.split())
+    return False
+
+
 def cancel(folder: AllocationDir) -> bool:
     """Cancel an allocation's own job and nothing else. Returns whether there was one to cancel.
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -284,8 +285,10 @@ class SweepDir:
                 yield written[-1]
 
 
-def new_sweep(root: Path, name: str | None, now: datetime) -> SweepDir:
+def new_sweep(root: Path, name: str | None, now: datetime, group: str | None = None) -> SweepDir:
     """Make the directory of a new sweep, named after `name` or the time; never one that exists.
+
+    It is open to its owner alone, or for reading to the Unix group `group` too (`cluster.share_group`).
 
     Raises:
         RunError: the root cannot be written.
@@ -300,9 +303,20 @@ def new_sweep(root: Path, name: str | None, now: datetime) -> SweepDir:
         except OSError as error:
             remedy = "Choose a results.root that you can write and that all nodes see."
             raise RunError("results.root", root, str(error), remedy) from None
+        if group:
+            _share(path, group)
         _point_latest(root, path)
         return SweepDir(path)
     raise RunError("results.name", stem, "a thousand sweeps have this name", "Choose another name.")
+
+
+def _share(path: Path, group: str) -> None:
+    try:
+        shutil.chown(path, group=group)
+        path.chmod(0o2750)  # what is made inside belongs to the group too
+    except (OSError, LookupError) as error:
+        path.rmdir()
+        raise RunError("cluster.share_group", group, str(error), "Name a group that you belong to.") from None
 
 
 def _point_latest(root: Path, path: Path) -> None:

@@ -181,7 +181,8 @@ def submit_rest(folder: AllocationDir, nodes: int) -> None:
         return
     config = read_config(folder.sweep, left[0].points[0])
     reason = f"the time limit came first, in {folder.tries} attempts (limits.attempts)"
-    if folder.tries < config.limits.attempts:
+    # Giving way to others is no failed try.
+    if folder.tries < config.limits.attempts or _outcome(folder).get("yielded"):
         try:
             job = submit_allocation(folder.sweep, folder.index, folder.attempt + 1, left, config, nodes)
         except RunError as error:

@@ -196,7 +196,9 @@ def start(made: Plan) -> SweepDir:
     if local:
         for service in made.services:
             _check_here(service.config)
-    sweep = new_sweep(Path(settings.results.root).absolute(), settings.results.name, datetime.now())
+    sweep = new_sweep(
+        Path(settings.results.root).absolute(), settings.results.name, datetime.now(), settings.cluster.share_group
+    )
     _log_to(sweep)
     write_json(sweep.plan, as_json(made))
     for point in made.points:

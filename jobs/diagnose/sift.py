@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Iterator
+from itertools import groupby
 from typing import BinaryIO
 
 from jobs.diagnose.times import has_stamp
@@ -17,21 +19,25 @@ _MARKERS = (
     "EZ99", "EL00", "oom", "OOM", "Out Of Memory", "OUT_OF_MEMORY", "out of memory", "timed out", "times out",
     "timeout", "TIMEOUT", "DUE TO", "PREEMPTED", "Waiting ", "No such", "No space", "No available", "No module",
     "No package", "annot ", "not found", "denied", "refused", "nvalid", "already", "is gone", "is lost",
-    "sign of life", "in time", "connection to rank", "cache usage", "startup complete", "ready after", "Exited",
+    "sign of life", "in time", "connection to rank", "usage: 9", "usage: 100", "startup complete", "ready after", "Exited",
     "exited", "ended", "ABORTING", "ignoring --", "inconsistent", "did not ", "Did not ", "is invalid", "SIGTERM",
     "SIGUSR2", "SIGINT", "left something", "service ", "shutdown trigger", "trigger received", '", line ',
 )  # fmt: skip
 """Some word of every signature (signatures.py checks it) and of every line that reads like an error."""
 
 _MAY_MATTER = re.compile("|".join(map(re.escape, _MARKERS)))
-_MAY_MATTER_BYTES = re.compile("|".join(map(re.escape, _MARKERS)).encode())
+_FINDERS = tuple(
+    re.compile("|".join(map(re.escape, group)).encode())
+    for _, group in groupby(sorted(_MARKERS), key=lambda marker: marker[0])
+)
+"""One for each first letter: `re` looks for a single first letter some fifty times as fast as for one of many."""
 
 _CHUNK = 1 << 20
 _LONGEST = 2000
 """Bytes of a line that are kept."""
 
 _SAME = 300
-"""Bytes of a line, without digits, that make it the same message as another."""
+"""Bytes of a line, without the letters of numbers, that make it the same message as another."""
 
 _REPEATS = 3
 _MESSAGES = 4000
@@ -40,7 +46,7 @@ _TAIL = 3
 _BACK = 64
 """Lines that are searched backwards for the time of one without."""
 
-_DIGITS = b"0123456789"
+_NUMBERS = b"0123456789abcdef"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -57,7 +63,7 @@ def plain(text: str) -> str:
 def sift(stream: BinaryIO) -> tuple[Line, ...]:
     """Return the lines of a log that may matter, in order.
 
-    Of one message (digits aside) the first three and the last are kept, of at most 4000 messages, and the last 1000
+    Of one message (numbers aside) the first three and the last are kept, of at most 4000 messages, and the last 1000
     of all others. A line without a time comes with the nearest line before it that has one. The last three lines
     of the log are always there.
 
@@ -81,16 +87,27 @@ def sift(stream: BinaryIO) -> tuple[Line, ...]:
 
 
 def _scan(body: bytes, number: int, kept: _Kept) -> None:
-    position = last = 0
-    while found := _MAY_MATTER_BYTES.search(body, position):
-        start = body.rfind(b"\n", 0, found.start()) + 1
+    last = 0
+    for found, end in _hits(body):
+        start = body.rfind(b"\n", 0, found) + 1
         number += body.count(b"\n", last, start)
-        end = body.find(b"\n", found.end())
-        begin = max(start, body.rfind(b"\r", start, found.start()) + 1)  # progress bars write over their own line
-        begin = max(begin, found.start() - _LONGEST // 2)
+        last = start
+        begin = max(start, body.rfind(b"\r", start, found) + 1)  # progress bars write over their own line
+        begin = max(begin, found - _LONGEST // 2)
         kept.add(number, body[begin : min(end, begin + _LONGEST)], body, start)
-        position, last = end + 1, start
     kept.close_block(body, number + body.count(b"\n", last))
+
+
+def _hits(body: bytes) -> Iterator[tuple[int, int]]:
+    """Yield (first marker, end of line) of every line with a marker; `body` ends with a line."""
+    ahead = [(found.start(), finder) for finder in _FINDERS if (found := finder.search(body))]
+    while ahead:
+        first = min(position for position, _ in ahead)
+        end = body.index(b"\n", first)
+        yield first, end
+        passed = [finder for position, finder in ahead if position < end]
+        ahead = [(position, finder) for position, finder in ahead if position > end]
+        ahead += [(found.start(), finder) for finder in passed if (found := finder.search(body, end + 1))]
 
 
 class _Kept:
@@ -106,7 +123,7 @@ class _Kept:
 
     def add(self, number: int, line: bytes, body: bytes, start: int) -> None:
         """Keep a line that may matter; it begins at `start` of `body`."""
-        message = line[:_SAME].translate(None, _DIGITS)
+        message = line[:_SAME].translate(None, _NUMBERS)
         seen = self._seen.get(message, 0)
         if not seen and len(self._seen) >= _MESSAGES:
             self._recent.append((number, line))

@@ -59,8 +59,22 @@ class Watch:
             aiohttp.ClientSession(self.api.base_url, headers=headers, timeout=timeout) as session,
             asyncio.TaskGroup() as group,
         ):
+            group.create_task(self._idle(session))
             for rank in range(self.config.parallel.data_parallel_size):
                 group.create_task(self._engine(session, rank))
+
+    async def _idle(self, session: aiohttp.ClientSession) -> None:
+        """End a service that nobody uses: an allocation must not be held for nothing (`limits.idle_s`)."""
+        limit = self.config.limits.idle_s
+        served, since = -1.0, time.monotonic()
+        while True:
+            now = sum((await counters(session)).values()) - len(self.probed)
+            if now > served:
+                served, since = now, time.monotonic()
+            elif time.monotonic() - since > limit:
+                self.fail(0, f"no request ran for {limit:g} s (limits.idle_s)")
+                return
+            await asyncio.sleep(min(limit / 4, 10 * TICK_S))
 
     async def _engine(self, session: aiohttp.ClientSession, rank: int) -> None:
         """Watch one engine: probe it whenever its counter stood still for half the heartbeat limit."""

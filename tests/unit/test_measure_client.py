@@ -157,7 +157,9 @@ class Last:
         self.release = asyncio.Event()
 
     async def script(self, answer: Answer) -> None:
-        if self.chosen is None and self.phases.fifth("window"):
+        phase = self.phases.names[-1]
+        fifth = self.phases.fifth(phase)
+        if fifth and phase == "window" and self.chosen is None:
             self.chosen = answer.number
             await answer.open()
             await answer.tokens(2)
@@ -165,7 +167,7 @@ class Last:
             await answer.tokens(2)
             await answer.end()
             return
-        if self.phases.fifth("drain"):
+        if fifth and phase == "drain":
             self.after_closing.append(answer.number)
             self.release.set()
         await answer.whole()
