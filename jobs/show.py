@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 from typing import Any
 
 import pandas as pd
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -30,6 +32,18 @@ SHOWN = (
     "load_s",
 )
 """Columns of the terminal table; the files hold all."""
+
+DROPPED = (
+    "load_s",
+    "kv_cache_tokens",
+    "engine_tokens",
+    "ttft_ms_p99",
+    "e2el_ms_p50",
+    "completed",
+    "tok_s_per_user",
+    "failed",
+)
+"""Columns that go first where the terminal is too narrow. The swept keys, the engine and validity always stay."""
 
 HIGH_IS_BEST = ("output_tok_s", "tok_s_per_user")
 LOW_IS_BEST = ("ttft_ms_p50", "ttft_ms_p99", "tpot_ms_p50", "e2el_ms_p50")
@@ -80,18 +94,43 @@ def _quote(word: str) -> str:
     return word if word.startswith("{") and word.endswith("}") and word[1:-1].isidentifier() else shlex.quote(word)
 
 
-def table_view(frame: pd.DataFrame, swept: tuple[str, ...]) -> Table:
-    """Return the terminal table: the best value of each column marked, invalid rows dimmed."""
-    view = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    shown = [*swept, *SHOWN]
+def table_view(frame: pd.DataFrame, swept: tuple[str, ...], width: int | None = None) -> Table:
+    """Return the terminal table: the best value of each column marked, invalid rows dimmed.
+
+    Args:
+        frame: the sweep table.
+        swept: full dotted names of the swept keys.
+        width: of the terminal, characters; then columns of DROPPED go, one after the other, until the rest fits.
+            None: all of SHOWN that hold anything.
+    """
+    shown = [name for name in (*swept, *SHOWN) if name in (*swept, "valid") or frame[name].notna().any()]
+    dropped = [name for name in DROPPED if name in shown]
+    gone = 0
+    while True:
+        view = _table(frame, swept, [name for name in shown if name not in dropped[:gone]])
+        if width is None or gone == len(dropped) or _width(view) <= width:
+            break
+        gone += 1
+    if gone:
+        view.caption = Text(f"{_count(dropped[:gone], 'column')} more in the file: {', '.join(dropped[:gone])}")
+    return view
+
+
+def _table(frame: pd.DataFrame, swept: tuple[str, ...], shown: list[str]) -> Table:
+    view = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left", padding=(0, 1, 0, 0))
     for name in shown:
         numeric = name not in swept and name not in ("engine", "valid", "engine_tokens")
-        view.add_column(_short(name), justify="right" if numeric else "left", no_wrap=True)
+        view.add_column(_header(name), justify="right" if numeric else "left", no_wrap=True, vertical="bottom")
     best = {name: _best(frame, name) for name in (*HIGH_IS_BEST, *LOW_IS_BEST)}
     for _, row in frame.iterrows():
         cells = [_cell(row[name], best.get(name) if row["valid"] else None) for name in shown]
         view.add_row(*cells, style=None if row["valid"] else "dim")
     return view
+
+
+def _width(view: Table) -> int:
+    wide = Console(width=100_000, file=io.StringIO())
+    return Measurement.get(wide, wide.options, view).maximum
 
 
 def reasons_text(frame: pd.DataFrame) -> str:
@@ -112,8 +151,18 @@ def _cell(value: Any, best: float | None) -> Text:
     return Text(f"{text(value)}*", style="bold green") if is_best else Text(text(value))
 
 
-def _short(name: str) -> str:
-    return name.replace("_ms_", " ms ") if "_ms_" in name else name
+def _header(name: str) -> Text:
+    """A header of two lines: parallel. / max_model_len, ttft ms / p50, output / tok_s."""
+    for mark, instead in (
+        (".", ".\n"),
+        ("_ms_", " ms\n"),
+        ("_per_", "\nper_"),
+        ("output_", "output\n"),
+        ("_tok", "\ntok"),
+    ):
+        if mark in name:
+            return Text(name.replace(mark, instead, 1))
+    return Text(name)
 
 
 def _count(items: Any, noun: str) -> str:

@@ -177,7 +177,8 @@ def _watch(sweep: SweepDir, out: Console) -> None:
 def print_table(sweep: SweepDir, out: Console) -> None:
     """Print the sweep table, the reason of every invalid row, and where the files are."""
     frame = read_table(sweep)
-    out.print(show.table_view(frame, tuple(read_json(sweep.plan)["swept"])))
+    swept = tuple(read_json(sweep.plan)["swept"])
+    out.print(show.table_view(frame, swept, out.width if out.is_terminal else None))
     if reasons := show.reasons_text(frame):
         out.print(reasons, markup=False)
     out.print(f"table: {sweep.table('csv')}", markup=False)

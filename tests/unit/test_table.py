@@ -81,7 +81,7 @@ def test_a_point_without_a_result_is_a_row_too(tmp_path: Path) -> None:
 def test_csv_parquet_and_markdown_agree(tmp_path: Path) -> None:
     folder, planned = made(tmp_path, "bench.concurrency=1,4,null", "bench.request_rate=0.5")
     measured(folder, planned.points[0], 12345.678, load_s=1.25)
-    result(folder, planned.points[1], invalid_reason="a | b\nsecond, \"line\"")
+    result(folder, planned.points[1], invalid_reason='a | b\nsecond, "line"')
     table = write_table(folder)
     csv = pd.read_csv(folder.table("csv"), dtype={"job_id": "str", "point": "str", "service": "str"})
     parquet = pd.read_parquet(folder.table("parquet"))
@@ -168,30 +168,34 @@ def frame(tmp_path: Path) -> pd.DataFrame:
     return read_table(folder)
 
 
-def printed(frame: pd.DataFrame, capsys: pytest.CaptureFixture[str]) -> list[str]:
+def printed(frame: pd.DataFrame, capsys: pytest.CaptureFixture[str]) -> tuple[list[str], list[str]]:
+    """Return the lines of the header and of the rows."""
     show.console().print(show.table_view(frame, ("bench.concurrency",)))
-    return [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    [rule] = [n for n, line in enumerate(lines) if set(line.strip()) == {"─"}]
+    return lines[:rule], lines[rule + 1 :]
 
 
 def test_the_terminal_table_is_aligned_and_has_no_colour_codes_in_a_file(
     frame: pd.DataFrame, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    header, rule, *rows = printed(frame, capsys)
+    header, rows = printed(frame, capsys)
+    assert [line.split()[0] for line in header] == ["bench.", "concurrency"]
     assert len(rows) == 3
-    assert "\x1b" not in "".join([header, rule, *rows])
+    assert "\x1b" not in "".join([*header, *rows])
     # Right-aligned figures end where their header ends, left-aligned words begin where it begins.
-    for name in ("output_tok_s", "ttft ms p50"):
-        end = header.index(name) + len(name)
-        assert all(row[end - 1].isdigit() or row[end - 1] in "* " for row in rows[:2])
-    start = header.index("valid")
+    for name, cells in (("p50", ["100", "50*", ""]), ("completed", ["40", "40", ""]), (" tok_s ", ["10", "20*", "99"])):
+        end = header[-1].index(name) + len(name.rstrip())
+        assert [row[:end].split(" ")[-1] for row in rows] == cells
+    start = header[-1].index("valid")
     assert [row[start:].split()[0] for row in rows] == ["True", "True", "False"]
-    assert rows[0].split()[0] == "1"
+    assert [row.split()[0] for row in rows] == ["1", "4", "16"]
 
 
 def test_the_best_valid_value_is_marked_and_an_invalid_one_never(
     frame: pd.DataFrame, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, _, one, two, three = printed(frame, capsys)
+    _, (one, two, three) = printed(frame, capsys)
     assert "20*" in two.split()  # most output tokens; 99 is invalid
     assert "50*" in two.split()  # least time to the first token
     assert "10*" not in one
@@ -201,12 +205,10 @@ def test_the_best_valid_value_is_marked_and_an_invalid_one_never(
     assert "4.25*" in two
 
 
-def test_with_one_valid_row_nothing_is_best(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_with_one_valid_row_nothing_is_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, planned = made(tmp_path, "bench.concurrency=1,4")
     measured(folder, planned.points[0], 10.0)
-    assert "*" not in "".join(printed(read_table(folder), capsys))
+    assert "*" not in "".join(printed(read_table(folder), capsys)[1])
 
 
 def test_colours_only_on_a_terminal(frame: pd.DataFrame) -> None:
@@ -219,11 +221,32 @@ def test_colours_only_on_a_terminal(frame: pd.DataFrame) -> None:
 
 def test_a_wide_table_is_never_cut_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     long = [f"engine.env.{'A' * 60}{n}" for n in range(12)]
-    folder, planned = made(tmp_path, *(f"{name}={'x' * 40},y" if n == 0 else f"{name}=z" for n, name in enumerate(long)))
+    folder, planned = made(
+        tmp_path, *(f"{name}={'x' * 40},y" if n == 0 else f"{name}=z" for n, name in enumerate(long))
+    )
     show.console().print(show.table_view(read_table(folder).assign(**dict.fromkeys(long, "v" * 80)), tuple(long)))
     out = capsys.readouterr().out
     assert "…" not in out
     assert out.count("v" * 80) == len(long) * len(planned.points)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_a_narrow_terminal_shows_fewer_columns_and_says_which(frame: pd.DataFrame, width: int) -> None:
+    terminal = Console(file=io.StringIO(), width=width)
+    terminal.print(show.table_view(frame, ("bench.concurrency",), width))
+    shown = terminal.file.getvalue()  # type: ignore[attr-defined]
+    table, _, caption = shown.partition("more in the file:")
+    assert "…" not in shown
+    assert all(word in table for word in ("concurrency", "engine", "valid", "vllm_ascend", "tok_s"))
+    gone = [name for name in show.DROPPED if name in caption]
+    assert bool(gone) == (width < 120)
+    assert gone == [name for name in show.DROPPED if frame[name].notna().any()][: len(gone)]
+
+
+def test_columns_that_hold_nothing_are_left_out(frame: pd.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
+    header, _ = printed(frame, capsys)
+    assert "load_s" not in header[-1]
+    assert "tpot" not in header[0]
 
 
 def test_reasons_are_shown_word_for_word(frame: pd.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,7 +262,9 @@ def test_the_plan_in_words(tmp_path: Path) -> None:
     assert lines[0].startswith("4 points in 2 services (engine starts) in 1 allocation, about ")
     assert lines[1].startswith("  allocation 0: 2 services on 2 nodes, about ")
     first = planned.points[0]
-    assert lines[2] == f"    service {first.service}  point {first.point}  parallel.max_model_len=8192 bench.concurrency=1"
+    assert (
+        lines[2] == f"    service {first.service}  point {first.point}  parallel.max_model_len=8192 bench.concurrency=1"
+    )
     assert len(lines) == 6
 
 

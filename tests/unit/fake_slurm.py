@@ -1,0 +1,191 @@
+"""A strict stand-in for Slurm's commands as real programs: what the real ones refuse, these refuse.
+
+Answers and exit codes as observed on Slurm 22.05. State is one JSON file beside the programs; every call is
+written down there.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from core_help import executable
+
+PROGRAMS = ("squeue", "sacct", "scontrol", "scancel", "sbatch", "srun")
+
+PROGRAM = r'''#!PYTHON -SE
+import json, re, sys
+from pathlib import Path
+
+here = Path(__file__).parent
+name = Path(__file__).name
+words = sys.argv[1:]
+state = json.loads((here / "state.json").read_text())
+state["calls"].append([name, *words])
+
+
+def end(text="", error="", code=0):
+    (here / "state.json").write_text(json.dumps(state))
+    if text:
+        print(text)
+    if error:
+        print(error, file=sys.stderr)
+    sys.exit(code)
+
+
+def fail(error):
+    end(error=error, code=1)
+
+
+def options(with_value, without):
+    """Split words into {option: value} and the rest; an option that is not listed is refused."""
+    found, rest, at = {}, [], 0
+    while at < len(words):
+        word = words[at]
+        if word in without:
+            found[word] = True
+        elif word in with_value:
+            at += 1
+            if at == len(words):
+                fail(f"{name}: option requires an argument -- '{word.strip('-')}'")
+            found[word] = words[at]
+        elif word.startswith("-"):
+            fail(f"{name}: unrecognized option '{word}'")
+        else:
+            rest.append(word)
+        at += 1
+    return found, rest
+
+
+def reachable(what):
+    if what in state["down"]:
+        if what == "slurmdbd":
+            fail("sacct: error: Problem talking to the database: Connection refused")
+        fail(f"{name}: error: Unable to contact slurm controller (connect failure)")
+
+
+INVALID = "slurm_load_jobs error: Invalid job id specified"
+LIVING = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED")
+jobs = state["jobs"]
+
+if name == "squeue":
+    found, rest = options(("-j", "-o", "-t", "-p"), ("-h",))
+    if rest:
+        fail(f"squeue: error: Unrecognized option: {rest[0]}")
+    reachable("slurmctld")
+    if "-j" in found:
+        if not found["-j"].isdigit():
+            fail(f"squeue: error: Invalid job id: {found['-j']}")
+        if found["-j"] not in jobs or jobs[found["-j"]].get("purged"):
+            fail(INVALID)
+        shown = [jobs[found["-j"]]]
+    else:
+        shown = list(jobs.values())
+    shown = [job for job in shown if job["state"] in found.get("-t", ",".join(LIVING)).split(",")]
+    if "-p" in found:
+        shown = [job for job in shown if job.get("partition") == found["-p"]]
+    form = {"%T": "state", "%L": "left", "%u": "user"}
+    if found.get("-o") not in form:
+        fail(f"squeue: error: Unrecognized field specification {found.get('-o')}")
+    end("\n".join(job.get(form[found["-o"]], "INVALID") for job in shown))
+
+elif name == "sacct":
+    found, rest = options(("-j", "-o"), ("-n", "-P", "-X"))
+    if rest or found.get("-o") != "State":
+        fail("sacct: fatal: Invalid field requested")
+    reachable("slurmdbd")
+    job = jobs.get(found["-j"], {})
+    end(job.get("accounted", job.get("state", "")))
+
+elif name == "scontrol":
+    found, rest = options((), ("-o",))
+    if rest[:2] != ["show", "job"] or len(rest) != 3:
+        fail("invalid entity")
+    reachable("slurmctld")
+    if rest[2] not in jobs or jobs[rest[2]].get("purged"):
+        fail(INVALID)
+    end(f"JobId={rest[2]} JobName=x UserId=me(1) JobState={jobs[rest[2]]['state']} Reason=None Restarts=0")
+
+elif name == "scancel":
+    found, rest = options((), ())
+    reachable("slurmctld")
+    if len(rest) != 1 or not rest[0].isdigit():
+        fail(f"scancel: error: Invalid job id {' '.join(rest)}")
+    if rest[0] not in jobs:
+        fail(f"scancel: error: Kill job error on job id {rest[0]}: Invalid job id specified")
+    if jobs[rest[0]].get("user", "me") != "me":
+        fail(f"scancel: error: Kill job error on job id {rest[0]}: Access/permission denied")
+    jobs[rest[0]]["state"] = "CANCELLED"
+    end()
+
+elif name == "sbatch":
+    known = (
+        "account cpus-per-task constraint dependency exclude exclusive gres job-name licenses mem nodelist nodes"
+        " no-requeue ntasks-per-node open-mode output partition qos reservation signal time"
+    ).split()
+    flags = ("no-requeue", "exclusive")
+    if len(words) != 1:
+        fail("sbatch: error: one script is expected")
+    reachable("slurmctld")
+    script = Path(words[0]).read_text()
+    asked = {}
+    for line in re.findall(r"^#SBATCH (.*)$", script, re.MULTILINE):
+        option, equals, value = line.removeprefix("--").partition("=")
+        if not line.startswith("--") or option not in known or bool(equals) == (option in flags):
+            fail(f"sbatch: unrecognized option '{line}'")
+        asked[option] = value or True
+    if "partition" in asked and asked["partition"] not in state["partitions"]:
+        fail("sbatch: error: invalid partition specified: %s\nsbatch: error: Batch job submission failed: "
+             "Invalid partition name specified" % asked["partition"])
+    number = str(max([int(n) for n in jobs] or [100]) + 1)
+    jobs[number] = {"state": "PENDING", "asked": asked, "user": "me"}
+    end(f"Submitted batch job {number}")
+
+else:
+    fail("srun: error: a login node starts no steps here")
+'''
+
+
+class FakeSlurm:
+    """The state of the stand-in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._file = folder / "state.json"
+        self._write({"jobs": {}, "down": [], "partitions": ["npu"], "calls": []})
+        for name in PROGRAMS:
+            executable(folder / name, PROGRAM.replace("PYTHON", sys.executable))
+
+    def _write(self, state: dict[str, Any]) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._file.write_text(json.dumps(state))
+
+    @contextmanager
+    def change(self) -> Iterator[dict[str, Any]]:
+        """Change the state."""
+        state = json.loads(self._file.read_text())
+        yield state
+        self._write(state)
+
+    def job(self, number: str, state: str, **more: Any) -> None:
+        """Let there be a job."""
+        with self.change() as all_state:
+            all_state["jobs"][number] = {"state": state, **more}
+
+    def down(self, *daemons: str) -> None:
+        """Let daemons be out of reach: slurmctld, slurmdbd."""
+        with self.change() as state:
+            state["down"] = list(daemons)
+
+    @property
+    def jobs(self) -> dict[str, dict[str, Any]]:
+        """All jobs."""
+        return dict(json.loads(self._file.read_text())["jobs"])
+
+    def calls(self, name: str | None = None) -> list[list[str]]:
+        """Return the calls so far, of one program or of all."""
+        return [call for call in json.loads(self._file.read_text())["calls"] if name in (None, call[0])]

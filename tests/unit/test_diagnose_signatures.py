@@ -1,0 +1,194 @@
+"""The rule book: every signature recognises its line, and nothing harmless is taken for a failure."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis.strategies import from_regex
+
+from jobs.diagnose.classify import classify
+from jobs.diagnose.diagnosis import Diagnosis, RankLog
+from jobs.diagnose.sift import may_matter
+from jobs.diagnose.signatures import Signature, load, signatures
+
+CATALOGUE = {
+    1: "hccl-socket-timeout",
+    2: "hccl-tls",
+    3: "hccl-qp-exhausted",
+    4: "moe-dispatch",
+    5: "hccl-stale-process",
+    6: "hccl-host-port",
+    7: "hccl-host-port-taken",
+    8: "hccl-npu-port",
+    9: "hccl-env",
+    10: "hccl-rank-table hccl-version hccl-root-timeout",
+    11: "hccl-transport",
+    12: "torch-npu-wrapper",
+    13: "hccl-init",
+    14: "npu-memory-load",
+    15: "npu-memory-serve",
+    16: "kv-cache-none",
+    17: "kv-cache-length",
+    18: "scheduler-batched-tokens",
+    19: "acl-graph-deepseek",
+    20: "mla-heads",
+    21: "graph-batch-size",
+    22: "torchair-cache",
+    23: "hccl-buffer-too-small hccl-buffer-overrun",
+    24: "graph-streams",
+    25: "engine-init remote-engine-failed",
+    26: "handshake-timeout",
+    27: "engine-ready-timeout",
+    28: "waiting-for-engines",
+    29: "port-taken",
+    30: "config-mismatch",
+    31: "npu-not-visible",
+    32: "device-type library-missing",
+    33: "invalid-version",
+    34: "docker-shm image-damaged",
+    35: "memory-profiling",
+    36: "kv-cache-pressure",
+    37: "npu-driver-old",
+}
+"""The 37 known failures of DeepSeek-R1 on two Atlas 800I A2, by the signatures that recognise them."""
+
+
+def diagnosis_of(signature: Signature, line: str) -> Diagnosis:
+    """Diagnose one line where it can occur: on the right rank, before or after the service was ready."""
+    rank = {"head": 0, "headless": 1, None: None}[signature.role]
+    ready = "INFO 01-01 00:00:00 [a.py:1] up\nINFO:     Application startup complete.\n" if signature.ready else ""
+    return classify([RankLog.of(rank, "server.log", ready + line)])
+
+
+@pytest.mark.parametrize("signature", signatures(), ids=lambda signature: signature.id)
+def test_every_signature_wins_on_its_own_example(signature: Signature) -> None:
+    found = diagnosis_of(signature, signature.example)
+    if signature.kind == "note":
+        assert not found.found
+        assert found.notes == (f"{signature.cause} (server.log:1)",)
+    else:
+        assert found.signature == signature.id
+        assert found.cause == signature.cause
+        assert signature.id in found.summary()
+
+
+@pytest.mark.parametrize("signature", signatures(), ids=lambda signature: signature.id)
+def test_every_line_that_a_signature_can_match_passes_the_sift(signature: Signature) -> None:
+    @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(from_regex(signature.pattern))
+    def check(line: str) -> None:
+        assert may_matter(line)
+
+    check()
+
+
+def test_the_37_known_failures_are_all_recognised() -> None:
+    known = {signature.id for signature in signatures()}
+    named = [name for names in CATALOGUE.values() for name in names.split()]
+    assert sorted(CATALOGUE) == list(range(1, 38))
+    assert not set(named) - known
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        # other words for the same failures, from other releases
+        ("HCCP SSL routines:ssl3_get_record, The possible cause is that the TLS switch is inconsistent", "hccl-tls"),
+        ('EI0016: Value Disable for config "tls" is invalid. All ranks are consistent', "hccl-tls"),
+        ("[HcclSocket] host nic listen start failed, port[60000], return[11]", "hccl-host-port"),
+        ("HcclGetRootInfo(&hcclID), error code is 11", "hccl-host-port"),
+        ("call aclnnMoeDistributeDispatchV3 failed, error code is 561000", "moe-dispatch"),
+        ("invokes the HcclAllocComResourceByTiling function of the hccl module. ret = 4, comm = 0x1", "moe-dispatch"),
+        ("AclmdlRICaptureBegin(capture_stream_, capture_mode), error code is 207005", "graph-streams"),
+        ("EL0009: The stream resources are insufficient, error", "graph-streams"),
+        (
+            "ValueError: The model's max seq len (131072) is larger than the maximum number of tokens that can be stored "
+            "in KV cache (86656).",
+            "kv-cache-length",
+        ),
+        ("vllm: error: argument --max-num-seqs: invalid int value: 'x'", "unknown-flag"),
+        ("zmq.error.ZMQError: Address already in use (addr='tcp://10.0.0.1:13389')", "port-taken"),
+        ("ImportError: libascendcl.so: cannot open shared object file: No such file or directory", "library-missing"),
+        ("bash: line 1: vllm: command not found", "program-missing"),
+        ("slurmstepd: error: Detected 1 oom-kill event(s) in StepId=191.batch cgroup.", "slurm-memory"),
+        ("srun: error: sdumont6156: task 0: Out Of Memory", "slurm-memory"),
+        ("12|sweep|OUT_OF_MEMORY|0:125", "slurm-memory"),
+        ("State=NODE_FAIL", "slurm-node-failure"),
+        ("JobState=PREEMPTED", "slurm-preempted"),
+        ("JobState=TIMEOUT Reason=TimeLimit", "slurm-time-limit"),
+        ("[ERROR] Invalid argument: /images/none.sqsh", "image-missing"),
+        ("error: rank 1: engine killed by SIGSEGV", "crash"),
+    ],
+)
+def test_other_words_for_the_same_failure(line: str, expected: str) -> None:
+    assert classify([RankLog.of(None, "x.log", line)]).signature == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "INFO 11-24 22:51:48 [config.py:12] Unable to find a generation config, using defaults",
+        "Unable to open the optional tuning table, continuing without it",
+        'INFO:     127.0.0.1:36668 - "GET /errors/fatal?timeout=timed+out HTTP/1.1" 200 OK',
+        "(APIServer pid=7) INFO 11-24 22:51:48 [api_server.py:1] see https://docs.example/errors/address-already-in-use",
+        "/opt/site-packages/x.py:138: FutureWarning: `torch.distributed.reduce_op` is deprecated, error in 3.0",
+        "(MainProcess pid=1) WARNING 11-24 23:26:03 [system_utils.py:255] Found ulimit of 20000 and failed to "
+        "automatically increase with error current limit exceeds maximum limit. This can cause fd limit errors like "
+        "`OSError: [Errno 24] Too many open files`.",
+        "WARNING 11-24 23:26:03 [parallel.py:746] Address already in use. Retrying with a new port.",
+        "[W1124 23:26:10.236264913 socket.cpp:207] [c10d] The hostname of the client socket cannot be retrieved. err=-3",
+        "UserWarning: resource_tracker: There appear to be 2 leaked shared_memory objects to clean up at shutdown",
+        "(ApiServer_0 pid=3) INFO 11-24 23:27:29 [core_client.py:770] [shutdown] MPClient: start timeout=0s",
+        "(Worker pid=3) INFO 11-24 23:27:29 [multiproc_executor.py:843] Parent process exited, terminating worker queues",
+        "slurmstepd: error: pyxis:     [INFO] Querying registry for permission grant",
+        "22:51:48 service 45fa95853a: ready after 70.3 s",
+        "22:51:48 point 12be9996e6: valid, 302.8 output tok/s",
+        "    raise ValueError('No available memory for the cache blocks')",
+        '  File "/opt/site-packages/vllm/error.py", line 12, in failed',
+        "[ERROR] HCCL(1,python):2025-07-23-03:49:57.177.290 [x.cc:1]    5. The TLS switch is inconsistent, or the TLS "
+        "certificate expires. EI0006",
+    ],
+)
+def test_harmless_lines_are_no_failures(line: str) -> None:
+    found = classify([RankLog.of(0, "server.log", line)])
+    assert found.signature != "hccl-tls"
+    assert not found.found or found.signature == "hccl-socket-timeout"
+
+
+def broken(**changes: str) -> str:
+    fields = {
+        "id": "one",
+        "regex": "boom error",
+        "kind": "cause",
+        "phase": "any",
+        "cause": "c",
+        "remedy": "r",
+        "source": "s",
+        "example": "boom error",
+    }
+    return "- " + "\n  ".join(f"{key}: {value!r}" for key, value in (fields | changes).items())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (broken(regex="boom ("), "not a regular expression"),
+        (broken(example="another error"), "does not match its example"),
+        (broken(regex="bang", example="bang"), "no marker"),
+        (broken(kind="guess"), "Input should be 'cause'"),
+        (broken(colour="red"), "Unexpected keyword argument"),
+        (broken(remedy=""), "at least 1 character"),
+        (broken() + "\n" + broken(), "used twice: ['one']"),
+        (broken() + "\n  over: [two]", "unknown ids in `over`: ['two']"),
+    ],
+)
+def test_a_wrong_rule_book_is_refused_with_the_reason(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        load(text)
+
+
+def test_a_sound_rule_book_is_taken_in_the_order_of_trust() -> None:
+    book = broken(id="wrapper", kind="follow_on") + "\n" + broken(id="reason", over="@").replace("'@'", "[wrapper]")
+    assert [signature.id for signature in load(book)] == ["reason", "wrapper"]
