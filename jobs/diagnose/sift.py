@@ -23,19 +23,19 @@ _GENERAL = (
 """Words of lines that read like an error, and of tracebacks."""
 
 _SPECIAL = (
-    "EI00", "EJ00", "EL00", "9999", "hcclRet", "GetRootInfo", "BUFFSIZE", "MTE instruction", "inconsistent",
-    "listening", "AllocComResource", "AclmdlRI", "available streams", "stream resource", "runtime result", "aicore",
-    "aivec", "only support", "queries per kv", "graph batch", "torchair_cache", "kv_cache_bytes", "larger than the",
-    "less than desired", "No available", "usage: 9", "usage: 100", "scheduler is enabled", "batched_tokens (",
-    "max_model_len (", "eager mode", "mismatch", "Not enough", "World size", "divisible by", "quantization method",
-    "trust_remote_code=", "Repo id", "not appear", "OfflineMode", "No module", "No package", "undefined symbol",
-    "requires NumPy", "in use", "EADDRINUSE", "No space", "quota", "Read-only", "Stale file", "Too many", "Bus ",
-    "exit code", "oom", "OOM", "OUT_OF_MEMORY", "memory limit", "Zero Bytes", "DUE TO", "PREEMPTED", "TIMEOUT",
-    "aborted", "Terminat", "curl: (", "SQUASHFS", "corruption", "ABORTING", "already", "source path", "enroot-",
-    "unrecognized", "not permitted", "required plugin", "ignoring --", "encountered", "Dumping ", "Process ",
-    "Waiting ", "is gone", "is lost", "sign of life", "in time", "connection to rank", "left something", "service ",
-    "ready after", "startup complete", "shutdown trigger", "trigger received", "SIGTERM", "SIGUSR2", "SIGINT",
-    "invaild", "SUMM-",
+    "EI00", "EJ00", "EL00", "EZ99", "EE99", "EH99", "hcclRet", "GetRootInfo", "BUFFSIZE", "MTE instruction",
+    "inconsistent", "listening", "AllocComResource", "AclmdlRI", "available streams", "stream resource",
+    "runtime result", "aicore", "aivec", "only support", "queries per kv", "graph batch", "torchair_cache",
+    "kv_cache_bytes", "larger than the", "less than desired", "No available", "usage: 9", "usage: 100",
+    "scheduler is enabled", "batched_tokens (", "max_model_len (", "eager mode", "mismatch", "Not enough",
+    "World size", "divisible by", "quantization method", "trust_remote_code=", "Repo id", "not appear",
+    "OfflineMode", "No module", "No package", "undefined symbol", "requires NumPy", "in use", "EADDRINUSE",
+    "No space", "quota", "Read-only", "Stale file", "Too many", "Bus ", "exit code", "oom", "OOM", "OUT_OF_MEMORY",
+    "memory limit", "Zero Bytes", "DUE TO", "PREEMPTED", "TIMEOUT", "aborted", "Terminat", "curl: (", "SQUASHFS",
+    "corruption", "ABORTING", "already", "source path", "enroot-", "unrecognized", "not permitted",
+    "required plugin", "ignoring --", "encountered", "Dumping ", "Process ", "Waiting ", "is gone", "is lost",
+    "sign of life", "in time", "connection to rank", "left something", "service ", "ready after",
+    "startup complete", "shutdown trigger", "trigger received", "SIGTERM", "SIGUSR2", "SIGINT", "invaild", "SUMM-",
 )  # fmt: skip
 """Some word of every signature that has none of the above (a test sees to it), and of what classify.py looks for."""
 

@@ -28,6 +28,8 @@ def invalid_reason(config: Config, window: Window, figures: Mapping[str, Any]) -
         return "no token arrived in the window"
     if window.truncated:
         return "the window was cut short"
+    if figures["truncated_requests"]:
+        return f"{figures['truncated_requests']} requests had no whole answer within limits.drain_s after the window"
     served, ranks = window.engine_tokens, config.parallel.data_parallel_size
     load = config.bench.concurrency or ranks
     silent = [str(rank) for rank in range(ranks) if not served.get(str(rank))]

@@ -308,18 +308,22 @@ async def test_the_cap_of_an_open_loop_holds_and_the_wait_is_recorded() -> None:
 
 async def test_without_hold_load_the_queue_of_an_open_loop_is_dropped_at_the_closing() -> None:
     """One slot stays busy for a while after the closing; the queue must not use the other."""
-    bench = replace(BENCH, concurrency=2, request_rate=3000.0, hold_load=False)
+    bench = replace(BENCH, concurrency=2, request_rate=2000.0, hold_load=False)
     last = Last()
+
+    async def slowly(answer: Answer) -> None:
+        await asyncio.sleep(0.01)
+        await last.script(answer)
 
     def on_phase(name: str) -> None:
         last.phases(name)
         if name == "drain":
             asyncio.get_running_loop().call_later(0.2, last.release.set)
 
-    async with serving(bench, last.script) as stub:
+    async with serving(bench, slowly) as stub:
         window = await measure(bench, LIMITS, MODEL, stub.target, on_phase=on_phase)
     assert last.chosen is not None
-    assert max(record.queue_s for record in window.records) > 0, "there was a queue"
+    assert max(record.queue_s for record in window.records) > 0.02, "there was a queue"
     assert len([record for record in window.records if record.start_s >= window.closed_s]) <= 2
     assert {record.status for record in counted(window)} == {"ok"}
 

@@ -1,0 +1,267 @@
+"""The channel between the ranks, over real sockets on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import pytest
+from core_help import ROOT
+
+from jobs.errors import RunError
+from jobs.service.peers import Hub, Link, _proof, join
+
+KEY = "the key"
+SILENCE_S = 0.3
+PATIENCE_S = 20.0
+T = TypeVar("T")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def soon(work: Awaitable[T]) -> T:
+    """Await an event that must come."""
+    return await asyncio.wait_for(work, PATIENCE_S)
+
+
+@asynccontextmanager
+async def hub(ranks: int = 2, silence_s: float = 5.0) -> AsyncIterator[tuple[Hub, int]]:
+    made, port = Hub(ranks, KEY, silence_s), free_port()
+    await made.open(port)
+    try:
+        yield made, port
+    finally:
+        await made.close()
+
+
+@asynccontextmanager
+async def peer(port: int, rank: int = 1, key: str = KEY, silence_s: float = 5.0) -> AsyncIterator[Link]:
+    link = await join("127.0.0.1", port, rank, key, silence_s, PATIENCE_S)
+    try:
+        yield link
+    finally:
+        link.close()
+
+
+async def lost(made: Hub) -> tuple[int, str]:
+    rank, message = await soon(made.inbox.get())
+    assert message["type"] == "lost"
+    return rank, message["reason"]
+
+
+async def test_messages_pass_both_ways_in_their_order() -> None:
+    async with hub(3) as (made, port), peer(port, 1) as one, peer(port, 2) as two:
+        await made.joined(PATIENCE_S)
+        assert made.present == {1, 2}
+        for n in range(20):
+            await made.send({"type": "start", "n": n, "text": "ü\n\"x\""})
+            await two.send({"type": "ended", "n": n})
+        for link in (one, two):
+            received = [await soon(link.receive()) for _ in range(20)]
+            assert received == [{"type": "start", "n": n, "text": "ü\n\"x\""} for n in range(20)]
+        assert [await soon(made.inbox.get()) for _ in range(20)] == [(2, {"type": "ended", "n": n}) for n in range(20)]
+
+
+async def test_one_rank_alone_waits_for_nobody() -> None:
+    async with hub(1) as (made, _):
+        await made.joined(0.01)
+        assert made.present == set()
+
+
+async def test_joined_names_the_ranks_that_are_missing() -> None:
+    async with hub(4) as (made, port), peer(port, 2):
+        with pytest.raises(RunError) as caught:
+            await made.joined(0.1)
+        assert caught.value.key == "limits.rendezvous_s"
+        assert caught.value.reason.startswith("rank 1, rank 3 did not reach rank 0")
+
+
+async def test_a_rank_may_come_before_rank_0_is_there() -> None:
+    made, port = Hub(2, KEY, 5.0), free_port()
+    early = asyncio.create_task(join("127.0.0.1", port, 1, KEY, 5.0, PATIENCE_S))
+    await asyncio.sleep(0)
+    await made.open(port)
+    link = await soon(early)
+    await made.joined(PATIENCE_S)
+    link.close()
+    await made.close()
+
+
+async def test_a_wrong_key_is_refused() -> None:
+    async with hub() as (made, port):
+        with pytest.raises(RunError, match="rank 1 did not reach rank 0 at 127.0.0.1:.*refused this rank"):
+            await join("127.0.0.1", port, 1, "another key", 5.0, 0.3)
+        assert made.present == set()
+        assert made.inbox.empty()
+
+
+async def test_a_second_rank_of_the_same_number_is_refused_and_the_first_stays() -> None:
+    async with hub(3) as (made, port), peer(port, 1) as first:
+        with pytest.raises(RunError, match="refused"):
+            await join("127.0.0.1", port, 1, KEY, 5.0, 0.3)
+        assert made.present == {1}
+        await first.send({"type": "ended", "reason": "still the first"})
+        assert await soon(made.inbox.get()) == (1, {"type": "ended", "reason": "still the first"})
+
+
+@pytest.mark.parametrize("rank", [0, 2, -1, "1", [1], {"a": 1}, None])
+async def test_a_number_that_is_not_expected_is_refused(rank: Any) -> None:
+    async with hub(2) as (made, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        nonce = json.loads(await soon(reader.readline()))["nonce"]
+        hello = {"type": "hello", "rank": rank, "proof": _proof(KEY, nonce)}
+        writer.write(json.dumps(hello).encode() + b"\n")
+        assert await soon(reader.read()) == b""
+        assert made.present == set()
+        writer.close()
+        async with peer(port):
+            await made.joined(PATIENCE_S)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b'{"type": "hello", "rank": 1}\n',
+        '{"rank": 1, "proof": "ü"}\n'.encode(),
+        b"[1]\n",
+        b"\xff\xfe\n",
+        b"x" * 100_000,
+    ],
+)
+async def test_what_speaks_another_language_is_sent_away(words: bytes) -> None:
+    async with hub() as (made, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(words)
+        with contextlib.suppress(ConnectionError):
+            assert (await soon(reader.read())).count(b"\n") == 1  # the nonce, and no welcome
+        writer.close()
+        assert made.present == set()
+        async with peer(port):  # and the hub still works
+            await made.joined(PATIENCE_S)
+
+
+async def test_a_proof_of_another_connection_is_worth_nothing() -> None:
+    async with hub() as (made, port):
+        one, writer = await asyncio.open_connection("127.0.0.1", port)
+        nonce = json.loads(await soon(one.readline()))["nonce"]
+        other, second = await asyncio.open_connection("127.0.0.1", port)
+        await soon(other.readline())
+        second.write(json.dumps({"rank": 1, "proof": _proof(KEY, nonce)}).encode() + b"\n")
+        assert await soon(other.read()) == b""
+        assert made.present == set()
+        writer.close()
+        second.close()
+
+
+async def test_a_rank_that_only_beats_is_not_lost() -> None:
+    async with hub(silence_s=SILENCE_S) as (made, port), peer(port, silence_s=SILENCE_S) as link:
+        news = asyncio.create_task(made.inbox.get())
+        told = asyncio.create_task(link.receive())
+        done, _ = await asyncio.wait({news, told}, timeout=3 * SILENCE_S)
+        assert not done
+        assert made.present == {1}
+        news.cancel()
+        told.cancel()
+
+
+async def test_a_closed_connection_is_a_lost_rank_at_once() -> None:
+    async with hub() as (made, port):
+        async with peer(port):
+            await made.joined(PATIENCE_S)
+        assert await lost(made) == (1, "its connection to rank 0 ended")
+        assert made.present == set()
+
+
+RANK = """
+import asyncio, sys
+from jobs.service.peers import join
+async def main():
+    link = await join("127.0.0.1", int(sys.argv[1]), 1, sys.argv[2], float(sys.argv[3]), 30)
+    while await link.receive() is not None:
+        pass
+asyncio.run(main())
+"""
+
+
+@asynccontextmanager
+async def process(port: int) -> AsyncIterator[asyncio.subprocess.Process]:
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    words = (sys.executable, "-c", RANK, str(port), KEY, str(SILENCE_S))
+    child = await asyncio.create_subprocess_exec(*words, env=env)
+    try:
+        yield child
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+
+
+async def test_a_stopped_process_is_lost_within_the_silence_limit() -> None:
+    async with hub(silence_s=SILENCE_S) as (made, port), process(port) as child:
+        await made.joined(PATIENCE_S)
+        os.kill(child.pid, signal.SIGSTOP)
+        assert await lost(made) == (1, f"no sign of life for {SILENCE_S} s (limits.heartbeat_s)")
+        assert made.present == set()
+
+
+async def test_a_killed_process_is_lost_at_once() -> None:
+    async with hub(silence_s=60) as (made, port), process(port) as child:
+        await made.joined(PATIENCE_S)
+        child.kill()
+        assert await lost(made) == (1, "its connection to rank 0 ended")
+
+
+async def test_rank_0_gone_is_the_end_of_the_link() -> None:
+    async with hub() as (made, port), peer(port) as link:
+        await made.joined(PATIENCE_S)
+        await made.send({"type": "stop"})
+        await made.close()
+        assert await soon(link.receive()) == {"type": "stop"}
+        assert await soon(link.receive()) is None
+        await link.send({"type": "stopped"})  # into the void: no error
+
+
+async def test_a_silent_rank_0_is_the_end_of_the_link() -> None:
+    done = asyncio.Event()
+
+    async def welcome_and_no_more(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'{"type": "nonce", "nonce": "n"}\n')
+        await reader.readline()
+        writer.write(b'{"type": "welcome"}\n')
+        await done.wait()
+        writer.close()
+
+    port = free_port()
+    async with await asyncio.start_server(welcome_and_no_more, "127.0.0.1", port):
+        async with peer(port, silence_s=SILENCE_S) as link:
+            assert await soon(link.receive()) is None
+        done.set()
+
+
+async def test_nobody_there_is_said_with_the_address() -> None:
+    port = free_port()
+    with pytest.raises(RunError) as caught:
+        await join("127.0.0.1", port, 3, KEY, 5.0, 0.3)
+    assert caught.value.key == "limits.rendezvous_s"
+    assert caught.value.reason.startswith(f"rank 3 did not reach rank 0 at 127.0.0.1:{port}: ")
+    assert "Connect call failed" in caught.value.reason
+
+
+async def test_a_taken_port_is_said() -> None:
+    async with hub() as (_, port):
+        with pytest.raises(RunError) as caught:
+            await Hub(2, KEY, 5.0).open(port)
+        assert (caught.value.key, caught.value.value) == ("cluster.control_port", port)

@@ -1,0 +1,450 @@
+"""Life and death of one service on two ranks: real processes, a real hub and link, a real HTTP stub."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from core_help import change, config
+
+from jobs.config import Config
+from jobs.errors import RunError
+from jobs.measure.records import Target
+from jobs.process import MARK
+from jobs.rundir import ServiceDir, read_json, read_lines
+from jobs.service import agent, readiness, supervisor
+from jobs.service.engine import Engine
+from jobs.service.peers import Hub, Link, Message, join
+from jobs.service.placement import Placement
+from jobs.service.supervisor import ServiceFailed, Supervisor
+
+PATIENCE_S = 30.0
+
+ENGINE = r'''
+import json, os, signal, sys, threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+rank = "headless" if "--headless" in sys.argv else "head"
+role = json.loads(os.environ["FAKE"])[rank]
+print(rank, "starts", flush=True)
+
+
+def obey():
+    """Wait for an order in the pipe: code and last words."""
+    code, words = open(role["orders"]).read().split(" ", 1)
+    print(words, flush=True)
+    os._exit(int(code))
+
+
+threading.Thread(target=obey, daemon=True).start()
+if role.get("stubborn"):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+else:
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+
+class Api(BaseHTTPRequestHandler):
+    def answer(self, status, body):
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self):
+        if self.path == "/health":
+            self.answer(200 if role.get("healthy", True) else 503, {})
+        elif self.path == "/v1/models":
+            self.answer(200, role.get("models", {"data": [{"id": "deepseek_r1"}]}))
+        else:
+            self.answer(404, {})
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(*role.get("completion", (200, {"choices": []})))
+
+    def log_message(self, *_):
+        pass
+
+
+if rank == "head":
+    port = int(sys.argv[sys.argv.index("--port") + 1])
+    threading.Thread(target=ThreadingHTTPServer(("127.0.0.1", port), Api).serve_forever, daemon=True).start()
+while True:
+    signal.pause()
+'''
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Stage:
+    """Two ranks on this machine: rank 0 is the test, rank 1 an agent beside it."""
+
+    path: Path
+    roles: dict[str, dict[str, Any]]
+    settings: dict[str, Any] = field(default_factory=dict)
+    programs: Mapping[int, list[str]] = field(default_factory=dict)
+    ranks: int = 2
+
+    def __post_init__(self) -> None:
+        self.folder = ServiceDir(self.path / "service")
+        self.port = free_port()
+        self.target = Target(f"http://127.0.0.1:{self.port}", "deepseek_r1")
+        self.stopping: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        (self.path / "engine.py").write_text(ENGINE)
+        for role in ("head", "headless"):
+            orders = self.path / f"{role}.orders"
+            os.mkfifo(orders)
+            self.roles.setdefault(role, {})["orders"] = str(orders)
+
+    def config(self, rank: int) -> Config:
+        program = self.programs.get(rank, [sys.executable, "-SE", str(self.path / "engine.py")])
+        usual = {
+            "engine__command": tuple(program),
+            "engine__source": (),
+            "engine__env": {"FAKE": json.dumps(self.roles)},
+            "engine__checks_model_path": False,
+            "limits__stop_s": 5.0,
+            "limits__load_s": 20.0,
+        }
+        return change(config("cluster=local"), **(usual | self.settings))
+
+    def engine(self, rank: int) -> Engine:
+        place = Placement(rank, self.ranks, "127.0.0.1", "lo", "127.0.0.1", str(self.port), "1")
+        return Engine(self.config(rank), place, self.folder.rank(rank), f"test/{self.path.name}/{rank}")
+
+    async def order(self, role: str, code: int, words: str = "bye") -> None:
+        """Let an engine end."""
+        await asyncio.to_thread(Path(self.roles[role]["orders"]).write_text, f"{code} {words}")
+
+    def states(self, rank: int) -> list[str]:
+        return [line["state"] for line in read_lines(self.folder.rank(rank).states)]
+
+    def pid(self, rank: int) -> int:
+        [line] = [line for line in read_lines(self.folder.rank(rank).states) if line["state"] == "loading"]
+        return int(line["pid"])
+
+
+@dataclass
+class Running:
+    """A supervisor with rank 1 connected."""
+
+    stage: Stage
+    supervisor: Supervisor
+    hub: Hub
+    link: Link
+    agent: asyncio.Task[str | None]
+
+    async def start(self) -> None:
+        await asyncio.wait_for(self.supervisor.start(dict(os.environ), self.stage.target), PATIENCE_S)
+
+    async def stop(self) -> list[str]:
+        return await asyncio.wait_for(self.supervisor.stop(), PATIENCE_S)
+
+    async def failed(self) -> str:
+        """Wait for the end of the service and return its reason."""
+        with pytest.raises(ServiceFailed) as caught:
+            await asyncio.wait_for(self.supervisor.during(asyncio.Event().wait()), PATIENCE_S)
+        return caught.value.reason
+
+
+Make = Callable[..., Any]
+
+
+@pytest_asyncio.fixture
+async def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
+    """Make one service; whatever is left at the end of the test is ended."""
+    monkeypatch.setattr(supervisor, "SETTLE_S", 0.15)
+    monkeypatch.setattr(readiness, "POLL_S", 0.02)
+    made: list[Running] = []
+
+    async def make(
+        serve: Callable[[Link], Any] | None = None, make_engine: agent.MakeEngine | None = None, **stage: Any
+    ) -> Running:
+        here = Stage(tmp_path, stage.pop("roles", {}), **stage)
+        hub, port = Hub(2, "key", 10.0), free_port()
+        await hub.open(port)
+        link = await join("127.0.0.1", port, 1, "key", 10.0, PATIENCE_S)
+        await hub.joined(PATIENCE_S)
+        engine = make_engine or (lambda _: here.engine(1))
+        work = serve(link) if serve else agent.serve(link, engine, dict(os.environ))
+        task = asyncio.create_task(work)
+        message: Message = {"type": "start", "ranks": 2}
+        running = Running(here, Supervisor(here.engine(0), hub, message, here.stopping), hub, link, task)
+        made.append(running)
+        return running
+
+    yield make
+    for one in made:
+        with contextlib.suppress(Exception):
+            await one.supervisor.stop()
+        await one.hub.send({"type": "bye"})
+        with contextlib.suppress(BaseException):
+            await asyncio.wait_for(one.agent, PATIENCE_S)
+        await one.hub.close()
+
+
+def marked(stage: Stage) -> list[int]:
+    """Return the pids of all living processes of the stage's engines."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            mark = f"{MARK}=test/{stage.path.name}/".encode()
+            if folder.name.isdigit() and mark in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+async def test_a_service_starts_works_and_stops_on_both_ranks(run: Make) -> None:
+    running = await run()
+    await running.start()
+    stage = running.stage
+    assert {stage.pid(0), stage.pid(1)} <= set(marked(stage))
+
+    async def work() -> str:
+        return "figures"
+
+    assert await running.supervisor.during(work()) == "figures"
+    assert await running.supervisor.failure() is None
+    assert await running.stop() == []
+    assert marked(stage) == []
+    assert stage.states(0) == ["staged", "loading", "healthy", "ready", "draining", "done"]
+    assert stage.states(1) == ["staged", "loading", "draining", "done"]
+    for rank in (0, 1):
+        intended = read_json(stage.folder.rank(rank).command)
+        assert ("--headless" in intended["argv"]) == (rank == 1)
+        effective = read_json(stage.folder.rank(rank).effective)
+        assert effective["argv"] == intended["argv"]
+        assert stage.folder.rank(rank).log.read_text() == f"{'headless' if rank else 'head'} starts\n"
+
+
+@pytest.mark.parametrize("phase", ["loading", "in use"])
+@pytest.mark.parametrize("code", [0, 3])
+@pytest.mark.parametrize(("role", "rank"), [("head", 0), ("headless", 1)])
+async def test_any_exit_of_any_rank_ends_the_service_and_is_named(
+    run: Make, role: str, rank: int, code: int, phase: str
+) -> None:
+    running = await run(roles={"head": {"healthy": phase == "in use"}})
+    words = f"ValueError: the words of {role}"
+    if phase == "loading":
+        starting = asyncio.create_task(running.start())
+        await running.stage.order(role, code, words)
+        with pytest.raises(ServiceFailed) as caught:
+            await starting
+        reason = caught.value.reason
+    else:
+        await running.start()
+        await running.stage.order(role, code, words)
+        reason = await running.failed()
+    assert reason == f"rank {rank} ({role}): engine exited with code {code}: {words}"
+    assert await running.stop() == []
+    assert marked(running.stage) == []
+    assert "failed" in running.stage.states(rank)
+
+
+async def test_the_first_failing_rank_is_named_though_the_other_is_heard_first(run: Make) -> None:
+    running = await run()
+    await running.start()
+    # Rank 1 ends first, its message is late; the head ends as a consequence.
+    await running.stage.order("headless", 1, "EI0006: link down")
+    reason = asyncio.create_task(running.failed())
+    await running.stage.order("head", 1, "RuntimeError: peer is gone")
+    assert (await reason).startswith("rank 1 (headless): ")
+    running.supervisor._fail(1, "an earlier word", 1.0)
+    assert await running.supervisor.failure() == "rank 1 (headless): an earlier word"
+
+
+async def test_a_killed_engine_is_named_with_its_signal(run: Make) -> None:
+    running = await run()
+    await running.start()
+    os.kill(running.stage.pid(1), 9)
+    assert (await running.failed()) == "rank 1 (headless): engine killed by SIGKILL: headless starts"
+
+
+async def test_work_that_can_end_itself_keeps_its_result(run: Make) -> None:
+    running = await run()
+    await running.start()
+    begun, stop = asyncio.Event(), asyncio.Event()
+
+    async def measure() -> str:
+        begun.set()
+        await stop.wait()
+        return "what was measured so far"
+
+    work = asyncio.create_task(running.supervisor.during(measure(), stop.set))
+    await begun.wait()
+    await running.stage.order("head", 0)
+    assert await asyncio.wait_for(work, PATIENCE_S) == "what was measured so far"
+    assert (await running.supervisor.failure() or "").startswith("rank 0 (head): engine exited with code 0")
+    with pytest.raises(ServiceFailed):
+        await running.supervisor.during(measure(), stop.set)
+
+
+async def test_work_that_cannot_end_itself_is_cancelled(run: Make) -> None:
+    running = await run()
+    await running.start()
+    begun, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def measure() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    work = asyncio.create_task(running.supervisor.during(measure()))
+    await begun.wait()
+    await running.stage.order("headless", 0)
+    with pytest.raises(ServiceFailed, match=r"rank 1 \(headless\)"):
+        await work
+    assert cancelled.is_set()
+
+
+async def test_work_that_fails_by_itself_is_its_own_error(run: Make) -> None:
+    running = await run()
+    await running.start()
+
+    async def measure() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await running.supervisor.during(measure())
+    assert await running.supervisor.failure() is None
+
+
+async def test_a_signal_to_us_ends_the_work_with_its_reason(run: Make) -> None:
+    running = await run()
+    await running.start()
+    work = asyncio.create_task(running.failed())
+    running.stage.stopping.set_result("cancelled or preempted (SIGTERM)")
+    assert await work == "cancelled or preempted (SIGTERM)"
+    assert await running.supervisor.failure() == "cancelled or preempted (SIGTERM)"
+    assert await running.stop() == []
+
+
+async def test_a_lost_rank_ends_the_service_and_is_counted_as_left_behind(run: Make) -> None:
+    running = await run()
+    await running.start()
+    running.link.close()
+    assert await running.failed() == "rank 1 (headless): its connection to rank 0 ended"
+    assert await running.stop() == ["rank 1: lost, nothing is known"]
+    # The rank itself sees the end of the connection and stops its engine.
+    assert await asyncio.wait_for(running.agent, PATIENCE_S) == "rank 0 is gone"
+    assert marked(running.stage) == []
+
+
+async def test_what_is_missing_on_one_node_is_said_by_that_rank(run: Make) -> None:
+    running = await run(programs={1: ["no-such-engine"]})
+    with pytest.raises(ServiceFailed) as caught:
+        await running.start()
+    assert caught.value.reason.startswith("rank 1 (headless): engine.command = no-such-engine: there is no such program")
+    assert await running.stop() == []
+
+
+async def test_what_is_missing_here_is_said_by_the_head(run: Make) -> None:
+    running = await run(settings={"engine__checks_model_path": True, "model__path": "/no/such/model"})
+    with pytest.raises(ServiceFailed) as caught:
+        await running.start()
+    assert caught.value.reason.startswith("rank ")
+    assert "model.path = /no/such/model: there is no such directory on this node" in caught.value.reason
+    assert await running.stop() == []
+
+
+async def test_an_engine_that_cannot_even_be_made_is_said(run: Make) -> None:
+    def unreadable(_: Message) -> Engine:
+        raise RunError("config.yaml", "(read)", "Permission denied", "Is it on a shared file system?")
+
+    running = await run(make_engine=unreadable)
+    with pytest.raises(ServiceFailed, match=r"rank 1 \(headless\): config.yaml = \(read\): Permission denied"):
+        await running.start()
+    assert await running.stop() == []
+
+
+async def test_a_rank_that_is_not_needed_does_nothing(run: Make) -> None:
+    running = await run(make_engine=lambda _: None, settings={"parallel__data_parallel_size": 1})
+    await running.start()
+    assert await running.stop() == []
+    assert not running.stage.folder.rank(1).path.exists()
+
+
+async def test_an_engine_that_ignores_sigterm_is_killed(run: Make) -> None:
+    stubborn = {role: {"stubborn": True} for role in ("head", "headless")}
+    running = await run(roles=stubborn, settings={"limits__stop_s": 0.2})
+    await running.start()
+    assert await running.stop() == []
+    assert marked(running.stage) == []
+
+
+async def test_a_rank_that_does_not_answer_stop_is_left_behind(run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "STOP_MARGIN_S", 0.1)
+
+    async def deaf(link: Link) -> str | None:
+        while (message := await link.receive()) is not None:
+            if message["type"] == "inspect":
+                await link.send({"type": "inspected", "differences": []})
+            if message["type"] == "bye":
+                return None
+        return None
+
+    running = await run(serve=deaf, settings={"limits__stop_s": 0.2})
+    await running.start()
+    assert await running.stop() == ["rank 1: did not stop within 0.3 s"]
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        ({"models": {"data": [{"id": "another"}]}}, "the service offers ['another']"),
+        ({"models": []}, "did not list its models"),
+        ({"completion": (400, {"error": "no such model"})}, "no such model"),
+    ],
+)
+async def test_a_service_that_is_healthy_and_useless_is_not_ready(run: Make, head: dict[str, Any], words: str) -> None:
+    running = await run(roles={"head": head})
+    with pytest.raises(ServiceFailed) as caught:
+        await running.start()
+    assert words in caught.value.reason
+    assert "ready" not in running.stage.states(0)
+    assert await running.stop() == []
+
+
+async def test_a_dead_rank_is_the_reason_and_not_what_the_api_says_of_it(run: Make) -> None:
+    running = await run(roles={"head": {"completion": (500, {"error": "EngineDeadError"})}})
+    starting = asyncio.create_task(running.start())
+    await running.stage.order("headless", 1, "RuntimeError: device lost")
+    with pytest.raises(ServiceFailed) as caught:
+        await starting
+    assert caught.value.reason == "rank 1 (headless): engine exited with code 1: RuntimeError: device lost"
+
+
+async def test_a_limit_that_is_exceeded_is_named(run: Make) -> None:
+    running = await run(roles={"head": {"healthy": False}}, settings={"limits__load_s": 0.3})
+    with pytest.raises(ServiceFailed, match="limits.load_s = 0.3: /health was not 200 in time"):
+        await running.start()
+
+
+async def test_a_second_service_may_follow_on_the_same_ranks(run: Make) -> None:
+    running = await run()
+    await running.start()
+    assert await running.stop() == []
+    again = Supervisor(running.stage.engine(0), running.hub, {"type": "start", "ranks": 2}, running.stage.stopping)
+    await asyncio.wait_for(again.start(dict(os.environ), running.stage.target), PATIENCE_S)
+    assert await again.failure() is None
+    assert await again.stop() == []
+    assert marked(running.stage) == []
