@@ -1,4 +1,4 @@
-"""`python -m jobs VERB`: plan, keys, status, follow, table, cancel. Every verb takes --json."""
+"""`python -m jobs VERB`: plan, keys, status, follow, table, resume, diagnose, cancel. Every verb takes --json."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from jobs import compose, jobstate, show, sweep
 from jobs import config as schema
+from jobs.diagnose import diagnose_each
 from jobs.errors import UserError
 from jobs.follow import follow
 from jobs.plan import as_json
@@ -56,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     verb("table", _table, "make the table again from the files and print it", run)
     retry = ("--retry-failed", {"action": "store_true", "help": "run failed points again as well"})
     verb("resume", _resume, "submit what is left of a sweep; finished valid points are never run again", run, retry)
+    logs = ("logs", {"nargs": "+", "type": Path, "metavar": "DIR_OR_LOG", "help": "run directories, or any logs"})
+    verb("diagnose", _diagnose, "find the first failing rank, its cause and the remedy", logs)
     verb("cancel", _cancel, "cancel this sweep's own jobs and nothing else", run)
     return parser
 
@@ -90,6 +93,15 @@ def _resume(options: argparse.Namespace) -> int:
     found = _sweep(options)
     sweep.finish(found, show.console(stderr=options.json), retry_failed=options.retry_failed)
     return _follow(options)
+
+
+def _diagnose(options: argparse.Namespace) -> int:
+    found = diagnose_each(options.logs)
+    if options.json:
+        print(json.dumps([{"name": name} | one.as_json() for name, one in found]))
+    else:
+        print("\n\n".join(f"{name}\n{one.text()}" for name, one in found))
+    return 0
 
 
 def _status(options: argparse.Namespace) -> int:

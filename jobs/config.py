@@ -395,6 +395,7 @@ def help_of(key: str) -> str:
     return text
 
 
+@cache
 def register() -> None:
     """Put the schema into Hydra's ConfigStore as `schema`.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -103,14 +103,21 @@ def _headline(allocations: list[_Allocation]) -> str:
 
 def _phase(folder: AllocationDir) -> str:
     for service in reversed(read_task(folder).services):
-        states = read_lines(_service_states(folder, service.service))
+        states = _states(folder, service.service)
         if states:
             return f"service {service.service} {states[-1]['state']}"
     return ""
 
 
-def _service_states(folder: AllocationDir, service: str) -> Path:
-    return folder.sweep.service(service, read_task(folder).attempt).rank(0).states
+def _states(folder: AllocationDir, service: str) -> list[Any]:
+    """Return the states of rank 0 in this allocation's attempts at a service, in order."""
+    attempts = folder.sweep.service_attempts(service)
+    return [
+        e
+        for attempt in attempts
+        if int(attempt.path.name) >= folder.attempt
+        for e in read_lines(attempt.rank(0).states)
+    ]
 
 
 def _tell(allocation: _Allocation, say: Callable[[str], None]) -> None:
@@ -119,7 +126,7 @@ def _tell(allocation: _Allocation, say: Callable[[str], None]) -> None:
     index = folder.path.parent.name
     news = [f"allocation {index}: job {_job_id(folder)} is {allocation.state.lower()}"]
     for service in read_task(folder).services:
-        for entry in read_lines(_service_states(folder, service.service)):
+        for entry in _states(folder, service.service):
             text = f"service {service.service}: {entry['state']}"
             text += f" (point {entry['point']})" if "point" in entry else ""
             text += f": {entry['reason']}" if "reason" in entry else ""

@@ -20,7 +20,6 @@ from jobs import head
 from jobs.cluster import Task, check_master, derive_ports, find_card, interface_addresses, same_subnet, task_from_slurm
 from jobs.config import Config
 from jobs.errors import UserError
-from jobs.head import Here
 from jobs.jobstate import seconds_left
 from jobs.plan import limit_seconds
 from jobs.rundir import AllocationDir
@@ -29,6 +28,7 @@ from jobs.service.engine import Engine
 from jobs.service.peers import Message, join
 from jobs.service.placement import LOOPBACK, Placement
 from jobs.service.task import read_config, read_task
+from jobs.servicerun import Here
 from jobs.walltime import TIME_IS_UP, Walltime
 
 SIGNALS = {
@@ -135,7 +135,7 @@ async def _obey(here: Here, first: Config, prefix: int, stopping: asyncio.Future
             rpc_port=str(message["rpc_port"]),
         )
         service = str(message["service"])
-        rank_dir = here.folder.sweep.service(service, here.work.attempt).rank(here.task.rank)
+        rank_dir = here.folder.sweep.service(service, int(message["attempt"])).rank(here.task.rank)
         _say(f"service {service}: start")
         return Engine(config, place, rank_dir, here.mark(service))
 

@@ -132,6 +132,11 @@ class ServiceDir:
         """What the service was and how it went."""
         return self.path / "service.json"
 
+    @property
+    def diagnosis(self) -> Path:
+        """Why it failed: first failing rank, cause, remedy, evidence."""
+        return self.path / "diagnosis.txt"
+
     def rank(self, rank: int) -> RankDir:
         """Directory of one rank."""
         return RankDir(self.path / f"rank{rank}")
@@ -262,6 +267,11 @@ class SweepDir:
     def service(self, service: str, attempt: int) -> ServiceDir:
         """Directory of one attempt at a service."""
         return ServiceDir(self.path / "services" / service / str(attempt))
+
+    def service_attempts(self, service: str) -> list[ServiceDir]:
+        """Return the directories of all attempts at a service, oldest first."""
+        paths = sorted((self.path / "services" / service).glob("*"), key=lambda path: int(path.name))
+        return [ServiceDir(path) for path in paths]
 
     def next_attempt(self, services: Iterable[str]) -> int:
         """Return a number that no attempt at any of these services has."""

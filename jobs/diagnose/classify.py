@@ -1,6 +1,6 @@
 """Logs of all ranks -> the first failing rank, its cause and the remedy. Pure.
 
-Order of trust (facts of ascend.md, section 4; issue 3, Diagnosis):
+Order of trust (issue 3, Diagnosis):
     1. Every line is one hit: of a signature, or an error that none knows. Follow-on errors never decide while there is
        anything else, whatever their time: they are often printed before the error that they wrap.
     2. A cause decides. On one rank, causes within two seconds are one failure: there the order of signatures.yaml,
@@ -36,9 +36,6 @@ _SHUTDOWN = re.compile(
 )
 """An engine was told to stop (vLLM from 0.23)."""
 
-_REPORTED = re.compile(r"\brank (?P<rank>\d+) \((?:head|headless)\): ")
-"""How rank 0 reports the words of another rank (jobs/service/supervisor.py)."""
-
 _SLURM = re.compile(r"(?:srun|slurmstepd|sbatch)\S*: ")
 """Words of Slurm about any rank; they go to the output of the batch script, which is that of rank 0."""
 
@@ -59,6 +56,7 @@ class _Hit:
     when: When
     layer: int
     exception: bool
+    reported: bool
 
     @property
     def kind(self) -> str:
@@ -126,9 +124,10 @@ def _hits(log: RankLog, times: Sequence[When], ready: datetime | None) -> Iterab
             continue
         if stopping and (signature is None or signature.kind in ("follow_on", "timeout")):
             continue
-        rank = _rank(text, signature, log.rank)
+        rank = _rank(parsed, signature, log.rank)
         group = f"rank {rank}" if rank is not None else log.name
-        yield _Hit(signature, rank, group, log.name, number, line[:_LONGEST], when, parsed.layer, parsed.exception)
+        place = (rank, group, log.name, number, line[:_LONGEST], when)
+        yield _Hit(signature, *place, parsed.layer, parsed.exception, parsed.report is not None)
 
 
 def _match(parsed: Parsed, line: str, rank: int | None, after_ready: bool) -> Signature | None:
@@ -144,15 +143,15 @@ def _match(parsed: Parsed, line: str, rank: int | None, after_ready: bool) -> Si
     return None
 
 
-def _rank(text: str, signature: Signature | None, rank: int | None) -> int | None:
+def _rank(parsed: Parsed, signature: Signature | None, rank: int | None) -> int | None:
     """Return the rank that a line is about: its own words are better than the file that they are in."""
-    if reported := _REPORTED.search(text):
-        return int(reported["rank"])
+    if parsed.report:
+        return int(parsed.report["rank"])
     if signature and "rank" in signature.pattern.groupindex:
-        match = signature.pattern.search(text)
+        match = signature.pattern.search(parsed.raw)
         if match and match["rank"] is not None:
             return int(match["rank"])
-    return None if rank == 0 and _SLURM.match(text) else rank
+    return None if rank == 0 and _SLURM.match(parsed.raw) else rank
 
 
 def _not_passed(hits: Sequence[_Hit], ready: datetime | None) -> list[_Hit]:
@@ -201,7 +200,12 @@ def _most_trusted(hits: Sequence[_Hit]) -> _Hit:
     earliest = min(hits, key=lambda hit: hit.order)
     limit = earliest.when.time + _TOGETHER if earliest.when.time else None
     together = [hit for hit in hits if hit.when.time is None or limit is None or hit.when.time <= limit]
-    return min(together, key=lambda hit: (_position(hit.signature), not hit.exception, hit.layer, hit.order))
+    return min(together, key=_trust)
+
+
+def _trust(hit: _Hit) -> tuple[int, bool, bool, int, tuple[bool, datetime, str, int]]:
+    """Order of trust among errors of one moment: the rank's own log before what rank 0 reports of it."""
+    return _position(hit.signature), hit.reported, not hit.exception, hit.layer, hit.order
 
 
 def _position(signature: Signature | None) -> int:

@@ -11,6 +11,10 @@ _VLLM = re.compile(rf"{_PROCESS}*(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) \d
 """vLLM's own prefix, `(Worker_TP0 pid=12) ERROR 11-24 22:51:48 [file.py:3] `; some program may have left out the
 newline before it."""
 
+_CLOCK = re.compile(r"^\d\d:\d\d:\d\d ")
+_REPORT = re.compile(r"\brank (?P<rank>\d+) \((?:head|headless)\): ")
+"""How rank 0 reports the words of another rank (jobs/service/supervisor.py)."""
+
 _PROCESS_ONLY = re.compile(rf"^{_PROCESS}+")
 _TORCH_RANK = re.compile(r"^\[rank\d+\]: ?")
 _MINOR = re.compile(r"(?:^\W{0,3}|\[|\| |- |^\w+ )(?:DEBUG|INFO|WARN|WARNING)(?=[\]:|( ]|$)")
@@ -34,22 +38,33 @@ class Parsed:
     raw: str
 
     @cached_property
+    def report(self) -> re.Match[str] | None:
+        """Where rank 0 says what another rank said: group `rank` and the place of the words."""
+        return _REPORT.search(self.raw)
+
+    @cached_property
+    def _ours(self) -> bool:
+        """Our own lines may quote an engine's, with its prefix; they are reports all the same."""
+        return self.report is not None or _CLOCK.match(self.raw) is not None
+
+    @cached_property
     def _vllm(self) -> re.Match[str] | None:
-        return _VLLM.search(self.raw, 0, 500)
+        return None if self._ours else _VLLM.search(self.raw, 0, 500)
 
     @cached_property
     def message(self) -> str:
         """The text without what loggers put before it."""
-        if self._vllm:
-            return self.raw[self._vllm.end() :]
-        return _TORCH_RANK.sub("", _PROCESS_ONLY.sub("", self.raw))
+        prefix = self.report or self._vllm
+        if prefix:
+            return self.raw[prefix.end() :]
+        return _TORCH_RANK.sub("", _PROCESS_ONLY.sub("", _CLOCK.sub("", self.raw)))
 
     @cached_property
     def minor(self) -> bool:
         """Whether the line itself says that it is no error (DEBUG, INFO, WARNING)."""
         if self._vllm:
             return self._vllm["level"] not in ("ERROR", "CRITICAL")
-        return bool(_MINOR.search(self.raw, 0, 160) or _WARNING.search(self.raw, 0, 300))
+        return not self._ours and bool(_MINOR.search(self.raw, 0, 160) or _WARNING.search(self.raw, 0, 300))
 
     @cached_property
     def layer(self) -> int:

@@ -35,7 +35,8 @@ _SPECIAL = (
     "corruption", "ABORTING", "already", "source path", "enroot-", "unrecognized", "not permitted",
     "required plugin", "ignoring --", "encountered", "Dumping ", "Process ", "Waiting ", "is gone", "is lost",
     "sign of life", "in time", "connection to rank", "left something", "service ", "ready after",
-    "startup complete", "shutdown trigger", "trigger received", "SIGTERM", "SIGUSR2", "SIGINT", "invaild", "SUMM-",
+    "startup complete", "shutdown trigger", "trigger received", "SIGTERM", "SIGUSR2", "SIGINT", "SystemExit",
+    "invaild", "SUMM-",
 )  # fmt: skip
 """Some word of every signature that has none of the above (a test sees to it), and of what classify.py looks for."""
 

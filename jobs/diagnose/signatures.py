@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, Field, TypeAdapter
@@ -20,10 +20,11 @@ from jobs.diagnose.sift import may_matter
 
 _FILE = Path(__file__).parent / "signatures.yaml"
 
-KINDS = ("cause", "timeout", "end", "follow_on", "note")
+Kind = Literal["cause", "timeout", "end", "follow_on", "note"]
+KINDS = get_args(Kind)
 """In the order of trust. Where several signatures match one line, the first kind, then the first in the file, wins."""
 
-PHASES = ("queue", "container", "start", "load", "rendezvous", "graph", "serve", "bench", "any")
+Phase = Literal["queue", "container", "start", "load", "rendezvous", "graph", "serve", "bench", "any"]
 
 
 def _regex(text: str) -> str:
@@ -66,8 +67,8 @@ class Signature(Section):
 
     id: _Words
     regex: _Regex
-    kind: Literal["cause", "timeout", "end", "follow_on", "note"]
-    phase: Literal["queue", "container", "start", "load", "rendezvous", "graph", "serve", "bench", "any"]
+    kind: Kind
+    phase: Phase
     cause: _Words
     remedy: _Words
     source: _Words

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
-from core_help import GOLDEN, ROOT, python
+from core_help import GOLDEN, python
+
+from jobs import sweep
 
 MASTER = "10.226.72.51"
 
@@ -80,12 +84,15 @@ def test_environment_is_the_articles(ranks: list[dict[str, Any]], rank: int, add
     assert ranks[rank]["env"] == exported | {"HCCL_IF_IP": address}
 
 
-def test_dry_run_prints_commands_that_a_shell_reads_back_as_the_articles(tmp_path: Any) -> None:
-    process = python(
-        str(ROOT / "launch.py"), "-m", "experiment=article", "launch.dry_run=true", cwd=tmp_path, path=tmp_path / "empty"
-    )
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+def test_dry_run_prints_commands_that_a_shell_reads_back_as_the_articles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # launch sets it: restored afterwards
+    monkeypatch.setattr(sys, "argv", ["launch.py", "-m", "experiment=article", "launch.dry_run=true"])
+    sweep.main()
+    out = capsys.readouterr().out
     lines = out.splitlines()
     commands = [shlex.split(line) for line in lines if line.startswith("vllm serve")]
     assert [flags_of(words) for words in commands] == [

@@ -109,9 +109,7 @@ def test_a_missing_engine_is_refused_before_anything_is_written(tmp_path: Path) 
 
 def test_a_missing_checkpoint_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     error = refused(
-        plan(
-            "cluster=local", "engine.command=[bash]", "engine.source=[]", "model.path=/no/such", empty_path=tmp_path
-        )
+        plan("cluster=local", "engine.command=[bash]", "engine.source=[]", "model.path=/no/such", empty_path=tmp_path)
     )
     assert (error.key, str(error.value), error.exit_code) == ("model.path", "/no/such", 1)
     assert not list(tmp_path.iterdir())

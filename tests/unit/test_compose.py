@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from jobs import compose, config as schema
+from jobs import compose
+from jobs import config as schema
 from jobs.errors import ConfigError
 
 
@@ -93,7 +94,7 @@ GROUP_CHOICES = st.lists(
 )
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(GROUP_CHOICES, st.lists(VALUES, max_size=6))
 @example(["engine=simulator"], ["engine.env={A:1}", "engine.env.A=2", "bench.window_s=7"])
 @example(["experiment=demo"], ["bench.window_s=1", "engine.args.enforce-eager=null"])
@@ -153,7 +154,9 @@ SWEEP_OVERRIDES = st.lists(
             st.sampled_from(["bench.seed", "engine.env.A", "+engine.args.b", "++engine.args.c", "hydra.job.name"]),
             SWEEPS,
         ).map("=".join),
-        st.sampled_from(["parallel=dp2_tp8,dp4_tp4", "model=glob(*)", "engine=glob([s*,vllm_c*])", "~bench", "~model=x"]),
+        st.sampled_from(
+            ["parallel=dp2_tp8,dp4_tp4", "model=glob(*)", "engine=glob([s*,vllm_c*])", "~bench", "~model=x"]
+        ),
     ),
     max_size=5,
 )
@@ -261,5 +264,5 @@ def test_an_error_in_a_sites_yaml_names_the_file_and_the_key() -> None:
     def site(_: list[str]) -> Any:
         raise HydraException("In 'cluster/site': ValidationError raised:\nValue 'x' of type 'str'\n full_key: a")
 
-    with pytest.raises(ConfigError, match="In 'cluster/site'.*full_key: a"):
+    with pytest.raises(ConfigError, match=r"In 'cluster/site'.*full_key: a"):
         compose.configs([["cluster=slurm"]], site)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, fields
+from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -12,7 +12,8 @@ from core_help import config
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from jobs import compose, config as schema
+from jobs import compose
+from jobs import config as schema
 from jobs.config import Config, Section, build
 from jobs.errors import ConfigError
 from jobs.service import checks
@@ -34,10 +35,13 @@ def sections() -> dict[str, type]:
     return found
 
 
+SECTIONS = sections()
+
+
 def kinds(name: str) -> set[Any]:
     """Return the plain types that a leaf accepts, by its annotation."""
     section, _, leaf = name.rpartition(".")
-    annotated = get_type_hints(sections()[section], include_extras=True)[leaf]
+    annotated = get_type_hints(SECTIONS[section], include_extras=True)[leaf]
 
     def plain(kind: Any) -> set[Any]:
         if get_origin(kind) is Annotated:
@@ -68,8 +72,15 @@ WRONG: dict[Any, tuple[Any, ...]] = {
 """Values that are wrong for a leaf of that type."""
 
 
-@pytest.mark.parametrize("name", LEAVES)
-def test_a_wrong_type_is_one_clear_error_that_names_the_leaf(name: str) -> None:
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_wrong_type_is_one_clear_error_that_names_the_leaf(section: str) -> None:
+    leaves = [name for name in LEAVES if name.rpartition(".")[0] == section]
+    assert leaves
+    for name in leaves:
+        check_wrong_types(name)
+
+
+def check_wrong_types(name: str) -> None:
     accepted = kinds(name) - {NoneType}
     wrong = [value for kind in accepted for value in WRONG[kind]]
     if NoneType not in kinds(name):
@@ -84,25 +95,29 @@ def test_a_wrong_type_is_one_clear_error_that_names_the_leaf(name: str) -> None:
         assert caught.value.__suppress_context__, "pydantic's own report must not follow"
 
 
-@pytest.mark.parametrize("name", [name for name in LEAVES if NoneType in kinds(name)])
-def test_null_is_accepted_where_the_schema_says_so(name: str) -> None:
-    node: Any = asdict(build(nested(name, None)))
+def value_of(config: Config, name: str) -> Any:
+    """Return the value of a leaf by its dotted name."""
+    value: Any = config
     for part in name.split("."):
-        node = node[part]
-    assert node is None
+        value = getattr(value, part)
+    return value
 
 
-@pytest.mark.parametrize("name", [name for name in LEAVES if str in kinds(name)])
-def test_a_number_stands_for_its_text(name: str) -> None:
-    node: Any
-    try:
-        node = build(nested(name, 7))
-    except ConfigError as error:  # a choice of words
-        assert "valid values are" in error.reason
-        return
-    for part in name.split("."):
-        node = getattr(node, part)
-    assert node == "7"
+def test_null_is_accepted_where_the_schema_says_so() -> None:
+    optional = [name for name in LEAVES if NoneType in kinds(name)]
+    assert len(optional) > 30
+    for name in optional:
+        assert value_of(build(nested(name, None)), name) is None
+
+
+def test_a_number_stands_for_its_text() -> None:
+    texts = [name for name in LEAVES if str in kinds(name)]
+    assert len(texts) > 30
+    for name in texts:
+        try:
+            assert value_of(build(nested(name, 7)), name) == "7"
+        except ConfigError as error:  # a choice of words
+            assert "valid values are" in error.reason, name
 
 
 @pytest.mark.parametrize(
@@ -148,13 +163,13 @@ def test_an_unknown_key_names_the_nearest_or_lists_the_valid_ones(name: str, hin
     assert hint in caught.value.remedy
 
 
-@pytest.mark.parametrize("name", LEAVES)
-def test_every_leaf_has_a_help_text_and_a_scope(name: str) -> None:
-    assert schema.schema()[name] in ("service", "point", "sweep")
-    section, _, leaf = name.rpartition(".")
-    [item] = [item for item in fields(sections()[section]) if item.name == leaf]
-    assert item.metadata["help"].strip()
-    assert schema.help_of(name) == item.metadata["help"]
+def test_every_leaf_has_a_help_text_and_a_scope() -> None:
+    for name, scope in schema.schema().items():
+        assert scope in ("service", "point", "sweep"), name
+        section, _, leaf = name.rpartition(".")
+        [item] = [item for item in fields(SECTIONS[section]) if item.name == leaf]
+        assert item.metadata["help"].strip(), name
+        assert schema.help_of(name) == item.metadata["help"]
 
 
 def test_scopes_follow_what_a_change_needs() -> None:

@@ -104,8 +104,8 @@ def test_the_37_known_failures_are_all_recognised() -> None:
         ("AclmdlRICaptureBegin(capture_stream_, capture_mode), error code is 207005", "graph-streams"),
         ("EL0009: The stream resources are insufficient, error", "graph-streams"),
         (
-            "ValueError: The model's max seq len (131072) is larger than the maximum number of tokens that can be stored "
-            "in KV cache (86656).",
+            "ValueError: The model's max seq len (131072) is larger than the maximum number of tokens that can be "
+            "stored in KV cache (86656).",
             "kv-cache-length",
         ),
         ("vllm: error: argument --max-num-seqs: invalid int value: 'x'", "unknown-flag"),
@@ -138,13 +138,16 @@ def test_other_words_for_the_same_failure(line: str, expected: str) -> None:
         "automatically increase with error current limit exceeds maximum limit. This can cause fd limit errors like "
         "`OSError: [Errno 24] Too many open files`.",
         "WARNING 11-24 23:26:03 [parallel.py:746] Address already in use. Retrying with a new port.",
-        "[W1124 23:26:10.236264913 socket.cpp:207] [c10d] The hostname of the client socket cannot be retrieved. err=-3",
+        "[W1124 23:26:10.236264913 socket.cpp:207] [c10d] The hostname of the client cannot be retrieved. err=-3",
         "UserWarning: resource_tracker: There appear to be 2 leaked shared_memory objects to clean up at shutdown",
         "(ApiServer_0 pid=3) INFO 11-24 23:27:29 [core_client.py:770] [shutdown] MPClient: start timeout=0s",
-        "(Worker pid=3) INFO 11-24 23:27:29 [multiproc_executor.py:843] Parent process exited, terminating worker queues",
+        "(Worker pid=3) INFO 11-24 23:27:29 [multiproc_executor.py:843] Parent process exited, ending worker queues",
         "slurmstepd: error: pyxis:     [INFO] Querying registry for permission grant",
         "22:51:48 service 45fa95853a: ready after 70.3 s",
         "22:51:48 point 12be9996e6: valid, 302.8 output tok/s",
+        "(Worker pid=3) ERROR 11-24 10:00:00 [m.py:1]     self.error = compute_error(error)",
+        "(Worker pid=3) ERROR 11-24 10:00:00 [m.py:1] Traceback (most recent call last):",
+        "(Worker pid=3) ERROR 11-24 10:00:00 [m.py:1]                ^^^^^^^^^^^^^^^^^^^",
         "    raise ValueError('No available memory for the cache blocks')",
         '  File "/opt/site-packages/vllm/error.py", line 12, in failed',
         "[ERROR] HCCL(1,python):2025-07-23-03:49:57.177.290 [x.cc:1]    5. The TLS switch is inconsistent, or the TLS "

@@ -40,11 +40,14 @@ def test_a_job_in_the_queue_is_what_the_queue_says(slurm: FakeSlurm, state: str)
 
 @pytest.mark.parametrize(
     ("accounted", "state"),
-    [("COMPLETED", "COMPLETED"), ("CANCELLED by 1000", "CANCELLED"), ("TIMEOUT", "TIMEOUT"), ("NODE_FAIL", "NODE_FAIL")],
+    [
+        ("COMPLETED", "COMPLETED"),
+        ("CANCELLED by 1000", "CANCELLED"),
+        ("TIMEOUT", "TIMEOUT"),
+        ("NODE_FAIL", "NODE_FAIL"),
+    ],
 )
-def test_a_job_that_left_the_queue_is_what_the_accounting_says(
-    slurm: FakeSlurm, accounted: str, state: str
-) -> None:
+def test_a_job_that_left_the_queue_is_what_the_accounting_says(slurm: FakeSlurm, accounted: str, state: str) -> None:
     slurm.job("77", "COMPLETED", purged=True, accounted=accounted)
     assert slurm_state("77") == state
     assert state in ENDED

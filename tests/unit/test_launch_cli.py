@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from core_help import ROOT, composer, python
 
-from jobs import compose, plan as planner, sweep
+from jobs import compose, sweep
+from jobs import plan as planner
 from jobs.__main__ import main as jobs_main
 from jobs.errors import ConfigError
 
@@ -67,14 +68,12 @@ FURTHER: dict[str, Bad] = {
 def left_behind(folder: Path) -> set[str]:
     """Return what a call wrote apart from Hydra's own record."""
     return {
-        str(path.relative_to(folder))
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != "multirun.yaml"
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != "multirun.yaml"
     }
 
 
-REAL = ("unknown key", "no sbatch", "no engine", "sweeper")
-"""Calls that are made of the real program, too; for the others the same main() is called in this process."""
+REAL = ("unknown key", "no engine", "sweeper")
+"""Calls that are made of the real program; for the others the same main() is called in this process."""
 
 
 def check(bad: Bad, code: int, out: str, err: str, folder: Path) -> None:
@@ -101,14 +100,10 @@ def test_the_real_program_answers_bad_input_with_one_line(tmp_path: Path) -> Non
 
 def test_jobs_plan_answers_bad_input_as_launch_does(tmp_path: Path) -> None:
     process = python("-m", "jobs", "plan", "bench.concurency=1,2", cwd=tmp_path)
-    asked_json = python("-m", "jobs", "plan", "--json", "bench.concurency=1,2", cwd=tmp_path)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
     assert err.startswith("error: bench.concurency = 1,2: there is no such key. Did you mean 'bench.concurrency'?")
     assert len(err.splitlines()) == 1
-    out, err = asked_json.communicate(timeout=60)
-    assert (asked_json.returncode, err) == (2, "")
-    assert json.loads(out)["error"]["key"] == "bench.concurency"
     assert not list(tmp_path.iterdir())
 
 
@@ -189,7 +184,7 @@ def test_jobs_plan_refuses(jobs: Cli, overrides: list[str], tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("overrides", BAD_OVERRIDES[::3], ids=" ".join)
+@pytest.mark.parametrize("overrides", BAD_OVERRIDES[::5], ids=" ".join)
 def test_launch_refuses(launch: Cli, overrides: list[str], tmp_path: Path) -> None:
     code, _, err = launch("-m", *overrides, "launch.dry_run=true")
     assert code == 2
@@ -198,7 +193,7 @@ def test_launch_refuses(launch: Cli, overrides: list[str], tmp_path: Path) -> No
     assert not left_behind(tmp_path)
 
 
-@pytest.mark.parametrize("name", ISSUE | FURTHER)
+@pytest.mark.parametrize("name", [name for name in ISSUE | FURTHER if name not in REAL])
 def test_launch_answers_bad_input_with_one_line(
     launch: Cli, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,20 +209,25 @@ def test_a_comma_without_m_is_an_error_that_tells_the_way(launch: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "override",
     [
-        ["engine.env={A: 1}"],
-        ["cluster.mem=0"],
-        ["engine.release=0.9"],
-        ["engine.additional_config={a:{1:x,b:y}}"],
-        ["--run", "bench.seed=1"],
+        "engine.env={A: 1}",
+        "cluster.mem=0",
+        "engine.release=0.9",
+        "engine.additional_config={a:{1:x,b:y}}",
+        "bench.seed=0,0",
     ],
-    ids=" ".join,
 )
-def test_what_looks_odd_and_is_right(launch: Cli, words: list[str]) -> None:
-    code, out, err = launch(*words, "launch.dry_run=true")
+def test_what_looks_odd_and_is_right(jobs: Cli, override: str) -> None:
+    code, out, err = jobs("plan", override)
     assert (code, err) == (0, "")
-    assert "1 point in 1 service" in out
+    assert out.startswith("1 point in 1 service")
+
+
+def test_hydras_flag_run_is_what_is_done_anyway(launch: Cli) -> None:
+    code, out, err = launch("--run", "launch.dry_run=true")
+    assert (code, err) == (0, "")
+    assert out.startswith("1 point in 1 service")
 
 
 def test_words_with_brackets_are_shown_as_they_are(launch: Cli) -> None:

@@ -13,7 +13,10 @@ from jobs.service import logs
     ("text", "tokens"),
     [
         ("INFO 07-01 [kv_cache_utils.py:716] GPU KV cache size: 1,234,567 tokens", 1234567),
-        ("\x1b[1;36m(EngineCore_0 pid=9)\x1b[0;0m INFO GPU KV cache size: 256 tokens\nGPU KV cache size: 9 tokens", 256),
+        (
+            "\x1b[1;36m(EngineCore_0 pid=9)\x1b[0;0m INFO GPU KV cache size: 256 tokens\nGPU KV cache size: 9 tokens",
+            256,
+        ),
         ("INFO Maximum concurrency for 8,192 tokens per request: 12.3x", None),
         ("", None),
     ],

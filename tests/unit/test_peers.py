@@ -66,11 +66,11 @@ async def test_messages_pass_both_ways_in_their_order() -> None:
         await made.joined(PATIENCE_S)
         assert made.present == {1, 2}
         for n in range(20):
-            await made.send({"type": "start", "n": n, "text": "ü\n\"x\""})
+            await made.send({"type": "start", "n": n, "text": 'ü\n"x"'})
             await two.send({"type": "ended", "n": n})
         for link in (one, two):
             received = [await soon(link.receive()) for _ in range(20)]
-            assert received == [{"type": "start", "n": n, "text": "ü\n\"x\""} for n in range(20)]
+            assert received == [{"type": "start", "n": n, "text": 'ü\n"x"'} for n in range(20)]
         assert [await soon(made.inbox.get()) for _ in range(20)] == [(2, {"type": "ended", "n": n}) for n in range(20)]
 
 
@@ -101,7 +101,7 @@ async def test_a_rank_may_come_before_rank_0_is_there() -> None:
 
 async def test_a_wrong_key_is_refused() -> None:
     async with hub() as (made, port):
-        with pytest.raises(RunError, match="rank 1 did not reach rank 0 at 127.0.0.1:.*refused this rank"):
+        with pytest.raises(RunError, match=r"rank 1 did not reach rank 0 at 127.0.0.1:.*refused this rank"):
             await join("127.0.0.1", port, 1, "another key", 5.0, 0.3)
         assert made.present == set()
         assert made.inbox.empty()

@@ -21,7 +21,9 @@ from jobs.process import MARK, Ended, Process
 ENV = {"PATH": os.environ["PATH"], "HOME": "/"}
 
 
-async def start(tmp_path: Path, argv: Sequence[str], mark: str = "job/service/0", source: Sequence[str] = ()) -> Process:
+async def start(
+    tmp_path: Path, argv: Sequence[str], mark: str = "job/service/0", source: Sequence[str] = ()
+) -> Process:
     return await process.start(argv, ENV, tmp_path / "logs/server.log", mark, source)
 
 
@@ -50,7 +52,23 @@ def living(pid: int) -> bool:
         return False
 
 
-ODD = ["a b", "'\"", "$(touch pwned)", "`id`", "new\nline", "", "--", "-x", "*", "~", "\\", "$HOME", "ü", "a=b", "; exit 3"]
+ODD = [
+    "a b",
+    "'\"",
+    "$(touch pwned)",
+    "`id`",
+    "new\nline",
+    "",
+    "--",
+    "-x",
+    "*",
+    "~",
+    "\\",
+    "$HOME",
+    "ü",
+    "a=b",
+    "; exit 3",
+]
 
 
 async def test_words_and_variables_reach_the_engine_unchanged(tmp_path: Path) -> None:
@@ -112,12 +130,12 @@ async def test_the_log_is_continued_not_replaced(tmp_path: Path) -> None:
 
 STUBBORN = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
 READY = "open(sys.argv[1], 'w').write('up')\n"
-HANG = "signal.pause()\n"
 
 
 async def test_sigterm_is_enough_for_an_engine_that_obeys(tmp_path: Path) -> None:
     ready = fifo(tmp_path, "ready")
-    obeys = "import signal, sys\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(3))\n" + READY + HANG
+    obeys = "import signal, sys\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n" + READY
+    obeys += "signal.sigwait([signal.SIGTERM])\nsys.exit(3)\n"
     started = await start(tmp_path, python(obeys, ready))
     assert await said(ready) == "up"
     assert started.ended is None
@@ -144,7 +162,7 @@ async def test_stopping_one_that_has_ended_is_nothing(tmp_path: Path) -> None:
 CHILD = """
 import os, signal, subprocess, sys, time
 where = sys.argv[2]
-code = "import signal, sys, time; signal.signal(15, signal.SIG_IGN); open(sys.argv[1], 'w').write('up'); time.sleep(600)"
+code = "import signal, sys; signal.signal(15, signal.SIG_IGN); open(sys.argv[1], 'w').write('up'); signal.pause()"
 if where == "same group without the mark":
     kept = {"PATH": os.environ["PATH"]}
 else:
@@ -188,7 +206,9 @@ async def test_signals_of_slurm_and_submitit_do_not_end_the_engine(tmp_path: Pat
 
 
 def test_a_living_process_is_known_by_its_argument_too() -> None:
-    child = subprocess.Popen(["bash", "-c", "echo up; read word", "600.25"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child = subprocess.Popen(
+        ["bash", "-c", "echo up; read word", "600.25"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert child.stdout is not None
     child.stdout.readline()
     assert process.alive(child.pid, "600.25")
@@ -211,7 +231,7 @@ def test_terminate_sends_sigterm() -> None:
 def test_run_returns_output_and_code_and_names_what_is_missing() -> None:
     done = process.run(["bash", "-c", "echo out; echo err >&2; exit 4"])
     assert (done.stdout, done.stderr, done.returncode) == ("out\n", "err\n", 4)
-    with pytest.raises(RunError, match="no-such-program.*not on PATH"):
+    with pytest.raises(RunError, match=r"no-such-program.*not on PATH"):
         process.run(["no-such-program"])
     with pytest.raises(RunError, match=r"no answer within 0.1 s"):
         process.run(["sleep", "60"], timeout_s=0.1)

@@ -209,5 +209,3 @@ def test_names_are_those_of_the_design(tmp_path: Path) -> None:
         "services/s/1/rank0/server.log",
         "allocations/0/1/submission.sh", "allocations/0/1/job.json", "allocations/0/1/stdout-1.log",
     ]  # fmt: skip
-
-

@@ -61,8 +61,10 @@ def test_golden_batch_script(name: str, made: Config, tmp_path: Path) -> None:
 
 
 def test_keys_that_are_null_are_not_emitted() -> None:
-    assert options(script(change(config("cluster=slurm"), cluster__time_limit=None, cluster__exclusive=False))).keys() == {
-        "--dependency", "--job-name", "--no-requeue", "--nodes", "--ntasks-per-node", "--open-mode", "--output", "--signal",
+    bare = change(config("cluster=slurm"), cluster__time_limit=None, cluster__exclusive=False)
+    assert options(script(bare)).keys() == {
+        "--dependency", "--job-name", "--no-requeue", "--nodes", "--ntasks-per-node",
+        "--open-mode", "--output", "--signal",
     }  # fmt: skip
 
 
@@ -119,7 +121,9 @@ def test_srun_waits_as_long_as_the_limit_says() -> None:
         ("slurm", [], "slurm"),
     ],
 )
-def test_kind_of_cluster(kind: str, programs: list[str], found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kind_of_cluster(
+    kind: str, programs: list[str], found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in programs:
         (tmp_path / name).touch(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))

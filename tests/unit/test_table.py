@@ -20,10 +20,11 @@ from jobs.results.table import PENDING, markdown, read_table, text, write_table
 from jobs.rundir import SweepDir, write_json
 from jobs.service.task import write_config
 
-ISSUE = (
-    "engine release valid invalid_reason completed failed ttft_ms_p50 output_tok_s tok_s_per_user engine_tokens"
-    " kv_cache_tokens queue_s load_s warmup_s measure_s teardown_s nodes job_id attempt"
-).split()
+ISSUE = [
+    "engine", "release", "valid", "invalid_reason", "completed", "failed", "ttft_ms_p50", "output_tok_s",
+    "tok_s_per_user", "engine_tokens", "kv_cache_tokens", "queue_s", "load_s", "warmup_s", "measure_s", "teardown_s",
+    "nodes", "job_id", "attempt",
+]  # fmt: skip
 """The columns of issue 2 after point, service and the swept keys, without its dots."""
 
 

@@ -1,0 +1,288 @@
+"""One service of an allocation, from its start to its rows: rank 0's part."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from jobs.cluster import Ports, Task
+from jobs.config import Config
+from jobs.diagnose import diagnose, invalid_reason
+from jobs.errors import RunError, UserError
+from jobs.jobstate import others_wait
+from jobs.measure import client, statistics, validity
+from jobs.measure.records import Target, Window
+from jobs.results.row import NOT_RUN, make_row, tokens_text
+from jobs.results.table import write_table
+from jobs.rundir import AllocationDir, read_json, write_json, write_text
+from jobs.service import logs
+from jobs.service.engine import Engine
+from jobs.service.peers import Hub
+from jobs.service.placement import Placement, local_sizes
+from jobs.service.probe import complete
+from jobs.service.supervisor import ServiceFailed, Supervisor
+from jobs.service.task import AllocationTask, ServiceTask, read_config
+from jobs.walltime import TIME_IS_UP, Walltime, point_seconds, service_seconds
+
+
+@dataclass(frozen=True)
+class Here:
+    """Where this task runs and what its allocation has to do."""
+
+    task: Task
+    interface: str
+    address: str
+    ports: Ports
+    folder: AllocationDir
+    work: AllocationTask
+    inherited: Mapping[str, str]
+    walltime: Walltime
+    started: float = field(default_factory=time.time)
+
+    def mark(self, service: str) -> str:
+        """Return the mark of this rank's engine processes."""
+        return f"{self.task.job_id}/{service}/{self.task.rank}"
+
+
+class ServiceRun:
+    """One service: its engine, its points, their rows."""
+
+    def __init__(self, here: Here, service: ServiceTask, hub: Hub, stopping: asyncio.Future[str], attempt: int) -> None:
+        """Args: where we are, what is to be done, the hub, a future that ends us, and the number of this attempt."""
+        self._here, self._service, self._hub, self._stopping, self._attempt = here, service, hub, stopping, attempt
+        self._sweep = here.folder.sweep
+        self._configs = {point: read_config(self._sweep, point) for point in service.points}
+        self._config = self._configs[service.points[0]]
+        self._folder = self._sweep.service(service.service, attempt)
+        self._rows: dict[str, dict[str, Any]] = {}
+        self.yielded = False
+        self._retryable, self._cause = False, ""
+        self._api_key = here.folder.api_key.read_text() if self._config.engine.api_key else None
+        self._known: dict[str, Any] = {
+            "queue_s": round(here.started - _submitted(here.folder, here.started), 1),
+            "nodes": here.task.ranks,
+            "job_id": str(here.task.job_id),
+            "attempt": attempt,
+        }
+
+    def lacks_time(self, last_load_s: float | None) -> str | None:
+        """Return why this service cannot begin before the time limit, or None."""
+        service = self._service.service
+        return self._here.walltime.lacks(service_seconds(self._sweep, service, self._config, last_load_s))
+
+    @property
+    def retry(self) -> bool:
+        """Whether the service failed by something that passes (a port, a stale process): once more is worth it."""
+        return self._retryable
+
+    def again(self, attempt: int) -> ServiceRun:
+        """Return a second try at the points without a valid row; the evidence of the first one stays."""
+        points = tuple(point for point in self._service.points if not self._rows[point]["valid"])
+        task = ServiceTask(self._service.service, points)
+        return ServiceRun(self._here, task, self._hub, self._stopping, attempt)
+
+    def _must_yield(self) -> bool:
+        partition = self._here.inherited.get("SLURM_JOB_PARTITION")
+        wanted = self._config.cluster.yield_to_others and partition is not None
+        return wanted and others_wait(str(partition), getpass.getuser())
+
+    @property
+    def load_s(self) -> float | None:
+        """Seconds from start to ready; None: it did not get ready."""
+        return self._known.get("load_s")
+
+    @property
+    def left(self) -> list[ServiceTask]:
+        """What is to be done by another allocation: the points without a row, or cut short by the time limit."""
+        cut = {point for point, row in self._rows.items() if row["invalid_reason"] == TIME_IS_UP}
+        points = tuple(point for point in self._service.points if point not in self._rows or point in cut)
+        return [ServiceTask(self._service.service, points)] if points else []
+
+    @property
+    def valid(self) -> bool:
+        """Whether every row so far is valid."""
+        return all(row["valid"] for row in self._rows.values())
+
+    def give_up(self, reason: str) -> None:
+        """Write the rows of a service that was not started."""
+        for point in self._service.points:
+            self._write(point, invalid_reason=NOT_RUN + reason)
+
+    async def run(self) -> str | None:
+        """Run the service. Returns why the allocation cannot go on, or None."""
+        service, folder = self._service.service, self._folder
+        place = self._place()
+        engine = Engine(self._config, place, folder.rank(0), self._here.mark(service))
+        message = {
+            "type": "start",
+            "service": service,
+            "point": self._service.points[0],
+            "ranks": place.ranks,
+            "attempt": self._attempt,
+            "master_address": place.master_address,
+            "api_port": place.api_port,
+            "rpc_port": place.rpc_port,
+        }
+        supervisor = Supervisor(engine, self._hub, message, self._stopping)
+        target = Target(f"http://127.0.0.1:{place.api_port}", self._config.model.name_for_clients, self._api_key)
+        began, failure, out_of_time = time.monotonic(), None, False
+        _say(f"service {service}: start, {len(self._service.points)} points")
+        try:
+            await supervisor.start(self._here.inherited, target)
+            self._known["load_s"] = round(time.monotonic() - began, 1)
+            self._known["kv_cache_tokens"] = logs.kv_cache_tokens(logs.read_all(folder.rank(0).log))
+            _say(f"service {service}: ready after {self._known['load_s']} s")
+            for warning in supervisor.warnings:
+                _say(f"service {service}: warning: {warning}")
+            for point in self._service.points:
+                if lacks := self._here.walltime.lacks(point_seconds(self._configs[point])):
+                    _say(f"point {point}: not begun: {lacks}")
+                    out_of_time = True
+                    break
+                await self._measure(point, supervisor, target)
+                if self._must_yield():
+                    _say("other users' jobs wait: stopping after this point (cluster.yield_to_others)")
+                    out_of_time = self.yielded = True
+                    break
+        except ServiceFailed as error:
+            failure = error.reason
+            engine.folder.enter("failed", reason=failure)
+            _say(f"service {service}: failed: {failure}")
+        finally:
+            # Whatever else happens to this rank (a full disk): the engines are stopped.
+            began_stop = time.monotonic()
+            leftovers = await supervisor.stop()
+        self._known["teardown_s"] = round(time.monotonic() - began_stop, 1)
+        if failure and not self._stopping.done():
+            failure = self._diagnose(failure)
+        self._finish(failure, out_of_time)
+        write_json(
+            folder.record,
+            {
+                "service": service,
+                "points": list(self._service.points),
+                "failure": failure,
+                "leftovers": leftovers,
+                "warnings": supervisor.warnings,
+            }
+            | self._known,
+        )
+        _say(f"service {service}: stopped after {self._known['teardown_s']} s")
+        if self._stopping.done():
+            return self._stopping.result()
+        if leftovers:
+            return f"service {service} left something behind: {'; '.join(leftovers)}"
+        missing = set(range(1, self._here.task.ranks)) - self._hub.present
+        return f"rank {min(missing)} is lost" if missing else None
+
+    def _place(self) -> Placement:
+        here, config = self._here, self._config
+        ranks = len(local_sizes(config))
+        if ranks > here.task.ranks:
+            raise RunError("SLURM_NTASKS", here.task.ranks, f"the service needs {ranks} nodes", "Plan again.")
+        return Placement(
+            rank=0,
+            ranks=ranks,
+            address=here.address,
+            interface=here.interface,
+            master_address=config.cluster.master_address or here.address,
+            api_port=str(here.ports.api),
+            rpc_port=str(here.ports.dp_rpc),
+            api_key=self._api_key,
+        )
+
+    async def _measure(self, point: str, supervisor: Supervisor, target: Target) -> None:
+        config, stop = self._configs[point], asyncio.Event()
+        state = self._folder.rank(0)
+
+        def entered(phase: str) -> None:
+            state.enter({"warmup": "warm", "window": "measuring", "drain": "drain"}.get(phase, phase), point=point)
+
+        _say(f"point {point}: {' '.join(f'{k}={v}' for k, v in self._values(point).items()) or 'measure'}")
+        began = time.monotonic()
+        window = await supervisor.during(
+            client.measure(config.bench, config.limits, config.model, target, stop=stop, on_phase=entered), stop.set
+        )
+        failure = await supervisor.failure()
+        probes = supervisor.watch.tokens_between(window.opened_s, window.closed_s) if supervisor.watch else {}
+        served = {rank: max(0, count - probes.get(rank, 0)) for rank, count in window.engine_tokens.items()}
+        window = replace(window, engine_tokens=served)
+        self._keep(point, config, window, time.monotonic() - began, failure)
+        if failure:
+            raise ServiceFailed(failure)
+
+    def _keep(self, point: str, config: Config, window: Window, seconds: float, failure: str | None) -> None:
+        arrived = round(statistics.arrived_tokens(window))
+        tokens = complete(window.engine_tokens, arrived, config.parallel.data_parallel_size)
+        window = replace(window, engine_tokens=tokens)
+        figures = statistics.summarize(window, config.bench)
+        reason = failure or validity.invalid_reason(config, window, figures)
+        folder = self._sweep.point(point)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        pq.write_table(statistics.records_table(window), folder.requests)
+        self._write(
+            point,
+            **figures,
+            valid=reason is None,
+            invalid_reason=reason,
+            truncated=window.truncated,
+            engine_tokens=tokens_text(window.engine_tokens),
+            warmup_s=round(window.warmup_s, 1),
+            measure_s=round(seconds - window.warmup_s, 1),
+        )
+        write_table(self._sweep)
+        _say(f"point {point}: {'valid' if reason is None else reason}, {figures['output_tok_s'] or 0:.1f} output tok/s")
+
+    def _write(self, point: str, **figures: Any) -> None:
+        config = self._configs[point]
+        row = make_row(point, self._service.service, config, **{**self._known, **figures})
+        self._rows[point] = row
+        write_json(self._sweep.point(point).row, row)
+
+    def _diagnose(self, own: str) -> str:
+        """Return the reason for the rows: the first failing rank's cause from the logs of all ranks, in one line."""
+        found, self._cause = diagnose([self._folder.path]), own
+        self._retryable = found.found and found.retryable
+        if found.found:
+            write_text(self._folder.diagnosis, found.text() + "\n")
+        return invalid_reason(self._folder, own)
+
+    def _finish(self, failure: str | None, out_of_time: bool) -> None:
+        """Add what is known only after the end to every row, and rows for the points that were not reached.
+
+        Points for which the time did not suffice get no row here: another allocation will run them.
+        """
+        for point in self._service.points:
+            row = self._rows.get(point)
+            if row is None and (failure == TIME_IS_UP or (out_of_time and failure is None)):
+                continue
+            if row is None:
+                self._write(point, invalid_reason=failure or "not run")
+            else:
+                if failure and row["invalid_reason"] == self._cause:
+                    row = row | {"invalid_reason": failure}
+                self._rows[point] = row | {"teardown_s": self._known["teardown_s"]}
+                write_json(self._sweep.point(point).row, self._rows[point])
+
+    def _values(self, point: str) -> Mapping[str, Any]:
+        plan = read_json(self._sweep.plan)
+        values: Mapping[str, Any] = next(p["values"] for p in plan["points"] if p["point"] == point)
+        return values
+
+
+def _submitted(folder: AllocationDir, default: float) -> float:
+    """Return when the allocation was submitted (Unix seconds); its record may come a moment later than we do."""
+    try:
+        return float(read_json(folder.job)["submitted"])
+    except (UserError, KeyError):
+        return default
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
