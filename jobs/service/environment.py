@@ -31,10 +31,10 @@ OWNED = {
 }
 
 SCRUBBED = ("SLURM_", "SBATCH_", "SRUN_", "PMI_", "PMI2_", "PMIX_", "OMPI_", "I_MPI_", "MPICH_", "SUBMITIT_", "HYDRA_")
+"""Prefixes of host variables that mislead an engine's own launcher (facts of vec-inf#142: MPI variables)."""
 
 OURS_ALONE = ("HCCL_", "GLOO_", "TP_SOCKET_", "VLLM_")
 """Prefixes of variables that only the config may set: one left over in a user's shell would change the figures."""
-"""Prefixes of host variables that mislead an engine's own launcher (facts of vec-inf#142: MPI variables)."""
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 """Proxies break requests between the nodes (vllm-ascend installation guide, multi-node)."""

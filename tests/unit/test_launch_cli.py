@@ -8,9 +8,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from core_help import ROOT, composer, python
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from jobs import compose, sweep
 from jobs import plan as planner
@@ -255,6 +257,21 @@ def test_all_points_reach_the_planner_in_one_call(launch: Cli, monkeypatch: pyte
     assert calls == [compose.expand(["parallel.max_model_len=8192,32768", "bench.concurrency=1,4"])]
     assert launch("bench.seed=5")[0] == 0
     assert calls[1] == [["bench.seed=5"]]
+
+
+def test_hydra_does_not_compose_every_point(launch: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    composed: list[object] = []
+    original = ConfigLoaderImpl.load_sweep_config
+
+    def count(self: ConfigLoaderImpl, master_config: Any, sweep_overrides: list[str]) -> Any:
+        composed.append(sweep_overrides)
+        return original(self, master_config, sweep_overrides)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", count)
+    code, out, _ = launch("-m", "bench.seed=range(0,500)", "parallel=dp2_tp8,dp4_tp4", "launch.dry_run=true")
+    assert code == 0
+    assert out.startswith("1000 points in 2 services")
+    assert composed == [["parallel=dp2_tp8"], ["parallel=dp4_tp4"]]
 
 
 def test_the_sweepers_objective_is_the_output_rate_of_each_asked_point() -> None:

@@ -22,7 +22,7 @@ from jobs.config import Config
 from jobs.errors import RunError
 from jobs.measure.records import Target
 from jobs.process import MARK
-from jobs.rundir import ServiceDir, read_json, read_lines
+from jobs.rundir import RankDir, ServiceDir, read_json, read_lines
 from jobs.service import agent, readiness, supervisor
 from jobs.service.engine import Engine
 from jobs.service.peers import Hub, Link, Message, join
@@ -459,6 +459,28 @@ async def test_a_limit_that_is_exceeded_is_named(run: Make) -> None:
     running = await run(roles={"head": {"healthy": False}}, settings={"limits__load_s": 0.3})
     with pytest.raises(ServiceFailed, match=r"limits\.load_s = 0.3: /health was not 200 in time"):
         await running.start()
+
+
+async def test_a_rank_that_says_nothing_while_it_loads_is_named(run: Make) -> None:
+    running = await run(roles={"head": {"healthy": False}}, settings={"limits__load_silence_s": 0.2})
+    with pytest.raises(ServiceFailed, match=r"no new line in its log for 0.2 s \(limits.load_silence_s\)"):
+        await running.start()
+    assert await running.stop() == []
+
+
+async def test_a_full_disk_does_not_keep_an_engine_alive(run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = await run()
+    await running.start()
+
+    def full(self: RankDir, state: str, **_: Any) -> None:
+        raise RunError(str(self.states), "(write)", "No space left on device", "Free space.")
+
+    monkeypatch.setattr(RankDir, "enter", full)
+    os.kill(running.stage.pid(1), 9)
+    assert (await running.failed()).startswith("rank 1 (headless): engine killed by SIGKILL")
+    with pytest.raises(RunError, match="No space left"):
+        await running.stop()
+    assert running.stage.pid(0) not in marked(running.stage)
 
 
 async def test_a_second_service_may_follow_on_the_same_ranks(run: Make) -> None:

@@ -1,0 +1,189 @@
+"""The whole path on this machine with the rehearsal engine: two ranks on loopback, real processes, real files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from jobs.process import MARK
+from jobs.rundir import SweepDir, read_json, read_lines
+
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = ("bench.warmup_s=0.5", "bench.window_s=2", "bench.concurrency=4")
+
+
+def start(root: Path, *overrides: str) -> subprocess.Popen[str]:
+    """Start launch.py with the rehearsal engine, its results under `root`."""
+    return subprocess.Popen(
+        [sys.executable, "launch.py", "-m", "engine=simulator", f"results.root={root}", *overrides],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], code: int) -> str:
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == code, output[-3000:]
+    return output
+
+
+def verb(*words: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "jobs", *words]
+    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def until(ask: Callable[[], bool], what: str, limit_s: float = 60.0) -> None:
+    """Wait for something that files tell."""
+    end = time.monotonic() + limit_s
+    while not ask():
+        assert time.monotonic() < end, f"waited {limit_s:g} s for {what}"
+        time.sleep(0.05)
+
+
+def the_sweep(root: Path) -> SweepDir:
+    return SweepDir((root / "latest").resolve())
+
+
+def measuring(root: Path) -> bool:
+    """Return whether a window is open."""
+    states = (root / "latest").glob("services/*/*/rank0/state.jsonl")
+    return any(entry["state"] == "measuring" for path in states for entry in read_lines(path))
+
+
+def engines(root: Path) -> list[int]:
+    """Return the pids of living engine processes that write under `root`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if MARK in process.environ() and any(str(root) in file.path for file in process.open_files()):
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_the_r1_configuration_is_rehearsed(tmp_path: Path) -> None:
+    output = finish(start(tmp_path, "parallel.max_model_len=8192,32768"), 0)
+    sweep = the_sweep(tmp_path)
+    table = pd.read_parquet(sweep.table("parquet"))
+    assert table["parallel.max_model_len"].tolist() == [8192, 32768]
+    assert table["valid"].all()
+    assert set(table["engine"]) == {"simulator"}
+    assert all(min(json.loads(tokens).values()) > 0 for tokens in table["engine_tokens"])
+    assert (table["kv_cache_tokens"] == 133_376).all(), "facts of the memory table: TP8 DP2 at 0.9"
+    assert str(sweep.table("csv")) in output
+    for service in table["service"]:
+        argv = [read_json(sweep.service(service, 1).rank(rank).command)["argv"] for rank in (0, 1)]
+        assert "--headless" not in argv[0]
+        assert argv[1][argv[1].index("--data-parallel-start-rank") + 1] == "1"
+        effective = read_json(sweep.service(service, 1).rank(1).effective)
+        assert effective["differences"] == []
+    assert engines(tmp_path) == []
+
+
+def test_load_points_share_one_engine_start(tmp_path: Path) -> None:
+    finish(start(tmp_path, "bench.concurrency=4,1,2", "bench.warmup_s=0.5", "bench.window_s=2"), 0)
+    sweep = the_sweep(tmp_path)
+    [service] = read_json(sweep.plan)["services"]
+    states = [entry["state"] for entry in read_lines(sweep.service(service["service"], 1).rank(0).states)]
+    assert states.count("loading") == 1
+    assert states.count("measuring") == 3
+    table = pd.read_parquet(sweep.table("parquet")).set_index("point")
+    assert [int(table.loc[p, "bench.concurrency"]) for p in service["points"]] == [1, 2, 4], "from low to high load"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_engine_that_exits_0_ends_the_service(tmp_path: Path, rank: int) -> None:
+    fault = f"engine.rehearsal.faults=[{{rank: {rank}, kind: exit, code: 0, when: window}}]"
+    output = finish(start(tmp_path, fault, "parallel.max_model_len=8192,16384", *SHORT), 1)
+    table = pd.read_parquet(the_sweep(tmp_path).table("parquet"))
+    assert len(table) == 2, "nothing is dropped"
+    assert not table["valid"].any()
+    assert all(reason.startswith(f"rank {rank}:") for reason in table["invalid_reason"]), table[
+        "invalid_reason"
+    ].tolist()
+    assert "Traceback" not in output
+    assert engines(tmp_path) == []
+
+
+def test_ctrl_c_detaches_and_the_table_comes(tmp_path: Path) -> None:
+    process = start(tmp_path, *SHORT)
+    until(lambda: measuring(tmp_path), "the window")
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does: the whole foreground group
+    output = finish(process, 130)
+    assert "detached" in output
+    sweep = the_sweep(tmp_path)
+    [allocation] = sweep.allocations()
+    until(allocation.outcome.exists, "the end of the sweep")
+    assert pd.read_csv(sweep.table("csv"))["valid"].tolist() == [True]
+    until(lambda: engines(tmp_path) == [], "the engines' end")
+
+
+def test_a_killed_launcher_loses_nothing(tmp_path: Path) -> None:
+    process = start(tmp_path, *SHORT)
+    until(lambda: measuring(tmp_path), "the window")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+    sweep = the_sweep(tmp_path)
+    [allocation] = sweep.allocations()
+    until(allocation.outcome.exists, "the end of the sweep")
+    done = verb("follow", "--json", str(sweep.path))
+    assert done.returncode == 0, done.stderr
+    assert [row["valid"] for row in json.loads(done.stdout)] == [True]
+
+
+def test_cancel_keeps_the_partial_window_and_resume_finishes(tmp_path: Path) -> None:
+    process = start(tmp_path, "parallel.max_model_len=8192,16384", "bench.warmup_s=0.5", "bench.window_s=5")
+    until(lambda: measuring(tmp_path), "the window")
+    sweep = the_sweep(tmp_path)
+    cancelled = verb("cancel", "--json", str(sweep.path))
+    assert len(json.loads(cancelled.stdout)["cancelled"]) == 1
+    finish(process, 1)
+    table = pd.read_parquet(sweep.table("parquet"))
+    assert table["valid"].tolist() == [False, False]
+    assert table["truncated"].tolist() == [True, False]
+    assert engines(tmp_path) == []
+
+    resumed = verb("resume", str(sweep.path))
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    table = pd.read_parquet(sweep.table("parquet"))
+    assert table["valid"].all()
+    assert table["attempt"].tolist() == [2, 2]
+
+    again = verb("resume", "--json", str(sweep.path))
+    assert again.returncode == 0
+    assert len(list(sweep.allocations())) == 2, "finished points are never run again"
+
+
+def test_what_is_missing_here_is_said_before_the_start(tmp_path: Path) -> None:
+    for override, words in (
+        ("engine.command=[/nowhere/vllm]", "engine.command = /nowhere/vllm"),
+        ("engine.checks_model_path=true", "model.path = /models/DeepSeek-R1-0528-W8A8"),
+    ):
+        output = finish(start(tmp_path, override, "cluster=local"), 1)
+        assert words in output
+        assert "Traceback" not in output
+    assert not (tmp_path / "latest").exists()
+
+
+def test_two_sweeps_at_once_do_not_meet(tmp_path: Path) -> None:
+    both = [start(tmp_path / name, *SHORT) for name in ("one", "two")]
+    for process in both:
+        finish(process, 0)
+    ports = [
+        read_json(next((tmp_path / name).glob("2*/allocations/0/1/head.json")))["api_port"] for name in ("one", "two")
+    ]
+    assert ports[0] != ports[1]
