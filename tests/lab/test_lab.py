@@ -175,8 +175,9 @@ def test_down_leaves_nothing_even_after_crashes(lab: Lab) -> None:
         spare.up()
         job = submit(spare, "--nodes=2", command="trap '' TERM; while :; do sleep 1; done")
         wait_state(spare, job, "RUNNING")
-        on_nodes = [p for node in layout.nodes for p in processes.inside(layout.namespace(node, "net"))]
-        assert len(on_nodes) >= 4  # two slurmd, the job's slurmstepd and its shell
+        # Two slurmd, the job's slurmstepd and its shell: the shell comes a moment after the state.
+        wait_until(lambda: len(on_its_nodes(layout)) >= 4, 30, "the job's processes")
+        on_nodes = on_its_nodes(layout)
         services = [process for name in SERVICES if (process := spare.process(name)) is not None]
         assert len(services) == len(SERVICES)
         os.kill(services[-1].pid, signal.SIGKILL)
@@ -190,6 +191,11 @@ def test_down_leaves_nothing_even_after_crashes(lab: Lab) -> None:
     spare.down()  # twice is fine
     assert SYSTEM_SLURM_CONF.readlink() == lab.layout.slurm_conf
     assert lab.is_up()
+
+
+def on_its_nodes(layout: Layout) -> list[Process]:
+    """Return all processes in the network namespaces of a lab's nodes."""
+    return [p for node in layout.nodes for p in processes.inside(layout.namespace(node, "net"))]
 
 
 def traces(layout: Layout) -> list[str]:

@@ -98,4 +98,3 @@ def test_two_services_four_rows(lab: Lab, real_vllm: Path, tmp_path: Path) -> No
 def hosts_of(allocation: AllocationDir) -> list[str]:
     """Return the host on which each rank said that it runs."""
     return [allocation.stdout(rank).read_text().split(" on ")[1].split(",")[0] for rank in (0, 1)]
-
