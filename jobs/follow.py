@@ -105,7 +105,8 @@ def _phase(folder: AllocationDir) -> str:
     for service in reversed(read_task(folder).services):
         states = _states(folder, service.service)
         if states:
-            return f"service {service.service} {states[-1]['state']}"
+            last = states[-1]
+            return f"service {service.service} {last['state']} {last.get('shards', '')}".rstrip()
     return ""
 
 
@@ -130,7 +131,8 @@ def _tell(allocation: _Allocation, say: Callable[[str], None]) -> None:
             text = f"service {service.service}: {entry['state']}"
             text += f" (point {entry['point']})" if "point" in entry else ""
             text += f": {entry['reason']}" if "reason" in entry else ""
-            news.append(text)
+            if "shards" not in entry:  # a line for each of 163 shards is no news; the bar shows them
+                news.append(text)
     for text in news:
         if text not in allocation.told:
             say(text)

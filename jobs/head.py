@@ -17,8 +17,12 @@ from jobs.servicerun import Here, ServiceRun
 from jobs.walltime import TIME_IS_UP
 
 
-async def conduct(here: Here, first: Config, stopping: asyncio.Future[str]) -> int:
-    """Run all services of this allocation. Returns 0 if every row is valid and nothing was left behind."""
+async def conduct(here: Here, first: Config, stopping: asyncio.Future[str]) -> tuple[int, bool]:
+    """Run all services of this allocation.
+
+    Returns:
+        0 if every row is valid and nothing was left behind, else 1; and whether another rank is lost.
+    """
     hub = Hub(here.task.ranks, here.folder.key.read_text(), first.limits.heartbeat_s)
     await hub.open(here.ports.control)
     write_json(
@@ -67,12 +71,13 @@ async def conduct(here: Here, first: Config, stopping: asyncio.Future[str]) -> i
         left += run.left
         valid = run.valid and valid
         write_table(here.folder.sweep)
+    lost = len(hub.present) < here.task.ranks - 1
     await hub.send({"type": "bye"})
     await hub.close()
     outcome = {"ended": ended, "valid": valid, "time": time.time(), "left": [asdict(service) for service in left]}
     outcome["yielded"] = yielded
     write_json(here.folder.outcome, outcome)
-    return 0 if valid and ended is None else 1
+    return 0 if valid and ended is None else 1, lost
 
 
 def _say(text: str) -> None:

@@ -16,10 +16,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from jobs import head
+from jobs import head, process
 from jobs.cluster import Task, check_master, derive_ports, find_card, interface_addresses, same_subnet, task_from_slurm
 from jobs.config import Config
-from jobs.errors import UserError
+from jobs.errors import RunError, UserError
 from jobs.jobstate import seconds_left
 from jobs.plan import limit_seconds
 from jobs.rundir import AllocationDir
@@ -37,6 +37,9 @@ SIGNALS = {
     signal.SIGINT: "interrupted (SIGINT)",
 }
 """Signals that end our work in good order; submitit's own handlers would swallow the first two."""
+
+GIVE_BACK_S = 3.0
+"""srun ends the other tasks within two seconds after one has ended badly (measured), if it can see it."""
 
 
 def main(folder: AllocationDir, task: Task) -> int:
@@ -69,8 +72,26 @@ async def _run(folder: AllocationDir, task: Task) -> int:
     here = Here(task, name, address, ports, folder, work, dict(os.environ), Walltime.of(left_s))
     _say(f"rank {task.rank} of {task.ranks} on {task.host}, card {name} {address}, job {task.job_id}")
     if task.rank == 0:
-        return await head.conduct(here, first, stopping)
-    return await _obey(here, first, prefix, stopping)
+        code, lost = await head.conduct(here, first, stopping)
+    else:
+        code, lost = await _obey(here, first, prefix, stopping)
+    if lost and not work.local:
+        await _give_back(task, stopping)
+    return code
+
+
+async def _give_back(task: Task, stopping: asyncio.Future[str]) -> None:
+    """End the job after another rank was lost. Slurm ends us at once where it can see what happened.
+
+    Where a node does not answer, srun waits for its tasks until slurmctld gives the node up (SlurmdTimeout, five
+    minutes by default), and the other nodes wait with it.
+    """
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(stopping), GIVE_BACK_S)
+    if not stopping.done():
+        _say("another rank is lost and Slurm does not end the job: cancelling it")
+        with contextlib.suppress(RunError):
+            process.run(["scancel", str(task.job_id)], timeout_s=30)
 
 
 def _end(stopping: asyncio.Future[str], reason: str) -> None:
@@ -105,7 +126,8 @@ def _resolve(host: str) -> list[str]:
     return []
 
 
-async def _obey(here: Here, first: Config, prefix: int, stopping: asyncio.Future[str]) -> int:
+async def _obey(here: Here, first: Config, prefix: int, stopping: asyncio.Future[str]) -> tuple[int, bool]:
+    """Serve rank 0. Returns the exit code, and whether rank 0 was lost."""
     host = "127.0.0.1" if here.work.local else here.task.hosts[0]
     limits = first.limits
     link = await join(
@@ -152,10 +174,10 @@ async def _obey(here: Here, first: Config, prefix: int, stopping: asyncio.Future
         with contextlib.suppress(asyncio.CancelledError):
             await serving
         _say(f"ended: {stopping.result()}")
-        return 1
+        return 1, False
     reason = serving.result()
     _say(f"ended: {reason}" if reason else "done")
-    return 1 if reason else 0
+    return (1, True) if reason else (0, False)
 
 
 def _say(text: str) -> None:

@@ -24,6 +24,7 @@ class Engine:
         self._process: process.Process | None = None
         self._before: clean.Baseline | None = None
         self._scratch: str | None = None
+        self._shards: str | None = None
 
     async def start(self, inherited: Mapping[str, str]) -> None:
         """Write the intended command and start it.
@@ -78,6 +79,13 @@ class Engine:
         found = effective.compare(command.argv(self.config, self.place), intended, argv, env, reported)
         write_json(self.folder.effective, effective.record(argv, env, found, reported))
         return found
+
+    def note_progress(self) -> None:
+        """Record the loaded shards as a state, where the engine's log has said more than before."""
+        shards = logs.load_progress(logs.read_tail(self.folder.log, 4096))
+        if shards and shards != self._shards:
+            self._shards = shards
+            self.folder.enter("loading", shards=shards)
 
     def log_size(self) -> int:
         """Return the bytes of the engine's log: whether it says anything new."""

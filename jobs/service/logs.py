@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 _KV_TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens")
+_SHARDS = re.compile(r"checkpoint shards:\s+\d+% Completed \| (\d+/\d+)")
 _ERROR = re.compile(r"\b(?:[A-Z]\w*(?:Error|Exception)\b|ERROR|error:|FATAL|CRITICAL)|E[IJZ]\d{4}|not found")
 _NOISE = re.compile(
     r"Engine core initialization failed|ERR02200|EI0009|resource_tracker|leaked|Traceback|^\s*\^+\s*$|raise "
@@ -37,6 +38,12 @@ def kv_cache_tokens(text: str) -> int | None:
     """Return the KV cache capacity that the engine printed, tokens of one data-parallel rank; None: not printed."""
     match = _KV_TOKENS.search(text)
     return int(match.group(1).replace(",", "")) if match else None
+
+
+def load_progress(text: str) -> str | None:
+    """Return how many shards of the checkpoint are loaded, as "20/163"; None: the engine has not said."""
+    found = _SHARDS.findall(text)
+    return str(found[-1]) if found else None
 
 
 def last_words(text: str) -> str:

@@ -120,6 +120,7 @@ class Supervisor:
         while True:
             if size != (size := self._engine.log_size()):
                 self._heard[0] = time.monotonic()
+                self._engine.note_progress()
             for rank in range(self._engine.place.ranks):  # the others of the allocation have no engine
                 if time.monotonic() - self._heard.get(rank, begun) > limit:
                     self._fail(rank, f"no new line in its log for {limit:g} s (limits.load_silence_s)", time.time())

@@ -92,7 +92,8 @@ class Watch:
                 alive = time.monotonic()
                 self.probed.append((alive, rank))
                 continue
-            if (await counters(session)).get(str(rank)) == last:
+            now = (await counters(session)).get(str(rank))
+            if now is None or now == last:  # no answer at all is no sign of life either
                 self.fail(node_of(self.config, rank), f"data-parallel rank {rank} gave no sign of life: {error}")
                 return
 

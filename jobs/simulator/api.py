@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 import uuid
@@ -156,9 +157,10 @@ class Api:
     async def _stream(self, request: web.Request, ask: Ask, form: Form, pinned: int | None) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         response.enable_chunked_encoding()
-        await response.prepare(request)
+        with contextlib.suppress(ConnectionResetError):  # the client is gone; vLLM says nothing either
+            await response.prepare(request)
         transport = request.transport
-        if not isinstance(transport, asyncio.WriteTransport):
+        if not response.prepared or not isinstance(transport, asyncio.WriteTransport):
             return response
         answer = StreamAnswer(transport, form, [prompt.tokens for prompt in ask.prompts])
         keys = self._submit(ask, pinned, list(answer.parts))
@@ -166,7 +168,8 @@ class Api:
             await answer.ended
         finally:
             self._frontend.cancel(keys)
-        await response.write_eof()
+        with contextlib.suppress(ConnectionResetError):
+            await response.write_eof()
         return response
 
     async def _whole(self, ask: Ask, form: Form, pinned: int | None) -> web.StreamResponse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import subprocess
@@ -77,3 +78,31 @@ def check_golden(name: str, text: str, scratch: Path) -> None:
     kept.write_text(text)
     assert expected.exists(), f"new: cp {kept} {expected}"
     assert text == expected.read_text(), f"changed: diff {expected} {kept}; if it is right: cp {kept} {expected}"
+
+
+class Pipe:
+    """A named pipe to or from another process. Neither side waits for the other to open it, so nothing can hang."""
+
+    def __init__(self, path: Path) -> None:
+        os.mkfifo(path)
+        self.path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+
+    async def heard(self, patience_s: float = 20.0) -> str:
+        """Wait for what the other process writes."""
+        ready = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._fd, ready.set)
+        try:
+            await asyncio.wait_for(ready.wait(), patience_s)
+        finally:
+            loop.remove_reader(self._fd)
+        return os.read(self._fd, 65536).decode()
+
+    def tell(self, words: str) -> None:
+        """Write one line; the other process reads it by readline()."""
+        os.write(self._fd, f"{words}\n".encode())
+
+    def close(self) -> None:
+        """Close our end."""
+        os.close(self._fd)

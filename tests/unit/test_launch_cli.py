@@ -77,6 +77,9 @@ def left_behind(folder: Path) -> set[str]:
 REAL = ("unknown key", "no engine", "sweeper")
 """Calls that are made of the real program; for the others the same main() is called in this process."""
 
+BY_THE_PLAN = ("wrong type", "sum of local sizes", "too many NPUs", "no load", "owned flag")
+"""What the plan alone refuses: `python -m jobs plan` must say the same."""
+
 
 def check(bad: Bad, code: int, out: str, err: str, folder: Path) -> None:
     assert code == bad.code, err
@@ -195,13 +198,19 @@ def test_launch_refuses(launch: Cli, overrides: list[str], tmp_path: Path) -> No
     assert not left_behind(tmp_path)
 
 
-@pytest.mark.parametrize("name", [name for name in ISSUE | FURTHER if name not in REAL])
+@pytest.mark.parametrize("name", [name for name in ISSUE | FURTHER if name not in REAL + BY_THE_PLAN[1:]])
 def test_launch_answers_bad_input_with_one_line(
     launch: Cli, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "no-programs"))
     bad = (ISSUE | FURTHER)[name]
     check(bad, *launch(*bad.words), tmp_path)
+
+
+@pytest.mark.parametrize("name", BY_THE_PLAN)
+def test_the_plan_answers_bad_input_with_the_same_line(jobs: Cli, name: str, tmp_path: Path) -> None:
+    words = [word for word in ISSUE[name].words if word != "-m"]
+    check(ISSUE[name], *jobs("plan", *words), tmp_path)
 
 
 def test_a_comma_without_m_is_an_error_that_tells_the_way(launch: Cli) -> None:
@@ -268,9 +277,9 @@ def test_hydra_does_not_compose_every_point(launch: Cli, monkeypatch: pytest.Mon
         return original(self, master_config, sweep_overrides)
 
     monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", count)
-    code, out, _ = launch("-m", "bench.seed=range(0,500)", "parallel=dp2_tp8,dp4_tp4", "launch.dry_run=true")
+    code, out, _ = launch("-m", "bench.seed=range(0,30)", "parallel=dp2_tp8,dp4_tp4", "launch.dry_run=true")
     assert code == 0
-    assert out.startswith("1000 points in 2 services")
+    assert out.startswith("60 points in 2 services")
     assert composed == [["parallel=dp2_tp8"], ["parallel=dp4_tp4"]]
 
 

@@ -41,6 +41,7 @@ def test_kv_cache_tokens(text: str, tokens: int | None) -> None:
             "OSError: no checkpoint\n/usr/lib/python3/resource_tracker.py: UserWarning: leaked semaphore Error\nbye",
             "OSError: no checkpoint",
         ),
+        ("OSError: tried again\nINFO\nRuntimeError: gave up\nbye", "RuntimeError: gave up"),
         ("\x1b[1;31mERROR\x1b[0m device lost\nok", "ERROR device lost"),
         ("EI0006: Getting socket times out\nlater line", "EI0006: Getting socket times out"),
         ("ValueError: " + "x" * 1000, "ValueError: " + "x" * 388),
@@ -58,3 +59,19 @@ def test_only_the_tail_of_a_long_log_is_read_and_broken_text_does_no_harm(tmp_pa
     assert logs.read_tail(path).endswith("a" * 1000 + "ü end")
     assert logs.read_all(path) == logs.read_tail(path)
     assert logs.read_tail(tmp_path / "none") == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "shards"),
+    [
+        ("", None),
+        ("INFO loading", None),
+        (
+            "Loading safetensors checkpoint shards:   0% Completed | 0/163 [00:00<?, ?it/s]\r"
+            "Loading safetensors checkpoint shards:  12% Completed | 20/163 [00:32<03:49,  1.60s/it]",
+            "20/163",
+        ),
+    ],
+)
+def test_load_progress_is_the_last_that_was_said(text: str, shards: str | None) -> None:
+    assert logs.load_progress(text) == shards

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
 import pytest
+from core_help import Pipe
 
 from jobs import process
 from jobs.errors import RunError
@@ -31,14 +31,21 @@ def log(tmp_path: Path) -> str:
     return (tmp_path / "logs/server.log").read_text()
 
 
-async def said(fifo: Path) -> str:
-    """Wait for what a process writes into a pipe."""
-    return await asyncio.wait_for(asyncio.to_thread(fifo.read_text), 20)
+MakePipe = Callable[[str], Pipe]
 
 
-def fifo(tmp_path: Path, name: str) -> Path:
-    os.mkfifo(tmp_path / name)
-    return tmp_path / name
+@pytest.fixture
+def pipe(tmp_path: Path) -> Iterator[MakePipe]:
+    """Make pipes between the test and its processes."""
+    made: list[Pipe] = []
+
+    def make(name: str) -> Pipe:
+        made.append(Pipe(tmp_path / name))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
 
 
 def python(program: str, *arguments: object) -> list[str]:
@@ -132,21 +139,21 @@ STUBBORN = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_I
 READY = "open(sys.argv[1], 'w').write('up')\n"
 
 
-async def test_sigterm_is_enough_for_an_engine_that_obeys(tmp_path: Path) -> None:
-    ready = fifo(tmp_path, "ready")
+async def test_sigterm_is_enough_for_an_engine_that_obeys(tmp_path: Path, pipe: MakePipe) -> None:
+    ready = pipe("ready")
     obeys = "import signal, sys\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n" + READY
     obeys += "signal.sigwait([signal.SIGTERM])\nsys.exit(3)\n"
-    started = await start(tmp_path, python(obeys, ready))
-    assert await said(ready) == "up"
+    started = await start(tmp_path, python(obeys, ready.path))
+    assert await ready.heard() == "up"
     assert started.ended is None
     assert await started.stop(grace_s=20) == []
     assert started.ended == Ended(3)
 
 
-async def test_sigkill_follows_where_sigterm_is_ignored(tmp_path: Path) -> None:
-    ready = fifo(tmp_path, "ready")
-    started = await start(tmp_path, python(STUBBORN + READY + "while True: time.sleep(60)", ready))
-    await said(ready)
+async def test_sigkill_follows_where_sigterm_is_ignored(tmp_path: Path, pipe: MakePipe) -> None:
+    ready = pipe("ready")
+    started = await start(tmp_path, python(STUBBORN + READY + "while True: time.sleep(60)", ready.path))
+    await ready.heard()
     assert await started.stop(grace_s=0.2) == []
     assert started.ended == Ended(-signal.SIGKILL)
     assert str(started.ended) == "killed by SIGKILL"
@@ -176,12 +183,12 @@ signal.pause()
 
 @pytest.mark.parametrize("ending", ["stay", "leave"])
 @pytest.mark.parametrize("where", ["own session", "same group without the mark"])
-async def test_the_whole_tree_is_found_and_ended(tmp_path: Path, where: str, ending: str) -> None:
-    pid_fifo, ready = fifo(tmp_path, "pid"), fifo(tmp_path, "ready")
+async def test_the_whole_tree_is_found_and_ended(tmp_path: Path, pipe: MakePipe, where: str, ending: str) -> None:
+    pid_pipe, ready = pipe("pid"), pipe("ready")
     stranger = await process.start(["sleep", "600"], ENV, tmp_path / "other.log", "job/other/0")
-    started = await start(tmp_path, python(CHILD, pid_fifo, where, ready, ending))
-    pid = int(await said(pid_fifo))
-    await said(ready)
+    started = await start(tmp_path, python(CHILD, pid_pipe.path, where, ready.path, ending))
+    pid = int(await pid_pipe.heard())
+    await ready.heard()
     if ending == "leave":
         assert await started.wait() == Ended(0)
     assert pid in {stray.pid for stray in started.strays()}
@@ -193,15 +200,17 @@ async def test_the_whole_tree_is_found_and_ended(tmp_path: Path, where: str, end
     await stranger.stop(grace_s=10)
 
 
-async def test_signals_of_slurm_and_submitit_do_not_end_the_engine(tmp_path: Path) -> None:
-    ready, go, answer = (fifo(tmp_path, name) for name in ("ready", "go", "answer"))
-    program = "import sys\n" + READY + "word = open(sys.argv[2]).read()\nopen(sys.argv[3], 'w').write(word * 2)\n"
-    started = await start(tmp_path, python(program, ready, go, answer))
-    await said(ready)
+async def test_signals_of_slurm_and_submitit_do_not_end_the_engine(tmp_path: Path, pipe: MakePipe) -> None:
+    ready, go, answer = (pipe(name) for name in ("ready", "go", "answer"))
+    program = (
+        "import sys\n" + READY + "word = open(sys.argv[2]).readline()\nopen(sys.argv[3], 'w').write(word.strip() * 2)\n"
+    )
+    started = await start(tmp_path, python(program, ready.path, go.path, answer.path))
+    await ready.heard()
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         os.kill(started.pid, number)
-    await asyncio.to_thread(go.write_text, "still here ")
-    assert await said(answer) == "still here still here "
+    go.tell("still here")
+    assert await answer.heard() == "still herestill here"
     assert await started.wait() == Ended(0)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from core_help import change, config
+from core_help import Pipe, change, config
 
 from jobs.config import Config
 from jobs.errors import RunError
@@ -45,8 +45,8 @@ if rank == "headless":
 
 def obey():
     """Wait for an order in the pipe: code and last words."""
-    code, words = open(role["orders"]).read().split(" ", 1)
-    print(words, flush=True)
+    code, words = open(role["orders"]).readline().split(" ", 1)
+    print(words.strip(), flush=True)
     os._exit(int(code))
 
 
@@ -111,10 +111,9 @@ class Stage:
         self.target = Target(f"http://127.0.0.1:{self.port}", "deepseek_r1")
         self.stopping: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         (self.path / "engine.py").write_text(ENGINE)
-        for role in ("head", "headless"):
-            orders = self.path / f"{role}.orders"
-            os.mkfifo(orders)
-            self.roles.setdefault(role, {})["orders"] = str(orders)
+        self.orders = {role: Pipe(self.path / f"{role}.orders") for role in ("head", "headless")}
+        for role, pipe in self.orders.items():
+            self.roles.setdefault(role, {})["orders"] = str(pipe.path)
 
     def config(self, rank: int) -> Config:
         program = self.programs.get(rank, [sys.executable, "-SE", str(self.path / "engine.py")])
@@ -132,9 +131,9 @@ class Stage:
         place = Placement(rank, self.ranks, "127.0.0.1", "lo", "127.0.0.1", str(self.port), "1")
         return Engine(self.config(rank), place, self.folder.rank(rank), f"test/{self.path.name}/{rank}")
 
-    async def order(self, role: str, code: int, words: str = "bye") -> None:
+    def order(self, role: str, code: int, words: str = "bye") -> None:
         """Let an engine end."""
-        await asyncio.to_thread(Path(self.roles[role]["orders"]).write_text, f"{code} {words}")
+        self.orders[role].tell(f"{code} {words}")
 
     def states(self, rank: int) -> list[str]:
         return [line["state"] for line in read_lines(self.folder.rank(rank).states)]
@@ -174,6 +173,7 @@ Make = Callable[..., Any]
 async def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
     """Make one service; whatever is left at the end of the test is ended."""
     monkeypatch.setattr(supervisor, "SETTLE_S", 0.15)
+    monkeypatch.setattr(supervisor, "PROGRESS_S", 0.05)
     monkeypatch.setattr(readiness, "POLL_S", 0.02)
     made: list[Running] = []
 
@@ -201,6 +201,8 @@ async def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
         with contextlib.suppress(BaseException):
             await asyncio.wait_for(one.agent, PATIENCE_S)
         await one.hub.close()
+        for pipe in one.stage.orders.values():
+            pipe.close()
 
 
 def marked(stage: Stage) -> list[int]:
@@ -246,13 +248,13 @@ async def test_any_exit_of_any_rank_ends_the_service_and_is_named(
     words = f"ValueError: the words of {role}"
     if phase == "loading":
         starting = asyncio.create_task(running.start())
-        await running.stage.order(role, code, words)
+        running.stage.order(role, code, words)
         with pytest.raises(ServiceFailed) as caught:
             await starting
         reason = caught.value.reason
     else:
         await running.start()
-        await running.stage.order(role, code, words)
+        running.stage.order(role, code, words)
         reason = await running.failed()
     assert reason == f"rank {rank} ({role}): engine exited with code {code}: {words}"
     assert await running.stop() == []
@@ -280,7 +282,7 @@ async def test_the_first_failing_rank_is_named_though_the_other_is_heard_first(r
     told = asyncio.Event()
     running = await run(serve=lambda link: obedient(link, told), roles={"head": {"alone": True}})
     await running.start()
-    await running.stage.order("head", 1, "RuntimeError: peer is gone")
+    running.stage.order("head", 1, "RuntimeError: peer is gone")
     while not running.supervisor._failed.is_set():
         await asyncio.sleep(0)
     told.set()
@@ -307,7 +309,7 @@ async def test_work_that_can_end_itself_keeps_its_result(run: Make) -> None:
 
     work = asyncio.create_task(running.supervisor.during(measure(), stop.set))
     await begun.wait()
-    await running.stage.order("head", 0)
+    running.stage.order("head", 0)
     assert await asyncio.wait_for(work, PATIENCE_S) == "what was measured so far"
     assert (await running.supervisor.failure() or "").startswith("rank 0 (head): engine exited with code 0")
     with pytest.raises(ServiceFailed):
@@ -328,7 +330,7 @@ async def test_work_that_cannot_end_itself_is_cancelled(run: Make) -> None:
 
     work = asyncio.create_task(running.supervisor.during(measure()))
     await begun.wait()
-    await running.stage.order("headless", 0)
+    running.stage.order("headless", 0)
     with pytest.raises(ServiceFailed, match=r"rank 1 \(headless\)"):
         await work
     assert cancelled.is_set()
@@ -449,7 +451,7 @@ async def test_a_service_that_is_healthy_and_useless_is_not_ready(run: Make, hea
 async def test_a_dead_rank_is_the_reason_and_not_what_the_api_says_of_it(run: Make) -> None:
     running = await run(roles={"head": {"completion": (500, {"error": "EngineDeadError"})}})
     starting = asyncio.create_task(running.start())
-    await running.stage.order("headless", 1, "RuntimeError: device lost")
+    running.stage.order("headless", 1, "RuntimeError: device lost")
     with pytest.raises(ServiceFailed) as caught:
         await starting
     assert caught.value.reason == "rank 1 (headless): engine exited with code 1: RuntimeError: device lost"
