@@ -194,6 +194,8 @@ def pack(services: Sequence[Service]) -> tuple[Allocation, ...]:
     return tuple(allocations)
 
 
+WEEK_MIN = 7 * 24 * 60
+
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
 
 
@@ -214,6 +216,14 @@ def limit_seconds(time_limit: int | str | None) -> int | None:
             time_limit,
             "it is not a Slurm time",
             "Write minutes, H:MM:SS or D-HH:MM:SS.",
+        )
+    if str(time_limit).isdigit() and int(str(time_limit)) > WEEK_MIN:
+        # YAML reads an unquoted 8:00:00 as the number 28800.
+        raise ConfigError(
+            "cluster.time_limit",
+            time_limit,
+            "it is more than a week of minutes: perhaps YAML read H:MM:SS as a number",
+            'Quote it ("8:00:00"), or write D-HH:MM:SS.',
         )
     days, first, second, third = (
         int(part) if part else None for part in match.group("days", "first", "second", "third")

@@ -117,7 +117,7 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), grace_s)
+                await asyncio.wait_for(self._process.wait(), 0 if self._stands_still() else grace_s)
         deadline = time.monotonic() + KILL_S
         while (strays := await asyncio.to_thread(self.strays)) and time.monotonic() < deadline:
             for stray in strays:
@@ -128,6 +128,12 @@ class Process:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), 5.0)
         return [f"pid {p.pid} {_name(p)}" for p in strays]
+
+    def _stands_still(self) -> bool:
+        """Whether the main process was stopped (SIGSTOP): then it does not see SIGTERM."""
+        with contextlib.suppress(psutil.Error):
+            return bool(psutil.Process(self.pid).status() == psutil.STATUS_STOPPED)
+        return False
 
     def strays(self) -> list[psutil.Process]:
         """Return living processes of this engine: its group, and whatever carries its mark."""

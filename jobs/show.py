@@ -13,7 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from jobs.plan import Plan, as_json
+from jobs.plan import Allocation, Plan, as_json, limit_seconds
 from jobs.results.table import text
 
 SHOWN = (
@@ -68,7 +68,7 @@ def plan_text(plan: Plan) -> str:
     for index, allocation in enumerate(plan.allocations):
         lines.append(
             f"  allocation {index}: {_count(allocation.services, 'service')}"
-            f" on {_count(range(allocation.nodes), 'node')}, about {_duration(allocation.seconds)}"
+            f" on {_count(range(allocation.nodes), 'node')}, about {_duration(allocation.seconds)}{_too_long(plan, allocation)}"
         )
         for name in allocation.services:
             for point in plan.points_of(name):
@@ -163,6 +163,11 @@ def _header(name: str) -> Text:
         if mark in name:
             return Text(name.replace(mark, instead, 1))
     return Text(name)
+
+
+def _too_long(plan: Plan, allocation: Allocation) -> str:
+    limit = limit_seconds(plan.points[0].config.cluster.time_limit)
+    return " (more than cluster.time_limit)" if limit and allocation.seconds > limit else ""
 
 
 def _count(items: Any, noun: str) -> str:

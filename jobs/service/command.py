@@ -55,6 +55,8 @@ def check_args(args: Mapping[str, Any]) -> None:
     for key, value in args.items():
         name = flag_name(key)
         where = f"engine.args.{key}"
+        # vLLM takes abbreviated flags too (argparse): --data-parallel-addr would hide our value.
+        name = next((owned for owned in OWNED if owned.startswith(name)), name)
         if name in OWNED:
             raise ConfigError(where, value, f"the tool owns --{name}: {OWNED[name]}", f"Remove {where}.")
         if name in CONFIGURED:

@@ -7,6 +7,7 @@ is pinned to it (facts measured on real vLLM: a stopped engine leaves /health at
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -82,20 +83,23 @@ class Watch:
         last, alive = (await counters(session)).get(str(rank)), time.monotonic()
         while True:
             await asyncio.sleep(TICK_S)
-            now = (await counters(session)).get(str(rank))
+            now = None
+            with contextlib.suppress(TimeoutError):  # a head that stands still must not delay the probe
+                now = (await asyncio.wait_for(counters(session), patience)).get(str(rank))
             if now is not None and now != last:
                 last, alive = now, time.monotonic()
             if time.monotonic() - alive < patience:
                 continue
+            growth = asyncio.create_task(_growth(session, rank, last))
             error = await one_token(session, self.config, self.api, rank, limit)
             if error is None:
                 alive = time.monotonic()
                 self.probed.append((alive, rank))
-                continue
-            now = (await counters(session)).get(str(rank))
-            if now is None or now == last:  # no answer at all is no sign of life either
+            elif not (await asyncio.wait({growth}, timeout=TICK_S))[0]:
+                growth.cancel()
                 self.fail(node_of(self.config, rank), f"data-parallel rank {rank} gave no sign of life: {error}")
                 return
+            growth.cancel()
 
     def tokens_between(self, opened_s: float, closed_s: float) -> dict[str, int]:
         """Return the tokens of our own probes by data-parallel rank, in a span of the monotonic clock."""
@@ -104,3 +108,9 @@ class Watch:
             if opened_s <= moment < closed_s:
                 found[str(rank)] = found.get(str(rank), 0) + 1
         return found
+
+
+async def _growth(session: aiohttp.ClientSession, rank: int, last: float | None) -> None:
+    """Return once the counter of an engine is another one: it was busy with others while it left a probe waiting."""
+    while (await counters(session)).get(str(rank)) in (None, last):
+        await asyncio.sleep(TICK_S)

@@ -165,6 +165,12 @@ def test_a_flag_with_a_key_of_its_own_is_refused_and_the_key_is_named(name: str,
         node = getattr(node, part)  # it exists
 
 
+@pytest.mark.parametrize("name", ["data-parallel-addr", "data-parallel-rpc", "head", "por"])
+def test_an_abbreviated_owned_flag_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="the tool owns"):
+        command.check_args({name: 1})
+
+
 def test_owned_and_configured_flags_are_flags_of_the_release() -> None:
     assert (command.OWNED.keys() | command.CONFIGURED.keys()) <= release("0.9.1").flags.keys()
 

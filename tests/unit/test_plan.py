@@ -258,7 +258,9 @@ def test_limit_seconds_of_any_time(days: int, hours: int, minutes: int, seconds:
     assert plan.limit_seconds(f"{days * 24 + hours}:{minutes:02}:{seconds:02}") == (total or None)
 
 
-@pytest.mark.parametrize("text", ["", "soon", "1:2:3:4", "-1", "1-", "1-2-3", "1.5", "8h", " 5", "1:", "1-2:3:4:5"])
+@pytest.mark.parametrize(
+    "text", ["28800", "", "soon", "1:2:3:4", "-1", "1-", "1-2-3", "1.5", "8h", " 5", "1:", "1-2:3:4:5"]
+)
 def test_what_is_no_slurm_time_is_refused(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         plan.limit_seconds(text)
