@@ -68,7 +68,8 @@ def plan_text(plan: Plan) -> str:
     for index, allocation in enumerate(plan.allocations):
         lines.append(
             f"  allocation {index}: {_count(allocation.services, 'service')}"
-            f" on {_count(range(allocation.nodes), 'node')}, about {_duration(allocation.seconds)}{_too_long(plan, allocation)}"
+            f" on {_count(range(allocation.nodes), 'node')}, about {_duration(allocation.seconds)}"
+            + _too_long(plan, allocation)
         )
         for name in allocation.services:
             for point in plan.points_of(name):
@@ -166,7 +167,7 @@ def _header(name: str) -> Text:
 
 
 def _too_long(plan: Plan, allocation: Allocation) -> str:
-    limit = limit_seconds(plan.points[0].config.cluster.time_limit)
+    limit = limit_seconds(plan.points[0].config.cluster.time_limit) if plan.points else None
     return " (more than cluster.time_limit)" if limit and allocation.seconds > limit else ""
 
 
