@@ -90,15 +90,23 @@ class Watch:
                 last, alive = now, time.monotonic()
             if time.monotonic() - alive < patience:
                 continue
-            growth = asyncio.create_task(_growth(session, rank, last))
-            error = await one_token(session, self.config, self.api, rank, limit)
-            if error is None:
-                alive = time.monotonic()
-                self.probed.append((alive, rank))
-            elif not (await asyncio.wait({growth}, timeout=TICK_S))[0]:
-                growth.cancel()
+            error = await self._probe(session, rank, last, limit)
+            if error:
                 self.fail(node_of(self.config, rank), f"data-parallel rank {rank} gave no sign of life: {error}")
                 return
+            alive = time.monotonic()
+
+    async def _probe(self, session: aiohttp.ClientSession, rank: int, last: float | None, limit_s: float) -> str | None:
+        """Return None if an engine answers a probe, or its counter shows that it is busy with others; else why not."""
+        growth = asyncio.create_task(_growth(session, rank, last))
+        try:
+            error = await one_token(session, self.config, self.api, rank, limit_s)
+            if error is None:
+                self.probed.append((time.monotonic(), rank))
+                return None
+            grown, _ = await asyncio.wait({growth}, timeout=TICK_S)
+            return None if grown else error
+        finally:
             growth.cancel()
 
     def tokens_between(self, opened_s: float, closed_s: float) -> dict[str, int]:
@@ -111,6 +119,6 @@ class Watch:
 
 
 async def _growth(session: aiohttp.ClientSession, rank: int, last: float | None) -> None:
-    """Return once the counter of an engine is another one: it was busy with others while it left a probe waiting."""
+    """Return once the counter of an engine is no longer `last`."""
     while (await counters(session)).get(str(rank)) in (None, last):
         await asyncio.sleep(TICK_S)
