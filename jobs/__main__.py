@@ -1,4 +1,4 @@
-"""`python -m jobs VERB`: plan, keys, status, follow, table, resume, diagnose, cancel. Every verb takes --json."""
+"""`python -m jobs VERB`: plan, memory, keys, status, follow, table, resume, diagnose, cancel. All take --json."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from jobs import compose, jobstate, show, sweep
 from jobs import config as schema
+from jobs.ascend.memory import predict_config
 from jobs.diagnose import diagnose_each
 from jobs.errors import UserError
 from jobs.follow import follow
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     overrides = ("overrides", {"nargs": "*", "metavar": "OVERRIDE", "help": "as launch.py -m takes them"})
     run = ("run", {"type": Path, "metavar": "RUN", "help": "directory of a sweep"})
     verb("plan", _plan, "show points, services, allocations and exact commands", overrides)
+    verb("memory", _memory, "predict weights and KV cache of every service, line by line", overrides)
     verb("keys", _keys, "list every config key with its scope and meaning")
     verb("status", _status, "show the state of every allocation and point", run)
     verb("follow", _follow, "show progress until the table is there, then print it", run)
@@ -72,6 +74,23 @@ def _plan(options: argparse.Namespace) -> int:
     out = show.console()
     out.print(show.plan_text(made))
     out.print("\n" + show.commands_text(made), markup=False)
+    return 0
+
+
+def _memory(options: argparse.Namespace) -> int:
+    compose.check(options.overrides)
+    services = sweep.plan(compose.expand(options.overrides)).services
+    found = [predict_config(service.config) for service in services]
+    if options.json:
+        values = [one.as_json() for one in found]
+        print(json.dumps(values[0] if len(values) == 1 else values))
+        return 0
+    for service, one in zip(services, found, strict=True):
+        print(f"service {service.service}")
+        print("\n".join(f"  {term.gib:9.3f} GiB  {term.name}  ({term.source})" for term in one.terms))
+        print(f"  {one.kv_bytes / 2**30:9.3f} GiB  for the KV cache, {one.kv_bytes_per_token:,} bytes a token")
+        print(f"  {one.kv_tokens_per_rank:,} tokens in each data-parallel rank")
+        print(f"  largest max_model_len that starts: {one.largest_max_model_len:,}")
     return 0
 
 

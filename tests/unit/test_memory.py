@@ -1,0 +1,287 @@
+"""What fits on one NPU: published figures, and what an engine printed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from core_help import change, config
+
+from jobs.ascend import architecture, memory
+from jobs.ascend.architecture import from_hf_config
+from jobs.ascend.memory import GIB, Layout, predict, predict_config
+from jobs.ascend.weights import kv_bytes_per_token, weights
+from jobs.errors import ConfigError
+from jobs.service.logs import kv_cache_tokens, read_all
+
+R1 = architecture.load("deepseek_r1_0528_w8a8", Path("/there/is/no/such/path"))
+LOGS = Path(__file__).resolve().parents[1] / "fixtures/logs"
+K = 1024
+
+TINY = {
+    "hidden_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "intermediate_size": 512,
+    "max_position_embeddings": 131072,
+    "vocab_size": 2048,
+    "tie_word_embeddings": True,
+}
+LLAMA_8B = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 131072,
+    "rope_scaling": {"factor": 8.0, "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+    "vocab_size": 128256,
+}
+QWEN3_30B_A3B = {
+    "hidden_size": 2048,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "max_position_embeddings": 40960,
+    "vocab_size": 151936,
+}
+
+
+def gib(tp: int, dp: int, *, mtp: bool = False, mlapo: bool = False) -> float:
+    return sum(term.gib for term in weights(R1, tp=tp, dp=dp, expert_parallel=True, mtp=mtp, mlapo=mlapo))
+
+
+@pytest.mark.parametrize(
+    ("tp", "dp", "columns", "total", "with_mtp"),
+    [
+        (8, 2, [38.14, 0.86, 1.10, 0.48, 0.30, 0.14, 0.40, 0.43], 41.8, 43.4),
+        (4, 4, [38.14, 0.86, 2.20, 0.95, 0.59, 0.28, 0.40, 0.86], 44.3, 45.9),
+        (16, 1, [38.14, 0.86, 0.55, 0.24, 0.15, 0.07, 0.40, 0.22], 40.6, 42.2),
+    ],
+)
+def test_weights_of_deepseek_r1_line_by_line(
+    tp: int, dp: int, columns: list[float], total: float, with_mtp: float
+) -> None:
+    terms = weights(R1, tp=tp, dp=dp, expert_parallel=True)
+    assert [round(term.gib, 2) for term in terms] == columns
+    assert round(gib(tp, dp), 1) == total
+    assert round(gib(tp, dp, mtp=True), 1) == with_mtp
+
+
+def test_weights_agree_with_engine_logs() -> None:
+    assert gib(4, 4) == pytest.approx(44.1591, rel=0.02)  # vllm-ascend issue 2191
+    assert gib(8, 2, mtp=True, mlapo=True) == pytest.approx(44.9320, rel=0.02)  # issue 8568
+
+
+@pytest.mark.parametrize(("hf", "size"), [(LLAMA_8B, 16_060_522_496), (QWEN3_30B_A3B, 61_064_245_248)])
+def test_whole_model_has_the_size_of_its_published_checkpoint(hf: dict[str, object], size: int) -> None:
+    terms = weights(from_hf_config(hf), tp=1, dp=1, expert_parallel=False, linear_bytes=2)
+    assert sum(term.bytes for term in terms) == pytest.approx(size, rel=1e-3)
+
+
+def test_experts_without_expert_parallelism_are_repeated_in_each_data_parallel_rank() -> None:
+    arch = from_hf_config(QWEN3_30B_A3B)
+    together = weights(arch, tp=2, dp=4, expert_parallel=True)[0].bytes
+    apart = weights(arch, tp=2, dp=4, expert_parallel=False)[0].bytes
+    assert apart == 4 * together
+
+
+def test_an_unquantized_model_has_no_second_copy_for_mlapo() -> None:
+    plain = weights(R1, tp=8, dp=2, expert_parallel=True, linear_bytes=2)
+    assert weights(R1, tp=8, dp=2, expert_parallel=True, linear_bytes=2, mlapo=True) == plain
+
+
+def test_kv_bytes_of_a_token() -> None:
+    assert {kv_bytes_per_token(R1, tp=tp) for tp in (1, 8, 16)} == {70_272}
+    assert kv_bytes_per_token(R1, tp=8, mtp=True) == 71_424
+    assert kv_bytes_per_token(R1, tp=8, dcp=8) == 8_784
+    tiny = from_hf_config(TINY)
+    assert [kv_bytes_per_token(tiny, tp=tp) for tp in (1, 2, 4)] == [1024, 512, 512]
+
+
+TABLE = [
+    (8, 2, False, 0.85, 1, 5.7, 86_656, [10, 5, 2, 1, 0], 0.897),
+    (8, 2, False, 0.90, 1, 8.7, 133_376, [16, 8, 4, 2, 1], 0.897),
+    (8, 2, False, 0.92, 1, 10.0, 152_192, [18, 9, 4, 2, 1], 0.897),
+    (8, 2, True, 0.90, 1, 7.1, 107_392, [13, 6, 3, 1, 0], 0.926),
+    (8, 2, True, 0.92, 1, 8.4, 125_824, [15, 7, 3, 1, 0], 0.926),
+    (4, 4, True, 0.92, 1, 5.9, 88_320, [10, 5, 2, 1, 0], 0.966),
+    (16, 1, False, 0.92, 1, 11.2, 170_880, [20, 10, 5, 2, 1], 0.877),
+    (8, 2, False, 0.90, 8, 8.7, 1_067_008, [130, 65, 32, 16, 8], 0.775),
+]
+
+
+@pytest.mark.parametrize(("tp", "dp", "mtp", "u", "dcp", "kv", "tokens", "sequences", "needed"), TABLE)
+@pytest.mark.parametrize("release", ["0.9.1", "0.13.0"])
+def test_capacity_of_deepseek_r1(
+    tp: int,
+    dp: int,
+    mtp: bool,
+    u: float,
+    dcp: int,
+    kv: float,
+    tokens: int,
+    sequences: list[int],
+    needed: float,
+    release: str,
+) -> None:
+    made = predict(R1, Layout(tp, dp, True, dcp), release=release, utilization=u, mtp=mtp)
+    assert round(made.kv_bytes / GIB, 1) == kv
+    # The table's own rounding of the prediction layer moves TP4 DP4 by one block; every other row is exact.
+    assert abs(made.kv_tokens_per_rank - tokens) <= (128 if tp == 4 else 0)
+    assert [made.sequences(length * K) for length in (8, 16, 32, 64, 128)] == sequences
+    assert made.utilization_for(128 * K) == pytest.approx(needed, abs=6e-4)
+    assert made.largest_max_model_len == min(made.kv_tokens_per_rank, 163_840)
+
+
+def test_the_utilization_that_is_named_is_just_enough() -> None:
+    layout = Layout(8, 2, True)
+    needed = predict(R1, layout, release="0.13.0").utilization_for(128 * K)
+    assert needed is not None
+    assert predict(R1, layout, release="0.13.0", utilization=needed + 1e-6).sequences(128 * K) == 1
+    assert predict(R1, layout, release="0.13.0", utilization=needed - 1e-6).sequences(128 * K) == 0
+
+
+def test_hccl_buffers_by_release() -> None:
+    layout = Layout(8, 2, True)
+    megabytes = {
+        release: {t.name: t.bytes / 2**20 for t in memory.hccl(layout, moe=True, release=release, buffsize=1024)}
+        for release in ("0.9.1", "0.11.0", "0.23.0")
+    }
+    assert megabytes["0.9.1"] == dict.fromkeys(("HCCL tp", "HCCL dp", "HCCL ep", "HCCL mc2"), 2048)
+    assert megabytes["0.11.0"] == {"HCCL tp": 400, "HCCL dp": 100, "HCCL ep": 400, "HCCL mc2": 2048}
+    assert megabytes["0.23.0"] == megabytes["0.11.0"]
+    assert memory.hccl(Layout(1, 1), moe=False, release="0.9.1") == ()
+
+
+def test_a_large_buffer_costs_0_9_1_four_times_what_it_costs_later() -> None:
+    layout = Layout(8, 2, True)
+    lost = {
+        release: predict(R1, layout, release=release).kv_bytes
+        - predict(R1, layout, release=release, buffsize=1024).kv_bytes
+        for release in ("0.9.1", "0.13.0")
+    }
+    assert lost["0.13.0"] == 2 * 824 * 2**20
+    assert lost["0.9.1"] == 4 * lost["0.13.0"]
+
+
+def test_batched_tokens_cost_only_beyond_what_the_allowance_covers() -> None:
+    kv = [
+        predict(R1, Layout(8, 2, True), release="0.13.0", max_num_batched_tokens=n).kv_bytes
+        for n in (4096, 8192, 16384)
+    ]
+    assert kv[0] == kv[1] > kv[2]
+
+
+def test_weights_that_do_not_fit_start_no_engine() -> None:
+    made = predict(R1, Layout(8, 2, False), release="0.13.0")
+    assert made.kv_bytes < 0
+    assert (made.kv_tokens_per_rank, made.largest_max_model_len, made.sequences(1)) == (0, 0, 0)
+
+
+def test_the_sum_is_complete() -> None:
+    made = predict(R1, Layout(8, 2, True), release="0.9.1", buffsize=512)
+    assert sum(term.bytes for term in made.terms) + made.kv_bytes == pytest.approx(made.budget_bytes)
+
+
+def test_a_log_corrects_the_allowance() -> None:
+    first = predict(R1, Layout(8, 2, True, 8), release="0.13.0", buffsize=512)
+    allowance = first.calibrated(900_096, "a log")
+    again = predict(R1, Layout(8, 2, True, 8), release="0.13.0", buffsize=512, allowance=allowance)
+    assert again.kv_tokens_per_rank == pytest.approx(900_096, abs=again.block)
+    assert allowance.gib > first.allowance.gib
+
+
+@pytest.mark.parametrize("log", ["healthy-rank0.log", "moe-rank0.log"])
+def test_capacity_of_the_cpu_engine_is_the_one_it_prints(log: str) -> None:
+    made = predict_config(config("engine=vllm_cpu", "model=tiny_llama", "parallel=dp2_tp1"), arch=from_hf_config(TINY))
+    assert made.kv_bytes_per_token == 1024
+    assert made.kv_tokens_per_rank == kv_cache_tokens(read_all(LOGS / log)) == 1_048_576
+    assert made.largest_max_model_len == 131_072
+    assert made.utilization_for(8192) is None
+
+
+def test_the_cpu_engine_must_say_how_large_its_cache_is() -> None:
+    made = config("engine=vllm_cpu", "model=tiny_llama", "engine.env.VLLM_CPU_KVCACHE_SPACE=null")
+    with pytest.raises(ConfigError) as error:
+        predict_config(made, arch=from_hf_config(TINY))
+    assert error.value.key == "engine.env.VLLM_CPU_KVCACHE_SPACE"
+
+
+def test_settings_reach_the_sum() -> None:
+    base = config("parallel=dp2_tp8", "hccl.buffsize=200")
+    assert predict_config(base).kv_tokens_per_rank == 133_376
+    for value in ({"method": "deepseek_mtp"}, '{"method": "mtp", "num_speculative_tokens": 1}'):
+        assert predict_config(change(base, engine__args={"speculative-config": value})).kv_tokens_per_rank == 107_392
+    assert predict_config(change(base, engine__args={"speculative_config": {"method": "ngram"}})) == predict_config(
+        base
+    )
+    wide = predict_config(change(base, engine__args={"decode-context-parallel-size": 8}, engine__release="0.13.0"))
+    assert wide.block == 1024
+    assert predict_config(change(base, engine__env={"HCCL_BUFFSIZE": 1024})).kv_bytes == pytest.approx(
+        predict_config(change(base, hccl__buffsize=1024)).kv_bytes
+    )
+    fixed = predict_config(change(base, engine__args={"kv-cache-memory-bytes": 70_272 * 1280}))
+    assert fixed.kv_tokens_per_rank == 1280
+
+
+def test_mlapo_is_on_by_default_from_0_18() -> None:
+    def has(release: str, env: dict[str, object], additional: dict[str, object]) -> bool:
+        made = config("parallel=dp2_tp8")
+        made = change(made, engine__release=release, engine__env=env, engine__additional_config=additional)
+        return any(term.name == "MLAPO" for term in predict_config(made).terms)
+
+    assert [has(release, {}, {}) for release in ("0.9.1", "0.13.0", "0.18.0", "0.23.0")] == [False, False, True, True]
+    assert has("0.13.0", {"VLLM_ASCEND_ENABLE_MLAPO": 1}, {})
+    assert not has("0.23.0", {}, {"enable_mlapo": False})
+
+
+def test_json_form() -> None:
+    made = predict_config(config("parallel=dp2_tp8"))
+    data = json.loads(json.dumps(made.as_json()))
+    assert data["weights_gib"] == pytest.approx(41.84, abs=0.01)
+    assert data["kv_bytes_per_token"] == 70_272
+    assert data["largest_max_model_len"] == data["kv_tokens_per_rank"] == made.kv_tokens_per_rank
+    assert sum(term["gib"] for term in data["terms"]) + data["kv_gib"] == pytest.approx(data["budget_gib"])
+
+
+def test_lengths_as_vllm_derives_them() -> None:
+    assert R1.max_length == 163_840
+    assert from_hf_config(LLAMA_8B).max_length == 131_072
+    scaled = {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}}
+    assert from_hf_config(QWEN3_30B_A3B | scaled).max_length == 131_072
+
+
+def test_layers_with_experts() -> None:
+    assert (R1.moe_layers, R1.layers) == (58, 61)
+    assert from_hf_config(QWEN3_30B_A3B | {"decoder_sparse_step": 2, "mlp_only_layers": [1]}).moe_layers == 23
+    assert from_hf_config(TINY).moe_layers == 0
+
+
+def test_config_json_of_the_checkpoint_comes_before_the_packaged_one(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    assert architecture.load("deepseek_r1_0528_w8a8", tmp_path) == from_hf_config(TINY)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
+        architecture.load("deepseek_r1_0528_w8a8", tmp_path)
+    with pytest.raises(ConfigError, match="not visible"):
+        architecture.load("unknown", tmp_path / "none")
+    with pytest.raises(ConfigError, match="vocab_size"):
+        from_hf_config({key: value for key, value in TINY.items() if key != "vocab_size"})
+
+
+def test_pipeline_stages_are_not_guessed() -> None:
+    made = config("parallel=dp2_tp8")
+    with pytest.raises(ConfigError, match="pipeline"):
+        predict_config(replace(made, engine=replace(made.engine, args={"pipeline-parallel-size": 2})))
