@@ -14,6 +14,7 @@ from jobs.jobstate import ENDED, job_state
 from jobs.results.row import NOT_RUN, make_row
 from jobs.results.table import write_table
 from jobs.rundir import AllocationDir, SweepDir, read_json, read_lines, write_json
+from jobs.service import logs
 from jobs.service.task import read_config, read_task
 
 POLL_S = 0.5
@@ -149,8 +150,20 @@ def _account(sweep: SweepDir, allocation: _Allocation) -> None:
     for service in read_task(folder).services:
         for point in service.points:
             if not sweep.point(point).row.exists():
-                end = f"its job {_job_id(folder)} ended ({allocation.state}) without a result"
-                reason = f"{NOT_RUN}{end}; see {folder.stdout(0)}"
-                config = read_config(sweep, point)
-                row = make_row(point, service.service, config, invalid_reason=reason, job_id=_job_id(folder))
+                job, config = _job_id(folder), read_config(sweep, point)
+                begun = [e["state"] for e in _states(folder, service.service) if e.get("point") == point]
+                reason = f"its job {job} ended ({allocation.state}) without a result{_errors(folder)}"
+                reason = f"rank 0 (head): lost in state {begun[-1]}; {reason}" if begun else NOT_RUN + reason
+                cut = "measuring" in begun
+                row = make_row(point, service.service, config, invalid_reason=reason, truncated=cut, job_id=job)
                 write_json(sweep.point(point).row, row)
+
+
+def _errors(folder: AllocationDir) -> str:
+    """Return the errors with which the ranks ended, or where to look."""
+    found = [
+        f"; rank {rank} ({'headless' if rank else 'head'}): {error}"
+        for rank in range(int(read_json(folder.job)["nodes"]) if folder.job.exists() else 0)
+        if (error := logs.own_error(logs.read_tail(folder.stdout(rank))))
+    ]
+    return "".join(found) or f"; see {folder.stdout(0)}"

@@ -11,6 +11,7 @@ from jobs.config import Config
 from jobs.errors import RunError
 from jobs.results.table import write_table
 from jobs.rundir import write_json
+from jobs.service import logs
 from jobs.service.peers import Hub
 from jobs.service.task import ServiceTask
 from jobs.servicerun import Here, ServiceRun
@@ -36,6 +37,7 @@ async def conduct(here: Here, first: Config, stopping: asyncio.Future[str]) -> t
             "control_port": here.ports.control,
         },
     )
+    here.folder.take_reserve()
     valid, ended = True, None
     try:
         waiting = asyncio.create_task(hub.joined(first.limits.rendezvous_s))
@@ -43,7 +45,7 @@ async def conduct(here: Here, first: Config, stopping: asyncio.Future[str]) -> t
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():
             waiting.cancel()
-            ended = stopping.result()
+            ended = stopping.result() + _absent(here, hub)
         else:
             waiting.result()
     except RunError as error:
@@ -58,12 +60,12 @@ async def conduct(here: Here, first: Config, stopping: asyncio.Future[str]) -> t
             if lacks:
                 _say(f"service {service.service}: not begun: {lacks}")
             else:
-                ended = await run.run()
+                ended = await _carry_out(run, here)
                 if ended is None and run.retry:
                     again = here.folder.sweep.next_attempt([service.service])
                     _say(f"service {service.service}: once more, since its failure may pass: attempt {again}")
                     run = run.again(again)
-                    ended = await run.run()
+                    ended = await _carry_out(run, here)
                 load_s = run.load_s or load_s
                 yielded = run.yielded
         elif ended not in (None, TIME_IS_UP):
@@ -76,8 +78,32 @@ async def conduct(here: Here, first: Config, stopping: asyncio.Future[str]) -> t
     await hub.close()
     outcome = {"ended": ended, "valid": valid, "time": time.time(), "left": [asdict(service) for service in left]}
     outcome["yielded"] = yielded
+    here.folder.free_reserve()
     write_json(here.folder.outcome, outcome)
     return 0 if valid and ended is None else 1, lost
+
+
+async def _carry_out(run: ServiceRun, here: Here) -> str | None:
+    """Run one service. Returns why the allocation cannot go on, or None.
+
+    Raises:
+        RunError: not even the space that is held for it takes the rows.
+    """
+    try:
+        return await run.run()
+    except RunError as error:  # a full disk, most often; the engines are stopped by now
+        reason = f"rank 0 (head): {error}"
+        _say(reason)
+        here.folder.free_reserve()
+        run.salvage(reason)
+        return reason
+
+
+def _absent(here: Here, hub: Hub) -> str:
+    """Return the last words of the ranks that never joined: Slurm ends us because one of them has ended."""
+    absent = sorted(set(range(1, here.task.ranks)) - hub.present)
+    words = {rank: logs.own_error(logs.read_tail(here.folder.stdout(rank))) for rank in absent}
+    return "".join(f"; rank {rank} (headless): {text}" for rank, text in words.items() if text)
 
 
 def _say(text: str) -> None:

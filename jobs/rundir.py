@@ -120,6 +120,11 @@ class RankDir:
         """Record a state of this rank with the wall clock (Unix seconds)."""
         append_json(self.states, {"time": time.time(), "state": state} | details)
 
+    def note(self, state: str, **details: Any) -> None:
+        """Record a state where that is possible: a full disk must not keep an engine alive, nor end a window."""
+        with contextlib.suppress(RunError):
+            self.enter(state, **details)
+
 
 @dataclass(frozen=True)
 class ServiceDir:
@@ -209,6 +214,24 @@ class AllocationDir:
     def outcome(self) -> Path:
         """How the allocation ended, written by rank 0 last of all."""
         return self.path / "outcome.json"
+
+    @property
+    def reserve(self) -> Path:
+        """Space that is held for the last rows."""
+        return self.path / "reserve"
+
+    def take_reserve(self) -> None:
+        """Hold some space while services run: on a full disk the last rows are written in its place.
+
+        Raises:
+            RunError: it is full already.
+        """
+        write_bytes(self.reserve, os.urandom(4 << 20))  # a thousand rows and their table
+
+    def free_reserve(self) -> None:
+        """Give the held space back, where that is possible."""
+        with contextlib.suppress(OSError):
+            self.reserve.unlink(missing_ok=True)
 
     @property
     def index(self) -> int:

@@ -152,7 +152,7 @@ class ServiceRun:
                     break
         except ServiceFailed as error:
             failure = error.reason
-            engine.folder.enter("failed", reason=failure)
+            engine.folder.note("failed", reason=failure)
             _say(f"service {service}: failed: {failure}")
         finally:
             # Whatever else happens to this rank (a full disk): the engines are stopped.
@@ -202,7 +202,7 @@ class ServiceRun:
         state = self._folder.rank(0)
 
         def entered(phase: str) -> None:
-            state.enter({"warmup": "warm", "window": "measuring", "drain": "drain"}.get(phase, phase), point=point)
+            state.note({"warmup": "warm", "window": "measuring", "drain": "drain"}.get(phase, phase), point=point)
 
         _say(f"point {point}: {' '.join(f'{k}={v}' for k, v in self._values(point).items()) or 'measure'}")
         began = time.monotonic()
@@ -223,10 +223,7 @@ class ServiceRun:
         window = replace(window, engine_tokens=tokens)
         figures = statistics.summarize(window, config.bench)
         reason = failure or validity.invalid_reason(config, window, figures)
-        folder = self._sweep.point(point)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        pq.write_table(statistics.records_table(window), folder.requests)
-        self._write(
+        self._set(
             point,
             **figures,
             valid=reason is None,
@@ -236,14 +233,37 @@ class ServiceRun:
             warmup_s=round(window.warmup_s, 1),
             measure_s=round(seconds - window.warmup_s, 1),
         )
+        self._write_requests(point, window)
+        write_json(self._sweep.point(point).row, self._rows[point])
         write_table(self._sweep)
         _say(f"point {point}: {'valid' if reason is None else reason}, {figures['output_tok_s'] or 0:.1f} output tok/s")
 
-    def _write(self, point: str, **figures: Any) -> None:
-        config = self._configs[point]
-        row = make_row(point, self._service.service, config, **{**self._known, **figures})
+    def _write_requests(self, point: str, window: Window) -> None:
+        folder = self._sweep.point(point)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            pq.write_table(statistics.records_table(window), folder.requests)
+        except OSError as error:
+            raise RunError(str(folder.requests), "(write)", str(error), "Free space, or choose another root.") from None
+
+    def _set(self, point: str, **figures: Any) -> None:
+        row = make_row(point, self._service.service, self._configs[point], **{**self._known, **figures})
         self._rows[point] = row
-        write_json(self._sweep.point(point).row, row)
+
+    def _write(self, point: str, **figures: Any) -> None:
+        self._set(point, **figures)
+        write_json(self._sweep.point(point).row, self._rows[point])
+
+    def salvage(self, reason: str) -> None:
+        """Write the rows that are not written yet, after this rank could not go on: no row is lost."""
+        for point in self._service.points:
+            if self._sweep.point(point).row.exists():
+                continue
+            if point not in self._rows:
+                self._set(point, invalid_reason=reason)
+            row = self._rows[point]
+            self._rows[point] = row | {"valid": False, "invalid_reason": row["invalid_reason"] or reason}
+            write_json(self._sweep.point(point).row, self._rows[point])
 
     def _diagnose(self, own: str) -> str:
         """Return the reason for the rows: the first failing rank's cause from the logs of all ranks, in one line."""

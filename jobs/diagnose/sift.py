@@ -34,7 +34,7 @@ _SPECIAL = (
     "memory limit", "Zero Bytes", "DUE TO", "PREEMPTED", "TIMEOUT", "aborted", "Terminat", "curl: (", "SQUASHFS",
     "corruption", "ABORTING", "already", "source path", "enroot-", "unrecognized", "not permitted",
     "required plugin", "ignoring --", "encountered", "Dumping ", "Process ", "Waiting ", "is gone", "is lost",
-    "sign of life", "in time", "connection to rank", "left something", "service ", "ready after",
+    "sign of life", "no new line", "in time", "connection to rank", "left something", "service ", "ready after",
     "startup complete", "shutdown trigger", "trigger received", "SIGTERM", "SIGUSR2", "SIGINT", "SystemExit",
     "invaild", "SUMM-",
 )  # fmt: skip

@@ -36,9 +36,7 @@ async def serve(link: Link, make_engine: MakeEngine, inherited: Mapping[str, str
                 case "start":
                     engine, watch = await _start(link, make_engine, message, inherited)
                 case "inspect":
-                    found = engine.inspect() if engine and watch and not watch.done() else ()
-                    answer = [{"text": str(one), "error": one.error} for one in found]
-                    await link.send({"type": "inspected", "differences": answer})
+                    await _inspect(link, engine if watch and not watch.done() else None)
                 case "stop":
                     leftovers = await _stop(engine, watch, message.get("grace_s"))
                     engine = watch = None
@@ -49,6 +47,16 @@ async def serve(link: Link, make_engine: MakeEngine, inherited: Mapping[str, str
     finally:
         await asyncio.shield(_stop(engine, watch, HASTE_S))
         link.close()
+
+
+async def _inspect(link: Link, engine: Engine | None) -> None:
+    try:
+        found = engine.inspect() if engine else ()
+    except UserError as error:  # a full disk
+        await link.send({"type": "ended", "reason": str(error), "time": time.time()})
+    else:
+        answer = [{"text": str(one), "error": one.error} for one in found]
+        await link.send({"type": "inspected", "differences": answer})
 
 
 async def _start(
@@ -63,7 +71,7 @@ async def _start(
     except UserError as error:
         await link.send({"type": "ended", "reason": str(error), "time": time.time()})
         if engine:
-            engine.folder.enter("failed", reason=str(error))
+            engine.folder.note("failed", reason=str(error))
     return engine, None
 
 
@@ -72,11 +80,11 @@ async def _report_end(link: Link, engine: Engine, folder: RankDir) -> None:
     size = -1
     while not ended.done():
         if size != (size := engine.log_size()):
-            await link.send({"type": "progress"})
+            await link.send({"type": "progress", "age": engine.log_age()})
         await asyncio.wait({ended}, timeout=PROGRESS_S)
     reason = ended.result()
     await link.send({"type": "ended", "reason": reason, "time": time.time()})
-    folder.enter("failed", reason=reason)
+    folder.note("failed", reason=reason)
 
 
 async def _stop(engine: Engine | None, watch: asyncio.Task[None] | None, grace_s: float | None = None) -> list[str]:

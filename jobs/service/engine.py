@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -85,11 +85,15 @@ class Engine:
         shards = logs.load_progress(logs.read_tail(self.folder.log, 4096))
         if shards and shards != self._shards:
             self._shards = shards
-            self.folder.enter("loading", shards=shards)
+            self.folder.note("loading", shards=shards)
 
     def log_size(self) -> int:
         """Return the bytes of the engine's log: whether it says anything new."""
         return self.folder.log.stat().st_size if self.folder.log.exists() else 0
+
+    def log_age(self) -> float:
+        """Return the seconds since the engine's log said something; 0 where there is no log."""
+        return max(0.0, time.time() - self.folder.log.stat().st_mtime) if self.folder.log.exists() else 0.0
 
     async def stop(self, grace_s: float | None = None) -> list[str]:
         """End the engine and clean up after it. Returns what was left behind.
@@ -99,14 +103,11 @@ class Engine:
         """
         if self._process is None:
             return []
-        try:
-            self.folder.enter("draining")
-        finally:  # a full disk must not keep an engine alive
-            leftovers = await self._process.stop(self.config.limits.stop_s if grace_s is None else grace_s)
-            if self._scratch:
-                shutil.rmtree(self._scratch, ignore_errors=True)
+        self.folder.note("draining")
+        leftovers = await self._process.stop(self.config.limits.stop_s if grace_s is None else grace_s)
+        if self._scratch:
+            shutil.rmtree(self._scratch, ignore_errors=True)
         ports = [int(port) for port in (self.place.api_port, self.place.rpc_port) if self.place.rank == 0]
         leftovers += clean.leftovers(self._before, ports) if self._before else []
-        with contextlib.suppress(RunError):
-            self.folder.enter("done", leftovers=leftovers)
+        self.folder.note("done", leftovers=leftovers)
         return leftovers

@@ -53,3 +53,9 @@ def last_words(text: str) -> str:
     if errors:
         return errors[-1][:400]
     return lines[-1][:400] if lines else "(its log is empty)"
+
+
+def own_error(text: str) -> str | None:
+    """Return the error with which a rank of ours ended (its output, see jobs/rank.py), or None."""
+    found = [line for line in text.splitlines() if line.startswith("error: ")]
+    return found[-1].removeprefix("error: ")[:400] if found else None

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from jobs.errors import UserError
@@ -45,6 +45,8 @@ class _Failure:
     time: float
     rank: int
     reason: str
+    engine: bool = field(default=False, compare=False)
+    """Whether it is the end of an engine process."""
 
     def __str__(self) -> str:
         return f"rank {self.rank} ({'head' if self.rank == 0 else 'headless'}): {self.reason}"
@@ -57,12 +59,15 @@ class Supervisor:
         """Args: this rank's engine, the hub, the "start" message for the others, and a future that ends us."""
         self._engine, self._hub, self._message, self._stopping = engine, hub, start, stopping
         self._failures: list[_Failure] = []
+        self._told = 0.0
+        stopping.add_done_callback(self._note_stopping)
         self._failed = asyncio.Event()
         self._stopped: dict[int, list[str]] = {}
         self._all_stopped = asyncio.Event()
         self._ranks = hub.present
         self._watchers: list[asyncio.Task[None]] = []
         self._heard: dict[int, float] = {}
+        self._begun = time.monotonic()
         self._inspected: dict[int, list[Message]] = {}
         self._all_inspected = asyncio.Event()
         self.warnings: list[str] = []
@@ -89,12 +94,27 @@ class Supervisor:
             # The API server often notices a dead engine before its rank has reported it: then that is the reason.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._failed.wait(), SETTLE_S)
-            raise ServiceFailed(await self.failure() or str(error)) from None
+            raise ServiceFailed(await self.failure() or self._named(error)) from None
         finally:
             loading.cancel()
         await self.during(self._inspect())
         self.watch = Watch(self._engine.config, api, lambda rank, reason: self._fail(rank, reason, time.time()))
         self._watchers.append(asyncio.create_task(self.watch.run()))
+
+    def _named(self, error: UserError) -> str:
+        """Return an error with the rank that it is about: none is ready, so it is the one that fell silent first."""
+        if error.key != "limits.load_s":
+            return str(error)
+        rank, since = self._silent_longest()
+        words = f"{error} Its log has been silent longest: {time.monotonic() - since:.0f} s."
+        return str(_Failure(time.time(), rank, words))
+
+    def _silent_longest(self) -> tuple[int, float]:
+        """Return the rank whose log said something longest ago, and when (monotonic clock)."""
+        # The others of the allocation have no engine.
+        heard = [(self._heard.get(rank, self._begun), rank) for rank in range(self._engine.place.ranks)]
+        since, rank = min(heard)
+        return rank, since
 
     async def _inspect(self) -> None:
         """Compare the running engine of every rank with what was intended; a difference that matters ends it."""
@@ -115,16 +135,15 @@ class Supervisor:
 
     async def _watch_load(self) -> None:
         """Fail the rank whose log says nothing for too long before the service is ready."""
-        limit = self._engine.config.limits.load_silence_s
-        begun, size = time.monotonic(), -1
+        limit, size = self._engine.config.limits.load_silence_s, -1
         while True:
             if size != (size := self._engine.log_size()):
-                self._heard[0] = time.monotonic()
+                self._heard[0] = time.monotonic() - self._engine.log_age()
                 self._engine.note_progress()
-            for rank in range(self._engine.place.ranks):  # the others of the allocation have no engine
-                if time.monotonic() - self._heard.get(rank, begun) > limit:
-                    self._fail(rank, f"no new line in its log for {limit:g} s (limits.load_silence_s)", time.time())
-                    return
+            rank, since = self._silent_longest()
+            if time.monotonic() - since > limit:
+                self._fail(rank, f"no new line in its log for {limit:g} s (limits.load_silence_s)", time.time())
+                return
             await asyncio.sleep(PROGRESS_S)
 
     async def during(self, work: Awaitable[T], cancel: Callable[[], None] | None = None) -> T:
@@ -182,20 +201,20 @@ class Supervisor:
 
     async def _watch_engine(self) -> None:
         reason = await self._engine.ended()
-        self._fail(0, reason, time.time())
-        self._engine.folder.enter("failed", reason=reason)
+        self._fail(0, reason, time.time(), engine=True)
+        self._engine.folder.note("failed", reason=reason)
 
     async def _watch_inbox(self) -> None:
         while True:
             rank, message = await self._hub.inbox.get()
             match message["type"]:
                 case "ended":
-                    self._fail(rank, str(message["reason"]), float(message["time"]))
+                    self._fail(rank, str(message["reason"]), float(message["time"]), engine=True)
                 case "lost":
                     self._fail(rank, str(message["reason"]), time.time())
                     self._check_all_stopped()
                 case "progress":
-                    self._heard[rank] = time.monotonic()
+                    self._heard[rank] = time.monotonic() - float(message["age"])
                 case "inspected":
                     self._inspected[rank] = list(message["differences"])
                     self._check_all_inspected()
@@ -203,8 +222,8 @@ class Supervisor:
                     self._stopped[rank] = list(message["leftovers"])
                     self._check_all_stopped()
 
-    def _fail(self, rank: int, reason: str, when: float) -> None:
-        self._failures.append(_Failure(when, rank, reason))
+    def _fail(self, rank: int, reason: str, when: float, *, engine: bool = False) -> None:
+        self._failures.append(_Failure(when, rank, reason, engine))
         self._failed.set()
 
     def _check_all_stopped(self) -> None:
@@ -219,4 +238,11 @@ class Supervisor:
         if self._stopping.done() and not self._failures:
             return self._stopping.result()
         await asyncio.sleep(SETTLE_S)
-        return str(min(self._failures))
+        first = min(self._failures)
+        # Slurm signals the engines as well: what ended together with our own signal did not fail by itself.
+        if self._stopping.done() and first.engine and first.time > self._told - SETTLE_S:
+            return self._stopping.result()
+        return str(first)
+
+    def _note_stopping(self, _: asyncio.Future[str]) -> None:
+        self._told = time.time()

@@ -90,24 +90,35 @@ class Watch:
                 last, alive = now, time.monotonic()
             if time.monotonic() - alive < patience:
                 continue
-            error = await self._probe(session, rank, last, limit)
-            if error:
-                self.fail(node_of(self.config, rank), f"data-parallel rank {rank} gave no sign of life: {error}")
+            failed = await self._probe(session, rank, last, limit)
+            if failed:
+                self.fail(*failed)
                 return
             alive = time.monotonic()
 
-    async def _probe(self, session: aiohttp.ClientSession, rank: int, last: float | None, limit_s: float) -> str | None:
-        """Return None if an engine answers a probe, or its counter shows that it is busy with others; else why not."""
+    async def _probe(
+        self, session: aiohttp.ClientSession, rank: int, last: float | None, limit_s: float
+    ) -> tuple[int, str] | None:
+        """Return None if an engine answers a probe, or its counter shows that it is busy with others.
+
+        Else which node failed, and why: if the API server answers nothing at all, it is at fault and not the engine.
+        """
         growth = asyncio.create_task(_growth(session, rank, last))
+        health = asyncio.create_task(_answers(session, "/health", limit_s))
         try:
             error = await one_token(session, self.config, self.api, rank, limit_s)
             if error is None:
                 self.probed.append((time.monotonic(), rank))
                 return None
             grown, _ = await asyncio.wait({growth}, timeout=TICK_S)
-            return None if grown else error
+            if grown:
+                return None
+            if health.done() and health.result():
+                return node_of(self.config, rank), f"data-parallel rank {rank} gave no sign of life: {error}"
+            return 0, f"its API server gave no sign of life: no answer within {limit_s:g} s"
         finally:
             growth.cancel()
+            health.cancel()
 
     def tokens_between(self, opened_s: float, closed_s: float) -> dict[str, int]:
         """Return the tokens of our own probes by data-parallel rank, in a span of the monotonic clock."""
@@ -122,3 +133,11 @@ async def _growth(session: aiohttp.ClientSession, rank: int, last: float | None)
     """Return once the counter of an engine is no longer `last`."""
     while (await counters(session)).get(str(rank)) in (None, last):
         await asyncio.sleep(TICK_S)
+
+
+async def _answers(session: aiohttp.ClientSession, path: str, limit_s: float) -> bool:
+    """Return whether the API server answers anything at all."""
+    with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+        async with session.get(path, timeout=aiohttp.ClientTimeout(total=limit_s)):
+            return True
+    return False

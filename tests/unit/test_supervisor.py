@@ -324,8 +324,7 @@ async def test_a_full_disk_does_not_keep_an_engine_alive(run: Make, monkeypatch:
     monkeypatch.setattr(RankDir, "enter", full)
     os.kill(running.stage.pid(1), 9)
     assert (await running.failed()).startswith("rank 1 (headless): engine killed by SIGKILL")
-    with pytest.raises(RunError, match="No space left"):
-        await running.stop()
+    assert await running.stop() == []
     assert running.stage.pid(0) not in marked(running.stage)
 
 
