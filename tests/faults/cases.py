@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +52,7 @@ class Case:
         overrides: of the launcher.
         alive: nodes that can be released at all.
         repair: makes the lab whole again, after the release and before the table is completed.
-        prepare, restore: before the launcher is started, with its results.root; and last of all.
+        prepare: before the launcher is started, with its results.root.
         follows: launch.py stays (the fault is about it).
     """
 
@@ -70,7 +68,6 @@ class Case:
     alive: tuple[str, ...] | None = None
     repair: Callable[[Started], None] = injure.nothing
     prepare: Callable[[Path], None] = injure.nothing
-    restore: Callable[[Path], None] = injure.nothing
     follows: bool = False
 
     @property
@@ -114,7 +111,7 @@ def run(case: Case, lab: Lab, root: Path, limit_s: float = 90.0) -> Result:
             lab.start_slurmd(node)
         if started:
             started.close()
-        case.restore(root)
+        injure.unmount(root)
         lab.wait_idle(120)
 
 
@@ -197,13 +194,13 @@ def _disks() -> list[Case]:
     # Rank 0 meets it when the window of 4 s is over: that is when it has something to write.
     return [
         Case(full, "rank 0", injure.fill_root, ("FAILED",), (VALID, NEVER), ("rank 0", "No space left"), DEAD_S, 4.0,
-             overrides=window, prepare=injure.mount_small, restore=injure.unmount),
+             overrides=window, prepare=injure.mount_small),
         Case(full, "rank 1", injure.rank_directory(1, "full"), ("FAILED",), (NEVER, NEVER), ("rank 1", "No space left"),
-             DEAD_S, overrides=before, repair=injure.unmount_rank(1)),
+             DEAD_S, overrides=before, repair=injure.mend),
         Case(unwritable, "rank 0", injure.lock_root, ("FAILED",), (VALID, CUT), ("rank 0", "Read-only"), DEAD_S, 4.0,
-             overrides=window, repair=lambda started: injure.unmount(started.root)),
+             overrides=window, repair=injure.mend),
         Case(unwritable, "rank 1", injure.rank_directory(1, "locked"), ("FAILED",), (NEVER, NEVER),
-             ("rank 1", "Read-only"), DEAD_S, overrides=before, repair=injure.unmount_rank(1)),
+             ("rank 1", "Read-only"), DEAD_S, overrides=before, repair=injure.mend),
     ]  # fmt: skip
 
 

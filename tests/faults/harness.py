@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -82,6 +83,8 @@ class Started:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            # A test run in the background has SIGINT ignored, and its children would inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         if not self.follows:
             self.output = self.launcher.communicate(timeout=60)[0]
@@ -158,9 +161,8 @@ class Started:
         """Complete the table as `python -m jobs follow` does, and return how everything ended."""
         if self.follows:
             self.output = self.launcher.communicate(timeout=90)[0]
-        else:
-            with Path(os.devnull).open("w") as nowhere:
-                follow(self.sweep, Console(file=nowhere))
+        with Path(os.devnull).open("w") as nowhere:
+            follow(self.sweep, Console(file=nowhere))
         until(lambda: slurm_state(self.job) in ENDED, 30, "Slurm to know the end of the job")
         outcome = self.allocation.outcome
         return End(
@@ -176,13 +178,16 @@ class Started:
         return self.allocation.stdout(rank).exists()
 
     def orphans(self) -> list[str]:
-        """Return living processes of this job on either node: engines by mark and group, ranks by their job id."""
+        """Return living processes of this job on either node: engines by mark and group, ranks by their job id.
+
+        Slurm's own srun is none of ours: on a node that was cut off it lives on for up to a minute.
+        """
         found = {process.pid for rank in (0, 1) for process in self.engine(rank)}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 env = process.environ()
                 ours = env.get(MARK, "").startswith(f"{self.job}/") or env.get("SLURM_JOB_ID") == self.job
-                if ours and process.status() != psutil.STATUS_ZOMBIE:
+                if ours and process.name() != "srun" and process.status() != psutil.STATUS_ZOMBIE:
                     found.add(process.pid)
         return [f"{pid} {_command(pid)}" for pid in sorted(found)]
 

@@ -98,7 +98,7 @@ def cut(node: str) -> Act:
 
 
 def heal(node: str) -> Repair:
-    """Plug it in again. Slurm asks a node that was away only now and then: a new slurmd says at once that it is there."""
+    """Plug it in again. Slurm asks for a node that was away only now and then: a new slurmd speaks up at once."""
 
     def repair(started: Started) -> None:
         started.lab.heal(node)
@@ -137,8 +137,15 @@ def mount_small(root: Path) -> None:
 
 
 def unmount(root: Path) -> None:
-    """Take the last mount away."""
-    subprocess.run(["umount", "-l", str(root)], check=True)
+    """Take away every mount at and under this directory, the last one first."""
+    mounts = [Path(line.split()[1]) for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for mount in reversed([path for path in mounts if path.is_relative_to(root.resolve())]):
+        subprocess.run(["umount", "-l", str(mount)], check=True)
+
+
+def mend(started: Started) -> None:
+    """Make the run directory writable again."""
+    unmount(started.root)
 
 
 def fill_root(started: Started) -> float:
@@ -171,7 +178,8 @@ def _lock(folder: Path) -> None:
 
 def _rank_directory(started: Started, rank: int) -> RankDir:
     sweep = started.sweep
-    return sweep.service(str(read_json(sweep.plan)["services"][0]["service"]), 1).rank(rank)
+    service: str = read_json(sweep.plan)["services"][0]["service"]
+    return sweep.service(service, 1).rank(rank)
 
 
 def rank_directory(rank: int, how: Literal["full", "locked"]) -> Act:
@@ -190,11 +198,6 @@ def rank_directory(rank: int, how: Literal["full", "locked"]) -> Act:
         return time.time()
 
     return act
-
-
-def unmount_rank(rank: int) -> Repair:
-    """Mend the directory of one rank."""
-    return lambda started: unmount(_rank_directory(started, rank).path)
 
 
 # -- the job and the launcher ------------------------------------------------------------------------------------
