@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -18,7 +17,6 @@ import psutil
 from lab import Lab
 from rich.console import Console
 
-from jobs.cluster import expand_nodelist
 from jobs.follow import follow
 from jobs.jobstate import ENDED, slurm_state
 from jobs.process import MARK
@@ -42,10 +40,9 @@ SHORT = (
     "bench.input_tokens=64",
     "bench.output_tokens=8",
 )
-"""Limits for a small machine."""
+"""Limits for a small machine. Two points: the first is over in a second, the second lasts until the fault."""
 
 POINTS = ("bench.window_s=1,60",)
-"""Two points: the first is over in a second, the second lasts until the fault."""
 
 
 class Late(AssertionError):
@@ -111,7 +108,7 @@ class Started:
         files = sorted((self.root / "latest").glob(f"services/*/*/rank{rank}/state.jsonl"))
         return [entry for file in files for entry in read_lines(file)]
 
-    def wait_state(self, state: str, rank: int = 0, times: int = 1, limit_s: float = 120) -> Any:
+    def wait_state(self, state: str, rank: int = 0, times: int = 1, limit_s: float = 60) -> Any:
         """Wait until a rank has entered a state so many times; return the entry."""
 
         def found() -> Any:
@@ -127,16 +124,8 @@ class Started:
         return self.wait_state("measuring", times=2)
 
     def engine(self, rank: int) -> list[psutil.Process]:
-        """Return the living processes of a rank's engine, the main one first.
-
-        vLLM's engine core writes its title over its environment: it is known by its process group only.
-        """
-        groups = {entry["pid"] for entry in self.states(rank) if "pid" in entry}
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                if os.getpgid(process.pid) in groups and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
+        """Return the living processes of a rank's engine, the main one first."""
+        found = [p for p, mark in marked() if mark.startswith(f"{self.job}/") and mark.endswith(f"/{rank}")]
         return sorted(found, key=lambda process: process.create_time())
 
     def wait_released(self, limit_s: float, alive: Iterable[str] | None = None) -> float:
@@ -149,10 +138,11 @@ class Started:
         wanted = set(alive if alive is not None else (node.name for node in self.lab.layout.nodes))
 
         def released() -> bool:
-            words = ("squeue", "--noheader", "--states=all", f"--jobs={self.job}", "--format=%T %N")
-            state, _, nodes = self.lab.slurm(*words).partition(" ")
-            # While a job is completing, Slurm lists the nodes that it still holds.
-            return state in ENDED or (state == "COMPLETING" and not wanted & set(expand_nodelist(nodes)))
+            states = self.lab.node_states()
+            queue = self.lab.slurm("squeue", "--noheader", "--states=all", f"--jobs={self.job}", "--format=%T %N")
+            if any(word in queue for word in ("RUNNING", "PENDING")):
+                return False
+            return all(states.get(name) == "idle" for name in wanted)
 
         until(released, limit_s, f"job {self.job} to release {', '.join(sorted(wanted))}")
         return time.time()
@@ -161,8 +151,9 @@ class Started:
         """Complete the table as `python -m jobs follow` does, and return how everything ended."""
         if self.follows:
             self.output = self.launcher.communicate(timeout=90)[0]
-        with Path(os.devnull).open("w") as nowhere:
-            follow(self.sweep, Console(file=nowhere))
+        else:
+            with Path(os.devnull).open("w") as nowhere:
+                follow(self.sweep, Console(file=nowhere))
         until(lambda: slurm_state(self.job) in ENDED, 30, "Slurm to know the end of the job")
         outcome = self.allocation.outcome
         return End(
@@ -178,18 +169,17 @@ class Started:
         return self.allocation.stdout(rank).exists()
 
     def orphans(self) -> list[str]:
-        """Return living processes of this job on either node: engines by mark and group, ranks by their job id.
-
-        Slurm's own srun is none of ours: on a node that was cut off it lives on for up to a minute.
-        """
-        found = {process.pid for rank in (0, 1) for process in self.engine(rank)}
+        """Return living processes of this job on either node: engines by their mark, ranks by their job id."""
+        found = []
         for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
+            try:
                 env = process.environ()
                 ours = env.get(MARK, "").startswith(f"{self.job}/") or env.get("SLURM_JOB_ID") == self.job
-                if ours and process.name() != "srun" and process.status() != psutil.STATUS_ZOMBIE:
-                    found.add(process.pid)
-        return [f"{pid} {_command(pid)}" for pid in sorted(found)]
+                if ours and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(f"{process.pid} {' '.join(process.cmdline())[:100]}")
+            except psutil.Error:
+                continue
+        return found
 
     def close(self) -> None:
         """Leave nothing: cancel the jobs of this sweep and end the launcher, whatever happened before."""
@@ -220,11 +210,17 @@ class End:
         return f"{self.state} {self.outcome}\n{rows}\n{self.orphans} {self.leaked}\n{self.output[-3000:]}"
 
 
-def _command(pid: int) -> str:
-    try:
-        return " ".join(psutil.Process(pid).cmdline())[:100]
-    except psutil.Error:
-        return "(gone)"
+def marked() -> list[tuple[psutil.Process, str]]:
+    """Return the living engine processes of this machine, on both nodes, with their marks."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            mark = process.environ().get(MARK)
+            if mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append((process, mark))
+        except psutil.Error:
+            continue
+    return found
 
 
 def segments() -> set[str]:
@@ -236,6 +232,8 @@ def in_use() -> set[str]:
     """Return names in /dev/shm that a living process has mapped: they are not leaked."""
     used = set()
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
+        try:
             used |= {Path(region.path).name for region in process.memory_maps() if region.path.startswith(str(SHM))}
+        except (psutil.Error, OSError):
+            continue
     return used
