@@ -63,6 +63,8 @@ class Lab:
             raise LabUnavailableError(reason)
         with self._lock():
             self._check_ownership()
+            if holder := netns.holder(self.layout):
+                raise LabError(f"{holder} has {self.layout.address} already: another lab? Take it down first")
             if self.is_up():
                 say("the lab is up already")
             else:
@@ -98,9 +100,10 @@ class Lab:
         self._register()
         say("slurmdbd answers, the cluster is registered")
         slurmctld.start()
+        slurmctld.wait_ready(lambda: answers((lab.address, lab.slurmctld_port)))
+        # A slurmd that finds no controller does not listen either until it has given up on it, 30 s later.
         for node in lab.nodes:
             daemon(lab, node.name).start()
-        slurmctld.wait_ready(lambda: answers((lab.address, lab.slurmctld_port)))
         for node in lab.nodes:
             self.start_slurmd(node.name)
         self._resume()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 from layout import Layout, Node
@@ -74,6 +76,15 @@ def cable_is_in(node: Node) -> bool:
     """True if the node's cable is there and plugged in."""
     flags = Path(f"/sys/class/net/{node.link}/flags")
     return flags.exists() and bool(int(flags.read_text(), 16) & 1)  # IFF_UP
+
+
+def holder(lab: Layout) -> str | None:
+    """Return the name of another link of this machine that holds the lab's address, or None."""
+    if shutil.which("ip") is None:  # not installed yet: no lab was here
+        return None
+    shown = json.loads(run(["ip", "-json", "address", "show", "to", f"{lab.address}/24"]).stdout)
+    names = [str(link["ifname"]) for link in shown if link.get("ifname")]
+    return next((name for name in names if name != lab.bridge), None)
 
 
 def _link_exists(name: str) -> bool:

@@ -146,10 +146,16 @@ class Daemon:
         def settled() -> bool:
             return ready() or self.process() is None
 
-        wait_until(settled, timeout, f"{self.name} is ready (log: {self.output})")
+        try:
+            wait_until(settled, timeout, "ready")
+        except LabError:
+            raise LabError(f"{self.name} is not ready after {timeout:.0f} s; {self._last_words()}") from None
         if not ready():
-            words = self.output.read_text(errors="replace").strip().splitlines() or ["nothing"]
-            raise LabError(f"{self.name} ended at once; its last line in {self.output}: {words[-1]}")
+            raise LabError(f"{self.name} ended at once; {self._last_words()}")
+
+    def _last_words(self) -> str:
+        lines = self.output.read_text(errors="replace").strip().splitlines() or ["nothing"]
+        return f"its last line in {self.output}: {lines[-1]}"
 
 
 def end(processes: Iterable[Process], grace: float) -> None:

@@ -165,6 +165,16 @@ def test_another_root_does_not_touch_this_lab(lab: Lab, capsys: pytest.CaptureFi
 
 
 @pytest.mark.lab
+def test_a_lab_on_the_network_of_another_is_refused(lab: Lab) -> None:
+    """Its slurmd would wait for the wrong controller, and say only that it cannot be reached."""
+    root = lab.layout.root.with_name("serving-lab-twin")
+    twin = Lab(Layout(root, name="twin", subnet=lab.layout.subnet, first_port=27817, system_conf=False))
+    with pytest.raises(LabError, match=rf"{lab.layout.bridge} has {lab.layout.address} already"):
+        twin.up()
+    assert not root.exists()
+
+
+@pytest.mark.lab
 def test_down_leaves_nothing_even_after_crashes(lab: Lab) -> None:
     """A second lab: its job ignores SIGTERM, its slurmctld and a slurmd are killed; then down."""
     root = lab.layout.root.with_name("serving-lab-spare")
