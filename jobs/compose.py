@@ -20,9 +20,10 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from jobs import config as schema
-from jobs.config import CONF, Config
+from jobs import schema
+from jobs.config import Config
 from jobs.errors import ConfigError, nearest
+from jobs.schema import CONF
 
 Composer = Callable[[list[str]], DictConfig]
 """Composes the whole tree from group choices."""

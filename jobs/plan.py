@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from jobs import config as schema
+from jobs import schema
 from jobs.config import Config
 from jobs.errors import ConfigError
 from jobs.service import checks, command, environment, placement

@@ -18,9 +18,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.text import Text
 
-from jobs import compose, show, submit
-from jobs import config as schema
-from jobs.config import Config, Launch, from_root
+from jobs import compose, schema, show, submit
+from jobs.config import Config, Launch
 from jobs.errors import ConfigError, RunError, UserError
 from jobs.follow import follow
 from jobs.plan import Plan, as_json, make_plan
@@ -28,6 +27,7 @@ from jobs.results.table import read_table
 from jobs.resume import resume, together
 from jobs.rundir import SweepDir, new_sweep, read_json, write_json
 from jobs.service.task import ServiceTask, write_config
+from jobs.settings import from_root
 
 INFORMATIVE = ("help", "hydra_help", "cfg", "info", "shell_completion")
 """Options of Hydra's command line with which it shows something and runs nothing."""

@@ -20,8 +20,9 @@ from typing import Any
 from jobs.ascend import architecture
 from jobs.ascend.architecture import Architecture
 from jobs.ascend.weights import GIB, Term, kv_bytes_per_token, weights
-from jobs.config import Config, from_root
+from jobs.config import Config
 from jobs.errors import ConfigError
+from jobs.settings import from_root
 
 MIB = 1 << 20
 

@@ -15,8 +15,8 @@ from typing import Annotated, Literal, get_args
 import yaml
 from pydantic import AfterValidator, Field, TypeAdapter
 
-from jobs.config import Flag, Section
 from jobs.diagnose.sift import may_matter
+from jobs.settings import Flag, Section
 
 _FILE = Path(__file__).parent / "signatures.yaml"
 

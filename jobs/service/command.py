@@ -7,9 +7,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.config import Config, from_root
+from jobs.config import Config
 from jobs.errors import ConfigError
 from jobs.service.placement import Placement, first_data_parallel_rank, local_sizes
+from jobs.settings import from_root
 
 OWNED = {
     "headless": "the rank decides it",

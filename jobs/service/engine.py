@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jobs import process
-from jobs.config import Config, from_root
+from jobs.config import Config
 from jobs.errors import RunError
 from jobs.rundir import RankDir, write_json
 from jobs.service import clean, command, effective, environment, logs
 from jobs.service.placement import Placement
+from jobs.settings import from_root
 
 
 class Engine:

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from jobs import config as schema
+from jobs import schema
 from jobs.config import Config
 from jobs.rundir import AllocationDir, SweepDir, read_json, write_json, write_text
 

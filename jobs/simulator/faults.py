@@ -27,8 +27,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from jobs.config import Count, NotNegative, Positive, Section, Text, Whole
 from jobs.errors import ConfigError
+from jobs.settings import Count, NotNegative, Positive, Section, Text, Whole
 
 KINDS: Mapping[str, tuple[str, ...]] = {
     "crash": (),

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 
 from pydantic import TypeAdapter, ValidationError
 
-from jobs.config import Config, Count, Rehearsal, Section, Shape, Text, Whole
+from jobs.config import Config, Rehearsal, Shape
 from jobs.errors import ConfigError
+from jobs.settings import Count, Section, Text, Whole
 from jobs.simulator.faults import parse_faults
 
 VARIABLE = "REHEARSAL_SPEC"

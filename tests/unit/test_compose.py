@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from jobs import compose
-from jobs import config as schema
+from jobs import compose, schema
+from jobs.config import Config
 from jobs.errors import ConfigError
 
 
-def by_hydra(overrides: list[str]) -> schema.Config:
+def by_hydra(overrides: list[str]) -> Config:
     """Return the config as Hydra itself composes and resolves it."""
     container = OmegaConf.to_container(compose.default_composer(overrides), resolve=True)
     assert isinstance(container, dict)

@@ -12,11 +12,12 @@ from core_help import config
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from jobs import compose
-from jobs import config as schema
-from jobs.config import Config, Section, build
+from jobs import compose, schema, settings
+from jobs.config import Config
 from jobs.errors import ConfigError
+from jobs.schema import build
 from jobs.service import checks
+from jobs.settings import Section
 
 LEAVES = tuple(schema.schema())
 
@@ -207,10 +208,10 @@ def test_the_schema_refuses_a_new_key_in_hydra_too_but_not_in_open_mappings() ->
 
 
 def test_paths_from_the_root() -> None:
-    assert schema.from_root(".engines/x") == str(schema.ROOT / ".engines/x")
-    assert schema.from_root("/models/x") == "/models/x"
-    assert schema.from_root("vllm") == "vllm"
-    assert schema.from_root("{python}") == "{python}"
+    assert settings.from_root(".engines/x") == str(settings.ROOT / ".engines/x")
+    assert settings.from_root("/models/x") == "/models/x"
+    assert settings.from_root("vllm") == "vllm"
+    assert settings.from_root("{python}") == "{python}"
 
 
 # --- the YAML files

@@ -15,14 +15,14 @@ from core_help import ROOT, change, check_golden, composer, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs import compose, plan, sweep
-from jobs import config as schema
+from jobs import compose, plan, schema, sweep
+from jobs.config import Config
 from jobs.errors import ConfigError
 
 QUICK = settings(max_examples=40, deadline=None)
 
 
-def leaf(config: schema.Config, name: str) -> Any:
+def leaf(config: Config, name: str) -> Any:
     """Return the value of a leaf by its dotted name."""
     value: Any = config
     for part in name.split("."):
@@ -30,7 +30,7 @@ def leaf(config: schema.Config, name: str) -> Any:
     return value
 
 
-def leaves(config: schema.Config, *scopes: str) -> str:
+def leaves(config: Config, *scopes: str) -> str:
     """Return all leaves of these scopes as text: the identity, made in another way than the program makes it."""
     found = {name: leaf(config, name) for name, scope in schema.schema().items() if scope in scopes}
     return json.dumps(found, sort_keys=True)

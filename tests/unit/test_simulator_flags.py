@@ -7,8 +7,9 @@ import pytest
 from simulator_help import R1, settled
 
 from jobs.ascend import release, releases
-from jobs.config import Rehearsal, Shape, build
+from jobs.config import Rehearsal, Shape
 from jobs.errors import ConfigError
+from jobs.schema import build
 from jobs.simulator.flags import UsageError, converter, normalise, parse
 from jobs.simulator.settings import StartError, settle
 from jobs.simulator.spec import Spec, read_spec, spec_json

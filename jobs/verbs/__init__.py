@@ -1,0 +1,25 @@
+"""The verbs of `python -m jobs`: one file a subject, each with its list `VERBS`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Argument = tuple[str, Mapping[str, Any]]
+"""Name or flag of an argument, and what argparse shall know of it."""
+
+OVERRIDES: Argument = ("overrides", {"nargs": "*", "metavar": "OVERRIDE", "help": "as launch.py -m takes them"})
+RUN: Argument = ("run", {"type": Path, "metavar": "RUN", "help": "directory of a sweep"})
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One word after `python -m jobs`. `run` gets the parsed options (`json` among them), returns the exit code."""
+
+    name: str
+    run: Callable[[argparse.Namespace], int]
+    help: str
+    arguments: tuple[Argument, ...] = ()
