@@ -220,6 +220,7 @@ class Results(Section):
 
     root: Text = setting("runs", "directory on the shared file system that holds the sweeps")
     name: Text | None = setting(None, "name of the sweep's directory; null: the time of day")
+    roots: tuple[Text, ...] = setting((), "further directories of sweeps whose valid rows may be reused")
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,7 @@ class Launch(Section):
     dry_run: Flag = setting(False, "print plan and exact commands, submit nothing")
     resume: Text | None = setting(None, "directory of a sweep that is to be finished; its own points are run")
     retry_failed: Flag = setting(False, "with resume: run failed points again as well")
+    reuse: Flag = setting(False, "take valid rows of the same points from results.root and results.roots")
     follow: Flag = setting(True, "stay and show progress until the table is there; Ctrl-C detaches")
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from jobs.jobstate import ENDED, job_state
+from jobs.progress import job_id, phase, states
 from jobs.results.row import NOT_RUN, make_row
 from jobs.results.table import write_table
-from jobs.rundir import AllocationDir, SweepDir, read_json, read_lines, write_json
+from jobs.rundir import AllocationDir, SweepDir, read_json, write_json
 from jobs.service import logs
 from jobs.service.task import read_config, read_task
 
@@ -98,37 +98,19 @@ def _rows(sweep: SweepDir) -> int:
 
 
 def _headline(allocations: list[_Allocation]) -> str:
+    if not allocations:
+        return "every row is there already"
     current = next((a for a in allocations if a.state not in ENDED), allocations[-1])
-    return f"allocation {current.folder.path.parent.name}: {current.state.lower()} {_phase(current.folder)}"
-
-
-def _phase(folder: AllocationDir) -> str:
-    for service in reversed(read_task(folder).services):
-        states = _states(folder, service.service)
-        if states:
-            last = states[-1]
-            return f"service {service.service} {last['state']} {last.get('shards', '')}".rstrip()
-    return ""
-
-
-def _states(folder: AllocationDir, service: str) -> list[Any]:
-    """Return the states of rank 0 in this allocation's attempts at a service, in order."""
-    attempts = folder.sweep.service_attempts(service)
-    return [
-        e
-        for attempt in attempts
-        if int(attempt.path.name) >= folder.attempt
-        for e in read_lines(attempt.rank(0).states)
-    ]
+    return f"allocation {current.folder.path.parent.name}: {current.state.lower()} {phase(current.folder)}"
 
 
 def _tell(allocation: _Allocation, say: Callable[[str], None]) -> None:
     """Say what is new, once: the job's state, each state of the head, each row."""
     folder = allocation.folder
     index = folder.path.parent.name
-    news = [f"allocation {index}: job {_job_id(folder)} is {allocation.state.lower()}"]
+    news = [f"allocation {index}: job {job_id(folder)} is {allocation.state.lower()}"]
     for service in read_task(folder).services:
-        for entry in _states(folder, service.service):
+        for entry in states(folder, service.service):
             text = f"service {service.service}: {entry['state']}"
             text += f" (point {entry['point']})" if "point" in entry else ""
             text += f": {entry['reason']}" if "reason" in entry else ""
@@ -140,18 +122,14 @@ def _tell(allocation: _Allocation, say: Callable[[str], None]) -> None:
     allocation.told.update(news)
 
 
-def _job_id(folder: AllocationDir) -> str:
-    return str(read_json(folder.job)["job_id"]) if folder.job.exists() else "?"
-
-
 def _account(sweep: SweepDir, allocation: _Allocation) -> None:
     """Write a row with a reason for every point that the allocation left without one: nothing is dropped."""
     folder = allocation.folder
     for service in read_task(folder).services:
         for point in service.points:
             if not sweep.point(point).row.exists():
-                job, config = _job_id(folder), read_config(sweep, point)
-                begun = [e["state"] for e in _states(folder, service.service) if e.get("point") == point]
+                job, config = job_id(folder), read_config(sweep, point)
+                begun = [e["state"] for e in states(folder, service.service) if e.get("point") == point]
                 reason = f"its job {job} ended ({allocation.state}) without a result{_errors(folder)}"
                 reason = f"rank 0 (head): lost in state {begun[-1]}; {reason}" if begun else NOT_RUN + reason
                 cut = "measuring" in begun

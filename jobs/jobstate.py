@@ -61,6 +61,18 @@ def slurm_state(job_id: str) -> str:
     return "GONE" if answered else UNKNOWN
 
 
+def queue_words(job_id: str) -> dict[str, str]:
+    """Return what squeue says of a job that has not ended: why it waits, its nodes, its start, the time left."""
+    with contextlib.suppress(RunError):
+        done = process.run(["squeue", "-h", "-j", job_id, "-o", "%T|%r|%N|%S|%L"], timeout_s=30)
+        state, *words = (*done.stdout.strip().split("|"), "", "", "", "")[:5]
+        reason, nodelist, starts, left = words
+        if state == "PENDING":
+            return {"reason": reason, "starts": "" if starts == "N/A" else starts}
+        return {"nodelist": nodelist, "left": left} if state else {}
+    return {}
+
+
 def seconds_left(job_id: str) -> float | None:
     """Return the seconds until a running Slurm job's time limit; None: no limit, or nobody answered."""
     with contextlib.suppress(RunError, ConfigError):

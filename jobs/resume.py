@@ -10,20 +10,33 @@ from jobs.errors import RunError
 from jobs.jobstate import ENDED, job_state
 from jobs.plan import Allocation, Service, load_seconds, measure_seconds, pack
 from jobs.results.row import is_finished
+from jobs.reuse import launch_view
 from jobs.rundir import SweepDir, read_json
+from jobs.service import fingerprint
+from jobs.service.fingerprint import Fingerprint
 from jobs.service.task import ServiceTask, read_config
 
 
 def unfinished(sweep: SweepDir, *, retry_failed: bool) -> list[Service]:
-    """Return what is left to do, by service, in the order of the plan."""
+    """Return what is left to do, by service, in the order of the plan: stale rows too (jobs/reuse.py)."""
     left = []
+    views = launch_view(sweep)
     for item in read_json(sweep.plan)["services"]:
-        points = tuple(p for p in item["points"] if not is_finished(_row(sweep, p), retry_failed=retry_failed))
+        then = views.get(item["service"], Fingerprint())
+        points = tuple(p for p in item["points"] if not _done(sweep, p, then, retry_failed=retry_failed))
         if points:
             configs = [read_config(sweep, point) for point in points]
             seconds = load_seconds(configs[0]) + sum(measure_seconds(config) for config in configs)
             left.append(Service(item["service"], points, configs[0], seconds))
     return left
+
+
+def _done(sweep: SweepDir, point: str, then: Fingerprint, *, retry_failed: bool) -> bool:
+    row = _row(sweep, point)
+    if row is None or not is_finished(row, retry_failed=retry_failed):
+        return False
+    now = fingerprint.here(read_config(sweep, point)).trusted(then, row)
+    return not (row["valid"] and now.changes(row))
 
 
 def resume(sweep: SweepDir, *, retry_failed: bool) -> int:

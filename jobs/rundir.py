@@ -146,6 +146,10 @@ class ServiceDir:
         """Directory of one rank."""
         return RankDir(self.path / f"rank{rank}")
 
+    def ranks(self) -> list[RankDir]:
+        """Return the directories of the ranks that have one, in order."""
+        return [RankDir(path) for path in sorted(self.path.glob("rank*"), key=lambda p: int(p.name[4:]))]
+
 
 @dataclass(frozen=True)
 class PointDir:
@@ -287,6 +291,12 @@ class SweepDir:
         """Directory of one point."""
         return PointDir(self.path / "points" / point)
 
+    def point_names(self) -> set[str]:
+        """Return the ids of the points that have a directory."""
+        with contextlib.suppress(OSError):
+            return {path.name for path in (self.path / "points").iterdir()}
+        return set()
+
     def service(self, service: str, attempt: int) -> ServiceDir:
         """Directory of one attempt at a service."""
         return ServiceDir(self.path / "services" / service / str(attempt))
@@ -316,6 +326,14 @@ class SweepDir:
             written = [attempt for attempt in attempts if attempt.task.exists()]
             if written:
                 yield written[-1]
+
+
+def sweeps_in(root: Path) -> list[SweepDir]:
+    """Return the sweeps in a directory, by name; none where it is not there or not ours to read."""
+    with contextlib.suppress(OSError):
+        folders = sorted(path for path in root.iterdir() if not path.is_symlink())
+        return [sweep for sweep in map(SweepDir, folders) if sweep.plan.exists()]
+    return []
 
 
 def new_sweep(root: Path, name: str | None, now: datetime, group: str | None = None) -> SweepDir:

@@ -6,11 +6,12 @@ import asyncio
 import getpass
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from jobs import reuse
 from jobs.cluster import Ports, Task
 from jobs.config import Config
 from jobs.diagnose import diagnose, invalid_reason
@@ -21,7 +22,7 @@ from jobs.measure.records import Target, Window
 from jobs.results.row import NOT_RUN, make_row, tokens_text
 from jobs.results.table import write_table
 from jobs.rundir import AllocationDir, read_json, write_json, write_text
-from jobs.service import logs
+from jobs.service import fingerprint, logs
 from jobs.service.engine import Engine
 from jobs.service.peers import Hub
 from jobs.service.placement import Placement, local_sizes
@@ -138,6 +139,10 @@ class ServiceRun:
             self._known["load_s"] = round(time.monotonic() - began, 1)
             self._known["kv_cache_tokens"] = logs.kv_cache_tokens(logs.read_all(folder.rank(0).log))
             _say(f"service {service}: ready after {self._known['load_s']} s")
+            now = fingerprint.here(self._config)
+            self._known |= asdict(now)
+            for sentence in reuse.retire(self._sweep, self._config, now):
+                _say(sentence)
             for warning in supervisor.warnings:
                 _say(f"service {service}: warning: {warning}")
             for point in self._service.points:

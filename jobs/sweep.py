@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,14 +18,16 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.text import Text
 
-from jobs import compose, schema, show, submit
+from jobs import compose, reuse, schema, show, submit
 from jobs.config import Config, Launch
 from jobs.errors import ConfigError, RunError, UserError
 from jobs.follow import follow
 from jobs.plan import Plan, as_json, make_plan
 from jobs.results.table import read_table
 from jobs.resume import resume, together
+from jobs.reuse import Past
 from jobs.rundir import SweepDir, new_sweep, read_json, write_json
+from jobs.service import fingerprint
 from jobs.service.task import ServiceTask, write_config
 from jobs.settings import from_root
 
@@ -116,11 +118,14 @@ def launch(points: Sequence[Sequence[str]], composer: compose.Composer = compose
         if settings.launch.resume:
             return _resume(SweepDir(Path(settings.launch.resume)), settings.launch, out)
         out.print(show.plan_text(made))
+        earlier = reuse.find(made.points, reuse.roots_of(settings.results.root, settings.results.roots))
+        for line in reuse.offer_text(earlier, taken=settings.launch.reuse):
+            out.print(line, markup=False)
         if settings.launch.dry_run:
             out.print("\n" + show.commands_text(made), markup=False)
             out.print("dry run: nothing was submitted")
             return Outcome((), {})
-        sweep = start(made)
+        sweep = start(made, [one for one in earlier.values() if settings.launch.reuse and not one.stale])
         out.print(f"sweep {sweep.path}")
         if not settings.launch.follow:
             out.print(f"submitted; follow it by: python -m jobs follow {sweep.path}")
@@ -184,8 +189,12 @@ def print_table(sweep: SweepDir, out: Console) -> None:
     out.print(f"table: {sweep.table('csv')}", markup=False)
 
 
-def start(made: Plan) -> SweepDir:
+def start(made: Plan, reused: Sequence[Past] = ()) -> SweepDir:
     """Write the run directory and submit every allocation, at most `cluster.max_allocations` at a time.
+
+    Args:
+        made: what is to be done.
+        reused: rows of other sweeps that stand for points of this one; these points are not run.
 
     Raises:
         ConfigError: this host has no Slurm.
@@ -201,9 +210,16 @@ def start(made: Plan) -> SweepDir:
         Path(settings.results.root).absolute(), settings.results.name, datetime.now(), settings.cluster.share_group
     )
     _log_to(sweep)
-    write_json(sweep.plan, as_json(made))
+    record = as_json(made)
+    for item, service in zip(record["services"], made.services, strict=True):
+        item["seen"] = asdict(fingerprint.here(service.config))
+    write_json(sweep.plan, record)
     for point in made.points:
         write_config(sweep, point.point, point.config)
+    if reused:
+        reuse.take(sweep, reused)
+        resume(sweep, retry_failed=False)
+        return sweep
     for index, allocation in enumerate(together(made.allocations) if local else made.allocations):
         tasks = [
             ServiceTask(name, tuple(point.point for point in made.points_of(name))) for name in allocation.services

@@ -9,6 +9,7 @@ from typing import Any
 from jobs.config import Bench, Config
 from jobs.measure.records import Window
 from jobs.measure.statistics import summarize
+from jobs.service import fingerprint
 
 NOT_RUN = "not run: "
 """Begins the reason of a row whose point was never measured; a resume runs it."""
@@ -29,12 +30,13 @@ SERVICE = (
     "nodes",
     "job_id",
     "attempt",
+    "reused_from",
 )
 
 
 def columns(swept: tuple[str, ...]) -> list[str]:
     """Return all columns in order; `swept` are the full dotted names of the swept keys (issue 2, Table)."""
-    return [*HEAD, *swept, *STATE, *FIGURES, *SERVICE]
+    return [*HEAD, *swept, *STATE, *FIGURES, *SERVICE, *fingerprint.NAMES]
 
 
 def is_finished(row: Mapping[str, Any] | None, *, retry_failed: bool) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from jobs import jobstate, show, sweep
+from jobs import jobstate, progress, show, sweep
 from jobs.follow import follow
 from jobs.results.table import read_table, write_table
 from jobs.rundir import SweepDir, read_json
@@ -13,25 +13,8 @@ from jobs.verbs import RUN, Verb
 
 
 def _status(options: argparse.Namespace) -> int:
-    found = _sweep(options)
-    allocations = [
-        {
-            "allocation": int(folder.path.parent.name),
-            "attempt": int(folder.path.name),
-            "job_id": read_json(folder.job)["job_id"] if folder.job.exists() else None,
-            "state": jobstate.job_state(folder),
-        }
-        for folder in found.allocations()
-    ]
-    table = read_table(found)
-    points = json.loads(table[["point", "service", "valid", "invalid_reason"]].to_json(orient="records"))
-    if options.json:
-        print(json.dumps({"allocations": allocations, "points": points}))
-        return 0
-    for item in allocations:
-        print(f"allocation {item['allocation']} attempt {item['attempt']}: job {item['job_id']} {item['state']}")
-    for item in points:
-        print(f"point {item['point']} (service {item['service']}): {item['invalid_reason'] or 'valid'}")
+    found = progress.describe(_sweep(options))
+    print(json.dumps(found, ensure_ascii=False) if options.json else "\n".join(progress.lines(found)))
     return 0
 
 

@@ -1,0 +1,127 @@
+"""What a figure depends on beside its config: versions and contents that may change under the same names.
+
+A row keeps them. A row of another engine version, driver, image or model is stale: it answers an old question
+(issue 3, resume and reuse).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from jobs.config import Config
+from jobs.settings import from_root
+
+DRIVER = Path("/usr/local/Ascend/driver/version.info")
+"""Written by the driver's installer; its line `Version=25.0.rc1.1` is the driver's version."""
+
+MODEL_FILES = ("config.json", "quant_model_description.json", "model.safetensors.index.json")
+"""Small files that change with the checkpoint: architecture, quantization by tensor, shards by tensor."""
+
+PACKAGES = ("vllm", "vllm_ascend")
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What one host sees of it. None: it cannot be seen from there."""
+
+    engine_version: str | None = None
+    driver_version: str | None = None
+    image_digest: str | None = None
+    model_digest: str | None = None
+
+    def or_else(self, other: Fingerprint) -> Fingerprint:
+        """Return this one, completed by another where nothing is known."""
+        theirs = asdict(other)
+        return Fingerprint(**{name: value or theirs[name] for name, value in asdict(self).items()})
+
+    def trusted(self, then: Fingerprint, row: Mapping[str, Any]) -> Fingerprint:
+        """Return what of this view counts against a row.
+
+        A login host may have other versions than the nodes: its view counts where, at the launch of the row's sweep,
+        it was the nodes' view too.
+
+        Args:
+            then: what the launching host saw when the row's sweep was started.
+            row: what the nodes saw.
+        """
+        before = asdict(then)
+        return Fingerprint(
+            **{name: value for name, value in asdict(self).items() if value and before[name] == row.get(name)}
+        )
+
+    def changes(self, row: Mapping[str, Any]) -> list[str]:
+        """Return what differs from the time of a row, for people; what only one side knows is no difference."""
+        return [
+            f"{name} {row[name]} -> {value}"
+            for name, value in asdict(self).items()
+            if value and row.get(name) and row[name] != value
+        ]
+
+
+NAMES = tuple(asdict(Fingerprint()))
+"""The columns of the row."""
+
+
+def of_mapping(values: Mapping[str, Any]) -> Fingerprint:
+    """Return the fingerprint that a record or a row holds; older ones lack it."""
+    return Fingerprint(**{name: values.get(name) for name in NAMES})
+
+
+def here(config: Config) -> Fingerprint:
+    """Return what this host sees: of the engine, the driver and the model that this config names."""
+    return _here(config.engine.command[0], config.model.path)
+
+
+@lru_cache(maxsize=64)
+def _here(program: str, model: str) -> Fingerprint:
+    return Fingerprint(
+        engine_version=installed(program),
+        driver_version=driver_version(DRIVER),
+        model_digest=model_digest(Path(from_root(model))),
+    )
+
+
+def installed(program: str) -> str | None:
+    """Return the versions of the engine's packages in the environment of a program, as "vllm 0.9.1"; else None.
+
+    They are read from the names of the directories that pip leaves (`vllm-0.9.1.dist-info`): the environment's own
+    Python need not be started.
+    """
+    found = shutil.which(from_root(program))
+    if found is None:
+        return None
+    for places in (Path(found).parent.parent, Path(found).resolve().parent.parent):
+        names = {path.name for path in places.glob("lib/python3*/site-packages/vllm*.dist-info")}
+        versions = [name.removesuffix(".dist-info").partition("-") for name in sorted(names)]
+        known = [f"{package} {version}" for package, _, version in versions if package in PACKAGES]
+        if known:
+            return ", ".join(known)
+    return None
+
+
+def driver_version(path: Path) -> str | None:
+    """Return the version of the NPU driver of this host; None: there is no driver."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((line.partition("=")[2].strip() for line in lines if line.lower().startswith("version=")), None)
+
+
+def model_digest(folder: Path) -> str | None:
+    """Return a short digest of a checkpoint's describing files; None: it is not to be seen from here."""
+    digest, seen = hashlib.sha256(), False
+    for name in MODEL_FILES:
+        try:
+            content = (folder / name).read_bytes()
+        except OSError:
+            continue
+        seen = True
+        digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:12] if seen else None
