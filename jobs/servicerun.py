@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -18,11 +18,12 @@ from jobs.diagnose import diagnose, invalid_reason
 from jobs.errors import RunError, UserError
 from jobs.jobstate import others_wait
 from jobs.measure import client, statistics, validity
+from jobs.measure.external import run as external
 from jobs.measure.records import Target, Window
 from jobs.results.row import NOT_RUN, make_row, tokens_text
 from jobs.results.table import write_table
 from jobs.rundir import AllocationDir, read_json, write_json, write_text
-from jobs.service import fingerprint, logs
+from jobs.service import environment, fingerprint, logs
 from jobs.service.engine import Engine
 from jobs.service.peers import Hub
 from jobs.service.placement import Placement, local_sizes
@@ -210,6 +211,9 @@ class ServiceRun:
             state.note({"warmup": "warm", "window": "measuring", "drain": "drain"}.get(phase, phase), point=point)
 
         _say(f"point {point}: {' '.join(f'{k}={v}' for k, v in self._values(point).items()) or 'measure'}")
+        if config.bench.client != "window":
+            await self._run_client(point, supervisor, target, entered)
+            return
         began = time.monotonic()
         window = await supervisor.during(
             client.measure(config.bench, config.limits, config.model, target, stop=stop, on_phase=entered), stop.set
@@ -221,6 +225,39 @@ class ServiceRun:
         self._keep(point, config, window, time.monotonic() - began, failure)
         if failure:
             raise ServiceFailed(failure)
+
+    async def _run_client(
+        self, point: str, supervisor: Supervisor, target: Target, entered: Callable[[str], None]
+    ) -> None:
+        """Measure a point with a client that others made."""
+        config, stop = self._configs[point], asyncio.Event()
+        env = environment.whole({}, self._here.inherited)
+        mark = self._here.mark(f"client/{point}")
+        work = external.measure(config, target, self._sweep.point(point).client, env, mark, stop=stop, on_phase=entered)
+        run = await supervisor.during(work, stop.set)
+        failure = await supervisor.failure()
+        reason = failure or run.reason
+        counted = run.result.output_tokens if run.result else 0
+        served = complete(run.engine_tokens, counted, config.parallel.data_parallel_size)
+        self._set(
+            point,
+            **(run.result.figures if run.result else {}),
+            valid=reason is None,
+            invalid_reason=reason,
+            truncated=run.truncated,
+            engine_tokens=tokens_text(served),
+            measure_s=round(run.seconds, 1),
+        )
+        self._publish(point)
+        if failure:
+            raise ServiceFailed(failure)
+
+    def _publish(self, point: str) -> None:
+        row = self._rows[point]
+        write_json(self._sweep.point(point).row, row)
+        write_table(self._sweep)
+        words = "valid" if row["valid"] else row["invalid_reason"]
+        _say(f"point {point}: {words}, {row['output_tok_s'] or 0:.1f} output tok/s")
 
     def _keep(self, point: str, config: Config, window: Window, seconds: float, failure: str | None) -> None:
         arrived = round(statistics.arrived_tokens(window))
@@ -239,9 +276,7 @@ class ServiceRun:
             measure_s=round(seconds - window.warmup_s, 1),
         )
         self._write_requests(point, window)
-        write_json(self._sweep.point(point).row, self._rows[point])
-        write_table(self._sweep)
-        _say(f"point {point}: {'valid' if reason is None else reason}, {figures['output_tok_s'] or 0:.1f} output tok/s")
+        self._publish(point)
 
     def _write_requests(self, point: str, window: Window) -> None:
         folder = self._sweep.point(point)

@@ -41,3 +41,15 @@ def real_vllm() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return program
+
+
+@pytest.fixture(scope="session")
+def real_ais_bench() -> Path:
+    """Return AISBench's program; skip with the reason where it was not made, fail under CI=true."""
+    program = ROOT / ".engines/ais_bench/bin/ais_bench"
+    if not program.exists():
+        reason = "AISBench is not here: run `make setup`"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return program

