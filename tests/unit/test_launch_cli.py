@@ -309,7 +309,7 @@ def test_cfg_and_help_stay_useful(launch: Cli) -> None:
     assert "seed: 7" in out
     code, out, _ = launch("--help")
     assert code == 0
-    assert "experiment: article, demo" in out
+    assert "experiment: article" in out
     assert "python launch.py -m parallel.max_model_len=8192,32768" in out
 
 
