@@ -173,7 +173,7 @@ def test_every_leaf_has_a_help_text_and_a_scope() -> None:
         assert schema.help_of(name) == item.metadata["help"]
 
 
-SECTIONS = {
+OF_SCOPE = {
     "point": ("bench",),
     "sweep": ("cluster", "limits", "results", "launch"),
     "service": ("model", "parallel", "hccl", "container", "engine"),
@@ -191,7 +191,7 @@ OF_THE_SWEEP = {
 
 def test_scopes_follow_what_a_change_needs() -> None:
     scopes = schema.schema()
-    for scope, sections in SECTIONS.items():
+    for scope, sections in OF_SCOPE.items():
         for section in sections:
             other = {name for name, one in scopes.items() if name.startswith(section + ".") and one != scope}
             assert other == {name for name in OF_THE_SWEEP if name.startswith(section + ".")}
