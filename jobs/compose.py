@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jobs import schema
+from jobs.ascend.migration import migrate
 from jobs.config import Config
 from jobs.errors import ConfigError, nearest
 from jobs.schema import CONF
@@ -111,7 +113,24 @@ def default_composer(group_overrides: list[str]) -> DictConfig:
 
 
 def configs(points: Iterable[Sequence[str]], composer: Composer = default_composer) -> list[Config]:
-    """Return one validated config a point.
+    """Return one validated config a point, for its engine.release: see `written` and jobs/ascend/migration.py.
+
+    Raises:
+        ConfigError: unknown key or group option, wrong type, ambiguous value.
+    """
+    return [migrate(one.config, one.explicit)[0] for one in written(points, composer)]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A config as its presets have it. `explicit`: the keys that the point's own overrides set."""
+
+    config: Config
+    explicit: tuple[str, ...]
+
+
+def written(points: Iterable[Sequence[str]], composer: Composer = default_composer) -> list[Written]:
+    """Return one validated config a point, as written.
 
     Args:
         points: override lists without sweeps.
@@ -136,7 +155,8 @@ def configs(points: Iterable[Sequence[str]], composer: Composer = default_compos
         for item in items:
             if not _is_structural(item, known):
                 _apply(tree, item)
-        result.append(schema.build(_resolved(tree)))
+        explicit = tuple(item.key_or_group for item in items if not _is_structural(item, known))
+        result.append(Written(schema.build(_resolved(tree)), explicit))
     return result
 
 

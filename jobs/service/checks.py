@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from jobs.ascend import Release, architecture, release, rules
-from jobs.ascend.architecture import Architecture
+from jobs.ascend import Release, release, rules
+from jobs.ascend.lookup import architecture_of
 from jobs.ascend.memory import predict_config
 from jobs.ascend.rules import Finding, Question
 from jobs.cluster import choose_interface, derive_ports
@@ -20,7 +18,6 @@ from jobs.service import command, environment
 from jobs.service.command import check_args
 from jobs.service.environment import check_env
 from jobs.service.placement import local_sizes, planned
-from jobs.settings import from_root
 from jobs.simulator.faults import parse_faults
 
 SEE = "see python -m jobs check"
@@ -81,7 +78,7 @@ def question(config: Config) -> Question:
         env=_variables(config),
         ranks=tuple(command.flags(config, place) for place in places),
         release=_release(config),
-        arch=_architecture(config.model.name, config.model.path),
+        arch=architecture_of(config),
     )
 
 
@@ -138,14 +135,6 @@ def _release(config: Config) -> Release | None:
     try:
         return None if config.engine.name == "vllm_cpu" else release(config.engine.release)
     except ConfigError:  # a finding of its own
-        return None
-
-
-@cache
-def _architecture(name: str, path: str) -> Architecture | None:
-    try:
-        return architecture.load(name, Path(from_root(path)))
-    except ConfigError:  # not visible from here: rules that need it say nothing
         return None
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from jobs.ascend.rules.base import NPU, Problem, Question, is_true, rule
+from jobs.ascend.rules.moe import advised_buffsize
 
 CANN = "CANN 8.5.0, maintenance reference, environment variables"
 RANGES = {
@@ -47,13 +48,16 @@ def costly_buffers(q: Question) -> Iterator[Problem]:
     value = q.config.hccl.buffsize
     if value is None or value < 512 or q.release is None:
         return
-    recipe = q.release.recipe["HCCL_BUFFSIZE"].value
+    recipe = int(q.release.recipe["HCCL_BUFFSIZE"].value or 0)
+    advised = advised_buffsize(q.config, q.arch, recipe) if q.arch else recipe
     if q.release.version < (0, 11):
         reason = f"every communicator (tp, dp, ep, ...) takes 2 x {value} MB of each NPU: some GiB less KV cache"
         yield Problem("hccl.buffsize", value, reason, "Set 256 to 512, as far as parallel.max_num_seqs allows.")
-    elif str(value) != recipe:
+    elif value > advised and value != recipe:
         reason = f"the MC2 communicator takes 2 x {value} MB of each NPU; the official recipe has {recipe}"
-        yield Problem("hccl.buffsize", value, reason, f"Set {recipe}.", source=q.release.recipe["HCCL_BUFFSIZE"].source)
+        yield Problem(
+            "hccl.buffsize", value, reason, f"Set {advised}.", source=q.release.recipe["HCCL_BUFFSIZE"].source
+        )
 
 
 @rule("E5", "error", "all", f"{CANN}, envref_07_0096", NPU)

@@ -40,7 +40,9 @@ def neither_graph_nor_eager(q: Question) -> Iterator[Problem]:
     deepseek = "deepseek" in name and "distill" not in name
     if deepseek and not _graph(q) and not q.on("enforce-eager"):
         reason = "ACL graph does not support DeepSeek in this release"
-        yield Problem(f"{GRAPH}.enabled", False, reason, f"Set {GRAPH}.enabled=true, or engine.args.enforce-eager=true.")
+        yield Problem(
+            f"{GRAPH}.enabled", False, reason, f"Set {GRAPH}.enabled=true, or engine.args.enforce-eager=true."
+        )
 
 
 @rule("R9", "error", "<0.12", f"{CONFIG}, TorchairGraphConfig")

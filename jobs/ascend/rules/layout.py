@@ -18,7 +18,9 @@ def npus_of_a_node(q: Question) -> Iterator[Problem]:
     for node, flags in enumerate(q.ranks):
         local = int(flags["data-parallel-size-local"])
         if pcp * pp > 1 and local * tp * pcp * pp > most:
-            reason = f"node {node} needs {local} x tp {tp} x pcp {pcp} x pp {pp} = {local * tp * pcp * pp} NPUs of {most}"
+            reason = (
+                f"node {node} needs {local} x tp {tp} x pcp {pcp} x pp {pp} = {local * tp * pcp * pp} NPUs of {most}"
+            )
             yield Problem(TP, tp, reason, "Lower one of them.")
             return
 

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jobs.ascend.architecture import Architecture
+from jobs.ascend.memory import DEFAULT_BUFFSIZE
 from jobs.ascend.rules.base import NPU, Problem, Question, is_true, rule
+from jobs.config import Config
 
 MC2_EXPERTS = 24
 """MC2 takes at most so many experts of one NPU on A2 (vllm-ascend, ascend_forward_context.py)."""
@@ -36,6 +38,17 @@ def mc2_buffer_mb(arch: Architecture, *, tp: int, ep: int, sequences: int, specu
     dispatch = tokens * ep * experts * _round_up(_round_up(width, 32) + 64, 512)
     combine = (arch.experts_per_token + shared) * tokens * _round_up(width, 512)
     return -(-2 * (dispatch + combine) // 2**20)
+
+
+def advised_buffsize(config: Config, arch: Architecture, recipe: int) -> int:
+    """Return the HCCL_BUFFSIZE in MB to set: the recipe's, or what MC2 needs for this config, in steps of 64."""
+    p = config.parallel
+    ranks = p.data_parallel_size * p.tensor_parallel_size
+    if not (arch.experts and p.enable_expert_parallel and p.max_num_seqs) or ranks < MC2_RANKS:
+        return recipe
+    drafts = draft_tokens(config.engine.args.get("speculative-config"))
+    needed = mc2_buffer_mb(arch, tp=p.tensor_parallel_size, ep=ranks, sequences=p.max_num_seqs, speculative=drafts)
+    return recipe if needed <= recipe else _round_up(needed, 64)
 
 
 def draft_tokens(speculative: Any) -> int:
@@ -99,21 +112,11 @@ def without_mc2(q: Question) -> Iterator[Problem]:
 @rule("E3", "warning", "all", "vllm-ascend issues 5287 and 2674: HCCL_BUFFSIZE is too SMALL", NPU)
 def mc2_buffer(q: Question) -> Iterator[Problem]:
     """MC2 needs a buffer that grows with the sequences of a step."""
-    p = q.config.parallel
-    ranks = p.data_parallel_size * p.tensor_parallel_size
-    if not (q.arch and q.arch.experts and p.enable_expert_parallel and p.max_num_seqs) or ranks < MC2_RANKS:
-        return
-    given = q.config.hccl.buffsize or 200
-    needed = mc2_buffer_mb(
-        q.arch,
-        tp=p.tensor_parallel_size,
-        ep=ranks,
-        sequences=p.max_num_seqs,
-        speculative=draft_tokens(q.settings.get("speculative-config")),
-    )
-    if given < needed:
-        reason = f"expert dispatch of {p.max_num_seqs} sequences needs about {needed} MB (formula of A3)"
-        yield Problem("hccl.buffsize", given, reason, f"Set {_round_up(needed, 64)}, or lower parallel.max_num_seqs.")
+    given, seqs = q.config.hccl.buffsize, q.config.parallel.max_num_seqs
+    advised = advised_buffsize(q.config, q.arch, given or DEFAULT_BUFFSIZE) if q.arch else 0
+    if advised > (given or DEFAULT_BUFFSIZE):
+        reason = f"expert dispatch of {seqs} sequences needs up to {advised} MB (formula of A3)"
+        yield Problem("hccl.buffsize", given, reason, f"Set {advised}, or lower parallel.max_num_seqs.")
 
 
 RULES = (dual_batch_and_mtp, fused_and_hierarchical, dynamic_balance, without_mc2, mc2_buffer)

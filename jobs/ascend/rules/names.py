@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from jobs.ascend import Flag, Release
-from jobs.ascend.rules.base import Problem, Question, is_true, rule
+from jobs.ascend.rules.base import Problem, Question, Severity, is_true, rule
 from jobs.errors import nearest
 
 HCCL = (
     "HCCL_ALGO", "HCCL_BUFFSIZE", "HCCL_CONNECT_TIMEOUT", "HCCL_DEBUG_CONFIG", "HCCL_DETERMINISTIC",
-    "HCCL_DFS_CONFIG", "HCCL_DIAGNOSE_ENABLE", "HCCL_ENTRY_LOG_ENABLE", "HCCL_EXEC_TIMEOUT", "HCCL_HOST_SOCKET_PORT_RANGE",
+    "HCCL_DFS_CONFIG", "HCCL_DIAGNOSE_ENABLE", "HCCL_ENTRY_LOG_ENABLE", "HCCL_EXEC_TIMEOUT",
+    "HCCL_HOST_SOCKET_PORT_RANGE",
     "HCCL_IF_BASE_PORT", "HCCL_IF_IP", "HCCL_INTER_HCCS_DISABLE", "HCCL_INTRA_PCIE_ENABLE", "HCCL_INTRA_ROCE_ENABLE",
     "HCCL_LOGIC_SUPERPOD_ID", "HCCL_MULTI_QP_THRESHOLD", "HCCL_NPU_SOCKET_PORT_RANGE", "HCCL_OP_BASE_FFTS_MODE_ENABLE",
     "HCCL_OP_COUNTER_ENABLE", "HCCL_OP_EXPANSION_MODE", "HCCL_OP_RETRY_ENABLE", "HCCL_OP_RETRY_PARAMS",
@@ -74,11 +75,16 @@ def unknown_flags(q: Question) -> Iterator[Problem]:
         if known is None:
             removed = name in _gone(q.release)
             reason = f"vllm-ascend {q.release.name} has no flag --{name}" + (": it was removed" if removed else "")
-            remedy = "Remove it." if removed else nearest(name, q.release.flags, listed=["see `vllm serve --help`"])
-            yield Problem(key, value, reason, remedy)
-        elif "." not in given and not name.startswith("no-"):
-            if problem := value_problem(q.release.flags[known], value):
-                yield Problem(key, value, f"--{known}: {problem}", "Mend the value.")
+            yield Problem(key, value, reason, "Remove it." if removed else _nearest_flag(name, q.release))
+        elif "." in given or name.startswith("no-"):
+            continue
+        elif problem := value_problem(q.release.flags[known], value):
+            yield Problem(key, value, f"--{known}: {problem}", "Mend the value.")
+
+
+def _nearest_flag(name: str, release: Release) -> str:
+    short = [known for known, flag in release.flags.items() if f"-{name}" in flag.aliases]
+    return f"Did you mean {short[0]!r}?" if short else nearest(name, release.flags, listed=["see `vllm serve --help`"])
 
 
 def _gone(release: Release) -> set[str]:
@@ -139,11 +145,19 @@ def deprecated_keys(q: Question) -> Iterator[Problem]:
     for name in q.additional:
         if source := q.release.deprecated_keys.get(name):
             # The announcement of 0.11 is about sections that are the only way to graph mode there.
-            reason, remedy = "it is deprecated in this release", "See python -m jobs explain for the next release's form."
+            reason, remedy = (
+                "it is deprecated in this release",
+                "See python -m jobs explain for the next release's form.",
+            )
             yield Problem(f"engine.additional_config.{name}", q.additional[name], reason, remedy, source=source)
 
 
-@rule("N5", "warning", ">=0.9", "vllm, envs.py; vllm-ascend, envs.py; from 0.13: Unknown vLLM environment variable detected")
+@rule(
+    "N5",
+    "warning",
+    ">=0.9",
+    "vllm, envs.py; vllm-ascend, envs.py; from 0.13: Unknown vLLM environment variable detected",
+)
 def unknown_variables(q: Question) -> Iterator[Problem]:
     """Variables of vLLM and HCCL that nobody reads."""
     assert q.release is not None
@@ -154,10 +168,8 @@ def unknown_variables(q: Question) -> Iterator[Problem]:
         if name.startswith("VLLM_") and name not in q.release.variables:
             reason = f"neither vLLM {q.release.name} nor its Ascend plugin reads it"
             reason += ", and --fail-on-environ-validation refuses it" if strict else ": it is ignored"
-            severity = "error" if strict else None
-            yield Problem(
-                f"engine.env.{name}", q.env[name], reason, _remedy(name, q.release.variables), severity
-            )
+            severity: Severity = "error" if strict else "warning"
+            yield Problem(f"engine.env.{name}", q.env[name], reason, _remedy(name, q.release.variables), severity)
         if name.startswith("HCCL_") and name not in HCCL and name not in q.release.variables:
             reason = "HCCL has no such variable: it is ignored"
             yield Problem(f"engine.env.{name}", q.env[name], reason, _remedy(name, HCCL), source="CANN, HCCL variables")
@@ -181,7 +193,9 @@ def deprecated_variables(q: Question) -> Iterator[Problem]:
             yield Problem(f"engine.env.{name}", q.env[name], reason, "Remove the variable.", source=source)
         else:
             reason = "the variable is deprecated in this release"
-            yield Problem(f"engine.env.{name}", q.env[name], reason, f"Set engine.additional_config.{key}.", source=source)
+            yield Problem(
+                f"engine.env.{name}", q.env[name], reason, f"Set engine.additional_config.{key}.", source=source
+            )
 
 
 RULES = (unknown_flags, deprecated_flags, unknown_keys, deprecated_keys, unknown_variables, deprecated_variables)
