@@ -112,6 +112,7 @@ class Release:
         return version(self.name)
 
 
+@cache
 def version(name: str) -> tuple[int, ...]:
     """Return 0.9.1 as (0, 9, 1); what follows the third number (rc1, .post1) is left out."""
     return tuple(int(part) for part in re.findall(r"\d+", name)[:3])

@@ -126,6 +126,32 @@ def migrate(config: Config, explicit: Iterable[str] = ()) -> tuple[Config, tuple
     return draft.config_for(wanted), tuple(draft.changes)
 
 
+def defaults(config: Config, given: Iterable[str]) -> tuple[Change, ...]:
+    """Return what the config leaves to the engine and what the engine now decides differently.
+
+    Args:
+        config: as written.
+        given: names of the flags and variables that its new form sets.
+    """
+    written, wanted = config.engine.written_for, config.engine.release
+    if written is None or not {written, wanted} <= set(releases()):
+        return ()
+    before, after, told = release(written), release(wanted), set(given)
+    flags = [(f"--{name}", one.default, after.flags[name].default) for name, one in before.flags.items()
+             if name in after.flags and name not in told and name not in _NO_MATTER]  # fmt: skip
+    variables = [(name, one, after.variables[name]) for name, one in before.variables.items()
+                 if name.startswith("VLLM_ASCEND") and name in after.variables and name not in told]  # fmt: skip
+    reason, source = "the config does not set it, and the default is another one", f"jobs/ascend/releases/{wanted}.yaml"
+    return tuple(
+        Change(name, old, new, reason, source)
+        for name, old, new in [*flags, *variables]
+        if old is not None and new is not None and old != new
+    )
+
+
+_NO_MATTER = ("model", "config")
+"""Flags whose default says nothing: the model is always given."""
+
 Step = Callable[[Draft, Release, Release], None]
 
 

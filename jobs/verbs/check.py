@@ -63,8 +63,13 @@ def _check(options: argparse.Namespace) -> int:
     else:
         for one in found:
             print(text(one, len(points)))
-        print(f"{len(points)} points: {errors} errors, {len(found) - errors} warnings")
+        print(f"{count(len(points), 'point')}: {count(errors, 'error')}, {count(len(found) - errors, 'warning')}")
     return 2 if errors else 0
+
+
+def count(number: int, noun: str) -> str:
+    """Return `1 point`, `2 points`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def text(one: Shared, points: int) -> str:

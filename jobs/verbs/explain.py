@@ -9,12 +9,13 @@ from dataclasses import asdict
 from typing import Any
 
 from jobs import compose
-from jobs.ascend.migration import migrate
+from jobs.ascend.migration import defaults, migrate
+from jobs.service import checks
 from jobs.verbs import OVERRIDES, Verb
 
 
 def explain_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
-    """Return for each point the releases, and the changes that its engine.release makes.
+    """Return for each point the releases, the changes that its engine.release makes, and the defaults that differ.
 
     Raises:
         ConfigError: the overrides cannot be composed.
@@ -23,13 +24,16 @@ def explain_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
     points = [compose.ours(words) for words in compose.expand(overrides)]
     found = []
     for words, one in zip(points, compose.written(points), strict=True):
-        _, changes = migrate(one.config, one.explicit)
+        made, changes = migrate(one.config, one.explicit)
+        asked = checks.question(made)
+        told = [name for name, value in {**asked.settings, **asked.env}.items() if value is not None]
         found.append(
             {
                 "overrides": list(words),
                 "written_for": one.config.engine.written_for,
                 "release": one.config.engine.release,
                 "changes": [asdict(change) for change in changes],
+                "defaults": [asdict(change) for change in defaults(one.config, told)],
             }
         )
     return found
@@ -43,7 +47,7 @@ def text(point: dict[str, Any]) -> str:
         lines.append(f"  release {release}: everything is as written" + (f" for {written}" if written else ""))
     else:
         lines.append(f"  release {release}, written for {written}: {len(point['changes'])} changes")
-    for change in point["changes"]:
+    for change in [*point["changes"], *point["defaults"]]:
         lines.append(f"  {change['key']}: {_value(change['before'])} -> {_value(change['after'])}")
         lines.append(f"      {change['reason']} [{change['source']}]")
     return "\n".join(lines)

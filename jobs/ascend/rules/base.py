@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 from jobs.ascend import Release, version
@@ -123,7 +124,7 @@ class Rule:
         """Yield what this rule has against the config; nothing where it does not hold for engine or release."""
         if question.config.engine.name not in self.engines:
             return
-        if self.releases != "all" and not (question.release and covers(self.releases, question.release)):
+        if self.releases != "all" and not (question.release and covers(self.releases, question.release.version)):
             return
         for p in self.check(question):
             yield Finding(
@@ -138,16 +139,17 @@ def rule(
     return lambda check: Rule(id, severity, releases, source, check, engines)
 
 
-def covers(releases: str, release: Release) -> bool:
-    """Whether a release is one of those that the text of `Rule.releases` names."""
+@cache
+def covers(releases: str, at: tuple[int, ...]) -> bool:
+    """Whether a release, as numbers, is one of those that the text of `Rule.releases` names."""
     if releases == "all":
         return True
     low, dots, high = releases.partition("..")
     if dots:
         upper = version(high)
-        return version(low) <= release.version and release.version[: len(upper)] <= upper
+        return version(low) <= at and at[: len(upper)] <= upper
     if releases.startswith("<"):
-        return release.version < version(releases[1:])
+        return at < version(releases[1:])
     if releases.startswith(">="):
-        return release.version >= version(releases[2:])
-    return release.version == version(releases)
+        return at >= version(releases[2:])
+    return at == version(releases)
