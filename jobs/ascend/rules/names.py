@@ -40,7 +40,7 @@ def value_problem(flag: Flag, value: Any) -> str | None:
     if isinstance(value, bool):
         if flag.action in ("store_true", "boolean"):
             return "it cannot be turned off by --no" if flag.action == "store_true" and not value else None
-        return "it needs a value"
+        return None if flag.nargs == "?" and value else "it needs a value"
     if flag.action in ("store_true", "boolean"):
         return "it is a switch: true or false"
     values = value if isinstance(value, list | tuple) else [value]
