@@ -6,7 +6,7 @@ Kept by hand. That a name is gone follows from releases/*.yaml; what takes its p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 V1 = "vllm, V1 engine"
 RENAMED = "vllm 0.13.0, engine/arg_utils.py"
@@ -99,8 +99,6 @@ VARIABLES: dict[str, Move] = {
     ),
 }
 """Variables that went and of which more is to be said than that nobody reads them."""
-
-Kind = Literal["switch", "number"]
 
 BECAME_NUMBERS = ("weight_nz_mode", "enable_fused_mc2")
 """Keys that took a number over from their variable; the others are switches (vllm-ascend v0.23.0, envs.py)."""
