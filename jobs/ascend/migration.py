@@ -170,7 +170,7 @@ def graph_mode(draft: Draft, before: Release, after: Release) -> None:
         return
     if is_true(graph.get("enabled")) and draft.get("engine.args", "compilation-config") is None:
         form: dict[str, Any] = {"cudagraph_mode": GRAPH_MODE}
-        if graph.get("graph_batch_sizes"):
+        if isinstance(graph.get("graph_batch_sizes"), list | tuple) and graph["graph_batch_sizes"]:
             form["cudagraph_capture_sizes"] = list(graph["graph_batch_sizes"])
         draft.set("engine.args", "compilation-config", form, "graph mode is an option of vLLM itself", _GRAPH)
     others = sorted(set(graph) - {"enabled", "graph_batch_sizes"})

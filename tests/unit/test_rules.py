@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 from core_help import change, composer, config
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from jobs.ascend import releases
+from jobs.ascend.migration import migrate
 from jobs.ascend.rules import RULES, Finding
 from jobs.ascend.rules.base import Question, covers
 from jobs.ascend.rules.moe import mc2_buffer_mb
@@ -270,6 +274,52 @@ def test_the_buffer_of_mc2_as_published() -> None:
     assert mc2_buffer_mb(arch, tp=8, ep=16, sequences=512) == 480
     assert mc2_buffer_mb(arch, tp=4, ep=16, sequences=16, speculative=3) == 120
     assert mc2_buffer_mb(arch, tp=8, ep=16, sequences=10_000) == 480  # MC2 is prepared for 512 tokens at most
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 10**6) | st.sampled_from(["", "1", "auto", "True", "x y", "{}"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["enabled", "a", "method"]), inner),
+    max_leaves=3,
+)
+SOME_FLAGS = st.sampled_from([
+    "block_size", "speculative-config", "enforce-eager", "compilation-config.mode", "x", "no-x", "task",
+    "prefill-context-parallel-size", "decode-context-parallel-size",
+])  # fmt: skip
+SOME_KEYS = st.sampled_from([
+    "torchair_graph_config", "ascend_scheduler_config", "eplb_config", "enable_mlapo", "dynamic_eplb", "x",
+])  # fmt: skip
+SOME_VARIABLES = st.sampled_from([
+    "OMP_NUM_THREADS", "VLLM_USE_V1", "VLLM_ASCEND_ENABLE_NZ", "VLLM_ENGINE_READY_TIMEOUT_S", "HCCL_X", "A=B",
+])  # fmt: skip
+
+
+@given(
+    st.sampled_from(releases()),
+    st.sampled_from(["vllm_ascend", "simulator", "vllm_cpu"]),
+    st.dictionaries(SOME_FLAGS, VALUES, max_size=3),
+    st.dictionaries(SOME_KEYS, VALUES, max_size=3),
+    st.dictionaries(SOME_VARIABLES, VALUES, max_size=3),
+)
+@settings(max_examples=80, deadline=None)
+def test_whatever_is_asked_the_answer_is_findings(
+    name: str, engine: str, flags: dict[str, Any], extras: dict[str, Any], variables: dict[str, Any]
+) -> None:
+    made = change(
+        config(*OLD),
+        engine__release=name,
+        engine__name=engine,
+        engine__args=flags,
+        engine__additional_config=extras,
+        engine__env=variables,
+    )
+    for one in (made, migrate(made)[0]):
+        found_here = checks.findings(one, memory=True)
+        assert [f.severity for f in found_here] == sorted(f.severity for f in found_here)
+        if any(f.severity == "error" and f.rule != "R19" for f in found_here):
+            with pytest.raises(ConfigError):
+                checks.check(one)
+        else:
+            checks.check(one)
 
 
 # --- the verb
