@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import getpass
 import time
 from collections.abc import Callable, Mapping
@@ -11,11 +12,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from jobs import reuse
+from jobs import calibration, reuse
+from jobs.calibration import Outlook
 from jobs.cluster import Ports, Task
 from jobs.config import Config
 from jobs.diagnose import diagnose, invalid_reason
-from jobs.errors import RunError, UserError
+from jobs.errors import ConfigError, RunError, UserError
 from jobs.jobstate import others_wait
 from jobs.measure import client, statistics, validity
 from jobs.measure.external import run as external
@@ -121,6 +123,8 @@ class ServiceRun:
         service, folder = self._service.service, self._folder
         place = self._place()
         engine = Engine(self._config, place, folder.rank(0), self._here.mark(service))
+        outlook = calibration.looker(self._sweep.root)(self._config)
+        self._known["predicted_kv_tokens"] = outlook.predicted_kv_tokens
         message = {
             "type": "start",
             "service": service,
@@ -168,6 +172,7 @@ class ServiceRun:
         if failure and not self._stopping.done():
             failure = self._diagnose(failure)
         self._finish(failure, out_of_time)
+        self._remember(outlook)
         write_json(
             folder.record,
             {
@@ -186,6 +191,21 @@ class ServiceRun:
             return f"service {service} left something behind: {'; '.join(leftovers)}"
         missing = set(range(1, self._here.task.ranks)) - self._hub.present
         return f"rank {min(missing)} is lost" if missing else None
+
+    def _remember(self, outlook: Outlook) -> None:
+        """Keep what this run showed for later plans: its memory beside the prediction, and its times."""
+        figures = logs.memory_figures(logs.read_all(self._folder.rank(0).log))
+        known = self._known
+        with contextlib.suppress(ConfigError):  # a layout that nobody can name teaches nothing
+            calibration.remember(
+                self._sweep.root,
+                self._config,
+                outlook.fit.prediction,
+                figures,
+                run=self._folder.path,
+                load_s=known.get("load_s"),
+                teardown_s=known["teardown_s"],
+            )
 
     def _place(self) -> Placement:
         here, config = self._here, self._config
