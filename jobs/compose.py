@@ -55,16 +55,31 @@ class _Options:
 def expand(overrides: Sequence[str]) -> list[list[str]]:
     """Expand comma sweeps to one override list a point, as Hydra's basic sweeper does.
 
-    The last key changes fastest; of two overrides of one key the later one holds, in the earlier one's place.
+    The last key changes fastest; of two overrides of one key the later one holds, in the earlier one's place. An
+    experiment may bring a sweep of its own (`hydra.sweeper.params`); its keys come first.
 
     Raises:
         ConfigError: the text is no override, or a sweep that cannot be enumerated.
     """
     choices: dict[str, list[str]] = {}
-    for item in parse(overrides):
+    for item in [*parse(_brought(overrides)), *parse(overrides)]:
         values = sweep_values(item) if item.is_sweep_override() else [item.get_value_element_as_str()]
         choices[item.get_key_element()] = [f"{item.get_key_element()}={value}" for value in values]
     return [list(point) for point in itertools.product(*choices.values())]
+
+
+def _brought(overrides: Sequence[str]) -> list[str]:
+    """Return the sweep that the chosen experiment brings, as overrides."""
+    chosen = [text for text in overrides if text.startswith("experiment=") and "," not in text]
+    if not chosen:
+        return []
+    schema.register()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3", job_name="launch"):
+            tree = compose("config", overrides=chosen[-1:], return_hydra_config=True)
+    except COMPOSITION_ERRORS as error:
+        raise composition_error(error, chosen) from None
+    return [f"{key}={value}" for key, value in (tree.hydra.sweeper.params or {}).items()]
 
 
 def sweep_values(item: Override) -> list[str]:

@@ -61,7 +61,7 @@ class Fit:
         need = made.needed_bytes(self.length)
         text = (
             f"one request of {self.length:,} tokens needs {need / GIB:.2f} GiB of KV cache on each NPU"
-            f" ({made.kv_bytes_per_token:,} bytes a token) and {max(0.0, made.kv_bytes) / GIB:.2f} GiB"
+            f" ({made.kv_bytes_per_token:,} bytes a token) and {made.kv_bytes / GIB:.2f} GiB"
         )
         if made.device_bytes and made.budget_bytes:
             rest = sum(term.bytes for term in made.terms) - made.weights_bytes
@@ -72,7 +72,7 @@ class Fit:
         else:
             text += " are set aside"
         longest = made.largest_max_model_len
-        return text + (f"; the longest that fits is {longest:,}" if longest else "; no length fits")
+        return text + (f"; by this sum {longest:,} would fit" if longest else "; by this sum no length fits")
 
 
 def judge(

@@ -161,9 +161,22 @@ def _swept_leaves(swept: Sequence[str], configs: Sequence[Config]) -> tuple[str,
         prefix = key + "." if "." in key else ""
         for name, scope in schema.schema().items():
             wanted = name.startswith(prefix) and scope != "sweep"
-            if wanted and len({_canonical(_get(tree, name)) for tree in trees}) > 1:
-                leaves.append(name)
+            if wanted and _differs(trees, name):
+                leaves += _parts(trees, name)
     return tuple(dict.fromkeys(leaves))
+
+
+def _differs(trees: Sequence[Mapping[str, Any]], name: str) -> bool:
+    return len({_canonical(_get(tree, name)) for tree in trees}) > 1
+
+
+def _parts(trees: Sequence[Mapping[str, Any]], name: str) -> list[str]:
+    """Return the keys of an open mapping (`engine.env`) that differ; of any other leaf the leaf itself."""
+    values = [_get(tree, name) for tree in trees]
+    if name not in schema.open_mappings() or not all(isinstance(value, Mapping) for value in values):
+        return [name]
+    keys = dict.fromkeys(str(key) for value in values for key in value)
+    return [f"{name}.{key}" for key in keys if "." not in key and _differs(trees, f"{name}.{key}")] or [name]
 
 
 def pack(services: Sequence[Service]) -> tuple[Allocation, ...]:
@@ -242,7 +255,8 @@ def _phases_json(spent: Phases | None) -> dict[str, Any] | None:
     """Return the phases with whole seconds."""
     if spent is None:
         return None
-    return {name: value if isinstance(value, str) else round(value) for name, value in asdict(spent).items()}
+    seconds = {f"{name}_s": round(value) for name, value in asdict(spent).items() if name != "source"}
+    return seconds | {"source": spent.source}
 
 
 def _memory_json(outlook: Outlook | None) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.config import Config
 from jobs.errors import ConfigError
-from jobs.service.placement import Placement, first_data_parallel_rank, local_sizes
+from jobs.service.placement import Placement, first_data_parallel_rank, local_sizes, span
 from jobs.settings import from_root
 
 OWNED = {
@@ -17,6 +17,10 @@ OWNED = {
     "data-parallel-start-rank": "it follows from the local sizes of the nodes",
     "data-parallel-address": "it is the address of the HCCL card on the first host; cluster.master_address sets it",
     "data-parallel-rpc-port": "it derives from the job id; engine.data_parallel_rpc_port sets it",
+    "nnodes": "it follows from the NPUs that one data-parallel rank needs",
+    "node-rank": "the rank decides it",
+    "master-addr": "it is the address of the HCCL card on the first host; cluster.master_address sets it",
+    "master-port": "it derives from the job id; engine.data_parallel_rpc_port sets it",
     "host": "engine.host sets it",
     "port": "it derives from the job id; engine.port sets it",
 }
@@ -87,14 +91,9 @@ def argv(config: Config, place: Placement) -> list[str]:
         "max-model-len": parallel.max_model_len,
         "max-num-batched-tokens": parallel.max_num_batched_tokens,
         "max-num-seqs": parallel.max_num_seqs,
-        "data-parallel-size": parallel.data_parallel_size,
-        "data-parallel-size-local": local_sizes(config)[place.rank],
     }
-    if place.role == "headless":
-        flags["data-parallel-start-rank"] = first_data_parallel_rank(config, place.rank)
+    flags |= _one_rank(config, place) if span(config) > 1 else _data_parallel(config, place)
     flags |= {
-        "data-parallel-address": place.master_address,
-        "data-parallel-rpc-port": place.rpc_port,
         "tensor-parallel-size": parallel.tensor_parallel_size,
         "decode-context-parallel-size": parallel.decode_context_parallel_size,
         "prefill-context-parallel-size": parallel.prefill_context_parallel_size,
@@ -108,6 +107,27 @@ def argv(config: Config, place: Placement) -> list[str]:
     flags |= {name: value for name, value in given.items() if place.role == "head" or name not in HEAD_ONLY}
     words = [sys.executable if word == "{python}" else from_root(word) for word in engine.command]
     return [*words, "serve", from_root(model.path), *(word for k, v in flags.items() for word in _flag(k, v))]
+
+
+def _data_parallel(config: Config, place: Placement) -> dict[str, Any]:
+    """Return the flags with which the data-parallel ranks of all nodes find each other."""
+    flags: dict[str, Any] = {
+        "data-parallel-size": config.parallel.data_parallel_size,
+        "data-parallel-size-local": local_sizes(config)[place.rank],
+    }
+    if place.role == "headless":
+        flags["data-parallel-start-rank"] = first_data_parallel_rank(config, place.rank)
+    return flags | {"data-parallel-address": place.master_address, "data-parallel-rpc-port": place.rpc_port}
+
+
+def _one_rank(config: Config, place: Placement) -> dict[str, Any]:
+    """Return the flags of one data-parallel rank over several nodes (vLLM, --nnodes: multi-node mp executor)."""
+    return {
+        "nnodes": span(config),
+        "node-rank": place.rank,
+        "master-addr": place.master_address,
+        "master-port": place.rpc_port,
+    }
 
 
 def _flag(name: str, value: Any) -> list[str]:
