@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import getpass
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from jobs.calibration import Outlook
 from jobs.cluster import Ports, Task
 from jobs.config import Config
 from jobs.diagnose import diagnose, invalid_reason
-from jobs.errors import ConfigError, RunError, UserError
+from jobs.errors import RunError, UserError
 from jobs.jobstate import others_wait
 from jobs.measure import client, statistics, validity
 from jobs.measure.external import run as external
@@ -196,7 +195,7 @@ class ServiceRun:
         """Keep what this run showed for later plans: its memory beside the prediction, and its times."""
         figures = logs.memory_figures(logs.read_all(self._folder.rank(0).log))
         known = self._known
-        with contextlib.suppress(ConfigError):  # a layout that nobody can name teaches nothing
+        try:
             calibration.remember(
                 self._sweep.root,
                 self._config,
@@ -206,6 +205,8 @@ class ServiceRun:
                 load_s=known.get("load_s"),
                 teardown_s=known["teardown_s"],
             )
+        except UserError as error:  # a layout without a name, a root that another user owns: the rows are there
+            _say(f"nothing is learnt from this run: {error}")
 
     def _place(self) -> Placement:
         here, config = self._here, self._config
