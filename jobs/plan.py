@@ -66,8 +66,7 @@ class Plan:
 
 def identity(config: Config, *scopes: str) -> str:
     """Return a short hash of the leaves that belong to these scopes: same question, same name (design.md)."""
-    tree = asdict(config)
-    leaves = {key: _get(tree, key) for key, scope in schema.schema().items() if scope in scopes}
+    leaves = {key: _get(config, key) for key, scope in schema.schema().items() if scope in scopes}
     return hashlib.sha256(_canonical(leaves).encode()).hexdigest()[:10]
 
 
@@ -95,12 +94,11 @@ def make_plan(
     asked: list[str] = []
     for words, config in zip(overrides, configs, strict=True):
         checks.check(config)
-        tree = asdict(config)
         point = Point(
             point=identity(config, "service", "point"),
             service=identity(config, "service"),
             overrides=tuple(words),
-            values={key: _get(tree, key) for key in leaves},
+            values={key: _plain(_get(config, key)) for key in leaves},
             config=config,
         )
         points.setdefault(point.point, point)
@@ -143,7 +141,6 @@ def _check_one_cluster(configs: Sequence[Config]) -> None:
 def _swept_leaves(swept: Sequence[str], configs: Sequence[Config]) -> tuple[str, ...]:
     """Return the keys that stand in the table: the swept keys, a swept group by every leaf that differs."""
     leaves: list[str] = []
-    trees = [asdict(config) for config in configs]
     for key in swept:
         leaf = schema.leaf_of(key)
         scopes = {scope for name, scope in schema.schema().items() if name == leaf or name.startswith(key + ".")}
@@ -161,22 +158,22 @@ def _swept_leaves(swept: Sequence[str], configs: Sequence[Config]) -> tuple[str,
         prefix = key + "." if "." in key else ""
         for name, scope in schema.schema().items():
             wanted = name.startswith(prefix) and scope != "sweep"
-            if wanted and _differs(trees, name):
-                leaves += _parts(trees, name)
+            if wanted and _differs(configs, name):
+                leaves += _parts(configs, name)
     return tuple(dict.fromkeys(leaves))
 
 
-def _differs(trees: Sequence[Mapping[str, Any]], name: str) -> bool:
-    return len({_canonical(_get(tree, name)) for tree in trees}) > 1
+def _differs(configs: Sequence[Config], name: str) -> bool:
+    return len({_canonical(_get(config, name)) for config in configs}) > 1
 
 
-def _parts(trees: Sequence[Mapping[str, Any]], name: str) -> list[str]:
+def _parts(configs: Sequence[Config], name: str) -> list[str]:
     """Return the keys of an open mapping (`engine.env`) that differ; of any other leaf the leaf itself."""
-    values = [_get(tree, name) for tree in trees]
+    values = [_get(config, name) for config in configs]
     if name not in schema.open_mappings() or not all(isinstance(value, Mapping) for value in values):
         return [name]
     keys = dict.fromkeys(str(key) for value in values for key in value)
-    return [f"{name}.{key}" for key in keys if "." not in key and _differs(trees, f"{name}.{key}")] or [name]
+    return [f"{name}.{key}" for key in keys if "." not in key and _differs(configs, f"{name}.{key}")] or [name]
 
 
 def pack(services: Sequence[Service]) -> tuple[Allocation, ...]:
@@ -276,6 +273,8 @@ def _memory_json(outlook: Outlook | None) -> dict[str, Any] | None:
 
 def _canonical(value: Any) -> str:
     """Return the same text for the same value, whatever the order of its keys."""
+    if value is None or isinstance(value, int):  # most leaves; json.dumps says the same
+        return "null" if value is None else str(value).lower()
     if isinstance(value, Mapping):
         return "{" + ",".join(sorted(f"{_canonical(k)}:{_canonical(v)}" for k, v in value.items())) + "}"
     if isinstance(value, list | tuple):
@@ -283,10 +282,16 @@ def _canonical(value: Any) -> str:
     return json.dumps(value, default=str)
 
 
-def _get(tree: Mapping[str, Any], key: str) -> Any:
-    value: Any = tree
+def _get(config: Config, key: str) -> Any:
+    """Return a leaf by its dotted name, or an entry of an open mapping; None where there is none."""
+    value: Any = config
     for part in key.split("."):
-        if not isinstance(value, Mapping):
-            return None
-        value = value.get(part)
+        value = value.get(part) if isinstance(value, Mapping) else getattr(value, part, None)
     return value
+
+
+def _plain(value: Any) -> Any:
+    """Return lists for tuples, as they stand in a plan."""
+    if isinstance(value, Mapping):
+        return {key: _plain(child) for key, child in value.items()}
+    return [_plain(child) for child in value] if isinstance(value, list | tuple) else value
