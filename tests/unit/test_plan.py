@@ -15,7 +15,7 @@ from core_help import ROOT, change, check_golden, composer, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs import compose, plan, schema, sweep, timing
+from jobs import compose, plan, schema, services, sweep, timing
 from jobs.config import Config
 from jobs.errors import ConfigError
 
@@ -139,6 +139,79 @@ def test_a_swept_group_shows_every_leaf_that_it_changes_also_outside_its_section
     assert "engine.env" not in made.swept, "of an open mapping the keys that differ are shown"
     assert made.points[0].values["engine.env.VLLM_CPU_KVCACHE_SPACE"] is None
     assert made.points[1].values["engine.env.VLLM_CPU_KVCACHE_SPACE"] == 1
+
+
+# --- order
+
+
+def test_of_one_path_the_largest_demand_comes_first_and_a_path_is_not_left_before_it_is_done() -> None:
+    grid = ["cluster=slurm", "results.root=/there/are/no/runs", "model.path=/models/a,/models/b"]
+    made = planned(*grid, "parallel.max_model_len=8192,32768,16384", "hccl.buffsize=200,512")
+    order = [(s.config.model.path, s.config.parallel.max_model_len, s.config.hccl.buffsize) for s in made.services]
+    demand = [(16384, 512), (8192, 512)]
+    one = [(32768, 512), *demand, (32768, 200), (16384, 200), (8192, 200)]
+    assert order == [(path, *what) for path in ("/models/a", "/models/b") for what in one]
+    assert len(made.allocations) == 1
+
+
+def test_services_that_cannot_share_an_allocation_do_not_alternate() -> None:
+    grid = ["cluster=slurm", "results.root=/there/are/no/runs", "cluster.time_limit=3-0"]
+    made = planned(*grid, "parallel.max_model_len=8192,16384", "hccl.socket_ifname=eth0,eth1")
+    assert [len(allocation.services) for allocation in made.allocations] == [2, 2]
+
+
+BUDGETED = st.fixed_dictionaries(
+    {
+        "parallel.max_model_len": st.lists(
+            st.sampled_from([8192, 16384, 32768, 65536, 131072]), min_size=1, max_size=4, unique=True
+        ),
+        "bench.concurrency": st.lists(st.integers(1, 64), min_size=1, max_size=4, unique=True),
+        "bench.window_s": st.lists(st.sampled_from([60, 600]), min_size=1, max_size=2, unique=True),
+    }
+)
+
+
+@QUICK
+@given(BUDGETED, st.floats(0.3, 20), st.integers(20, 400), st.sampled_from(["drop", "keep"]))
+def test_no_plan_exceeds_its_budget_loads_more_than_it_must_or_loses_a_point_silently(
+    grid: dict[str, list[int]], hours: float, limit_min: int, infeasible: str
+) -> None:
+    words = [f"{key}={','.join(map(str, values))}" for key, values in grid.items()]
+    words += ["cluster=slurm", "results.root=/there/are/no/runs", f"launch.infeasible={infeasible}"]
+    points = compose.expand([*words, f"launch.budget_node_hours={hours}", f"cluster.time_limit={limit_min}"])
+    try:
+        made = sweep.plan(points, composer)
+    except ConfigError as error:
+        assert error.key == "launch.budget_node_hours"
+        return
+    assert sum(allocation.node_hours for allocation in made.allocations) <= hours + 1e-9
+    served = [point for service in made.services for point in service.points]
+    assert len(set(served)) == len(served)
+    dropped = [one.point.point for one in made.dropped]
+    assert sorted([*served, *made.refused, *dropped]) == sorted(set(made.asked))
+    by_id = {point.point: point for point in made.points}
+    assert sorted(by_id) == sorted([*served, *made.refused])
+    assert len(made.services) == len({leaves(by_id[point].config, "service") for point in served})
+    for service in made.services:
+        assert len({leaves(by_id[point].config, "service") for point in service.points}) == 1
+        assert service.phases is not None
+        assert service.seconds == pytest.approx(service.phases.total)
+    assert [name for a in made.allocations for name in a.services] == [s.service for s in made.services]
+    for allocation in made.allocations:
+        assert len(allocation.services) == 1 or allocation.seconds <= limit_min * 60
+    assert json.loads(json.dumps(plan.as_json(made))) == plan.as_json(made)
+
+
+def test_the_memory_of_a_service_is_asked_for_once() -> None:
+    words = [["cluster=slurm", f"bench.concurrency={1 + n}", f"parallel.seed={n % 3}"] for n in range(30)]
+    asked: list[Config] = []
+
+    def look(config: Config) -> Any:
+        asked.append(config)
+        return services.unknown(config)
+
+    made = plan.make_plan(words, compose.configs(words, composer), (), look)
+    assert (len(made.points), len(made.services), len(asked)) == (30, 3, 3)
 
 
 # --- identity
