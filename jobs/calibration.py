@@ -32,7 +32,7 @@ KEPT = 5
 
 
 @dataclass(frozen=True)
-class Past(Section):
+class PastRuns(Section):
     """What earlier runs of one layout showed. None, or empty: no run has shown it.
 
     Attributes:
@@ -59,7 +59,7 @@ class Past(Section):
     teardown_s: tuple[float, ...] = ()
 
 
-_ADAPTER = TypeAdapter(Past)
+_ADAPTER = TypeAdapter(PastRuns)
 
 
 def layout_of(config: Config) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _short(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def recall(root: Root, config: Config) -> tuple[Past | None, str | None]:
+def recall(root: Root, config: Config) -> tuple[PastRuns | None, str | None]:
     """Return what earlier runs of this layout showed, and a word if their file had to be ignored."""
     try:
         path = root.calibration(_short(layout_of(config)))
@@ -116,7 +116,7 @@ def remember(
     run: Path,
     load_s: float | None = None,
     teardown_s: float | None = None,
-) -> Past:
+) -> PastRuns:
     """Store what a run showed, beside what earlier ones did. Two writers replace each other's file, never mix.
 
     Args:
@@ -131,7 +131,7 @@ def remember(
         RunError: the file cannot be written.
     """
     layout = layout_of(config)
-    past = recall(root, config)[0] or Past(layout)
+    past = recall(root, config)[0] or PastRuns(layout)
     now = datetime.now().isoformat(timespec="seconds")
     past = replace(
         past,
@@ -173,7 +173,7 @@ class Outlook:
     """What is known of a service before it starts."""
 
     fit: Fit
-    past: Past | None = None
+    past: PastRuns | None = None
     ignored: str | None = None
 
     @property

@@ -14,7 +14,8 @@ from jobs.calibration import Outlook
 from jobs.config import Config
 from jobs.errors import ConfigError
 from jobs.service import checks, command, environment, placement
-from jobs.services import Dropped, Point, group, refusals, unknown, warnings, within_budget
+from jobs.services import Dropped, group, refusals, unknown, warnings, within_budget
+from jobs.services import Point as Point
 from jobs.services import Service as Service
 from jobs.timing import Phases, limit_seconds
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jobs.calibration import Past
+from jobs.calibration import PastRuns
 from jobs.config import Config
 from jobs.errors import ConfigError
 
@@ -34,7 +34,7 @@ class Phases:
         return self.load + self.warmup + self.window + self.drain + self.teardown
 
 
-def phases(configs: Sequence[Config], past: Past | None = None) -> Phases:
+def phases(configs: Sequence[Config], past: PastRuns | None = None) -> Phases:
     """Predict the phases of one service.
 
     Args:
