@@ -18,7 +18,7 @@ from jobs.service.task import AllocationTask, ServiceTask, read_config, write_co
 @pytest.fixture
 def folder(tmp_path: Path) -> SweepDir:
     """Four points in two services, submitted as one Slurm job."""
-    words = ["cluster=local", "parallel.max_model_len=4096,8192", "bench.concurrency=1,4"]
+    words = ["cluster=local", "parallel.max_model_len=8192,4096", "bench.concurrency=1,4"]  # in the order of running
     made = sweep.plan(compose.expand(words), composer)
     found = SweepDir(tmp_path)
     write_json(found.plan, plan.as_json(made))
