@@ -4,6 +4,8 @@ The same grid (2 max_model_len x 4 concurrencies), the same real vLLM on the sam
 after the other. The stock way is one job a point and one engine start a job (benchmarks/stock_launcher.py); this tool
 starts the engine once for each max_model_len. Seconds are Slurm's own (sacct, ElapsedRaw of each allocation).
 
+The stock way costs one job a row, whatever the grid: where time is short, --stock-loads 4 takes a sample of its jobs.
+
     pip install -e '.[bench]'  &&  python benchmarks/node_hours.py
 """
 
@@ -62,7 +64,7 @@ def stock(lab: Lab, options: argparse.Namespace, folder: Path) -> tuple[int, flo
     words += [f"hydra.launcher.{key}={value}" for key, value in launcher.items()]
     words += [f"hydra.sweep.dir={folder / 'hydra'}", f"out={folder / 'stock'}"]
     words += ["fixed=[" + ",".join(f"'{word}'" for word in fixed(options)) + "]"]
-    words += [f"max_model_len={options.lengths}", f"concurrency={options.loads}"]
+    words += [f"max_model_len={options.lengths}", f"concurrency={options.stock_loads or options.loads}"]
     began = datetime.now()
     run([sys.executable, *words], lab.env, folder / "stock.log")
     rows = [json.loads(path.read_text()) for path in (folder / "stock").glob("*/row.json")]
@@ -91,6 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", default="8192,32768")
     parser.add_argument("--loads", default="1,2,4,8")
+    parser.add_argument("--stock-loads", help="loads that the stock launcher measures; by default the same")
     parser.add_argument("--warmup-s", type=float, default=2.0)
     parser.add_argument("--window-s", type=float, default=5.0)
     options = parser.parse_args()

@@ -95,8 +95,8 @@ def test_a_failed_one_names_reason_and_diagnosis(folder: SweepDir, monkeypatch: 
     text = "\n".join(progress.lines(progress.describe(folder)))
     assert "job 7 FAILED, ended: rank 1 is lost" in text
     assert f"service {first}: failed, rank 1 (headless): NPU out of memory, see {service.diagnosis}" in text
-    assert "max_model_len=4096 bench.concurrency=1 invalid: rank 1 (headless): NPU out of memory" in text
-    assert "max_model_len=8192 bench.concurrency=1 not run: rank 1 is lost" in text
+    assert "max_model_len=8192 bench.concurrency=1 invalid: rank 1 (headless): NPU out of memory" in text
+    assert "max_model_len=4096 bench.concurrency=1 not run: rank 1 is lost" in text
     assert "1 of 4 points measured, 0 valid" in text
     assert second in text
 
