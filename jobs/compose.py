@@ -7,8 +7,9 @@ applied to a plain copy of the composed tree and validated by the schema (issue 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,16 +58,31 @@ class _Options:
 def expand(overrides: Sequence[str]) -> list[list[str]]:
     """Expand comma sweeps to one override list a point, as Hydra's basic sweeper does.
 
-    The last key changes fastest; of two overrides of one key the later one holds, in the earlier one's place.
+    The last key changes fastest; of two overrides of one key the later one holds, in the earlier one's place. An
+    experiment may bring a sweep of its own (`hydra.sweeper.params`); its keys come first.
 
     Raises:
         ConfigError: the text is no override, or a sweep that cannot be enumerated.
     """
     choices: dict[str, list[str]] = {}
-    for item in parse(overrides):
+    for item in [*parse(_brought(overrides)), *parse(overrides)]:
         values = sweep_values(item) if item.is_sweep_override() else [item.get_value_element_as_str()]
         choices[item.get_key_element()] = [f"{item.get_key_element()}={value}" for value in values]
     return [list(point) for point in itertools.product(*choices.values())]
+
+
+def _brought(overrides: Sequence[str]) -> list[str]:
+    """Return the sweep that the chosen experiment brings, as overrides."""
+    chosen = [text for text in overrides if text.startswith("experiment=") and "," not in text]
+    if not chosen:
+        return []
+    schema.register()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3", job_name="launch"):
+            tree = compose("config", overrides=chosen[-1:], return_hydra_config=True)
+    except COMPOSITION_ERRORS as error:
+        raise composition_error(error, chosen) from None
+    return [f"{key}={value}" for key, value in (tree.hydra.sweeper.params or {}).items()]
 
 
 def sweep_values(item: Override) -> list[str]:
@@ -123,7 +139,7 @@ def configs(points: Iterable[Sequence[str]], composer: Composer = default_compos
 
 @dataclass(frozen=True)
 class Written:
-    """A config as its presets have it. `explicit`: the keys that the point's own overrides set."""
+    """A config as its presets have it. `explicit`: the keys that the point's own words set."""
 
     config: Config
     explicit: tuple[str, ...]
@@ -155,9 +171,38 @@ def written(points: Iterable[Sequence[str]], composer: Composer = default_compos
         for item in items:
             if not _is_structural(item, known):
                 _apply(tree, item)
-        explicit = tuple(item.key_or_group for item in items if not _is_structural(item, known))
+        explicit = tuple(key for item in items for key in _said(item, known))
         result.append(Written(schema.build(_resolved(tree)), explicit))
     return result
+
+
+PRESETS = ("engine", "experiment")
+"""Groups that are written for one release; a choice in any other group is the caller's own word."""
+
+
+def _said(item: Override, known: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the keys that one override sets: its own, or those of the option that it chooses (moe=flat)."""
+    group, choice = item.key_or_group, item.value()
+    if not _is_structural(item, known):
+        return (group,)
+    if group in PRESETS or group not in known or not isinstance(choice, str):
+        return ()
+    return _keys_of(group, choice)
+
+
+@cache
+def _keys_of(group: str, choice: str) -> tuple[str, ...]:
+    text = (CONF / group / f"{choice}.yaml").read_text()
+    tree = yaml.safe_load(text) or {}
+    return tuple(_leaves(tree, "" if "@package _global_" in text else f"{group}."))
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif key != "defaults":
+            yield f"{prefix}{key}"
 
 
 def ours(overrides: Sequence[str]) -> list[str]:

@@ -116,6 +116,12 @@ class Parallel(Section):
         1, "data-parallel ranks of a node: one number for all nodes, or a list in node order"
     )
     tensor_parallel_size: Count = setting(8, "NPUs of one data-parallel rank")
+    decode_context_parallel_size: Count | None = setting(
+        None, "spread the KV cache of a sequence over so many tensor parallel ranks (from 0.11); null: not emitted"
+    )
+    prefill_context_parallel_size: Count | None = setting(
+        None, "cut long prompts over so many further groups of NPUs (from 0.13); null: not emitted"
+    )
     enable_expert_parallel: Flag = setting(False, "shard experts over all NPUs (DeepSeek-R1 on 16 NPUs needs it)")
     max_model_len: Count = setting(8192, "longest prompt plus output, tokens")
     max_num_batched_tokens: Count | None = setting(8192, "tokens of one engine step")
@@ -245,6 +251,12 @@ class Launch(Section):
     resume: Text | None = setting(None, "directory of a sweep that is to be finished; its own points are run")
     retry_failed: Flag = setting(False, "with resume: run failed points again as well")
     reuse: Flag = setting(False, "take valid rows of the same points from results.root and results.roots")
+    infeasible: Annotated[Text, one_of("fail", "drop", "keep")] = setting(
+        "fail", "points whose longest request cannot fit: fail: refuse the sweep; drop: rows without a run; keep: run"
+    )
+    budget_node_hours: Positive | None = setting(
+        None, "cut the plan to so many predicted node-hours: the least informative points go; null: no limit"
+    )
     follow: Flag = setting(True, "stay and show progress until the table is there; Ctrl-C detaches")
 
 

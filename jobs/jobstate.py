@@ -7,8 +7,8 @@ import re
 
 from jobs import process
 from jobs.errors import ConfigError, RunError
-from jobs.plan import limit_seconds
 from jobs.rundir import AllocationDir, read_json
+from jobs.timing import limit_seconds
 
 ENDED = frozenset(
     [

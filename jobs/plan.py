@@ -1,42 +1,23 @@
-"""Points to services to allocations: fewest engine starts, within the time limit. Pure."""
+"""Points to services to allocations: fewest engine starts, within time limit and budget. Pure."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 from jobs import schema
+from jobs.calibration import Outlook
 from jobs.config import Config
 from jobs.errors import ConfigError
 from jobs.service import checks, command, environment, placement
-
-START_S = 120.0
-"""Seconds of an engine start that do not depend on the weights: imports, graph capture, warm-up."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """One fully resolved configuration: one row of the table. `values` holds the swept keys."""
-
-    point: str
-    service: str
-    overrides: tuple[str, ...]
-    values: Mapping[str, Any]
-    config: Config
-
-
-@dataclass(frozen=True)
-class Service:
-    """One start of the engine and the points it serves, in the order of measuring."""
-
-    service: str
-    points: tuple[str, ...]
-    config: Config
-    seconds: float
+from jobs.services import Dropped, group, refusals, unknown, warnings, within_budget
+from jobs.services import Point as Point
+from jobs.services import Service as Service
+from jobs.timing import Phases, limit_seconds
 
 
 @dataclass(frozen=True)
@@ -55,7 +36,14 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one sweep will do."""
+    """What one sweep will do.
+
+    Attributes:
+        refused: points that get a row with this reason and are not run, since they cannot fit
+            (`launch.infeasible=drop`).
+        dropped: points that get no row (`launch.budget_node_hours`).
+        warnings: what will be measured, or may fail, and is perhaps not meant.
+    """
 
     points: tuple[Point, ...]
     services: tuple[Service, ...]
@@ -63,32 +51,43 @@ class Plan:
     swept: tuple[str, ...]
     asked: tuple[str, ...] = ()
     """The point of every override list, in their order: two lists may ask for the same point."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    dropped: tuple[Dropped, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def points_of(self, service: str) -> tuple[Point, ...]:
         """Return the points of one service in the order of measuring."""
+        return self._points_of[service]
+
+    @cached_property
+    def _points_of(self) -> Mapping[str, tuple[Point, ...]]:
         by_id = {point.point: point for point in self.points}
-        chosen = next(item for item in self.services if item.service == service)
-        return tuple(by_id[point] for point in chosen.points)
+        return {service.service: tuple(by_id[name] for name in service.points) for service in self.services}
 
 
 def identity(config: Config, *scopes: str) -> str:
     """Return a short hash of the leaves that belong to these scopes: same question, same name (design.md)."""
-    tree = asdict(config)
-    leaves = {key: _get(tree, key) for key, scope in schema.schema().items() if scope in scopes}
+    leaves = {key: _get(config, key) for key, scope in schema.schema().items() if scope in scopes}
     return hashlib.sha256(_canonical(leaves).encode()).hexdigest()[:10]
 
 
-def make_plan(overrides: Sequence[Sequence[str]], configs: Sequence[Config], swept: Sequence[str]) -> Plan:
+def make_plan(
+    overrides: Sequence[Sequence[str]],
+    configs: Sequence[Config],
+    swept: Sequence[str],
+    look: Callable[[Config], Outlook] = unknown,
+) -> Plan:
     """Group points into services and services into allocations.
 
     Args:
         overrides: override list of each point.
         configs: resolved config of each point, same order.
         swept: keys whose overrides differ between points; a key of scope `sweep` is refused.
+        look: says what is known of a service before it starts; asked once for each.
 
     Raises:
         ConfigError: a config that cannot work, a swept key that does not change the question, points that want
-            different clusters.
+            different clusters, a service that cannot fit (`launch.infeasible=fail`), a budget for nothing.
     """
     leaves = _swept_leaves(swept, configs)
     _check_one_cluster(configs)
@@ -96,18 +95,33 @@ def make_plan(overrides: Sequence[Sequence[str]], configs: Sequence[Config], swe
     asked: list[str] = []
     for words, config in zip(overrides, configs, strict=True):
         checks.check(config)
-        tree = asdict(config)
         point = Point(
             point=identity(config, "service", "point"),
             service=identity(config, "service"),
             overrides=tuple(words),
-            values={key: _get(tree, key) for key in leaves},
+            values={key: _plain(_get(config, key)) for key in leaves},
             config=config,
         )
         points.setdefault(point.point, point)
         asked.append(point.point)
-    services = _services(tuple(points.values()))
-    return Plan(tuple(points.values()), services, pack(services), leaves, tuple(asked))
+    launch = configs[0].launch
+    grouped = group(tuple(points.values()), look)
+    refused: dict[str, str] = {}
+    if launch.infeasible != "keep":
+        refused = refusals(grouped, fail=launch.infeasible == "fail")
+    feasible = tuple(service for service in grouped if service.points[0] not in refused)
+    services, dropped = within_budget(feasible, points, launch.budget_node_hours)
+    gone = {one.point.point for one in dropped}
+    return Plan(
+        points=tuple(point for point in points.values() if point.point not in gone),
+        services=services,
+        allocations=pack(services),
+        swept=leaves,
+        asked=tuple(asked),
+        refused=refused,
+        dropped=dropped,
+        warnings=warnings(services, points),
+    )
 
 
 def _check_one_cluster(configs: Sequence[Config]) -> None:
@@ -128,7 +142,6 @@ def _check_one_cluster(configs: Sequence[Config]) -> None:
 def _swept_leaves(swept: Sequence[str], configs: Sequence[Config]) -> tuple[str, ...]:
     """Return the keys that stand in the table: the swept keys, a swept group by every leaf that differs."""
     leaves: list[str] = []
-    trees = [asdict(config) for config in configs]
     for key in swept:
         leaf = schema.leaf_of(key)
         scopes = {scope for name, scope in schema.schema().items() if name == leaf or name.startswith(key + ".")}
@@ -146,36 +159,22 @@ def _swept_leaves(swept: Sequence[str], configs: Sequence[Config]) -> tuple[str,
         prefix = key + "." if "." in key else ""
         for name, scope in schema.schema().items():
             wanted = name.startswith(prefix) and scope != "sweep"
-            if wanted and len({_canonical(_get(tree, name)) for tree in trees}) > 1:
-                leaves.append(name)
+            if wanted and _differs(configs, name):
+                leaves += _parts(configs, name)
     return tuple(dict.fromkeys(leaves))
 
 
-def _services(points: Sequence[Point]) -> tuple[Service, ...]:
-    """Group points by their service, in order of first appearance; inside a service from low to high load."""
-    groups: dict[str, list[Point]] = {}
-    for point in points:
-        groups.setdefault(point.service, []).append(point)
-    services = []
-    for name, members in groups.items():
-        ordered = sorted(members, key=lambda p: (p.config.bench.concurrency or 0, p.config.bench.request_rate or 0))
-        config = ordered[0].config
-        seconds = load_seconds(config) + sum(measure_seconds(p.config) for p in ordered)
-        services.append(Service(name, tuple(p.point for p in ordered), config, seconds))
-    return tuple(services)
+def _differs(configs: Sequence[Config], name: str) -> bool:
+    return len({_canonical(_get(config, name)) for config in configs}) > 1
 
 
-def load_seconds(config: Config) -> float:
-    """Predict seconds from start to ready: every node reads the whole checkpoint once, plus a fixed part."""
-    if config.engine.name == "simulator":
-        return config.engine.rehearsal.load_s + 2
-    gib = config.model.shape.weight_gib
-    return START_S + gib * 1.0737 / config.cluster.model_read_gb_s
-
-
-def measure_seconds(config: Config) -> float:
-    """Predict seconds of one point: warm-up, window, and a quarter window for the drain."""
-    return config.bench.warmup_s + 1.25 * config.bench.window_s
+def _parts(configs: Sequence[Config], name: str) -> list[str]:
+    """Return the keys of an open mapping (`engine.env`) that differ; of any other leaf the leaf itself."""
+    values = [_get(config, name) for config in configs]
+    if name not in schema.open_mappings() or not all(isinstance(value, Mapping) for value in values):
+        return [name]
+    keys = dict.fromkeys(str(key) for value in values for key in value)
+    return [f"{name}.{key}" for key in keys if "." not in key and _differs(configs, f"{name}.{key}")] or [name]
 
 
 def pack(services: Sequence[Service]) -> tuple[Allocation, ...]:
@@ -192,47 +191,6 @@ def pack(services: Sequence[Service]) -> tuple[Allocation, ...]:
         else:
             allocations.append(Allocation((service.service,), nodes, service.seconds))
     return tuple(allocations)
-
-
-WEEK_MIN = 7 * 24 * 60
-
-_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
-
-
-def limit_seconds(time_limit: int | str | None) -> int | None:
-    """Return a Slurm time limit in seconds: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S (sbatch(1), --time).
-
-    None is no limit; so is zero, as in sbatch(1).
-
-    Raises:
-        ConfigError: it is none of these.
-    """
-    if time_limit is None or str(time_limit).upper() in ("UNLIMITED", "INFINITE"):
-        return None
-    match = _TIME.fullmatch(str(time_limit))
-    if not match:
-        raise ConfigError(
-            "cluster.time_limit",
-            time_limit,
-            "it is not a Slurm time",
-            "Write minutes, H:MM:SS or D-HH:MM:SS.",
-        )
-    if str(time_limit).isdigit() and int(str(time_limit)) > WEEK_MIN:
-        # YAML reads an unquoted 8:00:00 as the number 28800.
-        raise ConfigError(
-            "cluster.time_limit",
-            time_limit,
-            "it is more than a week of minutes: perhaps YAML read H:MM:SS as a number",
-            'Quote it ("8:00:00"), or write D-HH:MM:SS.',
-        )
-    days, first, second, third = (
-        int(part) if part else None for part in match.group("days", "first", "second", "third")
-    )
-    if days is not None:
-        return (days * 86400 + (first or 0) * 3600 + (second or 0) * 60 + (third or 0)) or None
-    if third is not None:
-        return ((first or 0) * 3600 + (second or 0) * 60 + third) or None
-    return ((first or 0) * 60 + (second or 0)) or None
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -252,6 +210,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
                 "service": service.service,
                 "points": list(service.points),
                 "predicted_s": round(service.seconds),
+                "phases": _phases_json(service.phases),
+                "memory": _memory_json(service.outlook),
                 "ranks": [
                     {
                         "rank": place.rank,
@@ -275,11 +235,47 @@ def as_json(plan: Plan) -> dict[str, Any]:
             for allocation in plan.allocations
         ],
         "swept": list(plan.swept),
+        "refused": [{"point": point, "reason": reason} for point, reason in plan.refused.items()],
+        "dropped": [
+            {
+                "point": one.point.point,
+                "overrides": list(one.point.overrides),
+                "values": dict(one.point.values),
+                "reason": one.reason,
+            }
+            for one in plan.dropped
+        ],
+        "warnings": list(plan.warnings),
+    }
+
+
+def _phases_json(spent: Phases | None) -> dict[str, Any] | None:
+    """Return the phases with whole seconds."""
+    if spent is None:
+        return None
+    seconds = {f"{name}_s": round(value) for name, value in asdict(spent).items() if name != "source"}
+    return seconds | {"source": spent.source}
+
+
+def _memory_json(outlook: Outlook | None) -> dict[str, Any] | None:
+    """Return what is known of a service's memory; `unknown` says why there is no sum."""
+    if outlook is None:
+        return None
+    made = outlook.fit.prediction
+    if made is None:
+        return {"unknown": outlook.fit.unknown}
+    return {
+        "predicted_kv_tokens": made.kv_tokens_per_rank,
+        "largest_max_model_len": made.largest_max_model_len,
+        "uncertainty_gib": round(made.uncertainty_bytes / (1 << 30), 2),
+        "allowance_source": made.allowance.source,
     }
 
 
 def _canonical(value: Any) -> str:
     """Return the same text for the same value, whatever the order of its keys."""
+    if value is None or isinstance(value, int):  # most leaves; json.dumps says the same
+        return "null" if value is None else str(value).lower()
     if isinstance(value, Mapping):
         return "{" + ",".join(sorted(f"{_canonical(k)}:{_canonical(v)}" for k, v in value.items())) + "}"
     if isinstance(value, list | tuple):
@@ -287,10 +283,16 @@ def _canonical(value: Any) -> str:
     return json.dumps(value, default=str)
 
 
-def _get(tree: Mapping[str, Any], key: str) -> Any:
-    value: Any = tree
+def _get(config: Config, key: str) -> Any:
+    """Return a leaf by its dotted name, or an entry of an open mapping; None where there is none."""
+    value: Any = config
     for part in key.split("."):
-        if not isinstance(value, Mapping):
-            return None
-        value = value.get(part)
+        value = value.get(part) if isinstance(value, Mapping) else getattr(value, part, None)
     return value
+
+
+def _plain(value: Any) -> Any:
+    """Return lists for tuples, as they stand in a plan."""
+    if isinstance(value, Mapping):
+        return {key: _plain(child) for key, child in value.items()}
+    return [_plain(child) for child in value] if isinstance(value, list | tuple) else value

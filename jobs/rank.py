@@ -21,7 +21,6 @@ from jobs.cluster import Task, check_master, derive_ports, find_card, interface_
 from jobs.config import Config
 from jobs.errors import RunError, UserError
 from jobs.jobstate import seconds_left
-from jobs.plan import limit_seconds
 from jobs.rundir import AllocationDir
 from jobs.service import agent
 from jobs.service.engine import Engine
@@ -29,6 +28,7 @@ from jobs.service.peers import Message, join
 from jobs.service.placement import LOOPBACK, Placement
 from jobs.service.task import read_config, read_task
 from jobs.servicerun import Here
+from jobs.timing import limit_seconds
 from jobs.walltime import TIME_IS_UP, Walltime
 
 SIGNALS = {

@@ -8,13 +8,14 @@ from typing import Any
 from jobs import submit
 from jobs.errors import RunError
 from jobs.jobstate import ENDED, job_state
-from jobs.plan import Allocation, Service, load_seconds, measure_seconds, pack
+from jobs.plan import Allocation, Service, pack
 from jobs.results.row import is_finished
 from jobs.reuse import launch_view
 from jobs.rundir import SweepDir, read_json
 from jobs.service import fingerprint
 from jobs.service.fingerprint import Fingerprint
 from jobs.service.task import ServiceTask, read_config
+from jobs.timing import load_seconds, measure_seconds
 
 
 def unfinished(sweep: SweepDir, *, retry_failed: bool) -> list[Service]:
@@ -71,6 +72,8 @@ def _allocations(left: list[Service]) -> tuple[Allocation, ...]:
 
 def together(allocations: tuple[Allocation, ...]) -> tuple[Allocation, ...]:
     """On one machine nothing queues: one allocation runs all services, with as many ranks as the largest needs."""
+    if not allocations:
+        return ()
     nodes = max(allocation.nodes for allocation in allocations)
     services = tuple(name for allocation in allocations for name in allocation.services)
     return (Allocation(services, nodes, sum(allocation.seconds for allocation in allocations)),)

@@ -91,6 +91,17 @@ def read_lines(path: Path) -> list[Any]:
 
 
 @dataclass(frozen=True)
+class Root:
+    """`results.root`: the sweeps, and what they taught about each layout."""
+
+    path: Path
+
+    def calibration(self, layout: str) -> Path:
+        """What earlier runs of one layout showed; one file a layout, so that two writers replace it, never mix."""
+        return self.path / ".calibration" / f"{layout}.json"
+
+
+@dataclass(frozen=True)
 class RankDir:
     """`services/<service>/<attempt>/rank<k>/`."""
 
@@ -277,6 +288,11 @@ class SweepDir:
     """`runs/<sweep>/`."""
 
     path: Path
+
+    @property
+    def root(self) -> Root:
+        """The directory that holds this sweep and others."""
+        return Root(self.path.parent)
 
     @property
     def plan(self) -> Path:

@@ -117,6 +117,7 @@ def register() -> None:
     OmegaConf marks frozen dataclasses read-only, which would refuse the YAML files themselves: the flag is
     lifted on the node. The frozen object comes back from `build`.
     """
+    OmegaConf.register_new_resolver("minus", lambda a, b: a - b, replace=True)  # ${minus:${a},${b}} in conf/
     node = OmegaConf.structured(Config)
     _thaw(node)
     for name in open_mappings():

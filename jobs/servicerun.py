@@ -11,7 +11,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from jobs import reuse
+from jobs import calibration, reuse
+from jobs.calibration import Outlook
 from jobs.cluster import Ports, Task
 from jobs.config import Config
 from jobs.diagnose import diagnose, invalid_reason
@@ -121,6 +122,8 @@ class ServiceRun:
         service, folder = self._service.service, self._folder
         place = self._place()
         engine = Engine(self._config, place, folder.rank(0), self._here.mark(service))
+        outlook = calibration.looker(self._sweep.root)(self._config)
+        self._known["predicted_kv_tokens"] = outlook.predicted_kv_tokens
         message = {
             "type": "start",
             "service": service,
@@ -168,6 +171,7 @@ class ServiceRun:
         if failure and not self._stopping.done():
             failure = self._diagnose(failure)
         self._finish(failure, out_of_time)
+        self._remember(outlook)
         write_json(
             folder.record,
             {
@@ -186,6 +190,23 @@ class ServiceRun:
             return f"service {service} left something behind: {'; '.join(leftovers)}"
         missing = set(range(1, self._here.task.ranks)) - self._hub.present
         return f"rank {min(missing)} is lost" if missing else None
+
+    def _remember(self, outlook: Outlook) -> None:
+        """Keep what this run showed for later plans: its memory beside the prediction, and its times."""
+        figures = logs.memory_figures(logs.read_all(self._folder.rank(0).log))
+        known = self._known
+        try:
+            calibration.remember(
+                self._sweep.root,
+                self._config,
+                outlook.fit.prediction,
+                figures,
+                run=self._folder.path,
+                load_s=known.get("load_s"),
+                teardown_s=known["teardown_s"],
+            )
+        except UserError as error:  # a layout without a name, a root that another user owns: the rows are there
+            _say(f"nothing is learnt from this run: {error}")
 
     def _place(self) -> Placement:
         here, config = self._here, self._config

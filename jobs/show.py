@@ -14,9 +14,11 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from jobs.plan import Allocation, Plan, as_json, limit_seconds
+from jobs.plan import Allocation, Plan, as_json
 from jobs.results.table import text
 from jobs.service.checks import Shared
+from jobs.services import Point
+from jobs.timing import limit_seconds
 
 SHOWN = (
     "engine",
@@ -63,8 +65,9 @@ def console(*, stderr: bool = False) -> Console:
 def plan_text(plan: Plan) -> str:
     """Return the plan in a few lines: points, services, allocations, predicted node-hours."""
     hours = sum(allocation.node_hours for allocation in plan.allocations)
+    run = len(plan.points) - len(plan.refused)
     lines = [
-        f"{_count(plan.points, 'point')} in {_count(plan.services, 'service')}"
+        f"{_count(range(run), 'point')} in {_count(plan.services, 'service')}"
         f" (engine starts) in {_count(plan.allocations, 'allocation')}, about {hours:.2f} node-hours"
     ]
     for index, allocation in enumerate(plan.allocations):
@@ -74,9 +77,20 @@ def plan_text(plan: Plan) -> str:
             + _too_long(plan, allocation)
         )
         for name in allocation.services:
-            for point in plan.points_of(name):
-                values = " ".join(f"{key}={value}" for key, value in point.values.items())
-                lines.append(f"    service {name}  point {point.point}  {values}".rstrip())
+            lines += [
+                f"    service {name}  point {point.point}  {_values(point)}".rstrip() for point in plan.points_of(name)
+            ]
+    if plan.services:
+        lines.append(f"predicted (queue apart): {phases_text(plan)}")
+    lines += [
+        f"not run: point {point.point}  {_values(point)}  {plan.refused[point.point]}"
+        for point in plan.points
+        if point.point in plan.refused
+    ]
+    lines += [
+        f"beyond the budget: point {one.point.point}  {_values(one.point)}  ({one.reason})" for one in plan.dropped
+    ]
+    lines += [f"warning: {text}" for text in plan.warnings]
     return "\n".join(lines)
 
 
@@ -84,10 +98,23 @@ def warnings_text(found: Sequence[Shared]) -> str:
     """Return one line for every warning; errors are not for here: they stop the sweep."""
     lines = []
     for one in found:
-        if one.finding.severity == "warning":
+        if one.finding.severity == "warning" and one.finding.rule != "R20":  # the plan itself speaks of queueing
             finding = one.finding
             lines.append(f"  {finding.rule} {finding.key} = {finding.value}: {finding.reason}. {finding.remedy}")
     return "\n".join([f"{_count(lines, 'warning')} (python -m jobs check):", *lines]) if lines else ""
+
+
+def phases_text(plan: Plan) -> str:
+    """Return the predicted time of the whole plan by phase, and what the load times stand on."""
+    spent = [service.phases for service in plan.services if service.phases]
+    names = {"load": "load", "warmup": "warm-up", "window": "windows", "drain": "drain", "teardown": "teardown"}
+    parts = [f"{label} {_duration(sum(getattr(one, name) for one in spent))}" for name, label in names.items()]
+    sources = " and from ".join(dict.fromkeys(one.source for one in spent))
+    return f"{', '.join(parts)}; load from {sources}"
+
+
+def _values(point: Point) -> str:
+    return " ".join(f"{key}={value}" for key, value in point.values.items())
 
 
 def commands_text(plan: Plan) -> str:

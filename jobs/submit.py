@@ -21,11 +21,11 @@ from jobs import process, rank
 from jobs.cluster import Task, task_from_slurm
 from jobs.config import Cluster, Config
 from jobs.errors import ConfigError, RunError
-from jobs.plan import limit_seconds
 from jobs.results.row import NOT_RUN, make_row
 from jobs.results.table import write_table
 from jobs.rundir import AllocationDir, SweepDir, read_json, write_json
 from jobs.service.task import AllocationTask, ServiceTask, read_config, write_task
+from jobs.timing import limit_seconds
 from jobs.walltime import SIGNAL_DELAY_S
 
 UNLIMITED_MIN = 365 * 24 * 60

@@ -18,15 +18,16 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.text import Text
 
-from jobs import compose, reuse, schema, show, submit
+from jobs import calibration, compose, reuse, schema, show, submit
 from jobs.config import Config, Launch
 from jobs.errors import ConfigError, RunError, UserError
 from jobs.follow import follow
 from jobs.plan import Plan, as_json, make_plan
-from jobs.results.table import read_table
+from jobs.results.row import make_row
+from jobs.results.table import read_table, write_table
 from jobs.resume import resume, together
 from jobs.reuse import Past
-from jobs.rundir import SweepDir, new_sweep, read_json, write_json
+from jobs.rundir import Root, SweepDir, new_sweep, read_json, write_json
 from jobs.service import checks, fingerprint
 from jobs.service.task import ServiceTask, write_config
 from jobs.settings import from_root
@@ -101,7 +102,8 @@ def plan(points: Sequence[Sequence[str]], composer: compose.Composer = compose.d
         if one.cluster.kind not in kinds:
             kinds[one.cluster.kind] = submit.kind_of(one.cluster)
         settled.append(replace(one, cluster=replace(one.cluster, kind=kinds[one.cluster.kind])))
-    return make_plan(words, settled, compose.swept_keys(words))
+    root = Root(Path(settled[0].results.root).absolute())
+    return make_plan(words, settled, compose.swept_keys(words), calibration.looker(root))
 
 
 def launch(points: Sequence[Sequence[str]], composer: compose.Composer = compose.default_composer) -> Outcome:
@@ -218,10 +220,15 @@ def start(made: Plan, reused: Sequence[Past] = ()) -> SweepDir:
     write_json(sweep.plan, record)
     for point in made.points:
         write_config(sweep, point.point, point.config)
+        if reason := made.refused.get(point.point):
+            row = make_row(point.point, point.service, point.config, invalid_reason=reason)
+            write_json(sweep.point(point.point).row, row)
     if reused:
         reuse.take(sweep, reused)
         resume(sweep, retry_failed=False)
         return sweep
+    if not made.allocations:
+        write_table(sweep)
     for index, allocation in enumerate(together(made.allocations) if local else made.allocations):
         tasks = [
             ServiceTask(name, tuple(point.point for point in made.points_of(name))) for name in allocation.services

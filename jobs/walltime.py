@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from jobs import calibration
 from jobs.config import Config
-from jobs.plan import load_seconds, measure_seconds
 from jobs.rundir import SweepDir, read_json
+from jobs.timing import load_seconds, measure_seconds
 
 SIGNAL_DELAY_S = 90
 """Slurm sends SIGUSR2 this long before the time limit, so that partial results can be kept."""
@@ -47,11 +48,14 @@ def service_seconds(sweep: SweepDir, service: str, config: Config, last_load_s: 
     """Predict seconds from the start of a service to the end of its first point.
 
     The load time is learnt, in this order: earlier attempts at this very service in any sweep beside this one,
-    the service that this allocation ran last, else the plan's estimate.
+    the service that this allocation ran last, earlier runs of this model and layout, else the plan's estimate.
     """
     past = []
     for record in sweep.service_records(service):
         load = read_json(record).get("load_s")
         past += [float(load)] if load else []
-    load = max(past) if past else last_load_s if last_load_s else load_seconds(config)
+    load = max(past) if past else last_load_s
+    if not load:
+        alike, _ = calibration.recall(sweep.root, config)
+        load = max(alike.load_s) if alike and alike.load_s else load_seconds(config)
     return load + point_seconds(config)

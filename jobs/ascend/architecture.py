@@ -115,7 +115,10 @@ def load(name: str, path: Path) -> Architecture:
             raise ConfigError("model.path", path, f"{file} cannot be read: {error}", "Mend the file.") from None
         if not isinstance(config, dict):
             raise ConfigError("model.path", path, f"{file} is not a JSON object", "Mend the file.")
-        return from_hf_config(config)
+        try:
+            return from_hf_config(config)
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise ConfigError("model.path", path, f"{file} has an unknown form: {error}", "Mend the file.") from None
     raise ConfigError(
         "model.path", path, "its config.json is not visible here", "Give a directory that holds config.json."
     )

@@ -5,6 +5,12 @@
 **Allowance.** Activations and HCCL buffers together take 4.5 GiB at HCCL_BUFFSIZE=200 and up to 8192 batched tokens
 (fitted to the FAQ of vllm-ascend 0.18.0, entry 24). The buffers are known, the rest is the activations' share. A log
 corrects it: `Prediction.calibrated`.
+
+**Uncertainty.** 1 GiB for the allowance, and all of what no log has confirmed: the tokens beyond 8192, and the part of
+the `dp` and `mc2` buffers above those of HCCL_BUFFSIZE=200. HCCL makes a buffer at the first collective of its group,
+and the profile run, after which the engine sizes its KV cache, is a prefill: it uses the groups `tp` and `ep` for
+certain. That the sum is an upper bound there is known: the official two-node recipe of 0.9.1 (TP4 DP4, HCCL_BUFFSIZE
+1024, utilization 0.9, max_model_len 32768) starts, and the full sum leaves it 2.3 GiB short. Measured: 0.25 GiB.
 """
 
 from __future__ import annotations
@@ -67,6 +73,12 @@ class Allowance:
 
     gib: float = 4.5
     source: str = "default, fitted to the FAQ of vllm-ascend 0.18.0"
+    measured: bool = False
+
+    @property
+    def uncertainty_gib(self) -> float:
+        """How far the sum may be off by this figure, GiB."""
+        return 0.25 if self.measured else 1.0
 
 
 def hccl(layout: Layout, *, moe: bool, release: str, buffsize: int = DEFAULT_BUFFSIZE) -> tuple[Term, ...]:
@@ -96,8 +108,12 @@ def _version(release: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", release)[:2])
 
 
-def _activations(arch: Architecture, layout: Layout, tokens: int, allowance: Allowance, buffers: float) -> Term:
-    """Return what the allowance leaves beside the buffers, and more for tokens beyond those it was fitted for.
+def _activations(
+    arch: Architecture, layout: Layout, tokens: int, allowance: Allowance, buffers: float
+) -> tuple[Term, float]:
+    """Return what the allowance leaves beside the buffers, with more for tokens beyond those it was fitted for.
+
+    The second value is this further part alone, in bytes.
 
     A further token takes its hidden state and residual, their gathered copies, and its share of the rows of the
     experts (in, inner, out), each in 2 bytes: an estimate that no log has confirmed yet.
@@ -108,7 +124,13 @@ def _activations(arch: Architecture, layout: Layout, tokens: int, allowance: All
     source = f"{allowance.gib:.2f} GiB with HCCL buffers ({allowance.source})"
     if more:
         source += f"; {token / 1e3:.0f} kB for each token above {_ALLOWANCE_TOKENS}"
-    return Term("activations", allowance.gib * GIB - buffers + more, source)
+    return Term("activations", allowance.gib * GIB - buffers + more, source), more
+
+
+def _unconfirmed(buffers: tuple[Term, ...], fitted: tuple[Term, ...]) -> float:
+    """Return the bytes of the groups that a profile run may not use, above those that the allowance was fitted with."""
+    idle = ("HCCL dp", "HCCL mc2")
+    return max(0.0, sum((b.bytes - f.bytes) for b, f in zip(buffers, fitted, strict=True) if b.name in idle))
 
 
 @dataclass(frozen=True)
@@ -125,6 +147,7 @@ class Prediction:
         device_bytes: memory of the NPU; 0 where the KV cache has a size of its own (CPU engine).
         block: tokens that are given out together: 128 x dcp x pcp.
         allowance: that was used.
+        uncertainty_bytes: how far `kv_bytes` may be off; 0: the engine does not measure, its cache has a fixed size.
     """
 
     terms: tuple[Term, ...]
@@ -137,6 +160,16 @@ class Prediction:
     largest_max_model_len: int
     block: int
     allowance: Allowance
+    uncertainty_bytes: float = 0.0
+
+    def lacks_bytes(self, length: int) -> float:
+        """Return what one sequence of `length` tokens lacks, bytes; 0 or less: it fits, with so much to spare."""
+        lacks = self._blocks(length) * self.kv_bytes_per_token - self.kv_bytes
+        return lacks if self.sequences(length) else max(1.0, lacks)
+
+    def needed_bytes(self, length: int) -> float:
+        """Return the KV cache of one sequence of `length` tokens on one NPU, bytes."""
+        return self._blocks(length) * self.kv_bytes_per_token
 
     def sequences(self, length: int) -> int:
         """Return how many sequences of `length` tokens one data-parallel rank holds at once."""
@@ -155,8 +188,12 @@ class Prediction:
             kv_tokens: "GPU KV cache size" of its log, tokens of one data-parallel rank.
             source: where the figure stands.
         """
-        excess = self.kv_bytes - kv_tokens * self.kv_bytes_per_token
-        return Allowance(self.allowance.gib + excess / GIB, source)
+        # An engine gives out whole blocks: on average half of one was left over.
+        return self.calibrated_bytes((kv_tokens + self.block / 2) * self.kv_bytes_per_token, source)
+
+    def calibrated_bytes(self, kv_bytes: float, source: str) -> Allowance:
+        """Return the allowance with which this prediction leaves the KV cache that an engine printed, bytes."""
+        return Allowance(self.allowance.gib + (self.kv_bytes - kv_bytes) / GIB, source, measured=True)
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON form of `python -m jobs memory --json` (issue 4)."""
@@ -169,6 +206,7 @@ class Prediction:
             "budget_gib": self.budget_bytes / GIB,
             "allowance_gib": self.allowance.gib,
             "allowance_source": self.allowance.source,
+            "uncertainty_gib": self.uncertainty_bytes / GIB,
             "terms": [{"name": term.name, "gib": term.gib, "source": term.source} for term in self.terms],
         }
 
@@ -222,10 +260,16 @@ def predict(
         mlapo=mlapo,
     )
     rest: tuple[Term, ...] = ()
+    uncertain = 0.0
     if not kv_only:
         buffers = hccl(layout, moe=arch.experts > 0, release=release, buffsize=buffsize)
-        fitted = sum(term.bytes for term in hccl(layout, moe=arch.experts > 0, release=release))
-        rest = (*buffers, _activations(arch, layout, max_num_batched_tokens, allowance, fitted))
+        fitted = hccl(layout, moe=arch.experts > 0, release=release)
+        taken = sum(term.bytes for term in fitted)
+        activations, more = _activations(arch, layout, max_num_batched_tokens, allowance, taken)
+        rest = (*buffers, activations)
+        if kv_bytes is None:
+            uncertain = allowance.uncertainty_gib * GIB
+            uncertain += 0 if allowance.measured else more + _unconfirmed(buffers, fitted)
     device = 0.0 if kv_only else device_gib * GIB
     left = utilization * device - sum(term.bytes for term in (*weight, *rest)) if kv_bytes is None else kv_bytes
     spread = layout.dcp * layout.pcp
@@ -242,6 +286,7 @@ def predict(
         largest_max_model_len=min(tokens, arch.max_length),
         block=BLOCK * spread,
         allowance=allowance,
+        uncertainty_bytes=uncertain,
     )
 
 
@@ -254,7 +299,8 @@ def predict_config(
 ) -> Prediction:
     """Return what fits with the settings of one point.
 
-    The KV cache of engine=vllm_cpu is VLLM_CPU_KVCACHE_SPACE. The rehearsal engine is judged as the NPUs it stands for.
+    The KV cache of engine=vllm_cpu is VLLM_CPU_KVCACHE_SPACE. The rehearsal engine, which has a sum of its own
+    (jobs/simulator/memory.py), is judged here as the NPUs that it stands for.
 
     Args:
         config: model, parallel, hccl and engine sections are used.
@@ -266,7 +312,7 @@ def predict_config(
         ConfigError: the model is not known, or a setting is not covered by this sum.
     """
     parallel, engine = config.parallel, config.engine
-    args = {key.lstrip("-").replace("_", "-"): value for key, value in engine.args.items() if value is not None}
+    args = _args(config)
     if _whole(args, "pipeline-parallel-size", 1) > 1:
         key, stages = "engine.args.pipeline-parallel-size", args["pipeline-parallel-size"]
         raise ConfigError(key, stages, "memory is not predicted for pipeline stages", "Use tensor or data parallelism.")
@@ -276,29 +322,42 @@ def predict_config(
         if not fixed:
             key = "engine.env.VLLM_CPU_KVCACHE_SPACE"
             raise ConfigError(key, engine.env.get(key[11:]), "the CPU engine's KV cache has no size", "Set it, in GiB.")
-    buffsize = _whole(engine.env, "HCCL_BUFFSIZE", config.hccl.buffsize or DEFAULT_BUFFSIZE, "engine.env")
     return predict(
         arch or architecture.load(config.model.name, Path(from_root(config.model.path))),
         Layout(
             tp=parallel.tensor_parallel_size,
             dp=parallel.data_parallel_size,
             expert_parallel=parallel.enable_expert_parallel,
-            dcp=_whole(args, "decode-context-parallel-size", 1),
-            pcp=_whole(args, "prefill-context-parallel-size", 1),
+            dcp=parallel.decode_context_parallel_size or 1,
+            pcp=parallel.prefill_context_parallel_size or 1,
         ),
         release=engine.release,
         utilization=parallel.gpu_memory_utilization or _UTILIZATION,
         max_num_batched_tokens=parallel.max_num_batched_tokens or _ALLOWANCE_TOKENS,
-        buffsize=buffsize,
+        buffsize=buffsize_of(config),
         device_gib=device_gib,
         allowance=allowance,
         linear_bytes=1 if config.model.quantization == "ascend" else 2,
         kv_dtype_bytes=1 if str(args.get("kv-cache-dtype", "")).startswith(("fp8", "int8")) else 2,
-        mtp=_mtp(args.get("speculative-config")),
+        mtp=loads_mtp(config),
         mlapo=_mlapo(config),
         kv_bytes=fixed,
         kv_only=engine.name == "vllm_cpu",
     )
+
+
+def _args(config: Config) -> dict[str, Any]:
+    return {key.lstrip("-").replace("_", "-"): value for key, value in config.engine.args.items() if value is not None}
+
+
+def buffsize_of(config: Config) -> int:
+    """Return HCCL_BUFFSIZE of a config, MB."""
+    return _whole(config.engine.env, "HCCL_BUFFSIZE", config.hccl.buffsize or DEFAULT_BUFFSIZE, "engine.env")
+
+
+def loads_mtp(config: Config) -> bool:
+    """Return whether the checkpoint's multi-token prediction layer is loaded for speculative decoding."""
+    return _mtp(_args(config).get("speculative-config"))
 
 
 def _whole(settings: Mapping[str, Any], name: str, default: int, section: str = "engine.args") -> int:

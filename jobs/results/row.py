@@ -22,6 +22,7 @@ FIGURES = tuple(summarize(Window(0.0, 1.0, 0.0, 0.0, (), {}, 0.0, truncated=Fals
 SERVICE = (
     "engine_tokens",
     "kv_cache_tokens",
+    "predicted_kv_tokens",
     "queue_s",
     "load_s",
     "warmup_s",

@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.config import Config
 from jobs.errors import ConfigError
-from jobs.service.placement import Placement, first_data_parallel_rank, local_sizes
+from jobs.service.placement import Placement, first_data_parallel_rank, local_sizes, span
 from jobs.settings import from_root
 
 OWNED = {
@@ -17,6 +17,10 @@ OWNED = {
     "data-parallel-start-rank": "it follows from the local sizes of the nodes",
     "data-parallel-address": "it is the address of the HCCL card on the first host; cluster.master_address sets it",
     "data-parallel-rpc-port": "it derives from the job id; engine.data_parallel_rpc_port sets it",
+    "nnodes": "it follows from the NPUs that one data-parallel rank needs",
+    "node-rank": "the rank decides it",
+    "master-addr": "it is the address of the HCCL card on the first host; cluster.master_address sets it",
+    "master-port": "it derives from the job id; engine.data_parallel_rpc_port sets it",
     "host": "engine.host sets it",
     "port": "it derives from the job id; engine.port sets it",
 }
@@ -35,6 +39,8 @@ CONFIGURED = {
     "max-model-len": "parallel.max_model_len",
     "max-num-batched-tokens": "parallel.max_num_batched_tokens",
     "max-num-seqs": "parallel.max_num_seqs",
+    "decode-context-parallel-size": "parallel.decode_context_parallel_size",
+    "prefill-context-parallel-size": "parallel.prefill_context_parallel_size",
     "block-size": "parallel.block_size",
     "gpu-memory-utilization": "parallel.gpu_memory_utilization",
     "enable-prefix-caching": "parallel.enable_prefix_caching",
@@ -44,9 +50,6 @@ CONFIGURED = {
 
 HEAD_ONLY = ("api-server-count",)
 """Flags that vLLM refuses together with --headless: they are rendered for the head alone."""
-
-RANKED = (*OWNED, "data-parallel-size-local")
-"""Flags whose value depends on the rank or on the job."""
 
 
 def flag_name(key: str) -> str:
@@ -72,16 +75,17 @@ def flags(config: Config, place: Placement) -> dict[str, Any]:
 
     Ranks differ only in --headless, --data-parallel-start-rank and, on uneven nodes, the local size.
     """
-    return _flags(config, place, local_sizes(config)[place.rank], first_data_parallel_rank(config, place.rank))
+    return _flags(config, place, _one_rank(config, place) if span(config) > 1 else _data_parallel(config, place))
 
 
 def settings(config: Config) -> dict[str, Any]:
     """Return the flags that are the same on every rank, by name; also for a layout that cannot be."""
     everywhere = Placement(0, 1, "", "", "", "", "")
-    return {name: value for name, value in _flags(config, everywhere, 0, 0).items() if name not in RANKED}
+    made = _flags(config, everywhere, {"data-parallel-size": config.parallel.data_parallel_size})
+    return {name: value for name, value in made.items() if name not in OWNED}
 
 
-def _flags(config: Config, place: Placement, local: int, start: int) -> dict[str, Any]:
+def _flags(config: Config, place: Placement, ranks: Mapping[str, Any]) -> dict[str, Any]:
     model, engine, parallel = config.model, config.engine, config.parallel
     flags: dict[str, Any] = {
         "host": engine.host,
@@ -98,15 +102,10 @@ def _flags(config: Config, place: Placement, local: int, start: int) -> dict[str
         "max-model-len": parallel.max_model_len,
         "max-num-batched-tokens": parallel.max_num_batched_tokens,
         "max-num-seqs": parallel.max_num_seqs,
-        "data-parallel-size": parallel.data_parallel_size,
-        "data-parallel-size-local": local,
-    }
-    if place.role == "headless":
-        flags["data-parallel-start-rank"] = start
-    flags |= {
-        "data-parallel-address": place.master_address,
-        "data-parallel-rpc-port": place.rpc_port,
+        **ranks,
         "tensor-parallel-size": parallel.tensor_parallel_size,
+        "decode-context-parallel-size": parallel.decode_context_parallel_size,
+        "prefill-context-parallel-size": parallel.prefill_context_parallel_size,
         "block-size": parallel.block_size,
         "seed": parallel.seed,
         "enable-expert-parallel": parallel.enable_expert_parallel or None,
@@ -122,6 +121,27 @@ def argv(config: Config, place: Placement) -> list[str]:
     words = [sys.executable if word == "{python}" else from_root(word) for word in config.engine.command]
     made = flags(config, place)
     return [*words, "serve", from_root(config.model.path), *(word for k, v in made.items() for word in _flag(k, v))]
+
+
+def _data_parallel(config: Config, place: Placement) -> dict[str, Any]:
+    """Return the flags with which the data-parallel ranks of all nodes find each other."""
+    flags: dict[str, Any] = {
+        "data-parallel-size": config.parallel.data_parallel_size,
+        "data-parallel-size-local": local_sizes(config)[place.rank],
+    }
+    if place.role == "headless":
+        flags["data-parallel-start-rank"] = first_data_parallel_rank(config, place.rank)
+    return flags | {"data-parallel-address": place.master_address, "data-parallel-rpc-port": place.rpc_port}
+
+
+def _one_rank(config: Config, place: Placement) -> dict[str, Any]:
+    """Return the flags of one data-parallel rank over several nodes (vLLM, --nnodes: multi-node mp executor)."""
+    return {
+        "nnodes": span(config),
+        "node-rank": place.rank,
+        "master-addr": place.master_address,
+        "master-port": place.rpc_port,
+    }
 
 
 def _flag(name: str, value: Any) -> list[str]:

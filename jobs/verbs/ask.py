@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
+from typing import Any
 
 from jobs import compose, schema, show, sweep
-from jobs.ascend.memory import predict_config
+from jobs.ascend.weights import GIB
 from jobs.plan import as_json
 from jobs.service import checks
+from jobs.services import Service
 from jobs.verbs import OVERRIDES, Verb
 
 
@@ -28,19 +31,57 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _memory(options: argparse.Namespace) -> int:
     compose.check(options.overrides)
-    services = sweep.plan(compose.expand(options.overrides)).services
-    found = [predict_config(service.config) for service in services]
+    # What does not fit is what one asks this verb about: nothing is refused, nothing is cut.
+    words = [*options.overrides, "launch.infeasible=keep", "launch.budget_node_hours=null"]
+    services = sweep.plan(compose.expand(words)).services
     if options.json:
-        values = [one.as_json() for one in found]
+        values = [_memory_json(service) for service in services]
         print(json.dumps(values[0] if len(values) == 1 else values))
         return 0
-    for service, one in zip(services, found, strict=True):
-        print(f"service {service.service}")
-        print("\n".join(f"  {term.gib:9.3f} GiB  {term.name}  ({term.source})" for term in one.terms))
-        print(f"  {one.kv_bytes / 2**30:9.3f} GiB  for the KV cache, {one.kv_bytes_per_token:,} bytes a token")
-        print(f"  {one.kv_tokens_per_rank:,} tokens in each data-parallel rank")
-        print(f"  largest max_model_len that starts: {one.largest_max_model_len:,}")
+    for service in services:
+        print("\n".join([f"service {service.service}", *(f"  {line}" for line in _memory_lines(service))]))
     return 0
+
+
+def _memory_json(service: Service) -> dict[str, Any]:
+    """Return the sum with what earlier runs showed beside it (issue 4, Memory)."""
+    assert service.outlook
+    fit, past = service.outlook.fit, service.outlook.past
+    found: dict[str, Any] = {"service": service.service, "calibration": asdict(past) if past else None}
+    if fit.prediction is None:
+        return found | {"unknown": fit.unknown}
+    return found | fit.prediction.as_json() | {"max_model_len": fit.length, "lacks_gib": fit.lacks_bytes / GIB}
+
+
+def _memory_lines(service: Service) -> list[str]:
+    """Return the sum line by line, what starts, and what earlier runs showed."""
+    assert service.outlook
+    fit, past = service.outlook.fit, service.outlook.past
+    made = fit.prediction
+    if made is None:
+        return [f"no prediction: {fit.unknown}"]
+    lines = [f"{term.gib:9.3f} GiB  {term.name}  ({term.source})" for term in made.terms]
+    left = f"{made.kv_bytes / GIB:9.3f} GiB  for the KV cache, {made.kv_bytes_per_token:,} bytes a token"
+    lines.append(left + (f", give or take {made.uncertainty_bytes / GIB:.2f} GiB" if made.uncertainty_bytes else ""))
+    lines += [
+        f"{made.kv_tokens_per_rank:,} tokens in each data-parallel rank",
+        f"largest max_model_len that starts: {made.largest_max_model_len:,}",
+        f"max_model_len={fit.length:,}: {fit.refusal or fit.doubt or 'fits'}",
+    ]
+    if past is None:
+        return [*lines, "calibration: none, no run of this release and layout is known under results.root"]
+    predicted, measured = past.predicted_kv_tokens, past.kv_tokens
+    lines.append(f"calibration: {past.run}, {past.time}")
+    if predicted is not None and measured:
+        lines.append(f"  KV cache: {measured:,} tokens, predicted {predicted:,} ({predicted / measured - 1:+.1%})")
+    if past.weights_gib and past.predicted_weights_gib:
+        ratio = past.predicted_weights_gib / past.weights_gib - 1
+        lines.append(
+            f"  weights: {past.weights_gib:.2f} GiB, predicted {past.predicted_weights_gib:.2f} ({ratio:+.1%})"
+        )
+    if past.allowance_gib is not None:
+        lines.append(f"  activations and HCCL buffers: {past.allowance_gib:.2f} GiB, used above")
+    return lines
 
 
 def _keys(options: argparse.Namespace) -> int:

@@ -90,6 +90,7 @@ def test_the_r1_configuration_is_rehearsed(tmp_path: Path) -> None:
     assert set(table["engine"]) == {"simulator"}
     assert all(min(json.loads(tokens).values()) > 0 for tokens in table["engine_tokens"])
     assert (table["kv_cache_tokens"] == 133_376).all(), "facts of the memory table: TP8 DP2 at 0.9"
+    assert (table["predicted_kv_tokens"] == table["kv_cache_tokens"]).all(), "the plan adds up what the engine adds up"
     assert str(sweep.table("csv")) in output
     for service in table["service"]:
         argv = [read_json(sweep.service(service, 1).rank(rank).command)["argv"] for rank in (0, 1)]
@@ -98,6 +99,34 @@ def test_the_r1_configuration_is_rehearsed(tmp_path: Path) -> None:
         effective = read_json(sweep.service(service, 1).rank(1).effective)
         assert effective["differences"] == []
     assert engines(tmp_path) == []
+
+
+def test_what_cannot_fit_is_a_row_and_a_run_teaches_the_next_plan(tmp_path: Path) -> None:
+    grid = ("parallel.max_model_len=131072,8192", "parallel.gpu_memory_utilization=0.85", "launch.infeasible=drop")
+    output = finish(start(tmp_path, *grid, *SHORT), 1)
+    sweep = the_sweep(tmp_path)
+    table = pd.read_parquet(sweep.table("parquet"))
+    assert table["valid"].tolist() == [False, True]
+    assert table["invalid_reason"][0].startswith("does not fit: one request of 131,072 tokens needs 8.58 GiB")
+    assert output.count(table["invalid_reason"][0]) == 2, "in the plan and under the table"
+    [service] = read_json(sweep.plan)["services"]
+    record = read_json(sweep.service(service["service"], 1).record)
+    assert record["predicted_kv_tokens"] == record["kv_cache_tokens"] == 86_656
+    done = verb(
+        "plan", "--json", "engine=simulator", "parallel.gpu_memory_utilization=0.85", f"results.root={tmp_path}"
+    )
+    phases = json.loads(done.stdout)["services"][0]["phases"]
+    assert phases["source"] == "past runs of this model and layout"
+    assert phases["load_s"] == round(record["load_s"])
+    # A resume does not run it either.
+    assert "0 points are left" in verb("resume", str(sweep.path), "--retry-failed").stdout
+
+
+def test_a_sweep_of_which_nothing_can_run_is_a_table(tmp_path: Path) -> None:
+    finish(start(tmp_path, "parallel.enable_expert_parallel=false", "launch.infeasible=drop"), 1)
+    sweep = the_sweep(tmp_path)
+    assert not (sweep.path / "allocations").exists()
+    assert pd.read_parquet(sweep.table("parquet"))["invalid_reason"][0].startswith("does not fit: ")
 
 
 def test_load_points_share_one_engine_start(tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ GROUPS = compose.groups()
 
 def test_the_groups_are_those_of_the_issue() -> None:
     assert set(GROUPS) == {
-        "model", "engine", "parallel", "hccl", "container", "cluster", "bench", "limits", "experiment",
+        "model", "engine", "parallel", "hccl", "container", "cluster", "bench", "limits", "experiment", "moe",
     }  # fmt: skip
     assert {"deepseek_r1_0528_w8a8", "tiny_llama"} <= set(GROUPS["model"])
     assert {"vllm_ascend", "vllm_cpu", "simulator"} <= set(GROUPS["engine"])
@@ -238,9 +238,26 @@ def test_the_groups_are_those_of_the_issue() -> None:
     assert {"article", "demo"} <= set(GROUPS["experiment"])
 
 
+LATER = {"dp2_tp8_dcp8": "decode-context-parallel-size", "dp1_tp16": "nnodes"}
+"""Layouts that 0.9.1 has no flag for."""
+
+
+def for_layout(layout: str, *overrides: str) -> Config:
+    """Return a config with this layout, of a release that has it."""
+    return config(f"parallel={layout}", *overrides, *(["engine.release=0.13.0"] if layout in LATER else []))
+
+
+@pytest.mark.parametrize("layout", LATER)
+def test_a_layout_that_the_release_has_no_flag_for_is_refused(layout: str) -> None:
+    with pytest.raises(ConfigError, match=f"release 0.9.1 has no --{LATER[layout]}"):
+        checks.check(config(f"parallel={layout}"))
+    checks.check(for_layout(layout))
+
+
 @pytest.mark.parametrize("choice", [f"{group}={option}" for group, options in GROUPS.items() for option in options])
 def test_every_file_composes_builds_and_can_run(choice: str) -> None:
-    checks.check(config(choice))
+    group, _, option = choice.partition("=")
+    checks.check(for_layout(option) if group == "parallel" else config(choice))
 
 
 @pytest.mark.parametrize(
@@ -248,7 +265,11 @@ def test_every_file_composes_builds_and_can_run(choice: str) -> None:
 )
 def test_every_combination_of_model_engine_and_layout_can_run(choices: tuple[str, str, str]) -> None:
     model, engine, parallel = choices
-    made = config(f"model={model}", f"engine={engine}", f"parallel={parallel}")
+    made = for_layout(parallel, f"model={model}", f"engine={engine}")
+    if (engine, parallel) == ("simulator", "dp1_tp16"):
+        with pytest.raises(ConfigError, match="keeps each data-parallel rank in one node"):
+            checks.check(made)
+        return
     checks.check(made)
     assert (made.model.name, made.engine.name) == (model, engine)
 

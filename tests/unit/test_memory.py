@@ -227,7 +227,7 @@ def test_settings_reach_the_sum() -> None:
     assert predict_config(change(base, engine__args={"speculative_config": {"method": "ngram"}})) == predict_config(
         base
     )
-    wide = predict_config(change(base, engine__args={"decode-context-parallel-size": 8}, engine__release="0.13.0"))
+    wide = predict_config(change(base, parallel__decode_context_parallel_size=8, engine__release="0.13.0"))
     assert wide.block == 1024
     assert predict_config(change(base, engine__env={"HCCL_BUFFSIZE": 1024})).kv_bytes == pytest.approx(
         predict_config(change(base, hccl__buffsize=1024)).kv_bytes

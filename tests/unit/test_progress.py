@@ -18,7 +18,7 @@ from jobs.service.task import AllocationTask, ServiceTask, read_config, write_co
 @pytest.fixture
 def folder(tmp_path: Path) -> SweepDir:
     """Four points in two services, submitted as one Slurm job."""
-    words = ["cluster=local", "parallel.max_model_len=4096,8192", "bench.concurrency=1,4"]
+    words = ["cluster=local", "parallel.max_model_len=8192,4096", "bench.concurrency=1,4"]  # in the order of running
     made = sweep.plan(compose.expand(words), composer)
     found = SweepDir(tmp_path)
     write_json(found.plan, plan.as_json(made))
@@ -95,8 +95,8 @@ def test_a_failed_one_names_reason_and_diagnosis(folder: SweepDir, monkeypatch: 
     text = "\n".join(progress.lines(progress.describe(folder)))
     assert "job 7 FAILED, ended: rank 1 is lost" in text
     assert f"service {first}: failed, rank 1 (headless): NPU out of memory, see {service.diagnosis}" in text
-    assert "max_model_len=4096 bench.concurrency=1 invalid: rank 1 (headless): NPU out of memory" in text
-    assert "max_model_len=8192 bench.concurrency=1 not run: rank 1 is lost" in text
+    assert "max_model_len=8192 bench.concurrency=1 invalid: rank 1 (headless): NPU out of memory" in text
+    assert "max_model_len=4096 bench.concurrency=1 not run: rank 1 is lost" in text
     assert "1 of 4 points measured, 0 valid" in text
     assert second in text
 

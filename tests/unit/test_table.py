@@ -262,11 +262,14 @@ def test_the_plan_in_words(tmp_path: Path) -> None:
     lines = show.plan_text(planned).splitlines()
     assert lines[0].startswith("4 points in 2 services (engine starts) in 1 allocation, about ")
     assert lines[1].startswith("  allocation 0: 2 services on 2 nodes, about ")
-    first = planned.points[0]
+    first = planned.points[2]  # the longer context is the first to fail
     assert (
-        lines[2] == f"    service {first.service}  point {first.point}  parallel.max_model_len=8192 bench.concurrency=1"
+        lines[2]
+        == f"    service {first.service}  point {first.point}  parallel.max_model_len=32768 bench.concurrency=1"
     )
-    assert len(lines) == 6
+    assert [line.split()[0] for line in lines[2:6]] == ["service"] * 4
+    assert lines[6].startswith("predicted (queue apart): load ")
+    assert len(lines) == 7
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(90.4, "90 s"), (119.0, "119 s"), (600, "10 min"), (7200, "2.0 h")])

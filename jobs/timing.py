@@ -1,0 +1,112 @@
+"""Seconds: what a plan predicts for each phase of a service, and Slurm's time limits. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jobs.calibration import PastRuns
+from jobs.config import Config
+from jobs.errors import ConfigError
+
+START_S = 120.0
+"""Seconds of an engine start that do not depend on the weights: imports, graph capture, warm-up."""
+
+DRAIN = 0.25
+"""Share of the window that the drain is taken to last."""
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Predicted seconds of one service; the queue is not in it. `source`: where those of load and teardown are from."""
+
+    load: float
+    warmup: float
+    window: float
+    drain: float
+    teardown: float
+    source: str
+
+    @property
+    def total(self) -> float:
+        """All phases together, seconds."""
+        return self.load + self.warmup + self.window + self.drain + self.teardown
+
+
+def phases(configs: Sequence[Config], past: PastRuns | None = None) -> Phases:
+    """Predict the phases of one service.
+
+    Args:
+        configs: of its points.
+        past: what earlier runs of the same model and layout took; the longest of the last few counts.
+    """
+    config = configs[0]
+    learnt = past is not None and past.load_s != ()
+    return Phases(
+        load=max(past.load_s) if past and past.load_s else load_seconds(config),
+        warmup=sum(one.bench.warmup_s for one in configs),
+        window=sum(one.bench.window_s for one in configs),
+        drain=sum(DRAIN * one.bench.window_s for one in configs),
+        teardown=max(past.teardown_s) if past and past.teardown_s else teardown_seconds(config),
+        source="past runs of this model and layout" if learnt else "size of the model and cluster.model_read_gb_s",
+    )
+
+
+def load_seconds(config: Config) -> float:
+    """Predict seconds from start to ready: every node reads the whole checkpoint once, plus a fixed part."""
+    if config.engine.name == "simulator":
+        return config.engine.rehearsal.load_s + 2
+    gib = config.model.shape.weight_gib
+    return START_S + gib * 1.0737 / config.cluster.model_read_gb_s
+
+
+def teardown_seconds(config: Config) -> float:
+    """Predict seconds of the stop: at the most the time after which engines are killed."""
+    return min(2.0, config.limits.stop_s) if config.engine.name == "simulator" else config.limits.stop_s
+
+
+def measure_seconds(config: Config) -> float:
+    """Predict seconds of one point: warm-up, window, and a quarter window for the drain."""
+    return config.bench.warmup_s + (1 + DRAIN) * config.bench.window_s
+
+
+WEEK_MIN = 7 * 24 * 60
+
+_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
+
+
+def limit_seconds(time_limit: int | str | None) -> int | None:
+    """Return a Slurm time limit in seconds: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S (sbatch(1), --time).
+
+    None is no limit; so is zero, as in sbatch(1).
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if time_limit is None or str(time_limit).upper() in ("UNLIMITED", "INFINITE"):
+        return None
+    match = _TIME.fullmatch(str(time_limit))
+    if not match:
+        raise ConfigError(
+            "cluster.time_limit",
+            time_limit,
+            "it is not a Slurm time",
+            "Write minutes, H:MM:SS or D-HH:MM:SS.",
+        )
+    if str(time_limit).isdigit() and int(str(time_limit)) > WEEK_MIN:
+        # YAML reads an unquoted 8:00:00 as the number 28800.
+        raise ConfigError(
+            "cluster.time_limit",
+            time_limit,
+            "it is more than a week of minutes: perhaps YAML read H:MM:SS as a number",
+            'Quote it ("8:00:00"), or write D-HH:MM:SS.',
+        )
+    days, first, second, third = (
+        int(part) if part else None for part in match.group("days", "first", "second", "third")
+    )
+    if days is not None:
+        return (days * 86400 + (first or 0) * 3600 + (second or 0) * 60 + (third or 0)) or None
+    if third is not None:
+        return ((first or 0) * 3600 + (second or 0) * 60 + third) or None
+    return ((first or 0) * 60 + (second or 0)) or None

@@ -1,0 +1,77 @@
+"""A budget is never exceeded, and what goes first is what says least."""
+
+from __future__ import annotations
+
+import pytest
+from core_help import composer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs import compose, plan, show, sweep
+from jobs.budget import Start, over_budget
+from jobs.errors import ConfigError
+
+
+def planned(*overrides: str) -> plan.Plan:
+    return sweep.plan(compose.expand(["cluster=slurm", *overrides, "results.root=/there/are/no/runs"]), composer)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=6),
+    costs=st.lists(st.floats(0.001, 10), min_size=36, max_size=36),
+    share=st.floats(0, 1.2),
+    order=st.randoms(use_true_random=False),
+)
+def test_a_budget_is_never_exceeded_and_nothing_goes_without_need(
+    sizes: list[int], costs: list[float], share: float, order: object
+) -> None:
+    cost = iter(costs)
+    starts = []
+    for number, size in enumerate(sizes):
+        points = tuple(f"{number}.{load}" for load in range(size))
+        starts.append(Start(points, costs[-1 - number], {point: next(cost) for point in points}))
+    names = [point for start in starts for point in start.points]
+    order.shuffle(names)  # type: ignore[attr-defined]
+    asked = {point: index for index, point in enumerate(names)}
+    whole = sum(start.cost({}) for start in starts)
+    gone = over_budget(starts, asked, share * whole)
+    assert sum(start.cost(gone) for start in starts) <= share * whole
+    if gone:
+        last = list(gone)[-1]
+        kept = {point: why for point, why in gone.items() if point != last}
+        assert sum(start.cost(kept) for start in starts) > share * whole - 1e-9
+    # A service loses its ends only when every service has lost its middle, and its start only after that.
+    emptied = [start for start in starts if all(point in gone for point in start.points)]
+    if emptied:
+        assert all(sum(point not in gone for point in start.points) <= 1 for start in starts)
+
+
+def test_middle_loads_go_first_and_the_last_asked_of_them_before_the_others() -> None:
+    starts = [Start(("a1", "a2", "a3", "a4"), 5, dict.fromkeys(("a1", "a2", "a3", "a4"), 1.0))]
+    starts += [Start(("b1", "b2"), 5, {"b1": 1.0, "b2": 1.0}), Start(("c1",), 5, {"c1": 1.0})]
+    asked = {point: index for index, point in enumerate(["a1", "a2", "a3", "a4", "b1", "b2", "c1"])}
+    assert list(over_budget(starts, asked, 0.0)) == ["a3", "a2", "b2", "a4", "c1", "b1", "a1"]
+    assert over_budget(starts, asked, 22.0) == {}
+    assert list(over_budget(starts, asked, 20.0)) == ["a3", "a2"]
+
+
+def test_the_plan_is_cut_and_says_what_went() -> None:
+    grid = ["parallel.max_model_len=8192,16384", "bench.concurrency=1,4,16,64"]
+    whole = sum(allocation.node_hours for allocation in planned(*grid).allocations)
+    made = planned(*grid, "launch.budget_node_hours=1.4")
+    assert sum(allocation.node_hours for allocation in made.allocations) <= 1.4 < whole
+    assert len(made.services) == 2
+    assert [one.point.config.bench.concurrency for one in made.dropped] == [16, 4, 16, 4][: len(made.dropped)]
+    kept = {point.point for point in made.points}
+    assert kept.isdisjoint(one.point.point for one in made.dropped)
+    assert len(kept) + len(made.dropped) == 8
+    told = plan.as_json(made)["dropped"]
+    assert [item["point"] for item in told] == [one.point.point for one in made.dropped]
+    assert told[0]["reason"] == "its load lies between two others of its service"
+    assert f"beyond the budget: point {told[0]['point']}" in show.plan_text(made)
+
+
+def test_a_budget_for_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the cheapest point alone needs about"):
+        planned("launch.budget_node_hours=0.01")

@@ -1,0 +1,226 @@
+"""Feasibility: the plan refuses what cannot start, agrees with the rehearsal engine, and says what it does not know."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from core_help import change, composer, config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulator_help import settled
+
+from jobs import compose, fit, plan, sweep
+from jobs.ascend import architecture
+from jobs.ascend.memory import Allowance
+from jobs.config import Config
+from jobs.errors import ConfigError
+from jobs.fit import DOES_NOT_FIT, Fit, judge
+from jobs.simulator.loading import EngineFailed, kv_blocks
+from jobs.simulator.memory import predict_rehearsal
+from jobs.simulator.spec import Spec
+
+QUICK = settings(max_examples=60, deadline=None)
+
+
+def load(config: Config) -> architecture.Architecture:
+    return architecture.load(config.model.name, Path("/there/is/no/such/path"))
+
+
+def judged(*overrides: str) -> Fit:
+    return judge(config(*overrides), load)
+
+
+def planned(*overrides: str) -> plan.Plan:
+    return sweep.plan(compose.expand([*overrides, "results.root=/there/are/no/runs"]), composer)
+
+
+# --- what the project itself asks for must never be refused
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["parallel.max_model_len=8192"],
+        ["parallel.max_model_len=32768"],
+        ["experiment=article"],
+        ["parallel=dp4_tp4"],
+        # The official two-node recipe of 0.9.1 starts: TP4 DP4, HCCL_BUFFSIZE=1024, utilization 0.9, 32768 tokens.
+        ["parallel=dp4_tp4", "parallel.max_model_len=32768", "parallel.max_num_batched_tokens=4096"],
+        ["experiment=expert_parallel", "parallel=dp4_tp4"],
+    ],
+)
+def test_what_is_known_to_start_is_not_refused(overrides: list[str]) -> None:
+    assert judged(*overrides).refusal is None
+
+
+def test_what_lacks_less_than_the_sum_is_uncertain_by_is_a_warning() -> None:
+    doubtful = judged("parallel.max_model_len=65536")
+    assert doubtful.refusal is None
+    assert str(doubtful.doubt).startswith("may not start: one request of 65,536 tokens needs 4.29 GiB of KV cache")
+    assert "2.30 GiB are left (0.9 x 61.20 - 41.84 weights - 10.94 HCCL buffers and activations)" in doubtful.doubt
+    assert doubtful.doubt.endswith("uncertain by 4.22 GiB")
+    [warning] = planned("parallel.max_model_len=65536").warnings
+    assert warning == f"max_model_len 65536 {doubtful.doubt}"
+    assert planned("parallel.max_model_len=8192").warnings == ()
+
+
+def test_a_measured_allowance_decides_what_was_doubtful() -> None:
+    made = config("parallel.max_model_len=65536")
+    small = judge(made, load, allowance=Allowance(4.5 - 3.2, "a log", measured=True))
+    large = judge(made, load, allowance=Allowance(4.5, "a log", measured=True))
+    assert (small.refusal, small.doubt) == (None, None)
+    assert large.refusal is not None
+
+
+def test_weights_that_do_not_fit_are_refused() -> None:
+    refusal = judged("parallel.enable_expert_parallel=false").refusal
+    assert refusal is not None
+    assert refusal.endswith("by this sum no length fits")
+
+
+def test_nothing_known_is_no_refusal(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": "large"}))
+    for overrides, word in (
+        (["model.name=other", "model.path=/there/is/none"], "its config.json is not visible here"),
+        (["model.name=other", f"model.path={tmp_path}"], "a whole number of at least 1 is needed"),
+        (["engine.name=another"], "engine another: its memory is not modelled"),
+        (["engine.args.pipeline-parallel-size=2"], "not predicted for pipeline stages"),
+        (["model=tiny_llama", "engine=vllm_cpu", "engine.env.VLLM_CPU_KVCACHE_SPACE=null"], "has no size"),
+        (["engine.args.speculative-config='{'"], "it is not JSON"),
+    ):
+        made = planned("parallel.max_model_len=131072", *overrides)
+        [service] = made.services
+        assert service.outlook is not None
+        found = service.outlook.fit
+        assert (found.prediction, found.refusal, found.doubt) == (None, None, None)
+        assert word in found.unknown
+        assert plan.as_json(made)["services"][0]["memory"] == {"unknown": found.unknown}
+
+
+# --- the rehearsal engine and the plan are of one mind
+
+REHEARSED = st.fixed_dictionaries(
+    {
+        "max_model_len": st.integers(1, 163_840),
+        "gpu_memory_utilization": st.sampled_from([0.5, 0.7, 0.85, 0.9, 1.0]),
+        "block_size": st.sampled_from([16, 128]),
+        "enable_expert_parallel": st.booleans(),
+    }
+)
+
+
+@QUICK
+@given(REHEARSED, st.sampled_from([41.0, 61.2, 128.0]), st.floats(0, 20), st.sampled_from([(2, 8), (4, 4), (2, 1)]))
+def test_the_plan_refuses_what_the_rehearsal_engine_refuses_and_nothing_else(
+    parallel: dict[str, object], memory: float, allowance: float, layout: tuple[int, int]
+) -> None:
+    made = config("engine=simulator")
+    made = change(made, **{f"parallel__{key}": value for key, value in parallel.items()})
+    made = change(made, parallel__data_parallel_size=layout[0], parallel__tensor_parallel_size=layout[1])
+    made = change(made, engine__rehearsal__npu_memory_gib=memory, engine__rehearsal__allowance_gib=allowance)
+    spec = Spec(shape=made.model.shape, rehearsal=made.engine.rehearsal)
+    flags = (
+        f"-tp {layout[1]} -dp {layout[0]} -dpl 1 --max-model-len {parallel['max_model_len']}"
+        f" --gpu-memory-utilization {parallel['gpu_memory_utilization']} --block-size {parallel['block_size']}"
+        f" --max-num-batched-tokens 8192 {'--enable-expert-parallel' if parallel['enable_expert_parallel'] else ''}"
+    )
+    verdict = judge(made, load)
+    try:
+        blocks = kv_blocks(settled(*shlex.split(flags)), spec)
+    except EngineFailed:
+        assert verdict.refusal is not None
+    else:
+        assert verdict.refusal is None
+        assert predict_rehearsal(made).kv_tokens_per_rank == blocks * made.parallel.block_size
+    assert verdict.doubt is None, "the plan adds up what the engine adds up"
+
+
+# --- launch.infeasible
+
+GRID = ["engine=simulator", "parallel.max_model_len=8192,131072", "parallel.gpu_memory_utilization=0.85"]
+
+
+def test_fail_refuses_the_sweep_with_the_arithmetic() -> None:
+    with pytest.raises(ConfigError) as caught:
+        planned(*GRID)
+    key, value, reason, remedy = caught.value.args
+    assert (key, value) == ("parallel.max_model_len", 131072)
+    assert "needs 8.58 GiB of KV cache" in reason
+    assert "5.67 GiB are left (0.85 x 61.20 - 41.85 weights - 4.50 HCCL buffers and activations)" in reason
+    assert "launch.infeasible=drop" in remedy
+
+
+def test_drop_keeps_the_row_and_runs_the_rest() -> None:
+    made = planned(*GRID, "bench.concurrency=1,4", "launch.infeasible=drop")
+    assert (len(made.points), len(made.services)) == (4, 1)
+    assert made.services[0].config.parallel.max_model_len == 8192
+    refused = [point.point for point in made.points if point.config.parallel.max_model_len == 131072]
+    assert list(made.refused) == refused
+    assert all(reason.startswith(DOES_NOT_FIT + "one request of 131,072 tokens") for reason in made.refused.values())
+    assert [item["point"] for item in plan.as_json(made)["refused"]] == refused
+
+
+def test_keep_runs_it_with_a_warning() -> None:
+    made = planned(*GRID, "launch.infeasible=keep")
+    assert [service.config.parallel.max_model_len for service in made.services] == [131072, 8192]
+    assert made.refused == {}
+    assert [text for text in made.warnings if text.startswith("max_model_len 131072 will not start: ")]
+
+
+# --- queueing
+
+
+@pytest.mark.parametrize(
+    ("overrides", "capacity", "cause"),
+    [
+        (["bench.concurrency=128", "parallel.max_num_seqs=64"], None, ""),
+        (["bench.concurrency=129", "parallel.max_num_seqs=64"], 128, "max_num_seqs x data-parallel ranks = 64 x 2"),
+        # 133,376 tokens a rank hold four requests of 32768 tokens.
+        (["bench.concurrency=8", "bench.input_tokens=32640"], None, ""),
+        (["bench.concurrency=9", "bench.input_tokens=32640"], 8, "KV cache: 133,376 tokens a rank, 32,768 a request"),
+        (["bench.concurrency=null", "bench.request_rate=100"], None, ""),
+    ],
+)
+def test_concurrency_beyond_the_service_is_named(overrides: list[str], capacity: int | None, cause: str) -> None:
+    made = config("parallel.max_model_len=32768", "hccl.buffsize=200", *overrides)
+    found = fit.queueing(made, judge(made, load))
+    assert (found.capacity if found else None) == capacity
+    assert cause in (found.cause if found else "")
+
+
+def test_queueing_is_one_warning_for_all_loads() -> None:
+    made = planned("bench.concurrency=1,64,128,256", "parallel.max_num_seqs=16")
+    [warning] = made.warnings
+    assert warning.startswith("only 32 requests run at once (max_num_seqs x data-parallel ranks = 16 x 2): the rest")
+    assert warning.endswith("bench.concurrency=64,128,256")
+
+
+def test_the_memory_verb_looks_at_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    from jobs.__main__ import main
+
+    root = "results.root=/there/are/no/runs"
+    assert main(["memory", "--json", "parallel.max_model_len=131072", root, "launch.budget_node_hours=0.001"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"weights_gib", "kv_bytes_per_token", "kv_tokens_per_rank", "largest_max_model_len", "terms"} <= set(found)
+    assert found["calibration"] is None
+    assert found["lacks_gib"] == pytest.approx(6.28, abs=0.01)
+    assert main(["memory", "parallel.max_model_len=131072,8192", root]) == 0
+    text = capsys.readouterr().out
+    assert "max_model_len=131,072: one request of 131,072 tokens needs 8.58 GiB" in text
+    assert "max_model_len=8,192: fits" in text
+    assert main(["memory", "engine.name=another", root]) == 0
+    assert "no prediction: engine another" in capsys.readouterr().out
+
+
+def test_the_fixed_cache_of_the_cpu_engine_is_certain() -> None:
+    made = config("model=tiny_llama", "engine=vllm_cpu", "parallel=dp2_tp1", "parallel.max_model_len=131072")
+    small = change(made, engine__env={**made.engine.env, "VLLM_CPU_KVCACHE_SPACE": 1})
+    assert judge(small, load).refusal is None
+    large = replace(load(made), layers=200)
+    refusal = judge(small, lambda _: large).refusal
+    assert refusal is not None
+    assert "1.00 GiB are set aside" in refusal

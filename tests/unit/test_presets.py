@@ -1,0 +1,123 @@
+"""The sweeps that an experiment brings of its own, and the layouts over several nodes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from core_help import change, composer, config
+
+from jobs import compose, plan, sweep
+from jobs.errors import ConfigError
+from jobs.service import command
+from jobs.service.placement import local_sizes, planned, span
+
+
+def preset(*overrides: str) -> plan.Plan:
+    return sweep.plan(compose.expand([*overrides, "cluster=slurm", "results.root=/there/are/no/runs"]), composer)
+
+
+def flags(made: plan.Plan, service: int = 0, rank: int = 0) -> list[str]:
+    words: list[str] = plan.as_json(made)["services"][service]["ranks"][rank]["argv"]
+    return words
+
+
+def test_long_context_sweeps_lengths_and_layouts_with_full_prompts() -> None:
+    made = preset("experiment=long_context")
+    asked = {
+        (
+            p.config.parallel.tensor_parallel_size,
+            p.config.parallel.decode_context_parallel_size,
+            p.config.parallel.max_model_len,
+        )
+        for p in made.points
+    }
+    lengths = [8192, 16384, 32768, 65536, 131072]
+    assert asked == {(tp, dcp, length) for tp, dcp in ((8, None), (8, 8), (16, None)) for length in lengths}
+    assert made.refused == {}, "at this utilization and buffer size every layout holds one request"
+    for point in made.points:
+        bench = point.config.bench
+        assert bench.input_tokens + bench.output_tokens == point.config.parallel.max_model_len
+    for index, service in enumerate(made.services):
+        words = flags(made, index)
+        dcp = service.config.parallel.decode_context_parallel_size
+        assert ("--decode-context-parallel-size" in words) == (dcp is not None)
+        assert "--additional-config" not in words, "gone from 0.12 on"
+        assert json.loads(words[words.index("--compilation-config") + 1]) == {"cudagraph_mode": "FULL_DECODE_ONLY"}
+
+
+def test_long_context_with_less_memory_keeps_a_row_for_what_cannot_fit() -> None:
+    made = preset("experiment=long_context", "parallel.gpu_memory_utilization=0.85", "parallel=dp2_tp8,dp2_tp8_dcp8")
+    refused = [point for point in made.points if point.point in made.refused]
+    assert [(p.config.parallel.decode_context_parallel_size, p.config.parallel.max_model_len) for p in refused] == [
+        (None, 131072)
+    ]
+    assert len(made.services) == 9
+
+
+def test_expert_parallel_sweeps_what_0_9_1_has_and_shows_it() -> None:
+    made = preset("experiment=expert_parallel")
+    assert len(made.points) == 2 * 3 * 3
+    assert len(made.services) == 6
+    assert {"engine.env.VLLM_ASCEND_ENABLE_CHUNK_MC2", "engine.env.VLLM_ASCEND_ENABLE_MOE_ALL2ALL_SEQ"} <= set(
+        made.swept
+    )
+    later = preset("experiment=expert_parallel", "engine.release=0.13.0", "moe=flat,hierarchical")
+    assert {point.values["hccl.intra_pcie_enable"] for point in later.points} == {None, 1}
+
+
+def test_the_command_line_overrules_the_sweep_of_an_experiment() -> None:
+    made = preset("experiment=long_context", "parallel=dp2_tp8", "parallel.max_model_len=16384")
+    assert len(made.points) == 1
+    assert [word.partition("=")[0] for word in compose.expand(["experiment=demo"])[0]] == ["experiment"]
+
+
+def test_one_rank_over_two_nodes() -> None:
+    made = config("parallel=dp1_tp16", "engine.release=0.13.0", "cluster=slurm")
+    assert (span(made), local_sizes(made)) == (2, (1, 0))
+    head, other = (command.argv(made, place) for place in planned(made))
+    for rank, words in enumerate((head, other)):
+        assert words[words.index("--nnodes") + 1] == "2"
+        assert words[words.index("--node-rank") + 1] == str(rank)
+        assert words[words.index("--master-addr") + 1] == "{master_address}"
+        assert words[words.index("--master-port") + 1] == "{rpc_port}"
+        assert not [word for word in words if word.startswith("--data-parallel")]
+        assert ("--headless" in words) == (rank == 1)
+    assert preset("parallel=dp1_tp16", "engine.release=0.13.0").allocations[0].nodes == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "spans"),
+    [
+        ({}, 1),
+        ({"parallel__tensor_parallel_size": 4, "cluster__npus_per_node": 2}, 2),
+        ({"parallel__prefill_context_parallel_size": 2}, 2),
+        ({"parallel__data_parallel_size": 2, "parallel__tensor_parallel_size": 16}, 1),
+        ({"parallel__tensor_parallel_size": 12}, 1),
+    ],
+)
+def test_a_rank_reaches_over_nodes_only_alone_and_in_whole_nodes(values: dict[str, int], spans: int) -> None:
+    base = {"parallel__data_parallel_size": 1, "parallel__data_parallel_size_local": 1}
+    made = change(config("parallel=dp2_tp8"), **(base | values))
+    assert span(made) == spans
+    if made.parallel.tensor_parallel_size > 8 and spans == 1:
+        with pytest.raises(ConfigError, match="NPUs and has 8"):
+            local_sizes(made)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["parallel.decode_context_parallel_size=3"], "parallel.decode_context_parallel_size"),
+        (
+            ["parallel.prefill_context_parallel_size=2", "parallel.tensor_parallel_size=4"],
+            "parallel.prefill_context_parallel_size",
+        ),
+        (["engine.args.nnodes=2"], "engine.args.nnodes"),
+        (["engine.args.decode-context-parallel-size=8"], "engine.args.decode-context-parallel-size"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(overrides: list[str], key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        preset("engine.release=0.13.0", *overrides)
+    assert caught.value.key == key
