@@ -104,8 +104,8 @@ def test_any_point_is_what_hydra_composes(groups: list[str], values: list[str]) 
     if sum("engine.env.BAR" in text for text in values) > 1:
         values = [text for text in values if not text.startswith("+")]
     overrides = [*groups, *values]
-    [ours] = compose.configs([overrides], composer)
-    assert ours == by_hydra(overrides)
+    [ours] = compose.written([overrides], composer)  # another engine.release is what Hydra knows nothing of
+    assert ours.config == by_hydra(overrides)
 
 
 def test_values_may_stand_before_the_group_that_they_change() -> None:
