@@ -8,9 +8,9 @@ import sys
 
 from jobs import sweep
 from jobs.errors import UserError
-from jobs.verbs import ask, logs, runs
+from jobs.verbs import ask, check, explain, logs, runs
 
-VERBS = (*ask.VERBS, *runs.VERBS, *logs.VERBS)
+VERBS = (*ask.VERBS, *check.VERBS, *explain.VERBS, *runs.VERBS, *logs.VERBS)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jobs import schema
+from jobs.ascend.migration import migrate
 from jobs.config import Config
 from jobs.errors import ConfigError, nearest
 from jobs.schema import CONF
@@ -126,7 +129,24 @@ def default_composer(group_overrides: list[str]) -> DictConfig:
 
 
 def configs(points: Iterable[Sequence[str]], composer: Composer = default_composer) -> list[Config]:
-    """Return one validated config a point.
+    """Return one validated config a point, for its engine.release: see `written` and jobs/ascend/migration.py.
+
+    Raises:
+        ConfigError: unknown key or group option, wrong type, ambiguous value.
+    """
+    return [migrate(one.config, one.explicit)[0] for one in written(points, composer)]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A config as its presets have it. `explicit`: the keys that the point's own overrides set."""
+
+    config: Config
+    explicit: tuple[str, ...]
+
+
+def written(points: Iterable[Sequence[str]], composer: Composer = default_composer) -> list[Written]:
+    """Return one validated config a point, as written.
 
     Args:
         points: override lists without sweeps.
@@ -151,8 +171,26 @@ def configs(points: Iterable[Sequence[str]], composer: Composer = default_compos
         for item in items:
             if not _is_structural(item, known):
                 _apply(tree, item)
-        result.append(schema.build(_resolved(tree)))
+        said = [_said(item, known) for item in items]
+        result.append(Written(schema.build(_resolved(tree)), tuple(key for keys in said for key in keys)))
     return result
+
+
+STATEMENTS = ("moe",)
+"""Groups that no preset chooses: whoever names one says what its file says, null included."""
+
+
+def _said(item: Override, known: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the keys that an override sets in the caller's own words."""
+    if not _is_structural(item, known):
+        return (item.key_or_group,)
+    return _keys_of(item.key_or_group, str(item.value())) if item.key_or_group in STATEMENTS else ()
+
+
+@cache
+def _keys_of(group: str, option: str) -> tuple[str, ...]:
+    content = yaml.safe_load((CONF / group / f"{option}.yaml").read_text())
+    return tuple(f"{section}.{key}" for section, values in content.items() for key in values)
 
 
 def ours(overrides: Sequence[str]) -> list[str]:

@@ -87,6 +87,11 @@ class Engine(Section):
 
     name: Text = setting("vllm_ascend", "vllm_ascend, vllm_cpu or simulator; stands in every row")
     release: Text = setting("0.9.1", "release whose flags and environment are rendered")
+    written_for: Text | None = setting(
+        None,
+        "release that this preset was written for; another engine.release migrates it: python -m jobs explain",
+        scope="sweep",
+    )
     command: tuple[Text, ...] = setting(("vllm",), "program and first words; {python}: this Python")
     source: tuple[Text, ...] = setting((), "shell files sourced before the engine starts, in this order")
     env: dict[str, Any] = setting({}, "environment of the engine; null: not set")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from jobs.plan import Allocation, Plan, as_json
 from jobs.results.table import text
+from jobs.service.checks import Shared
 from jobs.services import Point
 from jobs.timing import limit_seconds
 
@@ -103,6 +105,16 @@ def phases_text(plan: Plan) -> str:
 
 def _values(point: Point) -> str:
     return " ".join(f"{key}={value}" for key, value in point.values.items())
+
+
+def warnings_text(found: Sequence[Shared]) -> str:
+    """Return one line for every warning; errors are not for here: they stop the sweep."""
+    lines = []
+    for one in found:
+        if one.finding.severity == "warning":
+            finding = one.finding
+            lines.append(f"  {finding.rule} {finding.key} = {finding.value}: {finding.reason}. {finding.remedy}")
+    return "\n".join([f"{_count(lines, 'warning')} (python -m jobs check):", *lines]) if lines else ""
 
 
 def commands_text(plan: Plan) -> str:

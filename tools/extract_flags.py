@@ -1,17 +1,16 @@
-"""Write the `vllm serve` flags of one release as YAML, from its published wheels. For maintainers.
+"""Print the `vllm serve` flags of one release as JSON, from its unpacked wheels. For maintainers.
 
-    python tools/extract_flags.py --release 0.9.1 VLLM_WHEEL PLUGIN_WHEEL > jobs/ascend/releases/0.9.1.yaml
+    python tools/extract_flags.py FOLDER
 
-The wheels come from `pip download --no-deps vllm==X vllm-ascend==X`. vLLM builds its parser at run time out
-of the type hints of its config classes, so the parser itself is asked. Only the modules that take part in
-that are imported from the wheel; everything else (torch, transformers, ...) is a stand-in, so that no
-engine environment is needed.
+`extract_release.py` calls this, in a process of its own. vLLM builds its parser at run time out of the type
+hints of its config classes, so the parser itself is asked. Only the modules that take part in that are imported
+from the wheel; everything else (torch, transformers, ...) is a stand-in, so that no engine environment is needed.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import contextlib
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -20,14 +19,10 @@ import inspect
 import json
 import re
 import sys
-import tempfile
 import types
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-import yaml  # type: ignore[import-untyped]
 
 REAL = (
     "vllm.config",
@@ -37,6 +32,7 @@ REAL = (
     "vllm.entrypoints.cli.types",
     "vllm.entrypoints.constants",
     "vllm.entrypoints.openai.cli_args",
+    "vllm.entrypoints.serve.utils.constants",
     "vllm.entrypoints.utils",
     "vllm.envs",
     "vllm.logger",
@@ -45,6 +41,9 @@ REAL = (
     "vllm.reasoning",
     "vllm.transformers_utils.config",
     "vllm.utils",
+    "vllm.version",
+    "vllm._version",
+    "vllm_ascend._build_info",
     "vllm_ascend.platform",
     "vllm_ascend.utils",
 )
@@ -136,6 +135,8 @@ def serve_parser() -> tuple[argparse.ArgumentParser, frozenset[str]]:
     parser: argparse.ArgumentParser = serve.ServeSubcommand().subparser_init(
         kind(prog="vllm").add_subparsers(dest="subparser")
     )
+    with contextlib.suppress(ModuleNotFoundError):  # it names the chip; the platform's parser asks for it from 0.18 on
+        importlib.import_module("vllm_ascend._build_info")
     importlib.import_module("vllm_ascend.platform").NPUPlatform.pre_register_and_update(parser)
     return parser, frozenset(action.dest for action in kind._deprecated)
 
@@ -154,9 +155,11 @@ def type_name(convert: Callable[[str], Any] | None) -> str:
         return "optional-" + inner if name == "optional_type" else inner + "-or-pairs"
     known = {
         "human_readable_int": "human-int",
+        "human_readable_int_or_auto": "human-int-or-auto",
         "union_dict_and_str": "json-or-str",
         "get_kwargs": "config",
         "_compute_kwargs": "config",
+        "EngineArgs": "lower-snake",  # the one lambda of add_cli_args, for --moe-backend
     }
     return known[name]
 
@@ -180,28 +183,22 @@ def describe(action: argparse.Action, deprecated: frozenset[str]) -> dict[str, A
     return {k: v for k, v in out.items() if v is not None and v != [] and (k != "deprecated" or v)}
 
 
-def main() -> None:
-    """Read the wheels named on the command line and print the YAML."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--release", required=True)
-    options.add_argument("wheels", nargs="+", type=Path, help="the vllm and the vllm-ascend wheel")
-    args = options.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        for wheel in args.wheels:
-            with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(folder, [n for n in archive.namelist() if n.endswith(".py")])
-        _prepare(Path(folder))
+def read(folder: Path) -> dict[str, Any]:
+    """Return abbreviations and flags of the release whose modules are in `folder`. Once a process: it imports them."""
+    _prepare(folder)
+    with contextlib.redirect_stdout(sys.stderr):  # vLLM logs to stdout
         parser, deprecated = serve_parser()
-        named = [action for action in parser._actions if action.option_strings]
-        flags = {action.option_strings[0].lstrip("-"): describe(action, deprecated) for action in named}
+    named = [action for action in parser._actions if action.option_strings]
+    flags = {action.option_strings[0].lstrip("-"): describe(action, deprecated) for action in named}
     flags.pop("h", None)
-    print(f"# Written by tools/extract_flags.py; made from:\nrelease: {json.dumps(args.release)}\nsource:")
-    for wheel in args.wheels:
-        print(f"  {wheel.name}: sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}")
-    print(f"abbreviations: {str(parser.allow_abbrev).lower()}\nflags:")
-    for name, description in flags.items():
-        line = yaml.safe_dump(description, default_flow_style=True, width=10**6, sort_keys=False).strip()
-        print(f"  {name}: {line}")
+    return {"abbreviations": parser.allow_abbrev, "flags": flags}
+
+
+def main() -> None:
+    """Print as JSON what the modules in the folder on the command line accept."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("folder", type=Path, help="the .py files of a vllm and a vllm-ascend wheel, unpacked")
+    json.dump(read(options.parse_args().folder), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,161 @@
-"""What can be refused from one config alone, before anything is submitted."""
+"""What can be said of one config alone, before anything is submitted: everything that is wrong or risky with it."""
 
 from __future__ import annotations
 
-from jobs.ascend import release, releases
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jobs.ascend import Release, release, releases, rules
+from jobs.ascend.lookup import architecture_of
+from jobs.ascend.memory import predict_config
+from jobs.ascend.rules import Finding, Question
 from jobs.cluster import choose_interface, derive_ports
 from jobs.config import Config
 from jobs.errors import ConfigError
 from jobs.measure.external import asked
+from jobs.service import command, environment
 from jobs.service.command import check_args
 from jobs.service.environment import check_env
-from jobs.service.placement import local_sizes, span
+from jobs.service.placement import local_sizes, planned, span
 from jobs.simulator.faults import parse_faults
+
+SEE = "see python -m jobs check"
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A finding and the points that share it, by their place in the list that was checked."""
+
+    finding: Finding
+    points: tuple[int, ...]
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError for the first thing in this config that cannot work (issue 2, bad input)."""
-    check_args(config.engine.args)
-    check_env(config.engine.env)
-    local_sizes(config)
-    _check_release(config)
-    parse_faults(config.engine.rehearsal.faults)
-    if config.hccl.socket_ifname != "auto":
-        choose_interface(config.hccl.socket_ifname, ())
+    """Raise ConfigError for the first thing in this config that cannot work, with the count of the others.
+
+    Whether one full-length request fits into memory (R19) is not decided here: see launch.infeasible.
+    """
+    errors = [finding for finding in findings(config) if finding.severity == "error"]
+    if errors:
+        first, others = errors[0], len(errors) - 1
+        more = f" ({others} more error{'s' if others > 1 else ''}: {SEE})" if others else ""
+        raise ConfigError(first.key, first.value, first.reason, first.remedy + more)
+
+
+def findings(config: Config, *, memory: bool = False) -> tuple[Finding, ...]:
+    """Return everything that is wrong or risky with one config, errors first.
+
+    Args:
+        memory: also ask the memory model whether one request of max_model_len fits (rule R19).
+    """
+    own = [caught for look in LOOKS if (caught := _caught(look, config))]
+    found = [*own, *rules.findings(question(config))]
+    if memory and (unfit := fits(config)):
+        found.append(unfit)
+    return tuple(sorted(found, key=lambda finding: finding.severity != "error"))
+
+
+def shared(configs: Iterable[Config], *, memory: bool = False) -> tuple[Shared, ...]:
+    """Return the findings of all points, each one once, errors first."""
+    places: dict[str, tuple[Finding, list[int]]] = {}
+    for index, config in enumerate(configs):
+        for finding in findings(config, memory=memory):
+            places.setdefault(repr(finding), (finding, []))[1].append(index)
+    found = [Shared(finding, tuple(dict.fromkeys(points))) for finding, points in places.values()]
+    return tuple(sorted(found, key=lambda one: one.finding.severity != "error"))
+
+
+def question(config: Config) -> Question:
+    """Return what the rules judge: the config and what it renders to."""
+    try:
+        places = planned(config)
+    except ConfigError:  # an impossible layout: a finding of its own
+        places = ()
+    return Question(
+        config=config,
+        settings=command.settings(config),
+        env=_variables(config),
+        ranks=tuple(command.flags(config, place) for place in places),
+        release=_release(config),
+        arch=architecture_of(config),
+    )
+
+
+def fits(config: Config) -> Finding | None:
+    """Return what rule R19 finds: one request of max_model_len must fit into the KV cache of a rank.
+
+    A model or setting that the memory model does not know is no finding.
+    """
+    try:
+        prediction = predict_config(config)
+    except ConfigError:
+        return None
+    length, most = config.parallel.max_model_len, prediction.largest_max_model_len
+    if length <= most:
+        return None
+    return Finding(
+        "R19",
+        "error",
+        "parallel.max_model_len",
+        length,
+        f"one request of this length does not fit into the KV cache of a rank: it holds {most} tokens",
+        "Lower it, raise parallel.gpu_memory_utilization, or change the layout; see python -m jobs memory.",
+        "vllm, kv_cache_utils.py, check_enough_kv_cache_memory",
+    )
+
+
+def from_error(error: ConfigError, rule: str = "C1") -> Finding:
+    """Return an error of composing or checking as a finding."""
+    return Finding(rule, "error", error.key, error.value, error.reason, error.remedy, "this tool")
+
+
+def _caught(look: Callable[[Config], object], config: Config) -> Finding | None:
+    try:
+        look(config)
+    except ConfigError as error:
+        return from_error(error, "R1" if look is local_sizes else "C1")
+    return None
+
+
+def _variables(config: Config) -> Mapping[str, str]:
+    """Return what the config sets, as text, whatever the rank: nothing of a node or of a rehearsal."""
+    plain = replace(config.engine, name="", env={k: v for k, v in config.engine.env.items() if _plain(v)})
+    return environment.variables(replace(config, engine=plain), _NOWHERE)
+
+
+def _plain(value: Any) -> bool:
+    return not isinstance(value, Mapping | list | tuple)
+
+
+_NOWHERE = planned(Config())[0]
+
+
+def _release(config: Config) -> Release | None:
+    try:
+        return None if config.engine.name == "vllm_cpu" else release(config.engine.release)
+    except ConfigError:  # a finding of its own
+        return None
+
+
+def _known_release(config: Config) -> None:
+    if config.engine.name != "vllm_cpu":
+        release(config.engine.release)
+
+
+def _ports(config: Config) -> None:
     ports = (config.engine.port, config.engine.data_parallel_rpc_port, config.cluster.control_port)
     given = [port for port in ports if port is not None]
     if len(set(given)) < len(given):  # the others are not known before there is a job id
         derive_ports(0, api=ports[0], dp_rpc=ports[1], control=ports[2])
+
+
+def _card(config: Config) -> None:
+    if config.hccl.socket_ifname is not None and config.hccl.socket_ifname != "auto":
+        choose_interface(config.hccl.socket_ifname, ())
+
+
+def _load(config: Config) -> None:
     bench = config.bench
     if bench.concurrency is None and bench.request_rate is None:
         raise ConfigError(
@@ -34,15 +164,20 @@ def check(config: Config) -> None:
             "neither concurrency nor request_rate is set, so there is no load",
             "Set bench.concurrency (closed loop) or bench.request_rate (open loop).",
         )
-    needed = bench.input_tokens + bench.output_tokens
-    if bench.endpoint == "completions" and needed > config.parallel.max_model_len:
+
+
+def _length(config: Config) -> None:
+    needed = config.bench.input_tokens + config.bench.output_tokens
+    if config.bench.endpoint == "completions" and needed > config.parallel.max_model_len:
         raise ConfigError(
             "parallel.max_model_len",
             config.parallel.max_model_len,
             f"bench.input_tokens + bench.output_tokens = {needed}, so the engine would refuse every request",
             "Raise parallel.max_model_len or shorten the requests.",
         )
-    asked.check(config)
+
+
+def _token_ids(config: Config) -> None:
     low, high = config.model.shape.token_ids
     if not 0 <= low < high:
         raise ConfigError(
@@ -54,7 +189,7 @@ def check(config: Config) -> None:
 
 
 def _check_release(config: Config) -> None:
-    """Refuse layouts whose flags the release does not have, or whose sizes do not divide (rules R14, R15)."""
+    """Refuse layouts whose flags the release does not have."""
     parallel, engine = config.parallel, config.engine
     across = parallel.tensor_parallel_size if span(config) > 1 else None
     needed = {
@@ -73,18 +208,20 @@ def _check_release(config: Config) -> None:
         if flag == "nnodes" and engine.name == "simulator":
             reason = "the rehearsal engine keeps each data-parallel rank in one node"
             raise ConfigError(f"parallel.{key}", value, reason, "Rehearse another layout.")
-    tp, dcp = parallel.tensor_parallel_size, parallel.decode_context_parallel_size or 1
-    if tp % dcp:
-        raise ConfigError(
-            "parallel.decode_context_parallel_size",
-            dcp,
-            f"it does not divide parallel.tensor_parallel_size = {tp} (rule R15)",
-            "Give a divisor of it.",
-        )
-    if (parallel.prefill_context_parallel_size or 1) > 1 and parallel.data_parallel_size > 1:
-        raise ConfigError(
-            "parallel.prefill_context_parallel_size",
-            parallel.prefill_context_parallel_size,
-            "vllm-ascend does not combine it with data parallelism (rule R14)",
-            "Set parallel.data_parallel_size=1, or leave it null.",
-        )
+
+
+LOOKS: tuple[Callable[[Config], object], ...] = (
+    _known_release,
+    lambda config: check_args(config.engine.args),
+    lambda config: check_env(config.engine.env),
+    local_sizes,
+    _check_release,
+    lambda config: parse_faults(config.engine.rehearsal.faults),
+    _card,
+    _ports,
+    _load,
+    _length,
+    asked.check,
+    _token_ids,
+)
+"""What the tool itself asks of a config, in the order in which it is said."""

@@ -51,6 +51,9 @@ CONFIGURED = {
 HEAD_ONLY = ("api-server-count",)
 """Flags that vLLM refuses together with --headless: they are rendered for the head alone."""
 
+RANKED = (*OWNED, "data-parallel-size-local")
+"""Flags whose value depends on the rank or on the job."""
+
 
 def flag_name(key: str) -> str:
     """Return the canonical name of a flag: no dashes in front, no underscores, no `no-`."""
@@ -70,11 +73,21 @@ def check_args(args: Mapping[str, Any]) -> None:
             raise ConfigError(where, value, f"--{name} has a key of its own", f"Set {CONFIGURED[name]} instead.")
 
 
-def argv(config: Config, place: Placement) -> list[str]:
-    """Return the command line of one rank, in the order of the article (sections 3.3 and 3.4).
+def flags(config: Config, place: Placement) -> dict[str, Any]:
+    """Return the flags of one rank by name, in the order of the article (sections 3.3 and 3.4); null: not emitted.
 
     Ranks differ only in --headless, --data-parallel-start-rank and, on uneven nodes, the local size.
     """
+    return _flags(config, place, local_sizes(config)[place.rank], first_data_parallel_rank(config, place.rank))
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Return the flags that are the same on every rank, by name; also for a layout that cannot be."""
+    everywhere = Placement(0, 1, "", "", "", "", "")
+    return {name: value for name, value in _flags(config, everywhere, 0, 0).items() if name not in RANKED}
+
+
+def _flags(config: Config, place: Placement, local: int, start: int) -> dict[str, Any]:
     model, engine, parallel = config.model, config.engine, config.parallel
     flags: dict[str, Any] = {
         "host": engine.host,
@@ -92,7 +105,7 @@ def argv(config: Config, place: Placement) -> list[str]:
         "max-num-batched-tokens": parallel.max_num_batched_tokens,
         "max-num-seqs": parallel.max_num_seqs,
     }
-    flags |= _one_rank(config, place) if span(config) > 1 else _data_parallel(config, place)
+    flags |= _one_rank(config, place) if span(config) > 1 else _data_parallel(config, place, local, start)
     flags |= {
         "tensor-parallel-size": parallel.tensor_parallel_size,
         "decode-context-parallel-size": parallel.decode_context_parallel_size,
@@ -104,19 +117,24 @@ def argv(config: Config, place: Placement) -> list[str]:
         "additional-config": engine.additional_config or None,
     }
     given = {key.lstrip("-").replace("_", "-"): value for key, value in engine.args.items()}
-    flags |= {name: value for name, value in given.items() if place.role == "head" or name not in HEAD_ONLY}
-    words = [sys.executable if word == "{python}" else from_root(word) for word in engine.command]
-    return [*words, "serve", from_root(model.path), *(word for k, v in flags.items() for word in _flag(k, v))]
+    return flags | {name: value for name, value in given.items() if place.role == "head" or name not in HEAD_ONLY}
 
 
-def _data_parallel(config: Config, place: Placement) -> dict[str, Any]:
+def argv(config: Config, place: Placement) -> list[str]:
+    """Return the command line of one rank."""
+    words = [sys.executable if word == "{python}" else from_root(word) for word in config.engine.command]
+    made = flags(config, place)
+    return [*words, "serve", from_root(config.model.path), *(word for k, v in made.items() for word in _flag(k, v))]
+
+
+def _data_parallel(config: Config, place: Placement, local: int, start: int) -> dict[str, Any]:
     """Return the flags with which the data-parallel ranks of all nodes find each other."""
     flags: dict[str, Any] = {
         "data-parallel-size": config.parallel.data_parallel_size,
-        "data-parallel-size-local": local_sizes(config)[place.rank],
+        "data-parallel-size-local": local,
     }
     if place.role == "headless":
-        flags["data-parallel-start-rank"] = first_data_parallel_rank(config, place.rank)
+        flags["data-parallel-start-rank"] = start
     return flags | {"data-parallel-address": place.master_address, "data-parallel-rpc-port": place.rpc_port}
 
 

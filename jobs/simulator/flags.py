@@ -42,6 +42,11 @@ def _human_int(text: str) -> int:
 _human_int.__name__ = "human_readable_int"  # argparse puts the name into its error
 
 
+def _human_int_or_auto(text: str) -> int:
+    """`--max-model-len auto` of later releases: vLLM's own -1."""
+    return -1 if text.strip().lower() in ("-1", "auto") else _human_int(text)
+
+
 def _json(text: str) -> Any:
     return json.loads(text)
 
@@ -96,7 +101,10 @@ _PLAIN: Mapping[str, Convert] = {
     "int": int,
     "float": float,
     "json": _json,
+    "bool": bool,
+    "lower-snake": lambda text: text.lower().replace("-", "_"),
     "human-int": _human_int,
+    "human-int-or-auto": _human_int_or_auto,
     "json-or-pairs": _json_or(_pairs),
     "json-or-str": _json_or(str),
     "config": _config,
@@ -227,7 +235,10 @@ def parse(argv: Sequence[str], release: Release) -> CommandLine:
             "ValueError: With `vllm serve`, you should provide the model as a positional argument or in a "
             "config file instead of via the `--model` option."
         )
-    args = build_parser(release).parse_args(normalise(argv))
+    words = normalise(argv)
+    if "optimization-level" in release.flags:  # -O meant the whole compilation config before
+        words = ["--optimization-level" if word == "-O" else word for word in words]
+    args = build_parser(release).parse_args(words)
     if args.model_tag is not None:
         args.model = args.model_tag
     defaults = {name.replace("-", "_"): flag for name, flag in release.flags.items()}

@@ -1,6 +1,7 @@
 """What the command line and the spec make together: the numbers that the rehearsal runs with.
 
-The checks here are those of vLLM 0.9.1 and vllm-ascend 0.9.1 at start, with their words.
+The checks here are those of vLLM 0.9.1 and vllm-ascend 0.9.1 at start, with their words. Later releases have
+other flags (jobs/ascend/releases), and neither torchair nor the Ascend scheduler from 0.12 on.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.ascend import version
 from jobs.simulator.spec import Spec
 
 
@@ -63,7 +65,7 @@ def settle(args: argparse.Namespace, spec: Spec, environment: Mapping[str, str])
     """
     if args.enable_auto_tool_choice and not args.tool_call_parser:
         raise StartError("TypeError: Error: --enable-auto-tool-choice requires --tool-call-parser")
-    if args.headless and args.api_server_count > 1:
+    if args.headless and (args.api_server_count or 1) > 1:
         raise StartError("ValueError: api_server_count can't be set in headless mode")
     local = args.data_parallel_size if args.data_parallel_size_local is None else args.data_parallel_size_local
     if args.headless and local <= 0:
@@ -77,18 +79,19 @@ def settle(args: argparse.Namespace, spec: Spec, environment: Mapping[str, str])
             f"RuntimeError: Invalid device ID: {local} data parallel rank(s) of {args.tensor_parallel_size} NPUs "
             f"do not fit in the {spec.npus_per_node} NPUs of this node"
         )
-    first = args.data_parallel_start_rank if args.headless else 0
+    first = (args.data_parallel_start_rank or 0) if args.headless else 0
+    extras = args.additional_config if version(spec.release) < (0, 12) else None
     chunked = args.enable_chunked_prefill is not False
     settings = Settings(
         model=args.model,
         names=tuple(args.served_model_name or (args.model,)),
-        max_model_len=args.max_model_len or spec.shape.max_position_embeddings,
+        max_model_len=_length(args.max_model_len, spec),
         max_num_batched_tokens=args.max_num_batched_tokens or 2048,
         max_num_seqs=args.max_num_seqs or 256,
         block_size=args.block_size or 128,
         utilization=args.gpu_memory_utilization,
         prefix_caching=args.enable_prefix_caching is not False,
-        chunked_prefill=chunked and not _whole_prompts(args.additional_config),
+        chunked_prefill=chunked and not _whole_prompts(extras),
         tensor_parallel=args.tensor_parallel_size,
         data_parallel=args.data_parallel_size,
         expert_parallel=bool(args.enable_expert_parallel),
@@ -97,14 +100,26 @@ def settle(args: argparse.Namespace, spec: Spec, environment: Mapping[str, str])
         rpc_address=(args.data_parallel_address or "127.0.0.1", args.data_parallel_rpc_port or 29550),
         http_address=(args.host or "", args.port),
         api_key=args.api_key or environment.get("VLLM_API_KEY") or None,
-        log_requests=not args.disable_log_requests,
+        log_requests=_logs_requests(args),
         log_stats=not args.disable_log_stats,
         access_log=not args.disable_uvicorn_access_log,
         uvicorn_level=args.uvicorn_log_level,
     )
     _check_lengths(settings, spec, chunked)
-    _check_graph_mode(args)
+    _check_graph_mode(extras, eager=args.enforce_eager)
     return settings
+
+
+def _length(asked: int | None, spec: Spec) -> int:
+    """`--max-model-len`; not given, or -1 (auto, from 0.23 on): what the model was made for."""
+    return asked if asked and asked > 0 else spec.shape.max_position_embeddings
+
+
+def _logs_requests(args: argparse.Namespace) -> bool:
+    """On unless --disable-log-requests in 0.9.1; off unless --enable-log-requests from 0.11 on."""
+    if hasattr(args, "enable_log_requests"):
+        return bool(args.enable_log_requests)
+    return not args.disable_log_requests
 
 
 def _section(additional_config: object, name: str) -> Mapping[str, Any]:
@@ -142,9 +157,9 @@ def _check_lengths(settings: Settings, spec: Spec, chunked: bool) -> None:
         )
 
 
-def _check_graph_mode(args: argparse.Namespace) -> None:
+def _check_graph_mode(extras: object, *, eager: bool) -> None:
     """Rule of check_ascend_config in vllm_ascend/ascend_config.py, 0.9.1."""
-    if _section(args.additional_config, "torchair_graph_config").get("enabled") and args.enforce_eager:
+    if _section(extras, "torchair_graph_config").get("enabled") and eager:
         raise StartError(
             "RuntimeError: Can't enable graph mode and eager mode at the same time. Please set "
             "`enforce_eager=False` if you attempt to enable NPU graph mode."

@@ -10,6 +10,7 @@ from typing import Any
 from jobs import compose, schema, show, sweep
 from jobs.ascend.weights import GIB
 from jobs.plan import as_json
+from jobs.service import checks
 from jobs.services import Service
 from jobs.verbs import OVERRIDES, Verb
 
@@ -22,6 +23,8 @@ def _plan(options: argparse.Namespace) -> int:
         return 0
     out = show.console()
     out.print(show.plan_text(made))
+    if warnings := show.warnings_text(checks.shared(point.config for point in made.points)):
+        out.print(warnings, markup=False)
     out.print("\n" + show.commands_text(made), markup=False)
     return 0
 

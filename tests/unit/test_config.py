@@ -185,6 +185,7 @@ OF_THE_SWEEP = {
     "engine.data_parallel_rpc_port",
     "engine.host",
     "engine.port",
+    "engine.written_for",
 }
 """Keys that do not change what is asked, in sections that do."""
 

@@ -224,8 +224,8 @@ def test_a_comma_without_m_is_an_error_that_tells_the_way(launch: Cli) -> None:
     [
         "engine.env={A: 1}",
         "cluster.mem=0",
-        "engine.release=0.9",
-        "engine.additional_config={a:{1:x,b:y}}",
+        "engine.release=0.23.0",
+        "engine.additional_config={ascend_scheduler_config:{1:x,b:y}}",
         "bench.seed=0,0",
     ],
 )

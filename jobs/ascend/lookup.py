@@ -1,0 +1,24 @@
+"""The model of a config, as far as it can be seen from here."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from jobs.ascend.architecture import Architecture, load
+from jobs.config import Config
+from jobs.errors import ConfigError
+from jobs.settings import from_root
+
+
+def architecture_of(config: Config) -> Architecture | None:
+    """Return the architecture of `model`; None where its config.json is not visible from here."""
+    return _found(config.model.name, config.model.path)
+
+
+@cache
+def _found(name: str, path: str) -> Architecture | None:
+    try:
+        return load(name, Path(from_root(path)))
+    except ConfigError:
+        return None

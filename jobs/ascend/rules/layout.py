@@ -1,0 +1,79 @@
+"""Data, tensor and context parallel layout (R1, R2, R14, R15)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from jobs.ascend.rules.base import EVERY, Problem, Question, rule
+
+PCP, DCP, PP = "prefill-context-parallel-size", "decode-context-parallel-size", "pipeline-parallel-size"
+TP = "parallel.tensor_parallel_size"
+
+
+@rule("R1", "error", "all", "vllm-ascend docs, multi-node tutorial; vllm, world size = tp x pcp x pp", EVERY)
+def npus_of_a_node(q: Question) -> Iterator[Problem]:
+    """Local ranks x tp x pcp x pp must fit into a node. (Without pcp and pp the layout itself is refused.)"""
+    pcp, pp, tp = q.size(PCP), q.size(PP), q.config.parallel.tensor_parallel_size
+    most = q.config.cluster.npus_per_node
+    for node, flags in enumerate(q.ranks):
+        local = int(flags.get("data-parallel-size-local", 1))
+        if "nnodes" in flags:  # one rank over whole nodes: tp x pcp is what it is chosen by
+            return
+        if pcp * pp > 1 and local * tp * pcp * pp > most:
+            reason = (
+                f"node {node} needs {local} x tp {tp} x pcp {pcp} x pp {pp} = {local * tp * pcp * pp} NPUs of {most}"
+            )
+            yield Problem(TP, tp, reason, "Lower one of them.")
+            return
+
+
+@rule("R2", "error", "all", "vllm, engine/arg_utils.py: start rank without --headless is another topology", EVERY)
+def head_and_headless(q: Question) -> Iterator[Problem]:
+    """Exactly the first rank is the head; start ranks follow from the sizes before; all know the same master."""
+    start = 0
+    if any("nnodes" in flags for flags in q.ranks):  # one data-parallel rank over all nodes has no start ranks
+        return
+    for rank, flags in enumerate(q.ranks):
+        wrong = (
+            bool(flags.get("headless")) != (rank > 0)
+            or flags.get("data-parallel-start-rank") != (start if rank else None)
+            or any(flags[name] != q.ranks[0][name] for name in ("data-parallel-address", "data-parallel-rpc-port"))
+        )
+        if wrong:
+            reason = "it must be headless with the start rank after the nodes before it, and know the head's address"
+            yield Problem(f"rank {rank}", dict(flags), reason, "This is a fault of the tool: please report it.")
+        start += int(flags["data-parallel-size-local"])
+
+
+@rule("R14", "error", ">=0.13", "vllm-ascend v0.23.0, platform.py, _validate_parallel_config")
+def context_and_data_parallel(q: Question) -> Iterator[Problem]:
+    """Prefill context parallel and data parallel exclude each other."""
+    ranks = q.config.parallel.data_parallel_size
+    if q.size(PCP) > 1 and ranks > 1:
+        reason = f"prefill context parallel does not work together with {ranks} data-parallel ranks"
+        yield Problem(
+            "parallel.prefill_context_parallel_size",
+            q.size(PCP),
+            reason,
+            "Set parallel.data_parallel_size=1, or leave it out.",
+        )
+
+
+@rule("R15", "error", ">=0.11", "vllm 0.18.0, config/parallel.py; vllm-ascend feature guide, context parallel")
+def decode_context_parallel(q: Question) -> Iterator[Problem]:
+    """Decode context parallel reuses the tensor parallel ranks."""
+    dcp, tp, key = q.size(DCP), q.config.parallel.tensor_parallel_size, "parallel.decode_context_parallel_size"
+    if tp % dcp:
+        yield Problem(key, dcp, f"it must divide {TP} = {tp}", "Give a divisor of it.")
+    if (dcp > 1 or q.size(PCP) > 1) and q.speculative:
+        yield Problem(
+            "engine.args.speculative-config",
+            q.settings.get("speculative-config"),
+            "multi-token prediction with context parallel is not supported for MLA models on A2",
+            "Leave one of them out.",
+            "warning",
+            "vllm-ascend v0.23.0, feature guide, context parallel, table of supported features",
+        )
+
+
+RULES = (npus_of_a_node, head_and_headless, context_and_data_parallel, decode_context_parallel)

@@ -1,0 +1,214 @@
+"""Release data: what was read from the wheels, what is kept by hand, and the reader of keys."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+from core_help import ROOT
+
+from jobs import ascend
+from jobs.ascend import Release, release, releases
+from jobs.errors import ConfigError
+
+sys.path.insert(0, str(ROOT / "tools"))
+import extract_keys
+
+ALL = [release(name) for name in releases()]
+each = pytest.mark.parametrize("known", ALL, ids=lambda one: one.name)
+
+
+def test_the_releases_of_issue_4_oldest_first() -> None:
+    assert releases() == ("0.9.1", "0.11.0", "0.13.0", "0.18.0", "0.23.0")
+    with pytest.raises(ConfigError) as caught:
+        release("0.12.0")
+    assert caught.value.key == "engine.release"
+    assert all(name in caught.value.remedy for name in releases())
+
+
+@each
+def test_every_item_has_a_source(known: Release) -> None:
+    assert {"engine", "python", "cann", "torch", "torch_npu", "hdk", "date"} <= set(known.facts)
+    facts = [*known.facts.values(), *known.images.values(), *known.moving_images.values(), *known.recipe.values()]
+    assert all(len(fact.source) > 10 for fact in facts)
+    assert all(key.source.endswith(".py") or "vllm-ascend" in key.source for key in known.keys.values())
+    assert all(known.deprecated_keys.values())
+    assert all(known.deprecated_variables.values())
+    assert known.verified_against == {"vllm": known.name, "vllm-ascend": known.name}
+    assert known.facts["engine"].value == known.name  # vllm-ascend X.Y.Z needs vllm X.Y.Z
+    assert {f"v{known.name}", f"v{known.name}-openeuler"} <= set(known.images)
+
+
+@each
+def test_what_is_kept_by_hand_names_what_the_wheel_has(known: Release) -> None:
+    assert set(known.deprecated_keys) <= set(known.keys)
+    assert set(known.deprecated_variables) <= set(known.variables)
+    assert set(known.deprecated_variables) <= set(known.have_a_key)
+    assert set(known.have_a_key.values()) <= set(known.keys)
+
+
+@each
+def test_flags_that_came_and_went(known: Release) -> None:
+    if known.previous is None:
+        assert (known.added, known.removed) == ((), ())
+        return
+    before = release(known.previous)
+    assert set(known.added) == set(known.flags) - set(before.flags)
+    assert set(known.removed) == set(before.flags) - set(known.flags)
+    assert releases().index(known.name) == releases().index(before.name) + 1
+
+
+STABLE = """
+headless data-parallel-size data-parallel-size-local data-parallel-start-rank data-parallel-address
+data-parallel-rpc-port tensor-parallel-size enable-expert-parallel quantization additional-config
+enable-prefix-caching max-num-seqs max-model-len max-num-batched-tokens gpu-memory-utilization block-size seed
+trust-remote-code served-model-name api-server-count enforce-eager compilation-config speculative-config
+"""
+
+
+@each
+def test_the_flags_of_this_tool_are_in_every_release(known: Release) -> None:
+    assert set(STABLE.split()) <= set(known.flags)
+
+
+@pytest.mark.parametrize(
+    ("flag", "first", "last"),
+    [
+        ("num-scheduler-steps", "0.9.1", "0.9.1"),
+        ("scheduler-delay-factor", "0.9.1", "0.9.1"),
+        ("enable-reasoning", "0.9.1", "0.9.1"),
+        ("rope-scaling", "0.9.1", "0.11.0"),
+        ("task", "0.9.1", "0.11.0"),
+        ("disable-log-requests", "0.9.1", "0.13.0"),
+        ("swap-space", "0.9.1", "0.13.0"),
+        ("async-scheduling", "0.11.0", "0.23.0"),
+        ("decode-context-parallel-size", "0.11.0", "0.23.0"),
+        ("kv-cache-memory-bytes", "0.11.0", "0.23.0"),
+        ("prefill-context-parallel-size", "0.13.0", "0.23.0"),
+        ("nnodes", "0.13.0", "0.23.0"),
+        ("performance-mode", "0.18.0", "0.23.0"),
+        ("shutdown-timeout", "0.18.0", "0.23.0"),
+        ("data-parallel-multi-port-external-lb", "0.23.0", "0.23.0"),
+    ],
+)
+def test_where_a_flag_begins_and_ends(flag: str, first: str, last: str) -> None:
+    """Against vLLM's own history (arg_utils.py and cli_args.py of the releases), not against our files."""
+    having = [one.name for one in ALL if flag in one.flags]
+    assert (having[0], having[-1]) == (first, last)
+
+
+@pytest.mark.parametrize(
+    ("key", "having"),
+    [
+        ("torchair_graph_config", "0.9.1 0.11.0"),
+        ("ascend_scheduler_config", "0.9.1 0.11.0"),
+        ("kv_cache_dtype", "0.9.1 0.11.0"),
+        ("weight_prefetch_config", "0.11.0 0.13.0 0.18.0 0.23.0"),
+        ("eplb_config", "0.13.0 0.18.0 0.23.0"),
+        ("dynamic_eplb", "0.9.1 0.11.0 0.13.0"),
+        ("enable_mc2_hierarchy_comm", "0.18.0 0.23.0"),
+        ("enable_mlapo", "0.23.0"),
+    ],
+)
+def test_where_a_key_is_read(key: str, having: str) -> None:
+    assert [one.name for one in ALL if key in one.keys] == having.split()
+
+
+def test_keys_inside_sections_and_what_becomes_of_others() -> None:
+    old, new = release("0.9.1").keys, release("0.23.0").keys
+    assert "enable_multistream_moe" in (old["torchair_graph_config"].keys or ())
+    assert "enable_multistream_moe" not in (release("0.11.0").keys["torchair_graph_config"].keys or ())
+    assert old["ascend_scheduler_config"].unknown == "accepted"
+    assert release("0.13.0").keys["eplb_config"].unknown == "ignored"
+    assert new["eplb_config"].unknown == "error"
+    assert "fuse_muls_add" in (new["ascend_compilation_config"].keys or ())  # only read out of **kwargs
+
+
+def test_variables() -> None:
+    assert "VLLM_USE_V1" in release("0.11.0").variables
+    assert "VLLM_USE_V1" not in release("0.13.0").variables
+    assert [one.variables.get("VLLM_ASCEND_ENABLE_MLAPO") for one in ALL] == [None, "0", "0", "1", "1"]
+    assert [("VLLM_ENGINE_READY_TIMEOUT_S" in one.variables) for one in ALL] == [False, False, False, True, True]
+    assert release("0.23.0").have_a_key["VLLM_ASCEND_ENABLE_NZ"] == "weight_nz_mode"
+
+
+def test_base_systems_and_the_moving_tag_of_the_article() -> None:
+    old = release("0.9.1")
+    assert old.images["v0.9.1-openeuler"].value == "openEuler 22.03"
+    assert old.moving_images["v0.9.1-dev-openeuler"].value == "v0.9.1-openeuler"
+    assert all(one.images[f"v{one.name}-openeuler"].value == "openEuler 24.03" for one in ALL[1:])
+
+
+def test_versions_are_compared_as_numbers() -> None:
+    assert ascend.version("0.9.1") < ascend.version("0.11.0rc1") == (0, 11, 0)
+    assert ascend.version("0.23.0.post1") == ascend.version("0.23.0")
+
+
+# --- the reader of keys, on a package of our own
+
+CONFIG = """
+class Whole:
+    def __init__(self, vllm_config):
+        additional_config = vllm_config.additional_config or {}
+        section = additional_config.get("section", {})
+        self.section = Section(section, vllm_config)
+        words = additional_config.get("words", {})
+        self.words = Words(**words)
+        self.strict = Strict(additional_config.get("strict", {}))
+        anything = additional_config.get("anything", {})
+        self.anything = Anything(anything)
+        self.plain = additional_config.get("plain")
+        if "asked" in additional_config:
+            self.asked = additional_config["indexed"]
+        self.moved = self._get_config_value(additional_config, "moved", "MY_MOVED", 0)
+
+class Section:
+    def __init__(self, given, vllm_config):
+        self.a = given.get("a", 1)
+        self.other = vllm_config.get("not_ours")
+
+class Words:
+    def __init__(self, b=1, **kwargs):
+        self.c = kwargs.get("c")
+
+class Strict:
+    _defaults = {"d": 1}
+    def __init__(self, given):
+        for k in given:
+            if k not in self._defaults:
+                raise ValueError(k)
+
+class Anything:
+    def __init__(self, given):
+        self.on = given.get("on")
+        for k, v in given.items():
+            setattr(self, k, v)
+"""
+ENVS = """
+import os
+env_variables: dict = {
+    "MY_NUMBER": lambda: int(os.getenv("MY_NUMBER", "3")),
+    "MY_TEXT": lambda: os.environ.get("MY_TEXT"),
+}
+"""
+
+
+def test_the_reader_finds_keys_sections_and_variables(tmp_path: Path) -> None:
+    (tmp_path / "ascend_config.py").write_text("\ufeff" + CONFIG)  # some published files begin with a mark
+    (tmp_path / "envs.py").write_text(ENVS)
+    (tmp_path / "worker.py").write_text(
+        'import os\nx = config.additional_config.get("late", {}).get("inner")\n'
+        'y = config.additional_config.get("section").get("deep")\nz = os.environ["MY_OTHER"]\n'
+    )
+    keys = extract_keys.additional_config(tmp_path)
+    assert set(keys) == {"section", "words", "strict", "anything", "plain", "asked", "indexed", "moved", "late"}
+    assert (keys["section"]["keys"], keys["section"]["unknown"]) == (["a", "deep"], "ignored")
+    assert (keys["words"]["keys"], keys["words"]["unknown"]) == (["b", "c"], "ignored")
+    assert (keys["strict"]["keys"], keys["strict"]["unknown"]) == (["d"], "error")
+    assert (keys["anything"]["keys"], keys["anything"]["unknown"]) == (["on"], "accepted")
+    assert (keys["late"], keys["plain"]) == ({"source": "worker.py"}, {"source": "ascend_config.py"})
+    assert extract_keys.variables(ast.parse(ENVS)) == {"MY_NUMBER": "3", "MY_TEXT": None}
+    assert extract_keys.read_elsewhere(tmp_path, ["MY_NUMBER", "MY_TEXT"]) == ["MY_OTHER"]
+    assert extract_keys.keys_of_variables(tmp_path) == {"MY_MOVED": "moved"}

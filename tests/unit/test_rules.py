@@ -1,0 +1,353 @@
+"""The rules: each one finds what it is for, and leaves alone what is right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from core_help import change, composer, config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.ascend import releases
+from jobs.ascend.migration import migrate
+from jobs.ascend.rules import RULES, Finding
+from jobs.ascend.rules.base import Question, covers
+from jobs.ascend.rules.moe import mc2_buffer_mb
+from jobs.config import Config
+from jobs.errors import ConfigError
+from jobs.service import checks
+from jobs.verbs import check as verb
+
+NEW = ("experiment=official_0_23",)
+MID = ("experiment=official_0_13",)
+OLD = ("engine=vllm_ascend", "cluster=slurm")
+
+
+def torchair(**values: Any) -> dict[str, Any]:
+    return {"torchair_graph_config": {"enabled": True, **values}}
+
+
+def scheduler(**values: Any) -> dict[str, Any]:
+    return torchair() | {"ascend_scheduler_config": {"enabled": True, **values}}
+
+
+def env(**values: Any) -> Callable[[Config], Config]:
+    return lambda c: change(c, engine__env=c.engine.env | values)
+
+
+def args(**values: Any) -> Callable[[Config], Config]:
+    return lambda c: change(c, engine__args=dict(c.engine.args) | {k.replace("_", "-"): v for k, v in values.items()})
+
+
+def keys(**values: Any) -> Callable[[Config], Config]:
+    return lambda c: change(c, engine__additional_config=dict(c.engine.additional_config or {}) | values)
+
+
+def leaf(**values: Any) -> Callable[[Config], Config]:
+    return lambda c: change(c, **values)
+
+
+Case = tuple[str, tuple[str, ...], Callable[[Config], Config], Callable[[Config], Config] | None, str, str]
+"""Rule, preset, what breaks it, a near thing that is right (None: the preset itself), key, severity."""
+
+CASES: list[Case] = [
+    ("R1", MID, lambda c: args(prefill_context_parallel_size=2)(leaf(parallel__data_parallel_size=1,
+     parallel__data_parallel_size_local=1, parallel__tensor_parallel_size=8)(c)),
+     lambda c: args(prefill_context_parallel_size=2)(leaf(parallel__data_parallel_size=1,
+     parallel__data_parallel_size_local=1)(c)), "parallel.tensor_parallel_size", "error"),
+    ("R3", OLD, leaf(engine__additional_config=scheduler(), parallel__max_num_batched_tokens=4096),
+     leaf(engine__additional_config=scheduler(enable_chunked_prefill=True), parallel__max_num_batched_tokens=4096),
+     "parallel.max_num_batched_tokens", "error"),
+    ("R4", NEW, args(enable_chunked_prefill=False),
+     lambda c: args(enable_chunked_prefill=False)(leaf(parallel__max_num_batched_tokens=16384)(c)),
+     "parallel.max_num_batched_tokens", "error"),
+    ("R5", OLD, leaf(parallel__max_num_batched_tokens=255), leaf(parallel__max_num_batched_tokens=256),
+     "parallel.max_num_batched_tokens", "error"),
+    ("R6", OLD, leaf(parallel__max_num_seqs=1, parallel__max_num_batched_tokens=8193),
+     leaf(parallel__max_num_seqs=1), "parallel.max_num_batched_tokens", "warning"),
+    ("R7", OLD, args(enforce_eager=True), args(enforce_eager=False), "engine.args.enforce-eager", "error"),
+    ("R8", OLD, leaf(engine__additional_config={}), lambda c: args(enforce_eager=True)(
+     leaf(engine__additional_config={})(c)), "engine.additional_config.torchair_graph_config.enabled", "error"),
+    ("R9", OLD, leaf(engine__additional_config=torchair(use_cached_kv_cache_bytes=True)),
+     leaf(engine__additional_config=torchair(use_cached_kv_cache_bytes=True, use_cached_graph=True)),
+     "engine.additional_config.torchair_graph_config.use_cached_kv_cache_bytes", "error"),
+    ("R10", OLD, leaf(parallel__max_num_seqs=250, parallel__max_num_batched_tokens=255),
+     leaf(parallel__max_num_seqs=250, parallel__max_num_batched_tokens=256), "parallel.max_num_seqs", "error"),
+    ("R11", OLD, leaf(), leaf(engine__additional_config=torchair(graph_batch_sizes=[8, 256])),
+     "engine.additional_config.torchair_graph_config.graph_batch_sizes", "warning"),
+    ("R12", NEW, keys(ascend_scheduler_config={"enabled": False}), None,
+     "engine.additional_config.ascend_scheduler_config", "error"),
+    ("R13", OLD, leaf(parallel__block_size=64), None, "parallel.block_size", "warning"),
+    ("R14", NEW, leaf(parallel__prefill_context_parallel_size=2), leaf(parallel__prefill_context_parallel_size=1),
+     "parallel.prefill_context_parallel_size", "error"),
+    ("R15", NEW, leaf(parallel__decode_context_parallel_size=3),
+     leaf(parallel__decode_context_parallel_size=2),
+     "parallel.decode_context_parallel_size", "error"),
+    ("R16", OLD, lambda c: args(speculative_config={"method": "deepseek_mtp"})(env(VLLM_ASCEND_ENABLE_DBO=1)(c)),
+     env(VLLM_ASCEND_ENABLE_DBO=1), "engine.env.VLLM_ASCEND_ENABLE_DBO", "error"),
+    ("R17", NEW, keys(enable_fused_mc2=1), keys(enable_fused_mc2=0),
+     "engine.additional_config.enable_fused_mc2", "error"),
+    ("R18", OLD, leaf(parallel__max_model_len=163841), leaf(parallel__max_model_len=163840),
+     "parallel.max_model_len", "error"),
+    ("R20", NEW, leaf(bench__concurrency=65), leaf(bench__concurrency=64), "bench.concurrency", "warning"),
+    ("R21", NEW, leaf(parallel__gpu_memory_utilization=0.93), None, "parallel.gpu_memory_utilization", "warning"),
+    ("R22", NEW, keys(eplb_config={"dynamic_eplb": True}),
+     lambda c: env(DYNAMIC_EPLB=True)(keys(eplb_config={"dynamic_eplb": True})(c)),
+     "engine.additional_config.eplb_config.dynamic_eplb", "error"),
+    ("R23", NEW, leaf(parallel__data_parallel_size=2, parallel__data_parallel_size_local=1), None,
+     "parallel.enable_expert_parallel", "warning"),
+    ("E1", OLD, leaf(hccl__connect_timeout=119), leaf(hccl__connect_timeout=120), "hccl.connect_timeout", "error"),
+    ("E1", OLD, leaf(hccl__if_base_port=65521), leaf(hccl__if_base_port=65520), "hccl.if_base_port", "error"),
+    ("E1", OLD, leaf(hccl__rdma_timeout=21), leaf(hccl__rdma_timeout=5), "hccl.rdma_timeout", "error"),
+    ("E1", OLD, leaf(hccl__intra_roce_enable=2), leaf(hccl__intra_roce_enable=0), "hccl.intra_roce_enable", "error"),
+    ("E2", OLD, leaf(hccl__connect_timeout=7200), leaf(hccl__connect_timeout=1800), "hccl.connect_timeout", "warning"),
+    ("E3", NEW, leaf(parallel__max_num_seqs=256), None, "hccl.buffsize", "warning"),
+    ("E4", NEW, leaf(hccl__buffsize=1024), None, "hccl.buffsize", "warning"),
+    ("E5", NEW, leaf(hccl__op_expansion_mode="AI_CPU"), leaf(hccl__op_expansion_mode="HOST"),
+     "hccl.op_expansion_mode", "error"),
+    ("E5", NEW, leaf(hccl__op_expansion_mode="AIV"), None, "hccl.op_expansion_mode", "warning"),
+    ("E6", NEW, leaf(hccl__intra_roce_enable=1), None, "hccl.intra_roce_enable", "error"),
+    ("E6", NEW, leaf(hccl__intra_pcie_enable=None), None, "hccl.intra_pcie_enable", "warning"),
+    ("E6", NEW, leaf(hccl__intra_pcie_enable=None, hccl__intra_roce_enable=None), None,
+     "hccl.intra_pcie_enable", "warning"),
+    ("E7", NEW, env(HCCL_NPU_SOCKET_PORT_RANGE="17000-17100"), None,
+     "engine.env.HCCL_NPU_SOCKET_PORT_RANGE", "error"),
+    ("E8", OLD, env(PYTORCH_NPU_ALLOC_CONF="max_split_size_mb:64,expandable_segments:True"),
+     env(PYTORCH_NPU_ALLOC_CONF="max_split_size_mb:64"), "engine.env.PYTORCH_NPU_ALLOC_CONF", "error"),
+    ("E9", NEW, env(ASCEND_LAUNCH_BLOCKING=1), lambda c: args(enforce_eager=True)(env(ASCEND_LAUNCH_BLOCKING=1)(c)),
+     "engine.env.ASCEND_LAUNCH_BLOCKING", "error"),
+    ("E10", NEW, env(VLLM_ENGINE_READY_TIMEOUT_S=None), None, "engine.env.VLLM_ENGINE_READY_TIMEOUT_S", "warning"),
+    ("E11", OLD, env(VLLM_LOGGING_LEVEL="ERROR"), env(VLLM_LOGGING_LEVEL="DEBUG"),
+     "engine.env.VLLM_LOGGING_LEVEL", "warning"),
+    ("E12", OLD, env(OMP_NUM_THREADS=11), env(OMP_NUM_THREADS=1), "engine.env.OMP_NUM_THREADS", "warning"),
+    ("E13", OLD, env(VLLM_USE_V1=0), None, "engine.env.VLLM_USE_V1", "error"),
+    ("E14", OLD, leaf(model__served_model_name=None), None, "model.served_model_name", "warning"),
+    ("N1", NEW, args(num_scheduler_steps=8), None, "engine.args.num-scheduler-steps", "error"),
+    ("N1", NEW, args(enable_sleep_mod=3), args(enable_sleep_mode=True), "engine.args.enable-sleep-mod", "error"),
+    ("N1", NEW, args(scheduling_policy="lifo"), args(scheduling_policy="priority"),
+     "engine.args.scheduling-policy", "error"),
+    ("N1", NEW, args(stream_interval="two"), args(stream_interval=2), "engine.args.stream-interval", "error"),
+    ("N1", NEW, args(enable_sleep_mode="yes"), None, "engine.args.enable-sleep-mode", "error"),
+    ("N2", OLD, args(device="auto"), None, "engine.args.device", "warning"),
+    ("N3", NEW, keys(enable_mlpao=True), keys(enable_mlapo=True), "engine.additional_config.enable_mlpao", "error"),
+    ("N3", NEW, keys(weight_prefetch_config={"enable": True}), keys(weight_prefetch_config={"enabled": True}),
+     "engine.additional_config.weight_prefetch_config.enable", "error"),
+    ("N3", NEW, keys(eplb_config=True), None, "engine.additional_config.eplb_config", "error"),
+    ("N4", MID, keys(dynamic_eplb=False), None, "engine.additional_config.dynamic_eplb", "warning"),
+    ("N5", NEW, env(VLLM_USE_V1=1), None, "engine.env.VLLM_USE_V1", "warning"),
+    ("N5", NEW, lambda c: args(fail_on_environ_validation=True)(env(VLLM_USE_V1=1)(c)), None,
+     "engine.env.VLLM_USE_V1", "error"),
+    ("N5", NEW, env(HCCL_BUFSIZE=1), env(HCCL_RDMA_TC=132), "engine.env.HCCL_BUFSIZE", "warning"),
+    ("N6", NEW, leaf(), env(VLLM_ASCEND_BALANCE_SCHEDULING=None),
+     "engine.env.VLLM_ASCEND_BALANCE_SCHEDULING", "warning"),
+]  # fmt: skip
+
+
+def found(made: Config, rule: str, key: str) -> list[Finding]:
+    return [one for one in checks.findings(made) if one.rule == rule and one.key == key]
+
+
+@pytest.mark.parametrize(
+    ("rule", "preset", "broken", "right", "key", "severity"), CASES, ids=[f"{i}-{c[0]}" for i, c in enumerate(CASES)]
+)
+def test_a_rule_finds_what_it_is_for(
+    rule: str,
+    preset: tuple[str, ...],
+    broken: Callable[[Config], Config],
+    right: Callable[[Config], Config] | None,
+    key: str,
+    severity: str,
+) -> None:
+    base = config(*preset)
+    [finding] = found(broken(base), rule, key)
+    assert finding.severity == severity
+    assert finding.reason
+    assert finding.remedy.endswith((".", "?", "`", "'"))
+    assert len(finding.source) > 5
+    assert not found(right(base) if right else base, rule, key)
+    if severity == "error":
+        with pytest.raises(ConfigError):
+            checks.check(broken(base))
+    else:
+        checks.check(broken(base))
+
+
+def test_every_rule_has_a_case() -> None:
+    # R2: the tool renders both ranks itself, so no config can break it; it has a test of its own.
+    assert {rule.id for rule in RULES} == {case[0] for case in CASES} | {"R2"}
+    assert {f"R{n}" for n in range(1, 24)} == {r.id for r in RULES if r.id.startswith("R")} | {"R19"}
+
+
+def test_ranks_that_do_not_belong_together_are_found() -> None:
+    good = checks.question(config(*NEW))
+    [rule] = [one for one in RULES if one.id == "R2"]
+    assert not list(rule.findings(good))
+    head, headless = good.ranks
+
+    def wrong(**values: Any) -> list[Finding]:
+        ranks = (head, dict(headless) | {k.replace("_", "-"): v for k, v in values.items()})
+        return list(rule.findings(Question(good.config, good.settings, good.env, ranks, good.release)))
+
+    for values in ({"headless": None}, {"data_parallel_start_rank": 1}, {"data_parallel_address": "10.9.9.9"}):
+        [finding] = wrong(**values)
+        assert finding.key == "rank 1"
+
+
+def test_the_articles_configuration_is_accepted_with_the_known_warnings() -> None:
+    made = checks.findings(config("experiment=article"), memory=True)
+    assert {(one.severity, one.key) for one in made} == {
+        ("warning", "engine.additional_config.torchair_graph_config.graph_batch_sizes"),
+        ("warning", "hccl.connect_timeout"),
+        ("warning", "hccl.buffsize"),
+        ("warning", "hccl.op_expansion_mode"),
+        ("warning", "engine.env.VLLM_LOGGING_LEVEL"),
+        ("warning", "engine.env.OMP_NUM_THREADS"),
+        ("warning", "model.served_model_name"),
+    }
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("experiment=demo",),
+        ("experiment=demo", "engine=simulator"),
+        ("engine=simulator",),
+        ("engine=simulator", "parallel=dp4_tp4"),
+        ("engine=simulator", "engine.release=0.23.0"),
+        ("experiment=demo", "parallel.max_model_len=131072"),
+        ("experiment=official_0_13",),
+    ],
+)
+def test_where_nothing_is_wrong_nothing_is_found(overrides: tuple[str, ...]) -> None:
+    assert checks.findings(config(*overrides)) == ()
+
+
+def test_a_request_that_cannot_fit_is_for_the_planner_to_decide() -> None:
+    made = config("experiment=official_0_23", "parallel.max_model_len=131072")
+    [finding] = [one for one in checks.findings(made, memory=True) if one.severity == "error"]
+    assert (finding.rule, finding.key) == ("R19", "parallel.max_model_len")
+    checks.check(made)
+
+
+def test_the_first_error_is_raised_with_the_count_of_the_others() -> None:
+    made = change(config(*NEW), engine__args={"swap-space": 1, "task": "auto"}, hccl__connect_timeout=1)
+    with pytest.raises(ConfigError) as caught:
+        checks.check(made)
+    assert caught.value.key == "engine.args.swap-space"
+    assert "it was removed" in caught.value.reason
+    assert caught.value.remedy == "Remove it. (2 more errors: see python -m jobs check)"
+
+
+def test_an_unknown_release_is_one_finding_and_the_rest_is_still_checked() -> None:
+    made = change(config("engine=simulator"), engine__release="0.10.0", parallel__max_num_batched_tokens=1)
+    errors = [one.key for one in checks.findings(made) if one.severity == "error"]
+    assert errors == ["engine.release", "parallel.max_num_batched_tokens"]
+    # The CPU build has releases of its own.
+    assert not checks.findings(change(config("experiment=demo"), engine__release="1.2.3"))
+
+
+@pytest.mark.parametrize(
+    ("text", "inside", "outside"),
+    [
+        ("all", "0.9.1", None),
+        ("0.9.1", "0.9.1", "0.11.0"),
+        ("<0.12", "0.11.0", "0.13.0"),
+        (">=0.18", "0.18.0", "0.13.0"),
+        ("0.11..0.13", "0.13.0", "0.18.0"),
+    ],
+)
+def test_which_releases_a_rule_holds_for(text: str, inside: str, outside: str | None) -> None:
+    from jobs.ascend import version
+
+    assert covers(text, version(inside))
+    assert outside is None or not covers(text, version(outside))
+
+
+def test_the_buffer_of_mc2_as_published() -> None:
+    """vllm-ascend issue 5287: 256 sequences, TP8, 16 NPUs."""
+    arch = checks.question(config("experiment=article")).arch
+    assert arch is not None
+    assert mc2_buffer_mb(arch, tp=8, ep=16, sequences=256) == 240
+    assert mc2_buffer_mb(arch, tp=8, ep=16, sequences=512) == 480
+    assert mc2_buffer_mb(arch, tp=4, ep=16, sequences=16, speculative=3) == 120
+    assert mc2_buffer_mb(arch, tp=8, ep=16, sequences=10_000) == 480  # MC2 is prepared for 512 tokens at most
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 10**6) | st.sampled_from(["", "1", "auto", "True", "x y", "{}"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["enabled", "a", "method"]), inner),
+    max_leaves=3,
+)
+SOME_FLAGS = st.sampled_from([
+    "block_size", "speculative-config", "enforce-eager", "compilation-config.mode", "x", "no-x", "task",
+    "prefill-context-parallel-size", "decode-context-parallel-size",
+])  # fmt: skip
+SOME_KEYS = st.sampled_from([
+    "torchair_graph_config", "ascend_scheduler_config", "eplb_config", "enable_mlapo", "dynamic_eplb", "x",
+])  # fmt: skip
+SOME_VARIABLES = st.sampled_from([
+    "OMP_NUM_THREADS", "VLLM_USE_V1", "VLLM_ASCEND_ENABLE_NZ", "VLLM_ENGINE_READY_TIMEOUT_S", "HCCL_X", "A=B",
+])  # fmt: skip
+
+
+@given(
+    st.sampled_from(releases()),
+    st.sampled_from(["vllm_ascend", "simulator", "vllm_cpu"]),
+    st.dictionaries(SOME_FLAGS, VALUES, max_size=3),
+    st.dictionaries(SOME_KEYS, VALUES, max_size=3),
+    st.dictionaries(SOME_VARIABLES, VALUES, max_size=3),
+)
+@settings(max_examples=80, deadline=None)
+def test_whatever_is_asked_the_answer_is_findings(
+    name: str, engine: str, flags: dict[str, Any], extras: dict[str, Any], variables: dict[str, Any]
+) -> None:
+    made = change(
+        config(*OLD),
+        engine__release=name,
+        engine__name=engine,
+        engine__args=flags,
+        engine__additional_config=extras,
+        engine__env=variables,
+    )
+    for one in (made, migrate(made)[0]):
+        found_here = checks.findings(one, memory=True)
+        assert [f.severity for f in found_here] == sorted(f.severity for f in found_here)
+        if any(f.severity == "error" and f.rule != "R19" for f in found_here):
+            with pytest.raises(ConfigError):
+                checks.check(one)
+        else:
+            checks.check(one)
+
+
+# --- the verb
+
+POINTS = [
+    ["experiment=article", "parallel.max_num_seqs=256"],
+    ["experiment=article", "parallel.max_num_seqs=x"],
+    ["experiment=article", "parallel.max_num_seqs=16384"],
+]
+
+
+def test_findings_of_all_points_at_once_errors_first() -> None:
+    data = json.loads(json.dumps(verb.as_json(verb.judge(POINTS, composer), POINTS), default=str))
+    assert data["points"] == 3
+    severities = [one["severity"] for one in data["findings"]]
+    assert severities == sorted(severities)
+    assert (data["errors"], data["warnings"]) == (severities.count("error"), severities.count("warning"))
+    by_rule = {(one["rule"], one["key"]): one["points"] for one in data["findings"]}
+    assert by_rule["C1", "parallel.max_num_seqs"] == [POINTS[1]]  # it cannot even be composed
+    assert by_rule["R5", "parallel.max_num_batched_tokens"] == [POINTS[2]]
+    assert by_rule["E2", "hccl.connect_timeout"] == [POINTS[0], POINTS[2]]
+    assert {"rule", "severity", "key", "value", "reason", "remedy", "source", "points"} == set(data["findings"][0])
+
+
+def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    from jobs.__main__ import main
+
+    assert main(["check", "experiment=demo"]) == 0
+    assert capsys.readouterr().out == "1 point: 0 errors, 0 warnings\n"
+    assert main(["check", "--json", "experiment=demo", "parallel.max_num_seqs=10000"]) == 2
+    assert json.loads(capsys.readouterr().out)["errors"] == 1
