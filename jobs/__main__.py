@@ -8,9 +8,12 @@ import sys
 
 from jobs import sweep
 from jobs.errors import UserError
-from jobs.verbs import ask, logs, runs
+from jobs.verbs import ask, logs, model, runs
 
-VERBS = (*ask.VERBS, *runs.VERBS, *logs.VERBS)
+VERBS = (*ask.VERBS, *runs.VERBS, *logs.VERBS, *model.VERBS)
+
+GROUPS = {"model": model.HELP}
+"""Verbs of two words: the first word and what is said of it."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,8 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
+    groups = {"": verbs}
     for verb in VERBS:
-        sub = verbs.add_parser(verb.name, help=verb.help, description=verb.help)
+        # "model fetch" is the verb `fetch` of the group `model`.
+        group, _, name = verb.name.rpartition(" ")
+        if group not in groups:
+            parent = verbs.add_parser(group, help=GROUPS[group], description=GROUPS[group])
+            groups[group] = parent.add_subparsers(required=True, metavar="VERB")
+        sub = groups[group].add_parser(name, help=verb.help, description=verb.help)
         sub.add_argument("--json", action="store_true", help="print one JSON value")
         for flag, options in verb.arguments:
             sub.add_argument(flag, **options)
