@@ -17,7 +17,7 @@ from typing import Any
 
 from jobs.errors import RunError
 from jobs.rundir import read_json, write_json
-from jobs.weights.checkpoint import SMALL_BYTES, Finding, files, sha256
+from jobs.weights.checkpoint import CONFIG, DESCRIPTION, SMALL_BYTES, Finding, files, sha256
 
 BLOCK_BYTES = 1 << 20
 BLOCKS = 4
@@ -52,9 +52,18 @@ class Manifest:
 
     @property
     def parts(self) -> dict[str, str]:
-        """One short hash for the sizes and one for each small file: what two ranks compare by message."""
-        sizes = hashlib.sha256(repr(sorted(self.sizes.items())).encode()).hexdigest()
-        return {"sizes of all files": sizes} | dict(self.hashes)
+        """Short hashes of the sizes, of each describing file, and of the other small ones: for two ranks to compare."""
+        named = {CONFIG, DESCRIPTION, *(name for name in self.hashes if name.endswith(".index.json"))}
+        rest = {name: value for name, value in self.hashes.items() if name not in named}
+        return {
+            "set of file sizes": _short(self.sizes),
+            "tokenizer, code or other small file": _short(rest),
+            **{name: value[:12] for name, value in self.hashes.items() if name in named},
+        }
+
+
+def _short(values: Mapping[str, object]) -> str:
+    return hashlib.sha256(repr(sorted(values.items())).encode()).hexdigest()[:12]
 
 
 def read_manifest(path: Path) -> Manifest:
