@@ -23,6 +23,9 @@ BLOCK_BYTES = 1 << 20
 BLOCKS = 4
 """Blocks of a sampled file, the first one of them at its start."""
 
+UNFINISHED = 2
+"""So many blocks of zeros are no weights any more."""
+
 HASHERS = 8
 
 Progress = Callable[[int], None]
@@ -171,7 +174,7 @@ def _sample(path: Path, offsets: tuple[int, ...] | None, progress: Progress, fin
             found.update(block)
             progress(len(block))
             zeros += len(block) == BLOCK_BYTES and not any(block)
-    if zeros:
+    if zeros >= UNFINISHED:
         problem = f"{zeros} of {len(offsets)} blocks of 1 MiB hold nothing but zeros"
         findings.append(Finding(path.name, problem, "Its download was not finished: fetch it again."))
     return Sample(offsets, found.hexdigest())
