@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jobs.errors import RunError
 from jobs.weights.checkpoint import PART
@@ -27,6 +28,10 @@ class Copied:
     done: int
     total: int
     kept: int
+
+
+class Abandoned(Exception):
+    """Work on one file that was given up since another one failed."""
 
 
 class _Count:
@@ -87,10 +92,15 @@ def copy_files(
             count.stop.set()
             for job in jobs:
                 job.cancel()
-    for job in jobs:
-        if not job.cancelled() and (error := job.exception()):
-            raise error
+    raise_first(jobs)
     return Copied(total, total, kept)
+
+
+def raise_first(jobs: Sequence[Future[Any]]) -> None:
+    """Raise the error of the first piece of work that failed by itself; what was given up for it does not count."""
+    errors = [error for job in jobs if not job.cancelled() and (error := job.exception())]
+    for error in sorted(errors, key=lambda error: isinstance(error, Abandoned)):
+        raise error
 
 
 def _copy(source: Path, target: Path, count: _Count) -> None:
@@ -101,7 +111,7 @@ def _copy(source: Path, target: Path, count: _Count) -> None:
             buffer = memoryview(bytearray(CHUNK_BYTES))
             while size := read.readinto(buffer):
                 if count.stop.is_set():
-                    raise RunError(str(target), "(copy)", "another file failed", "Mend that one first.")
+                    raise Abandoned(target)
                 _write(write.fileno(), buffer[:size])
                 count.add(size)
             os.fsync(write.fileno())

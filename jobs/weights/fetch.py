@@ -57,7 +57,7 @@ def find_client(client: str) -> str:
     Raises:
         RunError: there is none.
     """
-    beside = Path(sys.executable).with_name(client)
+    beside = Path(sys.executable).parent / client
     found = shutil.which(client) or (str(beside) if beside.is_file() else None)
     if not found:
         remedy = (

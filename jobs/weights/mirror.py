@@ -9,7 +9,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
@@ -18,7 +18,7 @@ import requests
 
 from jobs.errors import RunError
 from jobs.weights.checkpoint import CONFIG, DESCRIPTION, FETCH_AGAIN, INDEX, PART, index_name, read_object
-from jobs.weights.copying import CHUNK_BYTES, Copied, Progress, check_space
+from jobs.weights.copying import Abandoned, Copied, Progress, check_space, raise_first
 
 INDICES = (
     INDEX,
@@ -34,6 +34,9 @@ OPTIONAL = (
 )  # fmt: skip
 PLAIN = {"Accept-Encoding": "identity"}
 """Lengths and ranges are those of the file itself."""
+
+CHUNK_BYTES = 1 << 20
+"""What is under way when a connection breaks comes again: at most this."""
 
 TRIES = 5
 PATIENCE = (10.0, 120.0)
@@ -102,11 +105,15 @@ def _shards(target: Path) -> list[str]:
 
 
 def _map(parallel: int, work: Callable[[T], R], items: list[T]) -> list[R]:
-    pool = ThreadPoolExecutor(parallel)
-    try:
-        return list(pool.map(work, items))
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    with ThreadPoolExecutor(parallel) as pool:
+        jobs = [pool.submit(work, item) for item in items]
+        try:
+            wait(jobs, return_when=FIRST_EXCEPTION)
+        finally:
+            for job in jobs:
+                job.cancel()
+    raise_first(jobs)
+    return [job.result() for job in jobs]
 
 
 class _Mirror:
@@ -123,7 +130,10 @@ class _Mirror:
 
     def length(self, name: str) -> int:
         """Return the length of a file at the mirror."""
-        return self._tried(name, lambda: self._head(name))[0]
+        try:
+            return self._tried(name, lambda: self._head(name))[0]
+        except _Absent:
+            raise self._lacking(name) from None
 
     def get(self, name: str, *, needed: bool = True, add: Callable[[int], None] = lambda _: None) -> None:
         """Bring one file here, unless it is here already; a missing one is an error only where it is needed."""
@@ -131,9 +141,10 @@ class _Mirror:
             self._tried(name, lambda: self._get(name, add))
         except _Absent:
             if needed:
-                raise RunError(
-                    "--from", self._base + name, "the mirror has no such file", "Give its base URL."
-                ) from None
+                raise self._lacking(name) from None
+
+    def _lacking(self, name: str) -> RunError:
+        return RunError("--from", self._base + name, "the mirror has no such file", "Give its base URL.")
 
     def _tried(self, name: str, work: Callable[[], R]) -> R:
         pause, last = self._pause_s, ""
@@ -198,7 +209,7 @@ class _Mirror:
                 add(have if resumed else 0)
                 for chunk in answer.iter_content(CHUNK_BYTES):
                     if self._stop.is_set():
-                        raise RunError(name, "(download)", "another file failed", "Mend that one first.")
+                        raise Abandoned(name)
                     file.write(chunk)
                     add(len(chunk))
                     if file.tell() > length:

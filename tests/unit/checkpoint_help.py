@@ -51,9 +51,7 @@ def kind(name: str, quantized: str) -> str:
     return quantized if "down_proj" in name else "FLOAT"
 
 
-def write(
-    path: Path, *, shards: int = 2, dtype: str = "I8", quantized: str = "W8A8_DYNAMIC", index: str = ""
-) -> Path:
+def write(path: Path, *, shards: int = 2, dtype: str = "I8", quantized: str = "W8A8_DYNAMIC", index: str = "") -> Path:
     """Write a checkpoint of as many layers as shards."""
     path.mkdir(parents=True, exist_ok=True)
     placed: dict[str, str] = {}

@@ -120,7 +120,7 @@ def test_a_copy_that_is_not_its_source_gets_no_stamp(tmp_path: Path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(stage, "copy_files", bad_disk)
-        with pytest.raises(RunError, match="its sampled content is not that in the source"):
+        with pytest.raises(RunError, match=r"its sampled content is not that in the source"):
             stage.stage(source, tmp_path / "local")
     assert not any((tmp_path / "local").glob("*/.staged.json"))
     assert same(source, stage.stage(source, tmp_path / "local").path)
@@ -129,7 +129,7 @@ def test_a_copy_that_is_not_its_source_gets_no_stamp(tmp_path: Path, monkeypatch
 def test_a_damaged_source_is_never_stamped(tmp_path: Path) -> None:
     source = write(tmp_path / "R1")
     os.truncate(shard(source), 3000)
-    with pytest.raises(RunError, match="the copy is not right: model-00001-of-00002.safetensors"):
+    with pytest.raises(RunError, match=r"the copy is not right: model-00001-of-00002.safetensors"):
         stage.stage(source, tmp_path / "local")
     assert not any((tmp_path / "local").glob("*/.staged.json"))
 
@@ -143,7 +143,9 @@ def test_killed_at_random_points_it_is_taken_up_and_never_trusted_half(tmp_path:
     for round_ in range(6):
         running = worker(source, root, tmp_path / f"{round_}.json")
         if round_ % 2:  # after some bytes were written
-            while running.poll() is None and sum(f.stat().st_size for f in list(root.glob("*/*"))) < chance.uniform(0, 150e6):
+            while running.poll() is None and sum(f.stat().st_size for f in list(root.glob("*/*"))) < chance.uniform(
+                0, 150e6
+            ):
                 time.sleep(0.002)
         else:
             time.sleep(chance.uniform(0.1, 0.6))
@@ -218,7 +220,7 @@ def test_a_disk_that_runs_full_is_left_as_it_was(
 ) -> None:
     source = write(tmp_path / "R1")
     (source / "extra.bin").write_bytes(random.Random(0).randbytes(3 << 20))
-    with pytest.raises(RunError, match="0.0 GiB are free"):
+    with pytest.raises(RunError, match=r"0.0 GiB are free"):
         stage.stage(source, small_disk)
     # Another job of the node fills the disk after the check.
     monkeypatch.setattr(stage, "check_space", lambda *_: None)

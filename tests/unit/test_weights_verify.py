@@ -163,7 +163,10 @@ def test_int8_without_scale_or_description(tmp_path: Path) -> None:
 
 
 def test_holes_and_overlaps_are_refused(tmp_path: Path) -> None:
-    header = {"a": {"dtype": "I8", "shape": [4], "data_offsets": [0, 4]}, "b": {"dtype": "I8", "shape": [4], "data_offsets": [2, 6]}}
+    header = {
+        "a": {"dtype": "I8", "shape": [4], "data_offsets": [0, 4]},
+        "b": {"dtype": "I8", "shape": [4], "data_offsets": [2, 6]},
+    }
     text = json.dumps(header).encode()
     (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(6))
     with pytest.raises(Damaged, match="overlap or leave holes"):
@@ -172,7 +175,10 @@ def test_holes_and_overlaps_are_refused(tmp_path: Path) -> None:
 
 def test_a_reserved_and_unfinished_download_has_zeros(tmp_path: Path) -> None:
     write(tmp_path)
-    big = {"model.layers.0.mlp.down_proj.weight": ("I8", (2048, 2048)), **{k: v for k, v in layer(0).items() if "scale" in k or "norm" in k or "offset" in k}}
+    big = {
+        "model.layers.0.mlp.down_proj.weight": ("I8", (2048, 2048)),
+        **{k: v for k, v in layer(0).items() if "scale" in k or "norm" in k or "offset" in k},
+    }
     data = safetensors(big)
     shard(tmp_path).write_bytes(data[: 1 << 20] + bytes(len(data) - (1 << 20)))
     found = problems(verify(tmp_path, W8A8))
@@ -258,7 +264,7 @@ def test_a_model_without_weights_has_its_config_compared(tmp_path: Path) -> None
     assert findings == []
     assert manifest.sizes.keys() == manifest.hashes.keys() == {"config.json"}
     (tmp_path / "config.json").unlink()
-    assert [str(one) for one in check_sizes(tmp_path, weights=False)[1]][0].startswith("config.json: it is not there")
+    assert str(next(iter(check_sizes(tmp_path, weights=False)[1]))).startswith("config.json: it is not there")
 
 
 def test_other_formats_are_compared_by_their_sizes(tmp_path: Path) -> None:
