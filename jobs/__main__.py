@@ -8,9 +8,9 @@ import sys
 
 from jobs import sweep
 from jobs.errors import UserError
-from jobs.verbs import ask, logs, model, runs
+from jobs.verbs import ask, batch, logs, model, runs, serve
 
-VERBS = (*ask.VERBS, *runs.VERBS, *logs.VERBS, *model.VERBS)
+VERBS = (*ask.VERBS, *runs.VERBS, *logs.VERBS, *model.VERBS, *serve.VERBS, *batch.VERBS)
 
 GROUPS = {"model": model.HELP}
 """Verbs of two words: the first word and what is said of it."""

@@ -251,6 +251,11 @@ class AllocationDir:
         return self.path / "outcome.json"
 
     @property
+    def serving(self) -> Path:
+        """How to reach a service that is kept up for hand tests; there while it is."""
+        return self.path / "serving.json"
+
+    @property
     def reserve(self) -> Path:
         """Space that is held for the last rows."""
         return self.path / "reserve"
