@@ -44,7 +44,8 @@ def one_service(overrides: Sequence[str]) -> Plan:
     points = compose.expand(overrides)
     if len(points) > 1:
         raise ConfigError("overrides", " ".join(overrides), f"these are {len(points)} points", "Serve one at a time.")
-    return sweep.plan([[serving.NEVER_IDLE, *points[0]]])
+    given = any(item.get_key_element() == serving.IDLE_KEY for item in compose.parse(overrides))
+    return sweep.plan([[*points[0], *([] if given else [serving.NEVER_IDLE])]])
 
 
 def prepare(overrides: Sequence[str], env: Mapping[str, str], script: Path | None, *, serve: bool) -> AllocationDir:

@@ -13,7 +13,8 @@ from jobs.config import Config
 from jobs.rundir import AllocationDir, SweepDir, read_json
 from jobs.service.placement import Placement
 
-NEVER_IDLE = "limits.idle_s=31536000"
+IDLE_KEY = "limits.idle_s"
+NEVER_IDLE = f"{IDLE_KEY}=31536000"
 """People think between two requests: a service for hand tests ends by its time limit, unless limits.idle_s is given."""
 
 PROMPT = "Explain quantum entanglement."
