@@ -18,7 +18,13 @@ GROUPS = {"model": model.HELP}
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb. Returns its exit code: 0 good, 1 a run failed, 2 the question cannot be asked."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, more = parser.parse_known_args(arguments)
+    # argparse takes no more overrides once an option has followed them: `plan a=1 --json b=2`.
+    if any(word.startswith("-") for word in more) or (more and "overrides" not in options):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:
+        options.overrides += more
     try:
         code: int = options.verb(options)
     except UserError as error:

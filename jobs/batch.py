@@ -129,5 +129,8 @@ def sbatch_command(job_id: str, record: str, folder: AllocationDir) -> list[str]
         for key, option in CARRIED.items()
         if values.get(key) not in (None, "", "(null)", "N/A")
     ]
+    # scontrol names the file of this job, with its number for %j (sbatch(1), filename pattern).
+    if output := values.get("StdOut", "").replace(job_id, "%j"):
+        carried.append(f"--output={output}")
     after = f"--dependency=afterany:{job_id}"
     return ["sbatch", "--parsable", after, *carried, str(folder.submission), "--allocation", str(folder.path)]

@@ -28,7 +28,7 @@ SCRIPTS = ("sweep.sbatch", "serve.sbatch")
 RECORD = (
     "JobId=4711 JobName=serving-sweep UserId=me(1) GroupId=me(1) Priority=1 Account=(null) QOS=normal JobState=RUNNING"
     " TimeLimit=04:00:00 SubmitTime=2026-11-25T03:00:00 Partition=npu NumNodes=2 NumCPUs=4 TresPerNode=gres:npu:8"
-    " Reservation=night Command=/home/me/project/sbatch/sweep.sbatch"
+    " Reservation=night StdOut=/home/me/logs/slurm-4711.out Command=/home/me/project/sbatch/sweep.sbatch"
 )
 
 
@@ -140,6 +140,7 @@ def test_the_rest_is_submitted_by_the_same_script(
     assert read_json(log)[1:] == [
         "--parsable", "--dependency=afterany:4711", "--partition=npu", "--qos=normal", "--reservation=night",
         "--time=04:00:00", "--nodes=2", "--gres=npu:8", "--job-name=serving-sweep",
+        "--output=/home/me/logs/slurm-%j.out",
         str(after.submission), "--allocation", str(after.path),
     ]  # fmt: skip
     assert read_task(after).services == read_task(folder).services

@@ -65,3 +65,12 @@ def test_stage_and_fetch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (code, found["error"]["key"]) == (2, "model.stage_to")
     code, found = run(capsys, "verify", "model.path=/a,/b")
     assert (code, found["error"]["key"]) == (2, "model")
+
+
+def test_overrides_may_stand_on_both_sides_of_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "engine=simulator", "--json", "bench.concurrency=1,2"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["points"]) == 2
+    for words in (["plan", "a=1", "--nosuch"], ["status", "one", "two"]):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert "unrecognized arguments" in capsys.readouterr().err
