@@ -15,7 +15,7 @@ from jobs.errors import RunError
 from jobs.rundir import read_json, write_json
 from jobs.weights.copying import Copied
 from jobs.weights.manifest import as_json
-from jobs.weights.stage import stage
+from jobs.weights.stage import check_there, stage
 from jobs.weights.verify import check_sizes
 
 EVERY_S = 1.0
@@ -50,6 +50,7 @@ def main(order: Path) -> int:
     result, source = Path(asked["result"]), Path(asked["source"])
     path, teller = source, Teller()
     try:
+        check_there(source)
         if asked["stage_to"]:
             done = stage(
                 source,

@@ -50,6 +50,13 @@ def identity(source: Path) -> str:
     return hashlib.sha256("\n".join([str(source.resolve()), *words]).encode()).hexdigest()[:12]
 
 
+def check_there(source: Path) -> None:
+    """Raise RunError unless the checkpoint's directory is on this node."""
+    if not source.is_dir():
+        remedy = "Fetch the checkpoint (`python -m jobs model fetch`), or set model.path."
+        raise RunError("model.path", source, "there is no such directory on this node", remedy)
+
+
 def stage(
     source: Path,
     root: Path,
@@ -73,8 +80,7 @@ def stage(
         RunError: there is no such source, too little space, a failed copy, or a copy that differs from its source.
     """
     begun = time.monotonic()
-    if not source.is_dir():
-        raise RunError("model.path", source, "there is no such directory on this node", "Fetch the checkpoint first.")
+    check_there(source)
     try:
         root.mkdir(parents=True, exist_ok=True)
         name = f"{source.resolve().name}-{identity(source)}"

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 from lab import Lab
-from test_main_job import hosts_of, marked
+from test_main_job import hosts_of
 
 from jobs import serving
+from jobs.process import MARK
 from jobs.rundir import AllocationDir, SweepDir, read_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,6 +57,18 @@ def until(ask: Callable[[], bool], what: str, tmp_path: Path, limit_s: float = 2
         time.sleep(0.2)
 
 
+def engines_of(*jobs: str) -> list[int]:
+    """Return the pids of living engine processes of these jobs, on both nodes: the machine is shared by them."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK, "").partition("/")[0] in jobs and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
 def the_run(tmp_path: Path) -> SweepDir:
     until(lambda: any(tmp_path.glob("latest/allocations/*/*/job.json")), "the run directory", tmp_path)
     return SweepDir((tmp_path / "latest").resolve())
@@ -78,7 +92,7 @@ def test_a_sweep_gives_the_same_run_directory_and_table(lab: Lab, tmp_path: Path
     assert read_json(allocation.head)["address"] == "10.213.0.11", "the master address is that of the card"
     assert allocation.submission.read_text() == (ROOT / "sbatch/sweep.sbatch").read_text()
     lab.wait_idle()
-    assert marked() == []
+    assert engines_of(job) == []
     state = lab.slurm("sacct", "-n", "-P", "-X", "-j", job, "-o", "State,ExitCode")
     assert state == "COMPLETED|0:0"
 
@@ -103,7 +117,7 @@ def test_what_the_time_limit_leaves_is_submitted_again(lab: Lab, tmp_path: Path)
     assert "TimeLimit=00:03:00" in record
     assert "Partition=npu" in record
     lab.wait_idle()
-    assert marked() == []
+    assert engines_of(first, second) == []
 
 
 @pytest.mark.lab
@@ -143,7 +157,7 @@ def test_a_service_for_hand_tests_answers_and_ends_with_its_job(lab: Lab, tmp_pa
     assert line in folder.stdout(0).read_text()
     assert verb(lab, "cancel", str(run.path)).returncode == 0
     lab.wait_idle()
-    assert marked() == []
+    assert engines_of(job) == []
     assert not folder.serving.exists()
     outcome = read_json(folder.outcome)
     assert (outcome["ended"], outcome["left"]) == (None, [])

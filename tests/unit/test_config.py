@@ -185,6 +185,9 @@ OF_THE_SWEEP = {
     "engine.data_parallel_rpc_port",
     "engine.host",
     "engine.port",
+    "model.source",
+    "model.stage_to",
+    "model.verify",
 }
 """Keys that do not change what is asked, in sections that do."""
 
