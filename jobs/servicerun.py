@@ -141,7 +141,8 @@ class ServiceRun:
         _say(f"service {service}: start, {len(self._service.points)} points")
         try:
             await supervisor.start(self._here.inherited, target)
-            self._known["load_s"] = round(time.monotonic() - began, 1)
+            self._known["stage_s"] = round(supervisor.prepared_s, 1)
+            self._known["load_s"] = round(time.monotonic() - began - supervisor.prepared_s, 1)
             self._known["kv_cache_tokens"] = logs.kv_cache_tokens(logs.read_all(folder.rank(0).log))
             _say(f"service {service}: ready after {self._known['load_s']} s")
             now = fingerprint.here(self._config)

@@ -72,6 +72,8 @@ class Supervisor:
         self._all_inspected = asyncio.Event()
         self._prepared: dict[int, staging.Parts] = {}
         self._all_prepared = asyncio.Event()
+        self.prepared_s = 0.0
+        """Seconds that staging and checking the checkpoint took."""
         self.warnings: list[str] = []
         self.watch: Watch | None = None
 
@@ -83,6 +85,7 @@ class Supervisor:
         """
         self._watchers.append(asyncio.create_task(self._watch_inbox()))
         await self.during(self._prepare(inherited))
+        self.prepared_s = time.monotonic() - self._begun
         self._begun = time.monotonic()
         await self._hub.send(self._message)
         try:

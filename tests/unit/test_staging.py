@@ -40,6 +40,7 @@ async def test_both_ranks_serve_the_staged_copy(run: Make, tmp_path: Path) -> No
     settings = CHECKED | {"model__path": str(source), "model__stage_to": str(local)}
     running = await run(settings=settings)
     await running.start()
+    assert running.supervisor.prepared_s > 0
     [copy] = [path for path in local.iterdir() if path.is_dir()]
     assert stage.is_staged(copy)
     for rank in (0, 1):
