@@ -17,7 +17,7 @@ from jobs import compose, jobstate, process, serving, submit, sweep
 from jobs.cluster import batch_job
 from jobs.config import Config
 from jobs.errors import ConfigError, RunError
-from jobs.plan import Allocation, Plan, make_plan
+from jobs.plan import Allocation, Plan
 from jobs.resume import together
 from jobs.rundir import AllocationDir, SweepDir
 from jobs.service.task import ServiceTask
@@ -65,7 +65,11 @@ def prepare(overrides: Sequence[str], env: Mapping[str, str], script: Path | Non
     compose.check(overrides)
     made = one_service(overrides) if serve else sweep.plan(compose.expand(overrides))
     made = _in_slurm(made)
-    allocation = together(made.allocations)[0]
+    if not made.allocations:
+        run = sweep.record(made)
+        reasons = "; ".join(sorted(set(made.refused.values())))
+        raise ConfigError("overrides", " ".join(overrides), f"no point can be run: {reasons}", f"See {run.path}.")
+    [allocation] = together(made.allocations)
     if allocation.nodes > nodes:
         reason = f"the sweep needs {allocation.nodes} nodes and the job has {nodes}"
         raise ConfigError("--nodes", nodes, reason, f"Submit it by sbatch --nodes={allocation.nodes}.")
@@ -81,8 +85,13 @@ def prepare(overrides: Sequence[str], env: Mapping[str, str], script: Path | Non
 
 def _in_slurm(made: Plan) -> Plan:
     """Return the plan for the job that we are in, whatever `cluster` says of how a job would be submitted."""
-    configs = [replace(p.config, cluster=replace(p.config.cluster, kind="slurm")) for p in made.points]
-    return make_plan([p.overrides for p in made.points], configs, made.swept)
+
+    def here(config: Config) -> Config:
+        return replace(config, cluster=replace(config.cluster, kind="slurm"))
+
+    points = tuple(replace(point, config=here(point.config)) for point in made.points)
+    services = tuple(replace(service, config=here(service.config)) for service in made.services)
+    return replace(made, points=points, services=services)
 
 
 def rest(folder: AllocationDir) -> str | None:

@@ -284,3 +284,10 @@ def test_a_rank_outside_of_a_step_says_so(
     assert rank._from_srun(words, {}) == code
     output = capsys.readouterr()
     assert said in output.out + output.err
+
+
+def test_a_sweep_that_cannot_fit_says_so_and_keeps_its_rows(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no point can be run"):
+        prepare(tmp_path, "parallel.gpu_memory_utilization=0.5", "launch.infeasible=drop")
+    [run] = [path for path in (tmp_path / "runs").iterdir() if path.is_dir() and not path.is_symlink()]
+    assert (run / "table.csv").exists()
