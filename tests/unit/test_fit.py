@@ -74,6 +74,7 @@ def test_a_measured_allowance_decides_what_was_doubtful() -> None:
     large = judge(made, load, allowance=Allowance(4.5, "a log", measured=True))
     assert (small.refusal, small.doubt) == (None, None)
     assert large.refusal is not None
+    assert "HCCL buffers and activations, a log)" in large.refusal, "a bad measurement must be found"
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:
