@@ -7,7 +7,7 @@ applied to a plain copy of the composed tree and validated by the schema (issue 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -139,7 +139,7 @@ def configs(points: Iterable[Sequence[str]], composer: Composer = default_compos
 
 @dataclass(frozen=True)
 class Written:
-    """A config as its presets have it. `explicit`: the keys that the point's own overrides set."""
+    """A config as its presets have it. `explicit`: the keys that the point's own words set."""
 
     config: Config
     explicit: tuple[str, ...]
@@ -171,26 +171,38 @@ def written(points: Iterable[Sequence[str]], composer: Composer = default_compos
         for item in items:
             if not _is_structural(item, known):
                 _apply(tree, item)
-        said = [_said(item, known) for item in items]
-        result.append(Written(schema.build(_resolved(tree)), tuple(key for keys in said for key in keys)))
+        explicit = tuple(key for item in items for key in _said(item, known))
+        result.append(Written(schema.build(_resolved(tree)), explicit))
     return result
 
 
-STATEMENTS = ("moe",)
-"""Groups that no preset chooses: whoever names one says what its file says, null included."""
+PRESETS = ("engine", "experiment")
+"""Groups that are written for one release; a choice in any other group is the caller's own word."""
 
 
 def _said(item: Override, known: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """Return the keys that an override sets in the caller's own words."""
+    """Return the keys that one override sets: its own, or those of the option that it chooses (moe=flat)."""
+    group, choice = item.key_or_group, item.value()
     if not _is_structural(item, known):
-        return (item.key_or_group,)
-    return _keys_of(item.key_or_group, str(item.value())) if item.key_or_group in STATEMENTS else ()
+        return (group,)
+    if group in PRESETS or group not in known or not isinstance(choice, str):
+        return ()
+    return _keys_of(group, choice)
 
 
 @cache
-def _keys_of(group: str, option: str) -> tuple[str, ...]:
-    content = yaml.safe_load((CONF / group / f"{option}.yaml").read_text())
-    return tuple(f"{section}.{key}" for section, values in content.items() for key in values)
+def _keys_of(group: str, choice: str) -> tuple[str, ...]:
+    text = (CONF / group / f"{choice}.yaml").read_text()
+    tree = yaml.safe_load(text) or {}
+    return tuple(_leaves(tree, "" if "@package _global_" in text else f"{group}."))
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif key != "defaults":
+            yield f"{prefix}{key}"
 
 
 def ours(overrides: Sequence[str]) -> list[str]:

@@ -94,6 +94,16 @@ def plan_text(plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def warnings_text(found: Sequence[Shared]) -> str:
+    """Return one line for every warning; errors are not for here: they stop the sweep."""
+    lines = []
+    for one in found:
+        if one.finding.severity == "warning" and one.finding.rule != "R20":  # the plan itself speaks of queueing
+            finding = one.finding
+            lines.append(f"  {finding.rule} {finding.key} = {finding.value}: {finding.reason}. {finding.remedy}")
+    return "\n".join([f"{_count(lines, 'warning')} (python -m jobs check):", *lines]) if lines else ""
+
+
 def phases_text(plan: Plan) -> str:
     """Return the predicted time of the whole plan by phase, and what the load times stand on."""
     spent = [service.phases for service in plan.services if service.phases]
@@ -105,16 +115,6 @@ def phases_text(plan: Plan) -> str:
 
 def _values(point: Point) -> str:
     return " ".join(f"{key}={value}" for key, value in point.values.items())
-
-
-def warnings_text(found: Sequence[Shared]) -> str:
-    """Return one line for every warning; errors are not for here: they stop the sweep."""
-    lines = []
-    for one in found:
-        if one.finding.severity == "warning":
-            finding = one.finding
-            lines.append(f"  {finding.rule} {finding.key} = {finding.value}: {finding.reason}. {finding.remedy}")
-    return "\n".join([f"{_count(lines, 'warning')} (python -m jobs check):", *lines]) if lines else ""
 
 
 def commands_text(plan: Plan) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from jobs.ascend import Release, release, releases, rules
+from jobs import fit
+from jobs.ascend import Release, architecture, release, releases, rules
+from jobs.ascend.architecture import Architecture
 from jobs.ascend.lookup import architecture_of
-from jobs.ascend.memory import predict_config
 from jobs.ascend.rules import Finding, Question
 from jobs.cluster import choose_interface, derive_ports
 from jobs.config import Config
@@ -18,6 +20,7 @@ from jobs.service import command, environment
 from jobs.service.command import check_args
 from jobs.service.environment import check_env
 from jobs.service.placement import local_sizes, planned, span
+from jobs.settings import from_root
 from jobs.simulator.faults import parse_faults
 
 SEE = "see python -m jobs check"
@@ -85,24 +88,25 @@ def question(config: Config) -> Question:
 def fits(config: Config) -> Finding | None:
     """Return what rule R19 finds: one request of max_model_len must fit into the KV cache of a rank.
 
-    A model or setting that the memory model does not know is no finding.
+    An error where it cannot even if the sum is as wrong as it may be, a warning where it may not.
     """
-    try:
-        prediction = predict_config(config)
-    except ConfigError:
-        return None
-    length, most = config.parallel.max_model_len, prediction.largest_max_model_len
-    if length <= most:
+    judged = fit.judge(config, _architecture)
+    reason = judged.refusal or judged.doubt
+    if reason is None:
         return None
     return Finding(
         "R19",
-        "error",
+        "error" if judged.refusal else "warning",
         "parallel.max_model_len",
-        length,
-        f"one request of this length does not fit into the KV cache of a rank: it holds {most} tokens",
+        config.parallel.max_model_len,
+        reason,
         "Lower it, raise parallel.gpu_memory_utilization, or change the layout; see python -m jobs memory.",
         "vllm, kv_cache_utils.py, check_enough_kv_cache_memory",
     )
+
+
+def _architecture(config: Config) -> Architecture:
+    return architecture_of(config) or architecture.load(config.model.name, Path(from_root(config.model.path)))
 
 
 def from_error(error: ConfigError, rule: str = "C1") -> Finding:
@@ -141,6 +145,28 @@ def _release(config: Config) -> Release | None:
 def _known_release(config: Config) -> None:
     if config.engine.name != "vllm_cpu":
         release(config.engine.release)
+
+
+def _layout_of_the_release(config: Config) -> None:
+    """Refuse layouts whose flags the release does not have."""
+    parallel, engine = config.parallel, config.engine
+    across = parallel.tensor_parallel_size if span(config) > 1 else None
+    needed = {
+        "decode-context-parallel-size": ("decode_context_parallel_size", parallel.decode_context_parallel_size),
+        "prefill-context-parallel-size": ("prefill_context_parallel_size", parallel.prefill_context_parallel_size),
+        "nnodes": ("tensor_parallel_size", across),
+    }
+    for flag, (key, value) in needed.items():
+        if value is None:
+            continue
+        if engine.release in releases() and flag not in release(engine.release).flags:
+            reason = f"release {engine.release} has no --{flag}, which this needs"
+            raise ConfigError(
+                f"parallel.{key}", value, reason, "Choose engine.release=0.13.0 or later, or another layout."
+            )
+        if flag == "nnodes" and engine.name == "simulator":
+            reason = "the rehearsal engine keeps each data-parallel rank in one node"
+            raise ConfigError(f"parallel.{key}", value, reason, "Rehearse another layout.")
 
 
 def _ports(config: Config) -> None:
@@ -188,34 +214,12 @@ def _token_ids(config: Config) -> None:
         )
 
 
-def _check_release(config: Config) -> None:
-    """Refuse layouts whose flags the release does not have."""
-    parallel, engine = config.parallel, config.engine
-    across = parallel.tensor_parallel_size if span(config) > 1 else None
-    needed = {
-        "decode-context-parallel-size": ("decode_context_parallel_size", parallel.decode_context_parallel_size),
-        "prefill-context-parallel-size": ("prefill_context_parallel_size", parallel.prefill_context_parallel_size),
-        "nnodes": ("tensor_parallel_size", across),
-    }
-    for flag, (key, value) in needed.items():
-        if value is None:
-            continue
-        if engine.release in releases() and flag not in release(engine.release).flags:
-            reason = f"release {engine.release} has no --{flag}, which this needs"
-            raise ConfigError(
-                f"parallel.{key}", value, reason, "Choose engine.release=0.13.0 or later, or another layout."
-            )
-        if flag == "nnodes" and engine.name == "simulator":
-            reason = "the rehearsal engine keeps each data-parallel rank in one node"
-            raise ConfigError(f"parallel.{key}", value, reason, "Rehearse another layout.")
-
-
 LOOKS: tuple[Callable[[Config], object], ...] = (
     _known_release,
     lambda config: check_args(config.engine.args),
     lambda config: check_env(config.engine.env),
     local_sizes,
-    _check_release,
+    _layout_of_the_release,
     lambda config: parse_faults(config.engine.rehearsal.faults),
     _card,
     _ports,

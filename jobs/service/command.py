@@ -51,9 +51,6 @@ CONFIGURED = {
 HEAD_ONLY = ("api-server-count",)
 """Flags that vLLM refuses together with --headless: they are rendered for the head alone."""
 
-RANKED = (*OWNED, "data-parallel-size-local")
-"""Flags whose value depends on the rank or on the job."""
-
 
 def flag_name(key: str) -> str:
     """Return the canonical name of a flag: no dashes in front, no underscores, no `no-`."""
@@ -78,16 +75,17 @@ def flags(config: Config, place: Placement) -> dict[str, Any]:
 
     Ranks differ only in --headless, --data-parallel-start-rank and, on uneven nodes, the local size.
     """
-    return _flags(config, place, local_sizes(config)[place.rank], first_data_parallel_rank(config, place.rank))
+    return _flags(config, place, _one_rank(config, place) if span(config) > 1 else _data_parallel(config, place))
 
 
 def settings(config: Config) -> dict[str, Any]:
     """Return the flags that are the same on every rank, by name; also for a layout that cannot be."""
     everywhere = Placement(0, 1, "", "", "", "", "")
-    return {name: value for name, value in _flags(config, everywhere, 0, 0).items() if name not in RANKED}
+    made = _flags(config, everywhere, {"data-parallel-size": config.parallel.data_parallel_size})
+    return {name: value for name, value in made.items() if name not in OWNED}
 
 
-def _flags(config: Config, place: Placement, local: int, start: int) -> dict[str, Any]:
+def _flags(config: Config, place: Placement, ranks: Mapping[str, Any]) -> dict[str, Any]:
     model, engine, parallel = config.model, config.engine, config.parallel
     flags: dict[str, Any] = {
         "host": engine.host,
@@ -104,9 +102,7 @@ def _flags(config: Config, place: Placement, local: int, start: int) -> dict[str
         "max-model-len": parallel.max_model_len,
         "max-num-batched-tokens": parallel.max_num_batched_tokens,
         "max-num-seqs": parallel.max_num_seqs,
-    }
-    flags |= _one_rank(config, place) if span(config) > 1 else _data_parallel(config, place, local, start)
-    flags |= {
+        **ranks,
         "tensor-parallel-size": parallel.tensor_parallel_size,
         "decode-context-parallel-size": parallel.decode_context_parallel_size,
         "prefill-context-parallel-size": parallel.prefill_context_parallel_size,
@@ -127,14 +123,14 @@ def argv(config: Config, place: Placement) -> list[str]:
     return [*words, "serve", from_root(config.model.path), *(word for k, v in made.items() for word in _flag(k, v))]
 
 
-def _data_parallel(config: Config, place: Placement, local: int, start: int) -> dict[str, Any]:
+def _data_parallel(config: Config, place: Placement) -> dict[str, Any]:
     """Return the flags with which the data-parallel ranks of all nodes find each other."""
     flags: dict[str, Any] = {
         "data-parallel-size": config.parallel.data_parallel_size,
-        "data-parallel-size-local": local,
+        "data-parallel-size-local": local_sizes(config)[place.rank],
     }
     if place.role == "headless":
-        flags["data-parallel-start-rank"] = start
+        flags["data-parallel-start-rank"] = first_data_parallel_rank(config, place.rank)
     return flags | {"data-parallel-address": place.master_address, "data-parallel-rpc-port": place.rpc_port}
 
 

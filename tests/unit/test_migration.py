@@ -144,6 +144,14 @@ def test_one_key_of_the_caller_does_not_keep_the_others() -> None:
     assert made.engine.args["compilation-config"] == {"cudagraph_mode": "FULL_DECODE_ONLY"}
 
 
+def test_a_chosen_option_of_a_group_is_the_callers_word() -> None:
+    flat, hierarchical = (config(f"moe={name}", "engine.release=0.13.0").hccl for name in ("flat", "hierarchical"))
+    assert (flat.intra_pcie_enable, flat.intra_roce_enable) == (None, None)
+    assert (hierarchical.intra_pcie_enable, hierarchical.intra_roce_enable) == (1, 0)
+    # An engine or an experiment is a preset, also where it is named.
+    assert "VLLM_USE_V1" not in config("engine=vllm_ascend", "engine.release=0.13.0").engine.env
+
+
 def test_graph_sizes_become_capture_sizes_and_options_without_successor_are_named() -> None:
     graph = {"enabled": True, "graph_batch_sizes": [8, 64], "enable_multistream_moe": True, "use_cached_graph": True}
     after, changes = migrated(old(engine__additional_config={"torchair_graph_config": graph}), "0.13.0")

@@ -54,10 +54,8 @@ Case = tuple[str, tuple[str, ...], Callable[[Config], Config], Callable[[Config]
 """Rule, preset, what breaks it, a near thing that is right (None: the preset itself), key, severity."""
 
 CASES: list[Case] = [
-    ("R1", MID, lambda c: args(prefill_context_parallel_size=2)(leaf(parallel__data_parallel_size=1,
-     parallel__data_parallel_size_local=1, parallel__tensor_parallel_size=8)(c)),
-     lambda c: args(prefill_context_parallel_size=2)(leaf(parallel__data_parallel_size=1,
-     parallel__data_parallel_size_local=1)(c)), "parallel.tensor_parallel_size", "error"),
+    ("R1", MID, args(pipeline_parallel_size=2), args(pipeline_parallel_size=1),
+     "parallel.tensor_parallel_size", "error"),
     ("R3", OLD, leaf(engine__additional_config=scheduler(), parallel__max_num_batched_tokens=4096),
      leaf(engine__additional_config=scheduler(enable_chunked_prefill=True), parallel__max_num_batched_tokens=4096),
      "parallel.max_num_batched_tokens", "error"),

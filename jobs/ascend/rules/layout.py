@@ -8,6 +8,7 @@ from jobs.ascend.rules.base import EVERY, Problem, Question, rule
 
 PCP, DCP, PP = "prefill-context-parallel-size", "decode-context-parallel-size", "pipeline-parallel-size"
 TP = "parallel.tensor_parallel_size"
+MASTER = ("data-parallel-address", "data-parallel-rpc-port", "master-addr", "master-port")
 
 
 @rule("R1", "error", "all", "vllm-ascend docs, multi-node tutorial; vllm, world size = tp x pcp x pp", EVERY)
@@ -16,9 +17,7 @@ def npus_of_a_node(q: Question) -> Iterator[Problem]:
     pcp, pp, tp = q.size(PCP), q.size(PP), q.config.parallel.tensor_parallel_size
     most = q.config.cluster.npus_per_node
     for node, flags in enumerate(q.ranks):
-        local = int(flags.get("data-parallel-size-local", 1))
-        if "nnodes" in flags:  # one rank over whole nodes: tp x pcp is what it is chosen by
-            return
+        local = int(flags.get("data-parallel-size-local", 0))  # one rank over several nodes has none
         if pcp * pp > 1 and local * tp * pcp * pp > most:
             reason = (
                 f"node {node} needs {local} x tp {tp} x pcp {pcp} x pp {pp} = {local * tp * pcp * pp} NPUs of {most}"
@@ -30,19 +29,18 @@ def npus_of_a_node(q: Question) -> Iterator[Problem]:
 @rule("R2", "error", "all", "vllm, engine/arg_utils.py: start rank without --headless is another topology", EVERY)
 def head_and_headless(q: Question) -> Iterator[Problem]:
     """Exactly the first rank is the head; start ranks follow from the sizes before; all know the same master."""
-    start = 0
-    if any("nnodes" in flags for flags in q.ranks):  # one data-parallel rank over all nodes has no start ranks
-        return
+    start, alone = 0, "nnodes" in (q.ranks[0] if q.ranks else {})
     for rank, flags in enumerate(q.ranks):
         wrong = (
             bool(flags.get("headless")) != (rank > 0)
-            or flags.get("data-parallel-start-rank") != (start if rank else None)
-            or any(flags[name] != q.ranks[0][name] for name in ("data-parallel-address", "data-parallel-rpc-port"))
+            or flags.get("data-parallel-start-rank") != (start if rank and not alone else None)
+            or flags.get("node-rank") != (rank if alone else None)
+            or any(flags.get(name) != q.ranks[0].get(name) for name in MASTER)
         )
         if wrong:
             reason = "it must be headless with the start rank after the nodes before it, and know the head's address"
             yield Problem(f"rank {rank}", dict(flags), reason, "This is a fault of the tool: please report it.")
-        start += int(flags["data-parallel-size-local"])
+        start += int(flags.get("data-parallel-size-local", 0))
 
 
 @rule("R14", "error", ">=0.13", "vllm-ascend v0.23.0, platform.py, _validate_parallel_config")
