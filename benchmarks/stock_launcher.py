@@ -21,6 +21,8 @@ import urllib.request
 from pathlib import Path
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
 from omegaconf import DictConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from jobs import compose  # noqa: E402
 from jobs.cluster import derive_ports, task_from_slurm  # noqa: E402
+from jobs.config import Config  # noqa: E402
 from jobs.measure import client, statistics, validity  # noqa: E402
 from jobs.measure.records import Target  # noqa: E402
 from jobs.rank import own_card  # noqa: E402
@@ -44,7 +47,7 @@ def overrides(cfg: DictConfig) -> list[str]:
 @hydra.main(config_path=None, config_name="stock", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Run one rank of one point."""
-    [config] = compose.configs([overrides(cfg)])
+    config = resolved(overrides(cfg))
     task = task_from_slurm(os.environ)
     interface, address, _ = own_card(config, local=False)
     ports = derive_ports(task.job_id)
@@ -81,6 +84,15 @@ def main(cfg: DictConfig) -> None:
     finally:
         done.touch()
         stop(engine, config.limits.stop_s)
+
+
+def resolved(words: list[str]) -> Config:
+    """Compose a point inside a Hydra job, whose own Hydra must stand aside meanwhile."""
+    state = Singleton.get_state()
+    GlobalHydra.instance().clear()
+    [config] = compose.configs([words])
+    Singleton.set_state(state)
+    return config
 
 
 def wait_ready(engine: subprocess.Popen[bytes], url: str, limit_s: float) -> None:

@@ -8,14 +8,24 @@ import sys
 
 from jobs import sweep
 from jobs.errors import UserError
-from jobs.verbs import ask, check, explain, logs, runs
+from jobs.verbs import ask, batch, check, explain, logs, model, runs, serve
 
-VERBS = (*ask.VERBS, *check.VERBS, *explain.VERBS, *runs.VERBS, *logs.VERBS)
+MODULES = (ask, check, explain, runs, logs, model, serve, batch)
+VERBS = tuple(verb for module in MODULES for verb in module.VERBS)
+
+GROUPS = {"model": model.HELP}
+"""Verbs of two words: the first word and what is said of it."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb. Returns its exit code: 0 good, 1 a run failed, 2 the question cannot be asked."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, more = parser.parse_known_args(arguments)
+    # argparse takes no more overrides once an option has followed them: `plan a=1 --json b=2`.
+    if any(word.startswith("-") for word in more) or (more and "overrides" not in options):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:
+        options.overrides += more
     try:
         code: int = options.verb(options)
     except UserError as error:
@@ -35,8 +45,14 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
+    groups = {"": verbs}
     for verb in VERBS:
-        sub = verbs.add_parser(verb.name, help=verb.help, description=verb.help)
+        # "model fetch" is the verb `fetch` of the group `model`.
+        group, _, name = verb.name.rpartition(" ")
+        if group not in groups:
+            parent = verbs.add_parser(group, help=GROUPS[group], description=GROUPS[group])
+            groups[group] = parent.add_subparsers(required=True, metavar="VERB")
+        sub = groups[group].add_parser(name, help=verb.help, description=verb.help)
         sub.add_argument("--json", action="store_true", help="print one JSON value")
         for flag, options in verb.arguments:
             sub.add_argument(flag, **options)

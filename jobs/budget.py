@@ -4,6 +4,7 @@ The least informative points go first, and of equally informative ones the one t
     1. loads between the lowest and the highest of a service: the curve keeps both its ends;
     2. of two loads left in a service, the one that was asked for last: each service keeps one point;
     3. the last point of a service, and with it its engine start.
+What went last comes back first if the budget still has room for it.
 """
 
 from __future__ import annotations
@@ -58,6 +59,14 @@ def over_budget(starts: Sequence[Start], asked: Mapping[str, int], budget: float
         total -= starts[number].each[point] + (0.0 if left[number] else starts[number].fixed)
         if total <= budget:  # the running sum may be off by its rounding
             total = sum(start.cost(gone) for start in starts)
+    number_of = {point: number for number, start in enumerate(starts) for point in start.points}
+    for point in reversed(list(gone)):
+        number = number_of[point]
+        more = starts[number].each[point] + (0.0 if left[number] else starts[number].fixed)
+        if total + more <= budget - 1e-9:
+            total += more
+            left[number] += 1
+            del gone[point]
     return gone
 
 

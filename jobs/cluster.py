@@ -275,6 +275,15 @@ def task_from_slurm(env: Mapping[str, str]) -> Task:
     return Task(rank, ranks, job_id, hosts, host)
 
 
+def batch_job(env: Mapping[str, str]) -> tuple[int, int]:
+    """Return the id and the number of nodes of the batch job that we are in.
+
+    Raises:
+        RunError: this process is in none.
+    """
+    return _number(env, "SLURM_JOB_ID"), _number(env, "SLURM_JOB_NUM_NODES")
+
+
 def _variable(env: Mapping[str, str], name: str) -> str:
     value = env.get(name)
     if not value:

@@ -47,6 +47,16 @@ class Model(Section):
     quantization: Text | None = setting(None, "--quantization; null: not emitted")
     load_format: Text | None = setting(None, "--load-format; null: not emitted")
     shape: Shape = section(Shape, "sizes of the model")
+    source: Text | None = setting(None, "name at ModelScope, for `python -m jobs model fetch`", scope="sweep")
+    stage_to: Text | None = setting(
+        None,
+        "directory on each node's own disk: the checkpoint is copied there once and served from there; with a"
+        " container it must be mounted under the same path. null: not staged",
+        scope="sweep",
+    )
+    verify: Annotated[Text, one_of("sizes", "none")] = setting(
+        "sizes", "before the engines start. sizes: all shards are whole, and the same on every node", scope="sweep"
+    )
 
     @property
     def name_for_clients(self) -> str:
@@ -221,6 +231,7 @@ class Limits(Section):
     """How long each phase may take, in seconds. Each has its own reason when it is exceeded."""
 
     rendezvous_s: Positive = setting(300.0, "until all ranks of the allocation have met")
+    stage_s: Positive = setting(7200.0, "staging and checking the checkpoint on every node")
     load_s: Positive = setting(5400.0, "engine start until /health is 200")
     load_silence_s: Positive = setting(1800.0, "time without a new line in a rank's log before the service is ready")
     first_token_s: Positive = setting(300.0, "first token of every data-parallel rank (graph compilation)")

@@ -67,7 +67,8 @@ class Fit:
             rest = sum(term.bytes for term in made.terms) - made.weights_bytes
             text += (
                 f" are left ({self.utilization:g} x {made.device_bytes / GIB:.2f} - {made.weights_bytes / GIB:.2f}"
-                f" weights - {rest / GIB:.2f} HCCL buffers and activations)"
+                f" weights - {rest / GIB:.2f} HCCL buffers and activations"
+                + (f", {made.allowance.source})" if made.allowance.measured else ")")
             )
         else:
             text += " are set aside"

@@ -52,16 +52,19 @@ class _Allocation:
         return self.gone_since is not None and now - self.gone_since >= SETTLE_S
 
 
-def follow(sweep: SweepDir, out: Console, *, bar: bool | None = None) -> bool:
+def follow(
+    sweep: SweepDir, out: Console, *, bar: bool | None = None, until: Callable[[], bool] = lambda: False
+) -> bool:
     """Show progress until every allocation has ended, then complete the table.
 
     Args:
         sweep: what to follow.
         out: where to show it; a progress bar on a terminal, else one line for each news.
         bar: force the bar on or off.
+        until: asked again and again; true ends this early, with the table as it is.
 
     Returns:
-        whether every row is valid.
+        whether every row is valid; false where `until` came first.
     """
     known: dict[AllocationDir, _Allocation] = {}
     total = len(read_json(sweep.plan)["points"])
@@ -85,6 +88,8 @@ def follow(sweep: SweepDir, out: Console, *, bar: bool | None = None) -> bool:
                 allocation.look(now)
                 _tell(allocation, say)
             progress.update(task, completed=_rows(sweep), description=_headline(allocations))
+            if until():
+                return False
             if all(allocation.done(now) for allocation in allocations):
                 break
             time.sleep(POLL_S)

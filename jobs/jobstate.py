@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from datetime import datetime
 
 from jobs import process
 from jobs.errors import ConfigError, RunError
@@ -78,6 +79,21 @@ def seconds_left(job_id: str) -> float | None:
     with contextlib.suppress(RunError, ConfigError):
         answer = process.run(["squeue", "-h", "-j", job_id, "-o", "%L"], timeout_s=30).stdout.strip()
         return limit_seconds(answer) if answer[:1].isdigit() else None
+    return None
+
+
+def job_record(job_id: str) -> str:
+    """Return what `scontrol` says of a job, on one line; an empty string where nobody answers."""
+    with contextlib.suppress(RunError):
+        return process.run(["scontrol", "-o", "show", "job", job_id], timeout_s=30).stdout
+    return ""
+
+
+def submit_time(job_id: str) -> float | None:
+    """Return when a job was submitted, Unix seconds; None where nobody answers. Slurm tells local time."""
+    match = re.search(r"\bSubmitTime=(\S+)", job_record(job_id))
+    with contextlib.suppress(ValueError):
+        return datetime.fromisoformat(match.group(1)).timestamp() if match else None
     return None
 
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,18 @@ def run(argv: Sequence[str], *, timeout_s: float = 60.0) -> subprocess.Completed
     except subprocess.TimeoutExpired:
         reason = f"no answer within {timeout_s:g} s"
         raise RunError(" ".join(argv), "(command)", reason, "Try it by hand.") from None
+
+
+def attend(argv: Sequence[str]) -> int:
+    """Run a program in the foreground with its output on stderr, as on a terminal. Returns its exit code.
+
+    Raises:
+        RunError: it cannot be started.
+    """
+    try:
+        return subprocess.run(list(argv), stdout=sys.stderr, check=False).returncode
+    except OSError as error:
+        raise RunError(argv[0], "(program)", str(error), "Try it by hand.") from None
 
 
 def detach(argv: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:

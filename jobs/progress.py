@@ -32,7 +32,7 @@ def phase(folder: AllocationDir) -> str:
     for service in reversed(read_task(folder).services):
         if known := states(folder, service.service):
             last = known[-1]
-            return f"service {service.service} {last['state']} {last.get('shards', '')}".rstrip()
+            return f"service {service.service} {last['state']} {last.get('shards') or last.get('staged', '')}".rstrip()
     return ""
 
 

@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -180,9 +181,21 @@ async def _obey(here: Here, first: Config, prefix: int, stopping: asyncio.Future
     return (1, True) if reason else (0, False)
 
 
+def _from_srun(arguments: list[str], env: Mapping[str, str]) -> int:
+    try:
+        [folder] = arguments
+        return main(AllocationDir(Path(folder)), task_from_slurm(env))
+    except ValueError:
+        print("usage: srun python -m jobs.rank ALLOCATION_DIR", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"error: {error}", flush=True)
+        return error.exit_code
+
+
 def _say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main(AllocationDir(Path(sys.argv[1])), task_from_slurm(os.environ)))
+    sys.exit(_from_srun(sys.argv[1:], os.environ))

@@ -127,6 +127,21 @@ class RankDir:
         """Output of the engine."""
         return self.path / "server.log"
 
+    @property
+    def staging(self) -> Path:
+        """What is to be staged and checked before the engine starts."""
+        return self.path / "staging.json"
+
+    @property
+    def staging_log(self) -> Path:
+        """Progress of that."""
+        return self.path / "staging.log"
+
+    @property
+    def checkpoint(self) -> Path:
+        """What this rank's checkpoint is: path, sizes, hashes; or why it is not right."""
+        return self.path / "checkpoint.json"
+
     def enter(self, state: str, **details: Any) -> None:
         """Record a state of this rank with the wall clock (Unix seconds)."""
         append_json(self.states, {"time": time.time(), "state": state} | details)
@@ -234,6 +249,11 @@ class AllocationDir:
     def outcome(self) -> Path:
         """How the allocation ended, written by rank 0 last of all."""
         return self.path / "outcome.json"
+
+    @property
+    def serving(self) -> Path:
+        """How to reach a service that is kept up for hand tests; there while it is."""
+        return self.path / "serving.json"
 
     @property
     def reserve(self) -> Path:

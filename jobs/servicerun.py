@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from jobs import calibration, reuse
+from jobs import calibration, reuse, serving
 from jobs.calibration import Outlook
 from jobs.cluster import Ports, Task
 from jobs.config import Config
@@ -66,6 +66,7 @@ class ServiceRun:
         self._rows: dict[str, dict[str, Any]] = {}
         self.yielded = False
         self._retryable, self._cause = False, ""
+        self._served = False
         self._api_key = here.folder.api_key.read_text() if self._config.engine.api_key else None
         self._known: dict[str, Any] = {
             "queue_s": round(here.started - _submitted(here.folder, here.started), 1),
@@ -110,7 +111,7 @@ class ServiceRun:
     @property
     def valid(self) -> bool:
         """Whether every row so far is valid."""
-        return all(row["valid"] for row in self._rows.values())
+        return self._served or all(row["valid"] for row in self._rows.values())
 
     def give_up(self, reason: str) -> None:
         """Write the rows of a service that was not started."""
@@ -140,7 +141,8 @@ class ServiceRun:
         _say(f"service {service}: start, {len(self._service.points)} points")
         try:
             await supervisor.start(self._here.inherited, target)
-            self._known["load_s"] = round(time.monotonic() - began, 1)
+            self._known["stage_s"] = round(supervisor.prepared_s, 1)
+            self._known["load_s"] = round(time.monotonic() - began - supervisor.prepared_s, 1)
             self._known["kv_cache_tokens"] = logs.kv_cache_tokens(logs.read_all(folder.rank(0).log))
             _say(f"service {service}: ready after {self._known['load_s']} s")
             now = fingerprint.here(self._config)
@@ -149,7 +151,9 @@ class ServiceRun:
                 _say(sentence)
             for warning in supervisor.warnings:
                 _say(f"service {service}: warning: {warning}")
-            for point in self._service.points:
+            if self._here.work.serve:
+                await self._serve(supervisor, place)
+            for point in () if self._here.work.serve else self._service.points:
                 if lacks := self._here.walltime.lacks(point_seconds(self._configs[point])):
                     _say(f"point {point}: not begun: {lacks}")
                     out_of_time = True
@@ -184,7 +188,7 @@ class ServiceRun:
             | self._known,
         )
         _say(f"service {service}: stopped after {self._known['teardown_s']} s")
-        if self._stopping.done():
+        if self._stopping.done() and not self._served:
             return self._stopping.result()
         if leftovers:
             return f"service {service} left something behind: {'; '.join(leftovers)}"
@@ -223,6 +227,26 @@ class ServiceRun:
             rpc_port=str(here.ports.dp_rpc),
             api_key=self._api_key,
         )
+
+    async def _serve(self, supervisor: Supervisor, place: Placement) -> None:
+        """Keep the service up for hand tests until this job is told to end: that is its good end."""
+        here, began = self._here, time.monotonic()
+        login = here.inherited.get("SLURM_SUBMIT_HOST")
+        write_json(here.folder.serving, serving.describe(self._config, here.folder, place, here.task.host, login))
+        _say(serving.text(here.folder))
+        self._folder.rank(0).note("serving")
+        try:
+            await supervisor.during(asyncio.Event().wait())
+        except ServiceFailed:
+            if not self._stopping.done():
+                raise
+        finally:
+            here.folder.serving.unlink(missing_ok=True)
+        self._served = True
+        for point in self._service.points:
+            self._write(
+                point, invalid_reason=f"served for hand tests for {time.monotonic() - began:.0f} s, not measured"
+            )
 
     async def _measure(self, point: str, supervisor: Supervisor, target: Target) -> None:
         config, stop = self._configs[point], asyncio.Event()

@@ -1,4 +1,4 @@
-"""Allocation to submitit executor: Slurm, or local processes. Nothing else imports submitit."""
+"""Allocation to executor: Slurm, or local processes. submitit itself is imported only where a job is submitted."""
 
 from __future__ import annotations
 
@@ -7,17 +7,12 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
-from submitit.local.local import LocalExecutor, LocalJob
-from submitit.slurm.slurm import SlurmExecutor
-
-from jobs import process, rank
+from jobs import rank
 from jobs.cluster import Task, task_from_slurm
 from jobs.config import Cluster, Config
 from jobs.errors import ConfigError, RunError
@@ -104,18 +99,40 @@ def sbatch_parameters(config: Config, nodes: int, name: str) -> dict[str, Any]:
     return {key: value for key, value in parameters.items() if value is not None or key in ("time", "wckey")}
 
 
+def new_allocation(
+    sweep: SweepDir,
+    index: int,
+    attempt: int,
+    services: Sequence[ServiceTask],
+    *,
+    local: bool,
+    serve: bool = False,
+) -> AllocationDir:
+    """Make the directory of an allocation: its secrets, and what it has to do."""
+    folder = sweep.allocation(index, attempt)
+    folder.path.mkdir(parents=True)
+    folder.new_keys()
+    write_task(folder, AllocationTask(tuple(services), attempt, local, serve))
+    return folder
+
+
 def submit_allocation(
-    sweep: SweepDir, index: int, attempt: int, services: Sequence[ServiceTask], config: Config, nodes: int
+    sweep: SweepDir,
+    index: int,
+    attempt: int,
+    services: Sequence[ServiceTask],
+    config: Config,
+    nodes: int,
+    *,
+    serve: bool = False,
 ) -> Submitted:
     """Write what an allocation has to do, and submit it; at most `cluster.max_allocations` of a sweep run at a time.
 
     Raises:
         RunError: the cluster refused it.
     """
-    folder = sweep.allocation(index, attempt)
-    folder.path.mkdir(parents=True)
-    folder.new_keys()
-    write_task(folder, AllocationTask(tuple(services), attempt, local=config.cluster.kind == "local"))
+    local = config.cluster.kind == "local"
+    folder = new_allocation(sweep, index, attempt, services, local=local, serve=serve)
     slot = index % config.cluster.max_allocations
     return submit(folder, config, nodes, f"sweep-{sweep.path.name}-{slot}")
 
@@ -128,25 +145,27 @@ def submit(folder: AllocationDir, config: Config, nodes: int, name: str) -> Subm
     """
     kind = kind_of(config.cluster)
     folder.submitit.mkdir(parents=True, exist_ok=True)
-    executor: Any
+    from jobs import executors  # only here: the batch scripts of sbatch/ run where submitit is not installed
+
     if kind == "slurm":
-        executor = SlurmExecutor(folder.submitit)
-        executor.update_parameters(**sbatch_parameters(config, nodes, name))
+        executor = executors.slurm(folder.submitit, sbatch_parameters(config, nodes, name))
     else:
-        executor = _DetachedLocalExecutor(folder.submitit)
         seconds = limit_seconds(config.cluster.time_limit)
-        executor.update_parameters(
-            tasks_per_node=nodes, timeout_min=seconds / 60 if seconds else UNLIMITED_MIN, stderr_to_stdout=True
-        )
+        executor = executors.local(folder.submitit, nodes, seconds / 60 if seconds else UNLIMITED_MIN)
     submitted = time.time()
     try:
-        job: submitit.Job[Any] = executor.submit(run_task, str(folder.path), kind)
-    except (FailedJobError, FailedSubmissionError) as error:
+        job = executor.submit(run_task, str(folder.path), kind)
+    except executors.REFUSED as error:
         reason = " ".join(str(error).split())[-400:]
         raise RunError("sbatch", name, reason, "Check the keys of `cluster` against the site's rules.") from None
-    write_json(folder.job, {"job_id": job.job_id, "kind": kind, "nodes": nodes, "submitted": submitted})
+    write_job(folder, str(job.job_id), kind, nodes, submitted)
     _link(folder, job, nodes)
     return Submitted(str(job.job_id), kind)
+
+
+def write_job(folder: AllocationDir, job_id: str, kind: str, nodes: int, submitted: float) -> None:
+    """Write the record by which status, follow and cancel find the job. `submitted`: Unix seconds."""
+    write_json(folder.job, {"job_id": job_id, "kind": kind, "nodes": nodes, "submitted": submitted})
 
 
 def _link(folder: AllocationDir, job: Any, nodes: int) -> None:
@@ -171,32 +190,49 @@ def run_task(folder: str, kind: str) -> None:
     sys.exit(code)
 
 
-def submit_rest(folder: AllocationDir, nodes: int) -> None:
+Again = Callable[[SweepDir, int, int, Sequence[ServiceTask], Config, int], Submitted]
+"""Submits an allocation once more: sweep, index, attempt, services, config, nodes."""
+
+
+def submit_rest(folder: AllocationDir, nodes: int, again: Again = submit_allocation) -> str | None:
     """Submit what the time limit left of an allocation as a new job, up to `limits.attempts` (issue 3, walltime).
+
+    Returns the id of the new job, or None.
 
     Where that is not possible, the points get rows that say so: nothing is lost silently.
     """
     left = [ServiceTask(item["service"], tuple(item["points"])) for item in _outcome(folder).get("left", [])]
     if not left:
-        return
+        return None
     config = read_config(folder.sweep, left[0].points[0])
     reason = f"the time limit came first, in {folder.tries} attempts (limits.attempts)"
     # Giving way to others is no failed try.
     if folder.tries < config.limits.attempts or _outcome(folder).get("yielded"):
         try:
-            job = submit_allocation(folder.sweep, folder.index, folder.attempt + 1, left, config, nodes)
+            job = again(folder.sweep, folder.index, folder.attempt + 1, left, config, nodes)
         except RunError as error:
             reason = f"the time limit came first, and the rest could not be submitted: {error.reason}"
         else:
             write_json(folder.outcome, _outcome(folder) | {"resubmitted": job.job_id})
             print(f"the rest is submitted again as job {job.job_id}", flush=True)
-            return
+            return job.job_id
     for service in left:
         for point in service.points:
             row = make_row(point, service.service, read_config(folder.sweep, point), invalid_reason=NOT_RUN + reason)
             if not folder.sweep.point(point).row.exists():
                 write_json(folder.sweep.point(point).row, row)
     write_table(folder.sweep)
+    return None
+
+
+def job_of(folder: AllocationDir) -> str:
+    """Return the job id of a submitted allocation."""
+    return str(read_json(folder.job)["job_id"])
+
+
+def nodes_of(folder: AllocationDir) -> int:
+    """Return the nodes of a submitted allocation."""
+    return int(read_json(folder.job)["nodes"])
 
 
 def _outcome(folder: AllocationDir) -> dict[str, Any]:
@@ -208,24 +244,3 @@ def _local_task(env: Mapping[str, str]) -> Task:
     number = int(env["SUBMITIT_LOCAL_GLOBALID"])
     hosts = ("localhost",) * ranks
     return Task(number, ranks, int(env["SUBMITIT_LOCAL_JOB_ID"]), hosts, "localhost")
-
-
-class _DetachedLocalExecutor(LocalExecutor):
-    """submitit's local executor in a session of its own, so that Ctrl-C in the launcher does not reach it."""
-
-    def _submit_command(self, command: str) -> LocalJob[Any]:
-        ranks = self.parameters["tasks_per_node"]
-        env = {
-            "SUBMITIT_LOCAL_NTASKS": str(ranks),
-            "SUBMITIT_LOCAL_COMMAND": command,
-            "SUBMITIT_LOCAL_TIMEOUT_S": str(int(60 * self.parameters["timeout_min"])),
-            "SUBMITIT_LOCAL_SIGNAL_DELAY_S": str(SIGNAL_DELAY_S),
-            "SUBMITIT_LOCAL_NODEID": "0",
-            "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
-            "SUBMITIT_STDERR_TO_STDOUT": "1",
-            "SUBMITIT_EXECUTOR": "local",
-            "SUBMITIT_LOCAL_WITH_SHELL": "",
-        }
-        argv = [sys.executable, "-m", "submitit.local._local", str(Path(self.folder).resolve())]
-        started = process.detach(argv, dict(os.environ) | env, Path(self.folder) / "controller.log")
-        return LocalJob(folder=self.folder, job_id=str(started.pid), process=started, tasks=list(range(ranks)))

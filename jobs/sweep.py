@@ -22,7 +22,7 @@ from jobs import calibration, compose, reuse, schema, show, submit
 from jobs.config import Config, Launch
 from jobs.errors import ConfigError, RunError, UserError
 from jobs.follow import follow
-from jobs.plan import Plan, as_json, make_plan
+from jobs.plan import Allocation, Plan, as_json, make_plan
 from jobs.results.row import make_row
 from jobs.results.table import read_table, write_table
 from jobs.resume import resume, together
@@ -193,12 +193,13 @@ def print_table(sweep: SweepDir, out: Console) -> None:
     out.print(f"table: {sweep.table('csv')}", markup=False)
 
 
-def start(made: Plan, reused: Sequence[Past] = ()) -> SweepDir:
+def start(made: Plan, reused: Sequence[Past] = (), *, serve: bool = False) -> SweepDir:
     """Write the run directory and submit every allocation, at most `cluster.max_allocations` at a time.
 
     Args:
         made: what is to be done.
         reused: rows of other sweeps that stand for points of this one; these points are not run.
+        serve: keep the one service up for hand tests, and measure nothing.
 
     Raises:
         ConfigError: this host has no Slurm.
@@ -210,6 +211,25 @@ def start(made: Plan, reused: Sequence[Past] = ()) -> SweepDir:
     if local:
         for service in made.services:
             _check_here(service.config)
+    sweep = record(made)
+    if reused:
+        reuse.take(sweep, reused)
+        resume(sweep, retry_failed=False)
+        return sweep
+    for index, allocation in enumerate(together(made.allocations) if local else made.allocations):
+        tasks = tasks_of(made, allocation)
+        job = submit.submit_allocation(sweep, index, 1, tasks, settings, allocation.nodes, serve=serve)
+        logging.info("allocation %s: job %s (%s)", index, job.job_id, job.kind)
+    return sweep
+
+
+def record(made: Plan) -> SweepDir:
+    """Write the run directory: plan and configs. Nothing is submitted.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    settings = made.points[0].config
     sweep = new_sweep(
         Path(settings.results.root).absolute(), settings.results.name, datetime.now(), settings.cluster.share_group
     )
@@ -223,19 +243,14 @@ def start(made: Plan, reused: Sequence[Past] = ()) -> SweepDir:
         if reason := made.refused.get(point.point):
             row = make_row(point.point, point.service, point.config, invalid_reason=reason)
             write_json(sweep.point(point.point).row, row)
-    if reused:
-        reuse.take(sweep, reused)
-        resume(sweep, retry_failed=False)
-        return sweep
     if not made.allocations:
         write_table(sweep)
-    for index, allocation in enumerate(together(made.allocations) if local else made.allocations):
-        tasks = [
-            ServiceTask(name, tuple(point.point for point in made.points_of(name))) for name in allocation.services
-        ]
-        job = submit.submit_allocation(sweep, index, 1, tasks, settings, allocation.nodes)
-        logging.info("allocation %s: job %s (%s)", index, job.job_id, job.kind)
     return sweep
+
+
+def tasks_of(made: Plan, allocation: Allocation) -> list[ServiceTask]:
+    """Return what one allocation has to do, in order."""
+    return [ServiceTask(name, tuple(point.point for point in made.points_of(name))) for name in allocation.services]
 
 
 def _check_here(config: Config) -> None:

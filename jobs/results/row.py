@@ -24,6 +24,7 @@ SERVICE = (
     "kv_cache_tokens",
     "predicted_kv_tokens",
     "queue_s",
+    "stage_s",
     "load_s",
     "warmup_s",
     "measure_s",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from jobs.errors import UserError
 from jobs.rundir import RankDir
+from jobs.service import staging
 from jobs.service.engine import Engine
 from jobs.service.peers import Link, Message
 
@@ -33,8 +34,10 @@ async def serve(link: Link, make_engine: MakeEngine, inherited: Mapping[str, str
     try:
         while (message := await link.receive()) is not None:
             match message["type"]:
+                case "prepare":
+                    engine, watch = await _prepare(link, make_engine, message, inherited)
                 case "start":
-                    engine, watch = await _start(link, make_engine, message, inherited)
+                    engine, watch = await _start(link, engine, make_engine, message, inherited)
                 case "inspect":
                     await _inspect(link, engine if watch and not watch.done() else None)
                 case "stop":
@@ -59,12 +62,33 @@ async def _inspect(link: Link, engine: Engine | None) -> None:
         await link.send({"type": "inspected", "differences": answer})
 
 
-async def _start(
+async def _prepare(
     link: Link, make_engine: MakeEngine, message: Message, inherited: Mapping[str, str]
 ) -> tuple[Engine | None, asyncio.Task[None] | None]:
-    engine: Engine | None = None
     try:
         engine = make_engine(message)
+    except UserError as error:
+        await link.send({"type": "ended", "reason": str(error), "time": time.time()})
+        return None, None
+    return engine, asyncio.create_task(_prepared(link, engine, inherited)) if engine else None
+
+
+async def _prepared(link: Link, engine: Engine, inherited: Mapping[str, str]) -> None:
+    try:
+        parts = await staging.prepare(engine, inherited)
+    except UserError as error:
+        await link.send({"type": "ended", "reason": str(error), "time": time.time()})
+        engine.folder.note("failed", reason=str(error))
+    else:
+        await link.send({"type": "prepared", "parts": parts})
+
+
+async def _start(
+    link: Link, engine: Engine | None, make_engine: MakeEngine, message: Message, inherited: Mapping[str, str]
+) -> tuple[Engine | None, asyncio.Task[None] | None]:
+    """Start the engine: the one that was prepared, or a new one."""
+    try:
+        engine = engine or make_engine(message)
         if engine:
             await engine.start(inherited)
             return engine, asyncio.create_task(_report_end(link, engine, engine.folder))

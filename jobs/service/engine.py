@@ -21,7 +21,7 @@ class Engine:
     """The engine of one rank of one service."""
 
     def __init__(self, config: Config, place: Placement, folder: RankDir, mark: str) -> None:
-        self.config, self.place, self.folder, self._mark = config, place, folder, mark
+        self.config, self.place, self.folder, self.mark = config, place, folder, mark
         self._process: process.Process | None = None
         self._before: clean.Baseline | None = None
         self._scratch: str | None = None
@@ -49,7 +49,7 @@ class Engine:
             prefix="sv-", dir=env.get("TMPDIR") if len(env.get("TMPDIR", "")) < 40 else "/tmp"
         )
         env["TMPDIR"] = self._scratch
-        self._process = await process.start(argv, env, self.folder.log, self._mark, source)
+        self._process = await process.start(argv, env, self.folder.log, self.mark, source)
         self.folder.enter("loading", pid=self._process.pid)
 
     def _check_node(self, program: str, env: Mapping[str, str]) -> None:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from jobs.errors import UserError
 from jobs.measure.records import Target
-from jobs.service import readiness
+from jobs.service import readiness, staging
 from jobs.service.agent import HASTE_S, PROGRESS_S
 from jobs.service.engine import Engine
 from jobs.service.peers import Hub, Message
@@ -70,6 +70,10 @@ class Supervisor:
         self._begun = time.monotonic()
         self._inspected: dict[int, list[Message]] = {}
         self._all_inspected = asyncio.Event()
+        self._prepared: dict[int, staging.Parts] = {}
+        self._all_prepared = asyncio.Event()
+        self.prepared_s = 0.0
+        """Seconds that staging and checking the checkpoint took."""
         self.warnings: list[str] = []
         self.watch: Watch | None = None
 
@@ -80,6 +84,9 @@ class Supervisor:
             ServiceFailed: a rank failed or a limit was exceeded first.
         """
         self._watchers.append(asyncio.create_task(self._watch_inbox()))
+        await self.during(self._prepare(inherited))
+        self.prepared_s = time.monotonic() - self._begun
+        self._begun = time.monotonic()
         await self._hub.send(self._message)
         try:
             await self._engine.start(inherited)
@@ -100,6 +107,26 @@ class Supervisor:
         await self.during(self._inspect())
         self.watch = Watch(self._engine.config, api, lambda rank, reason: self._fail(rank, reason, time.time()))
         self._watchers.append(asyncio.create_task(self.watch.run()))
+
+    async def _prepare(self, inherited: Mapping[str, str]) -> None:
+        """Stage and check the checkpoint on every rank, and compare: all must see the same one."""
+        if not staging.wanted(self._engine.config):
+            return
+        await self._hub.send(self._message | {"type": "prepare"})
+        try:
+            self._prepared[0] = await staging.prepare(self._engine, inherited)
+        except UserError as error:
+            self._fail(0, str(error), time.time())
+            raise ServiceFailed(await self._reason()) from None
+        self._check_all_prepared()
+        await self._all_prepared.wait()  # each rank keeps the limit itself; a lost one ends the service
+        if found := staging.difference(self._prepared):
+            self._fail(*found, time.time())
+            raise ServiceFailed(await self._reason())
+
+    def _check_all_prepared(self) -> None:
+        if set(range(self._engine.place.ranks)) <= self._prepared.keys():
+            self._all_prepared.set()
 
     def _named(self, error: UserError) -> str:
         """Return an error with the rank that it is about: none is ready, so it is the one that fell silent first."""
@@ -215,6 +242,9 @@ class Supervisor:
                     self._check_all_stopped()
                 case "progress":
                     self._heard[rank] = time.monotonic() - float(message["age"])
+                case "prepared":
+                    self._prepared[rank] = dict(message["parts"])
+                    self._check_all_prepared()
                 case "inspected":
                     self._inspected[rank] = list(message["differences"])
                     self._check_all_inspected()

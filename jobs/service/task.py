@@ -23,11 +23,15 @@ class ServiceTask:
 
 @dataclass(frozen=True)
 class AllocationTask:
-    """The services of one allocation, in order. `local` means that all ranks are on loopback."""
+    """The services of one allocation, in order.
+
+    `local`: all ranks are on loopback. `serve`: its one service is kept up for hand tests and not measured.
+    """
 
     services: tuple[ServiceTask, ...]
     attempt: int
     local: bool
+    serve: bool = False
 
 
 def write_task(folder: AllocationDir, task: AllocationTask) -> None:
@@ -39,7 +43,7 @@ def read_task(folder: AllocationDir) -> AllocationTask:
     """Read what this allocation has to do."""
     data: Mapping[str, Any] = read_json(folder.task)
     services = tuple(ServiceTask(item["service"], tuple(item["points"])) for item in data["services"])
-    return AllocationTask(services, data["attempt"], data["local"])
+    return AllocationTask(services, data["attempt"], data["local"], data.get("serve", False))
 
 
 def write_config(sweep: SweepDir, point: str, config: Config) -> None:

@@ -17,7 +17,10 @@ RUN: Argument = ("run", {"type": Path, "metavar": "RUN", "help": "directory of a
 
 @dataclass(frozen=True)
 class Verb:
-    """One word after `python -m jobs`. `run` gets the parsed options (`json` among them), returns the exit code."""
+    """One word after `python -m jobs`, or two (a group and its verb).
+
+    `run` gets the parsed options (`json` among them) and returns the exit code.
+    """
 
     name: str
     run: Callable[[argparse.Namespace], int]

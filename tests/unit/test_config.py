@@ -186,6 +186,9 @@ OF_THE_SWEEP = {
     "engine.host",
     "engine.port",
     "engine.written_for",
+    "model.source",
+    "model.stage_to",
+    "model.verify",
 }
 """Keys that do not change what is asked, in sections that do."""
 

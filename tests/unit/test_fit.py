@@ -74,6 +74,7 @@ def test_a_measured_allowance_decides_what_was_doubtful() -> None:
     large = judge(made, load, allowance=Allowance(4.5, "a log", measured=True))
     assert (small.refusal, small.doubt) == (None, None)
     assert large.refusal is not None
+    assert "HCCL buffers and activations, a log)" in large.refusal, "a bad measurement must be found"
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:
@@ -88,7 +89,7 @@ def test_nothing_known_is_no_refusal(tmp_path: Path) -> None:
         (["model.name=other", "model.path=/there/is/none"], "its config.json is not visible here"),
         (["model.name=other", f"model.path={tmp_path}"], "a whole number of at least 1 is needed"),
         (["engine.name=another"], "engine another: its memory is not modelled"),
-        (["engine.args.pipeline-parallel-size=2"], "not predicted for pipeline stages"),
+        (["engine.args.pipeline-parallel-size=2", "cluster.npus_per_node=16"], "not predicted for pipeline stages"),
         (["model=tiny_llama", "engine=vllm_cpu", "engine.env.VLLM_CPU_KVCACHE_SPACE=null"], "has no size"),
         (["engine.args.speculative-config='{'"], "it is not JSON"),
     ):

@@ -1,0 +1,121 @@
+"""Before the engines of a service start: each rank stages and checks its checkpoint, and rank 0 compares.
+
+It is a phase of its own, since a headless vLLM gives up five minutes after its start if the head is not there: no
+engine starts before every rank has its weights. The work is done by `python -m jobs.weights` (see there, why).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from jobs import process
+from jobs.config import Config
+from jobs.errors import RunError
+from jobs.rundir import RankDir, read_json, write_json
+from jobs.service import environment, logs
+from jobs.service.engine import Engine
+from jobs.settings import from_root
+
+POLL_S = 2.0
+_PROGRESS = re.compile(r"^staged (\S+/\S+ GiB)", re.MULTILINE)
+
+Parts = Mapping[str, str]
+"""Short hashes of a rank's checkpoint: of its sizes, and of the files that describe it."""
+
+
+def wanted(config: Config) -> bool:
+    """Return whether there is anything to do: a checkpoint on the node that is to be staged or checked."""
+    model = config.model
+    if not config.engine.checks_model_path:
+        return False
+    # A path that only the image has cannot be checked from outside.
+    inside = config.container.runtime != "none" and not Path(from_root(model.path)).exists()
+    return model.stage_to is not None or (model.verify != "none" and not inside)
+
+
+def served_from(config: Config, path: str) -> Config:
+    """Return the config of an engine that serves a staged copy; clients keep the name that they know."""
+    name = config.model.name_for_clients
+    return replace(config, model=replace(config.model, path=path, served_model_name=name))
+
+
+async def prepare(engine: Engine, inherited: Mapping[str, str]) -> Parts:
+    """Stage and check this rank's checkpoint; the engine then serves the staged copy.
+
+    Raises:
+        RunError: it is damaged, cannot be staged, or `limits.stage_s` is over.
+    """
+    config, folder = engine.config, engine.folder
+    if not wanted(config):
+        return {}
+    model, limit = config.model, config.limits.stage_s
+    order = {
+        "source": from_root(model.path),
+        "stage_to": model.stage_to,
+        "check": model.verify != "none",
+        "weights": model.load_format != "dummy",
+        "result": str(folder.checkpoint),
+    }
+    folder.checkpoint.unlink(missing_ok=True)
+    write_json(folder.staging, order)
+    folder.enter("staging" if model.stage_to else "checking")
+    argv = [sys.executable, "-m", "jobs.weights", str(folder.staging)]
+    worker = await process.start(argv, environment.whole({}, inherited), folder.staging_log, engine.mark)
+    try:
+        async with asyncio.timeout(limit):
+            await _attend(worker, folder)
+    except TimeoutError:
+        reason = f"the checkpoint was not staged and checked in time: {_last_line(folder)}"
+        raise RunError("limits.stage_s", limit, reason, "Raise the limit, or stage it before.") from None
+    finally:
+        if worker.ended is None:
+            for left in await worker.stop(0):
+                folder.note("failed", reason=f"left behind: {left}")
+    found = read_json(folder.checkpoint) if folder.checkpoint.exists() else {}
+    if "error" in found:
+        raise RunError(*found["error"])
+    if not found:
+        remedy = f"See {folder.staging_log}."
+        raise RunError("model.path", model.path, f"staging {worker.ended}: {_last_line(folder)}", remedy)
+    if model.stage_to:
+        engine.config = served_from(config, str(found["path"]))
+    return dict(found.get("parts", {}))
+
+
+async def _attend(worker: process.Process, folder: RankDir) -> None:
+    """Wait for the end of the work, and record how far it is."""
+    ended, told = asyncio.ensure_future(worker.wait()), ""
+    try:
+        while not ended.done():
+            await asyncio.wait({ended}, timeout=POLL_S)
+            found = _PROGRESS.findall(logs.read_tail(folder.staging_log, 4096))
+            if found and found[-1] != told:
+                told = found[-1]
+                folder.note("staging", staged=told)
+    finally:
+        ended.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await ended
+
+
+def _last_line(folder: RankDir) -> str:
+    lines = logs.read_tail(folder.staging_log, 4096).strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
+
+
+def difference(prepared: Mapping[int, Parts]) -> tuple[int, str] | None:
+    """Return the first rank whose checkpoint is not rank 0's, and how it differs; None: all have the same."""
+    first = prepared[0]
+    for rank in sorted(prepared):
+        parts = prepared[rank]
+        differing = [name for name in sorted(first.keys() | parts.keys()) if first.get(name) != parts.get(name)]
+        if differing:
+            words = ", ".join(f"{name} ({first.get(name, 'none')} there)" for name in differing)
+            return rank, f"its checkpoint is not that of rank 0: another {words}; see checkpoint.json of both ranks"
+    return None
