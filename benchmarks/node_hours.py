@@ -57,11 +57,11 @@ def stock(lab: Lab, options: argparse.Namespace, folder: Path) -> tuple[int, flo
         "tasks_per_node": 1,
         "timeout_min": 30,
         "array_parallelism": 1,  # a service takes both nodes
-        "additional_parameters": "{exclusive: true}",
         "name": NAME,
     }
     words = ["benchmarks/stock_launcher.py", "-m", "hydra/launcher=submitit_slurm"]
     words += [f"hydra.launcher.{key}={value}" for key, value in launcher.items()]
+    words += ["+hydra.launcher.additional_parameters.exclusive=true"]
     words += [f"hydra.sweep.dir={folder / 'hydra'}", f"out={folder / 'stock'}"]
     words += ["fixed=[" + ",".join(f"'{word}'" for word in fixed(options)) + "]"]
     words += [f"max_model_len={options.lengths}", f"concurrency={options.stock_loads or options.loads}"]
@@ -85,7 +85,7 @@ def seconds(lab: Lab, which: Sequence[str]) -> float:
         if fields and not any(state in ("RUNNING", "PENDING") for _, state, _ in fields):
             return float(sum(int(elapsed) for *_, elapsed in fields))
         time.sleep(1)
-    raise SystemExit(f"sacct knows no end of {which}")
+    return 0.0
 
 
 def main() -> None:
@@ -107,9 +107,9 @@ def main() -> None:
         for name, how in (("this tool", ours), ("stock launcher", stock)):
             lab.wait_idle()
             valid, spent = how(lab, options, folder)
-            if not valid:
+            if not valid or not spent:
                 print((folder / ("ours.log" if how is ours else "stock.log")).read_text()[-3000:])
-                raise SystemExit(f"{name}: no valid row")
+                raise SystemExit(f"{name}: {valid} valid rows, {spent:.0f} allocation-seconds by sacct")
             per_row[name] = spent / valid
             print(f"{name}: {valid} valid rows, {spent:.0f} allocation-seconds, {per_row[name]:.1f} a row", flush=True)
     print(f"ratio, this tool / stock launcher: {per_row['this tool'] / per_row['stock launcher']:.3f}")
