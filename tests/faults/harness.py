@@ -21,6 +21,7 @@ from jobs.cluster import expand_nodelist
 from jobs.follow import follow
 from jobs.jobstate import ENDED, slurm_state
 from jobs.process import MARK
+from jobs.progress import describe
 from jobs.results.table import read_table
 from jobs.rundir import AllocationDir, SweepDir, read_json, read_lines
 from jobs.service.clean import SEGMENTS, SHM
@@ -173,6 +174,7 @@ class Started:
             outcome=read_json(outcome) if outcome.exists() else None,
             orphans=self.orphans(),
             leaked=self._leaked(),
+            told=frozenset(point["invalid_reason"] for point in describe(self.sweep)["points"]),
             output="\n".join(self.allocation.stdout(rank).read_text() for rank in (0, 1) if self._has(rank)),
         )
 
@@ -215,6 +217,8 @@ class End:
     outcome: dict[str, Any] | None
     orphans: list[str]
     leaked: list[str]
+    told: frozenset[str]
+    """Reasons that `python -m jobs status --json` names."""
     output: str
 
     @property

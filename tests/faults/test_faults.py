@@ -50,6 +50,7 @@ def check(case: Case, result: Result) -> None:
             first, *words = case.reason
             assert reason.startswith(first), text
             assert all(word in reason for word in words), text
+            assert reason in end.told, "status names the reason"
     assert end.orphans == [], text
     assert end.leaked == [], text
     if case.goal_s is not None:

@@ -7,13 +7,16 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 from core_help import change, config
 
+from jobs.errors import RunError
 from jobs.measure.metrics import GENERATED
 from jobs.measure.records import Target
 from jobs.service import watch
+from jobs.service.readiness import probe_all
 from jobs.service.watch import Watch, node_of, probe_limit_s
 
 PATIENCE_S = 20.0
@@ -76,7 +79,8 @@ class Watching:
 
 
 @asynccontextmanager
-async def watching(**limits: float) -> AsyncIterator[Watching]:
+async def serving() -> AsyncIterator[tuple[Api, str]]:
+    """Serve the API; yield it and its address."""
     api = Api()
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", api.handle)
@@ -84,21 +88,26 @@ async def watching(**limits: float) -> AsyncIterator[Watching]:
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    port = runner.addresses[0][1]
+    try:
+        yield api, f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def watching(**limits: float) -> AsyncIterator[Watching]:
     failed: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
 
     def fail(rank: int, reason: str) -> None:
         if not failed.done():
             failed.set_result((rank, reason))
 
-    watched = Watch(settings(**limits), Target(f"http://127.0.0.1:{port}", "m"), fail)
-    task = asyncio.create_task(watched.run())
-    try:
+    async with serving() as (api, url):
+        watched = Watch(settings(**limits), Target(url, "m"), fail)
+        task = asyncio.create_task(watched.run())
         yield Watching(api, watched, failed)
-    finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await runner.cleanup()
 
 
 async def test_engines_that_answer_probes_are_alive_and_their_tokens_are_counted() -> None:
@@ -142,6 +151,18 @@ async def test_a_service_that_nobody_uses_ends_and_its_own_probes_are_no_use() -
     async with watching(idle_s=0.4) as one:
         assert await one.failed() == (0, "no request ran for 0.4 s (limits.idle_s)")
         assert one.watch.probed
+
+
+@pytest.mark.parametrize(
+    ("still", "words"),
+    [("1", "data-parallel rank 1 answered no one-token request"), ("01", "not every data-parallel rank answered a")],
+)
+async def test_the_engine_whose_first_token_does_not_come_is_named(still: str, words: str) -> None:
+    async with serving() as (api, url), aiohttp.ClientSession(url) as session:
+        api.still |= set(still)
+        with pytest.raises(RunError, match=words) as caught:
+            await probe_all(session, settings(first_token_s=0.3), Target(url, "m"))
+        assert caught.value.key == "limits.first_token_s"
 
 
 def test_a_probe_may_wait_behind_a_prefill_of_full_length() -> None:
