@@ -173,7 +173,8 @@ class ServiceRun:
             leftovers = await supervisor.stop()
         self._known["teardown_s"] = round(time.monotonic() - began_stop, 1)
         if failure and not self._stopping.done():
-            failure = self._diagnose(failure)
+            # Beside the heartbeats: a flooded log takes seconds, and a silent rank 0 counts as lost.
+            failure = await asyncio.to_thread(self._diagnose, failure)
         self._finish(failure, out_of_time)
         self._remember(outlook)
         write_json(

@@ -111,7 +111,7 @@ class Started:
         files = sorted((self.root / "latest").glob(f"services/*/*/rank{rank}/state.jsonl"))
         return [entry for file in files for entry in read_lines(file)]
 
-    def wait_state(self, state: str, rank: int = 0, times: int = 1, limit_s: float = 120) -> Any:
+    def wait_state(self, state: str, rank: int = 0, times: int = 1, limit_s: float = 240) -> Any:
         """Wait until a rank has entered a state so many times; return the entry."""
 
         def found() -> Any:

@@ -14,7 +14,7 @@ SLACK_S = 20.0
 
 
 def _param(case: Case) -> object:
-    marks = [pytest.mark.lab, pytest.mark.timeout(300), *([pytest.mark.vllm] if case.real else [])]
+    marks = [pytest.mark.lab, pytest.mark.timeout(600), *([pytest.mark.vllm] if case.real else [])]
     return pytest.param(case, id=case.id, marks=marks)
 
 
