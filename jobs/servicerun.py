@@ -15,7 +15,7 @@ from jobs import calibration, reuse, serving
 from jobs.calibration import Outlook
 from jobs.cluster import Ports, Task
 from jobs.config import Config
-from jobs.diagnose import diagnose, invalid_reason
+from jobs.diagnose import explain
 from jobs.errors import RunError, UserError
 from jobs.jobstate import others_wait
 from jobs.measure import client, statistics, validity
@@ -353,11 +353,12 @@ class ServiceRun:
 
     def _diagnose(self, own: str) -> str:
         """Return the reason for the rows: the first failing rank's cause from the logs of all ranks, in one line."""
-        found, self._cause = diagnose([self._folder.path]), own
+        self._cause = own
+        found, reason = explain(self._folder, own)
         self._retryable = found.found and found.retryable
         if found.found:
             write_text(self._folder.diagnosis, found.text() + "\n")
-        return invalid_reason(self._folder, own)
+        return reason
 
     def _finish(self, failure: str | None, out_of_time: bool) -> None:
         """Add what is known only after the end to every row, and rows for the points that were not reached.

@@ -290,7 +290,7 @@ async def test_a_rank_that_does_not_answer_stop_is_left_behind(run: Make, monkey
 
     running = await run(serve=deaf, roles={"head": {"alone": True}}, settings={"limits__stop_s": 0.2})
     await running.start()
-    assert await running.stop() == ["rank 1: did not stop within 0.3 s"]
+    assert await running.stop() == ["rank 1: did not stop within 0.3 s (limits.stop_s)"]
 
 
 @pytest.mark.parametrize(
