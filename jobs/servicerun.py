@@ -145,7 +145,7 @@ class ServiceRun:
             self._known["load_s"] = round(time.monotonic() - began - supervisor.prepared_s, 1)
             self._known["kv_cache_tokens"] = logs.kv_cache_tokens(logs.read_all(folder.rank(0).log))
             _say(f"service {service}: ready after {self._known['load_s']} s")
-            now = fingerprint.here(self._config)
+            now = await asyncio.to_thread(fingerprint.here, self._config)
             self._known |= asdict(now)
             for sentence in reuse.retire(self._sweep, self._config, now):
                 _say(sentence)
@@ -159,7 +159,7 @@ class ServiceRun:
                     out_of_time = True
                     break
                 await self._measure(point, supervisor, target)
-                if self._must_yield():
+                if await asyncio.to_thread(self._must_yield):
                     _say("other users' jobs wait: stopping after this point (cluster.yield_to_others)")
                     out_of_time = self.yielded = True
                     break

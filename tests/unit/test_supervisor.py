@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from supervisor_help import PATIENCE_S, Running, Stage, free_port, marked
 
 from jobs.errors import RunError
 from jobs.rundir import RankDir, read_json
-from jobs.service import agent, readiness, supervisor
+from jobs.service import agent, clean, readiness, supervisor
 from jobs.service.engine import Engine
 from jobs.service.peers import Hub, Link, Message, join
 from jobs.service.supervisor import ServiceFailed, Supervisor
@@ -366,6 +367,16 @@ async def test_a_full_disk_does_not_keep_an_engine_alive(run: Make, monkeypatch:
     assert (await running.failed()).startswith("rank 1 (headless): engine killed by SIGKILL")
     assert await running.stop() == []
     assert running.stage.pid(0) not in marked(running.stage)
+
+
+async def test_cleaning_up_takes_its_time_beside_the_heartbeats(run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = await run()
+    await running.start()
+    others_ran = threading.Event()
+    monkeypatch.setattr(clean, "leftovers", lambda *_: [] if others_ran.wait(PATIENCE_S / 2) else ["it held up all"])
+    stopping = asyncio.create_task(running.stop())
+    asyncio.get_running_loop().call_later(0.05, others_ran.set)
+    assert await stopping == []
 
 
 async def test_a_second_service_may_follow_on_the_same_ranks(run: Make) -> None:
