@@ -24,7 +24,7 @@ from jobs.process import MARK
 from jobs.progress import describe
 from jobs.results.table import read_table
 from jobs.rundir import AllocationDir, SweepDir, read_json, read_lines
-from jobs.service.clean import SEGMENTS, SHM
+from jobs.service.clean import SEGMENTS, SHM, unused
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 0.03
@@ -180,7 +180,7 @@ class Started:
 
     def _leaked(self) -> list[str]:
         new = segments() - self.segments
-        return sorted(new - in_use()) if new else []
+        return unused(new)
 
     def _has(self, rank: int) -> bool:
         return self.allocation.stdout(rank).exists()
@@ -240,12 +240,3 @@ def _command(pid: int) -> str:
 def segments() -> set[str]:
     """Return names in /dev/shm that engines give."""
     return {path.name for path in SHM.iterdir() if SEGMENTS.match(path.name)}
-
-
-def in_use() -> set[str]:
-    """Return names in /dev/shm that a living process has mapped: they are not leaked."""
-    used = set()
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            used |= {Path(region.path).name for region in process.memory_maps() if region.path.startswith(str(SHM))}
-    return used
