@@ -133,7 +133,7 @@ median {statistics.median(loads):.1f}, worst {max(loads):.1f}).""".replace("\n",
     return f"""# What a fault costs
 
 Made by `python benchmarks/faults.py` on {date.today():%d %B %Y}: the two-node lab of `tests/lab` ({slurm},
-`SlurmdTimeout=30`, `KillWait=30`) on {os.cpu_count()} cores, which slurmctld, both nodes and both engines share.
+`SlurmdTimeout=30`, `KillWait=30`, `MessageTimeout=10`) on {os.cpu_count()} cores, which slurmctld, both nodes and both engines share.
 `limits.heartbeat_s=4`, `limits.probe_s=3`, `limits.stop_s=5`, `parallel.max_model_len=1024`. Two points a sweep: the
 first is measured before the fault, the fault comes in the window of the second. `tests/faults` asserts the end of
 each of them. {other}
@@ -162,8 +162,8 @@ What the figures hold:
 - Time limit: from Slurm's SIGUSR2, which is asked for 90 s before the limit. Slurm looks at time limits every 30 s,
   so the signal may come that much later; this is not in the figure.
 - Disk full, read-only, rank 0: the fault is met when the window of 4 s is over and its row is to be written (+ 4).
-  The rows go into space that the allocation held (`allocations/*/reserve`); on a read-only directory `follow`,
-  `status` or `collect` writes them from the ranks' own output once it can be written.
+  The rows go into space that the allocation held (`allocations/*/reserve`); on a read-only directory
+  `python -m jobs follow` writes them from the ranks' own output once it can be written.
 - "goes on": the job is not touched by the fault and ends by itself with every row valid.
 
 ## The reasons in the rows
