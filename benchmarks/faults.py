@@ -125,18 +125,21 @@ def render(records: list[Record]) -> str:
     }
     loads = [one.load for one in records]
     busy = statistics.median(loads) > IDLE_LOAD
-    other = f"""The machine was {"shared with other work" if busy else "otherwise idle"} (load average before a run:
-median {statistics.median(loads):.1f}, worst {max(loads):.1f}).""".replace("\n", " ")
+    how = "shared with other work, which makes every figure larger" if busy else "otherwise idle"
+    other = f"The machine was {how}: load average before a run {statistics.median(loads):.1f}, worst {max(loads):.1f}."
     totals = ", ".join(f"{count} {name}" for name, count in sums.items())
     slurm = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, check=True).stdout.strip()
     reasons = "\n".join(f"| {case.name} | {case.on} | {_reason(case, records)} |" for case in CASES if case.reason)
     return f"""# What a fault costs
 
 Made by `python benchmarks/faults.py` on {date.today():%d %B %Y}: the two-node lab of `tests/lab` ({slurm},
-`SlurmdTimeout=30`, `KillWait=30`, `MessageTimeout=10`) on {os.cpu_count()} cores, which slurmctld, both nodes and both engines share.
+`SlurmdTimeout=30`, `KillWait=30`, `MessageTimeout=10`) on {os.cpu_count()} cores, which slurmctld, both nodes and
+both engines share.
 `limits.heartbeat_s=4`, `limits.probe_s=3`, `limits.stop_s=5`, `parallel.max_model_len=1024`. Two points a sweep: the
 first is measured before the fault, the fault comes in the window of the second. `tests/faults` asserts the end of
-each of them. {other}
+each of them.
+
+{other}
 
 **{totals}.**
 
