@@ -15,7 +15,7 @@ from jobs import calibration, reuse, serving
 from jobs.calibration import Outlook
 from jobs.cluster import Ports, Task
 from jobs.config import Config
-from jobs.diagnose import diagnose, invalid_reason
+from jobs.diagnose import explain
 from jobs.errors import RunError, UserError
 from jobs.jobstate import others_wait
 from jobs.measure import client, statistics, validity
@@ -145,7 +145,7 @@ class ServiceRun:
             self._known["load_s"] = round(time.monotonic() - began - supervisor.prepared_s, 1)
             self._known["kv_cache_tokens"] = logs.kv_cache_tokens(logs.read_all(folder.rank(0).log))
             _say(f"service {service}: ready after {self._known['load_s']} s")
-            now = fingerprint.here(self._config)
+            now = await asyncio.to_thread(fingerprint.here, self._config)
             self._known |= asdict(now)
             for sentence in reuse.retire(self._sweep, self._config, now):
                 _say(sentence)
@@ -159,7 +159,7 @@ class ServiceRun:
                     out_of_time = True
                     break
                 await self._measure(point, supervisor, target)
-                if self._must_yield():
+                if await asyncio.to_thread(self._must_yield):
                     _say("other users' jobs wait: stopping after this point (cluster.yield_to_others)")
                     out_of_time = self.yielded = True
                     break
@@ -173,7 +173,8 @@ class ServiceRun:
             leftovers = await supervisor.stop()
         self._known["teardown_s"] = round(time.monotonic() - began_stop, 1)
         if failure and not self._stopping.done():
-            failure = self._diagnose(failure)
+            # Beside the heartbeats: a flooded log takes seconds, and a silent rank 0 counts as lost.
+            failure = await asyncio.to_thread(self._diagnose, failure)
         self._finish(failure, out_of_time)
         self._remember(outlook)
         write_json(
@@ -352,11 +353,12 @@ class ServiceRun:
 
     def _diagnose(self, own: str) -> str:
         """Return the reason for the rows: the first failing rank's cause from the logs of all ranks, in one line."""
-        found, self._cause = diagnose([self._folder.path]), own
+        self._cause = own
+        found, reason = explain(self._folder, own)
         self._retryable = found.found and found.retryable
         if found.found:
             write_text(self._folder.diagnosis, found.text() + "\n")
-        return invalid_reason(self._folder, own)
+        return reason
 
     def _finish(self, failure: str | None, out_of_time: bool) -> None:
         """Add what is known only after the end to every row, and rows for the points that were not reached.

@@ -75,20 +75,27 @@ def diagnose_each(paths: Sequence[Path]) -> tuple[tuple[str, Diagnosis], ...]:
 
 
 def invalid_reason(service: ServiceDir, own: str, more: Sequence[RankLog] = ()) -> str:
-    """Return why a service failed, for the `invalid_reason` of its rows: one line.
+    """Return why a service failed, for the `invalid_reason` of its rows: one line. Args: see `explain`."""
+    return explain(service, own, more)[1]
+
+
+def explain(service: ServiceDir, own: str, more: Sequence[RankLog] = ()) -> tuple[Diagnosis, str]:
+    """Return what the logs of a failed service say, and why it failed in one line; each log is read once.
 
     Args:
         service: the failed attempt.
         own: what rank 0 itself can say (`ServiceFailed.reason`); it is the answer where the logs say nothing.
         more: further texts, for example Slurm's state of the job (`State=NODE_FAIL`).
     """
+    logs = [read(source) for source in _service(service)]
     words = RankLog.of(0, "rank 0", own, datetime.now())
-    found = classify([*(read(source) for source in _service(service)), words, *more])
-    if not found.found:
-        return own
-    if found.signature is None and found.first and found.first.line not in own:
-        return f"{own}; first error: {found.summary()}"
-    return found.summary() if found.signature else own
+    found = classify([*logs, words, *more])
+    reason = own
+    if found.signature:
+        reason = found.summary()
+    elif found.first and found.first.line not in own:
+        reason = f"{own}; first error: {found.summary()}"
+    return classify(logs), reason
 
 
 def cases(paths: Sequence[Path]) -> tuple[Case, ...]:

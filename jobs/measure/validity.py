@@ -20,6 +20,8 @@ def invalid_reason(config: Config, window: Window, figures: Mapping[str, Any]) -
     if not figures["completed"]:
         errors = [record.error for record in window.records if record.error]
         why = f": {errors[0]}" if errors else ""
+        if window.closed_s <= window.opened_s:
+            return f"the window never opened: no answer within bench.warmup_s and limits.drain_s{why}"
         return f"no request of the window was completed{why}"
     if figures["failed"]:
         errors = [record.error for record in window.records if record.error and record.in_window]

@@ -46,7 +46,7 @@ def leftovers(before: Baseline, ports: Iterable[int]) -> list[str]:
     and no living process has it open or mapped.
     """
     found = []
-    for name in _segments() - before.segments - _segments_in_use():
+    for name in unused(_segments() - before.segments):
         path = SHM / name
         with contextlib.suppress(OSError):
             path.unlink()
@@ -68,21 +68,33 @@ def _segments() -> set[str]:
     return found
 
 
-def _segments_in_use() -> set[str]:
-    """Return names that some living process has mapped or open."""
-    used: set[str] = set()
+def unused(names: Iterable[str]) -> list[str]:
+    """Return those names in /dev/shm that no living process has mapped or open.
+
+    A file is known by its inode: glibc makes a semaphore under a passing name, and /proc shows that one for ever.
+    """
+    inodes = {}
+    for name in names:
+        with contextlib.suppress(OSError):
+            inodes[name] = (SHM / name).stat().st_ino
+    used = _inodes_in_use() if inodes else set()
+    return sorted(name for name, inode in inodes.items() if inode not in used)
+
+
+def _inodes_in_use() -> set[int]:
+    """Return the inodes in /dev/shm that some living process has mapped or open."""
+    used: set[int] = set()
     prefix = f"{SHM}/"
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             for line in (folder / "maps").read_text(errors="replace").splitlines():
                 if prefix in line:
-                    used.add(line.partition(prefix)[2].split()[0])
+                    used.add(int(line.split(maxsplit=5)[4]))  # address, rights, offset, device, inode, path: proc(5)
         with contextlib.suppress(OSError):
             for handle in (folder / "fd").iterdir():
                 with contextlib.suppress(OSError):
-                    target = str(handle.readlink())
-                    if target.startswith(prefix):
-                        used.add(target.removeprefix(prefix).split()[0])
+                    if str(handle.readlink()).startswith(prefix):
+                        used.add(handle.stat().st_ino)
     return used
 
 

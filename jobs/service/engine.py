@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 import time
@@ -43,7 +44,8 @@ class Engine:
         self.folder.enter("staged")
         env = environment.whole(variables, inherited)
         self._check_node(argv[0], env)
-        self._before = clean.baseline()
+        # Beside the heartbeats: npu-smi may take seconds, and a silent rank counts as lost.
+        self._before = await asyncio.to_thread(clean.baseline)
         # vLLM leaves its sockets in TMPDIR; their paths have a limit of 107 characters, so this one is short.
         self._scratch = tempfile.mkdtemp(
             prefix="sv-", dir=env.get("TMPDIR") if len(env.get("TMPDIR", "")) < 40 else "/tmp"
@@ -109,6 +111,6 @@ class Engine:
         if self._scratch:
             shutil.rmtree(self._scratch, ignore_errors=True)
         ports = [int(port) for port in (self.place.api_port, self.place.rpc_port) if self.place.rank == 0]
-        leftovers += clean.leftovers(self._before, ports) if self._before else []
+        leftovers += await asyncio.to_thread(clean.leftovers, self._before, ports) if self._before else []
         self.folder.note("done", leftovers=leftovers)
         return leftovers

@@ -48,11 +48,18 @@ async def probe_all(session: aiohttp.ClientSession, config: Config, api: Target)
         RunError: an engine refuses, or `limits.first_token_s` is over.
     """
     size, limit = config.parallel.data_parallel_size, config.limits.first_token_s
-    before, asked = await counters(session), 0
+    before, asked, late = await counters(session), 0, set(range(size))
+
+    async def ask(rank: int) -> str | None:
+        error = await one_token(session, config, api, rank, limit)
+        if error is None:
+            late.discard(rank)
+        return error
+
     try:
         async with asyncio.timeout(limit):
             while True:
-                errors = await asyncio.gather(*(one_token(session, config, api, r, limit) for r in range(size)))
+                errors = await asyncio.gather(*(ask(rank) for rank in range(size)))
                 asked += size
                 for rank, error in enumerate(errors):
                     if error:
@@ -63,10 +70,11 @@ async def probe_all(session: aiohttp.ClientSession, config: Config, api: Target)
                     return
                 await asyncio.sleep(POLL_S)
     except TimeoutError:
+        who = ", ".join(f"data-parallel rank {rank}" for rank in sorted(late)) if len(late) < size else ""
         raise RunError(
             "limits.first_token_s",
             limit,
-            "not every data-parallel rank answered a one-token request in time",
+            f"{who or 'not every data-parallel rank'} answered {'no' if who else 'a'} one-token request in time",
             "See the logs of the ranks; raise the limit if the first graph compilation takes longer.",
         ) from None
 

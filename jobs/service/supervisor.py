@@ -219,7 +219,7 @@ class Supervisor:
             await asyncio.wait_for(self._all_stopped.wait(), limit)
         except TimeoutError:
             missing = self._ranks & self._hub.present - self._stopped.keys()
-            leftovers += [f"rank {rank}: did not stop within {limit:g} s" for rank in sorted(missing)]
+            leftovers += [f"rank {rank}: did not stop within {limit:g} s (limits.stop_s)" for rank in sorted(missing)]
         self._watchers[0].cancel()
         for rank, items in self._stopped.items():
             leftovers += [f"rank {rank}: {item}" for item in items]

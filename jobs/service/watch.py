@@ -24,6 +24,8 @@ TICK_S = 1.0
 SECONDS_PER_TOKEN = 1e-3
 """Allowance for a full-length prefill ahead of the probe: published R1 prefill of 131,072 tokens takes 46 to 100 s."""
 
+LIMIT = " (limits.probe_s)"
+
 Fail = Callable[[int, str], None]
 """Told the node's rank and the reason, once."""
 
@@ -114,8 +116,8 @@ class Watch:
             if grown:
                 return None
             if health.done() and health.result():
-                return node_of(self.config, rank), f"data-parallel rank {rank} gave no sign of life: {error}"
-            return 0, f"its API server gave no sign of life: no answer within {limit_s:g} s"
+                return node_of(self.config, rank), f"data-parallel rank {rank} gave no sign of life: {error}{LIMIT}"
+            return 0, f"its API server gave no sign of life: no answer within {limit_s:g} s{LIMIT}"
         finally:
             growth.cancel()
             health.cancel()

@@ -126,7 +126,11 @@ class Stage:
 
     def engine(self, rank: int) -> Engine:
         place = Placement(rank, self.ranks, "127.0.0.1", "lo", "127.0.0.1", str(self.port), "1")
-        return Engine(self.config(rank), place, self.folder.rank(rank), f"test/{self.path.name}/{rank}")
+        return Engine(self.config(rank), place, self.folder.rank(rank), self.mark(rank))
+
+    def mark(self, rank: int) -> str:
+        """The whole path: two workers give their directories the same names."""
+        return f"{self.path}/{rank}"
 
     def order(self, role: str, code: int, words: str = "bye") -> None:
         """Let an engine end."""
@@ -168,7 +172,7 @@ def marked(stage: Stage) -> list[int]:
     found = []
     for folder in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            mark = f"{MARK}=test/{stage.path.name}/".encode()
+            mark = f"{MARK}={stage.mark(0)[:-1]}".encode()
             if folder.name.isdigit() and mark in (folder / "environ").read_bytes():
                 found.append(int(folder.name))
     return found

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.diagnose import diagnose, diagnose_each, invalid_reason
+from jobs.diagnose import diagnose, diagnose_each, explain, invalid_reason
 from jobs.diagnose.diagnosis import RankLog
 from jobs.diagnose.read import Source, cases, read
 from jobs.diagnose.sift import sift
@@ -241,6 +241,18 @@ def test_what_rank_0_can_say_itself_counts_too(tmp_path: Path) -> None:
     killed = "rank 1 (headless): engine killed by SIGKILL: serving"
     assert invalid_reason(sweep.service("aaaa", 1), killed).startswith("rank 1: the engine was killed from outside")
     assert invalid_reason(sweep.service("aaaa", 1), "a reason of its own") == "a reason of its own"
+
+
+def test_the_diagnosis_beside_the_reason_is_of_the_logs_alone(tmp_path: Path) -> None:
+    sweep = sweep_dir(tmp_path, {"aaaa": (FINE, f"ERROR 11-24 10:00:08 [w.py:1] {OOM}\n")}, STDOUT)
+    found, reason = explain(sweep.service("aaaa", 1), "rank 0 (head): the API server is gone")
+    assert found == diagnose([sweep.service("aaaa", 1).path])
+    assert (found.rank, found.signature) == (1, "npu-memory-load")
+    assert reason == found.summary()
+    fine = sweep_dir(tmp_path / "fine", {"aaaa": (FINE, FINE)}, STDOUT)
+    found, reason = explain(fine.service("aaaa", 1), "rank 1 (headless): engine killed by SIGKILL: serving")
+    assert not found.found
+    assert reason.startswith("rank 1: the engine was killed from outside")
 
 
 def test_slurms_word_about_the_job_may_be_added(tmp_path: Path) -> None:

@@ -159,6 +159,23 @@ async def test_sigkill_follows_where_sigterm_is_ignored(tmp_path: Path, pipe: Ma
     assert str(started.ended) == "killed by SIGKILL"
 
 
+@pytest.mark.parametrize("all_of_it", [True, False])
+async def test_a_tree_that_stands_still_is_ended_without_waiting_for_it(
+    tmp_path: Path, pipe: MakePipe, all_of_it: bool
+) -> None:
+    pid_pipe, ready = pipe("pid"), pipe("ready")
+    started = await start(tmp_path, python(CHILD, pid_pipe.path, "own session", ready.path, "stay"))
+    pid = int(await pid_pipe.heard())
+    await ready.heard()
+    for one in (pid, started.pid) if all_of_it else (started.pid,):
+        os.kill(one, signal.SIGSTOP)
+    os.waitid(os.P_PID, started.pid, os.WSTOPPED | os.WNOWAIT)
+    # Far more than a test may take: the grace of one that does not see SIGTERM.
+    assert await started.stop(grace_s=3600) == []
+    assert started.ended == Ended(-signal.SIGKILL)
+    assert not living(pid)
+
+
 async def test_stopping_one_that_has_ended_is_nothing(tmp_path: Path) -> None:
     started = await start(tmp_path, ["bash", "-c", "exit 5"])
     await started.wait()

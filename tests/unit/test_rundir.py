@@ -144,6 +144,26 @@ def test_states_are_lines_with_a_time(tmp_path: Path) -> None:
     assert rundir.read_lines(tmp_path / "none") == []
 
 
+def test_a_note_is_written_where_that_is_possible_and_never_stops_anybody(tmp_path: Path) -> None:
+    rank = RankDir(tmp_path / "rank0")
+    rank.note("draining", point="p")
+    assert [line["state"] for line in rundir.read_lines(rank.states)] == ["draining"]
+    nowhere = RankDir(tmp_path / "file/rank0")
+    (tmp_path / "file").touch()
+    nowhere.note("draining")
+    with pytest.raises(RunError, match="Not a directory"):
+        nowhere.enter("draining")
+
+
+def test_space_that_is_held_takes_the_last_rows(tmp_path: Path) -> None:
+    folder = AllocationDir(tmp_path / "allocations/0/1")
+    folder.free_reserve()  # nothing is held: nothing happens
+    folder.take_reserve()
+    assert folder.reserve.stat().st_blocks * 512 >= 4 << 20, "blocks, not a hole"
+    folder.free_reserve()
+    assert not folder.reserve.exists()
+
+
 def test_secrets_are_readable_by_the_owner_only(tmp_path: Path) -> None:
     folder, other = AllocationDir(tmp_path / "0"), AllocationDir(tmp_path / "1")
     for one in (folder, other):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from supervisor_help import PATIENCE_S, Running, Stage, free_port, marked
 
 from jobs.errors import RunError
 from jobs.rundir import RankDir, read_json
-from jobs.service import agent, readiness, supervisor
+from jobs.service import agent, clean, readiness, supervisor
 from jobs.service.engine import Engine
 from jobs.service.peers import Hub, Link, Message, join
 from jobs.service.supervisor import ServiceFailed, Supervisor
@@ -202,6 +203,24 @@ async def test_a_signal_to_us_ends_the_work_with_its_reason(run: Make) -> None:
     assert await running.stop() == []
 
 
+async def test_an_engine_that_slurm_signals_with_us_did_not_fail_by_itself(run: Make) -> None:
+    running = await run()
+    await running.start()
+    running.stage.stopping.set_result("cancelled or preempted (SIGTERM)")
+    running.stage.order("headless", 143, "Shutdown signal received")
+    await asyncio.wait_for(running.supervisor._failed.wait(), PATIENCE_S)
+    assert await running.failed() == "cancelled or preempted (SIGTERM)"
+
+
+async def test_a_failure_that_came_well_before_the_signal_stays_the_reason(run: Make) -> None:
+    running = await run()
+    await running.start()
+    running.stage.order("headless", 1, "RuntimeError: device lost")
+    await running.failed()  # waits for the settling
+    running.stage.stopping.set_result("cancelled or preempted (SIGTERM)")
+    assert await running.failed() == "rank 1 (headless): engine exited with code 1: RuntimeError: device lost"
+
+
 async def test_a_lost_rank_ends_the_service_and_is_counted_as_left_behind(run: Make) -> None:
     running = await run()
     await running.start()
@@ -272,7 +291,7 @@ async def test_a_rank_that_does_not_answer_stop_is_left_behind(run: Make, monkey
 
     running = await run(serve=deaf, roles={"head": {"alone": True}}, settings={"limits__stop_s": 0.2})
     await running.start()
-    assert await running.stop() == ["rank 1: did not stop within 0.3 s"]
+    assert await running.stop() == ["rank 1: did not stop within 0.3 s (limits.stop_s)"]
 
 
 @pytest.mark.parametrize(
@@ -314,6 +333,28 @@ async def test_a_rank_that_says_nothing_while_it_loads_is_named(run: Make) -> No
     assert await running.stop() == []
 
 
+@pytest.mark.parametrize(("talks", "named"), [(True, "rank 0 (head)"), (False, "rank 1 (headless)")])
+async def test_of_two_ranks_that_load_too_long_the_one_that_is_silent_is_named(
+    run: Make, talks: bool, named: str
+) -> None:
+    async def loading(link: Link) -> str | None:
+        async def tell() -> None:
+            while True:  # a log that grew this moment, or one that has not for ten minutes
+                await link.send({"type": "progress", "age": 0.0 if talks else 600.0})
+                await asyncio.sleep(0.02)
+
+        telling = asyncio.create_task(tell())
+        try:
+            return await obedient(link)
+        finally:
+            telling.cancel()
+
+    running = await run(serve=loading, roles={"head": {"healthy": False}}, settings={"limits__load_s": 0.6})
+    with pytest.raises(ServiceFailed) as caught:
+        await running.start()
+    assert caught.value.reason.startswith(f"{named}: limits.load_s = 0.6: /health was not 200 in time")
+
+
 async def test_a_full_disk_does_not_keep_an_engine_alive(run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     running = await run()
     await running.start()
@@ -326,6 +367,16 @@ async def test_a_full_disk_does_not_keep_an_engine_alive(run: Make, monkeypatch:
     assert (await running.failed()).startswith("rank 1 (headless): engine killed by SIGKILL")
     assert await running.stop() == []
     assert running.stage.pid(0) not in marked(running.stage)
+
+
+async def test_cleaning_up_takes_its_time_beside_the_heartbeats(run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = await run()
+    await running.start()
+    others_ran = threading.Event()
+    monkeypatch.setattr(clean, "leftovers", lambda *_: [] if others_ran.wait(PATIENCE_S / 2) else ["it held up all"])
+    stopping = asyncio.create_task(running.stop())
+    asyncio.get_running_loop().call_later(0.05, others_ran.set)
+    assert await stopping == []
 
 
 async def test_a_second_service_may_follow_on_the_same_ranks(run: Make) -> None:

@@ -1,0 +1,124 @@
+"""What a task of an allocation does when ranks are lost or signals come: real connections, Slurm's stand-in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from core_help import change, config
+from fake_slurm import FakeSlurm
+from supervisor_help import free_port
+
+from jobs import rank
+from jobs.cluster import Ports, Task
+from jobs.rundir import AllocationDir
+from jobs.service.peers import Hub
+from jobs.service.task import AllocationTask
+from jobs.servicerun import Here
+from jobs.walltime import Walltime
+
+JOB = 4711
+PATIENCE_S = 20.0
+T = TypeVar("T")
+
+
+async def soon(work: Awaitable[T]) -> T:
+    """Await an event that must come."""
+    return await asyncio.wait_for(work, PATIENCE_S)
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    fake = FakeSlurm(tmp_path / "bin")
+    fake.job(str(JOB), "RUNNING")
+    monkeypatch.setenv("PATH", f"{fake.folder}:/usr/bin:/bin")
+    return fake
+
+
+@pytest.fixture
+async def stopping() -> asyncio.Future[str]:
+    return asyncio.get_running_loop().create_future()
+
+
+def task(number: int = 1) -> Task:
+    return Task(number, 2, JOB, ("node0", "node1"), f"node{number}")
+
+
+async def test_a_job_that_slurm_does_not_end_is_cancelled_by_the_rank_that_is_left(
+    slurm: FakeSlurm, stopping: asyncio.Future[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank, "GIVE_BACK_S", 0.01)
+    await rank._give_back(task(), stopping)
+    assert slurm.calls("scancel") == [["scancel", str(JOB)]]
+    assert not stopping.done(), "the wait must not end what others wait for"
+
+
+async def test_a_job_that_slurm_ends_is_left_to_it(slurm: FakeSlurm, stopping: asyncio.Future[str]) -> None:
+    giving = asyncio.create_task(rank._give_back(task(), stopping))
+    await asyncio.sleep(0)
+    stopping.set_result("cancelled or preempted (SIGTERM)")
+    await soon(giving)
+    assert slurm.calls("scancel") == []
+
+
+async def test_a_cluster_that_does_not_answer_does_not_hold_the_rank(
+    stopping: asyncio.Future[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank, "GIVE_BACK_S", 0.01)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no scancel at all
+    await soon(rank._give_back(task(), stopping))
+
+
+@pytest.fixture
+async def hub() -> AsyncIterator[tuple[Hub, int]]:
+    made, port = Hub(2, "key", 5.0), free_port()
+    await made.open(port)
+    yield made, port
+    await made.close()
+
+
+def here(tmp_path: Path, port: int) -> Here:
+    folder = AllocationDir(tmp_path / "sweep/allocations/0/1")
+    folder.path.mkdir(parents=True)
+    folder.key.write_text("key")
+    work = AllocationTask((), 1, local=True)
+    return Here(task(), "lo", "127.0.0.1", Ports(1, 2, port), folder, work, {}, Walltime(None))
+
+
+async def test_a_signalled_rank_serves_until_rank_0_says_goodbye(
+    hub: tuple[Hub, int], tmp_path: Path, stopping: asyncio.Future[str]
+) -> None:
+    made, port = hub
+    obeying = asyncio.create_task(rank._obey(here(tmp_path, port), config("cluster=local"), 8, stopping))
+    await soon(made.joined(PATIENCE_S))
+    stopping.set_result("cancelled or preempted (SIGTERM)")
+    await made.send({"type": "stop"})
+    assert await soon(made.inbox.get()) == (1, {"type": "stopped", "leftovers": []})
+    await made.send({"type": "bye"})
+    assert await soon(obeying) == (0, False)
+
+
+async def test_a_signalled_rank_does_not_wait_for_rank_0_for_ever(
+    hub: tuple[Hub, int], tmp_path: Path, stopping: asyncio.Future[str]
+) -> None:
+    made, port = hub
+    hasty = change(config("cluster=local"), limits__stop_s=0.1)
+    obeying = asyncio.create_task(rank._obey(here(tmp_path, port), hasty, 8, stopping))
+    await soon(made.joined(PATIENCE_S))
+    stopping.set_result("cancelled or preempted (SIGTERM)")
+    assert await soon(obeying) == (1, False)
+    assert await soon(made.inbox.get()) == (1, {"type": "lost", "reason": "its connection to rank 0 ended"})
+
+
+async def test_a_rank_that_loses_rank_0_says_so(
+    hub: tuple[Hub, int], tmp_path: Path, stopping: asyncio.Future[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, port = hub
+    obeying = asyncio.create_task(rank._obey(here(tmp_path, port), config("cluster=local"), 8, stopping))
+    await soon(made.joined(PATIENCE_S))
+    await made.close()
+    assert await soon(obeying) == (1, True)
+    assert "ended: rank 0 is gone" in capsys.readouterr().out
