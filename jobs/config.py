@@ -232,6 +232,7 @@ class Limits(Section):
 
     rendezvous_s: Positive = setting(300.0, "until all ranks of the allocation have met")
     stage_s: Positive = setting(7200.0, "staging and checking the checkpoint on every node")
+    preflight_s: Positive = setting(120.0, "all checks of the nodes before the first service")
     load_s: Positive = setting(5400.0, "engine start until /health is 200")
     load_silence_s: Positive = setting(1800.0, "time without a new line in a rank's log before the service is ready")
     first_token_s: Positive = setting(300.0, "first token of every data-parallel rank (graph compilation)")
@@ -243,6 +244,25 @@ class Limits(Section):
     heartbeat_s: Positive = setting(15.0, "silence after which a rank counts as lost")
     attempts: Count = setting(3, "jobs in a row for one allocation: what the time limit left is submitted again")
     srun_wait_s: Count = setting(60, "srun --wait: from the first task's end to the step's end")
+
+
+@dataclass(frozen=True)
+class Preflight(Section):
+    """Checks of all nodes before the first service loads (jobs/preflight/). One that fails ends the allocation."""
+
+    enabled: Flag = setting(True, "check the nodes at all")
+    npus: Flag | None = setting(None, "check NPUs and their fabric; null: where the engine is vllm_ascend")
+    skip: tuple[Text, ...] = setting((), "ids or groups (host, network, npu, fabric) of checks that are not made")
+    warn_only: tuple[Text, ...] = setting((), "ids or groups of checks whose failure is only a warning")
+    chip: Text = setting("910B", "beginning of the chip's name in npu-smi; an Atlas 800I A2 has 910B1 to 910B4")
+    npu_memory_mb: Count = setting(65536, "least memory of one NPU as npu-smi shows it, MB")
+    npu_idle_mb: Count = setting(4500, "most memory of an idle NPU that is in use, MB (2.9 to 3.5 GB are usual)")
+    shm_gib: NotNegative = setting(1.0, "least size of /dev/shm, and of what is free in it, GiB")
+    memory_gib: NotNegative = setting(2.0, "least memory that is available on a node, GiB")
+    disk_gib: NotNegative = setting(1.0, "least free space in results.root and in TMPDIR, GiB")
+    clock_s: Positive = setting(5.0, "largest difference of a node's clock from the first node's, s")
+    evidence_hours: NotNegative = setting(24.0, "how long a failed node is proposed for --exclude, hours")
+    exclude_sick: Flag = setting(False, "add those nodes to --exclude instead of only proposing it")
 
 
 @dataclass(frozen=True)
@@ -283,5 +303,6 @@ class Config(Section):
     cluster: Cluster = section(Cluster, "how an allocation is asked for", scope="sweep")
     bench: Bench = section(Bench, "the load", scope="point")
     limits: Limits = section(Limits, "time limits", scope="sweep")
+    preflight: Preflight = section(Preflight, "checks of the nodes before the first service", scope="sweep")
     results: Results = section(Results, "where results go", scope="sweep")
     launch: Launch = section(Launch, "what launch.py does", scope="sweep")

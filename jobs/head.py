@@ -9,6 +9,9 @@ from typing import Any
 
 from jobs.config import Config
 from jobs.errors import RunError
+from jobs.preflight import evidence, report
+from jobs.preflight.conduct import Preflight
+from jobs.preflight.station import Station, uses_npus
 from jobs.results.table import write_table
 from jobs.rundir import write_json
 from jobs.service import logs
@@ -18,7 +21,7 @@ from jobs.servicerun import Here, ServiceRun
 from jobs.walltime import TIME_IS_UP
 
 
-async def conduct(here: Here, first: Config, stopping: asyncio.Future[str]) -> tuple[int, bool]:
+async def conduct(here: Here, first: Config, stopping: asyncio.Future[str], station: Station) -> tuple[int, bool]:
     """Run all services of this allocation.
 
     Returns:
@@ -48,12 +51,13 @@ async def conduct(here: Here, first: Config, stopping: asyncio.Future[str]) -> t
             ended = stopping.result() + _absent(here, hub)
         else:
             waiting.result()
+            ended = await _check_nodes(here, first, hub, stopping, station)
     except RunError as error:
         ended = str(error)
     left: list[ServiceTask] = []
     yielded = False
     load_s: float | None = None
-    for service in here.work.services:
+    for service in () if here.work.checks_only else here.work.services:
         run = ServiceRun(here, service, hub, stopping, here.work.attempt)
         if ended is None and not left and not yielded:
             lacks = run.lacks_time(load_s)
@@ -81,6 +85,37 @@ async def conduct(here: Here, first: Config, stopping: asyncio.Future[str]) -> t
     here.folder.free_reserve()
     write_json(here.folder.outcome, outcome)
     return 0 if valid and ended is None else 1, lost
+
+
+async def _check_nodes(
+    here: Here, first: Config, hub: Hub, stopping: asyncio.Future[str], station: Station
+) -> str | None:
+    """Check all nodes before the first service. Returns why the allocation cannot go on, or None."""
+    if not first.preflight.enabled:
+        return None
+    checks = Preflight(first, here.ports, hub, station, local=here.work.local)
+    running = asyncio.create_task(checks.run())
+    either: set[asyncio.Future[Any]] = {running, stopping}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    if not running.done():
+        running.cancel()
+        await station.close()
+        return stopping.result()
+    result = running.result()
+    write_json(here.folder.preflight, result.as_json())
+    if not here.work.local:
+        hosts = [one.node for one in result.facts]
+        evidence.keep(here.folder.sweep.root, hosts, result.findings, str(here.task.job_id))
+    _say(report.summary(result.findings, result.seconds))
+    # A rehearsal cannot check NPUs, and that is no news. Where they are used, what could not be checked is.
+    everything = bool(result.reason) or uses_npus(first)
+    if everything and result.findings:
+        print(report.text(result.findings, list(dict.fromkeys(one.node for one in result.facts))), flush=True)
+    for line in report.details(result.findings, all_of=everything):
+        _say(line.plain)
+    if result.broken:
+        _say(result.broken)
+    return result.reason
 
 
 async def _carry_out(run: ServiceRun, here: Here) -> str | None:

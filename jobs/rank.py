@@ -14,14 +14,17 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jobs import head, process
 from jobs.cluster import Task, check_master, derive_ports, find_card, interface_addresses, same_subnet, task_from_slurm
 from jobs.config import Config
-from jobs.errors import RunError, UserError
+from jobs.errors import ConfigError, RunError, UserError
 from jobs.jobstate import seconds_left
+from jobs.preflight.findings import named
+from jobs.preflight.station import Station, make_station
 from jobs.rundir import AllocationDir
 from jobs.service import agent
 from jobs.service.engine import Engine
@@ -59,7 +62,7 @@ def main(folder: AllocationDir, task: Task) -> int:
 async def _run(folder: AllocationDir, task: Task) -> int:
     work = read_task(folder)
     first = read_config(folder.sweep, work.services[0].points[0])
-    name, address, prefix = own_card(first, local=work.local)
+    (name, address, prefix), problem = usable_card(first, local=work.local)
     ports = derive_ports(
         task.job_id,
         api=first.engine.port,
@@ -72,10 +75,13 @@ async def _run(folder: AllocationDir, task: Task) -> int:
     left_s = limit_seconds(first.cluster.time_limit) if work.local else seconds_left(str(task.job_id))
     here = Here(task, name, address, ports, folder, work, dict(os.environ), Walltime.of(left_s))
     _say(f"rank {task.rank} of {task.ranks} on {task.host}, card {name} {address}, job {task.job_id}")
+    results = folder.sweep.path.parent
+    card = (name, address, prefix)
+    station = make_station(first, task, card, problem, ports, work, results, here.inherited)
     if task.rank == 0:
-        code, lost = await head.conduct(here, first, stopping)
+        code, lost = await head.conduct(here, first, stopping, station)
     else:
-        code, lost = await _obey(here, first, prefix, stopping)
+        code, lost = await _obey(here, first, prefix, stopping, station)
     if lost and not work.local:
         await _give_back(task, stopping)
     return code
@@ -98,6 +104,22 @@ async def _give_back(task: Task, stopping: asyncio.Future[str]) -> None:
 def _end(stopping: asyncio.Future[str], reason: str) -> None:
     if not stopping.done():
         stopping.set_result(reason)
+
+
+def usable_card(config: Config, *, local: bool) -> tuple[tuple[str, str, int], str | None]:
+    """Return this rank's card, and why it is only a stand-in for the one of the config.
+
+    With a wrong card the ranks still meet, since they need the host names alone: then the preflight can tell for
+    every node which card would work. Without that check the error ends this rank at once.
+    """
+    try:
+        return own_card(config, local=local), None
+    except ConfigError as error:
+        checks = config.preflight
+        if not checks.enabled or named("network.interface", (*checks.skip, *checks.warn_only)):
+            raise
+        auto = replace(config, hccl=replace(config.hccl, socket_ifname="auto"))
+        return own_card(auto, local=local), f"hccl.socket_ifname={error.value}: {error.reason}"
 
 
 def own_card(config: Config, *, local: bool) -> tuple[str, str, int]:
@@ -127,7 +149,9 @@ def _resolve(host: str) -> list[str]:
     return []
 
 
-async def _obey(here: Here, first: Config, prefix: int, stopping: asyncio.Future[str]) -> tuple[int, bool]:
+async def _obey(
+    here: Here, first: Config, prefix: int, stopping: asyncio.Future[str], station: Station
+) -> tuple[int, bool]:
     """Serve rank 0. Returns the exit code, and whether rank 0 was lost."""
     host = "127.0.0.1" if here.work.local else here.task.hosts[0]
     limits = first.limits
@@ -162,10 +186,11 @@ async def _obey(here: Here, first: Config, prefix: int, stopping: asyncio.Future
         _say(f"service {service}: start")
         return Engine(config, place, rank_dir, here.mark(service))
 
-    serving = asyncio.create_task(agent.serve(link, make_engine, here.inherited))
+    serving = asyncio.create_task(agent.serve(link, make_engine, here.inherited, station.answer))
     # Our own end is announced by the closed connection: rank 0 then names this rank and its signal's moment.
     either: set[asyncio.Future[Any]] = {serving, stopping}
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    await station.close()
     if not serving.done():
         with contextlib.suppress(TimeoutError):
             # Rank 0 got the same signal and will stop this engine in good order.

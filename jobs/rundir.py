@@ -92,13 +92,21 @@ def read_lines(path: Path) -> list[Any]:
 
 @dataclass(frozen=True)
 class Root:
-    """`results.root`: the sweeps, and what they taught about each layout."""
+    """`results.root`: the sweeps, what they taught about each layout, and what is known against nodes."""
 
     path: Path
 
     def calibration(self, layout: str) -> Path:
         """What earlier runs of one layout showed; one file a layout, so that two writers replace it, never mix."""
         return self.path / ".calibration" / f"{layout}.json"
+
+    def node(self, host: str) -> Path:
+        """The evidence against one node."""
+        return self.path / ".nodes" / f"{host}.json"
+
+    def nodes(self) -> list[Path]:
+        """The evidence against every node that has any."""
+        return sorted((self.path / ".nodes").glob("*.json"))
 
 
 @dataclass(frozen=True)
@@ -256,6 +264,11 @@ class AllocationDir:
         return self.path / "serving.json"
 
     @property
+    def preflight(self) -> Path:
+        """What the checks of the nodes found, before the first service."""
+        return self.path / "preflight.json"
+
+    @property
     def reserve(self) -> Path:
         """Space that is held for the last rows."""
         return self.path / "reserve"
@@ -377,10 +390,13 @@ def sweeps_in(root: Path) -> list[SweepDir]:
     return []
 
 
-def new_sweep(root: Path, name: str | None, now: datetime, group: str | None = None) -> SweepDir:
+def new_sweep(
+    root: Path, name: str | None, now: datetime, group: str | None = None, *, latest: bool = True
+) -> SweepDir:
     """Make the directory of a new sweep, named after `name` or the time; never one that exists.
 
-    It is open to its owner alone, or for reading to the Unix group `group` too (`cluster.share_group`).
+    With `latest` the link of that name will lead to it. It is open to its owner alone, or for reading to the Unix
+    group `group` too (`cluster.share_group`).
 
     Raises:
         RunError: the root cannot be written.
@@ -397,7 +413,8 @@ def new_sweep(root: Path, name: str | None, now: datetime, group: str | None = N
             raise RunError("results.root", root, str(error), remedy) from None
         if group:
             _share(path, group)
-        _point_latest(root, path)
+        if latest:
+            _point_latest(root, path)
         return SweepDir(path)
     raise RunError("results.name", stem, "a thousand sweeps have this name", "Choose another name.")
 

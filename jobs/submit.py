@@ -12,19 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs import rank
+from jobs import process, rank
 from jobs.cluster import Task, task_from_slurm
 from jobs.config import Cluster, Config
 from jobs.errors import ConfigError, RunError
+from jobs.preflight.evidence import without_sick
 from jobs.results.row import NOT_RUN, make_row
 from jobs.results.table import write_table
 from jobs.rundir import AllocationDir, SweepDir, read_json, write_json
 from jobs.service.task import AllocationTask, ServiceTask, read_config, write_task
+from jobs.settings import ROOT
 from jobs.timing import limit_seconds
 from jobs.walltime import SIGNAL_DELAY_S
 
 UNLIMITED_MIN = 365 * 24 * 60
 """submitit's local executor wants a number of minutes."""
+
+
+QUEUE_S = 86_400.0
+"""How long an interactive srun may queue and run."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +139,7 @@ def submit_allocation(
     """
     local = config.cluster.kind == "local"
     folder = new_allocation(sweep, index, attempt, services, local=local, serve=serve)
+    config = without_sick(config, sweep.root)
     slot = index % config.cluster.max_allocations
     return submit(folder, config, nodes, f"sweep-{sweep.path.name}-{slot}")
 
@@ -166,6 +173,31 @@ def submit(folder: AllocationDir, config: Config, nodes: int, name: str) -> Subm
 def write_job(folder: AllocationDir, job_id: str, kind: str, nodes: int, submitted: float) -> None:
     """Write the record by which status, follow and cancel find the job. `submitted`: Unix seconds."""
     write_json(folder.job, {"job_id": job_id, "kind": kind, "nodes": nodes, "submitted": submitted})
+
+
+NOT_FOR_SRUN = ("setup", "srun_args", "signal_delay_s", "stderr_to_stdout", "wckey", "dependency", "time")
+
+
+def srun(folder: AllocationDir, config: Config, nodes: int, name: str, seconds: float) -> str:
+    """Run an allocation at once by srun, as `cluster` asks for nodes, and wait for its end; it may queue first.
+
+    Args:
+        folder: what to do is written there already.
+        config: any config of it.
+        nodes: one task each.
+        name: of the job.
+        seconds: its time limit.
+
+    Returns:
+        What srun itself says; the output of the tasks is in the folder.
+    """
+    wanted = sbatch_parameters(without_sick(config, folder.sweep.root), nodes, name)
+    extra = {key: value for key, value in wanted.pop("additional_parameters").items() if key != "no-requeue"}
+    options = {key.replace("_", "-"): value for key, value in wanted.items() if key not in NOT_FOR_SRUN} | extra
+    words = [f"--{key}" if value is True else f"--{key}={value}" for key, value in options.items() if value is not None]
+    words += [f"--time={math.ceil(seconds / 60) + 1}", f"--output={folder.path}/stdout-%t.log", f"--chdir={ROOT}"]
+    argv = ["srun", *words, *wanted["srun_args"], sys.executable, "-m", "jobs.rank", str(folder.path)]
+    return process.run(argv, timeout_s=QUEUE_S).stderr.strip()
 
 
 def _link(folder: AllocationDir, job: Any, nodes: int) -> None:

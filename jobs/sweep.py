@@ -23,13 +23,14 @@ from jobs.config import Config, Launch
 from jobs.errors import ConfigError, RunError, UserError
 from jobs.follow import follow
 from jobs.plan import Allocation, Plan, as_json, make_plan
+from jobs.preflight.evidence import proposal
 from jobs.results.row import make_row
 from jobs.results.table import read_table, write_table
 from jobs.resume import resume, together
 from jobs.reuse import Past
 from jobs.rundir import Root, SweepDir, new_sweep, read_json, write_json
 from jobs.service import checks, fingerprint
-from jobs.service.task import ServiceTask, write_config
+from jobs.service.task import ServiceTask, read_config, write_config
 from jobs.settings import from_root
 
 INFORMATIVE = ("help", "hydra_help", "cfg", "info", "shell_completion")
@@ -125,6 +126,8 @@ def launch(points: Sequence[Sequence[str]], composer: compose.Composer = compose
         earlier = reuse.find(made.points, reuse.roots_of(settings.results.root, settings.results.roots))
         for line in reuse.offer_text(earlier, taken=settings.launch.reuse):
             out.print(line, markup=False)
+        for line in proposal(settings, Root(Path(settings.results.root).absolute())):
+            out.print(f"note: {line}", markup=False)
         if settings.launch.dry_run:
             out.print("\n" + show.commands_text(made), markup=False)
             out.print("dry run: nothing was submitted")
@@ -155,7 +158,10 @@ def finish(sweep: SweepDir, out: Console, *, retry_failed: bool) -> None:
     Raises:
         RunError: it is not a sweep, it still runs, or the cluster refused.
     """
-    points = resume(open_sweep(sweep.path), retry_failed=retry_failed)
+    found = open_sweep(sweep.path)
+    for line in proposal(read_config(found, read_json(found.plan)["points"][0]["point"]), found.root):
+        out.print(f"note: {line}", markup=False)
+    points = resume(found, retry_failed=retry_failed)
     out.print(f"sweep {sweep.path}: {points} points are left" + ("" if points else ", nothing to do"), markup=False)
 
 

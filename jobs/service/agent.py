@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from jobs.errors import UserError
 from jobs.rundir import RankDir
@@ -23,8 +23,20 @@ MakeEngine = Callable[[Message], Engine | None]
 """Makes the engine of a "start" message; None where the service needs fewer nodes than the allocation has."""
 
 
-async def serve(link: Link, make_engine: MakeEngine, inherited: Mapping[str, str]) -> str | None:
+Answer = Callable[[Message], Awaitable[Message]]
+"""Answers a question about this node ("preflight")."""
+
+
+async def serve(
+    link: Link, make_engine: MakeEngine, inherited: Mapping[str, str], answer: Answer | None = None
+) -> str | None:
     """Obey rank 0 until it says goodbye.
+
+    Args:
+        link: to rank 0.
+        make_engine: makes the engine of a service.
+        inherited: environment of this task.
+        answer: answers what rank 0 asks about this node before the first service.
 
     Returns:
         None after a goodbye, else the reason for which this rank ends: rank 0 is gone.
@@ -36,6 +48,8 @@ async def serve(link: Link, make_engine: MakeEngine, inherited: Mapping[str, str
             match message["type"]:
                 case "prepare":
                     engine, watch = await _prepare(link, make_engine, message, inherited)
+                case "preflight":
+                    await _tell(link, answer, message)
                 case "start":
                     engine, watch = await _start(link, engine, make_engine, message, inherited)
                 case "inspect":
@@ -50,6 +64,14 @@ async def serve(link: Link, make_engine: MakeEngine, inherited: Mapping[str, str
     finally:
         await asyncio.shield(_stop(engine, watch, HASTE_S))
         link.close()
+
+
+async def _tell(link: Link, answer: Answer | None, message: Message) -> None:
+    if answer:
+        try:
+            await link.send(await answer(message))
+        except UserError as error:
+            await link.send({"type": "ended", "reason": str(error), "time": time.time()})
 
 
 async def _inspect(link: Link, engine: Engine | None) -> None:

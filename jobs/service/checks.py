@@ -16,6 +16,7 @@ from jobs.cluster import choose_interface, derive_ports
 from jobs.config import Config
 from jobs.errors import ConfigError
 from jobs.measure.external import asked
+from jobs.preflight.findings import check_names
 from jobs.service import command, environment
 from jobs.service.command import check_args
 from jobs.service.environment import check_env
@@ -221,6 +222,8 @@ LOOKS: tuple[Callable[[Config], object], ...] = (
     local_sizes,
     _layout_of_the_release,
     lambda config: parse_faults(config.engine.rehearsal.faults),
+    lambda config: check_names("preflight.skip", config.preflight.skip),
+    lambda config: check_names("preflight.warn_only", config.preflight.warn_only),
     _card,
     _ports,
     _load,

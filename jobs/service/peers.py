@@ -23,6 +23,10 @@ BEATS_PER_LIMIT = 4
 """Heartbeats sent within one silence limit: three may be late before a rank counts as lost."""
 
 
+LONGEST = 1 << 22
+"""Bytes of one message: a rank's pings to many nodes are longer than asyncio's 64 KiB."""
+
+
 class _Line:
     """One side of a connection: JSON lines out and in, with a heartbeat."""
 
@@ -89,7 +93,7 @@ class Hub:
             RunError: the port is taken.
         """
         try:
-            self._server = await asyncio.start_server(self._accept, "0.0.0.0", port)
+            self._server = await asyncio.start_server(self._accept, "0.0.0.0", port, limit=LONGEST)
         except OSError as error:
             raise RunError(
                 "cluster.control_port", port, str(error), "Set cluster.control_port to a free port."
@@ -112,10 +116,11 @@ class Hub:
                 "See stdout of that rank; check that the nodes reach each other on the control port.",
             ) from None
 
-    async def send(self, message: Message) -> None:
-        """Send one message to every rank that is there."""
-        for line in list(self._lines.values()):
-            await line.send(message)
+    async def send(self, message: Message, rank: int | None = None) -> None:
+        """Send one message to every rank that is there, or to one of them."""
+        for each, line in list(self._lines.items()):
+            if rank is None or each == rank:
+                await line.send(message)
 
     @property
     def present(self) -> set[int]:
@@ -203,7 +208,7 @@ async def join(host: str, port: int, rank: int, key: str, silence_s: float, time
         async with asyncio.timeout(timeout_s):
             while True:
                 try:
-                    line = _Line(*await asyncio.open_connection(host, port), silence_s)
+                    line = _Line(*await asyncio.open_connection(host, port, limit=LONGEST), silence_s)
                     nonce = await line.read() or {}
                     await line.send({"type": "hello", "rank": rank, "proof": _proof(key, str(nonce.get("nonce")))})
                     if (await line.read() or {}).get("type") == "welcome":

@@ -25,13 +25,19 @@ class ServiceTask:
 class AllocationTask:
     """The services of one allocation, in order.
 
-    `local`: all ranks are on loopback. `serve`: its one service is kept up for hand tests and not measured.
+    Attributes:
+        services: what is run.
+        attempt: number of this try.
+        local: all ranks are on loopback.
+        checks_only: the nodes are checked, and no service is started.
+        serve: its one service is kept up for hand tests and not measured.
     """
 
     services: tuple[ServiceTask, ...]
     attempt: int
     local: bool
     serve: bool = False
+    checks_only: bool = False
 
 
 def write_task(folder: AllocationDir, task: AllocationTask) -> None:
@@ -43,7 +49,8 @@ def read_task(folder: AllocationDir) -> AllocationTask:
     """Read what this allocation has to do."""
     data: Mapping[str, Any] = read_json(folder.task)
     services = tuple(ServiceTask(item["service"], tuple(item["points"])) for item in data["services"])
-    return AllocationTask(services, data["attempt"], data["local"], data.get("serve", False))
+    flags = {name: data.get(name, False) for name in ("serve", "checks_only")}
+    return AllocationTask(services, data["attempt"], data["local"], **flags)
 
 
 def write_config(sweep: SweepDir, point: str, config: Config) -> None:

@@ -265,3 +265,22 @@ async def test_a_taken_port_is_said() -> None:
         with pytest.raises(RunError) as caught:
             await Hub(2, KEY, 5.0).open(port)
         assert (caught.value.key, caught.value.value) == ("cluster.control_port", port)
+
+
+async def test_long_messages_arrive_whole() -> None:
+    async with hub() as (made, port), peer(port) as link:
+        await made.joined(PATIENCE_S)
+        await link.send({"type": "preflight", "pings": "x" * 200_000})
+        await made.send({"type": "preflight", "connect": "y" * 200_000})
+        _, message = await soon(made.inbox.get())
+        assert len(message["pings"]) == 200_000
+        assert len((await soon(link.receive()) or {})["connect"]) == 200_000
+
+
+async def test_one_rank_alone_can_be_told_something() -> None:
+    async with hub(3) as (made, port), peer(port, 1) as one, peer(port, 2) as two:
+        await made.joined(PATIENCE_S)
+        await made.send({"type": "preflight", "n": 1}, 2)
+        await made.send({"type": "bye"})
+        assert await soon(one.receive()) == {"type": "bye"}
+        assert await soon(two.receive()) == {"type": "preflight", "n": 1}

@@ -1,0 +1,211 @@
+"""What remains of the checks: the table, the record, the evidence against a node, the proposal at the next start."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from core_help import change, composer, config
+from preflight_help import ONE, TWO, judge, node, nodes, npu_change, port_change
+from rich.console import Console
+
+from jobs import rank, submit, sweep
+from jobs.__main__ import main
+from jobs.errors import ConfigError
+from jobs.preflight import evidence, report
+from jobs.preflight.conduct import Result
+from jobs.preflight.facts import Holder
+from jobs.preflight.findings import CHECKS, Finding
+from jobs.rundir import Root, read_json
+
+SLURM = config("cluster=slurm")
+
+
+def printed(findings: list[Finding], *, terminal: bool) -> str:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=200, markup=False)
+    console.print(report.table(findings, [ONE, TWO]))
+    for line in report.details(findings):
+        console.print(line)
+    return out.getvalue()
+
+
+def test_the_table_has_a_column_a_node_and_says_below_what_to_do() -> None:
+    text = printed(judge(nodes(**npu_change(3, health="Alarm"))), terminal=False)
+    [line] = [line for line in text.splitlines() if line.strip().startswith("npu.health")]
+    assert line.split()[:3] == ["npu.health", "pass", "FAIL"]
+    assert f"FAIL {TWO} NPU 3: npu.health: its health is Alarm. See npu-smi" in text
+    assert "\x1b" not in text
+
+
+def test_in_a_log_the_table_is_plain_text() -> None:
+    lines = report.text(judge(nodes(**npu_change(3, health="Alarm"))), [ONE, TWO]).splitlines()
+    assert lines[0].split()[:3] == ["check", ONE, TWO]
+    assert len(lines) == 2 + len(CHECKS)
+    assert not any("\x1b" in line or line != line.rstrip() for line in lines)
+
+
+def test_colour_is_for_terminals() -> None:
+    assert "\x1b[" in printed(judge(nodes()), terminal=True)
+
+
+def test_several_devices_of_a_node_are_counted_and_each_has_its_line() -> None:
+    facts = nodes(**port_change(2, link="DOWN"))
+    facts[1] = replace(facts[1], npus=replace(facts[1].npus, npus=nodes(**npu_change(0, used_mb=9000))[1].npus.npus))  # type: ignore[type-var, union-attr]
+    text = printed([*judge(facts), Finding("npu.memory", "fail", TWO, "x", "y", "NPU 1")], terminal=False)
+    assert "FAIL x2" in text
+    assert text.count("FAIL npu-node2") == 3
+
+
+def test_what_could_not_run_is_said_once_for_each_reason() -> None:
+    findings = judge([node(0, npus=None), node(1, npus=None)])
+    lines = [line.plain for line in report.details(findings)]
+    assert len([line for line in lines if "engine has no NPUs" in line]) == 2, "one a node"
+    assert report.summary(findings, 0.04).endswith("14 not run (engine has no NPUs) in 0.0 s")
+
+
+def test_the_record_holds_findings_and_facts() -> None:
+    result = Result(tuple(judge(nodes(**npu_change(3, health="Alarm")))), tuple(nodes()), 1.5)
+    record = json.loads(json.dumps(result.as_json()))
+    assert (record["state"], record["seconds"]) == ("fail", 1.5)
+    [one] = [one for one in record["findings"] if one["state"] == "fail"]
+    assert {one["node"], one["device"], one["check"]} == {TWO, "NPU 3", "npu.health"}
+    assert one["remedy"]
+    assert [fact["node"] for fact in record["facts"]] == [ONE, TWO]
+
+
+# -- evidence ------------------------------------------------------------------------------------------------
+
+
+def keep(nodes_dir: Root, findings: list[Finding]) -> None:
+    evidence.keep(nodes_dir, (ONE, TWO), findings, "4711")
+
+
+def test_a_sick_node_is_remembered_until_it_is_well_again(tmp_path: Path) -> None:
+    known = Root(tmp_path)
+    keep(known, judge(nodes(**npu_change(3, health="Alarm"))))
+    [one] = evidence.sick(known, 24.0)
+    assert one.node == TWO
+    assert "NPU 3: npu.health" in one.reason
+    assert read_json(known.node(TWO))["job_id"] == "4711"
+    keep(known, judge([node(0, npus=None), node(1, npus=None)]))
+    assert len(evidence.sick(known, 24.0)) == 1, "a rehearsal says nothing about NPUs"
+    keep(known, judge(nodes()))
+    assert evidence.sick(known, 24.0) == []
+
+
+def test_evidence_expires(tmp_path: Path) -> None:
+    known = Root(tmp_path)
+    keep(known, judge(nodes(**npu_change(3, health="Alarm"))))
+    old = read_json(known.node(TWO)) | {"time": time.time() - 3 * 3600}
+    known.node(TWO).write_text(json.dumps(old))
+    assert len(evidence.sick(known, 4.0)) == 1
+    assert evidence.sick(known, 2.0) == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"node": "a", "time": "x", "reasons": ["r"]}'])
+def test_a_broken_file_is_no_evidence(tmp_path: Path, text: str) -> None:
+    known = Root(tmp_path)
+    known.node(TWO).parent.mkdir()
+    known.node(TWO).write_text(text)
+    assert evidence.sick(known, 24.0) == []
+
+
+def test_wrong_settings_and_strangers_ports_are_no_fault_of_a_node(tmp_path: Path) -> None:
+    known = Root(tmp_path)
+    keep(known, judge([node(0, busy={13389: Holder("x")}), node(1, card_problem="no such card")]))
+    keep(known, judge(nodes(**port_change(4, tls=True))))
+    assert evidence.sick(known, 24.0) == []
+
+
+def test_the_launcher_proposes_and_only_on_request_excludes(tmp_path: Path) -> None:
+    known = Root(tmp_path)
+    assert evidence.proposal(SLURM, known) == []
+    keep(known, judge(nodes(**npu_change(3, health="Alarm"))))
+    first, last = evidence.proposal(SLURM, known)
+    assert first.startswith(f"{TWO} failed its checks 0 min ago: {TWO} NPU 3: npu.health")
+    assert f"'cluster.exclude=\"{TWO}\"'" in last
+    assert evidence.without_sick(SLURM, known) is SLURM
+    asked = change(SLURM, preflight__exclude_sick=True, cluster__exclude="bad[1-2]")
+    assert evidence.without_sick(asked, known).cluster.exclude == f"bad[1-2],{TWO}"
+    assert "left out" in evidence.proposal(asked, known)[-1]
+
+
+@pytest.mark.parametrize("key", ["cluster__exclude", "cluster__nodelist"])
+def test_a_node_that_the_user_names_is_not_proposed(tmp_path: Path, key: str) -> None:
+    known = Root(tmp_path)
+    keep(known, judge(nodes(**npu_change(3, health="Alarm"))))
+    named = change(SLURM, **{key: "npu-node[1-2]"}, preflight__exclude_sick=True)
+    assert evidence.proposal(named, known) == []
+    assert evidence.without_sick(named, known) is named
+
+
+def test_the_launcher_says_it_before_it_submits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keep(Root(tmp_path), judge(nodes(**npu_change(3, health="Alarm"))))
+    sweep.launch([["cluster=slurm", f"results.root={tmp_path}", "launch.dry_run=true"]], composer)
+    said = capsys.readouterr().out
+    assert f"note: {TWO} failed its checks" in said
+    assert said.index("note: ") < said.index("dry run: nothing was submitted")
+
+
+def test_local_runs_exclude_nothing(tmp_path: Path) -> None:
+    known = Root(tmp_path)
+    keep(known, judge(nodes(**npu_change(3, health="Alarm"))))
+    assert evidence.proposal(config("engine=simulator"), known) == []
+
+
+# -- the card of a rank, the verb ----------------------------------------------------------------------------
+
+
+def test_a_rank_with_a_wrong_card_still_meets_the_others() -> None:
+    wrong = change(SLURM, hccl__socket_ifname="nosuchcard")
+    (name, address, _), problem = rank.usable_card(wrong, local=False)
+    assert problem is not None
+    assert problem.startswith("hccl.socket_ifname=nosuchcard: no card of this host matches")
+    assert (name, address) == rank.own_card(change(SLURM, hccl__socket_ifname="auto"), local=False)[:2]
+    for setting in (
+        {"preflight__enabled": False},
+        {"preflight__skip": ("network",)},
+        {"preflight__warn_only": ("network.interface",)},
+    ):
+        with pytest.raises(ConfigError):
+            rank.usable_card(change(wrong, **setting), local=False)
+
+
+def test_the_verb_checks_this_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["engine=simulator", f"results.root={tmp_path}", "preflight.skip=[host]"]
+    assert main(["preflight", "--json", *words]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["reason"] is None
+    states = {one["check"]: one["state"] for one in record["findings"]}
+    assert states["network.interface"] == "pass"
+    assert states["network.path"] == states["npu.health"] == "not-run"
+    assert main(["preflight", *words, "hccl.socket_ifname=nosuchcard"]) == 1
+    assert "network.interface: hccl.socket_ifname=nosuchcard" in capsys.readouterr().out
+
+
+def test_srun_is_asked_for_the_same_nodes_as_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def run(argv: list[str], **_: object) -> object:
+        asked.append(argv)
+        return type("Done", (), {"stderr": "said\n"})()
+
+    monkeypatch.setattr("jobs.process.run", run)
+    full = change(
+        SLURM, cluster__partition="npu", cluster__gres="npu:8", cluster__mem="0", cluster__sbatch_args={"comment": "x"}
+    )
+    folder = submit.SweepDir(tmp_path / "s").allocation(0, 1)
+    assert submit.srun(folder, full, 2, "preflight", 420.0) == "said"
+    [argv] = asked
+    assert argv[0] == "srun"
+    assert {"--nodes=2", "--ntasks-per-node=1", "--partition=npu", "--gres=npu:8", "--mem=0", "--exclusive"} <= set(
+        argv
+    )
+    assert {"--kill-on-bad-exit=1", "--time=8", "--comment=x", f"--output={folder.path}/stdout-%t.log"} <= set(argv)
+    assert not [word for word in argv if word.startswith(("--no-requeue", "--dependency", "--setup"))]
+    assert argv[-2:] == ["jobs.rank", str(folder.path)]
