@@ -101,6 +101,14 @@ def wanted(config: Config, rank: int) -> Spec:
     )
 
 
+def checkpoint(config: Config) -> Path:
+    """Return where the checkpoint is on the node: behind a mount, or at the path that the engine is given."""
+    model = from_root(config.model.path)
+    if not in_container(config):
+        return Path(model)
+    return Path(host_path(tuple(parse_mount(text) for text in config.container.mounts), model) or model)
+
+
 def driver_mounts(config: Config) -> tuple[Mount, ...]:
     """Return the mounts of driver and tools, of which a node may have some."""
     given = config.container.driver_mounts

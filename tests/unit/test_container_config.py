@@ -38,6 +38,12 @@ def test_a_runtime_that_is_not_there_is_named(
     assert f"no {program} on PATH" in caught.value.reason
 
 
+def test_the_checkpoint_is_looked_for_behind_its_mount() -> None:
+    made = config("cluster=slurm", "model.path=/models/R1", "container.mounts=['/data:/models']")
+    assert container.checkpoint(made) == Path("/models/R1")
+    assert container.checkpoint(change(made, container__runtime="enroot")) == Path("/data/R1")
+
+
 def submission(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *overrides: str) -> None:
     made = sweep.plan([[*overrides, "container.image=/m.sqsh", f"results.root={tmp_path}/runs"]])
     monkeypatch.setattr(sweep.submit, "check_programs", lambda _: None)
