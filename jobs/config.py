@@ -165,9 +165,40 @@ class Hccl(Section):
 
 @dataclass(frozen=True)
 class Container(Section):
-    """Where the engine runs."""
+    """Where the engine runs. Words in braces in a name or path: {uid}, {user}, {job}, {rank}, {host}."""
 
-    runtime: Annotated[Text, one_of("none")] = setting("none", "none: directly on the node")
+    runtime: Annotated[Text, one_of("none", "enroot", "pyxis", "docker")] = setting(
+        "none", "none: directly on the node; enroot, pyxis or docker"
+    )
+    image: Text | None = setting(
+        None, "registry#image:tag (Hydra wants quotes around a #), registry/image:tag, or a .sqsh path"
+    )
+    registry: Text | None = setting(None, "host put before an image that names no registry", scope="sweep")
+    mounts: tuple[Text, ...] = setting((), "SRC:DST[:FLAGS], flags joined by +; SRC alone: the same path inside")
+    devices: tuple[Text, ...] | None = setting(None, "null: the NPU devices, for engine=vllm_ascend", scope="sweep")
+    driver_mounts: tuple[Text, ...] | None = setting(
+        None, "mounts of which those that exist are made; null: driver, tools and version files", scope="sweep"
+    )
+    name: Text | None = setting(None, "null: made of job, service and rank; pyxis: no name", scope="sweep")
+    workdir: Text | None = setting(None, "directory inside; null: a writable one of the node", scope="sweep")
+    writable: Flag = setting(True, "the image's files may be changed; the changes go with the container", scope="sweep")
+    remap_root: Flag = setting(True, "the user is root inside", scope="sweep")
+    mount_home: Flag = setting(False, "mount the user's home directory", scope="sweep")
+    shm_size: Text | None = setting(
+        "1g", "size of /dev/shm; enroot and pyxis show the node's own, so there it is the least that is accepted",
+        scope="sweep",
+    )  # fmt: skip
+    publish: tuple[Text, ...] = setting(
+        (), "docker run -p; without effect, since the network is the node's", scope="sweep"
+    )
+    enroot_conf: Text | None = setting(None, "enroot start --conf: a script of the site", scope="sweep")
+    images_path: Text | None = setting(
+        None, "imported images, on the shared file system; null: .images in results.root", scope="sweep"
+    )
+    data_path: Text = setting("/tmp/enroot-{uid}/data", "ENROOT_DATA_PATH: unpacked images, on the node", scope="sweep")
+    cache_path: Text = setting("/tmp/enroot-{uid}/cache", "ENROOT_CACHE_PATH: downloaded layers", scope="sweep")
+    runtime_path: Text = setting("/tmp/enroot-{uid}/run", "ENROOT_RUNTIME_PATH, on the node", scope="sweep")
+    temp_path: Text = setting("/tmp", "ENROOT_TEMP_PATH: two to three times the image, for an import", scope="sweep")
 
 
 @dataclass(frozen=True)

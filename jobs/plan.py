@@ -13,7 +13,7 @@ from jobs import schema
 from jobs.calibration import Outlook
 from jobs.config import Config
 from jobs.errors import ConfigError
-from jobs.service import checks, command, environment, placement
+from jobs.service import checks, command, container, environment, placement
 from jobs.services import Dropped, group, refusals, unknown, warnings, within_budget
 from jobs.services import Point as Point
 from jobs.services import Service as Service
@@ -220,6 +220,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
                         "source": list(service.config.engine.source),
                         "argv": command.argv(service.config, place),
                     }
+                    | _container(service.config, place)
                     for place in placement.planned(service.config)
                 ],
             }
@@ -270,6 +271,14 @@ def _memory_json(outlook: Outlook | None) -> dict[str, Any] | None:
         "uncertainty_gib": round(made.uncertainty_bytes / (1 << 30), 2),
         "allowance_source": made.allowance.source,
     }
+
+
+def _container(config: Config, place: placement.Placement) -> dict[str, Any]:
+    """Return the commands of a rank's container, where there is one."""
+    if not container.in_container(config):
+        return {}
+    variables = environment.variables(config, place)
+    return {"container": container.planned(config, place, command.argv(config, place), variables)}
 
 
 def _canonical(value: Any) -> str:

@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, NoReturn
 
 import psutil
 
@@ -37,14 +39,19 @@ exec "${serving_sweep_words[@]:1}"
 """
 
 
-def run(argv: Sequence[str], *, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+def run(
+    argv: Sequence[str], *, timeout_s: float = 60.0, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a short command and return its output and exit code; never raises for an exit code.
 
     Raises:
         RunError: the program is missing or did not end in time.
     """
     try:
-        return subprocess.run(list(argv), capture_output=True, text=True, timeout=timeout_s, check=False)
+        return subprocess.run(
+            list(argv), capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False,
+            stdin=subprocess.DEVNULL, env=None if env is None else dict(env),
+        )  # fmt: skip
     except FileNotFoundError:
         raise RunError(argv[0], "(program)", "it is not on PATH", "Install it or mend PATH.") from None
     except OSError as error:
@@ -64,6 +71,68 @@ def attend(argv: Sequence[str]) -> int:
         return subprocess.run(list(argv), stdout=sys.stderr, check=False).returncode
     except OSError as error:
         raise RunError(argv[0], "(program)", str(error), "Try it by hand.") from None
+
+
+LAST_LINES = 200
+
+
+def stream(argv: Sequence[str], env: Mapping[str, str], output: IO[str]) -> tuple[int, str]:
+    """Run a long command; its words go to `output` as they come. Returns its exit code and its last lines.
+
+    It has a session of its own, and whatever ends the wait (a signal handler that raises, Ctrl-C) ends all of it:
+    programs that are shell scripts leave their children behind otherwise.
+
+    Raises:
+        RunError: it cannot be started.
+    """
+    try:
+        started = subprocess.Popen(
+            list(argv),
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        reason = "it is not on PATH" if isinstance(error, FileNotFoundError) else str(error)
+        raise RunError(argv[0], "(program)", reason, "Install it or mend PATH.") from None
+    last: deque[str] = deque(maxlen=LAST_LINES)
+    try:
+        assert started.stdout is not None
+        for line in started.stdout:
+            last.append(line)
+            output.write(line)
+            output.flush()
+        return started.wait(), "".join(last)
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+
+
+def become(argv: Sequence[str], env: Mapping[str, str]) -> NoReturn:
+    """Go on as another program, under the same process id.
+
+    Raises:
+        RunError: there is no such program.
+    """
+    try:
+        os.execvpe(argv[0], list(argv), dict(env))
+    except OSError as error:
+        raise RunError(argv[0], "(program)", str(error), "Install it or mend PATH.") from None
+
+
+def marks() -> set[str]:
+    """Return the marks of all living engines and of what prepares them, as far as this user can see them."""
+    found = set()
+    for one in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if one.status() != psutil.STATUS_ZOMBIE:
+                found.add(one.environ().get(MARK, ""))
+    return found - {""}
 
 
 def detach(argv: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:

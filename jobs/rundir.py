@@ -390,6 +390,11 @@ def sweeps_in(root: Path) -> list[SweepDir]:
     return []
 
 
+def images_path(root: Path) -> Path:
+    """Return the directory of imported container images beside the sweeps of a results.root."""
+    return root / ".images"
+
+
 def new_sweep(
     root: Path, name: str | None, now: datetime, group: str | None = None, *, latest: bool = True
 ) -> SweepDir:

@@ -29,7 +29,7 @@ from jobs.results.table import read_table, write_table
 from jobs.resume import resume, together
 from jobs.reuse import Past
 from jobs.rundir import Root, SweepDir, new_sweep, read_json, write_json
-from jobs.service import checks, fingerprint
+from jobs.service import checks, container, fingerprint
 from jobs.service.task import ServiceTask, read_config, write_config
 from jobs.settings import from_root
 
@@ -214,6 +214,8 @@ def start(made: Plan, reused: Sequence[Past] = (), *, serve: bool = False) -> Sw
     settings = made.points[0].config
     submit.check_programs(settings.cluster.kind)
     local = settings.cluster.kind == "local"
+    for service in made.services:
+        container.check_submission(service.config)
     if local:
         for service in made.services:
             _check_here(service.config)
@@ -261,6 +263,8 @@ def tasks_of(made: Plan, allocation: Allocation) -> list[ServiceTask]:
 
 def _check_here(config: Config) -> None:
     """For local processes this machine is the node: say before the start what is missing."""
+    if container.in_container(config):
+        return  # its runtime was looked for (container.check_submission); the rest is inside
     program = from_root(config.engine.command[0])
     if not config.engine.source and program != "{python}" and not shutil.which(program):
         raise RunError(

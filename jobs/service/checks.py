@@ -17,7 +17,7 @@ from jobs.config import Config
 from jobs.errors import ConfigError
 from jobs.measure.external import asked
 from jobs.preflight.findings import check_names
-from jobs.service import command, environment
+from jobs.service import command, container, environment
 from jobs.service.command import check_args
 from jobs.service.environment import check_env
 from jobs.service.placement import local_sizes, planned, span
@@ -221,6 +221,7 @@ LOOKS: tuple[Callable[[Config], object], ...] = (
     lambda config: check_env(config.engine.env),
     local_sizes,
     _layout_of_the_release,
+    container.check,
     lambda config: parse_faults(config.engine.rehearsal.faults),
     lambda config: check_names("preflight.skip", config.preflight.skip),
     lambda config: check_names("preflight.warn_only", config.preflight.warn_only),

@@ -85,12 +85,14 @@ def read_process(pid: int) -> tuple[list[str], dict[str, str]]:
     """Return argv and environment of a living process as they were at its start (proc(5)); empty if it is gone."""
     with contextlib.suppress(OSError):
         folder = Path("/proc") / str(pid)
-        argv = [word.decode(errors="replace") for word in (folder / "cmdline").read_bytes().split(b"\0")[:-1]]
-        pairs = [
-            line.decode(errors="replace").partition("=") for line in (folder / "environ").read_bytes().split(b"\0")
-        ]
-        return argv, {name: value for name, _, value in pairs if name}
+        return parse(*((folder / name).read_bytes().decode(errors="replace") for name in ("cmdline", "environ")))
     return [], {}
+
+
+def parse(cmdline: str, environ: str) -> tuple[list[str], dict[str, str]]:
+    """Return argv and environment from the text of the two files of proc(5)."""
+    pairs = [line.partition("=") for line in environ.split("\0")]
+    return cmdline.split("\0")[:-1], {name: value for name, _, value in pairs if name}
 
 
 def reported_args(log: str) -> dict[str, Any]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jobs import process
 from jobs.config import Config
 from jobs.errors import RunError
 from jobs.rundir import RankDir, write_json
-from jobs.service import clean, command, effective, environment, logs
+from jobs.service import box, clean, command, container, effective, environment, logs
 from jobs.service.placement import Placement
 from jobs.settings import from_root
 
@@ -26,6 +28,7 @@ class Engine:
         self._process: process.Process | None = None
         self._before: clean.Baseline | None = None
         self._scratch: str | None = None
+        self._box: box.Box | None = None
         self._shards: str | None = None
 
     async def start(self, inherited: Mapping[str, str]) -> None:
@@ -35,15 +38,17 @@ class Engine:
             inherited: environment of this task; launcher variables are taken out.
 
         Raises:
-            RunError: the checkpoint or the program is not on this node.
+            RunError: the checkpoint, the program or the container's runtime is not on this node.
         """
         argv = command.argv(self.config, self.place)
         variables = environment.variables(self.config, self.place)
         source = [from_root(name) for name in self.config.engine.source]
-        write_json(self.folder.command, {"argv": argv, "env": effective.masked(variables), "source": source})
+        intended = {"argv": argv, "env": effective.masked(variables), "source": source}
+        write_json(self.folder.command, intended)
         self.folder.enter("staged")
         env = environment.whole(variables, inherited)
-        self._check_node(argv[0], env)
+        if not container.in_container(self.config):
+            self._check_node(argv[0], env)
         # Beside the heartbeats: npu-smi may take seconds, and a silent rank counts as lost.
         self._before = await asyncio.to_thread(clean.baseline)
         # vLLM leaves its sockets in TMPDIR; their paths have a limit of 107 characters, so this one is short.
@@ -51,7 +56,16 @@ class Engine:
             prefix="sv-", dir=env.get("TMPDIR") if len(env.get("TMPDIR", "")) < 40 else "/tmp"
         )
         env["TMPDIR"] = self._scratch
-        self._process = await process.start(argv, env, self.folder.log, self.mark, source)
+        try:
+            if container.in_container(self.config):
+                scratch = Path(self._scratch)
+                self._box = box.prepare(self.config, self.place, argv, variables, inherited, scratch, self.mark)
+                write_json(self.folder.command, intended | {"container": box.commands(self._box)})
+                argv, env, source = self._box.argv, self._box.env, []
+            self._process = await process.start(argv, env, self.folder.log, self.mark, source)
+        except RunError:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            raise
         self.folder.enter("loading", pid=self._process.pid)
 
     def _check_node(self, program: str, env: Mapping[str, str]) -> None:
@@ -76,11 +90,16 @@ class Engine:
     def inspect(self) -> tuple[effective.Difference, ...]:
         """Compare the running engine with its intended command, and write effective.json (issue 3)."""
         assert self._process is not None
-        argv, env = effective.read_process(self._process.pid)
+        argv, env = self._box.read_process() if self._box else effective.read_process(self._process.pid)
         reported = effective.reported_args(logs.read_all(self.folder.log))
         intended = environment.variables(self.config, self.place)
         found = effective.compare(command.argv(self.config, self.place), intended, argv, env, reported)
-        write_json(self.folder.effective, effective.record(argv, env, found, reported))
+        inside: dict[str, Any] = {}
+        if self._box:
+            proof = self._box.proof()
+            found += box.differences(self.config, self._box, proof)
+            inside = {"container": box.record(self._box, proof)}
+        write_json(self.folder.effective, effective.record(argv, env, found, reported) | inside)
         return found
 
     def note_progress(self) -> None:
@@ -107,10 +126,24 @@ class Engine:
         if self._process is None:
             return []
         self.folder.note("draining")
-        leftovers = await self._process.stop(self.config.limits.stop_s if grace_s is None else grace_s)
+        grace_s = self.config.limits.stop_s if grace_s is None else grace_s
+        if self._box:
+            await self._end_inside(self._box, grace_s)
+        leftovers = await self._process.stop(grace_s)
+        if self._box:
+            leftovers += await asyncio.to_thread(self._box.remove)
         if self._scratch:
             shutil.rmtree(self._scratch, ignore_errors=True)
         ports = [int(port) for port in (self.place.api_port, self.place.rpc_port) if self.place.rank == 0]
         leftovers += await asyncio.to_thread(clean.leftovers, self._before, ports) if self._before else []
         self.folder.note("done", leftovers=leftovers)
         return leftovers
+
+    async def _end_inside(self, inside: box.Box, grace_s: float) -> None:
+        """Let the engine end itself where a signal to its starter would not reach it (srun, docker exec)."""
+        assert self._process is not None
+        if inside.spec.runtime == "enroot" or self._process.ended:
+            return  # enroot's process is the engine
+        await asyncio.to_thread(inside.terminate)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait(), grace_s)

@@ -30,8 +30,12 @@ OWNED = {
     **{f"{library}_SOCKET_IFNAME": "hccl.socket_ifname" for library in ("HCCL", "TP", "GLOO")},
 }
 
-SCRUBBED = ("SLURM_", "SBATCH_", "SRUN_", "PMI_", "PMI2_", "PMIX_", "OMPI_", "I_MPI_", "MPICH_", "SUBMITIT_", "HYDRA_")
-"""Prefixes of host variables that mislead an engine's own launcher (facts of vec-inf#142: MPI variables)."""
+SCRUBBED = (
+    *("SLURM_", "SBATCH_", "SRUN_", "PMI_", "PMI2_", "PMIX_", "OMPI_", "I_MPI_", "MPICH_"),
+    *("SUBMITIT_", "HYDRA_", "PYXIS_"),
+)
+"""Prefixes of host variables that mislead an engine's own launcher (vec-inf#142: MPI variables), or the runtime of its
+container. Inside a container they are taken out once more: a nested step sets some of them again."""
 
 OURS_ALONE = ("HCCL_", "GLOO_", "TP_SOCKET_", "VLLM_")
 """Prefixes of variables that only the config may set: one left over in a user's shell would change the figures."""

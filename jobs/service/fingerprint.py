@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from jobs.config import Config
+from jobs.service import container
 from jobs.settings import from_root
 
 DRIVER = Path("/usr/local/Ascend/driver/version.info")
@@ -75,7 +76,11 @@ def of_mapping(values: Mapping[str, Any]) -> Fingerprint:
 
 def here(config: Config) -> Fingerprint:
     """Return what this host sees: of the engine, the driver and the model that this config names."""
-    return _here(config.engine.command[0], config.model.path)
+    seen = _here(config.engine.command[0], config.model.path)
+    if not container.in_container(config):
+        return seen
+    # The engine of an image is not the one that this host may have.
+    return replace(seen, engine_version=None, image_digest=container.known_digest(config))
 
 
 @lru_cache(maxsize=64)

@@ -12,15 +12,13 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from jobs import process
 from jobs.config import Config
 from jobs.errors import RunError
 from jobs.rundir import RankDir, read_json, write_json
-from jobs.service import environment, logs
+from jobs.service import container, environment, logs
 from jobs.service.engine import Engine
-from jobs.settings import from_root
 
 POLL_S = 2.0
 _PROGRESS = re.compile(r"^staged (\S+/\S+ GiB)", re.MULTILINE)
@@ -35,7 +33,7 @@ def wanted(config: Config) -> bool:
     if not config.engine.checks_model_path:
         return False
     # A path that only the image has cannot be checked from outside.
-    inside = config.container.runtime != "none" and not Path(from_root(model.path)).exists()
+    inside = container.in_container(config) and not container.checkpoint(config).exists()
     return model.stage_to is not None or (model.verify != "none" and not inside)
 
 
@@ -56,7 +54,7 @@ async def prepare(engine: Engine, inherited: Mapping[str, str]) -> Parts:
         return {}
     model, limit = config.model, config.limits.stage_s
     order = {
-        "source": from_root(model.path),
+        "source": str(container.checkpoint(config)),
         "stage_to": model.stage_to,
         "check": model.verify != "none",
         "weights": model.load_format != "dummy",

@@ -180,6 +180,9 @@ OF_SCOPE = {
 }
 OF_THE_SWEEP = {
     "bench.program",
+    *(f"container.{name}_path" for name in ("images", "data", "cache", "runtime", "temp")),
+    *(f"container.{name}" for name in ("registry", "devices", "driver_mounts", "name", "workdir", "writable")),
+    *(f"container.{name}" for name in ("remap_root", "mount_home", "shm_size", "publish", "enroot_conf")),
     "engine.api_key",
     "engine.checks_model_path",
     "engine.data_parallel_rpc_port",
@@ -239,6 +242,7 @@ def test_the_groups_are_those_of_the_issue() -> None:
     assert {"dp2_tp8", "dp4_tp4", "dp2_tp1"} <= set(GROUPS["parallel"])
     assert {"auto", "slurm", "local"} <= set(GROUPS["cluster"])
     assert {"article", "demo"} <= set(GROUPS["experiment"])
+    assert {"none", "enroot", "pyxis", "docker"} == set(GROUPS["container"])
 
 
 LATER = {"dp2_tp8_dcp8": "decode-context-parallel-size", "dp1_tp16": "nnodes"}
@@ -260,7 +264,9 @@ def test_a_layout_that_the_release_has_no_flag_for_is_refused(layout: str) -> No
 @pytest.mark.parametrize("choice", [f"{group}={option}" for group, options in GROUPS.items() for option in options])
 def test_every_file_composes_builds_and_can_run(choice: str) -> None:
     group, _, option = choice.partition("=")
-    checks.check(for_layout(option) if group == "parallel" else config(choice))
+    # A container has no image of its own: which one fits is the engine's and the site's business.
+    image = ["container.image=test/image:v1"] if group == "container" else []
+    checks.check(for_layout(option) if group == "parallel" else config(choice, *image))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,101 @@
+"""`python -m containers FILE`: prepare the container of one rank on this node, then become its engine.
+
+It runs in the engine's own process group, so that import and unpacking stop with it, and write to its log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, cast
+
+from containers import docker, enroot, pyxis
+from containers.entry import Files
+from containers.spec import Image
+from containers.store import Store, problem
+from jobs import process
+from jobs.errors import RunError, UserError
+
+
+def main(path: Path) -> NoReturn:
+    """Prepare and become.
+
+    The file holds: runtime, name, argv and env of the start; for enroot its directories, the image or its file, the
+    store of images and the folder of the entry script; for docker the commands that come before the start.
+    """
+    signal.signal(signal.SIGTERM, _end)
+    task = json.loads(path.read_text())
+    runtime, argv, env = task["runtime"], task["argv"], task["env"]
+    # Variables of the host serve the preparation (a proxy, for the registry); the engine gets its own alone.
+    host = dict(os.environ)
+    try:
+        if runtime == "enroot":
+            _prepare_enroot(task, host)
+        elif runtime == "pyxis":
+            pyxis.check_plugin()
+        elif runtime == "docker":
+            _prepare_docker(task, host)
+        process.become(argv, env | {process.MARK: host.get(process.MARK, "")})
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+
+
+def _prepare_enroot(task: dict[str, object], host: dict[str, str]) -> None:
+    paths = enroot.Paths(**{key: Path(value) for key, value in cast(dict[str, str], task["enroot"]).items()})
+    name = str(task["name"])
+    paths.make()
+    old = enroot.leftovers(paths, process.marks)
+    if (paths.data / name).exists():
+        if not name.startswith(enroot.PREFIX):
+            reason = "there is a root of this name already"
+            raise RunError("container.name", name, reason, f"Run `enroot remove {name}`, or leave the name out.")
+        old.append(name)  # of an earlier attempt of this rank: it may have been changed
+    for one in old:
+        _say(f"removing {one}, which was left behind")
+        enroot.remove(one, paths, host)
+    file = task["file"]
+    if file is None:
+        image = Image(**cast(dict[str, Any], task["image"]))
+        store = Store(Path(str(task["store"])))
+        file = store.ensure(
+            image,
+            lambda output: enroot.fetch(image, output, paths, host),
+            lambda: enroot.digest(image, host | paths.env()),
+            say=_say,
+        ).path
+    elif wrong := problem(Path(str(file))):
+        raise RunError("container.image", file, wrong, "Copy it again, or import it: python -m jobs image import.")
+    root = enroot.create(Path(str(file)), name, paths, host)
+    Files(Path(str(task["folder"]))).root.write_text(enroot.identity(root))
+
+
+def _prepare_docker(task: dict[str, object], host: dict[str, str]) -> None:
+    shown = process.run(docker.list_argv(), env=host).stdout.splitlines()
+    living = {f"{os.getuid()}:{mark}" for mark in process.marks()}  # asked last: see enroot.leftovers
+    for line in shown:
+        name, _, owner = line.partition(" ")
+        if owner.startswith(f"{os.getuid()}:") and owner not in living:  # not of another user of this daemon
+            _say(f"removing {name}, which was left behind")
+            process.run(docker.remove_argv(name), env=host)
+    for argv in cast(list[list[str]], task["prepare"]):
+        code, output = process.stream(argv, host, sys.stderr)
+        if code != 0:
+            reason = f"`{' '.join(argv[:2])}` ended with code {code}: {' '.join(output.split())[-300:]}"
+            raise RunError("container.runtime", "docker", reason, "Try it by hand on this node.")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _end(number: int, _: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,85 @@
+"""What an NPU node lends to a container, and what its image wants from a shell. Pure, but for the look at the node.
+
+Sources: the `docker run` lines of vllm-ascend's installation guide and of its DeepSeek-R1 page (v0.9.1 to v0.23.0), its
+Dockerfile.openEuler, and the release notes of CANN 8.5 (toolkit under /usr/local/Ascend/cann).
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from containers.spec import Mount
+
+DEVICES = (*(f"/dev/davinci{n}" for n in range(8)), "/dev/davinci_manager", "/dev/devmm_svm", "/dev/hisi_hdc")
+
+FILES = (
+    "/usr/local/dcmi",
+    "/usr/local/bin/npu-smi",
+    "/usr/local/Ascend/driver/lib64/",
+    "/usr/local/Ascend/driver/version.info",
+    "/usr/local/Ascend/driver/tools/hccn_tool",
+    "/usr/local/Ascend/firmware/version.info",
+    "/usr/bin/hccn_tool",
+    "/etc/ascend_install.info",
+    "/etc/hccn.conf",
+)
+"""Driver, tools and version files of the node. hccn_tool and hccn.conf are in the guides since v0.13."""
+
+_ELSEWHERE = {
+    "/usr/local/Ascend/ascend-toolkit/set_env.sh": ("/usr/local/Ascend/cann/set_env.sh",),
+    "/usr/local/Ascend/cann/set_env.sh": ("/usr/local/Ascend/ascend-toolkit/set_env.sh",),
+    "/usr/local/Ascend/nnal/atb/set_env.sh": ("/usr/local/Ascend/cann/nnal/atb/set_env.sh",),
+}
+"""CANN 8.5 moved the toolkit, and keeps the old path for compatibility: either may be missing."""
+
+JEMALLOC = ("/usr/lib64/libjemalloc.so.2", "/usr/lib/aarch64-linux-gnu/libjemalloc.so.2",
+            "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2")  # fmt: skip
+
+LIBRARIES = ("/usr/local/lib",)
+
+_BASHRC_SINCE = (0, 18)
+"""From v0.18 the image's ~/.bashrc exports LD_PRELOAD and LD_LIBRARY_PATH; no shell of a batch job reads it."""
+
+
+@dataclass(frozen=True)
+class Lent:
+    """What the node has of what was wanted."""
+
+    devices: tuple[str, ...]
+    mounts: tuple[Mount, ...]
+    missing: tuple[str, ...]
+
+
+def lend(devices: Sequence[str], mounts: Sequence[Mount], root: Path = Path("/")) -> Lent:
+    """Return the devices and mounts that exist on this node, and name the others.
+
+    Args:
+        devices: character devices.
+        mounts: of driver and tools.
+        root: where the node's files are; for tests.
+    """
+    here = tuple(name for name in devices if _is_device(root / name.lstrip("/")))
+    there = tuple(one for one in mounts if not one.bind or (root / one.source.lstrip("/")).exists())
+    missing = [name for name in devices if name not in here] + [one.source for one in mounts if one not in there]
+    return Lent(here, there, tuple(missing))
+
+
+def _is_device(path: Path) -> bool:
+    try:
+        return stat.S_ISCHR(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def sources(names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Return each shell file with those that may stand in its place."""
+    return tuple((name, *_ELSEWHERE.get(name, ())) for name in names)
+
+
+def shell_additions(release: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the library directories and the preloaded libraries that the image of a release sets in its ~/.bashrc."""
+    numbers = tuple(int(part) for part in release.split(".")[:2] if part.isdigit())
+    return (LIBRARIES, JEMALLOC) if numbers >= _BASHRC_SINCE else ((), ())

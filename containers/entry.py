@@ -1,0 +1,201 @@
+"""What runs first inside a container: a shell script that sets the variables, checks, and becomes the engine.
+
+It is the one way that is the same for every runtime. `enroot start -e` cuts a value at its first newline and strips
+outer quotes; pyxis lets the image's value win; a login profile may replace PATH; no shell of a batch job reads
+~/.bashrc. Here values are quoted text in a file that only its owner can read, and never stand on a command line.
+The script also proves, from inside, that it is in the asked container with the asked mounts (issue 5, Containers).
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PATHS = ("PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH")
+"""Lists that shell files extend: they are set before these files are sourced, and not again afterwards."""
+
+REFUSED = 125
+"""Exit code of the script where it finds something wrong."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of one container in a directory of the node that is mounted inside under the same path."""
+
+    folder: Path
+
+    @property
+    def script(self) -> Path:
+        """The entry script."""
+        return self.folder / "enter.sh"
+
+    @property
+    def rc(self) -> Path:
+        """Command script of enroot: in place of the image's, which would put its ENTRYPOINT before the command."""
+        return self.folder / "rc"
+
+    @property
+    def root(self) -> Path:
+        """Device and inode of the root directory that was made for this container."""
+        return self.folder / "root"
+
+    @property
+    def pid(self) -> Path:
+        """Process id of the engine, as the inside counts."""
+        return self.folder / "pid"
+
+    @property
+    def proof(self) -> Path:
+        """What the inside saw."""
+        return self.folder / "proof"
+
+
+RC = 'exec "$@"\n'
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the script has to do.
+
+    Attributes:
+        env: variables of the engine.
+        scrub: prefixes of variables that must not reach it.
+        source: shell files, each with others that may stand in its place; one of them must be there.
+        libraries: directories that are added to LD_LIBRARY_PATH after the files were sourced.
+        preload: libraries of which those that exist are put before LD_PRELOAD.
+        workdir: where it runs.
+        outside: the mount namespace of the node, in which it must not be; None: not checked.
+        mounts: device and inode of what must be seen, by path inside.
+        read_only: paths inside that must be mounted read-only.
+        devices: character devices that must be there.
+        needed: paths that must exist, by the config key that names them.
+    """
+
+    env: Mapping[str, str]
+    scrub: tuple[str, ...] = ()
+    source: tuple[tuple[str, ...], ...] = ()
+    libraries: tuple[str, ...] = ()
+    preload: tuple[str, ...] = ()
+    workdir: str | None = None
+    outside: str | None = None
+    mounts: Mapping[str, str] | None = None
+    read_only: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    needed: Mapping[str, str] | None = None
+
+
+_HEAD = """trap '' USR1 USR2
+fail() { echo "error: $1 = $2: $3" >&2; exit %d; }
+identity() { stat -L -c %%d:%%i -- "$1" 2>/dev/null || echo absent; }
+option() {
+  local target options wanted found=
+  wanted=$(readlink -f -- "$1")
+  while read -r _ _ _ _ target options _; do [ "$target" = "$wanted" ] && found=$options; done < /proc/self/mountinfo
+  case ",$found," in *",$2,"*) return 0;; *) return 1;; esac
+}
+"""
+
+_PROOF = """{
+  echo "namespace $(readlink /proc/self/ns/mnt)"
+  echo "root $(identity /)"
+  ( . /etc/os-release 2>/dev/null && echo "os $PRETTY_NAME" )
+  for found in /usr/local/python*/lib/python3*/site-packages/vllm*.dist-info \\
+      /usr/{,local/}lib{,64}/python3*/{site,dist}-packages/vllm*.dist-info; do
+    [ -e "$found" ] && { found=${found##*/}; echo "package ${found%%.dist-info}"; }
+  done
+"""
+
+
+def script(entry: Entry, files: Files) -> str:
+    """Return the text of the script; its arguments are the engine's command line."""
+    quote = shlex.quote
+    lines = [_HEAD % REFUSED]
+    if entry.scrub:
+        lines.append(f"unset -v {' '.join('${!' + prefix + '@}' for prefix in entry.scrub)}")
+    exports = [f"export {name}={quote(value)}" for name, value in entry.env.items()]
+    lines += exports
+    lines += _checks(entry, files)
+    for choices in entry.source:
+        words = " ".join(quote(name) for name in choices)
+        tried = (
+            f'[ -r "$shell_file" ] && {{ set --; . "$shell_file" || {_fail("engine.source", choices[0], "failed")}; '
+        )
+        lines += [
+            'serving_sweep_words=("$@"); serving_sweep_done=',
+            f"for shell_file in {words}; do {tried}serving_sweep_done=1; break; }}; done",
+            f'[ "$serving_sweep_done" ] || {_fail("engine.source", choices[0], "the image has no such shell file")}',
+            'set -- "${serving_sweep_words[@]}"',
+        ]
+    if entry.source:
+        lines += [line for line, name in zip(exports, entry.env, strict=True) if name not in PATHS]
+    lines += [f'export LD_LIBRARY_PATH="${{LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}}"{quote(x)}' for x in entry.libraries]
+    lines += [
+        f'[ -e {quote(name)} ] && export LD_PRELOAD={quote(name)}"${{LD_PRELOAD:+:$LD_PRELOAD}}"'
+        for name in entry.preload
+    ]
+    home = quote(str(files.folder / "home"))
+    lines.append(f'[ -w "${{HOME:-/nowhere}}" ] || {{ mkdir -p {home} && export HOME={home}; }}')
+    if entry.workdir:
+        stuck = _fail("container.workdir", entry.workdir, "cannot change to it")
+        lines.append(f"cd {quote(entry.workdir)} 2>/dev/null || {stuck}")
+    lines.append(_PROOF.rstrip("\n"))
+    lines += [f'  echo "mount $(identity {quote(path)})" {quote(path)}' for path in entry.mounts or {}]
+    lines += [f"}} > {quote(str(files.proof))}", f"echo $$ > {quote(str(files.pid))}", 'exec "$@"']
+    return "\n".join(lines) + "\n"
+
+
+def _checks(entry: Entry, files: Files) -> list[str]:
+    quote = shlex.quote
+    lines = []
+    if entry.outside:
+        same = f'[ "$(readlink /proc/self/ns/mnt)" != {quote(entry.outside)} ]'
+        lines.append(f"{same} || {_fail('container.runtime', '(proof)', 'the step runs on the node, in no container')}")
+    root = quote(str(files.root))
+    other = _fail("container.image", "(proof)", "the root directory inside is not the one that was made of the image")
+    lines.append(f'[ ! -e {root} ] || [ "$(identity /)" = "$(cat {root})" ] || {other}')
+    for path, identity in (entry.mounts or {}).items():
+        wrong = _fail("container.mounts", path, "inside, it is not what the node has there")
+        lines.append(f'[ "$(identity {quote(path)})" = {quote(identity)} ] || {wrong}')
+    for path in entry.read_only:
+        lines.append(f"option {quote(path)} ro || {_fail('container.mounts', path, 'it is not mounted read-only')}")
+    for path in entry.devices:
+        lines.append(f"[ -c {quote(path)} ] || {_fail('container.devices', path, 'the device is not there inside')}")
+    for key, path in (entry.needed or {}).items():
+        lines.append(f"[ -e {quote(path)} ] || {_fail(key, path, 'there is no such path inside; mount it')}")
+    return lines
+
+
+def _fail(key: str, value: str, reason: str) -> str:
+    return f"fail {shlex.quote(key)} {shlex.quote(value)} {shlex.quote(reason)}"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the inside saw: its mount namespace, its root directory, its system, engine packages, and its mounts."""
+
+    namespace: str | None
+    root: str | None
+    os: str | None
+    packages: tuple[str, ...]
+    mounts: Mapping[str, str]
+
+
+def read_proof(text: str) -> Proof:
+    """Return the proof that the script wrote; what it did not reach is None or empty."""
+    pairs = [line.partition(" ")[::2] for line in text.splitlines()]
+    first = dict(reversed(pairs))
+    mounts = dict(value.partition(" ")[::2] for key, value in pairs if key == "mount")
+    return Proof(
+        namespace=first.get("namespace"),
+        root=first.get("root"),
+        os=first.get("os"),
+        packages=tuple(sorted({value for key, value in pairs if key == "package"})),
+        mounts={path: identity for identity, path in mounts.items()},
+    )
+
+
+def command(files: Files, words: Sequence[str]) -> list[str]:
+    """Return the command that a runtime starts inside."""
+    return ["bash", str(files.script), *words]

@@ -1,0 +1,249 @@
+"""The container of one rank on its node: prepared, looked into, ended, removed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from containers import ascend, docker, enroot, entry, pyxis
+from containers.entry import Entry, Files, Proof
+from containers.spec import Mount, Spec, size_bytes
+from containers.store import Store
+from jobs import process
+from jobs.config import Config
+from jobs.errors import RunError
+from jobs.process import MARK
+from jobs.rundir import write_json, write_text
+from jobs.service import container, effective
+from jobs.service.effective import Difference
+from jobs.service.environment import SCRUBBED
+from jobs.service.placement import Placement
+from jobs.settings import ROOT, from_root
+
+CLIENT = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TERM", "TMPDIR", "SLURM_CONF", "DOCKER_HOST", "DOCKER_CONFIG",
+          "XDG_CONFIG_HOME")  # fmt: skip
+"""All that a runtime's own program gets of the host's environment: pyxis would hand the rest on to the engine."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """The container of a rank on its node. `argv`, `env`: of the process that prepares it and becomes the engine."""
+
+    spec: Spec
+    files: Files
+    argv: list[str]
+    env: dict[str, str]
+    host: dict[str, str]
+    missing: tuple[str, ...]
+    paths: enroot.Paths | None
+
+    def pid(self) -> int | None:
+        """Return the engine's process id as the inside counts: on the node too, but for docker."""
+        with contextlib.suppress(ValueError, OSError):
+            return int(self._read(self.files.pid))
+        return None
+
+    def _read(self, path: Path) -> str:
+        if self.spec.runtime == "docker":
+            return self._docker("cat", str(path))
+        return path.read_text(errors="replace")
+
+    def _docker(self, *command: str) -> str:
+        return process.run(docker.exec_argv(str(self.spec.name), command), env=self.host).stdout
+
+    def read_process(self) -> tuple[list[str], dict[str, str]]:
+        """Return argv and environment of the running engine, wherever its processes are to be seen."""
+        pid = self.pid()
+        if pid is None:
+            return [], {}
+        if self.spec.runtime == "docker":
+            return effective.parse(*(self._docker("cat", f"/proc/{pid}/{name}") for name in ("cmdline", "environ")))
+        return effective.read_process(pid)
+
+    def proof(self) -> Proof:
+        """Return what the inside saw before it became the engine."""
+        with contextlib.suppress(OSError):
+            return entry.read_proof(self._read(self.files.proof))
+        return entry.read_proof("")
+
+    def terminate(self) -> None:
+        """Send SIGTERM to the engine itself: `docker exec` and `srun` would not hand it on."""
+        pid = self.pid()
+        if pid is None:
+            return
+        with contextlib.suppress(RunError, OSError):
+            if self.spec.runtime == "docker":
+                self._docker("kill", "-TERM", str(pid))
+            elif self.spec.runtime == "pyxis":
+                os.kill(pid, signal.SIGTERM)
+
+    def remove(self) -> list[str]:
+        """Remove the container after its processes have ended. Returns what is left of it."""
+        name = self.spec.name
+        if name is None:
+            return []  # pyxis removes unnamed ones with their step
+        try:
+            if self.spec.runtime == "enroot":
+                assert self.paths is not None
+                parts = [path.name for path in self.paths.data.glob(f"{name}{enroot.PART}*")]
+                left = [enroot.remove(one, self.paths, self.host) for one in (*parts, name)]
+                return [one for one in left if one]
+            argv = docker.remove_argv(name) if self.spec.runtime == "docker" else pyxis.remove_argv(name)
+            code = process.run(argv, env=self.host, timeout_s=120).returncode
+            if self.spec.runtime == "docker":
+                shown = process.run(docker.list_argv(), env=self.host).stdout.splitlines()
+                return [f"container {name}" for line in shown if line.split()[:1] == [name]]
+        except RunError as error:
+            return [f"container {name}: {error.reason}"]
+        return [f"container pyxis_{name}"] if code else []
+
+
+def prepare(
+    config: Config,
+    place: Placement,
+    argv: Sequence[str],
+    variables: Mapping[str, str],
+    inherited: Mapping[str, str],
+    scratch: Path,
+    mark: str,
+) -> Box:
+    """Write what the container of this rank needs into `scratch`, a directory of this node.
+
+    Raises:
+        RunError: this node lacks the runtime, a mount's source, the model, or shared memory.
+    """
+    container.check_host(config)
+    job, files = mark.partition("/")[0], Files(scratch)
+    spec, missing = _here(config, place.rank, mark)
+    _check_shm(spec)
+    env = dict(variables) | {MARK: mark, "TMPDIR": str(scratch)}
+    if spec.runtime != "docker":
+        spec = replace(spec, mounts=(*spec.mounts, Mount(str(scratch), str(scratch))), env=container.handed_on(env))
+    write_text(files.script, entry.script(_entry(config, spec, env, scratch), files), mode=0o600)
+    write_text(files.rc, entry.RC)
+    host = {name: value for name, value in inherited.items() if not name.startswith(SCRUBBED) or name == "SLURM_CONF"}
+    client = {name: host[name] for name in CLIENT if name in host}
+    command = entry.command(files, argv)
+    paths = container.enroot_paths(config, job, place.rank) if spec.runtime == "enroot" else None
+    task: dict[str, Any] = {"runtime": spec.runtime, "name": spec.name, "env": client | dict(spec.env)}
+    store = container.images(config)
+    if spec.runtime == "enroot":
+        assert paths is not None
+        task["argv"] = enroot.start_argv(spec, str(spec.name), files.rc, command)
+        task["env"] |= enroot.start_env(spec, paths)
+        task |= {"enroot": {key: str(value) for key, value in asdict(paths).items()}, "store": str(store)}
+        task |= {"image": asdict(spec.image), "file": spec.image.path, "folder": str(scratch)}
+    elif spec.runtime == "pyxis":
+        found = None if spec.image.path or not shutil.which("unsquashfs") else Store(store).find(spec.image)
+        if found:
+            spec = replace(spec, image=replace(spec.image, path=found.path))
+        node = inherited.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
+        task["argv"] = pyxis.step_argv(spec, job, node, command)
+    else:
+        name = str(spec.name)
+        run = docker.detached(docker.run_argv(spec), f"{os.getuid()}:{mark}")
+        task |= {"argv": docker.exec_argv(name, command), "prepare": [run, *docker.copy_argvs(name, str(scratch))]}
+    write_json(scratch / "task.json", task, mode=0o600)
+    outer = host | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), host.get("PYTHONPATH"))))}
+    start = [sys.executable, "-m", "containers", str(scratch / "task.json")]
+    return Box(spec, files, start, outer, host, missing, paths)
+
+
+def _here(config: Config, rank: int, mark: str) -> tuple[Spec, tuple[str, ...]]:
+    """Return the container with what this node has, and the names of what it lacks."""
+    spec = container.wanted(config, rank)
+    driver = container.driver_mounts(config)
+    asked = spec.mounts[len(driver) :]
+    for mount in asked:
+        if mount.bind and not Path(mount.source).exists():
+            model = mount.source == from_root(config.model.path)
+            key, remedy = ("model.path", "Stage the model there.") if model else ("container.mounts", "Check the path.")
+            raise RunError(key, mount.source, "there is no such path on this node", remedy)
+    if spec.image.path and not Path(spec.image.path).is_file():
+        raise RunError("container.image", spec.image.path, "there is no such file on this node", "Copy it there.")
+    lent = ascend.lend(spec.devices, driver)
+    name = spec.name or (None if spec.runtime == "pyxis" else enroot.root_name(mark))
+    return replace(spec, name=name, devices=lent.devices, mounts=(*lent.mounts, *asked)), lent.missing
+
+
+def _check_shm(spec: Spec) -> None:
+    """Where the container shows the node's /dev/shm, nothing but a mount can change its size."""
+    if spec.runtime == "docker" or spec.shm_size is None or any(one.target == "/dev/shm" for one in spec.mounts):
+        return
+    found = os.statvfs("/dev/shm")
+    if found.f_blocks * found.f_frsize < size_bytes(spec.shm_size):
+        gib = found.f_blocks * found.f_frsize / 2**30
+        raise RunError(
+            "container.shm_size",
+            spec.shm_size,
+            f"/dev/shm of this node, which {spec.runtime} shows inside, has {gib:.1f} GiB",
+            f"Add tmpfs:/dev/shm:size={spec.shm_size}+mode=1777 to container.mounts, or lower container.shm_size.",
+        )
+
+
+def _entry(config: Config, spec: Spec, env: Mapping[str, str], scratch: Path) -> Entry:
+    libraries, preload = ascend.shell_additions(config.engine.release)
+    npus = config.engine.name == "vllm_ascend"
+    binds = {one.target.rstrip("/") or "/": one for one in spec.mounts if one.bind}
+    needed = {"model.path": from_root(config.model.path)} if config.engine.checks_model_path else {}
+    return Entry(
+        env=env,
+        scrub=SCRUBBED,
+        source=ascend.sources([from_root(name) for name in config.engine.source]),
+        libraries=libraries if npus else (),
+        preload=preload if npus else (),
+        workdir=config.container.workdir or str(scratch),
+        outside=str(Path("/proc/self/ns/mnt").readlink()),
+        mounts={target: _identity(one.source) for target, one in binds.items()},
+        read_only=tuple(target for target, one in binds.items() if one.read_only),
+        devices=spec.devices,
+        needed=needed,
+    )
+
+
+def _identity(path: str) -> str:
+    found = Path(path).stat()
+    return f"{found.st_dev}:{found.st_ino}"
+
+
+def differences(config: Config, box: Box, proof: Proof) -> tuple[Difference, ...]:
+    """Return what the inside is not, of what was asked for. The entry script has stopped for most of it already."""
+    found = []
+    if proof.namespace is None:
+        found.append(Difference("container", box.spec.runtime, None, error=True))
+    version = next((name.partition("-")[2] for name in proof.packages if name.startswith("vllm_ascend-")), None)
+    release = config.engine.release
+    if version and not (version + ".").startswith(release + "."):
+        found.append(Difference("engine.release", release, f"vllm_ascend {version} in the image", error=False))
+    for name in box.missing:
+        found.append(Difference("container", name, None, error=False))
+    return tuple(found)
+
+
+def record(box: Box, proof: Proof) -> dict[str, Any]:
+    """Return what effective.json says of the container."""
+    spec = box.spec
+    return {
+        "runtime": spec.runtime,
+        "image": str(spec.image),
+        "name": spec.name,
+        "mounts": [str(mount) for mount in spec.mounts],
+        "devices": list(spec.devices),
+        "missing": list(box.missing),
+        "proof": asdict(proof),
+    }
+
+
+def commands(box: Box) -> list[list[str]]:
+    """Return the commands as they are run on this node, for command.json; values of variables are not among them."""
+    task = json.loads(Path(box.argv[-1]).read_text())
+    return [*task.get("prepare", []), task["argv"]]

@@ -1,0 +1,176 @@
+"""The container of a config: what is asked for, what can be refused beforehand, what a plan shows of it."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import shutil
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from containers import ascend, docker, enroot, entry, pyxis
+from containers.entry import Files
+from containers.recipes import resolve
+from containers.spec import Mount, Spec, host_path, parse_mount, size_bytes
+from containers.store import Store
+from jobs.config import Config
+from jobs.errors import ConfigError, RunError
+from jobs.rundir import images_path
+from jobs.service.placement import Placement
+from jobs.settings import from_root
+
+PLANNED = Files(Path("/tmp/{scratch}"))
+
+
+def in_container(config: Config) -> bool:
+    """Return whether the engine runs in a container."""
+    return config.container.runtime != "none"
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError for what the runtime of this config would refuse, or would silently take for something else."""
+    if not in_container(config):
+        return
+    container = config.container
+    if container.image is None:
+        reason = f"container={container.runtime} needs an image"
+        raise ConfigError("container.image", None, reason, "Give registry#image:tag, or the path of a .sqsh file.")
+    if container.runtime == "pyxis" and config.cluster.kind == "local":
+        reason = "pyxis is a plugin of Slurm and needs a job"
+        raise ConfigError("container.runtime", "pyxis", reason, "Use cluster=slurm, or container=enroot.")
+    if container.shm_size is not None:
+        size_bytes(container.shm_size)
+    {"enroot": enroot.check, "pyxis": pyxis.check, "docker": docker.check}[container.runtime](wanted(config, 0))
+
+
+def check_host(config: Config) -> None:
+    """Raise RunError where this host, which is to run the engine, has no runtime for its container."""
+    runtime = config.container.runtime
+    check_programs(runtime)
+    if runtime == "pyxis":
+        pyxis.check_plugin()
+
+
+def check_programs(runtime: str) -> None:
+    """Raise RunError where a program of a runtime is not on PATH."""
+    for program in {"enroot": ("enroot", "unsquashfs"), "pyxis": ("srun",), "docker": ("docker",)}[runtime]:
+        if not shutil.which(program):
+            reason = f"there is no {program} on PATH on {socket.gethostname()}"
+            raise RunError("container.runtime", runtime, reason, f"Install {program} there, or use another runtime.")
+
+
+def check_submission(config: Config) -> None:
+    """Say before anything is submitted what can be seen from here: the nodes may have more than a login host.
+
+    Raises:
+        ConfigError: a variable of the user's shell is an option of pyxis for every step.
+        RunError: this host is the node and lacks the runtime, or Slurm has no pyxis.
+    """
+    if config.cluster.kind == "slurm":
+        pyxis.check_strays(os.environ)
+    if in_container(config) and (config.cluster.kind == "local" or config.container.runtime == "pyxis"):
+        check_host(config)
+
+
+def wanted(config: Config, rank: int) -> Spec:
+    """Return the container as asked for, before any node has been looked at."""
+    container = config.container
+    assert container.image is not None
+    npus = config.engine.name == "vllm_ascend"
+    devices = (ascend.DEVICES if npus else ()) if container.devices is None else container.devices
+    model = from_root(config.model.path)
+    mounts = tuple(parse_mount(text) for text in container.mounts)
+    if config.engine.checks_model_path and host_path(mounts, model) is None:
+        mounts = (*mounts, Mount(model, model, ("ro",)))
+    return Spec(
+        runtime=container.runtime,
+        image=resolve(container.image, container.registry),
+        name=container.name.replace("{rank}", str(rank)) if container.name else None,
+        mounts=(*driver_mounts(config), *mounts),
+        devices=devices,
+        workdir=container.workdir,
+        writable=container.writable,
+        remap_root=container.remap_root,
+        mount_home=container.mount_home,
+        shm_size=container.shm_size,
+        publish=container.publish,
+        conf=container.enroot_conf,
+    )
+
+
+def checkpoint(config: Config) -> Path:
+    """Return where the checkpoint is on the node: behind a mount, or at the path that the engine is given."""
+    model = from_root(config.model.path)
+    if not in_container(config):
+        return Path(model)
+    return Path(host_path(tuple(parse_mount(text) for text in config.container.mounts), model) or model)
+
+
+def driver_mounts(config: Config) -> tuple[Mount, ...]:
+    """Return the mounts of driver and tools, of which a node may have some."""
+    given = config.container.driver_mounts
+    if given is None:
+        given = ascend.FILES if config.engine.name == "vllm_ascend" else ()
+    return tuple(parse_mount(text, "container.driver_mounts") for text in given)
+
+
+def planned(config: Config, place: Placement, argv: Sequence[str], variables: Mapping[str, str]) -> list[list[str]]:
+    """Return the commands of one rank's container in their order; the last one is the engine's.
+
+    What is known only on the node stands in braces: {scratch}, {job_id}, {node}, {images}, {digest}.
+    """
+    spec = wanted(config, place.rank)
+    spec = replace(spec, env=handed_on(variables))
+    command = entry.command(PLANNED, argv)
+    if spec.runtime == "docker":
+        run = docker.run_argv(spec)
+        return [run, docker.exec_argv(spec.name or "{name}", command)]
+    spec = replace(spec, mounts=(*spec.mounts, Mount(str(PLANNED.folder), str(PLANNED.folder))))
+    if spec.runtime == "pyxis":
+        return [pyxis.step_argv(spec, "{job_id}", "{node}", command)]
+    name, file = spec.name or "{name}", Path(spec.image.path or "{images}/{digest}.sqsh")
+    imports = [] if spec.image.path else [enroot.import_argv(spec.image, file)]
+    return [*imports, enroot.create_argv(file, name), enroot.start_argv(spec, name, PLANNED.rc, command)]
+
+
+def handed_on(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that the runtime is told of as well; the entry script sets all of them."""
+    return {
+        name: value
+        for name, value in variables.items()
+        if name not in entry.PATHS and enroot.survives(name, value) and "," not in name
+    }
+
+
+def images(config: Config) -> Path:
+    """Return the directory of imported images."""
+    given = config.container.images_path
+    return Path(_filled(given, "", 0)) if given else images_path(Path(config.results.root).absolute())
+
+
+def enroot_paths(config: Config, job: str = "", rank: int = 0) -> enroot.Paths:
+    """Return enroot's directories for this user on this node."""
+    names = ("data", "cache", "runtime", "temp")
+    return enroot.Paths(**{name: Path(_filled(getattr(config.container, f"{name}_path"), job, rank)) for name in names})
+
+
+def known_digest(config: Config) -> str | None:
+    """Return the digest of the image, where it has been imported; None: it cannot be seen from here."""
+    if not in_container(config) or config.container.image is None:
+        return None
+    image = resolve(config.container.image, config.container.registry)
+    with contextlib.suppress(RunError):
+        found = None if image.path else Store(images(config)).find(image)
+        return found.digest if found else image.digest
+    return image.digest
+
+
+def _filled(text: str, job: str, rank: int) -> str:
+    words = {"uid": str(os.getuid()), "job": job, "rank": str(rank), "host": socket.gethostname()}
+    words["user"] = getpass.getuser()
+    for word, value in words.items():
+        text = text.replace("{" + word + "}", value)
+    return text

@@ -1,0 +1,245 @@
+"""One rank's engine in each runtime: it starts, is what was asked for, ends itself, and nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from container_fakes import DIGEST, REGISTRY, URI, Fakes, need_containers
+from core_help import change, config
+
+from jobs import process
+from jobs.errors import RunError
+from jobs.rundir import RankDir, read_json
+from jobs.service import fingerprint
+from jobs.service.engine import Engine
+from jobs.service.placement import Placement
+
+ENGINE = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (print("ends itself", flush=True), sys.exit(0)))
+print("up", flush=True)
+time.sleep(600)
+"""
+
+PLACE = Placement(0, 1, "127.0.0.1", "lo", "127.0.0.1", "9", "1", api_key="secret")
+HARD = 'two\nlines "x" $HOME'
+INHERITED = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURMD_NODENAME": "node1", "PMIX_RANK": "1",
+             "LD_LIBRARY_PATH": "/host/lib", "VLLM_STRAY": "1", "PYTHONPATH": "/host"}  # fmt: skip
+
+
+@pytest.fixture
+def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
+    need_containers()
+    made = Fakes(tmp_path / "bin", ("enroot", "unsquashfs", "docker", "srun"))
+    made.tell(node="node1")
+    monkeypatch.setenv("PATH", f"{made.folder}:{os.environ['PATH']}")
+    return made
+
+
+def mark_of(tmp_path: Path) -> str:
+    """Return a mark that no other test has: whatever carries it is ended with the engine."""
+    return f"7/{tmp_path.name}.{os.getpid()}/0"
+
+
+def engine(tmp_path: Path, runtime: str, **more: Any) -> Engine:
+    """An engine with everything that its container needs mounted."""
+    (tmp_path / "site").mkdir(exist_ok=True)
+    (tmp_path / "site/engine.py").write_text(ENGINE)
+    python = [path for path in (sys.prefix, sys.base_prefix) if not path.startswith("/usr")]
+    usual = {
+        "engine__name": "vllm_cpu",
+        "engine__command": (sys.executable, "-SE", str(tmp_path / "site/engine.py")),
+        "engine__source": (),
+        "engine__env": {"VLLM_WORDS": HARD, "HCCL_ALGO": '"ring"'},
+        "engine__checks_model_path": False,
+        "hccl__buffsize": 200,
+        "limits__stop_s": 10.0,
+        "container__runtime": runtime,
+        "container__image": "test/image:v1",
+        "container__registry": REGISTRY,
+        "container__mounts": (f"{tmp_path}/site:{tmp_path}/site:ro", *sorted(set(python))),
+        "container__shm_size": None,
+        "container__images_path": str(tmp_path / "images"),
+        **{f"container__{name}_path": f"{tmp_path}/node/{name}" for name in ("data", "cache", "runtime", "temp")},
+    }
+    return Engine(
+        change(config("cluster=slurm"), **(usual | more)), PLACE, RankDir(tmp_path / "rank0"), mark_of(tmp_path)
+    )
+
+
+async def until_says(one: Engine, words: str) -> None:
+    end = time.monotonic() + 60
+    while words not in (one.folder.log.read_text() if one.folder.log.exists() else ""):
+        assert time.monotonic() < end, one.folder.log.read_text()
+        assert one._process is None or one._process.ended is None, one.folder.log.read_text()
+        await asyncio.sleep(0.02)
+
+
+async def failed(one: Engine) -> str:
+    """Wait for the engine's end and return why, as the row of its points would have it."""
+    await one.start(dict(os.environ) | INHERITED)
+    reason = await asyncio.wait_for(one.ended(), 60)
+    assert await one.stop(1) == []
+    return reason
+
+
+@pytest.mark.parametrize("runtime", ["enroot", "pyxis", "docker"])
+async def test_an_engine_lives_and_dies_in_its_container(tmp_path: Path, fakes: Fakes, runtime: str) -> None:
+    one = engine(tmp_path, runtime)
+    await one.start(dict(os.environ) | INHERITED)
+    await until_says(one, "up")
+    found = one.inspect()
+    left = {"VLLM_FROM_IMAGE"} if runtime == "pyxis" else set()  # what an image sets by itself is named
+    assert {difference.key for difference in found} == left
+    effective = read_json(one.folder.effective)
+    assert effective["env"]["VLLM_WORDS"] == HARD
+    assert effective["env"]["HCCL_ALGO"] == '"ring"'
+    assert effective["env"]["HCCL_BUFFSIZE"] == "200"
+    assert effective["env"]["VLLM_API_KEY"] == "***"
+    assert "VLLM_STRAY" not in effective["env"]
+    inside = effective["container"]
+    assert (inside["runtime"], inside["image"]) == (runtime, URI)
+    assert inside["proof"]["os"] == f"fake {URI}"
+    assert inside["missing"] == []
+    _, env = one._box.read_process() if one._box else ([], {})
+    assert not [name for name in env if name.startswith(("SLURM_", "PMI"))]
+    assert env.get("LD_LIBRARY_PATH") is None
+    assert env.get("PYTHONPATH") is None
+    if runtime == "enroot":
+        assert env["PATH"].startswith("/image/bin:"), "the image's own, which its /etc/profile would replace"
+    scratch = Path(str(one._scratch))
+    assert env["TMPDIR"] == str(scratch)
+    for path in (scratch / "task.json", scratch / "enter.sh"):
+        assert path.stat().st_mode & 0o77 == 0, "the API key is in it"
+    assert "secret" not in json.dumps(fakes.calls())
+    assert "secret" not in one.folder.command.read_text()
+
+    assert await one.stop() == []
+    assert "ends itself" in one.folder.log.read_text(), "SIGTERM reached the engine itself"
+    assert not scratch.exists()
+    if runtime == "enroot":
+        assert [path.name for path in (tmp_path / "node/data").iterdir()] == [".serving-sweep.lock"]
+    if runtime == "docker":
+        assert json.loads((fakes.folder / "daemon/state.json").read_text()) == {}
+    assert mark_of(tmp_path) not in process.marks()
+
+
+async def test_the_image_of_the_store_serves_pyxis_too_and_its_digest_is_known(tmp_path: Path, fakes: Fakes) -> None:
+    first = engine(tmp_path, "enroot")
+    assert fingerprint.here(first.config).image_digest is None
+    await first.start(dict(os.environ) | INHERITED)
+    await until_says(first, "up")
+    await first.stop()
+    assert fingerprint.here(first.config).image_digest == DIGEST
+    second = engine(tmp_path, "pyxis")
+    await second.start(dict(os.environ) | INHERITED)
+    await until_says(second, "up")
+    assert await second.stop() == []
+    [step] = [call for call in fakes.calls("srun") if "--overlap" in call]
+    [image] = [word for word in step if word.startswith("--container-image=")]
+    assert image.startswith(f"--container-image={tmp_path}/images/sha256-")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "told", "words"),
+    [
+        ("enroot", {"enroot_import": {"say": "[ERROR] URL https://r/v2/x returned error code: 404 Not Found"}},
+         "no such image or tag"),
+        ("enroot", {"enroot_import": {"exit0": True}}, "ended without an error, but"),
+        ("enroot", {"enroot_create": {"say": "FATAL ERROR: File system corruption detected"}}, "damaged"),
+        ("enroot", {"enroot_start": {"say": "[ERROR] Could not acquire rootfs lock"}}, "Could not acquire rootfs lock"),
+        ("enroot", {"enroot_start": {"exit0": True}}, "exited with code 0"),
+        ("pyxis", {"pyxis": False}, "no --container-image"),
+        ("docker", {"images": {}}, "docker run` ended with code 125"),
+    ],
+    ids=lambda value: str(value)[:30],
+)  # fmt: skip
+async def test_what_fails_in_the_runtime_is_the_reason(
+    tmp_path: Path, fakes: Fakes, runtime: str, told: dict[str, Any], words: str
+) -> None:
+    fakes.tell(**({"node": "node1"} | told))
+    one = engine(tmp_path, runtime)
+    if "pyxis" in told:
+        with pytest.raises(RunError, match="no --container-image"):
+            await one.start(dict(os.environ) | INHERITED)
+        return
+    assert words in await failed(one)
+
+
+async def test_a_root_that_an_earlier_job_left_is_removed(tmp_path: Path, fakes: Fakes) -> None:
+    old = tmp_path / "node/data/serving-sweep.6.dead.0"
+    (old / "usr").mkdir(parents=True)
+    other = tmp_path / "node/data/somebodys"
+    other.mkdir()
+    one = engine(tmp_path, "enroot")
+    await one.start(dict(os.environ) | INHERITED)
+    await until_says(one, "up")
+    assert not old.exists()
+    assert other.exists()
+    await one.stop()
+
+
+async def test_an_import_that_hangs_ends_with_its_rank(tmp_path: Path, fakes: Fakes) -> None:
+    fakes.tell(enroot_import={"hang": True})
+    one = engine(tmp_path, "enroot")
+    await one.start(dict(os.environ) | INHERITED)
+    end = time.monotonic() + 30
+    while not fakes.calls("hangs"):
+        assert time.monotonic() < end
+        await asyncio.sleep(0.02)
+    assert await one.stop(5) == []
+    assert mark_of(tmp_path) not in process.marks()
+    assert not list((tmp_path / "images").glob(".*.part"))
+
+
+async def test_what_this_node_lacks_is_said_before_the_container(tmp_path: Path, fakes: Fakes) -> None:
+    cases: list[tuple[dict[str, Any], str, str]] = [
+        ({"container__mounts": ("/no/such:/x",)}, "container.mounts", "/no/such"),
+        ({"model__path": "/no/model", "engine__checks_model_path": True}, "model.path", "/no/model"),
+        ({"container__shm_size": "900000g"}, "container.shm_size", "GiB"),
+        ({"container__image": "/no/such.sqsh"}, "container.image", "/no/such.sqsh"),
+    ]
+    for settings, key, words in cases:
+        one = engine(tmp_path, "enroot", **settings)
+        with pytest.raises(RunError) as caught:
+            await one.start(dict(os.environ) | INHERITED)
+        assert not Path(str(one._scratch)).exists(), "the key of the API may be in it"
+        assert caught.value.key == key
+        assert words in str(caught.value)
+    own = (*engine(tmp_path, "enroot").config.container.mounts, "tmpfs:/dev/shm:size=64m+mode=1777")
+    one = engine(tmp_path, "enroot", container__shm_size="900000g", container__mounts=own)
+    await one.start(dict(os.environ) | INHERITED)
+    await until_says(one, "up")
+    assert await one.stop() == []
+
+
+@pytest.mark.parametrize(
+    ("runtime", "program"), [("enroot", "enroot"), ("enroot", "unsquashfs"), ("pyxis", "srun"), ("docker", "docker")]
+)
+async def test_a_runtime_that_is_not_there_is_named(
+    tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch, runtime: str, program: str
+) -> None:
+    (fakes.folder / program).unlink()
+    monkeypatch.setenv("PATH", str(fakes.folder))
+    with pytest.raises(RunError) as caught:
+        await engine(tmp_path, runtime).start(dict(os.environ) | INHERITED)
+    assert (caught.value.key, caught.value.value) == ("container.runtime", runtime)
+    assert f"no {program} on PATH" in caught.value.reason
+
+
+async def test_a_stray_option_does_not_reach_a_step_of_ours(tmp_path: Path, fakes: Fakes) -> None:
+    one = engine(tmp_path, "pyxis")
+    await one.start(dict(os.environ) | INHERITED | {"PYXIS_CONTAINER_MOUNTS": "/etc:/stray"})
+    await until_says(one, "up")
+    assert one._box is not None
+    assert "/stray" not in one._box.proof().mounts
+    _, env = one._box.read_process()
+    assert not [name for name in env if name.startswith("PYXIS_")]
+    await one.stop()

@@ -1,0 +1,98 @@
+"""The stand-ins refuse what the real programs refuse, with their words and exit codes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from container_fakes import REGISTRY, URI, Fakes, need_containers
+
+ENROOT = [
+    (["import", "-o", "x.sqsh", "docker://registry.example/test/image:v1"], 6, "Could not resolve host"),
+    (["import", "-o", "x.sqsh", f"docker://{REGISTRY}#other:v1"], 1, "404 Not Found"),
+    (["import", "-o", "there", URI], 1, "[ERROR] File already exists"),
+    (["import", "--nosuch", URI], 1, "Usage:"),
+    (["create", "-n", "a/b", "good.sqsh"], 1, "[ERROR] Invalid argument: a/b"),
+    (["create", "-n", "x", "there"], 1, "[ERROR] Invalid image format"),
+    (["create", "-n", "x", "none"], 1, "[ERROR] No such file or directory"),
+    (["create", "-n", "root", "good.sqsh"], 1, "[ERROR] File already exists"),
+    (["start", "none", "true"], 1, "[ERROR] No such file or directory"),
+    (["start", "./good.sqsh", "true"], 1, "[ERROR] Invalid argument"),
+    (["start", "-m", "/etc:/x:ro", "root", "true"], 1, "No such device"),
+    (["start", "-m", "/e t:/x", "root", "true"], 1, "[ERROR] Invalid argument"),
+    (["start", "--nosuch", "root"], 1, "Usage:"),
+    (["start", "half", "true"], 1, "failed to execute: /bin/sh"),
+    (["remove", "root"], 1, ""),
+    (["remove", "-f", "none"], 1, "[ERROR] No such file or directory"),
+]
+
+SRUN = ["--jobid=7", "--overlap", "--nodes=1", "--ntasks=1", "--nodelist=n1"]
+IMAGE = f"--container-image={URI.removeprefix('docker://')}"
+OTHERS = [
+    (["srun", *SRUN, IMAGE, "--container-mounts=in:/mnt", "true"], 255, "could not add mount entry"),
+    (["srun", *SRUN, IMAGE, "--container-mounts=/no/such:/x", "true"], 1, "source path does not exist"),
+    (["srun", *SRUN, "--container-image=good.sqsh", "true"], 1, "Could not resolve host"),
+    (["srun", *SRUN, "--container-nosuch", "true"], 255, "unrecognized option"),
+    (["srun", "--jobid=8", *SRUN[1:], IMAGE, "true"], 1, "Invalid job id"),
+    (["srun", *SRUN[:1], *SRUN[2:], IMAGE, "true"], 1, "temporarily disabled"),
+    (["srun", *SRUN, "--container-mounts=/etc:/x", "true"], 0, "ignoring --container-mounts"),
+    (["docker", "run", "-it", URI.removeprefix("docker://").replace("#", "/"), "bash"], 1, "not a TTY"),
+    (["docker", "run", "--detach", "nosuch", "bash"], 125, "Unable to find image"),
+    (["docker", "run", "--nosuch", "x"], 125, "unknown flag"),
+    (["docker", "exec", "none", "true"], 1, "No such container"),
+    (["docker", "rm", "none"], 1, "cannot remove a running container"),
+    (["unsquashfs", "-s", "there"], 1, "Can't find a SQUASHFS superblock"),
+]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    here = tmp_path_factory.mktemp("site")
+    fakes = Fakes(here / "bin", ("enroot", "unsquashfs", "srun", "docker"))
+    fakes.tell(node="n1")
+    fakes.image(here / "good.sqsh")
+    (here / "there").write_text("not an image")
+    (here / "data/half").mkdir(parents=True)
+    env = os.environ | {f"ENROOT_{name.upper()}_PATH": str(here / name) for name in ("data", "cache", "runtime")}
+    env["PATH"] = f"{here}/bin:{env['PATH']}"
+    subprocess.run(["enroot", "create", "-n", "root", "good.sqsh"], cwd=here, env=env, check=True)
+    return here, env
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [*((["enroot", *argv], code, words) for argv, code, words in ENROOT), *OTHERS],
+    ids=lambda value: "-".join(value)[:60] if isinstance(value, list) else "",
+)
+def test_what_the_real_one_refuses(site: tuple[Path, dict[str, str]], argv: list[str], code: int, words: str) -> None:
+    here, env = site
+    done = subprocess.run(
+        argv, cwd=here, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert words in done.stdout + done.stderr
+
+
+def test_a_batch_job_has_no_directories_of_enroot(site: tuple[Path, dict[str, str]]) -> None:
+    here, env = site
+    bare = {name: value for name, value in env.items() if not name.startswith("ENROOT_")}
+    done = subprocess.run(["enroot", "version"], cwd=here, env=bare, capture_output=True, text=True, check=False)
+    assert (done.returncode, "cannot create directory" in done.stderr) == (1, True)
+
+
+def test_values_are_mangled_and_a_login_shell_replaces_path(site: tuple[Path, dict[str, str]]) -> None:
+    need_containers()
+    here, env = site
+    argv = ["enroot", "start", "-r", "-e", "TWO=a\nB", "-e", 'Q="x"', "-e", "ENROOT_X=1", "-e", "PATH=/opt:/usr/bin"]
+    argv += ["root", "env"]
+
+    def inside(**more: str) -> dict[str, str]:
+        done = subprocess.run(argv, cwd=here, env=env | more, capture_output=True, text=True, check=True)
+        return dict(line.split("=", 1) for line in done.stdout.splitlines())
+
+    seen = inside()
+    assert (seen["TWO"], seen["Q"], seen["PATH"]) == ("a", "x", "/usr/local/bin:/usr/bin:/bin")
+    assert "ENROOT_X" not in seen
+    assert inside(ENROOT_LOGIN_SHELL="n")["PATH"] == "/opt:/usr/bin"
