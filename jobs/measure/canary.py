@@ -6,6 +6,7 @@ It is the article's own check ("解释一下量子纠缠", by chat, 100 tokens),
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import unicodedata
 from collections.abc import Mapping
@@ -29,7 +30,10 @@ REPEATED = 0.6
 """Share of an answer that one word, character or short phrase may make up."""
 
 ASKED_SCRIPT = 0.5
-"""Share of the letters that must be of the script that was asked in."""
+"""Share of the words that must be of the script that was asked in; a Chinese character counts as one."""
+
+_CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+_OTHER_WORD = re.compile(r"[^\W\d_]+")
 
 ALIKE = 0.2
 """Likeness of the two answers (difflib) below which it is noted: batches differ, so they need not be equal."""
@@ -107,16 +111,16 @@ def insane(text: str) -> str | None:
     or letters of every script.
     """
     said = text.strip()
-    letters = [character for character in said if unicodedata.category(character).startswith("L")]
-    if not letters:
+    if not any(unicodedata.category(character).startswith("L") for character in said):
         return "an answer without a letter" if said else "an empty answer"
     if said.count("\ufffd") > 0.05 * len(said):
         return "broken characters"
     if (share := _repetition(said)) > REPEATED:
         return f"{share:.0%} of it is one thing repeated"
-    asked = sum("CJK UNIFIED" in unicodedata.name(letter, "") for letter in letters) / len(letters)
+    chinese = len(_CHINESE.findall(said))
+    asked = chinese / (chinese + len(_OTHER_WORD.findall(_CHINESE.sub(" ", said))))
     if asked < ASKED_SCRIPT:
-        return f"{asked:.0%} of its letters are Chinese, as the question is"
+        return f"{asked:.0%} of its words are Chinese, as the question is"
     return None
 
 

@@ -157,7 +157,7 @@ async def test_a_service_that_answers_nonsense_is_not_valid() -> None:
     async with service(*FLAGS) as made:
         await made.both()
         point = await measured(made, asked(canary="sane", canary_tokens=20))
-    assert point.reason == "canary before the window: 0% of its letters are Chinese, as the question is"
+    assert point.reason == "canary before the window: 0% of its words are Chinese, as the question is"
 
 
 async def test_stop_ends_a_point_before_its_first_window() -> None:

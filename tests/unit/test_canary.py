@@ -44,8 +44,8 @@ def test_sane_answers(text: str) -> None:
         ("量子纠缠" * 25, "100% of it is one thing repeated"),
         (ARTICLE[:20] + "是的" * 60, "is one thing repeated"),
         ("量�子�纠�缠�是�一�种�", "broken characters"),
-        ("Quantum entanglement is a phenomenon in which particles share one state.", "0% of its letters are Chinese"),
-        ("คำตอบ jest это ответ متشابك δεσμός 量子 réponse keine Ahnung", "of its letters are Chinese"),
+        ("Quantum entanglement is a phenomenon in which particles share one state.", "0% of its words are Chinese"),
+        ("คำตอบ jest это ответ متشابك δεσμός 量子 réponse keine Ahnung", "of its words are Chinese"),
     ],
 )
 def test_answers_of_a_broken_model(text: str, words: str) -> None:
@@ -57,7 +57,7 @@ def test_answers_of_a_broken_model(text: str, words: str) -> None:
 def test_each_mode_has_its_measure() -> None:
     nonsense = Answer("so the model thinks", 4, None)
     assert fault(nonsense, Bench(canary="answer")) is None
-    assert fault(nonsense, Bench(canary="sane")) == "0% of its letters are Chinese, as the question is"
+    assert fault(nonsense, Bench(canary="sane")) == "0% of its words are Chinese, as the question is"
     assert fault(Answer("", 0, None), Bench(canary="answer")) == "an empty answer"
     assert fault(Answer("", None, "HTTP 500: dead"), Bench(canary="answer")) == "no answer: HTTP 500: dead"
 
