@@ -167,6 +167,7 @@ def test_every_figure_equals_its_plain_formula(records: list[RequestRecord]) -> 
             assert type(shown) in (int, float), key
 
 
+@settings(max_examples=50)
 @given(st.lists(st.floats(0.001, 5, allow_nan=False), min_size=1, max_size=120))
 def test_percentiles_are_numpys_where_there_are_enough_values(ttfts: list[float]) -> None:
     row = summarize(window(*(record(10.0, 10.0 + ttft) for ttft in ttfts)), BENCH)
@@ -323,6 +324,8 @@ def test_repeats_become_medians_and_their_ends(counts: list[int], data: st.DataO
     assert (row["output_tok_s_min"], row["output_tok_s_max"]) == ends
 
 
+@pytest.mark.filterwarnings("ignore:Precision loss")
+@settings(max_examples=30)
 @given(st.lists(st.floats(0.001, 5, allow_nan=False), min_size=100, max_size=200))
 def test_mean_deviation_and_percentiles_are_scipys(ttfts: list[float]) -> None:
     row = summarize(window(*(record(10.0, 10.0 + ttft) for ttft in ttfts)), BENCH)
