@@ -6,6 +6,7 @@ Hydra loads plugins from this namespace only. Both are the default of conf/ (`hy
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
@@ -41,15 +42,23 @@ class PlannerLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra hands over; nothing is composed yet."""
         self._context, self._config = hydra_context, config
+        self._best: dict[str, float] = {}  # of a study: its batches come one after the other
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the sweep. Returns one JobReturn a point; sweepers read `return_value`."""
-        from jobs import sweep  # imported late: Hydra loads every plugin at every start
+        from jobs import study, sweep  # imported late: Hydra loads every plugin at every start
 
         def compose(groups: list[str]) -> DictConfig:
             return self._context.config_loader.load_sweep_config(self._config, groups)
 
-        outcome = sweep.launch([list(overrides) for overrides in job_overrides], compose)
+        points = [list(overrides) for overrides in job_overrides]
+        # Sweepers that learn have a direction; several objectives at once are not offered.
+        direction = self._config.hydra.sweeper.get("direction")
+        if direction is None:
+            outcome = sweep.launch(points, compose)
+        else:
+            Path(self._config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)  # Optuna leaves its result there
+            outcome = study.launch(points, compose, str(getattr(direction, "name", direction)), self._best)
         returns = []
         for index, overrides in enumerate(job_overrides):
             job = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)

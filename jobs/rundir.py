@@ -211,6 +211,31 @@ class PointDir:
         """Per-request records."""
         return self.path / "requests.parquet"
 
+    @property
+    def series(self) -> Path:
+        """What the service said of itself, once a second."""
+        return self.path / "series.parquet"
+
+    @property
+    def power(self) -> Path:
+        """Power and memory of the head's NPUs, where `npu-smi` tells."""
+        return self.path / "npu.parquet"
+
+    @property
+    def windows(self) -> Path:
+        """One line for every window: repeats, or the probes of a search."""
+        return self.path / "windows.jsonl"
+
+    @property
+    def canary(self) -> Path:
+        """The known question before and after the windows, and its answers."""
+        return self.path / "canary.json"
+
+    @property
+    def quality(self) -> Path:
+        """The questions on long texts, and their answers."""
+        return self.path / "quality.json"
+
 
 @dataclass(frozen=True)
 class AllocationDir:

@@ -5,22 +5,21 @@ from __future__ import annotations
 import asyncio
 import getpass
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Awaitable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from jobs import calibration, reuse, serving
 from jobs.calibration import Outlook
 from jobs.cluster import Ports, Task
-from jobs.config import Config
 from jobs.diagnose import explain
 from jobs.errors import RunError, UserError
 from jobs.jobstate import others_wait
-from jobs.measure import client, statistics, validity
+from jobs.measure import dataset
 from jobs.measure.external import run as external
-from jobs.measure.records import Target, Window
+from jobs.measure.keep import keep
+from jobs.measure.point import Measured, OfService, PointRun
+from jobs.measure.records import Target
 from jobs.results.row import NOT_RUN, make_row, tokens_text
 from jobs.results.table import write_table
 from jobs.rundir import AllocationDir, read_json, write_json, write_text
@@ -28,7 +27,6 @@ from jobs.service import environment, fingerprint, logs
 from jobs.service.engine import Engine
 from jobs.service.peers import Hub
 from jobs.service.placement import Placement, local_sizes
-from jobs.service.probe import complete
 from jobs.service.supervisor import ServiceFailed, Supervisor
 from jobs.service.task import AllocationTask, ServiceTask, read_config
 from jobs.walltime import TIME_IS_UP, Walltime, point_seconds, service_seconds
@@ -64,6 +62,7 @@ class ServiceRun:
         self._config = self._configs[service.points[0]]
         self._folder = self._sweep.service(service.service, attempt)
         self._rows: dict[str, dict[str, Any]] = {}
+        self._shared = OfService()
         self.yielded = False
         self._retryable, self._cause = False, ""
         self._served = False
@@ -139,6 +138,8 @@ class ServiceRun:
         target = Target(f"http://127.0.0.1:{place.api_port}", self._config.model.name_for_clients, self._api_key)
         began, failure, out_of_time = time.monotonic(), None, False
         _say(f"service {service}: start, {len(self._service.points)} points")
+        for config in self._configs.values():
+            dataset.check(config.bench)
         try:
             await supervisor.start(self._here.inherited, target)
             self._known["stage_s"] = round(supervisor.prepared_s, 1)
@@ -254,47 +255,24 @@ class ServiceRun:
         state = self._folder.rank(0)
 
         def entered(phase: str) -> None:
-            state.note({"warmup": "warm", "window": "measuring", "drain": "drain"}.get(phase, phase), point=point)
+            state.note({"warmup": "warm", "window": "measuring"}.get(phase, phase), point=point)
+
+        def probes(opened_s: float, closed_s: float) -> Mapping[str, int]:
+            return supervisor.watch.tokens_between(opened_s, closed_s) if supervisor.watch else {}
 
         _say(f"point {point}: {' '.join(f'{k}={v}' for k, v in self._values(point).items()) or 'measure'}")
-        if config.bench.client != "window":
-            await self._run_client(point, supervisor, target, entered)
-            return
-        began = time.monotonic()
-        window = await supervisor.during(
-            client.measure(config.bench, config.limits, config.model, target, stop=stop, on_phase=entered), stop.set
-        )
-        failure = await supervisor.failure()
-        probes = supervisor.watch.tokens_between(window.opened_s, window.closed_s) if supervisor.watch else {}
-        served = {rank: max(0, count - probes.get(rank, 0)) for rank, count in window.engine_tokens.items()}
-        window = replace(window, engine_tokens=served)
-        self._keep(point, config, window, time.monotonic() - began, failure)
-        if failure:
-            raise ServiceFailed(failure)
 
-    async def _run_client(
-        self, point: str, supervisor: Supervisor, target: Target, entered: Callable[[str], None]
-    ) -> None:
-        """Measure a point with a client that others made."""
-        config, stop = self._configs[point], asyncio.Event()
-        env = environment.whole({}, self._here.inherited)
-        mark = self._here.mark(f"client/{point}")
-        work = external.measure(config, target, self._sweep.point(point).client, env, mark, stop=stop, on_phase=entered)
-        run = await supervisor.during(work, stop.set)
+        def external_client() -> Awaitable[external.External]:
+            """Run a client that others made."""
+            env, mark = environment.whole({}, self._here.inherited), self._here.mark(f"client/{point}")
+            folder = self._sweep.point(point).client
+            return external.measure(config, target, folder, env, mark, stop=stop, on_phase=entered)
+
+        began = time.monotonic()
+        run = PointRun(config, target, self._shared, probes, stop, entered, external_client)
+        await supervisor.during(run.run(), stop.set)
         failure = await supervisor.failure()
-        reason = failure or run.reason
-        counted = run.result.output_tokens if run.result else 0
-        served = complete(run.engine_tokens, counted, config.parallel.data_parallel_size)
-        self._set(
-            point,
-            **(run.result.figures if run.result else {}),
-            valid=reason is None,
-            invalid_reason=reason,
-            truncated=run.truncated,
-            engine_tokens=tokens_text(served),
-            measure_s=round(run.seconds, 1),
-        )
-        self._publish(point)
+        self._keep(point, run.result(), time.monotonic() - began, failure)
         if failure:
             raise ServiceFailed(failure)
 
@@ -305,32 +283,24 @@ class ServiceRun:
         words = "valid" if row["valid"] else row["invalid_reason"]
         _say(f"point {point}: {words}, {row['output_tok_s'] or 0:.1f} output tok/s")
 
-    def _keep(self, point: str, config: Config, window: Window, seconds: float, failure: str | None) -> None:
-        arrived = round(statistics.arrived_tokens(window))
-        tokens = complete(window.engine_tokens, arrived, config.parallel.data_parallel_size)
-        window = replace(window, engine_tokens=tokens)
-        figures = statistics.summarize(window, config.bench)
-        reason = failure or validity.invalid_reason(config, window, figures)
+    def _keep(self, point: str, measured: Measured, seconds: float, failure: str | None) -> None:
+        reason = failure or measured.reason
+        warmup = sum(window.warmup_s for window in measured.windows)
         self._set(
             point,
-            **figures,
+            **measured.figures,
             valid=reason is None,
             invalid_reason=reason,
-            truncated=window.truncated,
-            engine_tokens=tokens_text(window.engine_tokens),
-            warmup_s=round(window.warmup_s, 1),
-            measure_s=round(seconds - window.warmup_s, 1),
+            truncated=measured.truncated,
+            notes="; ".join(measured.notes) or None,
+            engine_tokens=tokens_text(measured.engine_tokens),
+            warmup_s=round(warmup, 1),
+            measure_s=round(seconds - warmup, 1),
         )
-        self._write_requests(point, window)
+        keep(self._sweep.point(point), measured)
         self._publish(point)
-
-    def _write_requests(self, point: str, window: Window) -> None:
-        folder = self._sweep.point(point)
-        try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            pq.write_table(statistics.records_table(window), folder.requests)
-        except OSError as error:
-            raise RunError(str(folder.requests), "(write)", str(error), "Free space, or choose another root.") from None
+        for note in measured.notes:
+            _say(f"point {point}: note: {note}")
 
     def _set(self, point: str, **figures: Any) -> None:
         row = make_row(point, self._service.service, self._configs[point], **{**self._known, **figures})

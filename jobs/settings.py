@@ -51,6 +51,7 @@ Whole = Annotated[int, Field(ge=0, strict=True)]
 Port = Annotated[int, Field(ge=1, le=65535, strict=True)]
 Positive = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True), BeforeValidator(_number_as_text)]
 

@@ -39,15 +39,25 @@ INFORMATIVE = ("help", "hydra_help", "cfg", "info", "shell_completion")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a sweep came to. `points` are the ids in the order in which the points were asked for."""
+    """What a sweep came to.
 
-    points: tuple[str, ...]
+    Attributes:
+        points: ids in the order in which the points were asked for; None: the question cannot be asked.
+        rows: of the table, by id.
+        column: what a study optimises.
+        worst: stands for a row that is invalid or lacks the figure, so that the study goes on; None: nothing does.
+    """
+
+    points: tuple[str | None, ...]
     rows: Mapping[str, Mapping[str, Any]]
+    column: str = "output_tok_s"
+    worst: float | None = None
 
     def objective(self, index: int) -> float | None:
-        """Return output tokens per second of a point for Hydra's sweepers; None for an invalid row."""
-        row = self.rows.get(self.points[index]) if self.points else None
-        return float(row["output_tok_s"]) if row and row["valid"] else None
+        """Return the figure of a point for Hydra's sweepers, `worst` for an invalid row."""
+        row = self.rows.get(self.points[index] or "") if self.points else None
+        value = row[self.column] if row and row["valid"] else None
+        return self.worst if value is None else float(value)
 
 
 def main() -> None:
@@ -132,7 +142,7 @@ def launch(points: Sequence[Sequence[str]], composer: compose.Composer = compose
             out.print("\n" + show.commands_text(made), markup=False)
             out.print("dry run: nothing was submitted")
             return Outcome((), {})
-        sweep = start(made, [one for one in earlier.values() if settings.launch.reuse and not one.stale])
+        sweep = start(made, taken(earlier, settings))
         out.print(f"sweep {sweep.path}")
         if not settings.launch.follow:
             out.print(f"submitted; follow it by: python -m jobs follow {sweep.path}")
@@ -143,6 +153,11 @@ def launch(points: Sequence[Sequence[str]], composer: compose.Composer = compose
     except UserError as error:
         logging.info("the sweep failed", exc_info=True)
         fail(error)
+
+
+def taken(earlier: Mapping[str, Past], settings: Config) -> list[Past]:
+    """Return the rows of other sweeps that are taken over."""
+    return [one for one in earlier.values() if settings.launch.reuse and not one.stale]
 
 
 def _resume(sweep: SweepDir, settings: Launch, out: Console) -> Outcome:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.calibration import PastRuns
-from jobs.config import Config
+from jobs.config import Bench, Config
 from jobs.errors import ConfigError
+from jobs.measure.search import usual_windows
 
 START_S = 120.0
 """Seconds of an engine start that do not depend on the weights: imports, graph capture, warm-up."""
@@ -45,9 +46,9 @@ def phases(configs: Sequence[Config], past: PastRuns | None = None) -> Phases:
     learnt = past is not None and past.load_s != ()
     return Phases(
         load=max(past.load_s) if past and past.load_s else load_seconds(config),
-        warmup=sum(one.bench.warmup_s for one in configs),
-        window=sum(one.bench.window_s for one in configs),
-        drain=sum(DRAIN * one.bench.window_s for one in configs),
+        warmup=sum(usual_windows(one.bench) * one.bench.warmup_s for one in configs),
+        window=sum(_window_seconds(one.bench) for one in configs),
+        drain=sum(DRAIN * _window_seconds(one.bench) for one in configs),
         teardown=max(past.teardown_s) if past and past.teardown_s else teardown_seconds(config),
         source="past runs of this model and layout" if learnt else "size of the model and cluster.model_read_gb_s",
     )
@@ -67,8 +68,16 @@ def teardown_seconds(config: Config) -> float:
 
 
 def measure_seconds(config: Config) -> float:
-    """Predict seconds of one point: warm-up, window, and a quarter window for the drain."""
-    return config.bench.warmup_s + (1 + DRAIN) * config.bench.window_s
+    """Predict seconds of one point: for each of its windows warm-up, window, and a quarter of it for the drain."""
+    bench = config.bench
+    return usual_windows(bench) * bench.warmup_s + (1 + DRAIN) * _window_seconds(bench)
+
+
+def _window_seconds(bench: Bench) -> float:
+    """Predict seconds of all windows of a point; a fixed number of requests takes what its rate needs."""
+    if bench.num_requests and bench.request_rate:
+        return usual_windows(bench) * bench.num_requests / bench.request_rate
+    return usual_windows(bench) * bench.window_s
 
 
 WEEK_MIN = 7 * 24 * 60

@@ -9,6 +9,7 @@ cut off are truncated, never failed, and stand in no latency figure (issue 2, Me
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -16,9 +17,11 @@ from dataclasses import replace
 
 from jobs.config import Bench, Limits, Model
 from jobs.errors import ConfigError
+from jobs.measure import dataset
+from jobs.measure.arrivals import poisson
 from jobs.measure.load import Load
-from jobs.measure.metrics import generated_tokens, growth
 from jobs.measure.records import RequestRecord, Target, Window
+from jobs.measure.series import Scraper, finished_between, grown, result, samples
 from jobs.measure.wire import Connections, clock
 from jobs.measure.workload import Workload
 
@@ -26,6 +29,12 @@ __all__ = ["RequestRecord", "Target", "Window", "measure"]
 
 _SCRAPE_S = 5.0
 _SCRAPE_AFTER_STOP_S = 0.5
+
+_APART = 1 << 30
+"""Number of the first warm-up request where the measured ones are counted from 0: none is sent twice."""
+
+_USUAL_CONCURRENCY = 8
+"""Requests in flight while a trace is warmed up, where the config does not say."""
 
 
 def _silent(phase: str) -> None:
@@ -38,44 +47,63 @@ async def measure(
     model: Model,
     target: Target,
     *,
+    salt: int = 0,
     stop: asyncio.Event | None = None,
     on_phase: Callable[[str], None] = _silent,
 ) -> Window:
-    """Measure one point on a running service.
+    """Measure one window on a running service.
 
     The warm-up lasts `bench.warmup_s`, and longer until the first answer is in (or every slot has failed), but no
-    longer than `limits.drain_s` more: then the window never opens. A request has no time limit of its own, since
-    a long prefill takes minutes; `limits.drain_s` after the closing all that is left is cut off.
+    longer than `limits.drain_s` more: then the window never opens. For the rest of that time it also waits until
+    every slot has had an answer. A request has no time limit of its own, since a long prefill takes minutes;
+    `limits.drain_s` after the closing all that is left is cut off.
+
+    With `bench.num_requests`, and for traces, the window holds exactly these requests, from the first start to the
+    last end, after a warm-up with others that has run dry: there the ramps are a part of the question.
 
     Args:
         bench: the load.
         limits: `drain_s` is used.
         model: ordinary token ids for the prompts.
         target: the service.
+        salt: keeps prompts apart from those of other windows (see workload.py); 0: none.
         stop: once set, sending stops at once and what was measured so far comes back within about a second.
         on_phase: told "warmup", "window" and "drain" as they begin.
 
     Raises:
         ConfigError: neither concurrency nor request_rate is given.
+        RunError: the data set cannot be read.
     """
-    if bench.concurrency is None and bench.request_rate is None:
+    traced = bench.workload == "trace"
+    if bench.concurrency is None and bench.request_rate is None and not traced:
         raise ConfigError("bench.concurrency", None, "there is no load without it", "Set it, or bench.request_rate.")
     stop = stop or asyncio.Event()
-    with closing(Connections(target.base_url, _headers(target))) as connections:
-        load = Load(connections, Workload(bench, model, target.model), bench)
+    with closing(Connections(target.base_url, headers(target))) as connections:
+        items = await dataset.load(bench, connections, target.model)
+        workload = Workload(bench, model, target.model, items=items, salt=salt)
+        begun = clock()
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(load.run()), group.create_task(_pass_on(stop, load))]
-            window = await _phases(bench, limits, load, stop, on_phase, _Scraper(group, connections))
-            for task in tasks:
-                task.cancel()
-    return replace(window, records=tuple(_placed(record, window) for record in load.records))
+            scraper = Scraper(group, connections, _SCRAPE_S)
+            before, polling = scraper.scrape(), group.create_task(scraper.run())
+            run = _counted if traced or bench.num_requests else _timed
+            window = await run(bench, limits, connections, workload, stop, on_phase, scraper)
+            polling.cancel()
+            after = scraper.scrape()
+            await scraper.end(_SCRAPE_AFTER_STOP_S if stop.is_set() else _SCRAPE_S)
+        return replace(
+            window,
+            begun_s=begun,
+            ended_s=clock(),
+            finished=finished_between(result(before), result(after)),
+            series=samples(scraper.pages),
+            records=tuple(_placed(record, window) for record in window.records),
+        )
 
 
-def _headers(target: Target) -> dict[str, str]:
-    headers = {"Content-Type": "application/json"}
-    if target.api_key is not None:
-        headers["Authorization"] = f"Bearer {target.api_key}"
-    return headers
+def headers(target: Target) -> dict[str, str]:
+    """Return the headers of every request to a service."""
+    fixed = {"Content-Type": "application/json"}
+    return fixed if target.api_key is None else fixed | {"Authorization": f"Bearer {target.api_key}"}
 
 
 async def _pass_on(stop: asyncio.Event, load: Load) -> None:
@@ -84,24 +112,33 @@ async def _pass_on(stop: asyncio.Event, load: Load) -> None:
     load.news.set()
 
 
-class _Scraper:
-    """Reads the engines' counters beside the load, never in its way."""
-
-    def __init__(self, group: asyncio.TaskGroup, connections: Connections) -> None:
-        self._group, self._connections = group, connections
-        self._tasks: list[asyncio.Task[dict[str, float] | None]] = []
-
-    def scrape(self) -> None:
-        """Start one reading."""
-        self._tasks.append(self._group.create_task(generated_tokens(self._connections, _SCRAPE_S)))
-
-    async def growth(self, limit_s: float) -> dict[str, int]:
-        """Return the tokens of each engine from the first reading to the last; empty where one is missing."""
-        _, late = await asyncio.wait(self._tasks, timeout=limit_s)
-        for task in late:
+async def _timed(
+    bench: Bench,
+    limits: Limits,
+    connections: Connections,
+    workload: Workload,
+    stop: asyncio.Event,
+    on_phase: Callable[[str], None],
+    scraper: Scraper,
+) -> Window:
+    """Measure a window of time in a load that was there before and goes on after it."""
+    load = Load(connections, workload, bench)
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(load.run()), group.create_task(_pass_on(stop, load))]
+        window = await _phases(bench, limits, load, stop, on_phase, scraper)
+        for task in tasks:
             task.cancel()
-        first, last = (None if task in late else task.result() for task in (self._tasks[0], self._tasks[-1]))
-        return {} if first is None or last is None else growth(first, last)
+    return replace(window, records=tuple(load.records))
+
+
+async def _warm_up(bench: Bench, limits: Limits, load: Load, stop: asyncio.Event) -> bool:
+    """Return whether the service answers under this load."""
+    await load.until(lambda: False, stop, bench.warmup_s)
+    began = clock()
+    warm = await load.until(load.warm, stop, limits.drain_s)
+    if warm:
+        await load.until(load.filled, stop, max(0.0, limits.drain_s - (clock() - began)))
+    return warm
 
 
 async def _phases(
@@ -110,29 +147,104 @@ async def _phases(
     load: Load,
     stop: asyncio.Event,
     on_phase: Callable[[str], None],
-    scraper: _Scraper,
+    scraper: Scraper,
 ) -> Window:
     """Lead the load through its phases; the records are put in by the caller once the last request is cut."""
     begun = clock()
     on_phase("warmup")
-    await load.until(lambda: False, stop, bench.warmup_s)
-    warm = await load.until(load.warm, stop, limits.drain_s)
+    warm = await _warm_up(bench, limits, load, stop)
     opened, cpu = clock(), time.process_time()
     if stop.is_set() or not warm:
         return Window(opened, opened, opened - begun, 0.0, (), {}, 0.0, truncated=True)
 
     on_phase("window")
-    scraper.scrape()
+    first = scraper.scrape()
     await load.until(lambda: False, stop, bench.window_s)
     closed, cpu = min(opened + bench.window_s, clock()), time.process_time() - cpu
-    scraper.scrape()
+    last = scraper.scrape()
 
     on_phase("drain")
     load.sending = load.sending and bench.hold_load
     await load.until(lambda: not any(opened <= s < closed for s in load.in_flight.values()), stop, limits.drain_s)
     drained = clock()
-    tokens = await scraper.growth(_SCRAPE_AFTER_STOP_S if stop.is_set() else _SCRAPE_S)
-    return Window(opened, closed, opened - begun, drained - closed, (), tokens, cpu, truncated=stop.is_set())
+    await asyncio.wait((first, last), timeout=_SCRAPE_AFTER_STOP_S if stop.is_set() else _SCRAPE_S)
+    growth = grown(result(first), result(last))
+    return Window(
+        opened, closed, opened - begun, drained - closed, (), growth.tokens, cpu,
+        truncated=stop.is_set(), growth=growth,
+    )  # fmt: skip
+
+
+async def _counted(
+    bench: Bench,
+    limits: Limits,
+    connections: Connections,
+    workload: Workload,
+    stop: asyncio.Event,
+    on_phase: Callable[[str], None],
+    scraper: Scraper,
+) -> Window:
+    """Measure a fixed number of requests, all of them."""
+    begun = clock()
+    on_phase("warmup")
+    warming = Load(connections, workload.apart(), _for_warm_up(bench, workload), first=_APART)
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(warming.run()), group.create_task(_pass_on(stop, warming))]
+        warm = await _warm_up(bench, limits, warming, stop)
+        warming.sending = False
+        await warming.until(lambda: not warming.in_flight, stop, limits.drain_s)
+        for task in tasks:
+            task.cancel()
+
+    opened, cpu = clock(), time.process_time()
+    if stop.is_set() or not warm:
+        records = tuple(warming.records)
+        return Window(opened, opened, opened - begun, 0.0, records, {}, 0.0, truncated=True)
+    on_phase("window")
+    first = scraper.scrape()
+    count = len(workload.arrivals) if workload.arrivals is not None else bench.num_requests
+    arrivals = _arrivals(bench, workload)
+    load = Load(connections, workload, bench, count=count, arrivals=arrivals)
+    async with asyncio.TaskGroup() as group:
+        passing = group.create_task(_pass_on(stop, load))
+        running = group.create_task(load.run())
+        running.add_done_callback(lambda _: load.news.set())
+        while not stop.is_set() and await _hears(load, running, stop, limits.drain_s):
+            pass
+        passing.cancel()
+        running.cancel()
+    closed, cpu = max([clock(), *(record.end_s for record in load.records)]), time.process_time() - cpu
+    last = scraper.scrape()
+    on_phase("drain")
+    await asyncio.wait((first, last), timeout=_SCRAPE_AFTER_STOP_S if stop.is_set() else _SCRAPE_S)
+    growth = grown(result(first), result(last))
+    records = (*warming.records, *load.records)
+    return Window(
+        opened, closed, opened - begun, 0.0, records, growth.tokens, cpu, truncated=stop.is_set(), growth=growth
+    )
+
+
+async def _hears(load: Load, running: asyncio.Task[None], stop: asyncio.Event, limit_s: float) -> bool:
+    """Wait for the next answer; return False at the end, or when none has come for so long that the rest is cut off."""
+    heard = len(load.records)
+    more = await load.until(lambda: running.done() or len(load.records) > heard, stop, limit_s)
+    return not running.done() and (more or not load.in_flight)
+
+
+def _arrivals(bench: Bench, workload: Workload) -> tuple[float, ...] | None:
+    """Return the times of all requests; None: a closed loop."""
+    if workload.arrivals is not None:
+        return workload.arrivals
+    if bench.request_rate is None:
+        return None
+    return tuple(itertools.islice(poisson(bench.seed, bench.request_rate), bench.num_requests))
+
+
+def _for_warm_up(bench: Bench, workload: Workload) -> Bench:
+    """Return the load before a fixed number of requests: that of the point, or a closed loop before a trace."""
+    if workload.arrivals is None:
+        return bench
+    return replace(bench, request_rate=None, concurrency=bench.concurrency or _USUAL_CONCURRENCY)
 
 
 def _placed(record: RequestRecord, window: Window) -> RequestRecord:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from jobs.config import Bench
 from jobs.measure.arrivals import poisson
@@ -20,12 +20,21 @@ _LONGEST_ERROR = 500
 
 
 class Load:
-    """Keeps requests in flight until it is cancelled or told to send no more.
+    """Keeps requests in flight until it is cancelled, told to send no more, or `count` of them are sent.
 
     Closed loop (no `bench.request_rate`): `bench.concurrency` workers, each with one request at a time. A worker
     whose request failed pauses, 50 ms at first and twice as long each time up to 1 s, so that a dead service is
-    not flooded. Open loop: Poisson arrivals on absolute times. With a concurrency as well, an arrival may wait
-    for a free slot: the wait is the record's `queue_s` and no part of its latencies, as in `vllm bench serve`.
+    not flooded. Open loop: Poisson arrivals on absolute times, or those of the workload. With a concurrency as well,
+    an arrival may wait for a free slot: the wait is the record's `queue_s` and no part of its latencies, as in
+    `vllm bench serve`. The requests of one conversation are sent one after the other, by one worker or arrival.
+
+    Args:
+        connections: to the service.
+        workload: what is sent.
+        bench: the load.
+        first: number of the first request.
+        count: requests in all; None: no end.
+        arrivals: times in s at which requests are sent, instead of those of `bench`.
 
     Attributes:
         records: of all requests that ended, in the order of their ends.
@@ -34,22 +43,33 @@ class Load:
         news: set whenever a request ended.
     """
 
-    def __init__(self, connections: Connections, workload: Workload, bench: Bench) -> None:
+    def __init__(
+        self,
+        connections: Connections,
+        workload: Workload,
+        bench: Bench,
+        *,
+        first: int = 0,
+        count: int | None = None,
+        arrivals: Iterable[float] | None = None,
+    ) -> None:
         self._connections, self._workload, self._bench = connections, workload, bench
         self._chat = bench.endpoint == "chat"
-        self._asked = bench.output_tokens if bench.ignore_eos else None
-        self._indices = itertools.count()
+        self._chains = itertools.count(first // workload.turns)
+        self._end = None if count is None else first + count
+        rate = bench.request_rate
+        self._arrivals = poisson(bench.seed, rate) if arrivals is None and rate is not None else arrivals
         self.records: list[RequestRecord] = []
         self.in_flight: dict[int, float] = {}
         self.sending = True
         self.news = asyncio.Event()
 
     async def run(self) -> None:
-        """Send requests; end when `sending` is False and the last answer is in."""
+        """Send requests; end when `sending` is False, or all are sent, and the last answer is in."""
         bench = self._bench
         async with asyncio.TaskGroup() as group:
-            if bench.request_rate is not None:
-                await self._arrive(group, bench.request_rate, bench.concurrency)
+            if self._arrivals is not None:
+                await self._arrive(group, self._arrivals, bench.concurrency)
             else:
                 for _ in range(bench.concurrency or 0):
                     group.create_task(self._work())
@@ -70,39 +90,61 @@ class Load:
         failures = sum(record.status == "failed" for record in self.records)
         return failures < len(self.records) or failures >= (self._bench.concurrency or 1)
 
+    def filled(self) -> bool:
+        """Tell whether the service has worked on a full load: every slot of a closed loop has had an answer.
+
+        The graphs that engines compile for a batch of this size are compiled by then (torchair: one a batch size).
+        """
+        return self._arrivals is not None or len(self.records) >= (self._bench.concurrency or 1)
+
     async def _work(self) -> None:
         pause = _FIRST_PAUSE_S
-        while self.sending:
-            if await self._request(0.0):
+        while self.sending and (indices := self._next()):
+            if await self._chain(indices, 0.0):
                 pause = _FIRST_PAUSE_S
             else:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    async def _arrive(self, group: asyncio.TaskGroup, rate: float, cap: int | None) -> None:
+    def _next(self) -> range:
+        """Return the numbers of the next requests to be sent in a row; empty once all are sent."""
+        turns = self._workload.turns
+        start = next(self._chains) * turns
+        return range(start, start + turns if self._end is None else min(start + turns, self._end))
+
+    async def _arrive(self, group: asyncio.TaskGroup, arrivals: Iterable[float], cap: int | None) -> None:
         slots = asyncio.Semaphore(cap) if cap else None
         begun = clock()
-        for arrival in poisson(self._bench.seed, rate):
+        for arrival in arrivals:
             await asyncio.sleep(max(0.0, begun + arrival - clock()))
-            if not self.sending:
+            if not self.sending or not (indices := self._next()):
                 return
-            group.create_task(self._request(0.0) if slots is None else self._wait_for(slots))
+            group.create_task(self._chain(indices, 0.0) if slots is None else self._wait_for(slots, indices))
 
-    async def _wait_for(self, slots: asyncio.Semaphore) -> None:
+    async def _wait_for(self, slots: asyncio.Semaphore, indices: range) -> None:
         arrived = clock()
         async with slots:
             if self.sending:
-                await self._request(clock() - arrived)
+                await self._chain(indices, clock() - arrived)
 
-    async def _request(self, queue_s: float) -> bool:
-        index = next(self._indices)
+    async def _chain(self, indices: range, queue_s: float) -> bool:
+        """Send requests one after the other; a failed one ends the row. Returns whether all were answered."""
+        for index in indices:
+            if index > indices.start and not self.sending:
+                break
+            if not await self._request(index, queue_s if index == indices.start else 0.0):
+                return False
+        return True
+
+    async def _request(self, index: int, queue_s: float) -> bool:
         body = self._workload.body(index)
+        asked = self._workload.asked_output(index) if self._bench.ignore_eos else None
         parser = StreamParser(chat=self._chat)
         status: Status = "truncated"
         error = None
         start = self.in_flight[index] = clock()
         try:
-            error = await self._exchange(body, parser)
+            error = await self._exchange(body, parser, asked)
             status = "failed" if error else "ok"
         finally:  # also where the request is cut off by cancellation
             del self.in_flight[index]
@@ -119,12 +161,13 @@ class Load:
                     status=status,
                     error=error,
                     queue_s=queue_s,
+                    asked_input=self._workload.asked_input(index),
                 )
             )
             self.news.set()
         return status == "ok"
 
-    async def _exchange(self, body: bytes, parser: StreamParser) -> str | None:
+    async def _exchange(self, body: bytes, parser: StreamParser, asked: int | None) -> str | None:
         """Send one request, feed its answer to the parser and return what was wrong, or None."""
         try:
             status, refusal = await self._connections.request("POST", self._workload.path, body, parser.feed)
@@ -132,7 +175,7 @@ class Load:
             return parser.error or str(error) or type(error).__name__
         if status != 200:
             return f"HTTP {status}: {_words(refusal.decode(errors='replace'))}"
-        return parser.fault(self._asked)
+        return parser.fault(asked)
 
 
 def _words(text: str) -> str:

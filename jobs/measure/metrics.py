@@ -1,4 +1,4 @@
-"""The service's own counters, read from its `/metrics` page (Prometheus text format)."""
+"""The service's own counters and gauges, read from its `/metrics` page (Prometheus text format)."""
 
 from __future__ import annotations
 
@@ -12,25 +12,56 @@ from jobs.measure.wire import Connections
 GENERATED = "vllm:generation_tokens_total"
 """Tokens that an engine has generated since its start; label `engine` is the data-parallel rank (vLLM)."""
 
+FINISHED = "vllm:request_success_total"
+"""Requests that came to their end, by finish reason; those that were aborted do not count here."""
+
+PREEMPTIONS = "vllm:num_preemptions_total"
+PREFIX_QUERIES = ("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total")
+PREFIX_HITS = ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total")
+"""Prompt tokens that were looked up and found; vLLM 0.9.1 still says gpu_ (v1/metrics/loggers.py)."""
+
+RUNNING = "vllm:num_requests_running"
+WAITING = "vllm:num_requests_waiting"
+KV_USE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
+"""Share of the KV cache that is held, 0 to 1."""
+
+_WANTED = tuple(
+    name.encode()
+    for name in (GENERATED, FINISHED, PREEMPTIONS, *PREFIX_QUERIES, *PREFIX_HITS, RUNNING, WAITING, *KV_USE)
+)
 _SAMPLE = re.compile(r"^(?P<name>[^\s{]+)(?:\{(?P<labels>.*)\})?\s+(?P<value>\S+)(?:\s+-?\d+)?$")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+_ABORTED = 'finished_reason="abort"'
 
 
-def engine_counters(text: str, name: str) -> dict[str, float]:
-    """Return the value of metric `name` for each value of its label `engine`, summed over all other labels.
+def engine_counters(text: str, *names: str, without: str | None = None) -> dict[str, float]:
+    """Return the value of a metric for each value of its label `engine`, summed over all other labels.
 
     A sample without that label counts for engine "0": a service of one engine may leave it out. Lines that are
     no samples are passed over.
+
+    Args:
+        text: the page.
+        names: of the metric; the first one that the page has is taken.
+        without: samples whose labels hold this text are passed over.
     """
-    sums: dict[str, float] = defaultdict(float)
-    for line in text.splitlines():
-        if not line.startswith(name):
-            continue
-        sample = _SAMPLE.match(line.strip())
-        if sample and sample["name"] == name:
-            labels = dict(_LABEL.findall(sample["labels"] or ""))
-            sums[labels.get("engine", "0")] += float(sample["value"])
-    return dict(sums)
+    for name in names:
+        sums: dict[str, float] = defaultdict(float)
+        for line in text.splitlines():
+            if not line.startswith(name):
+                continue
+            sample = _SAMPLE.match(line.strip())
+            if sample and sample["name"] == name and not (without and without in (sample["labels"] or "")):
+                labels = dict(_LABEL.findall(sample["labels"] or ""))
+                sums[labels.get("engine", "0")] += float(sample["value"])
+        if sums:
+            return dict(sums)
+    return {}
+
+
+def finished(text: str) -> dict[str, float]:
+    """Return the requests of each engine that came to their end so far."""
+    return engine_counters(text, FINISHED, without=_ABORTED)
 
 
 def growth(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, int]:
@@ -44,12 +75,25 @@ def growth(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str,
     }
 
 
-async def generated_tokens(connections: Connections, limit_s: float) -> dict[str, float] | None:
-    """Return the generated tokens of each engine so far; None where the service does not tell in `limit_s`."""
-    page: list[bytes] = []
+async def read_page(connections: Connections, limit_s: float) -> str | None:
+    """Return the lines of the page that are of use here; None where the service does not give it in `limit_s`.
+
+    A page of a service with many engines has thousands of lines: choosing them by their bytes keeps the turn of
+    the event loop, and with it the stamps of the load, short.
+    """
+    pieces: list[bytes] = []
     try:
         async with asyncio.timeout(limit_s):
-            status, _ = await connections.request("GET", "/metrics", b"", lambda data, _: page.append(data))
+            status, _ = await connections.request("GET", "/metrics", b"", lambda data, _: pieces.append(data))
     except OSError:
         return None
-    return engine_counters(b"".join(page).decode(errors="replace"), GENERATED) if status == 200 else None
+    if status != 200:
+        return None
+    lines = b"".join(pieces).split(b"\n")
+    return b"\n".join(line for line in lines if line.startswith(_WANTED)).decode(errors="replace")
+
+
+async def generated_tokens(connections: Connections, limit_s: float) -> dict[str, float] | None:
+    """Return the generated tokens of each engine so far; None where the service does not tell in `limit_s`."""
+    page = await read_page(connections, limit_s)
+    return None if page is None else engine_counters(page, GENERATED)

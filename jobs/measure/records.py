@@ -51,6 +51,7 @@ class RequestRecord:
         error: why a request failed, in the service's words where it had any; None otherwise.
         in_window: it started in [opened, closed): its latencies count.
         queue_s: time it waited for a free slot under the cap of an open loop before start_s; else 0.
+        asked_input: prompt length that was asked for, tokens; None: it cannot be told in tokens (a text).
     """
 
     index: int
@@ -64,6 +65,34 @@ class RequestRecord:
     error: str | None = None
     in_window: bool = True
     queue_s: float = 0.0
+    asked_input: int | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One engine at one moment (seconds of the records' clock). None: the service does not tell."""
+
+    time_s: float
+    engine: str
+    running: float | None
+    waiting: float | None
+    kv_use: float | None
+    preemptions: float | None
+    generated_tokens: float | None
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What the engines' counters say of a span. None: they do not tell.
+
+    Attributes:
+        tokens: generated, by engine number; empty: not told.
+    """
+
+    tokens: Mapping[str, int]
+    preemptions: int | None = None
+    prefix_queries: int | None = None
+    prefix_hits: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +109,10 @@ class Window:
             engine number, from the service's own counters; empty: it publishes none.
         cpu_s: processor seconds of this process between opening and closing.
         truncated: the window or its drain was ended early from outside, or it never opened.
+        growth: what else the engines' counters say of the time between opening and closing.
+        begun_s, ended_s: from before the first request to after the last one, on the clock of the records.
+        finished: requests that came to their end on the engines in that time; None: the service does not tell.
+        series: what the service said of itself, once a second.
     """
 
     opened_s: float
@@ -90,6 +123,11 @@ class Window:
     engine_tokens: Mapping[str, int]
     cpu_s: float
     truncated: bool
+    growth: Growth = field(default_factory=lambda: Growth({}))
+    begun_s: float = 0.0
+    ended_s: float = 0.0
+    finished: int | None = None
+    series: tuple[Sample, ...] = ()
 
     @property
     def seconds(self) -> float:

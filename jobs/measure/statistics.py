@@ -11,20 +11,29 @@ ramp before nor the drain after can bias them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jobs.config import Bench
+from jobs.config import Bench, Slo
 from jobs.measure.records import RequestRecord, Window
 
 Figure = float | int | None
 Floats = NDArray[np.float64]
 
 PERCENTILES = (50, 90, 99)
+
+
+def enough(count: int, percentile: float) -> bool:
+    """Tell whether so many values can show a percentile: one of them lies beyond it (p90: 10, p99: 100 values).
+
+    A p99 of 20 values would be their maximum under another name. The median is shown of any number.
+    """
+    return count > 0 and (percentile <= 50 or count * (100 - percentile) >= 100)
 
 
 class Latencies(NamedTuple):
@@ -54,7 +63,12 @@ def summarize(window: Window, bench: Bench) -> dict[str, Figure]:
     completed, failed, truncated_requests: requests that started in the window, by how they ended.
     request_s: whole answers that *ended* in the window, per second.
     {ttft,tpot,itl,e2el}_ms_{mean,std,p50,p90,p99}: ms; std with denominator N and percentiles by linear
-        interpolation, both as numpy's (and `vllm bench serve`'s) defaults.
+        interpolation, both as numpy's (and `vllm bench serve`'s) defaults. A percentile of too few values is None
+        (`enough`).
+    goodput_s: whole answers that ended in the window and kept every limit of `bench.slo`, per second.
+    input_tokens_mean, output_tokens_mean: real lengths by the engine's count.
+    prefix_hit_share: prompt tokens of the window that the engines found in their prefix caches.
+    preemptions: requests of the window that an engine put back for want of KV cache; their tokens are computed twice.
     output_tok_s: output tokens that arrived in the window, per second (`arrived_tokens`).
     total_tok_s: the same plus the prompts of requests whose first token arrived in the window.
     tok_s_per_user: 1000 / tpot_ms_mean: the decoding speed that one user sees.
@@ -79,7 +93,86 @@ def summarize(window: Window, bench: Bench) -> dict[str, Figure]:
     row["total_tok_s"] = _per_second(output + _prompt_tokens(window, bench), window)
     row["tok_s_per_user"] = 1e3 / tpot if tpot else None
     row["client_cpu_share"] = _per_second(window.cpu_s, window)
+    row["goodput_s"] = _per_second(kept(window, bench.slo), window) if any(asdict(bench.slo).values()) else None
+    row["input_tokens_mean"] = _mean(r.prompt_tokens for r in counted if r.status == "ok")
+    row["output_tokens_mean"] = _mean(r.output_tokens for r in counted if r.status == "ok")
+    growth = window.growth
+    row["prefix_hit_share"] = (growth.prefix_hits or 0) / growth.prefix_queries if growth.prefix_queries else None
+    row["preemptions"] = growth.preemptions
     return row
+
+
+def kept(window: Window, slo: Slo) -> int:
+    """Return the whole answers that ended in the window within every limit; of ITL the request's own p99 counts."""
+    return sum(within(latencies(record), slo) for record in window.records if _is_ended(record, window))
+
+
+def within(one: Latencies, slo: Slo) -> bool:
+    """Tell whether a request kept every limit; a latency that it does not have breaks none."""
+    itl = float(np.percentile(one.itl, 99)) if one.itl.size else None
+    pairs = (
+        (one.ttft, slo.ttft_ms_p99),
+        (one.tpot, slo.tpot_ms_p99),
+        (itl, slo.itl_ms_p99),
+        (one.e2el, slo.e2el_ms_p99),
+    )
+    return all(value is None or limit is None or value <= limit for value, limit in pairs)
+
+
+def broken(window: Window, slo: Slo) -> str | None:
+    """Return the first limit that the window's requests break, with the figure, or None.
+
+    The 99th percentile is taken of however many there are: of few it is nearly their maximum, which is on the safe
+    side of the limit.
+    """
+    each = [latencies(record) for record in window.records if record.in_window and record.status == "ok"]
+    for name, limit in asdict(slo).items():
+        if limit is None or not each:
+            continue
+        field = name.partition("_")[0]
+        values = (
+            np.concatenate([one.itl for one in each])
+            if field == "itl"
+            else np.array([getattr(one, field) for one in each if getattr(one, field) is not None])
+        )
+        if values.size and (found := float(np.percentile(values, 99))) > limit:
+            return f"{name} is {found:.4g}, the limit {limit:g}"
+    return None
+
+
+def queue_grows(window: Window, bench: Bench) -> str | None:
+    """Return words where an open loop's requests come faster than they are answered, or None.
+
+    Fewer answers than arrivals by a tenth and by three standard deviations of a Poisson count.
+    """
+    if bench.request_rate is None or window.seconds <= 0:
+        return None
+    arrivals = sum(r.in_window for r in window.records) if bench.concurrency is None else None
+    expected = bench.request_rate * window.seconds if arrivals is None else float(arrivals)
+    missing = expected - _ended(window)
+    if missing > 0.1 * expected and missing > 3 * expected**0.5:
+        return f"the queue grows: {expected:.0f} requests came in the window and {_ended(window)} were answered"
+    return None
+
+
+def of_series(window: Window) -> dict[str, Figure]:
+    """Return figures of what the service said of itself in the window: means over time, of all engines together."""
+    inside = [sample for sample in window.series if window.opened_s <= sample.time_s < window.closed_s]
+    uses = [sample.kv_use for sample in inside if sample.kv_use is not None]
+    return {
+        "running_mean": _mean_total((sample.time_s, sample.running) for sample in inside),
+        "waiting_mean": _mean_total((sample.time_s, sample.waiting) for sample in inside),
+        "kv_use_max": max(uses, default=None),
+    }
+
+
+def _mean_total(samples: Iterable[tuple[float, float | None]]) -> float | None:
+    """Return the mean over moments of the sums over engines."""
+    totals: dict[float, float] = {}
+    for time, value in samples:
+        if value is not None:
+            totals[time] = totals.get(time, 0.0) + value
+    return float(np.mean(list(totals.values()))) if totals else None
 
 
 def arrived_tokens(window: Window) -> float:
@@ -101,8 +194,32 @@ def arrived_tokens(window: Window) -> float:
     return total
 
 
+def series_table(windows: Sequence[Window]) -> pa.Table:
+    """Return one row per engine and second, for series.parquet: times in s from the opening of its window."""
+    pairs = [(number, window, sample) for number, window in enumerate(windows, 1) for sample in window.series]
+    columns = {
+        "window": pa.array([number for number, _, _ in pairs], pa.int64()),
+        "time_s": pa.array([sample.time_s - window.opened_s for _, window, sample in pairs], pa.float64()),
+        "in_window": pa.array([w.opened_s <= sample.time_s < w.closed_s for _, w, sample in pairs], pa.bool_()),
+        "engine": pa.array([sample.engine for _, _, sample in pairs], pa.string()),
+    }
+    for name in ("running", "waiting", "kv_use", "preemptions", "generated_tokens"):
+        columns[name] = pa.array([getattr(sample, name) for _, _, sample in pairs], pa.float64())
+    return pa.table(columns)
+
+
+def requests_table(windows: Sequence[Window]) -> pa.Table:
+    """Return the requests of all windows of a point; the column `window` counts from 1."""
+    tables = [records_table(window) for window in windows] or [records_table(_EMPTY)]
+    numbers = [number for number, table in enumerate(tables, 1) for _ in range(len(table))]
+    return pa.concat_tables(tables).append_column("window", pa.array(numbers, pa.int64()))
+
+
+_EMPTY = Window(0.0, 0.0, 0.0, 0.0, (), {}, 0.0, truncated=True)
+
+
 def records_table(window: Window) -> pa.Table:
-    """Return one row per request, for requests.parquet: times in s from the opening, latencies in ms."""
+    """Return one row per request: times in s from the opening, latencies in ms."""
     records = window.records
     each = [latencies(record) for record in records]
     columns = {
@@ -124,7 +241,16 @@ def records_table(window: Window) -> pa.Table:
 
 
 def _ended(window: Window) -> int:
-    return sum(r.status == "ok" and window.opened_s <= r.end_s < window.closed_s for r in window.records)
+    return sum(_is_ended(record, window) for record in window.records)
+
+
+def _is_ended(record: RequestRecord, window: Window) -> bool:
+    return record.status == "ok" and window.opened_s <= record.end_s < window.closed_s
+
+
+def _mean(values: Iterable[int | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _prompt_tokens(window: Window, bench: Bench) -> float:
@@ -146,8 +272,12 @@ def _spread(name: str, values: Iterable[float]) -> dict[str, Figure]:
     keys = [f"{name}_mean", f"{name}_std", *(f"{name}_p{p}" for p in PERCENTILES)]
     if not data.size:
         return dict.fromkeys(keys)
-    figures = [data.mean(), data.std(), *np.percentile(data, PERCENTILES)]
-    return {key: float(figure) for key, figure in zip(keys, figures, strict=True)}
+    shown = [
+        value if enough(data.size, p) else None
+        for p, value in zip(PERCENTILES, np.percentile(data, PERCENTILES), strict=True)
+    ]
+    figures = [data.mean(), data.std(), *shown]
+    return {key: None if figure is None else float(figure) for key, figure in zip(keys, figures, strict=True)}
 
 
 def _per_second(amount: float, window: Window) -> float | None:

@@ -1,40 +1,250 @@
-"""Whether a row may be believed. Each check has its reason; the first one that fails stands in the row."""
+"""Whether a row may be believed. Each check has its reason; the first one that fails stands in the row.
+
+A check that fails makes the row **invalid** where its figures are not those of the question: requests that failed,
+other lengths than asked, somebody else's load, a client that was too slow, a cache that helped. It becomes a **note**
+where they are, but a reader should know more: preemptions, few requests, a short window, an uneven balance.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.config import Config
-from jobs.measure.records import Window
+import numpy as np
+
+from jobs.config import Bench, Config
+from jobs.measure import lengths
+from jobs.measure.records import RequestRecord, Window
+from jobs.measure.statistics import latencies
+
+LENGTH_TOLERANCE = 0.01
+"""Mean prompt length against what was asked."""
+
+FOREIGN_SHARE = 0.05
+"""Tokens beyond ours of which the rest is taken to be the difference of moments: a page is read, a token on its way."""
+
+FOREIGN_IN_FLIGHT = 4
+"""Further tokens for each request in flight, for the same reason."""
+
+LEAST_SHARE, NOTED_SHARE = 0.25, 0.75
+"""Of an even part of the tokens: below the first a data-parallel rank took no part, below the second it is noted."""
+
+ENOUGH_TO_BALANCE, FEW_TO_BALANCE = 50, 8
+"""Requests for each data-parallel rank: with fewer than the first an uneven window is chance, with fewer than the
+second not even worth a note. vLLM balances by counts that are 0.1 s old, so requests in step may all go one way."""
+
+CPU_LIMIT, CPU_NOTED = 0.95, 0.7
+"""Processor share of the client, one event loop: near 1 the client was measured."""
+
+UNINTENDED_HITS = 0.02
+"""Share of prompt tokens found in a prefix cache beyond what is intended: equal words of a chat template, no more."""
+
+WINDOW_TTFTS = 3.0
+"""A window of fewer TTFT p99's saw hardly any request from its start to its end."""
+
+STALL_S = 10.0
 
 
-def invalid_reason(config: Config, window: Window, figures: Mapping[str, Any]) -> str | None:
+def invalid_reason(config: Config, window: Window, figures: Mapping[str, Any], probes: int = 0) -> str | None:
     """Return why the figures of this window cannot be believed, or None.
 
     Args:
         config: of the point.
         window: what was measured.
         figures: its summary (`statistics.summarize`).
+        probes: one-token requests that our own watch sent from `window.begun_s` to `window.ended_s`.
     """
-    if not figures["completed"]:
-        errors = [record.error for record in window.records if record.error]
-        why = f": {errors[0]}" if errors else ""
+    return (
+        _unanswered(config.bench, window, figures)
+        or _lengths(window)
+        or _silent(config, window)
+        or _foreign(window, figures, probes)
+        or _hits(config, figures)
+        or _saturated(figures)
+    )
+
+
+def notes(config: Config, window: Window, figures: Mapping[str, Any]) -> list[str]:
+    """Return what a reader of a valid row should know as well."""
+    found = []
+    if figures["failed"]:
+        found.append(f"{figures['failed']} requests failed: {_first_error(window)}")
+    if figures["preemptions"]:
+        found.append(f"{figures['preemptions']} preemptions: the KV cache was full")
+    found += _uneven(config, window)
+    ttft = _ttft_p99(window)
+    if ttft and window.seconds * 1e3 < WINDOW_TTFTS * ttft:
+        found.append(f"the window is shorter than {WINDOW_TTFTS:g} x TTFT p99 ({ttft / 1e3:.3g} s)")
+    if 0 < figures["completed"] < 100:
+        found.append(f"{figures['completed']} requests: too few for a p99")
+    low, _ = intended_hits(config) or (0.0, 1.0)
+    share = figures["prefix_hit_share"]
+    if share is not None and share < low:
+        found.append(f"prefix cache hits {share:.0%}, at least {low:.0%} were intended")
+    if (figures["client_cpu_share"] or 0.0) > CPU_NOTED:
+        found.append(f"the client used {figures['client_cpu_share']:.0%} of one processor")
+    if (stall := _longest_silence(window)) > STALL_S and stall * 1e3 > 2 * (figures["ttft_ms_p50"] or 0.0):
+        found.append(f"no token came for {stall:.0f} s of the window")
+    return found
+
+
+def _unanswered(bench: Bench, window: Window, figures: Mapping[str, Any]) -> str | None:
+    completed, failed, cut = figures["completed"], figures["failed"], figures["truncated_requests"]
+    if not completed:
+        words = next((record.error for record in window.records if record.error), None)
+        why = f": {words}" if words else ""
         if window.closed_s <= window.opened_s:
             return f"the window never opened: no answer within bench.warmup_s and limits.drain_s{why}"
         return f"no request of the window was completed{why}"
-    if figures["failed"]:
-        errors = [record.error for record in window.records if record.error and record.in_window]
-        return f"{figures['failed']} requests failed: {errors[0] if errors else 'no words'}"
+    if completed < bench.min_success * (completed + failed):
+        return f"{failed} requests failed: {_first_error(window)}"
     if not figures["output_tok_s"]:
         return "no token arrived in the window"
     if window.truncated:
         return "the window was cut short"
-    if figures["truncated_requests"]:
-        return f"{figures['truncated_requests']} requests had no whole answer within limits.drain_s after the window"
+    if cut:
+        return f"{cut} requests had no whole answer within limits.drain_s after the window"
+    return None
+
+
+def _first_error(window: Window) -> str:
+    return next((record.error for record in window.records if record.error and record.in_window), None) or "no words"
+
+
+def _lengths(window: Window) -> str | None:
+    """Compare real prompt lengths with what was asked. Output lengths are checked at each answer (sse.py)."""
+    pairs = [
+        (record.prompt_tokens, record.asked_input)
+        for record in window.records
+        if record.in_window and record.status == "ok" and record.prompt_tokens and record.asked_input
+    ]
+    if not pairs:
+        return None
+    real, asked = (float(np.mean(values)) for values in zip(*pairs, strict=True))
+    if abs(real / asked - 1) > LENGTH_TOLERANCE:
+        return f"prompts had {real:.5g} tokens on average instead of {asked:.5g}"
+    return None
+
+
+def _silent(config: Config, window: Window) -> str | None:
     served, ranks = window.engine_tokens, config.parallel.data_parallel_size
     load = config.bench.concurrency or ranks
     silent = [str(rank) for rank in range(ranks) if not served.get(str(rank))]
     if served and silent and load >= ranks:
         return f"data-parallel rank {', '.join(silent)} served no token in the window"
+    share = _least_share(config, window, ENOUGH_TO_BALANCE)
+    if share and share[1] < LEAST_SHARE:
+        return f"data-parallel rank {share[0]} served {share[1]:.0%} of an even share"
     return None
+
+
+def _uneven(config: Config, window: Window) -> list[str]:
+    share = _least_share(config, window, FEW_TO_BALANCE)
+    if share is None or share[1] >= NOTED_SHARE:
+        return []
+    return [f"data-parallel rank {share[0]} served {share[1]:.0%} of an even share"]
+
+
+def _least_share(config: Config, window: Window, requests_each: int) -> tuple[str, float] | None:
+    """Return the rank that served least and its part of an even share; None where the load is too small to tell."""
+    served, ranks = window.engine_tokens, config.parallel.data_parallel_size
+    requests = sum(record.in_window for record in window.records)
+    load = config.bench.concurrency or requests
+    if len(served) < 2 or not sum(served.values()) or load < ranks or requests < requests_each * ranks:
+        return None
+    rank, tokens = min(served.items(), key=lambda pair: pair[1])
+    return rank, tokens * ranks / sum(served.values())
+
+
+def _foreign(window: Window, figures: Mapping[str, Any], probes: int) -> str | None:
+    """Compare the engines' own counters with what we asked of them: nobody else may have used the service."""
+    if window.finished is not None:
+        ours = probes + sum(_may_have_finished(window))
+        if window.finished > ours:
+            return f"{window.finished - ours} requests that were not ours ran on the service"
+    arrived = (figures["output_tok_s"] or 0.0) * window.seconds
+    generated = sum(window.engine_tokens.values())
+    in_flight = sum(r.start_s < window.closed_s <= r.end_s for r in window.records)
+    if generated > arrived * (1 + FOREIGN_SHARE) + FOREIGN_IN_FLIGHT * (in_flight + 1):
+        return f"the engines made {generated} tokens in the window, {arrived:.0f} of them for us"
+    return None
+
+
+def _may_have_finished(window: Window) -> list[bool]:
+    """Tell of each request whether an engine may have finished it: whole, failed, or cut off near its end.
+
+    One that we cut off may have gone on since its last chunk. It is taken to be finished if that time is at least
+    half of what the fastest of the others needed for the rest.
+    """
+    whole = [record for record in window.records if record.status == "ok"]
+    least = min((len(record.chunk_times) for record in whole), default=0)
+    fastest = min((record.end_s - record.start_s for record in whole), default=0.0)
+    gaps = [float(np.ptp(r.chunk_times)) / (len(r.chunk_times) - 1) for r in whole if len(r.chunk_times) > 1]
+    gap = min(gaps, default=0.0)
+
+    def may(record: RequestRecord) -> bool:
+        chunks = len(record.chunk_times)
+        since = float(record.chunk_times[-1]) if chunks else record.start_s
+        needed = max(0, least - chunks) * gap if chunks else fastest
+        return record.end_s - since >= needed / 2
+
+    return [record.status != "truncated" or may(record) for record in window.records]
+
+
+def intended_hits(config: Config) -> tuple[float, float] | None:
+    """Return between which shares of prompt tokens the prefix caches should find; None: it is not known.
+
+    Whole blocks alone are found, and the upper limit leaves room for chat templates. A conversation's drawn answers
+    are new to the cache, so each turn finds the prompt of the turn before.
+    """
+    bench, block = config.bench, config.parallel.block_size or 128
+    if bench.workload in ("sharegpt", "trace"):
+        return None
+    share = 0.0
+    if bench.workload == "shared_prefix":
+        share = bench.prefix_share
+        whole = round(share * bench.input_tokens) // block * block / bench.input_tokens
+    elif bench.workload == "multi_turn":
+        prompts = [lengths.turn_input(bench, turn) for turn in range(bench.turns)]
+        share = sum(prompts[:-1]) / sum(prompts)
+        whole = sum(prompt // block * block for prompt in prompts[:-1]) / sum(prompts)
+    else:
+        whole = 0.0
+    return 0.75 * whole, share + UNINTENDED_HITS
+
+
+def _hits(config: Config, figures: Mapping[str, Any]) -> str | None:
+    intended, share = intended_hits(config), figures["prefix_hit_share"]
+    if intended is None or share is None or figures["preemptions"]:
+        return None  # a preempted request may find its own blocks again
+    if share > intended[1]:
+        return f"prefix cache hits {share:.0%} of the prompt tokens, at most {intended[1]:.0%} were intended"
+    return None
+
+
+def _saturated(figures: Mapping[str, Any]) -> str | None:
+    share = figures["client_cpu_share"] or 0.0
+    if share > CPU_LIMIT:
+        return f"the client used {share:.0%} of its processor: it was measured, not the service"
+    return None
+
+
+def _ttft_p99(window: Window) -> float | None:
+    each = (latencies(record).ttft for record in window.records if record.in_window and record.status == "ok")
+    known = [ttft for ttft in each if ttft is not None]
+    return float(np.percentile(known, 99)) if known else None
+
+
+def _longest_silence(window: Window) -> float:
+    """Return the longest time in the window without any token, while requests were under way, s."""
+    if not window.records or window.seconds <= 0:
+        return 0.0
+    times = np.concatenate([record.chunk_times for record in window.records])
+    inside = np.sort(times[(times >= window.opened_s) & (times < window.closed_s)])
+    if inside.size < 2:
+        return 0.0
+    gaps = np.diff(inside)
+    place = int(gaps.argmax())
+    begin, end = float(inside[place]), float(inside[place + 1])
+    busy = any(record.start_s <= begin + 1e-9 and record.end_s >= end for record in window.records)
+    return float(gaps[place]) if busy else 0.0

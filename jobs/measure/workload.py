@@ -1,26 +1,46 @@
-"""Prompts: the i-th request body is a pure function of (bench.seed, i), so the same at every concurrency.
+"""Prompts: the i-th request of a workload is a pure function of (bench.seed, i), so the same at every concurrency.
 
-Building one must not disturb the load: a body is one random draw and one look-up in a table of fixed-width
-pieces of JSON, about 0.2 ms for 32,768 tokens (`benchmarks/client_overhead.py --bodies`).
+    random         exactly so many random token ids; no two prompts begin alike
+    shared_prefix  the first `prefix_share` of a prompt is that of its group (prompt number modulo `prefix_groups`)
+    multi_turn     conversations: each request repeats all that was said before. The answers in it are drawn, not
+                   the model's, so that the prompts are the same at every load; they are sent one after the other
+    needle         a text with one fact at `needle_depth` and a question on it (needle.py)
+    sharegpt       first question and answer of each conversation of a ShareGPT file, shuffled by the seed
+    trace          lines of a JSONL file at their times (dataset.py)
+
+**Prefix caches.** Two points on one service send the same prompts, and with caching on the second would find those
+of the first. No endpoint that empties the cache is there on every release. So where caching is not off, each window
+has a *salt*: it shifts one of a prompt's first numbers (or stands before its text), and since the key of a cached
+block holds all blocks before it, nothing of another window is found. With caching off there is no salt and the
+prompts are the same byte for byte. Whether it worked is seen in the engine's own counters (validity.py).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs.config import Bench, Model
-from jobs.measure.words import WORDS
+from jobs.measure import lengths
+from jobs.measure.bodies import Writer
+from jobs.measure.needle import haystack
+
+_PREFIXES = 1 << 40
+"""Prefixes are prompts of these numbers and above, which no request has."""
+
+_HASH_BLOCK = 512
+"""Tokens of one `hash_ids` entry of a trace (Mooncake, FAST'25 release: FAST25-release/traces)."""
 
 
-def numbers(seed: int, index: int, count: int, low: int, high: int) -> NDArray[np.int32]:
+def numbers(seed: int, index: int, count: int, low: int, high: int, salt: int = 0) -> NDArray[np.int32]:
     """Return prompt number `index`: `count` integers of [low, high), shape (count,).
 
     The first ones are the digits of `index`, lowest first, and the rest is random. So two prompts differ
-    for certain, and already in their first numbers: no prefix cache can help (issue 2, Measure).
+    for certain, and already in their first numbers: no prefix cache can help (issue 2, Measure). `salt` shifts the
+    number after the digits.
     """
     if count < 1 or high <= low:
         raise ValueError(f"no prompt of {count} numbers of [{low}, {high})")
@@ -30,51 +50,127 @@ def numbers(seed: int, index: int, count: int, low: int, high: int) -> NDArray[n
         rest, digit = divmod(rest, base) if base > 1 else (0, 0)
         drawn[place] = low + digit
         place += 1
+    if salt and place < count:
+        drawn[place] = low + (drawn[place] - low + salt) % base
     return drawn
 
 
-class Workload:
-    """Request bodies of one point, as JSON bytes ready to send.
+@dataclass(frozen=True)
+class Item:
+    """One request of a data set.
 
-    endpoint=completions sends exactly `input_tokens` random token ids of the model's ordinary range;
-    endpoint=chat sends one user message of `input_tokens` words (the engine counts its tokens itself).
-
-    Args:
-        bench: lengths, endpoint, sampling and seed.
-        model: ordinary token ids.
-        name: the value of "model" in each request.
+    Attributes:
+        at_s: when it arrives, from the first one; 0 where the data set has no times.
+        text: of the prompt; None: random tokens.
+        input_tokens: prompt length; None: that of the text.
+        output_tokens: output length.
+        blocks: contents of the prompt's blocks of 512 tokens, by number: equal numbers are equal tokens.
     """
 
-    def __init__(self, bench: Bench, model: Model, name: str) -> None:
-        self._seed, self._count = bench.seed, bench.input_tokens
-        self.path = "/v1/chat/completions" if bench.endpoint == "chat" else "/v1/completions"
-        options = {
-            "model": name,
-            "max_tokens": bench.output_tokens,
-            "temperature": bench.temperature,
-            "ignore_eos": bench.ignore_eos,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        head = json.dumps(options).removesuffix("}")
-        if bench.endpoint == "chat":
-            self._low, self._high = 0, len(WORDS)
-            self._table = _table([word + " " for word in WORDS])
-            head, tail = head + ', "messages": [{"role": "user", "content": "', '"}]}'
-        else:
-            self._low, self._high = model.shape.token_ids
-            self._table = _table([f"{i}," for i in range(self._low, self._high)])
-            head, tail = head + ', "prompt": [', "]}"
-        self._head, self._tail = head.encode(), tail.encode()
+    at_s: float = 0.0
+    text: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int = 1
+    blocks: tuple[int, ...] = ()
+
+
+class Workload:
+    """Requests of one window.
+
+    Args:
+        bench: workload, lengths, endpoint, sampling and seed.
+        model: ordinary token ids.
+        name: the value of "model" in each request.
+        items: of the data set, where the workload has one.
+        salt: number that no other window on this service has, where its engine caches prefixes; else 0.
+
+    Attributes:
+        turns: requests that are sent one after the other: 1, or those of a conversation.
+        arrivals: times of the requests in s, where the workload itself has them.
+    """
+
+    def __init__(self, bench: Bench, model: Model, name: str, *, items: Sequence[Item] = (), salt: int = 0) -> None:
+        self._bench, self._items, self._salt = bench, items, salt
+        self._model, self._name = model, name
+        self._writer = Writer(bench, model, name)
+        self.path = self._writer.path
+        self.turns = bench.turns if bench.workload == "multi_turn" else 1
+        self.arrivals = tuple(item.at_s for item in items) if bench.workload == "trace" else None
+
+    def apart(self) -> Workload:
+        """Return the same requests under another salt, where there is one: what they leave in a cache helps no one."""
+        return Workload(self._bench, self._model, self._name, items=self._items, salt=-self._salt)
 
     def body(self, index: int) -> bytes:
         """Return the body of request number `index`."""
-        drawn = numbers(self._seed, index, self._count, self._low, self._high)
-        pieces = self._table.take(drawn - self._low).tobytes()
-        return self._head + pieces[:-1] + self._tail
+        kind, output = self._bench.workload, self.asked_output(index)
+        if kind == "needle":
+            return self._writer.text(self._salted(self._haystack(index)), output)
+        if kind in ("sharegpt", "trace"):
+            item = self._item(index)
+            if item.text is not None:
+                return self._writer.text(self._salted(item.text), output)
+            return self._writer.numbers(self._of_item(item, index), output)
+        if kind == "multi_turn":
+            return self._turn(*divmod(index, self.turns), output)
+        count, _ = lengths.drawn(self._bench, index)
+        if kind == "shared_prefix":
+            return self._writer.numbers(self._with_prefix(index, count), output)
+        return self._writer.numbers(self._numbers(index, count), output)
 
+    def asked_input(self, index: int) -> int | None:
+        """Return the prompt length of request number `index` in tokens; None where it cannot be told (texts)."""
+        kind = self._bench.workload
+        if self._writer.chat or kind == "needle":
+            return None
+        if kind in ("sharegpt", "trace"):
+            return self._item(index).input_tokens
+        if kind == "multi_turn":
+            return lengths.turn_input(self._bench, index % self.turns)
+        return lengths.drawn(self._bench, index)[0]
 
-def _table(pieces: Sequence[str]) -> NDArray[np.void]:
-    """Return pieces of JSON as opaque items of one width; JSON allows the padding before a number."""
-    width = max(map(len, pieces))
-    return np.array([piece.rjust(width).encode() for piece in pieces], dtype=f"V{width}")
+    def asked_output(self, index: int) -> int:
+        """Return the output length of request number `index`, tokens."""
+        if self._items:
+            return self._item(index).output_tokens
+        return self._bench.output_tokens if self.turns > 1 else lengths.drawn(self._bench, index)[1]
+
+    def _item(self, index: int) -> Item:
+        return self._items[index % len(self._items)]
+
+    def _numbers(self, index: int, count: int) -> NDArray[np.int32]:
+        writer = self._writer
+        return numbers(self._bench.seed, index, count, writer.low, writer.high, self._salt)
+
+    def _with_prefix(self, index: int, count: int) -> NDArray[np.int32]:
+        shared = round(self._bench.prefix_share * count)
+        group = index % self._bench.prefix_groups
+        parts = [self._numbers(_PREFIXES + group, shared)] if shared else []
+        parts += [self._numbers(index, count - shared)] if shared < count else []
+        return np.concatenate(parts)
+
+    def _turn(self, conversation: int, turn: int, output: int) -> bytes:
+        """A conversation is one row of numbers; its turns are longer and longer beginnings of it."""
+        said = self._numbers(conversation, lengths.turn_input(self._bench, self.turns - 1))
+        said = said[: lengths.turn_input(self._bench, turn)]
+        if not self._writer.chat:
+            return self._writer.numbers(said, output)
+        step = self._bench.input_tokens + self._bench.output_tokens
+        cuts = [cut for t in range(turn) for cut in (t * step + self._bench.input_tokens, (t + 1) * step)]
+        return self._writer.turns(np.split(said, cuts), output)
+
+    def _of_item(self, item: Item, index: int) -> NDArray[np.int32]:
+        count = item.input_tokens or 1
+        if not item.blocks:
+            return self._numbers(index, count)
+        blocks = [self._numbers(_PREFIXES + block, _HASH_BLOCK) for block in item.blocks]
+        rest = count - _HASH_BLOCK * len(blocks)
+        blocks += [self._numbers(index, rest)] if rest > 0 else []
+        return np.concatenate(blocks)[:count]
+
+    def _haystack(self, index: int) -> str:
+        count, _ = lengths.drawn(self._bench, index)
+        return haystack(self._bench.seed, index, count, self._bench.needle_depth).prompt
+
+    def _salted(self, text: str) -> str:
+        return f"[{self._salt}] {text}" if self._salt else text

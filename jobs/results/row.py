@@ -8,16 +8,21 @@ from typing import Any
 
 from jobs.config import Bench, Config
 from jobs.measure.records import Window
-from jobs.measure.statistics import summarize
+from jobs.measure.repeats import SPREAD_COLUMNS
+from jobs.measure.statistics import of_series, summarize
 from jobs.service import fingerprint
 
 NOT_RUN = "not run: "
 """Begins the reason of a row whose point was never measured; a resume runs it."""
 
 HEAD = ("point", "service")
-STATE = ("engine", "release", "valid", "invalid_reason", "truncated")
-FIGURES = tuple(summarize(Window(0.0, 1.0, 0.0, 0.0, (), {}, 0.0, truncated=False), Bench()))
+STATE = ("engine", "release", "valid", "invalid_reason", "truncated", "notes")
+_EMPTY = Window(0.0, 1.0, 0.0, 0.0, (), {}, 0.0, truncated=False)
+FIGURES = (*summarize(_EMPTY, Bench()), *of_series(_EMPTY))
 """Names of the figures of a window, in their order."""
+
+POINT = ("windows", *SPREAD_COLUMNS, "found_concurrency", "found_request_rate", "probes", "needle_score", "npu_power_w")
+"""What several windows, a search, the questions and the hardware add."""
 
 SERVICE = (
     "engine_tokens",
@@ -38,7 +43,7 @@ SERVICE = (
 
 def columns(swept: tuple[str, ...]) -> list[str]:
     """Return all columns in order; `swept` are the full dotted names of the swept keys (issue 2, Table)."""
-    return [*HEAD, *swept, *STATE, *FIGURES, *SERVICE, *fingerprint.NAMES]
+    return [*HEAD, *swept, *STATE, *FIGURES, *POINT, *SERVICE, *fingerprint.NAMES]
 
 
 def is_finished(row: Mapping[str, Any] | None, *, retry_failed: bool) -> bool:

@@ -15,6 +15,7 @@ from jobs.ascend.rules import Finding, Question
 from jobs.cluster import choose_interface, derive_ports
 from jobs.config import Config
 from jobs.errors import ConfigError
+from jobs.measure.checks import BENCH_LOOKS
 from jobs.measure.external import asked
 from jobs.preflight.findings import check_names
 from jobs.service import command, container, environment
@@ -182,28 +183,6 @@ def _card(config: Config) -> None:
         choose_interface(config.hccl.socket_ifname, ())
 
 
-def _load(config: Config) -> None:
-    bench = config.bench
-    if bench.concurrency is None and bench.request_rate is None:
-        raise ConfigError(
-            "bench.concurrency",
-            None,
-            "neither concurrency nor request_rate is set, so there is no load",
-            "Set bench.concurrency (closed loop) or bench.request_rate (open loop).",
-        )
-
-
-def _length(config: Config) -> None:
-    needed = config.bench.input_tokens + config.bench.output_tokens
-    if config.bench.endpoint == "completions" and needed > config.parallel.max_model_len:
-        raise ConfigError(
-            "parallel.max_model_len",
-            config.parallel.max_model_len,
-            f"bench.input_tokens + bench.output_tokens = {needed}, so the engine would refuse every request",
-            "Raise parallel.max_model_len or shorten the requests.",
-        )
-
-
 def _token_ids(config: Config) -> None:
     low, high = config.model.shape.token_ids
     if not 0 <= low < high:
@@ -227,8 +206,7 @@ LOOKS: tuple[Callable[[Config], object], ...] = (
     lambda config: check_names("preflight.warn_only", config.preflight.warn_only),
     _card,
     _ports,
-    _load,
-    _length,
+    *BENCH_LOOKS,
     asked.check,
     _token_ids,
 )

@@ -87,9 +87,14 @@ class StreamPart:
 
 
 class WholePart:
-    """One choice of an answer without a stream; a listener of the front end."""
+    """One choice of an answer without a stream; a listener of the front end.
 
-    def __init__(self) -> None:
+    Args:
+        begin: words that it begins with; they stand for its first token.
+    """
+
+    def __init__(self, begin: str = "") -> None:
+        self._begin = begin
         self.ended: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
         self.made = 0
 
@@ -97,7 +102,7 @@ class WholePart:
         """Count one token."""
         self.made += 1
         if reason is not None and not self.ended.done():
-            text = "".join(WORDS[i % len(WORDS)] for i in range(self.made))
+            text = self._begin + "".join(WORDS[i % len(WORDS)] for i in range(bool(self._begin), self.made))
             self.ended.set_result((text, reason))
 
     def fail(self, words: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from jobs.simulator.answers import StreamAnswer, WholePart
-from jobs.simulator.asking import Ask, Refused, bad, pinned_rank, read_ask
+from jobs.simulator.asking import Ask, Prompt, Refused, bad, pinned_rank, read_ask, text_tokens
 from jobs.simulator.frontend import Frontend, Listener
 from jobs.simulator.log import Log, server_line
 from jobs.simulator.metrics import render
@@ -35,6 +35,7 @@ class Api:
     Args:
         version: vLLM's, for /version.
         blocks: KV cache blocks of all engines.
+        recall_tokens: longest text of which a question is answered rightly (`engine.rehearsal.recall_tokens`).
         release_gaps: leave out what 0.9.1 lacks (`engine.rehearsal.release_gaps`).
         on_dead: called when a request finds the engines dead; vLLM then ends itself (entrypoints/launcher.py).
     """
@@ -48,10 +49,12 @@ class Api:
         version: str,
         blocks: int,
         release_gaps: bool,
+        recall_tokens: int,
         on_dead: Callable[[], None],
     ) -> None:
         self._frontend, self._settings, self._log = frontend, settings, log
         self._version, self._blocks, self._gaps, self._on_dead = version, blocks, release_gaps, on_dead
+        self._recall_tokens = recall_tokens
 
     def application(self) -> web.Application:
         """Return the aiohttp application."""
@@ -63,6 +66,7 @@ class Api:
                 web.get("/v1/models", self._models),
                 web.get("/version", self._show_version),
                 web.get("/metrics", self._metrics),
+                web.post("/tokenize", self._tokenize),
                 web.post("/v1/completions", self._completions),
                 web.post("/v1/chat/completions", self._chat),
             ]
@@ -108,6 +112,11 @@ class Api:
         shown = engines[-1:] if self._gaps else engines
         text = render(shown, self._settings.names[0], self._blocks, self._settings.block_size)
         return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def _tokenize(self, request: web.Request) -> web.StreamResponse:
+        body = json.loads(await request.read())
+        count = text_tokens(str(body.get("prompt") or ""))
+        return _json({"count": count, "max_model_len": self._settings.max_model_len, "tokens": [0] * count})
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         return await self._answer(request, chat=False)
@@ -172,8 +181,11 @@ class Api:
             await response.write_eof()
         return response
 
+    def _recalled(self, prompt: Prompt) -> str:
+        return prompt.answer if prompt.answer and prompt.tokens <= self._recall_tokens else ""
+
     async def _whole(self, ask: Ask, form: Form, pinned: int | None) -> web.StreamResponse:
-        parts = [WholePart() for _ in ask.prompts]
+        parts = [WholePart(self._recalled(prompt)) for prompt in ask.prompts]
         keys = self._submit(ask, pinned, list(parts))
         try:
             choices = await asyncio.gather(*(part.ended for part in parts))

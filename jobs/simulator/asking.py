@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.simulator.recall import recall
 from jobs.simulator.replies import error_body
 from jobs.simulator.settings import Settings
 
@@ -22,10 +23,11 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt: its length in tokens and the hashes of its whole blocks (with prefix caching only)."""
+    """One prompt: its length in tokens, the hashes of its whole blocks (with prefix caching only), what it asks for."""
 
     tokens: int
     hashes: tuple[int, ...] = ()
+    answer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,14 @@ def _chat_prompt(body: Mapping[str, Any]) -> tuple[Prompt, ...]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise bad("[{'type': 'missing', 'loc': ('body', 'messages'), 'msg': 'Field required'}]")
-    total = 2
+    total, said = 2, ""
     for message in messages:
         content = message.get("content") if isinstance(message, dict) else None
         parts = content if isinstance(content, list) else [{"text": content}]
-        total += 2 + sum(text_tokens(str(part.get("text") or "")) for part in parts if isinstance(part, dict))
-    return (Prompt(total),)
+        texts = [str(part.get("text") or "") for part in parts if isinstance(part, dict)]
+        total += 2 + sum(map(text_tokens, texts))
+        said = "".join(texts)
+    return (Prompt(total, answer=recall(said)),)
 
 
 def _prompts(body: Mapping[str, Any], settings: Settings) -> tuple[Prompt, ...]:

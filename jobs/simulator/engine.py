@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jobs.simulator.roofline import Clock
 from jobs.simulator.scheduler import Request, Scheduler
@@ -21,11 +21,13 @@ class Pace:
         factor: how many times as long everything takes.
         moving: unset while the engine hangs.
         failing: words with which every request fails; None: they do not.
+        longest: tokens after which a request ends, whatever it asked for; None: what it asked for.
     """
 
     factor: float = 1.0
     moving: asyncio.Event = field(default_factory=asyncio.Event)
     failing: str | None = None
+    longest: int | None = None
 
     def __post_init__(self) -> None:
         self.moving.set()
@@ -75,6 +77,8 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Queue a request."""
+        if self._pace.longest is not None and request.limit > self._pace.longest:
+            request = replace(request, limit=self._pace.longest, reason="stop")
         self._scheduler.add(request)
         self._work.set()
 

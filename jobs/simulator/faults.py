@@ -10,6 +10,7 @@ One fault is an object with these keys:
                     error_text    prints `text` as vLLM prints an error; with `code` it leaves
                     log_flood     prints `mb_s` megabytes a second
                     stream_error  its requests get an SSE error event, then [DONE], with HTTP 200
+                    short_output  its requests end after `tokens` tokens, whatever was asked
                     engine_dead   its engines die and tell the head: all requests fail, /health is 503, the head ends
     when            start    the process has read its flags
                     load     loading has begun
@@ -39,11 +40,12 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "error_text": ("text", "code"),
     "log_flood": ("mb_s",),
     "stream_error": (),
+    "short_output": ("tokens",),
     "engine_dead": (),
 }
 """Each kind with the keys that it alone has."""
 
-_NEEDED = {"exit": "code", "slow": "factor", "error_text": "text", "log_flood": "mb_s"}
+_NEEDED = {"exit": "code", "slow": "factor", "error_text": "text", "log_flood": "mb_s", "short_output": "tokens"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,16 @@ class Fault(Section):
 
     rank: Whole
     kind: Literal[
-        "crash", "exit", "hang", "never_ready", "slow", "error_text", "log_flood", "stream_error", "engine_dead"
+        "crash",
+        "exit",
+        "hang",
+        "never_ready",
+        "slow",
+        "error_text",
+        "log_flood",
+        "stream_error",
+        "short_output",
+        "engine_dead",
     ]
     when: Literal["start", "load", "ready", "request", "window"]
     after_s: NotNegative = 0.0
@@ -61,6 +72,7 @@ class Fault(Section):
     factor: Positive | None = None
     text: Text | None = None
     mb_s: Positive | None = None
+    tokens: Count | None = None
 
 
 _ADAPTER = TypeAdapter(Fault)
@@ -86,7 +98,7 @@ def _parse(index: int, item: Mapping[str, Any]) -> Fault:
             f"{_KEY}[{index}].{name}", repr(first["input"]), first["msg"], "See jobs/simulator/faults.py."
         ) from None
     kind: str = fault.kind
-    for name in ("code", "factor", "text", "mb_s"):
+    for name in ("code", "factor", "text", "mb_s", "tokens"):
         value = getattr(fault, name)
         if value is not None and name not in KINDS[kind]:
             raise ConfigError(f"{_KEY}[{index}].{name}", value, f"kind {kind} has no such key", "Leave it out.")

@@ -137,6 +137,7 @@ class Head:
             version=self._spec.release,
             blocks=blocks,
             release_gaps=self._spec.rehearsal.release_gaps,
+            recall_tokens=self._spec.rehearsal.recall_tokens,
             on_dead=self._ending.set,
         )
         if settings.log_stats:

@@ -85,6 +85,8 @@ class Player:
             self._tasks.add(task)
         elif fault.kind == "stream_error":
             self.pace.failing = ENGINE_DEAD
+        elif fault.kind == "short_output":
+            self.pace.longest = fault.tokens
         elif fault.kind == "engine_dead":
             self._log.error("core.py:499", "EngineCore encountered a fatal error.")
             self.pace.moving.clear()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+import yaml
 
 from jobs.process import MARK
 from jobs.rundir import SweepDir, read_json, read_lines
@@ -222,3 +223,19 @@ def test_two_sweeps_at_once_do_not_meet(tmp_path: Path) -> None:
         read_json(next((tmp_path / name).glob("2*/allocations/0/1/head.json")))["api_port"] for name in ("one", "two")
     ]
     assert ports[0] != ports[1]
+
+
+def test_optuna_looks_for_the_best_and_survives_a_trial_that_cannot_be_asked(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    words = [
+        "hydra/sweeper=optuna",
+        "hydra.sweeper.n_trials=3",
+        "hydra.sweeper.n_jobs=1",
+        "hydra.sweeper.sampler.seed=1",
+    ]
+    words += ["hydra.sweeper.direction=maximize", "bench.input_tokens=choice(64,9000)", "bench.concurrency=range(1,5)"]
+    output = finish(start(tmp_path, *words, "bench.warmup_s=0.2", "bench.window_s=1"), 0)
+    assert "not asked:" in output and "parallel.max_model_len" in output
+    assert "best so far: output_tok_s = " in output
+    best = yaml.safe_load((tmp_path / ".hydra" / "optimization_results.yaml").read_text())
+    assert best["best_params"]["bench.input_tokens"] == 64 and best["best_value"] > 0

@@ -6,6 +6,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from jobs.measure.arrivals import poisson
 
@@ -30,3 +31,9 @@ def test_gaps_are_exponential_with_the_asked_rate(rate: float) -> None:
 def test_rates_scale_the_same_draws() -> None:
     slow, fast = (np.array(list(islice(poisson(1, rate), 2000))) for rate in (1.0, 10.0))
     assert slow == pytest.approx(fast * 10)
+
+
+def test_gaps_are_exponential_by_the_test_of_kolmogorov_and_smirnov() -> None:
+    times = np.fromiter(islice(poisson(5, 20.0), 4000), float)
+    gaps = np.diff(times, prepend=0.0)
+    assert scipy.stats.kstest(gaps, scipy.stats.expon(scale=1 / 20.0).cdf).pvalue > 0.01

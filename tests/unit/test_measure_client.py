@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -12,7 +15,7 @@ from measure_stub import MODEL, Answer, Stub, serving
 
 from jobs.config import Bench, Limits
 from jobs.errors import ConfigError
-from jobs.measure import client
+from jobs.measure import client, series
 from jobs.measure.client import Target, Window, measure
 from jobs.measure.records import RequestRecord
 from jobs.measure.statistics import summarize
@@ -332,7 +335,7 @@ async def test_a_service_without_metrics_has_no_engine_tokens() -> None:
     async with serving(BENCH, whole) as stub:
         stub.generated = None
         window = await measure(BENCH, LIMITS, MODEL, stub.target)
-        assert stub.scrapes == 2
+        assert stub.scrapes >= 4, "before the first request, at both ends of the window, after the last request"
     assert window.engine_tokens == {}
 
 
@@ -364,3 +367,100 @@ async def test_cancelling_the_measurement_leaves_nothing_running() -> None:
 async def test_a_load_without_concurrency_or_rate_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"bench\.concurrency"):
         await measure(replace(BENCH, concurrency=None), LIMITS, MODEL, Target("http://127.0.0.1:9", "stub"))
+
+
+@pytest.mark.parametrize("load", [{"concurrency": 3}, {"concurrency": None, "request_rate": 200.0}])
+async def test_a_fixed_number_of_requests_is_measured_whole(load: dict[str, float]) -> None:
+    bench = replace(BENCH, num_requests=20, window_s=3600.0, **load)  # type: ignore[arg-type]
+    phases: list[str] = []
+    async with serving(bench, whole) as stub:
+        window = await measure(bench, LIMITS, MODEL, stub.target, on_phase=phases.append)
+        prompts = [tuple(asked["prompt"]) for asked in stub.seen]
+    assert phases == ["warmup", "window", "drain"]
+    inside = counted(window)
+    assert sorted(record.index for record in inside) == list(range(20))
+    assert {record.status for record in inside} == {"ok"}
+    assert len(window.records) > 20 and len(set(prompts)) == len(prompts), "the warm-up sent others"
+    starts, ends = [r.start_s for r in inside], [r.end_s for r in inside]
+    assert window.opened_s <= min(starts) and max(ends) <= window.closed_s
+    assert all(r.end_s <= window.opened_s for r in window.records if not r.in_window)
+    assert summarize(window, bench)["request_s"] == pytest.approx(20 / window.seconds)
+
+
+async def test_of_a_fixed_number_what_never_ends_is_cut_off() -> None:
+    async def third_hangs(answer: Answer) -> None:
+        if answer.asked["prompt"][0] == 100 + 2 and answer.number > 5:
+            await hang(answer)
+        await answer.whole()
+
+    bench = replace(BENCH, num_requests=4, concurrency=2)
+    async with serving(bench, third_hangs) as stub:
+        window = await measure(bench, replace(LIMITS, drain_s=0.3), MODEL, stub.target)
+    assert Counter(record.status for record in counted(window)) == {"ok": 3, "truncated": 1}
+    assert not window.truncated
+
+
+async def test_stop_ends_a_fixed_number_too() -> None:
+    stop = asyncio.Event()
+
+    async def stopping(answer: Answer) -> None:
+        if answer.number > 10:
+            stop.set()
+            await hang(answer)
+        await answer.whole()
+
+    bench = replace(BENCH, num_requests=10**6, warmup_s=0.0)
+    async with serving(bench, stopping) as stub:
+        window = await measure(bench, replace(LIMITS, drain_s=3600.0), MODEL, stub.target, stop=stop)
+    assert window.truncated and "failed" not in {record.status for record in window.records}
+
+
+async def test_the_turns_of_a_conversation_are_sent_one_after_the_other() -> None:
+    bench = replace(BENCH, workload="multi_turn", turns=3, concurrency=2, num_requests=12)
+    async with serving(bench, whole) as stub:
+        window = await measure(bench, LIMITS, MODEL, stub.target)
+    by_index = {record.index: record for record in counted(window)}
+    assert sorted(by_index) == list(range(12))
+    for first in range(0, 12, 3):
+        turns = [by_index[first + turn] for turn in range(3)]
+        assert [turn.prompt_tokens for turn in turns] == [8, 20, 32] == [turn.asked_input for turn in turns]
+        assert all(a.end_s <= b.start_s for a, b in pairwise(turns))
+
+
+async def test_a_trace_is_replayed_at_its_times(tmp_path: Path) -> None:
+    lines = [{"timestamp": 50 * i, "input_length": 5 + i, "output_length": 4} for i in range(6)]
+    path = tmp_path / "trace.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    bench = replace(BENCH, workload="trace", dataset=str(path), concurrency=None, warmup_s=0.0)
+    async with serving(bench, whole) as stub:
+        window = await measure(bench, LIMITS, MODEL, stub.target)
+    inside = sorted(counted(window), key=lambda record: record.index)
+    assert [record.prompt_tokens for record in inside] == [5, 6, 7, 8, 9, 10]
+    for i, record in enumerate(inside):
+        assert record.start_s - window.opened_s >= 0.05 * i
+
+
+async def test_the_service_is_watched_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(series, "PERIOD_S", 0.05)
+    async with serving(BENCH, whole) as stub:
+        window = await measure(BENCH, LIMITS, MODEL, stub.target)
+    inside = [sample for sample in window.series if window.opened_s <= sample.time_s < window.closed_s]
+    assert len(inside) >= 2
+    assert {sample.engine for sample in window.series} == {"0"}
+    assert window.begun_s <= window.series[0].time_s and window.series[-1].time_s <= window.ended_s
+
+
+async def test_the_window_opens_after_every_slot_has_had_an_answer() -> None:
+    release = asyncio.Event()
+
+    async def one_is_slow(answer: Answer) -> None:
+        if answer.number == 1:
+            await release.wait()
+        if answer.number > 12:
+            release.set()
+        await answer.whole()
+
+    bench = replace(BENCH, warmup_s=0.0)
+    async with serving(bench, one_is_slow) as stub:
+        window = await measure(bench, LIMITS, MODEL, stub.target)
+    assert len([r for r in window.records if r.end_s < window.opened_s]) >= 3

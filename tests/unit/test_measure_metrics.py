@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from jobs.measure.metrics import GENERATED, engine_counters, growth
+from jobs.measure.metrics import GENERATED, PREFIX_HITS, engine_counters, finished, growth
+from jobs.measure.records import Growth
+from jobs.measure.series import Page, finished_between, grown, samples
 
 PAGE = """
 # HELP vllm:generation_tokens_total Number of generation tokens processed.
@@ -39,3 +41,66 @@ def test_growth_by_engine() -> None:
 
 def test_a_new_or_restarted_engine_counts_from_zero() -> None:
     assert growth({"0": 100.0}, {"0": 7.0, "1": 9.0}) == {"0": 7, "1": 9}
+
+
+def page(time_s: float, text: str) -> Page:
+    return Page(time_s, text)
+
+
+BEFORE = page(
+    1.0,
+    """
+vllm:generation_tokens_total{engine="0"} 100
+vllm:generation_tokens_total{engine="1"} 100
+vllm:num_preemptions_total{engine="0"} 1
+vllm:gpu_prefix_cache_queries_total{engine="0"} 10
+vllm:gpu_prefix_cache_hits_total{engine="0"} 5
+vllm:request_success_total{engine="0",finished_reason="length"} 3
+vllm:request_success_total{engine="0",finished_reason="abort"} 9
+vllm:num_requests_running{engine="0"} 2
+vllm:kv_cache_usage_perc{engine="0"} 0.5
+""",
+)
+AFTER = page(
+    2.0,
+    """
+vllm:generation_tokens_total{engine="0"} 150
+vllm:generation_tokens_total{engine="1"} 120
+vllm:num_preemptions_total{engine="0"} 4
+vllm:gpu_prefix_cache_queries_total{engine="0"} 110
+vllm:gpu_prefix_cache_hits_total{engine="0"} 30
+vllm:request_success_total{engine="0",finished_reason="length"} 8
+vllm:request_success_total{engine="0",finished_reason="stop"} 1
+vllm:request_success_total{engine="0",finished_reason="abort"} 99
+""",
+)
+
+
+def test_the_first_name_that_the_page_has_is_taken() -> None:
+    assert engine_counters(BEFORE.text, *PREFIX_HITS) == {"0": 5.0}
+    newer = BEFORE.text + 'vllm:prefix_cache_hits_total{engine="0"} 7\n'
+    assert engine_counters(newer, *PREFIX_HITS) == {"0": 7.0}
+
+
+def test_what_was_counted_between_two_pages() -> None:
+    assert grown(BEFORE, AFTER) == Growth({"0": 50, "1": 20}, preemptions=3, prefix_queries=100, prefix_hits=25)
+    assert grown(None, AFTER) == grown(BEFORE, None) == Growth({})
+    assert grown(page(0, ""), page(1, "")) == Growth({}), "a page that says nothing is no zero"
+
+
+def test_aborted_requests_are_not_finished() -> None:
+    assert finished(AFTER.text) == {"0": 9.0}
+    assert finished_between(BEFORE, AFTER) == 6
+    assert finished_between(BEFORE, page(2.0, "")) is None
+
+
+def test_samples_hold_what_the_page_says_of_each_engine() -> None:
+    first, second = samples([BEFORE])
+    assert (first.engine, first.running, first.waiting, first.kv_use, first.generated_tokens) == (
+        "0",
+        2,
+        None,
+        0.5,
+        100,
+    )
+    assert (second.engine, second.running, second.generated_tokens) == ("1", None, 100)

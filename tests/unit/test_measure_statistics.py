@@ -10,14 +10,28 @@ from itertools import pairwise
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.config import Bench
-from jobs.measure.records import RequestRecord, Window
-from jobs.measure.statistics import arrived_tokens, latencies, records_table, summarize
+from jobs.config import Bench, Slo
+from jobs.measure.records import Growth, RequestRecord, Sample, Window
+from jobs.measure.repeats import SPREAD, combine
+from jobs.measure.statistics import (
+    arrived_tokens,
+    broken,
+    latencies,
+    of_series,
+    queue_grows,
+    records_table,
+    requests_table,
+    series_table,
+    summarize,
+)
 
-BENCH = Bench(concurrency=1, input_tokens=50)
+SLO = Slo(ttft_ms_p99=1500.0, itl_ms_p99=1400.0)
+BENCH = Bench(concurrency=1, input_tokens=50, slo=SLO)
+GROWTH = Growth({}, preemptions=3, prefix_queries=80, prefix_hits=20)
 KEYS = [
     "completed",
     "failed",
@@ -28,6 +42,11 @@ KEYS = [
     "total_tok_s",
     "tok_s_per_user",
     "client_cpu_share",
+    "goodput_s",
+    "input_tokens_mean",
+    "output_tokens_mean",
+    "prefix_hit_share",
+    "preemptions",
 ]
 
 
@@ -45,7 +64,7 @@ def record(start: float, *times: float, end: float | None = None, **fields: obje
 
 
 def window(*records: RequestRecord, opened: float = 10.0, closed: float = 20.0, cpu: float = 1.0) -> Window:
-    return Window(opened, closed, 5.0, 1.0, records, {}, cpu, truncated=False)
+    return Window(opened, closed, 5.0, 1.0, records, {}, cpu, truncated=False, growth=GROWTH)
 
 
 def naive_percentile(values: list[float], percent: float) -> float:
@@ -77,7 +96,8 @@ def naive(records: list[RequestRecord], opened: float, closed: float) -> dict[st
         row[f"{name}_ms_mean"] = plain.fmean(values) if values else None
         row[f"{name}_ms_std"] = plain.pstdev(values) if values else None
         for percent in (50, 90, 99):
-            row[f"{name}_ms_p{percent}"] = naive_percentile(values, percent) if values else None
+            known = values and len(values) >= {50: 1, 90: 10, 99: 100}[percent]
+            row[f"{name}_ms_p{percent}"] = naive_percentile(values, percent) if known else None
     whole = [r for r in records if r.status == "ok"]
     chunks = sum(len(r.chunk_times) for r in whole)
     usual = sum(r.output_tokens or 0 for r in whole) / chunks if chunks else 1.0
@@ -96,6 +116,18 @@ def naive(records: list[RequestRecord], opened: float, closed: float) -> dict[st
     tpot = row["tpot_ms_mean"]
     row["tok_s_per_user"] = 1000 / tpot if tpot else None
     row["client_cpu_share"] = 1.0 / (closed - opened)
+    kept = 0
+    for r in records:
+        if r.status == "ok" and opened <= r.end_s < closed:
+            times = r.chunk_times.tolist()
+            one = [(b - a) * 1000 for a, b in pairwise(times)]
+            slow = one and naive_percentile(one, 99) > SLO.itl_ms_p99
+            kept += (times[0] - r.start_s) * 1000 <= SLO.ttft_ms_p99 and not slow
+    row["goodput_s"] = kept / (closed - opened)
+    row["input_tokens_mean"] = plain.fmean([r.prompt_tokens for r in good]) if good else None
+    row["output_tokens_mean"] = plain.fmean([r.output_tokens for r in good]) if good else None
+    row["prefix_hit_share"] = 0.25
+    row["preemptions"] = 3
     return row
 
 
@@ -135,12 +167,14 @@ def test_every_figure_equals_its_plain_formula(records: list[RequestRecord]) -> 
             assert type(shown) in (int, float), key
 
 
-@given(st.lists(st.floats(0.001, 5, allow_nan=False), min_size=1, max_size=40))
-def test_percentiles_are_numpys(ttfts: list[float]) -> None:
+@settings(max_examples=50)
+@given(st.lists(st.floats(0.001, 5, allow_nan=False), min_size=1, max_size=120))
+def test_percentiles_are_numpys_where_there_are_enough_values(ttfts: list[float]) -> None:
     row = summarize(window(*(record(10.0, 10.0 + ttft) for ttft in ttfts)), BENCH)
     shown = [(10.0 + ttft - 10.0) * 1e3 for ttft in ttfts]
-    for percent in (50, 90, 99):
-        assert row[f"ttft_ms_p{percent}"] == pytest.approx(float(np.percentile(shown, percent, method="linear")))
+    for percent, needed in ((50, 1), (90, 10), (99, 100)):
+        right = float(np.percentile(shown, percent, method="linear")) if len(shown) >= needed else None
+        assert row[f"ttft_ms_p{percent}"] == (None if right is None else pytest.approx(right))
     assert row["ttft_ms_std"] == pytest.approx(float(np.std(shown)), abs=1e-9)
 
 
@@ -153,7 +187,8 @@ def test_an_empty_window_has_no_figure() -> None:
 
 def test_a_window_that_never_opened_has_no_rate() -> None:
     row = summarize(window(record(3.0, 4.0, in_window=False), opened=5.0, closed=5.0), BENCH)
-    assert {key for key in KEYS if row[key] is not None} == {"completed", "failed", "truncated_requests"}
+    counted = {"prefix_hit_share", "preemptions"}  # by the engines
+    assert {key for key in KEYS if row[key] is not None} == {"completed", "failed", "truncated_requests"} | counted
 
 
 def test_one_token_has_no_tpot_and_two_have() -> None:
@@ -229,3 +264,74 @@ def test_records_table_survives_parquet() -> None:
     assert (rows[1]["ttft_ms"], rows[1]["itl_ms"], rows[1]["error"], rows[1]["chunks"]) == (None, [], "boom", 0)
     assert (rows[2]["start_s"], rows[2]["ttft_ms"], rows[2]["tpot_ms"]) == (-1.0, 500.0, None)
     assert records_table(window()).schema == records_table(window(*records)).schema
+
+
+def test_a_broken_limit_is_named_with_its_figure() -> None:
+    slow = window(*(record(10.0 + i / 10, 10.0 + i / 10 + (3.0 if i > 90 else 0.2)) for i in range(100)))
+    assert broken(slow, Slo(ttft_ms_p99=1000.0)) == "ttft_ms_p99 is 3000, the limit 1000"
+    assert broken(slow, Slo(ttft_ms_p99=3001.0)) is None
+    assert broken(window(record(10.0, 10.1, 12.1, 12.2)), Slo(itl_ms_p99=1500.0)) == (
+        "itl_ms_p99 is 1981, the limit 1500"
+    ), "a p99 of few values is nearly their maximum"
+    assert broken(window(), Slo(e2el_ms_p99=1.0)) is None
+
+
+def test_a_queue_grows_when_requests_come_faster_than_they_are_answered() -> None:
+    rate = Bench(request_rate=10.0)
+    kept_up = [record(10 + i / 10, 10.05 + i / 10, in_window=True) for i in range(100)]
+    late = [record(10 + i / 10, 10.05 + i / 5, in_window=True) for i in range(100)]
+    assert queue_grows(window(*kept_up), rate) is None
+    assert queue_grows(window(*late), rate) == "the queue grows: 100 requests came in the window and 50 were answered"
+    assert queue_grows(window(*late), BENCH) is None, "a closed loop has no queue"
+
+
+def test_the_series_becomes_means_over_time_of_sums_over_engines() -> None:
+    series = [
+        Sample(9.0, "0", 99.0, 99.0, 0.9, 0.0, 0.0),  # before the window
+        Sample(11.0, "0", 2.0, 0.0, 0.1, 0.0, 5.0),
+        Sample(11.0, "1", 3.0, 1.0, 0.4, 0.0, 6.0),
+        Sample(12.0, "0", 4.0, 0.0, 0.2, 1.0, 9.0),
+        Sample(12.0, "1", 5.0, 3.0, None, 0.0, 9.0),
+    ]
+    seen = Window(10.0, 20.0, 5.0, 1.0, (), {}, 1.0, truncated=False, series=tuple(series))
+    assert of_series(seen) == {"running_mean": 7.0, "waiting_mean": 2.0, "kv_use_max": 0.4}
+    assert of_series(window()) == {"running_mean": None, "waiting_mean": None, "kv_use_max": None}
+    table = series_table([window(), seen]).to_pylist()
+    assert [row["window"] for row in table] == [2] * 5
+    assert [row["in_window"] for row in table] == [False, True, True, True, True]
+    assert table[2] == {
+        "window": 2, "time_s": 1.0, "in_window": True, "engine": "1", "running": 3.0, "waiting": 1.0, "kv_use": 0.4,
+        "preemptions": 0.0, "generated_tokens": 6.0,
+    }  # fmt: skip
+    assert series_table([]).schema == series_table([seen]).schema
+
+
+def test_the_requests_of_all_windows_are_told_apart() -> None:
+    one, two = window(record(10.0, 11.0)), window(record(10.0, 11.0), record(12.0, 13.0))
+    assert requests_table([one, two])["window"].to_pylist() == [1, 2, 2]
+    assert len(requests_table([])) == 0
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=9), st.data())
+def test_repeats_become_medians_and_their_ends(counts: list[int], data: st.DataObject) -> None:
+    rates = [data.draw(st.none() | st.floats(0, 1e6, allow_nan=False)) for _ in counts]
+    rows = [dict.fromkeys(SPREAD) | {"completed": c, "output_tok_s": r} for c, r in zip(counts, rates, strict=True)]
+    row, known = combine(rows), [rate for rate in rates if rate is not None]
+    assert row["windows"] == len(counts)
+    assert row["completed"] in counts and type(row["completed"]) is int
+    assert row["output_tok_s"] == (pytest.approx(np.median(known)) if known else None)
+    ends = (min(known), max(known)) if known and len(counts) > 1 else (None, None)
+    assert (row["output_tok_s_min"], row["output_tok_s_max"]) == ends
+
+
+@pytest.mark.filterwarnings("ignore:Precision loss")
+@settings(max_examples=30)
+@given(st.lists(st.floats(0.001, 5, allow_nan=False), min_size=100, max_size=200))
+def test_mean_deviation_and_percentiles_are_scipys(ttfts: list[float]) -> None:
+    row = summarize(window(*(record(10.0, 10.0 + ttft) for ttft in ttfts)), BENCH)
+    shown = np.array([(10.0 + ttft - 10.0) * 1e3 for ttft in ttfts])
+    assert row["ttft_ms_mean"] == pytest.approx(scipy.stats.tmean(shown))
+    assert row["ttft_ms_std"] == pytest.approx(scipy.stats.tstd(shown, ddof=0), rel=1e-6, abs=1e-6)
+    for percent in (50, 90, 99):
+        right = scipy.stats.mstats.mquantiles(shown, [percent / 100], alphap=1, betap=1)[0]
+        assert row[f"ttft_ms_p{percent}"] == pytest.approx(right)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from jobs.config import Bench, Config, Parallel
-from jobs.measure.records import RequestRecord, Window
+from jobs.measure.records import Growth, RequestRecord, Window
 from jobs.measure.statistics import summarize
-from jobs.measure.validity import invalid_reason
+from jobs.measure.validity import intended_hits, invalid_reason, notes
 
 CONFIG = Config(bench=Bench(concurrency=2, window_s=10.0), parallel=Parallel(data_parallel_size=2))
 
@@ -37,8 +37,21 @@ def window(*records: RequestRecord, **changed: Any) -> Window:
     return replace(made, **changed)
 
 
-def reason(measured: Window, config: Config = CONFIG) -> str | None:
-    return invalid_reason(config, measured, summarize(measured, config.bench))
+def reason(measured: Window, config: Config = CONFIG, probes: int = 0) -> str | None:
+    return invalid_reason(config, measured, summarize(measured, config.bench), probes)
+
+
+def noted(measured: Window, config: Config = CONFIG) -> list[str]:
+    return notes(config, measured, summarize(measured, config.bench))
+
+
+def many(count: int, **changed: Any) -> list[RequestRecord]:
+    return [request(index=i, **changed) for i in range(count)]
+
+
+def cached(config: Config = CONFIG, **bench: Any) -> Config:
+    caching = replace(config.parallel, enable_prefix_caching=True, block_size=16)
+    return replace(config, bench=replace(config.bench, **bench), parallel=caching)
 
 
 def test_a_whole_window_is_valid() -> None:
@@ -70,3 +83,111 @@ def test_reasons(measured: Window, words: str) -> None:
 def test_a_load_below_the_number_of_engines_may_leave_one_idle() -> None:
     one_user = replace(CONFIG, bench=replace(CONFIG.bench, concurrency=1))
     assert reason(window(request(), engine_tokens={"0": 4, "1": 0}), one_user) is None
+
+
+def test_one_failure_in_a_hundred_is_a_note_and_two_are_too_many() -> None:
+    failed = request(status="failed", error="reset")
+    assert reason(window(*many(99), failed)) is None
+    assert "1 requests failed: reset" in noted(window(*many(99), failed))
+    assert reason(window(*many(98), failed, failed)) == "2 requests failed: reset"
+    strict = replace(CONFIG, bench=replace(CONFIG.bench, min_success=1.0))
+    assert reason(window(*many(99), failed), strict) == "1 requests failed: reset"
+
+
+@pytest.mark.parametrize(("real", "bad"), [(1000, False), (1009, False), (1011, True), (989, True)])
+def test_real_prompt_lengths_are_within_a_hundredth(real: int, bad: bool) -> None:
+    found = reason(window(*many(3, prompt_tokens=real, asked_input=1000)))
+    assert found == (f"prompts had {real} tokens on average instead of 1000" if bad else None)
+    assert reason(window(*many(3, prompt_tokens=real, asked_input=None))) is None, "the length of a text is not asked"
+
+
+def test_an_engine_that_hardly_served_is_a_reason_where_chance_cannot_explain_it() -> None:
+    tokens = {"0": 190, "1": 10}
+    assert reason(window(*many(100), engine_tokens=tokens)) == "data-parallel rank 1 served 10% of an even share"
+    assert reason(window(*many(99), engine_tokens=tokens)) is None
+    assert "data-parallel rank 1 served 10% of an even share" in noted(window(*many(99), engine_tokens=tokens))
+    assert "data-parallel rank 1 served 70% of an even share" in noted(
+        window(*many(100), engine_tokens={"0": 130, "1": 70})
+    )
+    assert not [n for n in noted(window(*many(100), engine_tokens={"0": 110, "1": 90})) if "share" in n]
+
+
+def test_a_request_that_was_not_ours_is_seen_in_the_engines_counters() -> None:
+    # The others need 1 s for two chunks, half a second of it between them.
+    fresh = request(status="truncated", start_s=11.0, chunk_times=np.empty(0), end_s=11.4, in_window=False)
+    records = [*many(10), fresh]
+    assert reason(window(*records, finished=10)) is None
+    assert reason(window(*records, finished=12), probes=2) is None
+    assert reason(window(*records, finished=12), probes=1) == "1 requests that were not ours ran on the service"
+    up_to_date = request(status="truncated", chunk_times=np.array([11.0]), end_s=11.2, in_window=False)
+    assert reason(window(*records, up_to_date, finished=11)) is not None
+    for old in (replace(fresh, end_s=11.5), replace(up_to_date, end_s=11.25)):
+        assert reason(window(*records, old, finished=11)) is None, "the engine may have finished it meanwhile"
+
+
+def test_tokens_that_were_not_ours_are_seen_too() -> None:
+    assert reason(window(*many(100), engine_tokens={"0": 105, "1": 105})) is None, "200 of them arrived here"
+    found = reason(window(*many(100), engine_tokens={"0": 150, "1": 150}))
+    assert found == "the engines made 300 tokens in the window, 200 of them for us"
+
+
+@pytest.mark.parametrize(
+    ("bench", "hits", "words"),
+    [
+        ({}, 10, None),
+        ({}, 30, "prefix cache hits 3% of the prompt tokens, at most 2% were intended"),
+        ({"workload": "shared_prefix", "prefix_share": 0.5}, 480, None),
+        ({"workload": "shared_prefix", "prefix_share": 0.5}, 700, "prefix cache hits 70%"),
+        ({"workload": "sharegpt"}, 900, None),
+    ],
+)
+def test_prefix_cache_hits_are_those_intended(bench: dict[str, Any], hits: int, words: str | None) -> None:
+    measured = window(request(), growth=Growth({}, prefix_queries=1000, prefix_hits=hits))
+    found = reason(measured, cached(**bench))
+    assert (found is None) if words is None else (found or "").startswith(words)
+    preempted = replace(measured, growth=replace(measured.growth, preemptions=1))
+    assert reason(preempted, cached(**bench)) is None, "it may have found its own blocks again"
+
+
+def test_fewer_hits_than_intended_are_a_note() -> None:
+    config = cached(workload="shared_prefix", prefix_share=0.5)
+    measured = window(request(), growth=Growth({}, prefix_queries=1000, prefix_hits=100))
+    assert reason(measured, config) is None
+    assert "prefix cache hits 10%, at least 38% were intended" in noted(measured, config)
+
+
+def test_intended_hits_of_conversations() -> None:
+    low, high = intended_hits(cached(workload="multi_turn", turns=3, input_tokens=160, output_tokens=32)) or (0, 0)
+    # Prompts of 160, 352 and 544 tokens; the second finds 160 of them, the third 352.
+    assert high == pytest.approx((160 + 352) / (160 + 352 + 544) + 0.02)
+    assert low == pytest.approx(0.75 * (160 + 352) / (160 + 352 + 544))
+
+
+def test_a_client_without_time_measured_itself() -> None:
+    assert reason(window(request(), cpu_s=9.6)) == (
+        "the client used 96% of its processor: it was measured, not the service"
+    )
+    assert "the client used 80% of one processor" in noted(window(request(), cpu_s=8.0))
+
+
+def test_short_windows_and_few_requests_are_notes() -> None:
+    slow = request(first_token_s=6.0, chunk_times=np.array([6.0, 6.5]), end_s=6.5)
+    found = noted(window(slow))
+    assert "the window is shorter than 3 x TTFT p99 (5 s)" in found
+    assert "1 requests: too few for a p99" in found
+    assert noted(window(*many(100), engine_tokens={"0": 100, "1": 100})) == []
+
+
+def test_preemptions_are_counted_and_noted() -> None:
+    measured = window(request(), growth=Growth({}, preemptions=7))
+    assert reason(measured) is None
+    assert "7 preemptions: the KV cache was full" in noted(measured)
+
+
+def test_a_long_silence_in_a_busy_window_is_noted() -> None:
+    times = np.array([1.5, 30.0])
+    stalled = request(chunk_times=times, end_s=30.0)
+    found = noted(window(stalled, closed_s=60.0))
+    assert "no token came for 28 s of the window" in found
+    idle = [request(), request(start_s=30.0, chunk_times=np.array([30.5]), first_token_s=30.5, end_s=30.5)]
+    assert not [n for n in noted(window(*idle, closed_s=60.0)) if "no token" in n], "nothing was asked for meanwhile"

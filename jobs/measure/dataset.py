@@ -1,0 +1,165 @@
+"""Data sets of people: ShareGPT conversations and traces of arrivals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.config import Bench
+from jobs.errors import RunError
+from jobs.measure.ask import ask_json
+from jobs.measure.wire import Connections
+from jobs.measure.workload import Item
+from jobs.settings import from_root
+
+_SHUFFLE = 4  # a branch of the seed of its own
+_MOST = 1000
+"""Conversations that are taken from a ShareGPT file where `bench.num_requests` does not say; the article's number."""
+
+_SHORTEST, _LONGEST_PROMPT, _LONGEST = 4, 1024, 2048
+"""Tokens: the limits of `vllm bench serve` for ShareGPT (benchmarks/datasets.py, is_valid_sequence)."""
+
+_AT_ONCE = 32
+_TOKENIZE_S = 60.0
+
+
+async def load(bench: Bench, connections: Connections, model: str) -> list[Item]:
+    """Return the items of the point's data set; empty where its workload has none.
+
+    Raises:
+        RunError: the file cannot be read, or holds nothing of use.
+    """
+    if bench.workload == "trace":
+        return read_trace(_path(bench), bench.trace_speed, bench.num_requests)
+    if bench.workload == "sharegpt":
+        pairs = read_sharegpt(_path(bench), bench.seed)
+        return await _sized(pairs, bench.num_requests or _MOST, connections, model)
+    return []
+
+
+def _path(bench: Bench) -> Path:
+    """A relative path is taken from the project's root, as `model.path`: ranks may run in another directory."""
+    return Path(from_root(bench.dataset or ""))
+
+
+def check(bench: Bench) -> None:
+    """Read the point's file for nothing but its errors: an engine start takes long, and this a second.
+
+    Raises:
+        RunError: as `load`.
+    """
+    if bench.workload == "trace":
+        read_trace(_path(bench), bench.trace_speed, bench.num_requests)
+    elif bench.workload == "sharegpt":
+        read_sharegpt(_path(bench), bench.seed)
+
+
+@lru_cache(maxsize=1)
+def read_sharegpt(path: Path, seed: int) -> tuple[tuple[str, str], ...]:
+    """Return first question and first answer of every conversation that has both, in an order drawn from the seed.
+
+    The file is large (the usual one 670 MB) and the same for every window: it is read once.
+
+    Raises:
+        RunError: no such file, or not in the form of ShareGPT_V3_unfiltered_cleaned_split.json.
+    """
+    try:
+        talks = json.loads(path.read_text(encoding="utf-8"))
+        pairs = [pair for talk in talks if (pair := _first_pair(talk))]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RunError("bench.dataset", path, f"no ShareGPT file: {error}", _SHAREGPT_FORM) from None
+    if not pairs:
+        raise RunError("bench.dataset", path, "no conversation in it has a question and an answer", _SHAREGPT_FORM)
+    order = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_SHUFFLE,))).permutation(len(pairs))
+    return tuple(pairs[i] for i in order)
+
+
+_SHAREGPT_FORM = 'It is a list of {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}.'
+
+
+def _first_pair(talk: Mapping[str, Any]) -> tuple[str, str] | None:
+    said = talk.get("conversations") or talk.get("conversation") or []
+    if len(said) < 2:
+        return None
+    question, answer = str(said[0]["value"]), str(said[1]["value"])
+    return (question, answer) if question and answer else None
+
+
+async def _sized(pairs: Sequence[tuple[str, str]], wanted: int, connections: Connections, model: str) -> list[Item]:
+    """Return items with the lengths that the served model's own tokenizer gives, as `vllm bench serve` chooses them."""
+    items: list[Item] = []
+    for start in range(0, len(pairs), _AT_ONCE):
+        some = pairs[start : start + _AT_ONCE]
+        sizes = await asyncio.gather(*(count_tokens(connections, model, text) for pair in some for text in pair))
+        for number, (question, _) in enumerate(some):
+            prompt, output = sizes[2 * number : 2 * number + 2]
+            if min(prompt, output) >= _SHORTEST and prompt <= _LONGEST_PROMPT and prompt + output <= _LONGEST:
+                items.append(Item(text=question, output_tokens=output))
+        if len(items) >= wanted:
+            return items[:wanted]
+    if not items:
+        reason = f"no conversation in it fits {_LONGEST_PROMPT} prompt tokens and {_LONGEST} in all"
+        raise RunError("bench.dataset", "(sharegpt)", reason, "Use another file.")
+    return items
+
+
+async def count_tokens(connections: Connections, model: str, text: str) -> int:
+    """Return the length of a text in tokens by vLLM's /tokenize; an estimate where the service has no such page.
+
+    The estimate: four characters a token, but one for each character beyond Latin scripts.
+    """
+    asked = {"model": model, "prompt": text}
+    status, answer = await ask_json(connections, "/tokenize", asked, _TOKENIZE_S)
+    if status == 200 and isinstance(answer.get("count"), int):
+        return int(answer["count"])
+    wide = sum(ord(character) >= 0x2E80 for character in text)
+    return max(1, wide + (len(text) - wide) // 4)
+
+
+def read_trace(path: Path, speed: float, most: int | None) -> list[Item]:
+    """Return the lines of a trace in order of time, at most `most`.
+
+    One JSON object a line: `timestamp` in ms; `input_length` and `output_length` in tokens; `hash_ids`, one for
+    each 512 tokens of the prompt, equal where two prompts begin alike (the form of Mooncake's traces). A `prompt`
+    may stand instead of `input_length`.
+
+    Raises:
+        RunError: no such file, or a line of another form, with its number.
+    """
+    items: list[Item] = []
+    number = 0
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for line in lines:
+            number += 1
+            if line.strip():
+                items.append(_traced(json.loads(line), speed))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        where = f"line {number}: " if number else ""
+        detail = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
+        raise RunError("bench.dataset", path, f"no trace: {where}{detail}", "See jobs/measure/dataset.py.") from None
+    if not items:
+        raise RunError("bench.dataset", path, "the trace has no line", "See jobs/measure/dataset.py.")
+    items.sort(key=lambda item: item.at_s)
+    first = items[0].at_s
+    return [Item(i.at_s - first, i.text, i.input_tokens, i.output_tokens, i.blocks) for i in items][:most]
+
+
+def _traced(line: object, speed: float) -> Item:
+    if not isinstance(line, dict):
+        raise ValueError("it is no JSON object")
+    text = line.get("prompt")
+    if text is not None and not isinstance(text, str):
+        raise ValueError("prompt is no text")
+    length = None if text is not None else int(line["input_length"])
+    output = int(line["output_length"])
+    if output < 1 or (length is not None and length < 1):
+        raise ValueError("a length is below 1")
+    at_s = float(line["timestamp"]) / 1e3 / speed
+    return Item(at_s, text, length, output, tuple(int(block) for block in line.get("hash_ids", ())))

@@ -1,0 +1,272 @@
+"""One point on a running service: canary, windows (repeats or a search), canary; and the row's figures out of them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from jobs.config import Bench, Config
+from jobs.errors import RunError
+from jobs.measure import canary, client, npu, quality, search, statistics, validity
+from jobs.measure.external.run import External
+from jobs.measure.npu import Reading
+from jobs.measure.quality import Quality
+from jobs.measure.records import Target, Window
+from jobs.measure.repeats import combine
+from jobs.measure.wire import Connections
+from jobs.service.probe import complete
+
+Value = TypeVar("Value")
+
+Probes = Callable[[float, float], Mapping[str, int]]
+"""Returns the tokens of our own watch by data-parallel rank in a span of the monotonic clock."""
+
+
+@dataclass
+class OfService:
+    """What the points of one service share.
+
+    Attributes:
+        salts: numbers for its windows, none twice.
+        quality: answers to the questions on long texts; None: not asked yet.
+    """
+
+    salts: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    quality: Quality | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a point came to.
+
+    Attributes:
+        figures: columns of the row; of one window that never opened where there was none.
+        reason: why the row is invalid, or None.
+        notes: what a reader should know as well.
+        windows: all of them, in order of time.
+        lines: one record a window, for people and for `compare`.
+        canary: what was asked and answered; None: it is off.
+        engine_tokens: tokens by data-parallel rank, of the last window.
+        truncated: a window was ended early, or never opened.
+        quality: questions on long texts; None: they are off.
+        readings: of the head's NPUs, by window.
+    """
+
+    figures: Mapping[str, Any]
+    reason: str | None
+    notes: tuple[str, ...]
+    windows: tuple[Window, ...]
+    lines: tuple[Mapping[str, Any], ...]
+    canary: Mapping[str, Any] | None
+    engine_tokens: Mapping[str, int]
+    truncated: bool
+    quality: Quality | None = None
+    readings: tuple[tuple[Reading, ...], ...] = ()
+
+
+@dataclass
+class PointRun:
+    """Measures one point.
+
+    Args:
+        config: of the point.
+        target: the service.
+        service: what its points share.
+        probes: what our own watch sent.
+        stop: once set, the point ends within about a second.
+        on_phase: told "canary", "quality", "warmup", "window" and "drain" as they begin.
+        client: runs the client that others made; where `bench.client` names one.
+    """
+
+    config: Config
+    target: Target
+    service: OfService
+    probes: Probes
+    stop: asyncio.Event
+    on_phase: Callable[[str], None]
+    client: Callable[[], Awaitable[External]] | None = None
+
+    def __post_init__(self) -> None:
+        self._windows: list[Window] = []
+        self._lines: list[dict[str, Any]] = []
+        self._figures: list[dict[str, Any]] = []
+        self._notes: list[str] = []
+        self._reasons: list[str] = []
+        self._answers: dict[str, canary.Answer] = {}
+        self._readings: list[tuple[Reading, ...]] = []
+        self._tokens: Mapping[str, int] = {}
+        self._truncated = True
+
+    async def run(self) -> None:
+        """Measure; what came of it so far is in `result`, whenever this ends."""
+        await self._ask_canary("before")
+        await self._ask_questions()
+        try:
+            if self.config.bench.client != "window" and self.client:
+                await self._run_client(self.client)
+            else:
+                await (self._search() if self.config.bench.search else self._repeat())
+        except RunError as error:  # the data set cannot be used: the next point may do without it
+            self._reasons.append(str(error))
+        await self._ask_canary("after")
+
+    def result(self) -> Measured:
+        """Return what the point came to."""
+        bench = self.config.bench
+        kept = None
+        if bench.canary != "off" and self._answers:
+            kept = canary.record(self.target, bench, self._answers)
+            if len(self._answers) == 2 and (note := canary.differ(*self._answers.values())):
+                self._notes.append(note)
+            faults = {when: canary.fault(answer, bench) for when, answer in self._answers.items()}
+            said = [f"canary {when} the window: {words}" for when, words in faults.items() if words]
+            self._reasons = said + self._reasons
+        if not self._figures:
+            self._figures.append(dict(statistics.summarize(_never(), bench)))
+            self._reasons.append("the window was cut short")
+        asked = self.service.quality if bench.quality == "needle" else None
+        if asked and asked.note:
+            self._notes.append(asked.note)
+        return Measured(
+            figures=combine(self._figures) | {"needle_score": asked.score if asked else None},
+            reason=self._reasons[0] if self._reasons else None,
+            notes=tuple(dict.fromkeys(self._notes)),
+            windows=tuple(self._windows),
+            lines=tuple(self._lines),
+            canary=kept,
+            engine_tokens=self._tokens,
+            truncated=self._truncated,
+            quality=asked,
+            readings=tuple(self._readings),
+        )
+
+    async def _ask_canary(self, when: str) -> None:
+        bench = self.config.bench
+        if bench.canary == "off" or self.stop.is_set():
+            return
+        self.on_phase("canary")
+        with closing(Connections(self.target.base_url, client.headers(self.target))) as connections:
+            asking = canary.ask(connections, self.target, bench.canary_tokens)
+            answer = await unless(self.stop, asking)
+        if answer is not None:
+            self._answers[when] = answer
+
+    async def _ask_questions(self) -> None:
+        """Ask the questions on long texts before the first window of a service that wants them."""
+        wanted = self.config.bench.quality == "needle" and self.service.quality is None
+        if wanted and not self.stop.is_set():
+            self.on_phase("quality")
+            self.service.quality = await unless(self.stop, quality.ask(self.config, self.target))
+
+    async def _window(self, bench: Bench, **about: Any) -> tuple[Window, dict[str, Any], str | None]:
+        """Measure one window and write its line."""
+        config = replace(self.config, bench=bench)
+        readings: list[Reading] = []
+        power = asyncio.create_task(npu.watch(readings))
+        measured = await client.measure(
+            bench, config.limits, config.model, self.target,
+            salt=self._salt(), stop=self.stop, on_phase=self.on_phase,
+        )  # fmt: skip
+        power.cancel()
+        window = self._without_probes(measured)
+        figures: dict[str, Any] = dict(statistics.summarize(window, bench)) | statistics.of_series(window)
+        figures["npu_power_w"] = npu.mean_power(readings, window)
+        asked = sum(self.probes(window.begun_s, window.ended_s).values())
+        reason = validity.invalid_reason(config, window, figures, asked)
+        self._windows.append(window)
+        self._readings.append(tuple(readings))
+        load = {"concurrency": bench.concurrency, "request_rate": bench.request_rate}
+        self._lines.append({**about, **load, "valid": reason is None, "invalid_reason": reason} | figures)
+        return window, figures, reason
+
+    def _salt(self) -> int:
+        """Return the salt of the next window: none where nothing is cached, so that prompts are the same bytes."""
+        number = next(self.service.salts)
+        return 0 if self.config.parallel.enable_prefix_caching is False else number
+
+    def _without_probes(self, window: Window) -> Window:
+        """Take the tokens of our own probes out, and give the one rank that shows no counter what is left for it."""
+        probed = self.probes(window.opened_s, window.closed_s)
+        served = {rank: max(0, count - probed.get(rank, 0)) for rank, count in window.engine_tokens.items()}
+        arrived = round(statistics.arrived_tokens(window))
+        return replace(window, engine_tokens=complete(served, arrived, self.config.parallel.data_parallel_size))
+
+    def _take(self, window: Window, figures: dict[str, Any], reason: str | None, whose: str = "") -> None:
+        """Let a window stand in the row."""
+        self._tokens = window.engine_tokens
+        self._truncated = window.truncated or (self._truncated and bool(self._figures))
+        self._figures.append(figures)
+        if reason:
+            self._reasons.append(whose + reason)
+        self._notes += [whose + note for note in validity.notes(self.config, window, figures)]
+
+    async def _repeat(self) -> None:
+        bench = self.config.bench
+        for number in range(1, bench.repeats + 1):
+            if self.stop.is_set():
+                return
+            window, figures, reason = await self._window(bench, kind="repeat", number=number)
+            self._take(window, figures, reason, f"repeat {number}: " if bench.repeats > 1 else "")
+
+    async def _run_client(self, client: Callable[[], Awaitable[External]]) -> None:
+        """Let a client that others made stand in the row; canary and questions are ours all the same."""
+        if self.stop.is_set():
+            return
+        run = await client()
+        self._figures.append(
+            dict(run.result.figures if run.result else statistics.summarize(_never(), self.config.bench))
+        )
+        counted = run.result.output_tokens if run.result else 0
+        self._tokens = complete(run.engine_tokens, counted, self.config.parallel.data_parallel_size)
+        self._truncated = run.truncated
+        if run.reason:
+            self._reasons.append(run.reason)
+
+    async def _search(self) -> None:
+        """Look for the highest load that keeps the objective; the row is that of its last window at that load."""
+        bench = self.config.bench
+        looking = search.begin(bench)
+        at: dict[float, tuple[Window, dict[str, Any], str | None]] = {}
+        while not self.stop.is_set() and (load := looking.next()) is not None:
+            probe = search.with_load(bench, load)
+            window, figures, reason = at[load] = await self._window(probe, kind="probe", load=load)
+            if window.truncated and self.stop.is_set():
+                break
+            broken = reason or statistics.broken(window, bench.slo) or statistics.queue_grows(window, probe)
+            self._lines[-1]["objective_broken"] = broken
+            lower = [at[one][1] for one in at if one < load]
+            looking.tell(load, keeps=broken is None, saturated=search.saturated(probe, figures, lower))
+        if not at:
+            return
+        found = looking.kept
+        window, figures, reason = at[min(at) if found is None else found]
+        column = "found_concurrency" if bench.search == "concurrency" else "found_request_rate"
+        whole = bench.search == "concurrency"
+        figures = figures | {column: round(found or 0) if whole else (found or 0.0), "probes": len(looking.tried)}
+        if found is None and reason is None:
+            self._notes.append(f"no load down to {min(at):g} keeps bench.slo")
+        elif not looking.confirmed:
+            self._notes.append("the load that was found is not confirmed by a second window")
+        elif found is not None and found >= looking.most:
+            self._notes.append("the search ended at bench.search_most")
+        self._take(window, figures, reason)
+
+
+async def unless(stop: asyncio.Event, work: Awaitable[Value]) -> Value | None:
+    """Return what `work` gives, or None once `stop` is set before."""
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        stopping.cancel()
+        await asyncio.gather(working, stopping, return_exceptions=True)
+
+
+def _never() -> Window:
+    return Window(0.0, 0.0, 0.0, 0.0, (), {}, 0.0, truncated=True)

@@ -1,0 +1,129 @@
+"""The highest load that keeps an objective: doubling up to the first failure, bisection, confirmation. Pure.
+
+The objective is taken to be monotonic: a load that keeps it leaves the lower ones keeping it too. Noise breaks that
+now and then, so the load that is found is measured once more; where it fails then, the search goes on below it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jobs.config import Bench
+
+_HALVINGS = 10
+"""A first rate that does not keep the objective is halved so often at most."""
+
+
+@dataclass
+class Search:
+    """Proposes loads and takes what came of them.
+
+    Args:
+        first: load to begin with.
+        most: no load above it is tried.
+        precision: the limits are close enough at this share of the lower one.
+        whole: loads are whole numbers (concurrency), at least 1.
+
+    Attributes:
+        kept, broken: the highest load that kept the objective, the lowest one that did not; None: none so far.
+        confirmed: the load `kept` was measured twice and kept it twice.
+    """
+
+    first: float
+    most: float
+    precision: float
+    whole: bool
+    kept: float | None = None
+    broken: float | None = None
+    confirmed: bool = False
+    tried: list[tuple[float, bool]] = field(default_factory=list)
+
+    def next(self) -> float | None:
+        """Return the load to measure next; None: the search is over."""
+        if self.confirmed or len(self.tried) >= most_probes(self.first, self.most, self.precision):
+            return None
+        if self.kept is None:
+            return self._below()
+        if self.broken is None:
+            return self.kept if self.kept >= self.most else min(self.most, self._rounded(2 * self.kept))
+        between = self._rounded((self.kept + self.broken) / 2)
+        close = self.broken - self.kept <= self.precision * self.kept
+        if close or not self.kept < between < self.broken:
+            return self.kept
+        return between
+
+    def tell(self, load: float, *, keeps: bool, saturated: bool = False) -> None:
+        """Take the outcome of one load. `saturated`: the queue grows, so no higher load is worth a try."""
+        if keeps and load == self.kept:
+            self.confirmed = True
+        elif keeps:
+            self.kept = load
+            if saturated and self.broken is None:
+                self.broken = self._rounded(load * (1 + self.precision)) + (1 if self.whole else 0)
+        else:
+            self.broken = load if self.broken is None else min(load, self.broken)
+            if self.kept is not None and load <= self.kept:
+                below = [past for past, kept in self.tried if kept and past < load]
+                self.kept = max(below, default=None)
+        self.tried.append((load, keeps))
+
+    def _below(self) -> float | None:
+        if self.broken is None:
+            return self._rounded(min(self.first, self.most))
+        lower = self._rounded(self.broken / 2, down=True)
+        if lower >= self.broken or (not self.whole and lower < self.first / 2**_HALVINGS):
+            return None
+        return lower
+
+    def _rounded(self, load: float, *, down: bool = False) -> float:
+        if not self.whole:
+            return load
+        return max(1, math.floor(load) if down else math.floor(load + 0.5))
+
+
+def most_probes(first: float, most: float, precision: float) -> int:
+    """Return an upper limit of the loads that a search measures."""
+    doublings = max(1, math.ceil(math.log2(max(2.0, most / first))))
+    return doublings + _HALVINGS + math.ceil(math.log2(1 / precision)) + 4
+
+
+def begin(bench: Bench) -> Search:
+    """Return the search that `bench` asks for."""
+    whole = bench.search == "concurrency"
+    first = bench.concurrency if whole else bench.request_rate
+    most = math.floor(bench.search_most) if whole else bench.search_most
+    return Search(float(first or 1.0), float(most), bench.search_precision, whole)
+
+
+def with_load(bench: Bench, load: float) -> Bench:
+    """Return the bench of one probe."""
+    if bench.search == "concurrency":
+        return replace(bench, concurrency=round(load), request_rate=None)
+    return replace(bench, request_rate=load)
+
+
+def saturated(bench: Bench, figures: Mapping[str, Any], lower: Iterable[Mapping[str, Any]]) -> bool:
+    """Tell whether more requests in flight only wait: some do now, and a lower load gave as many tokens.
+
+    Args:
+        bench: of a closed loop; an open one saturates when its queue grows, which breaks the objective.
+        figures: of its window.
+        lower: those of lower loads.
+    """
+    waits = (figures["waiting_mean"] or 0.0) > _WAITING_SHARE * (bench.concurrency or 0)
+    best = max((one["output_tok_s"] or 0.0 for one in lower), default=0.0)
+    return bench.request_rate is None and waits and best * _GAIN >= (figures["output_tok_s"] or 0.0)
+
+
+_WAITING_SHARE, _GAIN = 0.1, 1.05
+"""Of the requests in flight; and the gain in tokens per second below which a higher load gives nothing."""
+
+
+def usual_windows(bench: Bench) -> int:
+    """Predict how many windows a point takes: its repeats, or the probes of a search that ends 8 x higher."""
+    if bench.search is None:
+        return bench.repeats
+    return 3 + math.ceil(math.log2(1 / bench.search_precision)) + 1

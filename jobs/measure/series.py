@@ -1,0 +1,114 @@
+"""What the service said of itself while it was measured: `/metrics` once a second, beside the load.
+
+Pages are kept as they came and read after the window: parsing them would take turns from the load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jobs.measure import metrics
+from jobs.measure.records import Growth, Sample
+from jobs.measure.wire import Connections, clock
+
+PERIOD_S = 1.0
+
+
+@dataclass(frozen=True)
+class Page:
+    """The lines of one page that matter, and the moment at which they were asked for."""
+
+    time_s: float
+    text: str
+
+
+def samples(pages: list[Page]) -> tuple[Sample, ...]:
+    """Return one sample for each engine of each page."""
+    out: list[Sample] = []
+    for page in pages:
+        columns: list[Mapping[str, float]] = [
+            metrics.engine_counters(page.text, *names)
+            for names in (
+                (metrics.RUNNING,),
+                (metrics.WAITING,),
+                metrics.KV_USE,
+                (metrics.PREEMPTIONS,),
+                (metrics.GENERATED,),
+            )
+        ]
+        engines = sorted({engine for column in columns for engine in column})
+        out.extend(Sample(page.time_s, engine, *(column.get(engine) for column in columns)) for engine in engines)
+    return tuple(out)
+
+
+class Scraper:
+    """Reads pages beside the load, never in its way.
+
+    Args:
+        group: its readings run in it.
+        connections: to the service.
+        limit_s: of one reading.
+    """
+
+    def __init__(self, group: asyncio.TaskGroup, connections: Connections, limit_s: float) -> None:
+        self._group, self._connections, self._limit_s = group, connections, limit_s
+        self._tasks: list[asyncio.Task[Page | None]] = []
+
+    def scrape(self) -> asyncio.Task[Page | None]:
+        """Start one reading."""
+        task = self._group.create_task(self._read())
+        self._tasks.append(task)
+        return task
+
+    async def run(self) -> None:
+        """Start a reading a second, for ever; a service that is late with one is not asked for the next."""
+        while True:
+            await asyncio.sleep(PERIOD_S)
+            if all(task.done() for task in self._tasks):
+                self.scrape()
+
+    async def end(self, limit_s: float) -> None:
+        """Give the readings under way so long, then drop them."""
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=limit_s)
+            for task in late:
+                task.cancel()
+
+    @property
+    def pages(self) -> list[Page]:
+        """All pages so far."""
+        return [page for task in self._tasks if (page := result(task))]
+
+    async def _read(self) -> Page | None:
+        now = clock()
+        text = await metrics.read_page(self._connections, self._limit_s)
+        return None if text is None else Page(now, text)
+
+
+def result(task: asyncio.Task[Page | None]) -> Page | None:
+    """Return the page of a reading; None where there is none, or not yet."""
+    return task.result() if task.done() and not task.cancelled() else None
+
+
+def grown(before: Page | None, after: Page | None) -> Growth:
+    """Return what was counted between two pages."""
+    if before is None or after is None:
+        return Growth({})
+
+    def total(*names: str) -> int | None:
+        now = metrics.engine_counters(after.text, *names)
+        return sum(metrics.growth(metrics.engine_counters(before.text, *names), now).values()) if now else None
+
+    tokens = metrics.growth(
+        metrics.engine_counters(before.text, metrics.GENERATED), metrics.engine_counters(after.text, metrics.GENERATED)
+    )
+    return Growth(tokens, total(metrics.PREEMPTIONS), total(*metrics.PREFIX_QUERIES), total(*metrics.PREFIX_HITS))
+
+
+def finished_between(before: Page | None, after: Page | None) -> int | None:
+    """Return how many requests came to their end between two pages, or None."""
+    if before is None or after is None or not (now := metrics.finished(after.text)):
+        return None
+    return sum(metrics.growth(metrics.finished(before.text), now).values())
