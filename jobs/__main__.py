@@ -8,9 +8,9 @@ import sys
 
 from jobs import sweep
 from jobs.errors import UserError
-from jobs.verbs import ask, batch, check, explain, logs, model, runs, serve
+from jobs.verbs import ask, batch, check, explain, logs, model, results, runs, serve
 
-MODULES = (ask, check, explain, runs, logs, model, serve, batch)
+MODULES = (ask, check, explain, runs, results, logs, model, serve, batch)
 VERBS = tuple(verb for module in MODULES for verb in module.VERBS)
 
 GROUPS = {"model": model.HELP}

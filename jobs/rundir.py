@@ -334,6 +334,10 @@ class SweepDir:
         """The report for people: one page that needs no network."""
         return self.path / "report.html"
 
+    def exported(self, target: str) -> Path:
+        """Directory of results in the form of another tool."""
+        return self.path / "export" / target
+
     def table(self, suffix: str) -> Path:
         """The sweep table: csv, parquet or md."""
         return self.path / f"table.{suffix}"

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.plan import Allocation, Plan, as_json
+from jobs.results.keys import is_work
 from jobs.results.table import text
 from jobs.service.checks import Shared
 from jobs.services import Point
@@ -31,6 +32,7 @@ SHOWN = (
     "e2el_ms_p50",
     "output_tok_s",
     "tok_s_per_user",
+    "price_per_m_output_tok",
     "engine_tokens",
     "kv_cache_tokens",
     "load_s",
@@ -46,11 +48,14 @@ DROPPED = (
     "completed",
     "tok_s_per_user",
     "failed",
+    "price_per_m_output_tok",
+    "tpot_ms_p50",
+    "ttft_ms_p50",
 )
-"""Columns that go first where the terminal is too narrow. The swept keys, the engine and validity always stay."""
+"""Columns that go first where the terminal is too narrow. The swept keys, the engine, validity and rate always stay."""
 
 HIGH_IS_BEST = ("output_tok_s", "tok_s_per_user")
-LOW_IS_BEST = ("ttft_ms_p50", "ttft_ms_p99", "tpot_ms_p50", "e2el_ms_p50")
+LOW_IS_BEST = ("ttft_ms_p50", "ttft_ms_p99", "tpot_ms_p50", "e2el_ms_p50", "price_per_m_output_tok")
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -161,9 +166,9 @@ def _table(frame: pd.DataFrame, swept: tuple[str, ...], shown: list[str]) -> Tab
     for name in shown:
         numeric = name not in swept and name not in ("engine", "valid", "engine_tokens")
         view.add_column(_header(name), justify="right" if numeric else "left", no_wrap=True, vertical="bottom")
-    best = {name: _best(frame, name) for name in (*HIGH_IS_BEST, *LOW_IS_BEST)}
-    for _, row in frame.iterrows():
-        cells = [_cell(row[name], best.get(name) if row["valid"] else None) for name in shown]
+    best = {name: _best(frame, swept, name) for name in (*HIGH_IS_BEST, *LOW_IS_BEST) if name in shown}
+    for number, (_, row) in enumerate(frame.iterrows()):
+        cells = [_cell(row[name], bool(row["valid"]) and name in best and best[name][number]) for name in shown]
         view.add_row(*cells, style=None if row["valid"] else "dim")
     return view
 
@@ -179,15 +184,19 @@ def reasons_text(frame: pd.DataFrame) -> str:
     return "\n".join(f"invalid {row['point']}: {row['invalid_reason']}" for _, row in bad.iterrows())
 
 
-def _best(frame: pd.DataFrame, name: str) -> Any:
-    values = pd.to_numeric(frame.loc[frame["valid"].astype(bool), name], errors="coerce").dropna()
-    if len(values) < 2:
-        return None
-    return values.max() if name in HIGH_IS_BEST else values.min()
+def _best(frame: pd.DataFrame, swept: tuple[str, ...], name: str) -> list[bool]:
+    """Return for each row whether its value is the best of the valid rows that did the same work; one alone is not."""
+    values = pd.to_numeric(frame[name], errors="coerce").where(frame["valid"].astype(bool))
+    # Rows of another work do not compare, and simulated rows never with measured ones.
+    kinds = (
+        frame[[key for key in (*swept, "engine") if key == "engine" or is_work(key)]].astype(str).agg(" ".join, axis=1)
+    )
+    groups = values.groupby(kinds)
+    extreme = groups.transform("max" if name in HIGH_IS_BEST else "min")
+    return list((values == extreme) & (groups.transform("count") > 1))
 
 
-def _cell(value: Any, best: float | None) -> Text:
-    is_best = best is not None and not pd.isna(value) and value == best
+def _cell(value: Any, is_best: bool) -> Text:
     return Text(f"{text(value)}*", style="bold green") if is_best else Text(text(value))
 
 
@@ -196,6 +205,7 @@ def _header(name: str) -> Text:
     for mark, instead in (
         (".", ".\n"),
         ("_ms_", " ms\n"),
+        ("_per_m_", "\n1M "),
         ("_per_", "\nper_"),
         ("output_", "output\n"),
         ("_tok", "\ntok"),

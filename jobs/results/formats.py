@@ -40,7 +40,7 @@ def render(table: pd.DataFrame, form: str) -> bytes:
 def _page(table: pd.DataFrame) -> str:
     head = "".join(f"<th>{html.escape(str(name))}</th>" for name in table.columns)
     body = "\n".join(
-        f'<tr{"" if row.get("valid", True) else " class=invalid"}>'
+        f"<tr{'' if row.get('valid', True) else ' class=invalid'}>"
         + "".join(f"<td>{html.escape(text(row[name]))}</td>" for name in table.columns)
         + "</tr>"
         for row in table.to_dict(orient="records")
