@@ -9,21 +9,25 @@ from typing import Any
 
 import numpy as np
 
+from jobs import schema
 from jobs.errors import ConfigError, RunError
 from jobs.results.gather import Run, read_config_plain, read_run
 from jobs.results.keys import HOW, is_work
 from jobs.results.noise import LEAST, Sample, difference, sample
-from jobs.results.resampling import Interval, minimum_detectable, relative_difference
-from jobs.results.verdict import low_is_best
+from jobs.results.resampling import Interval, minimum_detectable, paired_difference
+from jobs.results.verdict import REPEATS, low_is_best
 from jobs.rundir import SweepDir
 
 FIGURES = ("output_tok_s", "ttft_ms_mean", "ttft_ms_p99", "tpot_ms_mean", "e2el_ms_mean")
 
-SAME_PROMPTS = 0.5
-"""Share of the prompts that both windows must have so that they are compared prompt by prompt."""
+ONCE = (
+    "Note: with fewer than 3 windows a side, these intervals hold the noise inside windows alone. A busy machine or\n"
+    "another start of the engine can make a difference too: measure again (bench.repeats) before a choice."
+)
 
-FIXED = ("cluster.", "limits.", "results.", "launch.")
-"""Sections that do not change what is asked: they may differ freely."""
+SAME_PROMPTS = 0.9
+"""Share of the prompts that both windows must have so that they are compared prompt by prompt. With fewer, the faster
+side's further prompts would be left out, and the means compared would not be those of the rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +64,8 @@ class Pair:
     b: str
     differs: Mapping[str, tuple[Any, Any]]
     figures: tuple[Figure, ...]
+    windows: int
+    """Windows of the side that has fewer."""
 
 
 def compare(a: Path, b: Path, key: str | None = None, *, anyway: bool = False) -> list[Pair]:
@@ -118,7 +124,7 @@ def _asked(side: Side, without: str | None) -> dict[str, str]:
     return {
         name: str(value)
         for name, value in side.config.items()
-        if not name.startswith(FIXED) and (without is None or not (name == without or name.startswith(without + ".")))
+        if _counts(name) and (without is None or not (name == without or name.startswith(without + ".")))
     }
 
 
@@ -149,6 +155,11 @@ def _valued(side: Side, key: str) -> str | None:
     return str(values) if values else None
 
 
+def _counts(name: str) -> bool:
+    """Return whether a key changes what is asked: those of scope `sweep` may differ freely."""
+    return schema.schema().get(schema.leaf_of(name) or name) != "sweep"
+
+
 def _check_same_work(one: Side, two: Side) -> None:
     for name, (first, second) in _differences(one, two).items():
         if is_work(name):
@@ -165,7 +176,7 @@ def _differences(one: Side, two: Side) -> dict[str, tuple[Any, Any]]:
     return {
         name: (one.config.get(name), two.config.get(name))
         for name in names
-        if not name.startswith(FIXED) and str(one.config.get(name)) != str(two.config.get(name))
+        if _counts(name) and str(one.config.get(name)) != str(two.config.get(name))
     }
 
 
@@ -176,12 +187,15 @@ def _compare(one: Side, two: Side) -> Pair:
         f"{two.run.name}/{two.row['point']}",
         {name: values for name, values in _differences(one, two).items() if not name.startswith(HOW)},
         tuple(_figure(one, two, first, second, column) for column in FIGURES),
+        min(1 if side is None else len(side.requests.windows) for side in (first, second)),
     )
 
 
 def _figure(one: Side, two: Side, first: Sample | None, second: Sample | None, column: str) -> Figure:
     a, b = one.row.get(column), two.row.get(column)
-    observed = b / a - 1 if a and b is not None else None
+    if not a or b is None:
+        return Figure(column, a, b, None, False, "unknown", None)
+    observed = b / a - 1
     change = _paired(one, two, first, second, column)
     paired = change is not None
     if change is None:
@@ -201,13 +215,14 @@ def _paired(one: Side, two: Side, first: Sample | None, second: Sample | None, c
     same = one.config.get("bench.seed") == two.config.get("bench.seed")
     if first is None or second is None or statistic != "mean" or not same or not name.endswith("_ms"):
         return None
+    if len(first.requests.windows) > 1 or len(second.requests.windows) > 1:
+        return None
     both = first.requests.frame[["index", name]].merge(second.requests.frame[["index", name]], on="index").dropna()
     most = max(len(first.requests.frame), len(second.requests.frame))
     if len(both) < max(LEAST, SAME_PROMPTS * most):
         return None
     left, right = (both[f"{name}{suffix}"].to_numpy(dtype=np.float64) for suffix in ("_x", "_y"))
-    block = max(first.in_flight or 1, second.in_flight or 1)
-    return relative_difference(left, right, paired=True, block=block)
+    return paired_difference(left, right, block=max(first.in_flight or 1, second.in_flight or 1))
 
 
 def text(pairs: Sequence[Pair]) -> str:
@@ -217,6 +232,8 @@ def text(pairs: Sequence[Pair]) -> str:
         lines.append(f"{pair.a} -> {pair.b}")
         lines += [f"  {name}: {one} -> {two}" for name, (one, two) in pair.differs.items()]
         lines += [f"    {_line(figure)}" for figure in pair.figures if figure.a is not None or figure.b is not None]
+    if any(pair.windows < REPEATS for pair in pairs):
+        lines.append(ONCE)
     return "\n".join(lines)
 
 

@@ -99,12 +99,12 @@ def vllm_bench(run: Run, row: Row) -> dict[str, Any]:
         for statistic, ours in (("mean", "mean"), ("median", "p50"), ("std", "std"), ("p90", "p90"), ("p99", "p99")):
             found[f"{statistic}_{name}_ms"] = row.get(f"{name}_ms_{ours}")
     if requests is not None:
-        found["total_input_tokens"] = int(requests.values("prompt_tokens").sum())
-        found["total_output_tokens"] = int(requests.values("output_tokens").sum())
-        found["ttfts"] = [value / 1e3 for value in requests.values("ttft_ms")]
+        found["total_input_tokens"] = int(requests.frame["prompt_tokens"].sum())
+        found["total_output_tokens"] = int(requests.frame["output_tokens"].sum())
+        found["ttfts"] = [value / 1e3 for value in requests.frame["ttft_ms"]]
         found["itls"] = [[float(gap) / 1e3 for gap in gaps] for gaps in requests.frame["itl_ms"]]
-        found["output_lens"] = [int(value) for value in requests.values("output_tokens")]
-        found["input_lens"] = [int(value) for value in requests.values("prompt_tokens")]
+        found["output_lens"] = [int(value) for value in requests.frame["output_tokens"].dropna()]
+        found["input_lens"] = [int(value) for value in requests.frame["prompt_tokens"].dropna()]
     return found | {"sweep_point": row["point"], "engine": row["engine"]} | {key: row[key] for key in run.swept}
 
 

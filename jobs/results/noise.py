@@ -64,8 +64,7 @@ def _from_requests(one: Sample | None, two: Sample | None, column: str, seed: in
         found = _resample(first, second, per_time, seed, block)
         return None if found is None else _scaled(found, two.in_flight / one.in_flight)
     if column == "output_tok_s":
-        rates = one.requests.rates, two.requests.rates
-        return _resample(*rates, np.mean, seed, BLOCK) if all(rate.mean() > 0 for rate in rates) else None
+        return _resample(list(one.requests.rates), list(two.requests.rates), np.mean, seed, BLOCK)
     name, _, statistic = column.rpartition("_")
     if name not in ("ttft_ms", "tpot_ms", "e2el_ms"):
         return None
@@ -79,12 +78,12 @@ def _statistic(name: str) -> Statistic:
     return lambda data, axis: np.quantile(data, share, axis=axis)
 
 
-def _work(one: Sample) -> Floats:
-    return one.requests.frame[["output_tokens", "e2el_ms"]].dropna().to_numpy(dtype=np.float64)
+def _work(one: Sample) -> list[Floats]:
+    return one.requests.values("output_tokens", "e2el_ms")
 
 
-def _resample(one: Floats, two: Floats, statistic: Statistic, seed: int, block: int) -> Interval | None:
-    if len(one) < LEAST or len(two) < LEAST:
+def _resample(one: list[Floats], two: list[Floats], statistic: Statistic, seed: int, block: int) -> Interval | None:
+    if any(len(data) < LEAST or not data.any() for data in (*one, *two)):
         return None
     return relative_difference(one, two, statistic, seed=seed, block=block)
 

@@ -16,6 +16,7 @@ from jobs.results.curves import LENGTHS_FOR_LINE, fit
 from jobs.results.gather import Run, dotted, read_run
 from jobs.results.keys import LOADS
 from jobs.rundir import SweepDir, write_text
+from jobs.service import fingerprint
 
 LENGTHS = ("bench.input_tokens", "parallel.max_model_len")
 """Keys that are a context length, tokens."""
@@ -125,18 +126,17 @@ def provenance(run: Run) -> dict[str, Any]:
         "tool": sections.tolerant(run.sweep.provenance),
         "releases": sorted({f"{row['engine']} {row['release']}" for row in run.rows}),
         "image": dotted(run.config, "container.image"),
-        "image_digest": _digest(run),
+        "seen": _seen(run),
         "nodes": sorted({f"{head['host']} ({head.get('address')})" for head in heads if "host" in head}),
         "config": yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True),
         "ranks": ranks,
     }
 
 
-def _digest(run: Run) -> Any:
-    """Return the digest of the container image as a service recorded it, else the one the config asks for."""
-    records = [sections.tolerant(folder.record) for _, folder in sections.attempts(run)]
-    said = [record["image_digest"] for record in records if record.get("image_digest")]
-    return said[-1] if said else dotted(run.config, "container.digest")
+def _seen(run: Run) -> dict[str, list[str]]:
+    """Return what the rows say of versions and digests (jobs/service/fingerprint.py): every value that there is."""
+    found = {name: {str(row[name]) for row in run.rows if row.get(name) is not None} for name in fingerprint.NAMES}
+    return {name: sorted(values) for name, values in found.items() if values}
 
 
 def write_report(sweep: SweepDir) -> Path:

@@ -1,4 +1,4 @@
-"""A point's requests.parquet: latencies of its counted requests, and its token rate over the window."""
+"""A point's requests.parquet: latencies of its counted requests, and its token rate over each window."""
 
 from __future__ import annotations
 
@@ -12,44 +12,58 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 SLICES = 40
-"""The window is cut into so many equal parts; the rates of the parts tell its noise."""
+"""A window is cut into so many equal parts; the rates of the parts tell its noise."""
 
 BLOCK = 8
 """Slices that are drawn together: long enough to hold several rounds of requests that run in step."""
 
 Floats = NDArray[np.float64]
 
+_NEEDED = {"start_s", "ttft_ms", "e2el_ms", "itl_ms", "output_tokens", "status", "in_window", "index"}
+
 
 @dataclass(frozen=True, eq=False)
 class Requests:
-    """The whole answers of one point's window, in the order of their start."""
+    """The whole answers of one point that started in its windows.
 
-    frame: pd.DataFrame
-    rates: Floats
-    """Output tokens a second in each slice of the window, shape (SLICES,); of all windows where it was repeated."""
+    Args:
+        windows: one table for each window (a point may be measured in several), in the order of start.
+        rates: output tokens a second in each slice, one array of shape (SLICES,) for each window.
+    """
 
-    def values(self, name: str) -> Floats:
-        """Return a column's known values, in the order of time."""
-        return self.frame[name].dropna().to_numpy(dtype=np.float64)
+    windows: tuple[pd.DataFrame, ...]
+    rates: tuple[Floats, ...]
+
+    def values(self, *names: str) -> list[Floats]:
+        """Return for each window the rows in which these columns are known, shape (n,) or (n, columns)."""
+        found = [frame[list(names)].dropna().to_numpy(dtype=np.float64) for frame in self.windows]
+        return [data[:, 0] for data in found] if len(names) == 1 else found
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """All windows in one table."""
+        return pd.concat(self.windows, ignore_index=True)
 
 
 def read_requests(path: Path, window_s: float) -> Requests | None:
     """Read the requests of a point; None: there are none that can be read.
 
     Args:
-        path: requests.parquet.
-        window_s: length of the window, s.
+        path: requests.parquet. A column `window` tells the windows apart; without it there is one.
+        window_s: length of a window, s.
     """
     try:
         table = pq.read_table(path).to_pandas()
     except (OSError, pa.ArrowException):
         return None
-    if not {"start_s", "ttft_ms", "itl_ms", "status", "in_window", "index"} <= set(table.columns):
+    if table.empty or not set(table.columns) >= _NEEDED:
         return None
-    windows = [part for _, part in table.groupby("repeat")] if "repeat" in table else [table]
-    rates = np.concatenate([_rates(part, window_s) for part in windows]) if windows else np.empty(0)
-    counted = table[table["in_window"] & (table["status"] == "ok")]
-    return Requests(counted.sort_values("start_s", ignore_index=True), rates)
+    parts = [part for _, part in table.groupby("window")] if "window" in table else [table]
+    counted = [part[part["in_window"] & (part["status"] == "ok")] for part in parts]
+    return Requests(
+        tuple(part.sort_values("start_s", ignore_index=True) for part in counted),
+        tuple(_rates(part, window_s) for part in parts),
+    )
 
 
 def _rates(table: pd.DataFrame, window_s: float) -> Floats:

@@ -7,7 +7,7 @@ are drawn, the moving-block bootstrap (Künsch 1989), with blocks as long as the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -77,26 +77,37 @@ def per_time(pairs: Floats, axis: int) -> Floats:
     return np.asarray(sums[..., 0] / sums[..., 1])
 
 
+def of_windows(windows: Sequence[Floats], statistic: Statistic, rng: np.random.Generator, block: int = 1) -> Floats:
+    """Return DRAWS resamples of the mean of a statistic over windows: windows are drawn, and blocks inside of each.
+
+    With one window this is `draws`: then only the noise inside of it is known.
+    """
+    inside = np.stack([draws(data, statistic, rng, block) for data in windows])
+    chosen = rng.integers(0, len(windows), size=(DRAWS, len(windows)))
+    return np.asarray(inside[chosen, np.arange(DRAWS)[:, None]].mean(axis=1))
+
+
 def relative_difference(
-    one: Floats, two: Floats, statistic: Statistic = np.mean, *, seed: int = 0, paired: bool = False, block: int = 1
+    one: Sequence[Floats], two: Sequence[Floats], statistic: Statistic = np.mean, *, seed: int = 0, block: int = 1
 ) -> Interval:
-    """Return statistic(two) / statistic(one) - 1 with its interval.
+    """Return two / one - 1 of a statistic with its interval.
 
     Args:
-        one, two: samples in the order of time, shape (n,) or, for `per_time`, (n, 2) and not paired.
-        statistic: of a sample.
+        one, two: windows of each side; each a sample in the order of time, shape (n,) or, for `per_time`, (n, 2).
+        statistic: of a sample; its mean over windows is compared.
         seed: of the draws.
-        paired: one[i] and two[i] belong together (the same prompt) and are drawn together.
         block: see `draws`.
     """
     rng = np.random.default_rng(seed)
-    if paired:
-        both = draws(np.stack([one, two], axis=1), statistic, rng, block)
-        first, second = both[:, 0], both[:, 1]
-    else:
-        first, second = draws(one, statistic, rng, block), draws(two, statistic, rng, block)
-    estimate = float(statistic(two, axis=0)) / float(statistic(one, axis=0)) - 1
-    return interval(estimate, second / first - 1)
+    first, second = of_windows(one, statistic, rng, block), of_windows(two, statistic, rng, block)
+    before, after = (float(np.mean([statistic(data, axis=0) for data in side])) for side in (one, two))
+    return interval(after / before - 1, second / first - 1)
+
+
+def paired_difference(one: Floats, two: Floats, *, seed: int = 0, block: int = 1) -> Interval:
+    """Return mean(two) / mean(one) - 1 with its interval, where one[i] and two[i] belong together (the same prompt)."""
+    both = draws(np.stack([one, two], axis=1), np.mean, np.random.default_rng(seed), block)
+    return interval(float(two.mean() / one.mean() - 1), both[:, 1] / both[:, 0] - 1)
 
 
 def minimum_detectable(error: float, level: float = LEVEL, power: float = POWER) -> float:

@@ -9,8 +9,8 @@ from typing import Any
 from jobs.config import Bench, Config
 from jobs.measure.records import Window
 from jobs.measure.statistics import summarize
-from jobs.service import fingerprint
 from jobs.results.migrate import SCHEMA_VERSION
+from jobs.service import fingerprint
 
 NOT_RUN = "not run: "
 """Begins the reason of a row whose point was never measured; a resume runs it."""

@@ -46,7 +46,7 @@ def time_by_phase(run: Run) -> dict[str, Any]:
         node_s[phase] += (amount or 0.0) * float(nodes or 1)
 
     for row in run.rows:
-        for phase in ("warmup_s", "measure_s"):
+        for phase in () if row.get("reused_from") else ("warmup_s", "measure_s"):
             add(phase, row.get(phase), row.get("nodes"))
     for _, folder in attempts(run):
         record = tolerant(folder.record)
@@ -113,7 +113,7 @@ def against_plan(run: Run) -> dict[str, Any]:
     counts = Counter("valid" if row["valid"] else "invalid" for row in run.rows)
     services = []
     for service in run.plan["services"]:
-        rows = [row for row in run.rows if row["service"] == service["service"]]
+        rows = [row for row in run.rows if row["service"] == service["service"] and not row.get("reused_from")]
         records = [tolerant(folder.record) for name, folder in attempts(run) if name == service["service"]]
         took = sum(row.get(name) or 0.0 for row in rows for name in ("warmup_s", "measure_s"))
         took += sum(record.get(name) or 0.0 for record in records for name in ("load_s", "teardown_s"))
@@ -122,7 +122,7 @@ def against_plan(run: Run) -> dict[str, Any]:
             {
                 "service": service["service"],
                 "points": len(service["points"]),
-                "valid": sum(bool(row["valid"]) for row in rows),
+                "valid": sum(bool(row["valid"]) for row in run.rows if row["service"] == service["service"]),
                 "attempts": len(records),
                 "predicted_s": service.get("predicted_s"),
                 "seconds": round(took, 1) if records else None,

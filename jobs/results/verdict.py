@@ -23,6 +23,9 @@ FEW = 100
 REPEATS = 3
 """Windows of one setting from which its own scatter can be judged."""
 
+LEADS = ("clear", "ahead")
+"""Outcomes in which one setting is better beyond the noise that is known."""
+
 MOST_KINDS = 8
 """Kinds of work that are listed one by one."""
 
@@ -102,10 +105,7 @@ def judge(run: Run) -> Verdict:
     said += _cautions(run, [row for one in contests for row in (one.best, one.second) if row is not None])
     if simulated:
         said.append(Sentence("simulated", {}))
-    sure = winner is not None and all(
-        one.outcome == "clear" and _repeats(one.best) >= REPEATS and _repeats(one.second or {}) >= REPEATS
-        for one in contests
-    )
+    sure = winner is not None and all(one.outcome == "clear" for one in contests)
     believe = "no" if simulated else "yes" if sure else "care"
     return Verdict(believe, None if winner is None else str(winner["point"]), (*first, *said, *_invalid(run)))
 
@@ -142,7 +142,11 @@ def _name(shown: tuple[str, ...], row: Row) -> str:
 
 
 def _margin(run: Run, best: Row, second: Row | None, column: str) -> tuple[str, dict[str, Any]]:
-    """Return what noise says of the difference (only, unknown, tie, clear), and its figures in percent."""
+    """Return what noise says of the difference, and its figures in percent.
+
+    only: there is no other setting. unknown: too few requests. tie: no difference seen. ahead: beyond the noise
+    inside of one window. clear: beyond noise that several windows of both have shown.
+    """
     if second is None:
         return "only", {}
     observed = best[column] / second[column] - 1 if second[column] else None
@@ -152,19 +156,21 @@ def _margin(run: Run, best: Row, second: Row | None, column: str) -> tuple[str, 
     if found.holds_zero:
         return "tie", {"least": minimum_detectable(found.error) * 100}
     low, high = sorted((abs(found.low) * 100, abs(found.high) * 100))
-    return "clear", {"low": low, "high": high}
+    often = min(_repeats(best), _repeats(second)) >= REPEATS
+    return "clear" if often else "ahead", {"low": low, "high": high}
 
 
 def _headline(run: Run, contests: Sequence[_Contest]) -> tuple[list[Sentence], Row | None]:
     if len(contests) == 1:
         [one] = contests
-        return [Sentence(one.outcome, one.values)], one.best if one.outcome in ("clear", "unknown") else None
+        return [Sentence(one.outcome, one.values)], one.best if one.outcome in LEADS else None
     settings = _settings(run)
-    clear = [one for one in contests if one.outcome == "clear"]
+    clear = [one for one in contests if one.outcome in LEADS]
+    sure = all(one.outcome == "clear" for one in clear)
     same = len({keys.words(settings, one.best) for one in clear}) == 1
     values = {"kinds": len(contests), "clear": len(clear)}
     if clear and same:
-        said = Sentence("same", values | {"setting": keys.words(settings, clear[0].best)})
+        said = Sentence("same" if sure else "same_ahead", values | {"setting": keys.words(settings, clear[0].best)})
     else:
         said = Sentence("differ" if clear else "none_clear" if settings else "kinds", values)
     listed = [Sentence(f"{one.outcome}_for", one.values) for one in contests[:MOST_KINDS]]
@@ -174,7 +180,7 @@ def _headline(run: Run, contests: Sequence[_Contest]) -> tuple[list[Sentence], R
 
 
 def _repeats(row: Row) -> int:
-    return int(row.get("repeats") or 1)
+    return int(row.get("windows") or 1)
 
 
 def _cautions(run: Run, rows: Sequence[Row]) -> Sequence[Sentence]:

@@ -54,7 +54,8 @@ function provenanceSection(place) {
     [t("provenance.versions"), [tool.python && `Python ${tool.python}`, ...Object.entries(tool.packages || {}).map(([name, version]) => `${name} ${version}`)]
       .filter(Boolean).join(", ") || missing],
     [t("provenance.engine"), known.releases.join(", ")],
-    [t("provenance.image"), known.image ? `${known.image} ${known.image_digest || missing}` : t("provenance.noimage")],
+    [t("provenance.image"), known.image || t("provenance.noimage")],
+    ...Object.entries(known.seen).map(([name, values]) => [name, values.join(", ")]),
     [t("provenance.nodes"), known.nodes.join(", ") || missing],
   ]));
   place.append(h("details", {}, h("summary", {}, t("provenance.config")), h("pre", {}, known.config)));
