@@ -222,7 +222,7 @@ def _paired(one: Side, two: Side, first: Sample | None, second: Sample | None, c
     if len(both) < max(LEAST, SAME_PROMPTS * most):
         return None
     left, right = (both[f"{name}{suffix}"].to_numpy(dtype=np.float64) for suffix in ("_x", "_y"))
-    return paired_difference(left, right, block=max(first.in_flight or 1, second.in_flight or 1))
+    return paired_difference(left, right, block=max(first.block, second.block))
 
 
 def text(pairs: Sequence[Pair]) -> str:

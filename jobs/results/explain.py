@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -114,8 +115,13 @@ def source_of(key: str, value: Any, overrides: Sequence[str]) -> str:
             return f"override {text}"
     holders = list(_files(key, overrides))
     for name, held in reversed(holders):
-        if held == value or (isinstance(held, str) and "${" in held):
+        if _same(held, value):
             return str(name)
+    merged: dict[str, Any] = {}
+    for _, held in holders:
+        merged |= held if isinstance(held, Mapping) else {}
+    if merged and merged == value:
+        return " and ".join(name for name, _ in holders)
     leaf = schema.leaf_of(key)
     if not holders and leaf is not None:
         return "default in jobs/config.py"
@@ -133,10 +139,24 @@ def _files(key: str, overrides: Sequence[str]) -> list[tuple[str, Any]]:
         tree = read_config_plain(path) if path.read_text().strip() else {}
         whole = path.read_text().startswith("# @package _global_")
         inside = key if whole else key.removeprefix(group + ".") if key.startswith(group + ".") else None
-        held = None if inside is None else dotted(tree, inside)
-        if held is not None:
-            found.append((f"conf/{group}/{option}.yaml", held))
+        if inside is not None and _holds(tree, inside):
+            found.append((f"conf/{group}/{option}.yaml", dotted(tree, inside)))
     return found
+
+
+def _holds(tree: Mapping[str, Any], key: str) -> bool:
+    """Return whether a file sets a key, to null perhaps."""
+    parent, _, last = key.rpartition(".")
+    node = dotted(tree, parent) if parent else tree
+    return isinstance(node, Mapping) and last in node
+
+
+def _same(held: Any, value: Any) -> bool:
+    """Return whether a file's value is what the run had. An interpolation may be; 671e9 is a number to Hydra."""
+    if isinstance(held, str) and isinstance(value, int | float):
+        with contextlib.suppress(ValueError):
+            return float(held) == value
+    return bool(held == value) or (isinstance(held, str) and "${" in held)
 
 
 def _choices(overrides: Sequence[str]) -> dict[str, str]:

@@ -23,6 +23,11 @@ class Sample:
     requests: Requests
     in_flight: int | None
 
+    @property
+    def block(self) -> int:
+        """Neighbours that are drawn together: twice those in flight, so that a block holds a whole round of them."""
+        return 2 * self.in_flight if self.in_flight and self.in_flight > 1 else 1
+
 
 def sample(run: Run, row: Mapping[str, Any]) -> Sample | None:
     """Return the requests of a row's point; None: there are none that can be read."""
@@ -57,7 +62,7 @@ def difference(
 def _from_requests(one: Sample | None, two: Sample | None, column: str, seed: int) -> Interval | None:
     if one is None or two is None:
         return None
-    block = max(one.in_flight or 1, two.in_flight or 1)
+    block = max(one.block, two.block)
     if column == "output_tok_s" and one.in_flight and two.in_flight:
         first, second = _work(one), _work(two)
         # What is drawn is a rate per request in flight: the loads may differ.

@@ -2,7 +2,7 @@
 
 The bootstrap is the percentile bootstrap (Efron, Tibshirani: An Introduction to the Bootstrap, chapter 13). Requests
 of one window are not independent: those in flight together share the engine's steps. So whole blocks of neighbours
-are drawn, the moving-block bootstrap (Künsch 1989), with blocks as long as the number in flight.
+are drawn, the moving-block bootstrap (Künsch 1989), with blocks of twice the number in flight.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 Statistic = Callable[..., Floats]
 """A numpy reduction that takes an array and `axis`: np.mean, np.median."""
 
-DRAWS = 2000
+DRAWS = 1000
 LEVEL = 0.95
 POWER = 0.8
 

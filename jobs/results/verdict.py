@@ -98,7 +98,7 @@ def judge(run: Run) -> Verdict:
     if not rows:
         return Verdict("no", None, (Sentence("nothing", {"count": len(run.rows)}), *said, *_invalid(run)))
     contests = _contests(run, rows, column)
-    first, winner = _headline(run, contests)
+    first, winner = _headline(_settings(run, rows), contests)
     best = contests[0].best if len(contests) == 1 else winner
     if best is not None and len(contests) == 1:
         said.append(Sentence("user", {name: best.get(name) for name in ("ttft_ms_p50", "tpot_ms_p50", "e2el_ms_p50")}))
@@ -112,7 +112,7 @@ def judge(run: Run) -> Verdict:
 
 def _contests(run: Run, rows: Sequence[Row], column: str) -> list[_Contest]:
     work = tuple(key for key in run.swept if keys.is_work(key))
-    settings = _settings(run)
+    settings = _settings(run, rows)
     kinds: dict[str, list[Row]] = {}
     for row in rows:
         kinds.setdefault(keys.words(work, row), []).append(row)
@@ -133,8 +133,10 @@ def _contests(run: Run, rows: Sequence[Row], column: str) -> list[_Contest]:
     return found
 
 
-def _settings(run: Run) -> tuple[str, ...]:
-    return tuple(key for key in run.swept if not keys.is_work(key) and not key.startswith("bench."))
+def _settings(run: Run, rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return the swept keys that are settings of the service and differ between these rows."""
+    asked = [key for key in run.swept if not keys.is_work(key) and not key.startswith("bench.")]
+    return tuple(key for key in asked if len({str(row[key]) for row in rows}) > 1)
 
 
 def _name(shown: tuple[str, ...], row: Row) -> str:
@@ -160,11 +162,10 @@ def _margin(run: Run, best: Row, second: Row | None, column: str) -> tuple[str, 
     return "clear" if often else "ahead", {"low": low, "high": high}
 
 
-def _headline(run: Run, contests: Sequence[_Contest]) -> tuple[list[Sentence], Row | None]:
+def _headline(settings: tuple[str, ...], contests: Sequence[_Contest]) -> tuple[list[Sentence], Row | None]:
     if len(contests) == 1:
         [one] = contests
         return [Sentence(one.outcome, one.values)], one.best if one.outcome in LEADS else None
-    settings = _settings(run)
     clear = [one for one in contests if one.outcome in LEADS]
     sure = all(one.outcome == "clear" for one in clear)
     same = len({keys.words(settings, one.best) for one in clear}) == 1
