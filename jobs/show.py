@@ -146,7 +146,7 @@ def table_view(frame: pd.DataFrame, swept: tuple[str, ...], width: int | None = 
         frame: the sweep table.
         swept: full dotted names of the swept keys.
         width: of the terminal, characters; then columns of DROPPED go, one after the other, until the rest fits.
-            None: all of SHOWN that hold anything.
+            None: all of SHOWN that hold anything. Where not even the rest fits, each row is a block of lines.
     """
     shown = [name for name in (*swept, *SHOWN) if name in (*swept, "valid") or frame[name].notna().any()]
     dropped = [name for name in DROPPED if name in shown]
@@ -156,8 +156,25 @@ def table_view(frame: pd.DataFrame, swept: tuple[str, ...], width: int | None = 
         if width is None or gone == len(dropped) or _width(view) <= width:
             break
         gone += 1
+    if width is not None and _width(view) > width:
+        return _cards(frame, swept, shown)
     if gone:
         view.caption = Text(f"{_count(dropped[:gone], 'column')} more in the file: {', '.join(dropped[:gone])}")
+    return view
+
+
+def _cards(frame: pd.DataFrame, swept: tuple[str, ...], shown: list[str]) -> Table:
+    """Return each row as lines of name and value, for a terminal that is too narrow for columns."""
+    view = Table.grid(padding=(0, 1, 0, 0))
+    view.add_column(overflow="fold")
+    view.add_column(overflow="fold")
+    for place, row in enumerate(_cells(frame, swept, shown)):
+        if place:
+            view.add_row("", "")
+        style = None if bool(frame["valid"].iloc[place]) else "dim"
+        for name, cell in zip(shown, row, strict=True):
+            if cell.plain:
+                view.add_row(Text(name.rpartition(".")[2] if name in swept else name), cell, style=style)
     return view
 
 
@@ -166,11 +183,17 @@ def _table(frame: pd.DataFrame, swept: tuple[str, ...], shown: list[str]) -> Tab
     for name in shown:
         numeric = name not in swept and name not in ("engine", "valid", "engine_tokens")
         view.add_column(_header(name), justify="right" if numeric else "left", no_wrap=True, vertical="bottom")
-    best = {name: _best(frame, swept, name) for name in (*HIGH_IS_BEST, *LOW_IS_BEST) if name in shown}
-    for number, (_, row) in enumerate(frame.iterrows()):
-        cells = [_cell(row[name], bool(row["valid"]) and name in best and best[name][number]) for name in shown]
-        view.add_row(*cells, style=None if row["valid"] else "dim")
+    for valid, cells in zip(frame["valid"], _cells(frame, swept, shown), strict=True):
+        view.add_row(*cells, style=None if valid else "dim")
     return view
+
+
+def _cells(frame: pd.DataFrame, swept: tuple[str, ...], shown: list[str]) -> list[list[Text]]:
+    best = {name: _best(frame, swept, name) for name in (*HIGH_IS_BEST, *LOW_IS_BEST) if name in shown}
+    return [
+        [_cell(row[name], name in best and best[name][number]) for name in shown]
+        for number, (_, row) in enumerate(frame.iterrows())
+    ]
 
 
 def _width(view: Table) -> int:

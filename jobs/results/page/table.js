@@ -62,6 +62,8 @@ function drawTable(place) {
     const classes = [numeric(name) ? "number" : "", name === "invalid_reason" ? "reason" : "",
       isBest(row, name) ? "best" : ""].filter(Boolean).join(" ");
     const text = typeof row[name] === "boolean" ? t(`value.${row[name]}`) : shown(row[name]);
+    // A long reason would make its row very high: here its beginning, the whole under "What failed".
+    if (name === "invalid_reason") return h("td", { class: classes, title: text }, h("div", {}, text));
     return h("td", { class: classes || null }, text);
   };
   place.replaceChildren(
