@@ -125,6 +125,7 @@ def _write_vllm_bench(run: Run, out: Path) -> list[Path]:
 
 def _write_mlflow(run: Run, out: Path) -> list[Path]:
     mlflow = _package("mlflow", "mlflow")
+    _package("sqlalchemy", "mlflow")  # what MLflow keeps its file with
     out.mkdir(parents=True, exist_ok=True)
     mlflow.set_tracking_uri(f"sqlite:///{(out / 'mlflow.db').resolve()}")
     mlflow.set_experiment(run.name)
