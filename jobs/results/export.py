@@ -128,6 +128,8 @@ def _write_mlflow(run: Run, out: Path) -> list[Path]:
     _package("sqlalchemy", "mlflow")  # what MLflow keeps its file with
     out.mkdir(parents=True, exist_ok=True)
     mlflow.set_tracking_uri(f"sqlite:///{(out / 'mlflow.db').resolve()}")
+    if mlflow.get_experiment_by_name(run.name) is None:
+        mlflow.create_experiment(run.name, artifact_location=(out / "artifacts").resolve().as_uri())
     mlflow.set_experiment(run.name)
     for row in run.rows:
         with mlflow.start_run(run_name=str(row["point"])):
