@@ -88,7 +88,7 @@ def vllm_bench(run: Run, row: Row) -> dict[str, Any]:
         "num_prompts": sum(row.get(name) or 0 for name in ("completed", "failed", "truncated_requests")),
         "request_rate": run.value(row, "bench.request_rate") or "inf",
         "max_concurrency": run.value(row, "bench.concurrency"),
-        "duration": window,
+        "duration": window if run.value(row, "bench.client") == "window" else None,
         "completed": row.get("completed"),
         "failed": row.get("failed"),
         "request_throughput": row.get("request_s"),

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from jobs import schema
+
 LOADS = ("bench.concurrency", "bench.request_rate")
 
 HOW = (
-    *("bench.warmup_s", "bench.window_s", "bench.hold_load", "bench.seed", "bench.num_requests", "bench.repeats"),
-    *("bench.min_success", "bench.canary", "bench.canary_tokens", "bench.quality", "bench.slo", "bench.search"),
+    *("bench.warmup_s", "bench.window_s", "bench.hold_load", "bench.seed", "bench.num_requests"),
+    *("bench.slo", "bench.search"),
 )
-"""Keys that say how long and how carefully is measured, not what."""
+"""Keys (or beginnings) that say how long and how carefully is measured, not what."""
 
 WORK = ("engine.name", "model.name", "model.path")
 """Keys outside of `bench` that make another kind of work: another model, or no real engine."""
@@ -24,7 +26,8 @@ def is_work(key: str) -> bool:
     """Return whether rows that differ in this key did different work (lengths, client, endpoint, model, ...)."""
     if key in WORK:
         return True
-    return key.startswith("bench.") and key not in LOADS and not key.startswith(HOW)
+    asked = schema.schema().get(key) != "sweep"
+    return key.startswith("bench.") and asked and key not in LOADS and not key.startswith(HOW)
 
 
 def words(keys: tuple[str, ...], values: Mapping[str, Any]) -> str:

@@ -51,11 +51,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Contest:
-    """The best row of one kind of work, the best row of another setting (None: there is none), and their margin."""
+    """The best row of one kind of work, the best row of another setting (None: there is none), and their margin.
 
-    work: str
+    `settings` are the keys in which settings differ within this kind of work.
+    """
+
     best: Row
     second: Row | None
+    settings: tuple[str, ...]
     outcome: str
     values: Mapping[str, Any]
 
@@ -98,7 +101,7 @@ def judge(run: Run) -> Verdict:
     if not rows:
         return Verdict("no", None, (Sentence("nothing", {"count": len(run.rows)}), *said, *_invalid(run)))
     contests = _contests(run, rows, column)
-    first, winner = _headline(_settings(run, rows), contests)
+    first, winner = _headline(contests)
     best = contests[0].best if len(contests) == 1 else winner
     if best is not None and len(contests) == 1:
         said.append(Sentence("user", {name: best.get(name) for name in ("ttft_ms_p50", "tpot_ms_p50", "e2el_ms_p50")}))
@@ -112,7 +115,6 @@ def judge(run: Run) -> Verdict:
 
 def _contests(run: Run, rows: Sequence[Row], column: str) -> list[_Contest]:
     work = tuple(key for key in run.swept if keys.is_work(key))
-    settings = _settings(run, rows)
     kinds: dict[str, list[Row]] = {}
     for row in rows:
         kinds.setdefault(keys.words(work, row), []).append(row)
@@ -120,6 +122,7 @@ def _contests(run: Run, rows: Sequence[Row], column: str) -> list[_Contest]:
     for kind, members in kinds.items():
         ordered = sorted(members, key=lambda row: row[column], reverse=not low_is_best(column))
         best = ordered[0]
+        settings = _settings(run, members)
         # Another load of the same setting is no rival; where nothing but the load is swept, loads are compared.
         rivals = [row for row in ordered[1:] if not settings or any(row[key] != best[key] for key in settings)]
         second = rivals[0] if rivals else None
@@ -129,7 +132,7 @@ def _contests(run: Run, rows: Sequence[Row], column: str) -> list[_Contest]:
         if second is not None and second[column]:
             percent = abs(best[column] / second[column] - 1) * 100
             values |= {"second": _name(shown, second), "second_value": second[column], "percent": percent}
-        found.append(_Contest(kind, best, second, outcome, values))
+        found.append(_Contest(best, second, settings, outcome, values))
     return found
 
 
@@ -162,10 +165,11 @@ def _margin(run: Run, best: Row, second: Row | None, column: str) -> tuple[str, 
     return "clear" if often else "ahead", {"low": low, "high": high}
 
 
-def _headline(settings: tuple[str, ...], contests: Sequence[_Contest]) -> tuple[list[Sentence], Row | None]:
+def _headline(contests: Sequence[_Contest]) -> tuple[list[Sentence], Row | None]:
     if len(contests) == 1:
         [one] = contests
         return [Sentence(one.outcome, one.values)], one.best if one.outcome in LEADS else None
+    settings = tuple(dict.fromkeys(key for one in contests for key in one.settings))
     clear = [one for one in contests if one.outcome in LEADS]
     sure = all(one.outcome == "clear" for one in clear)
     same = len({keys.words(settings, one.best) for one in clear}) == 1

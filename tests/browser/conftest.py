@@ -1,4 +1,4 @@
-"""The browser of these tests, one for all of them."""
+"""The browser of these tests. It is gone with its module: its driver keeps an event loop, which asyncio tests lack."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--pictures", action="store_true", help="write docs/img/report_*.png")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """Yield a headless Chromium; skip with the reason where there can be none, fail under CI=true."""
     log: Path = tmp_path_factory.mktemp("chromium") / "apt.log"
