@@ -14,8 +14,8 @@ from jobs.results.compare import compare, text
 from jobs.results.export import TARGETS, export
 from jobs.results.formats import FORMATS, render
 from jobs.results.gather import collect, read_run, read_runs
-from jobs.results.report import data, write_report
-from jobs.rundir import write_bytes
+from jobs.results.report import data
+from jobs.rundir import write_bytes, write_text
 from jobs.verbs import RUN, Verb
 
 
@@ -42,10 +42,11 @@ def _report(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(data(read_run(found.path)), ensure_ascii=False))
         return 0
-    path = write_report(found)
-    for sentence in data(read_run(found.path))["verdict"]["sentences"]:
+    shown = data(read_run(found.path))
+    write_text(found.report, page.render(shown))
+    for sentence in shown["verdict"]["sentences"]:
         print(page.say(sentence))
-    print(f"report: {path}")
+    print(f"report: {found.report}")
     return 0
 
 

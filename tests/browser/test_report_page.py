@@ -191,3 +191,38 @@ def test_the_pictures_of_the_documentation(opened: Open, pytestconfig: pytest.Co
             whole.convert("RGB").quantize(64).save(folder / name, optimize=True)
         assert picture((folder / name).read_bytes()).std() > 5
         assert (folder / name).stat().st_size < 120_000, name
+
+
+def _without_rows(folder: Path) -> None:
+    for path in folder.rglob("row.json"):
+        path.unlink()
+
+
+def _without_services(folder: Path) -> None:
+    shutil.rmtree(folder / "services")
+
+
+def _half_simulated(folder: Path) -> None:
+    for path in sorted(folder.rglob("row.json"))[::2]:
+        path.write_text(path.read_text().replace('"vllm_cpu"', '"simulator"'))
+
+
+@pytest.mark.parametrize("change", [_without_rows, _without_services, _half_simulated])
+@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+def test_a_poor_sweep_has_a_page_too(
+    chromium: Browser, tmp_path: Path, change: Callable[[Path], None], locale: str
+) -> None:
+    folder = tmp_path / "poor"
+    shutil.copytree(RECORDED, folder)
+    change(folder)
+    one = Opened(chromium, write_report(SweepDir(folder)), viewport=PHONE, locale=locale)
+    assert one.complaints == []
+    text = one.page.locator("#sections").inner_text()
+    assert "undefined" not in text
+    assert "NaN" not in text
+    assert one.page.locator("section").count() == 10
+    if change is _half_simulated:
+        names = one.page.evaluate("document.getElementById('plot-frontier').data.map(trace => trace.name)")
+        assert any("(simulator)" in name for name in names)
+        assert any("max_model_len" in name and "(simulator)" not in name for name in names)
+    one.close()
