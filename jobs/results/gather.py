@@ -111,12 +111,21 @@ def _row(
     sweep: SweepDir, point: Mapping[str, Any], config: Mapping[str, Any], skipped: list[Skipped]
 ) -> dict[str, Any]:
     values = {key: cell(value) for key, value in point["values"].items()}
+    known = dict.fromkeys(columns(())) | {
+        "point": point["point"],
+        "service": point["service"],
+        "engine": values.get("engine.name", dotted(config, "engine.name")),
+        "release": values.get("engine.release", dotted(config, "engine.release")),
+        "valid": False,
+        "truncated": False,
+        "schema_version": SCHEMA_VERSION,
+    }
     path = sweep.point(point["point"]).row
     reason = PENDING
     try:
         found = json.loads(path.read_bytes())
         if isinstance(found, dict) and "valid" in found:
-            return migrate(found) | values
+            return known | migrate(found) | values  # a row of another version may lack columns
         reason = "it is not a row"
     except FileNotFoundError:
         pass
@@ -125,17 +134,7 @@ def _row(
     if reason != PENDING:
         skipped.append(Skipped(str(path), reason))
         reason = f"its row cannot be read: {reason}"
-    known = {
-        "point": point["point"],
-        "service": point["service"],
-        "engine": values.get("engine.name", dotted(config, "engine.name")),
-        "release": values.get("engine.release", dotted(config, "engine.release")),
-        "valid": False,
-        "invalid_reason": reason,
-        "truncated": False,
-        "schema_version": SCHEMA_VERSION,
-    }
-    return dict.fromkeys(columns(())) | known | values
+    return known | {"invalid_reason": reason} | values
 
 
 def read_runs(paths: Sequence[Path]) -> tuple[tuple[Run, ...], tuple[Skipped, ...]]:
