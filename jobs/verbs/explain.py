@@ -81,5 +81,10 @@ WHAT = (OVERRIDES[0], {**OVERRIDES[1], "help": "as launch.py -m takes them; with
 KEY = ("--key", {"metavar": "KEY", "help": "of a run: what set this config key, variable or flag, and what ranks had"})
 
 VERBS = (
-    Verb("explain", _explain, "say what engine.release changes; with --key: where a setting of a run came from", (WHAT, KEY)),
+    Verb(
+        "explain",
+        _explain,
+        "say what engine.release changes; with --key: where a setting of a run came from",
+        (WHAT, KEY),
+    ),
 )
