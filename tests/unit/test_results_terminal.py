@@ -24,11 +24,11 @@ def printed(frame: pd.DataFrame, swept: tuple[str, ...], width: int) -> list[str
 @pytest.fixture
 def wide(tmp_path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """A table with a swept key of Chinese values."""
-    found, made = planned(tmp_path / "a", "bench.concurrency=4,16", "engine.args.note='长上下文测试','短'")
+    found, made = planned(tmp_path / "a", "bench.concurrency=4,16", "engine.env.note='长上下文测试','短'")
     for place, point in enumerate(made.points[:3]):
         measured(found, point, 100.0 + 20 * place)
     row(found, made.points[3], invalid_reason="内存不足")
-    return read_table(found), ("bench.concurrency", "engine.args.note")
+    return read_table(found), ("bench.concurrency", "engine.env.note")
 
 
 @pytest.mark.parametrize("width", [40, 48, 60, 72, 80, 120])
