@@ -8,9 +8,9 @@ import sys
 
 from jobs import sweep
 from jobs.errors import UserError
-from jobs.verbs import ask, batch, check, explain, image, logs, model, preflight, runs, serve
+from jobs.verbs import ask, batch, check, explain, image, logs, model, preflight, results, runs, serve
 
-MODULES = (ask, check, explain, preflight, runs, logs, model, image, serve, batch)
+MODULES = (ask, check, explain, preflight, runs, results, logs, model, image, serve, batch)
 VERBS = tuple(verb for module in MODULES for verb in module.VERBS)
 
 GROUPS = {"model": model.HELP}

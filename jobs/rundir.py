@@ -362,6 +362,20 @@ class SweepDir:
         """What the launcher did, with tracebacks."""
         return self.path / "sweep.log"
 
+    @property
+    def provenance(self) -> Path:
+        """Commit, versions and command line with which the sweep was started."""
+        return self.path / "provenance.json"
+
+    @property
+    def report(self) -> Path:
+        """The report for people: one page that needs no network."""
+        return self.path / "report.html"
+
+    def exported(self, target: str) -> Path:
+        """Directory of results in the form of another tool."""
+        return self.path / "export" / target
+
     def table(self, suffix: str) -> Path:
         """The sweep table: csv, parquet or md."""
         return self.path / f"table.{suffix}"

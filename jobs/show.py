@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.plan import Allocation, Plan, as_json
+from jobs.results.keys import is_work
 from jobs.results.table import text
 from jobs.service.checks import Shared
 from jobs.services import Point
@@ -35,6 +36,7 @@ SHOWN = (
     "found_concurrency",
     "found_request_rate",
     "needle_score",
+    "price_per_m_output_tok",
     "engine_tokens",
     "kv_cache_tokens",
     "load_s",
@@ -50,11 +52,14 @@ DROPPED = (
     "completed",
     "tok_s_per_user",
     "failed",
+    "price_per_m_output_tok",
+    "tpot_ms_p50",
+    "ttft_ms_p50",
 )
-"""Columns that go first where the terminal is too narrow. The swept keys, the engine and validity always stay."""
+"""Columns that go first where the terminal is too narrow. The swept keys, the engine, validity and rate always stay."""
 
 HIGH_IS_BEST = ("output_tok_s", "tok_s_per_user")
-LOW_IS_BEST = ("ttft_ms_p50", "ttft_ms_p99", "tpot_ms_p50", "e2el_ms_p50")
+LOW_IS_BEST = ("ttft_ms_p50", "ttft_ms_p99", "tpot_ms_p50", "e2el_ms_p50", "price_per_m_output_tok")
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -146,7 +151,7 @@ def table_view(frame: pd.DataFrame, swept: tuple[str, ...], width: int | None = 
         frame: the sweep table.
         swept: full dotted names of the swept keys.
         width: of the terminal, characters; then columns of DROPPED go, one after the other, until the rest fits.
-            None: all of SHOWN that hold anything.
+            None: all of SHOWN that hold anything. Where not even the rest fits, each row is a block of lines.
     """
     shown = [name for name in (*swept, *SHOWN) if name in (*swept, "valid") or frame[name].notna().any()]
     dropped = [name for name in DROPPED if name in shown]
@@ -156,8 +161,25 @@ def table_view(frame: pd.DataFrame, swept: tuple[str, ...], width: int | None = 
         if width is None or gone == len(dropped) or _width(view) <= width:
             break
         gone += 1
+    if width is not None and _width(view) > width:
+        return _cards(frame, swept, shown)
     if gone:
         view.caption = Text(f"{_count(dropped[:gone], 'column')} more in the file: {', '.join(dropped[:gone])}")
+    return view
+
+
+def _cards(frame: pd.DataFrame, swept: tuple[str, ...], shown: list[str]) -> Table:
+    """Return each row as lines of name and value, for a terminal that is too narrow for columns."""
+    view = Table.grid(padding=(0, 1, 0, 0))
+    view.add_column(overflow="fold")
+    view.add_column(overflow="fold")
+    for place, row in enumerate(_cells(frame, swept, shown)):
+        if place:
+            view.add_row("", "")
+        style = None if bool(frame["valid"].iloc[place]) else "dim"
+        for name, cell in zip(shown, row, strict=True):
+            if cell.plain:
+                view.add_row(Text(name.rpartition(".")[2] if name in swept else name), cell, style=style)
     return view
 
 
@@ -166,11 +188,17 @@ def _table(frame: pd.DataFrame, swept: tuple[str, ...], shown: list[str]) -> Tab
     for name in shown:
         numeric = name not in swept and name not in ("engine", "valid", "engine_tokens")
         view.add_column(_header(name), justify="right" if numeric else "left", no_wrap=True, vertical="bottom")
-    best = {name: _best(frame, name) for name in (*HIGH_IS_BEST, *LOW_IS_BEST)}
-    for _, row in frame.iterrows():
-        cells = [_cell(row[name], best.get(name) if row["valid"] else None) for name in shown]
-        view.add_row(*cells, style=None if row["valid"] else "dim")
+    for valid, cells in zip(frame["valid"], _cells(frame, swept, shown), strict=True):
+        view.add_row(*cells, style=None if valid else "dim")
     return view
+
+
+def _cells(frame: pd.DataFrame, swept: tuple[str, ...], shown: list[str]) -> list[list[Text]]:
+    best = {name: _best(frame, swept, name) for name in (*HIGH_IS_BEST, *LOW_IS_BEST) if name in shown}
+    return [
+        [_cell(row[name], name in best and best[name][number]) for name in shown]
+        for number, (_, row) in enumerate(frame.iterrows())
+    ]
 
 
 def _width(view: Table) -> int:
@@ -184,15 +212,19 @@ def reasons_text(frame: pd.DataFrame) -> str:
     return "\n".join(f"invalid {row['point']}: {row['invalid_reason']}" for _, row in bad.iterrows())
 
 
-def _best(frame: pd.DataFrame, name: str) -> Any:
-    values = pd.to_numeric(frame.loc[frame["valid"].astype(bool), name], errors="coerce").dropna()
-    if len(values) < 2:
-        return None
-    return values.max() if name in HIGH_IS_BEST else values.min()
+def _best(frame: pd.DataFrame, swept: tuple[str, ...], name: str) -> list[bool]:
+    """Return for each row whether its value is the best of the valid rows that did the same work; one alone is not."""
+    values = pd.to_numeric(frame[name], errors="coerce").where(frame["valid"].astype(bool))
+    # Rows of another work do not compare, and simulated rows never with measured ones.
+    kinds = (
+        frame[[key for key in (*swept, "engine") if key == "engine" or is_work(key)]].astype(str).agg(" ".join, axis=1)
+    )
+    groups = values.groupby(kinds)
+    extreme = groups.transform("max" if name in HIGH_IS_BEST else "min")
+    return list((values == extreme) & (groups.transform("count") > 1))
 
 
-def _cell(value: Any, best: float | None) -> Text:
-    is_best = best is not None and not pd.isna(value) and value == best
+def _cell(value: Any, is_best: bool) -> Text:
     return Text(f"{text(value)}*", style="bold green") if is_best else Text(text(value))
 
 
@@ -201,6 +233,7 @@ def _header(name: str) -> Text:
     for mark, instead in (
         (".", ".\n"),
         ("_ms_", " ms\n"),
+        ("_per_m_", "\n1M "),
         ("_per_", "\nper_"),
         ("output_", "output\n"),
         ("_tok", "\ntok"),

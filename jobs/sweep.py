@@ -24,6 +24,8 @@ from jobs.errors import ConfigError, RunError, UserError
 from jobs.follow import follow
 from jobs.plan import Allocation, Plan, as_json, make_plan
 from jobs.preflight.evidence import proposal
+from jobs.results.provenance import describe
+from jobs.results.report import write_report
 from jobs.results.row import make_row
 from jobs.results.table import read_table, write_table
 from jobs.resume import resume, together
@@ -200,6 +202,7 @@ def _watch(sweep: SweepDir, out: Console) -> None:
         out.print(f"\ndetached: the sweep goes on. Follow it by: python -m jobs follow {sweep.path}")
         sys.exit(130)
     print_table(sweep, out)
+    out.print(f"report: {write_report(sweep)}", markup=False)
     if not valid:
         sys.exit(1)
 
@@ -261,6 +264,7 @@ def record(made: Plan) -> SweepDir:
     for item, service in zip(record["services"], made.services, strict=True):
         item["seen"] = asdict(fingerprint.here(service.config))
     write_json(sweep.plan, record)
+    write_json(sweep.provenance, describe(sys.argv))
     for point in made.points:
         write_config(sweep, point.point, point.config)
         if reason := made.refused.get(point.point):

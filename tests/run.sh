@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Run all tests: unit tests side by side, then one after the other what starts services, the lab and its faults.
+# Run all tests: unit tests side by side, the report in a browser, then one after the other what starts services,
+# the lab and its faults.
 # The tests start the lab themselves and stop it at the end.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -10,6 +11,9 @@ $python tools/engines.py vllm_cpu ais_bench tiny_llama tiny_moe || {
 }
 $python -m pytest -q -n 2 tests/unit
 unit=$?
+# In a process of its own: the driver of the browser keeps an event loop, which asyncio tests cannot share.
+$python -m pytest -q tests/browser
+browser=$?
 $python -m pytest --durations=10 tests/local tests/lab tests/faults
 rest=$?
-exit $((unit | rest))
+exit $((unit | browser | rest))

@@ -10,6 +10,7 @@ from jobs.config import Bench, Config
 from jobs.measure.records import Window
 from jobs.measure.repeats import SPREAD_COLUMNS
 from jobs.measure.statistics import of_series, summarize
+from jobs.results.migrate import SCHEMA_VERSION
 from jobs.service import fingerprint
 
 NOT_RUN = "not run: "
@@ -38,6 +39,8 @@ SERVICE = (
     "job_id",
     "attempt",
     "reused_from",
+    "price_per_m_output_tok",
+    "schema_version",
 )
 
 
@@ -63,11 +66,26 @@ def make_row(point: str, service: str, config: Config, **known: Any) -> dict[str
         "release": config.engine.release,
         "valid": False,
         "truncated": False,
+        "schema_version": SCHEMA_VERSION,
     }
     unknown = known.keys() - row.keys()
     if unknown:
         raise KeyError(f"no such column: {sorted(unknown)}")
-    return row | known
+    row |= known
+    return row | {"price_per_m_output_tok": price(config.results.price_node_hour, row["nodes"], row["output_tok_s"])}
+
+
+def price(node_hour: float | None, nodes: int | None, output_tok_s: float | None) -> float | None:
+    """Return the price of a million output tokens; None where the price of a node-hour or the rate is unknown.
+
+    Args:
+        node_hour: price of one node for one hour, in any currency (`results.price_node_hour`).
+        nodes: nodes that the service holds.
+        output_tok_s: output tokens a second.
+    """
+    if node_hour is None or not nodes or not output_tok_s:
+        return None
+    return node_hour * nodes / 3600 / output_tok_s * 1e6
 
 
 def tokens_text(engine_tokens: Mapping[str, int]) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from jobs.results.migrate import migrate
 from jobs.results.row import columns, make_row
 from jobs.rundir import SweepDir, read_json, write_bytes, write_text
 from jobs.service.task import read_config
@@ -21,10 +22,10 @@ def read_table(sweep: SweepDir) -> pd.DataFrame:
     plan = read_json(sweep.plan)
     swept = tuple(plan["swept"])
     rows = [_row(sweep, point) for point in plan["points"]]
-    return pd.DataFrame({name: _column([row.get(name) for row in rows]) for name in columns(swept)})
+    return pd.DataFrame({name: column([row.get(name) for row in rows]) for name in columns(swept)})
 
 
-def _column(values: list[Any]) -> pd.Series[Any]:
+def column(values: list[Any]) -> pd.Series[Any]:
     """Return one column: whole numbers stay whole beside unknown ones, and different kinds become text."""
     kinds = {type(value) for value in values if value is not None}
     if kinds == {int}:
@@ -38,15 +39,16 @@ def _column(values: list[Any]) -> pd.Series[Any]:
 def _row(sweep: SweepDir, point: dict[str, Any]) -> dict[str, Any]:
     path = sweep.point(point["point"]).row
     if path.exists():
-        row = read_json(path)
+        row = migrate(read_json(path))
     else:
         config = read_config(sweep, point["point"])
         row = make_row(point["point"], point["service"], config, invalid_reason=PENDING)
-    values = {key: _cell(value) for key, value in point["values"].items()}
-    return dict(row) | values
+    values = {key: cell(value) for key, value in point["values"].items()}
+    return row | values
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
+    """Return a swept value as one cell: lists and mappings as JSON text."""
     return json.dumps(value) if isinstance(value, list | dict) else value
 
 

@@ -1,4 +1,4 @@
-"""What another release changes against the settings as written, item by item."""
+"""What another release changes against the settings as written; and where a setting of a run came from."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from jobs import compose
 from jobs.ascend.migration import defaults, migrate
+from jobs.errors import ConfigError
+from jobs.results import explain
 from jobs.service import checks
 from jobs.verbs import OVERRIDES, Verb
 
@@ -58,9 +61,30 @@ def _value(value: Any) -> str:
 
 
 def _explain(options: argparse.Namespace) -> int:
+    if options.key is not None:
+        return _explain_run(options)
     found = explain_overrides(options.overrides)
     print(json.dumps(found) if options.json else "\n\n".join(text(point) for point in found))
     return 0
 
 
-VERBS = (Verb("explain", _explain, "say what engine.release changes against the settings as written", (OVERRIDES,)),)
+def _explain_run(options: argparse.Namespace) -> int:
+    if len(options.overrides) != 1:
+        reason = "a key is explained in one run"
+        raise ConfigError("--key", options.key, reason, "Write: python -m jobs explain RUN --key KEY.")
+    found = explain.explain(Path(options.overrides[0]), options.key)
+    print(json.dumps(asdict(found), ensure_ascii=False) if options.json else explain.text(found))
+    return 0
+
+
+WHAT = (OVERRIDES[0], {**OVERRIDES[1], "help": "as launch.py -m takes them; with --key: the directory of a sweep"})
+KEY = ("--key", {"metavar": "KEY", "help": "of a run: what set this config key, variable or flag, and what ranks had"})
+
+VERBS = (
+    Verb(
+        "explain",
+        _explain,
+        "say what engine.release changes; with --key: where a setting of a run came from",
+        (WHAT, KEY),
+    ),
+)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 from jobs import jobstate, progress, show, sweep
 from jobs.follow import follow
+from jobs.results.formats import FORMATS, render
+from jobs.results.report import write_report
 from jobs.results.table import read_table, write_table
 from jobs.rundir import SweepDir, read_json
 from jobs.verbs import RUN, Verb
@@ -20,13 +23,21 @@ def _status(options: argparse.Namespace) -> int:
 
 def _follow(options: argparse.Namespace) -> int:
     found = _sweep(options)
-    valid = follow(found, show.console(stderr=options.json), bar=False if options.json else None)
-    return _print(found, options, valid)
+    out = show.console(stderr=options.json)
+    valid = follow(found, out, bar=False if options.json else None)
+    code = _print(found, options, valid)
+    out.print(f"report: {write_report(found)}", markup=False)
+    return code
 
 
 def _table(options: argparse.Namespace) -> int:
     found = _sweep(options)
-    return _print(found, options, bool(write_table(found)["valid"].all()))
+    table = write_table(found)
+    valid = bool(table["valid"].all())
+    if options.format and not options.json:
+        sys.stdout.buffer.write(render(table, options.format))
+        return 0 if valid else 1
+    return _print(found, options, valid)
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -57,12 +68,13 @@ def _sweep(options: argparse.Namespace) -> SweepDir:
     return sweep.open_sweep(options.run)
 
 
+FORMAT = ("--format", {"choices": FORMATS, "help": "form of the output; without it a table for people"})
 RETRY = ("--retry-failed", {"action": "store_true", "help": "run failed points again as well"})
 
 VERBS = (
     Verb("status", _status, "show the state of every allocation and point", (RUN,)),
     Verb("follow", _follow, "show progress until the table is there, then print it", (RUN,)),
-    Verb("table", _table, "make the table again from the files and print it", (RUN,)),
+    Verb("table", _table, "make the table again from the files and print it", (RUN, FORMAT)),
     Verb("resume", _resume, "submit what is left of a sweep; finished valid points are never run again", (RUN, RETRY)),
     Verb("cancel", _cancel, "cancel this sweep's own jobs and nothing else", (RUN,)),
 )

@@ -1,0 +1,170 @@
+"""Results for tools that people use: Prometheus text, `vllm bench serve` JSON, MLflow, Weights & Biases (offline)."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import RunError
+from jobs.results.gather import Run, read_config_plain
+from jobs.results.requests import read_requests
+from jobs.rundir import write_json, write_text
+
+Row = Mapping[str, Any]
+
+_LATENCIES = ("ttft", "tpot", "itl", "e2el")
+
+
+def export(run: Run, target: str, out: Path | None) -> list[Path]:
+    """Write a sweep's results for another tool.
+
+    Args:
+        run: the sweep.
+        target: one of TARGETS.
+        out: directory to write to; None: `export/<target>` in the run directory.
+
+    Returns:
+        what was written.
+
+    Raises:
+        RunError: the tool's package is missing, or the directory cannot be written.
+    """
+    return _EXPORTERS[target](run, out or run.sweep.exported(target))
+
+
+def figures(row: Row) -> dict[str, float]:
+    """Return the figures of a row: every number that is known, without its numbers that are names."""
+    names = {
+        name: value for name, value in row.items() if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    return {name: float(value) for name, value in names.items() if "." not in name and name not in ("schema_version",)}
+
+
+def _labels(run: Run, row: Row) -> dict[str, str]:
+    return {
+        "run": run.name,
+        "point": str(row["point"]),
+        "service": str(row["service"]),
+        "engine": str(row["engine"]),
+        "valid": str(bool(row["valid"])).lower(),
+    } | {key: str(row[key]) for key in run.swept}
+
+
+def prometheus(run: Run) -> str:
+    """Return the rows in Prometheus' text format 0.0.4: a gauge for each figure, a sample for each row.
+
+    Invalid rows are there too, with the label valid="false". Names of labels have `_` for what is not allowed in them.
+    """
+    samples: dict[str, list[str]] = {}
+    for row in run.rows:
+        labels = ",".join(f'{_label(name)}="{_escaped(value)}"' for name, value in _labels(run, row).items())
+        for name, value in figures(row).items():
+            samples.setdefault(name, []).append(f"sweep_{name}{{{labels}}} {value!r}")
+    lines = [line for name, found in samples.items() for line in (f"# TYPE sweep_{name} gauge", *found)]
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def _label(name: str) -> str:
+    return re.sub(r"[^a-zA-Z0-9_]", "_", name)
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def vllm_bench(run: Run, row: Row) -> dict[str, Any]:
+    """Return a row under the names of the result file of `vllm bench serve` (vllm/benchmarks/serve.py).
+
+    Latencies in ms. The single requests stand in seconds, as they do there with --save-detailed.
+    """
+    window = run.value(row, "bench.window_s")
+    requests = read_requests(run.sweep.point(row["point"]).requests, float(window)) if window else None
+    found: dict[str, Any] = {
+        "backend": "vllm",
+        "model_id": run.value(row, "model.served_model_name") or run.value(row, "model.path"),
+        "num_prompts": sum(row.get(name) or 0 for name in ("completed", "failed", "truncated_requests")),
+        "request_rate": run.value(row, "bench.request_rate") or "inf",
+        "max_concurrency": run.value(row, "bench.concurrency"),
+        "duration": window if run.value(row, "bench.client") == "window" else None,
+        "completed": row.get("completed"),
+        "failed": row.get("failed"),
+        "request_throughput": row.get("request_s"),
+        "output_throughput": row.get("output_tok_s"),
+        "total_token_throughput": row.get("total_tok_s"),
+    }
+    for name in _LATENCIES:
+        for statistic, ours in (("mean", "mean"), ("median", "p50"), ("std", "std"), ("p90", "p90"), ("p99", "p99")):
+            found[f"{statistic}_{name}_ms"] = row.get(f"{name}_ms_{ours}")
+    if requests is not None:
+        found["total_input_tokens"] = int(requests.frame["prompt_tokens"].sum())
+        found["total_output_tokens"] = int(requests.frame["output_tokens"].sum())
+        found["ttfts"] = [value / 1e3 for value in requests.frame["ttft_ms"]]
+        found["itls"] = [[float(gap) / 1e3 for gap in gaps] for gaps in requests.frame["itl_ms"]]
+        found["output_lens"] = [int(value) for value in requests.frame["output_tokens"].dropna()]
+        found["input_lens"] = [int(value) for value in requests.frame["prompt_tokens"].dropna()]
+    return found | {"sweep_point": row["point"], "engine": row["engine"]} | {key: row[key] for key in run.swept}
+
+
+def _write_prometheus(run: Run, out: Path) -> list[Path]:
+    path = out / "sweep.prom"
+    write_text(path, prometheus(run))
+    return [path]
+
+
+def _write_vllm_bench(run: Run, out: Path) -> list[Path]:
+    paths = []
+    for row in run.rows:
+        if row["valid"]:
+            paths.append(out / f"{row['point']}.json")
+            write_json(paths[-1], vllm_bench(run, row))
+    return paths
+
+
+def _write_mlflow(run: Run, out: Path) -> list[Path]:
+    mlflow = _package("mlflow", "mlflow")
+    _package("sqlalchemy", "mlflow")  # what MLflow keeps its file with
+    out.mkdir(parents=True, exist_ok=True)
+    mlflow.set_tracking_uri(f"sqlite:///{(out / 'mlflow.db').resolve()}")
+    if mlflow.get_experiment_by_name(run.name) is None:
+        mlflow.create_experiment(run.name, artifact_location=(out / "artifacts").resolve().as_uri())
+    mlflow.set_experiment(run.name)
+    for row in run.rows:
+        with mlflow.start_run(run_name=str(row["point"])):
+            mlflow.set_tags(_labels(run, row) | {"invalid_reason": str(row["invalid_reason"] or "")})
+            mlflow.log_params({key: row[key] for key in run.swept})
+            mlflow.log_metrics(figures(row))
+    return [out / "mlflow.db"]
+
+
+def _write_wandb(run: Run, out: Path) -> list[Path]:
+    wandb = _package("wandb", "wandb")
+    out.mkdir(parents=True, exist_ok=True)
+    for row in run.rows:
+        config = read_config_plain(run.sweep.point(row["point"]).config)
+        started = wandb.init(
+            project=_label(run.name), name=str(row["point"]), dir=str(out), mode="offline", config=config, reinit=True
+        )
+        started.log(figures(row))
+        started.summary.update({"valid": bool(row["valid"]), "invalid_reason": row["invalid_reason"]})
+        started.finish(exit_code=0 if row["valid"] else 1)
+    return sorted((out / "wandb").glob("offline-run-*"))
+
+
+def _package(name: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        remedy = f"Install it: pip install 'ascend-serving-sweep[{extra}]'."
+        raise RunError("export", name, f"the package {name} is not installed", remedy) from None
+
+
+_EXPORTERS: Mapping[str, Callable[[Run, Path], list[Path]]] = {
+    "prometheus": _write_prometheus,
+    "vllm_bench": _write_vllm_bench,
+    "mlflow": _write_mlflow,
+    "wandb": _write_wandb,
+}
+TARGETS = tuple(_EXPORTERS)

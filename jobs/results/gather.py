@@ -1,0 +1,179 @@
+"""Read sweeps from their files: this user's or others', whole or half-written. Nothing that is there is dropped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from jobs.errors import RunError
+from jobs.results.migrate import SCHEMA_VERSION, migrate
+from jobs.results.row import columns
+from jobs.results.table import PENDING, cell, column
+from jobs.rundir import SweepDir, read_json
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Something that could not be read: its path and why."""
+
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One sweep as its files tell it.
+
+    Args:
+        sweep: its directory.
+        swept: full dotted names of its swept keys.
+        plan: plan.json.
+        rows: one for each point, in the order of the plan; swept values are cells of their own.
+        config: the resolved config of one point as plain data, of any version of the schema. What is not swept
+            is the same for all points.
+        skipped: files that could not be read.
+    """
+
+    sweep: SweepDir
+    swept: tuple[str, ...]
+    plan: Mapping[str, Any]
+    rows: tuple[dict[str, Any], ...]
+    config: Mapping[str, Any]
+    skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of the sweep."""
+        return self.sweep.path.name
+
+    def value(self, row: Mapping[str, Any], key: str) -> Any:
+        """Return a config value of a row's point by its dotted key; None where the config has none."""
+        return row[key] if key in self.swept else dotted(self.config, key)
+
+
+def dotted(tree: Mapping[str, Any], key: str) -> Any:
+    """Return the value at a dotted key of nested mappings, or None."""
+    value: Any = tree
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def read_config_plain(path: Path) -> dict[str, Any]:
+    """Return a config.yaml as plain data, whatever version of the schema wrote it.
+
+    Raises:
+        RunError: it cannot be read, or is no mapping.
+    """
+    try:
+        found = yaml.load(path.read_text(), Loader=_LOADER)
+    except (OSError, yaml.YAMLError) as error:
+        raise RunError(str(path), "(read)", str(error), "Is this the directory of a sweep?") from None
+    if not isinstance(found, dict):
+        raise RunError(str(path), "(read)", "it is no mapping", "Is this the directory of a sweep?")
+    return found
+
+
+def read_run(path: Path) -> Run:
+    """Read one sweep; what is half-written in it becomes an invalid row with the reason.
+
+    Raises:
+        RunError: it has no plan that can be read, so that nothing is known of it.
+    """
+    sweep = SweepDir(path.resolve())
+    plan = read_json(sweep.plan)
+    if not isinstance(plan, dict) or not isinstance(plan.get("points"), list) or "swept" not in plan:
+        raise RunError(str(sweep.plan), "(read)", "it is not a plan", "Give the directory of a sweep, runs/<sweep>.")
+    skipped: list[Skipped] = []
+    config = _any_config(sweep, plan, skipped)
+    rows = tuple(_row(sweep, point, config, skipped) for point in plan["points"])
+    return Run(sweep, tuple(plan["swept"]), plan, rows, config, tuple(skipped))
+
+
+def _any_config(sweep: SweepDir, plan: Mapping[str, Any], skipped: list[Skipped]) -> dict[str, Any]:
+    for point in plan["points"]:
+        try:
+            return read_config_plain(sweep.point(point["point"]).config)
+        except RunError as error:
+            skipped.append(Skipped(error.key, error.reason))
+    return {}
+
+
+def _row(
+    sweep: SweepDir, point: Mapping[str, Any], config: Mapping[str, Any], skipped: list[Skipped]
+) -> dict[str, Any]:
+    values = {key: cell(value) for key, value in point["values"].items()}
+    known = dict.fromkeys(columns(())) | {
+        "point": point["point"],
+        "service": point["service"],
+        "engine": values.get("engine.name", dotted(config, "engine.name")),
+        "release": values.get("engine.release", dotted(config, "engine.release")),
+        "valid": False,
+        "truncated": False,
+        "schema_version": SCHEMA_VERSION,
+    }
+    path = sweep.point(point["point"]).row
+    reason = PENDING
+    try:
+        found = json.loads(path.read_bytes())
+        if isinstance(found, dict) and "valid" in found:
+            return known | migrate(found) | values  # a row of another version may lack columns
+        reason = "it is not a row"
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    if reason != PENDING:
+        skipped.append(Skipped(str(path), reason))
+        reason = f"its row cannot be read: {reason}"
+    return known | {"invalid_reason": reason} | values
+
+
+def read_runs(paths: Sequence[Path]) -> tuple[tuple[Run, ...], tuple[Skipped, ...]]:
+    """Read several sweeps. Returns those that could be read, and everything that was skipped with its reason."""
+    runs: list[Run] = []
+    skipped: list[Skipped] = []
+    for path in dict.fromkeys(path.resolve() for path in paths):
+        try:
+            run = read_run(path)
+        except RunError as error:
+            skipped.append(Skipped(str(path), error.reason))
+        else:
+            runs.append(run)
+            skipped += run.skipped
+    return tuple(runs), tuple(skipped)
+
+
+def collect(runs: Sequence[Run]) -> pd.DataFrame:
+    """Merge sweeps into one table.
+
+    Returns:
+        one row for each point of each sweep. In front stand `run` (the sweep's name; its whole path where two have
+        the same one) and `owner` (the user). A key that is swept in one sweep has its fixed value in the others.
+        Columns that this version does not know are kept, at the end.
+    """
+    names = [run.name for run in runs]
+    shown = [name if names.count(name) == 1 else str(run.sweep.path) for name, run in zip(names, runs, strict=True)]
+    swept = tuple(dict.fromkeys(key for run in runs for key in run.swept))
+    rows: list[dict[str, Any]] = []
+    for name, run in zip(shown, runs, strict=True):
+        fixed = {key: cell(dotted(run.config, key)) for key in swept if key not in run.swept}
+        first = {"run": name, "owner": _owner(run.sweep.path)} | fixed
+        rows += [first | row for row in run.rows]
+    order = dict.fromkeys(["run", "owner", *columns(swept), *(key for row in rows for key in row)])
+    return pd.DataFrame({name: column([row.get(name) for row in rows]) for name in order})
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.owner()
+    except (OSError, KeyError):  # a user that this host does not know
+        return "?"

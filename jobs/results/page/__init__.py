@@ -1,0 +1,56 @@
+"""The page of a report: one HTML file with its style, its program, its words and its data. It asks no network."""
+
+from __future__ import annotations
+
+import functools
+import html
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+SCRIPTS = ("plotly-basic.min.js", "words.js", "table.js", "plots.js", "main.js")
+
+
+@functools.cache
+def words() -> Mapping[str, Mapping[str, str]]:
+    """Return every text of the page by its id and language (en, zh)."""
+    found: dict[str, dict[str, str]] = json.loads((FOLDER / "words.json").read_text())
+    return found
+
+
+def say(sentence: Mapping[str, Any], language: str = "en") -> str:
+    """Return a sentence (id and values) in words, as the page says it: numbers with three significant digits."""
+    text = words()[f"verdict.{sentence['id']}"][language]
+    for name, value in sentence["values"].items():
+        text = text.replace("{" + name + "}", _number(value))
+    return text
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "?"
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)
+
+
+def render(data: Mapping[str, Any]) -> str:
+    """Return the page for the data of a report."""
+    template = (FOLDER / "page.html").read_text()
+    parts = {
+        "TITLE": html.escape(str(data["name"])),
+        "STYLE": (FOLDER / "page.css").read_text(),
+        "DATA": _json(data),
+        "WORDS": _json(words()),
+        "SCRIPTS": "\n".join(f"<script>\n{(FOLDER / name).read_text()}\n</script>" for name in SCRIPTS),
+    }
+    # In one pass, so that nothing inside a part is taken for a place.
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match.group(1)], template)
+
+
+def _json(value: Any) -> str:
+    """Return JSON that can stand inside a script element: no end tag can appear in it."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")

@@ -1,0 +1,95 @@
+"use strict";
+// The sections of the page, in order, and the switch of the language. Everything is rebuilt on a switch.
+
+function summarySection(place) {
+  const verdict = DATA.verdict;
+  const labels = DATA.objective.column;
+  const say = (one) => h("p", {}, t(`verdict.${one.id}`, one.values.column ? { ...one.values, column: columnName(labels) } : one.values));
+  place.append(h("div", { class: `verdict ${verdict.believe}`, id: "verdict" },
+    ...verdict.sentences.map(say), h("p", {}, h("strong", {}, t(`believe.${verdict.believe}`)))));
+}
+
+function planSection(place) {
+  const plan = DATA.plan;
+  place.append(
+    h("p", {}, t("plan.points", plan)),
+    h("p", {}, t("plan.hours", { predicted: plan.predicted_node_hours, real: DATA.time.node_hours })),
+    grid([t("plan.service"), t("plan.count"), t("plan.valid"), t("plan.attempts"), t("plan.predicted"), t("plan.seconds")],
+      plan.services.map((one) => [one.service, one.points, one.valid, one.attempts, one.predicted_s, one.seconds])));
+  if (DATA.skipped.length) {
+    place.append(h("p", {}, t("plan.skipped")), h("ul", {}, ...DATA.skipped.map((one) => h("li", {}, `${one.what}: ${one.reason}`))));
+  }
+}
+
+function failuresSection(place) {
+  if (!DATA.failures.length) place.append(h("p", {}, t("failures.none")));
+  for (const one of DATA.failures) {
+    const rows = one.points.map((point) => DATA.rows.find((row) => row.point === point));
+    place.append(h("h3", {}, t("failures.points", { count: rows.length })), h("p", {}, one.reason),
+      h("ul", {}, ...rows.map((row) => h("li", {}, `${row.point}: ${DATA.swept.map((key) => `${key}=${shown(row[key])}`).join(" ")}`))));
+    if (one.diagnosis) place.append(h("details", {}, h("summary", {}, t("failures.diagnosis")), h("pre", {}, one.diagnosis)));
+  }
+  if (DATA.notices.length) {
+    place.append(h("h3", {}, t("failures.notices")),
+      h("ul", {}, ...DATA.notices.map((one) => h("li", {}, `${one.service}: ${one.text}`))));
+  }
+}
+
+function memorySection(place) {
+  const found = DATA.memory;
+  if (!found.length) { place.append(h("p", {}, t("memory.none"))); return; }
+  if (!found.some((one) => one.predicted !== null)) place.append(h("p", {}, t("memory.unpredicted")));
+  place.append(grid([t("plan.service"), t("memory.predicted"), t("memory.measured"), t("memory.ratio")], found.map((one) => [
+    one.service, one.predicted, one.measured,
+    one.predicted && one.measured ? `${((one.measured / one.predicted - 1) * 100).toFixed(1)} %` : ""])));
+}
+
+function provenanceSection(place) {
+  const known = DATA.provenance;
+  const tool = known.tool;
+  const missing = t("provenance.missing");
+  place.append(grid([t("provenance.what"), t("provenance.value")], [
+    [t("provenance.command"), (tool.command || []).join(" ") || missing],
+    [t("provenance.commit"), tool.commit || missing],
+    [t("provenance.versions"), [tool.python && `Python ${tool.python}`, ...Object.entries(tool.packages || {}).map(([name, version]) => `${name} ${version}`)]
+      .filter(Boolean).join(", ") || missing],
+    [t("provenance.engine"), known.releases.join(", ")],
+    [t("provenance.image"), known.image || t("provenance.noimage")],
+    ...Object.entries(known.seen).map(([name, values]) => [name, values.join(", ")]),
+    [t("provenance.nodes"), known.nodes.join(", ") || missing],
+  ]));
+  place.append(h("details", {}, h("summary", {}, t("provenance.config")), h("pre", {}, known.config)));
+  for (const one of known.ranks) {
+    const title = `${t("plan.service")} ${one.service}, ${t("plan.attempts")} ${one.attempt}, ${one.rank}: `
+      + (one.differences.length ? t("provenance.different", { count: one.differences.length }) : t(one.effective ? "provenance.same" : "provenance.intended"));
+    place.append(h("details", {}, h("summary", {}, title), h("pre", {}, [one.argv.join(" "),
+      ...Object.entries(one.env).map(([name, value]) => `${name}=${value}`),
+      ...one.differences.map((d) => `! ${d.key}: ${d.intended} → ${d.effective}`)].join("\n"))));
+  }
+}
+
+const SECTIONS = { summary: summarySection, plan: planSection, table: tableSection, frontier: frontierSection,
+  lengths: lengthsSection, time: timeSection, balance: balanceSection, failures: failuresSection, memory: memorySection,
+  provenance: provenanceSection };
+
+function render() {
+  document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
+  document.getElementById("language").textContent = t("switch");
+  const [main, contents] = [document.getElementById("sections"), document.getElementById("contents")];
+  main.replaceChildren();
+  contents.replaceChildren();
+  for (const [name, build] of Object.entries(SECTIONS)) {
+    const section = h("section", { id: name }, h("h2", {}, t(`section.${name}`)));
+    main.append(section);
+    contents.append(h("a", { href: `#${name}` }, t(`section.${name}`)));
+    build(section);
+  }
+  return drawPlots();
+}
+
+document.getElementById("language").addEventListener("click", () => {
+  language = language === "zh" ? "en" : "zh";
+  render();
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", render);
+render();

@@ -1,0 +1,52 @@
+"""What a sweep was made with: commit of the tool, versions, command line. Written once, at its start."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from jobs.settings import ROOT
+
+PACKAGES = ("hydra-core", "numpy", "pandas", "pyarrow", "submitit")
+
+
+def describe(command: Sequence[str]) -> dict[str, Any]:
+    """Return the content of provenance.json.
+
+    Args:
+        command: words of the command line that asked for the sweep.
+    """
+    return {
+        "command": list(command),
+        "commit": commit(ROOT),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "host": platform.node(),
+    }
+
+
+def commit(root: Path) -> str | None:
+    """Return the commit that is checked out in `root`; None: it is no git clone (gitrepository-layout(5))."""
+    folder = root / ".git"
+    try:
+        head = (folder / "HEAD").read_text().strip()
+        if not head.startswith("ref: "):
+            return head or None
+        name = head.removeprefix("ref: ")
+        loose = folder / name
+        if loose.exists():
+            return loose.read_text().strip()
+        packed = (folder / "packed-refs").read_text().splitlines()
+    except OSError:
+        return None
+    return next((line.split()[0] for line in packed if line.endswith(f" {name}")), None)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

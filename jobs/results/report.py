@@ -1,0 +1,160 @@
+"""The report of a sweep: all that its page shows, as plain data, and the page itself."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jobs.results import keys, page, sections, verdict
+from jobs.results.curves import LENGTHS_FOR_LINE, fit
+from jobs.results.gather import Run, dotted, read_run
+from jobs.results.keys import LOADS
+from jobs.rundir import SweepDir, write_text
+from jobs.service import fingerprint
+
+LENGTHS = ("bench.input_tokens", "parallel.max_model_len")
+"""Keys that are a context length, tokens."""
+
+CURVES = ("ttft_ms_p50", "tpot_ms_p50", "output_tok_s")
+
+DATA_VERSION = 1
+"""Version of the form of `data`."""
+
+
+def data(run: Run) -> dict[str, Any]:
+    """Return everything that a report shows. Pure data: JSON without NaN; paths of this machine do not appear."""
+    found = {
+        "data_version": DATA_VERSION,
+        "name": run.name,
+        "simulated": sum(row["engine"] == "simulator" for row in run.rows),
+        "swept": list(run.swept),
+        "lengths": [key for key in LENGTHS if key in run.swept],
+        "verdict": asdict(verdict.judge(run)),
+        "objective": {"column": verdict.objective(run), "low_is_best": verdict.low_is_best(verdict.objective(run))},
+        "slo": verdict.limits(run),
+        "plan": sections.against_plan(run),
+        "rows": [_shown(run, row) for row in run.rows],
+        "curves": curves(run),
+        "lengths_for_line": LENGTHS_FOR_LINE,
+        "time": sections.time_by_phase(run),
+        "balance": sections.balance(run),
+        "failures": sections.failures(run),
+        "notices": sections.notices(run),
+        "memory": sections.memory(run),
+        "provenance": provenance(run),
+        "skipped": [{"what": Path(one.what).name, "reason": one.reason} for one in run.skipped],
+    }
+    return dict(_finite(found))
+
+
+def _shown(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with what its plots need: its length, its load, and the name of the series it belongs to."""
+    load = next((key for key in LOADS if run.value(row, key) is not None), LOADS[0])
+    return {name: value for name, value in row.items() if value is not None} | {
+        "_load": run.value(row, load),
+        "_load_key": load,
+        "_lengths": {key: run.value(row, key) for key in LENGTHS},
+        "_work": keys.words(tuple(key for key in run.swept if keys.is_work(key)), row),
+        "_series": series(run, row, leave_out=LOADS),
+    }
+
+
+def series(run: Run, row: Mapping[str, Any], leave_out: tuple[str, ...]) -> str:
+    """Return the name of the line that a row belongs to: other swept values, and whether it is simulated."""
+    words = [f"{key.rpartition('.')[2]}={row[key]}" for key in run.swept if key not in leave_out]
+    if row["engine"] == "simulator":
+        words.append("(simulator)")
+    return " ".join(words)
+
+
+def curves(run: Run) -> list[dict[str, Any]]:
+    """Return each figure of CURVES against each swept context length: points, and a curve where they are enough.
+
+    Rows that differ in anything but the length stand in different series. Invalid rows have no point.
+    """
+    found = []
+    for key in (name for name in LENGTHS if name in run.swept):
+        for column in CURVES:
+            lines: dict[str, list[tuple[float, float]]] = {}
+            for row in run.rows:
+                if row["valid"] and isinstance(row.get(column), int | float):
+                    lines.setdefault(series(run, row, (key,)), []).append((row[key], row[column]))
+            for name, points in lines.items():
+                xs, ys = zip(*sorted(points), strict=True)
+                curve = fit(xs, ys)
+                found.append(
+                    {
+                        "key": key,
+                        "column": column,
+                        "series": name,
+                        "x": list(xs),
+                        "y": list(ys),
+                        "curve": asdict(curve) if curve else None,
+                    }
+                )
+    return found
+
+
+def provenance(run: Run) -> dict[str, Any]:
+    """Return with what the sweep was made: tool, config, nodes, image, and what each rank's process really had."""
+    ranks = []
+    for service, folder in sections.attempts(run):
+        for path in sorted(folder.path.glob("rank*")):
+            rank = folder.rank(int(path.name.removeprefix("rank")))
+            intended, real = sections.tolerant(rank.command), sections.tolerant(rank.effective)
+            argv = real.get("argv") or intended.get("argv")
+            if argv:
+                ranks.append(
+                    {
+                        "service": service,
+                        "attempt": int(folder.path.name),
+                        "rank": path.name,
+                        "argv": argv,
+                        "effective": bool(real),
+                        "env": real.get("env") or {},
+                        "differences": real.get("differences") or [],
+                    }
+                )
+    heads = [sections.tolerant(allocation.head) for allocation in run.sweep.allocations()]
+    return {
+        "tool": sections.tolerant(run.sweep.provenance),
+        "releases": sorted({f"{row['engine']} {row['release']}" for row in run.rows}),
+        "image": dotted(run.config, "container.image"),
+        "seen": _seen(run),
+        "nodes": sorted({f"{head['host']} ({head.get('address')})" for head in heads if "host" in head}),
+        "config": yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True),
+        "ranks": ranks,
+    }
+
+
+def _seen(run: Run) -> dict[str, list[str]]:
+    """Return what the rows say of versions and digests (jobs/service/fingerprint.py): every value that there is."""
+    found = {name: {str(row[name]) for row in run.rows if row.get(name) is not None} for name in fingerprint.NAMES}
+    return {name: sorted(values) for name, values in found.items() if values}
+
+
+def write_report(sweep: SweepDir) -> Path:
+    """Write report.html beside the table and return its path.
+
+    Raises:
+        RunError: the plan cannot be read, or the report cannot be written.
+    """
+    write_text(sweep.report, page.render(data(read_run(sweep.path))))
+    return sweep.report
+
+
+def _finite(value: Any) -> Any:
+    """Return plain JSON data: NaN and infinity become None, numpy scalars Python's own numbers."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(child) for child in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else json.loads(json.dumps(value, default=str))

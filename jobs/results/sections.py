@@ -1,0 +1,202 @@
+"""Sections of a report that come from the files of services and allocations: time, balance, failures, memory."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jobs.errors import RunError
+from jobs.results.gather import Run
+from jobs.rundir import AllocationDir, ServiceDir, read_json, read_lines
+
+PHASES = ("load_s", "failed_start_s", "warmup_s", "measure_s", "teardown_s")
+"""Phases in which nodes are held. Waiting in the queue holds none."""
+
+
+def tolerant(path: Any) -> dict[str, Any]:
+    """Return a JSON mapping, or an empty one where the file is missing or half-written."""
+    try:
+        found = read_json(path)
+    except RunError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def attempts(run: Run) -> Iterator[tuple[str, ServiceDir]]:
+    """Return every attempt at every service of a sweep, oldest first."""
+    for service in run.plan["services"]:
+        for folder in run.sweep.service_attempts(service["service"]):
+            yield service["service"], folder
+
+
+def time_by_phase(run: Run) -> dict[str, Any]:
+    """Return seconds and node-hours of each phase.
+
+    `measure_s` of a row is its window and its drain. `share` of a phase is of all node-hours that were held;
+    the useful share is that of `measure_s`. What a job held beyond its phases, from the start of rank 0 to
+    its outcome, stands as `other_s`.
+    """
+    seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+    node_s: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+
+    def add(phase: str, amount: float | None, nodes: Any) -> None:
+        seconds[phase] += amount or 0.0
+        node_s[phase] += (amount or 0.0) * float(nodes or 1)
+
+    for row in run.rows:
+        for phase in () if row.get("reused_from") else ("warmup_s", "measure_s"):
+            add(phase, row.get(phase), row.get("nodes"))
+    for _, folder in attempts(run):
+        record = tolerant(folder.record)
+        add("load_s", record.get("load_s"), record.get("nodes"))
+        add("teardown_s", record.get("teardown_s"), record.get("nodes"))
+        add("failed_start_s", _failed_start(folder), record.get("nodes"))
+    records = [tolerant(folder.record) for _, folder in attempts(run)]
+    queues = {str(record["job_id"]): record["queue_s"] for record in records if "queue_s" in record}
+    held, queue, known = 0.0, 0.0, False
+    for job in _allocations(run):
+        found = _held(job, queues)
+        if found is not None:
+            queue, held, known = queue + found[0], held + found[1] * found[2], True
+    total = max(held, sum(node_s.values())) if known else sum(node_s.values())
+    phases = [
+        {
+            "phase": name,
+            "seconds": seconds[name],
+            "node_hours": node_s[name] / 3600,
+            "share": _share(node_s[name], total),
+        }
+        for name in PHASES
+    ]
+    other = total - sum(node_s.values())
+    phases.append({"phase": "other_s", "seconds": None, "node_hours": other / 3600, "share": _share(other, total)})
+    return {
+        "phases": phases,
+        "node_hours": total / 3600,
+        "queue_s": queue if known else None,
+        "useful_share": _share(node_s["measure_s"], total),
+    }
+
+
+def _share(part: float, total: float) -> float | None:
+    return part / total if total else None
+
+
+def _failed_start(folder: ServiceDir) -> float:
+    """Return the seconds of a start that did not get ready, by the states of rank 0; 0 for any other service."""
+    record = tolerant(folder.record)
+    if not record.get("failure") or record.get("load_s"):
+        return 0.0
+    states = [entry for entry in read_lines(folder.rank(0).states) if isinstance(entry, dict) and "time" in entry]
+    return max(0.0, states[-1]["time"] - states[0]["time"] - (record.get("teardown_s") or 0.0)) if states else 0.0
+
+
+def _allocations(run: Run) -> Iterator[AllocationDir]:
+    for index in range(len(run.plan["allocations"])):
+        for path in sorted(run.sweep.allocation(index, 1).path.parent.glob("*")):
+            yield AllocationDir(path)
+
+
+def _held(job: AllocationDir, queues: Mapping[str, float]) -> tuple[float, float, int] | None:
+    """Return seconds in the queue, seconds held and nodes of one job; None: it has not ended, or began no service."""
+    record, outcome = tolerant(job.job), tolerant(job.outcome)
+    queue = queues.get(str(record.get("job_id")))
+    if "submitted" not in record or "time" not in outcome or queue is None:
+        return None
+    return queue, max(0.0, outcome["time"] - record["submitted"] - queue), int(record.get("nodes") or 1)
+
+
+def against_plan(run: Run) -> dict[str, Any]:
+    """Return what was planned beside what came: points, and the seconds of each service."""
+    counts = Counter("valid" if row["valid"] else "invalid" for row in run.rows)
+    services = []
+    for service in run.plan["services"]:
+        rows = [row for row in run.rows if row["service"] == service["service"] and not row.get("reused_from")]
+        records = [tolerant(folder.record) for name, folder in attempts(run) if name == service["service"]]
+        took = sum(row.get(name) or 0.0 for row in rows for name in ("warmup_s", "measure_s"))
+        took += sum(record.get(name) or 0.0 for record in records for name in ("load_s", "teardown_s"))
+        took += sum(_failed_start(folder) for name, folder in attempts(run) if name == service["service"])
+        services.append(
+            {
+                "service": service["service"],
+                "points": len(service["points"]),
+                "valid": sum(bool(row["valid"]) for row in run.rows if row["service"] == service["service"]),
+                "attempts": len(records),
+                "predicted_s": service.get("predicted_s"),
+                "seconds": round(took, 1) if records else None,
+            }
+        )
+    return {
+        "points": len(run.rows),
+        "valid": counts["valid"],
+        "invalid": counts["invalid"],
+        "services": services,
+        "allocations": len(run.plan["allocations"]),
+        "predicted_node_hours": sum(item.get("node_hours") or 0.0 for item in run.plan["allocations"]),
+    }
+
+
+def balance(run: Run) -> list[dict[str, Any]]:
+    """Return for each row the share of tokens of every data-parallel engine, and the largest over the mean."""
+    found = []
+    for row in run.rows:
+        try:
+            tokens = json.loads(row.get("engine_tokens") or "{}")
+        except ValueError:
+            continue
+        total = sum(tokens.values())
+        if len(tokens) > 1 and total:
+            shares = {engine: count / total for engine, count in tokens.items()}
+            found.append({"point": row["point"], "shares": shares, "peak": max(shares.values()) * len(shares)})
+    return found
+
+
+def failures(run: Run) -> list[dict[str, Any]]:
+    """Return each reason for invalid rows with its points, and the diagnosis of its services where there is one."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in run.rows:
+        if not row["valid"]:
+            groups.setdefault(str(row["invalid_reason"]), []).append(row)
+    diagnoses = {name: _text(folder) for name, folder in attempts(run)}
+    return [
+        {
+            "reason": reason,
+            "points": [row["point"] for row in rows],
+            "diagnosis": next((text for row in rows if (text := diagnoses.get(row["service"]))), None),
+        }
+        for reason, rows in groups.items()
+    ]
+
+
+def _text(folder: ServiceDir) -> str | None:
+    try:
+        return folder.diagnosis.read_text(errors="replace")
+    except OSError:
+        return None
+
+
+def notices(run: Run) -> list[dict[str, str]]:
+    """Return warnings of the services, and what they left behind on the nodes."""
+    return [
+        {"service": name, "text": str(text)}
+        for name, folder in attempts(run)
+        for text in (*tolerant(folder.record).get("warnings", ()), *tolerant(folder.record).get("leftovers", ()))
+    ]
+
+
+def memory(run: Run) -> list[dict[str, Any]]:
+    """Return for each service the KV cache that was predicted (None: not recorded) and the one that it reported."""
+    found = []
+    for name, folder in attempts(run):
+        record = tolerant(folder.record)
+        if record.get("kv_cache_tokens") or record.get("predicted_kv_tokens"):
+            found.append(
+                {
+                    "service": name,
+                    "predicted": record.get("predicted_kv_tokens"),
+                    "measured": record.get("kv_cache_tokens"),
+                }
+            )
+    return found
