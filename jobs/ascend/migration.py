@@ -85,6 +85,9 @@ class Draft:
         value = self.get(part, name)
         if self.is_explicit(f"{part}.{name}") or str(value) in move.if_not:
             return
+        if value is None:  # a null setting is not emitted: there is nothing to carry
+            self.parts[part].pop(name, None)
+            return
         self.set(part, name, None, move.reason, move.source)
         if move.to is not None and not self._holds(to, move.to):
             self.set(to, move.to, value if move.value == "same" else move.value, move.reason, move.source)
@@ -200,7 +203,10 @@ def names(draft: Draft, before: Release, after: Release) -> None:
         if flag not in after.flags and (move := moves.FLAGS.get(flag)):
             draft.move("engine.args", given, move, "engine.args")
     part = "engine.additional_config"
-    while going := [key for key in draft.parts[part] if key not in after.keys and _moves(draft, part, key)]:
+    # A new name may have a successor too; one that `if_not` keeps stays, so each name is looked at once.
+    seen: set[str] = set()
+    while going := [key for key in draft.parts[part] if key not in seen and _goes(draft, after, part, key)]:
+        seen.update(going)
         for key in going:
             draft.move(part, key, moves.KEYS[key], part)
     for name in list(draft.parts["engine.env"]):
@@ -213,8 +219,8 @@ def names(draft: Draft, before: Release, after: Release) -> None:
             draft.set("engine.env", name, None, reason, "vllm and vllm-ascend, envs.py of both releases")
 
 
-def _moves(draft: Draft, part: str, key: str) -> bool:
-    return key in moves.KEYS and not draft.is_explicit(f"{part}.{key}")
+def _goes(draft: Draft, after: Release, part: str, key: str) -> bool:
+    return key not in after.keys and key in moves.KEYS and not draft.is_explicit(f"{part}.{key}")
 
 
 def variables_to_keys(draft: Draft, before: Release, after: Release) -> None:

@@ -315,3 +315,10 @@ def test_explain_says_what_changed_and_why(capsys: pytest.CaptureFixture[str]) -
     text = explain.text(new)
     assert "engine.env.VLLM_USE_V1: 1 -> (not set)" in text
     assert "as written for 0.9.1" in explain.text(same)
+
+
+@pytest.mark.parametrize("key", sorted(moves.KEYS))
+def test_a_null_key_that_has_gone_ends_the_migration_all_the_same(key: str) -> None:
+    made = change(config("experiment=article"), engine__additional_config={key: None}, engine__release="0.23.0")
+    migrated, _ = migrate(made)
+    assert not {name: value for name, value in (migrated.engine.additional_config or {}).items() if value is not None}
