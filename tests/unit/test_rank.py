@@ -14,6 +14,8 @@ from supervisor_help import free_port
 
 from jobs import rank
 from jobs.cluster import Ports, Task
+from jobs.config import Config
+from jobs.preflight.station import make_station
 from jobs.rundir import AllocationDir
 from jobs.service.peers import Hub
 from jobs.service.task import AllocationTask
@@ -88,11 +90,18 @@ def here(tmp_path: Path, port: int) -> Here:
     return Here(task(), "lo", "127.0.0.1", Ports(1, 2, port), folder, work, {}, Walltime(None))
 
 
+async def obey(place: Here, one: Config, stopping: asyncio.Future[str]) -> tuple[int, bool]:
+    """Do what a headless rank does after it has started."""
+    card = (place.interface, place.address, 8)
+    station = make_station(one, place.task, card, None, place.ports, place.work, place.folder.path, {})
+    return await rank._obey(place, one, 8, stopping, station)
+
+
 async def test_a_signalled_rank_serves_until_rank_0_says_goodbye(
     hub: tuple[Hub, int], tmp_path: Path, stopping: asyncio.Future[str]
 ) -> None:
     made, port = hub
-    obeying = asyncio.create_task(rank._obey(here(tmp_path, port), config("cluster=local"), 8, stopping))
+    obeying = asyncio.create_task(obey(here(tmp_path, port), config("cluster=local"), stopping))
     await soon(made.joined(PATIENCE_S))
     stopping.set_result("cancelled or preempted (SIGTERM)")
     await made.send({"type": "stop"})
@@ -106,7 +115,7 @@ async def test_a_signalled_rank_does_not_wait_for_rank_0_for_ever(
 ) -> None:
     made, port = hub
     hasty = change(config("cluster=local"), limits__stop_s=0.1)
-    obeying = asyncio.create_task(rank._obey(here(tmp_path, port), hasty, 8, stopping))
+    obeying = asyncio.create_task(obey(here(tmp_path, port), hasty, stopping))
     await soon(made.joined(PATIENCE_S))
     stopping.set_result("cancelled or preempted (SIGTERM)")
     assert await soon(obeying) == (1, False)
@@ -117,7 +126,7 @@ async def test_a_rank_that_loses_rank_0_says_so(
     hub: tuple[Hub, int], tmp_path: Path, stopping: asyncio.Future[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     made, port = hub
-    obeying = asyncio.create_task(rank._obey(here(tmp_path, port), config("cluster=local"), 8, stopping))
+    obeying = asyncio.create_task(obey(here(tmp_path, port), config("cluster=local"), stopping))
     await soon(made.joined(PATIENCE_S))
     await made.close()
     assert await soon(obeying) == (1, True)
