@@ -16,8 +16,8 @@ from jobs.service.peers import Link, Message
 PROGRESS_S = 2.0
 """How often a rank says that its engine's log has grown."""
 
-HASTE_S = 5.0
-"""SIGTERM until SIGKILL when the service has failed: a healthy vLLM needs 0.4 to 5 s, a hung one never answers."""
+HASTE_S = 3.0
+"""SIGTERM until SIGKILL when the service has failed: most healthy ones need less than 2 s, a hung one never answers."""
 
 MakeEngine = Callable[[Message], Engine | None]
 """Makes the engine of a "start" message; None where the service needs fewer nodes than the allocation has."""

@@ -82,12 +82,13 @@ class Watch:
     async def _engine(self, session: aiohttp.ClientSession, rank: int) -> None:
         """Watch one engine: probe it whenever its counter stood still for half the heartbeat limit."""
         patience, limit = self.config.limits.heartbeat_s / 2, probe_limit_s(self.config)
+        reading = max(TICK_S, patience / 4)
         last, alive = (await counters(session)).get(str(rank)), time.monotonic()
         while True:
             await asyncio.sleep(TICK_S)
             now = None
             with contextlib.suppress(TimeoutError):  # a head that stands still must not delay the probe
-                now = (await asyncio.wait_for(counters(session), patience)).get(str(rank))
+                now = (await asyncio.wait_for(counters(session), reading)).get(str(rank))
             if now is not None and now != last:
                 last, alive = now, time.monotonic()
             if time.monotonic() - alive < patience:
@@ -105,15 +106,16 @@ class Watch:
 
         Else which node failed, and why: if the API server answers nothing at all, it is at fault and not the engine.
         """
-        growth = asyncio.create_task(_growth(session, rank, last))
+        begun, growth = time.monotonic(), asyncio.create_task(_growth(session, rank, last))
         health = asyncio.create_task(_answers(session, "/health", limit_s))
         try:
             error = await one_token(session, self.config, self.api, rank, limit_s)
             if error is None:
                 self.probed.append((time.monotonic(), rank))
                 return None
-            grown, _ = await asyncio.wait({growth}, timeout=TICK_S)
-            if grown:
+            # A probe that was refused at once tells nothing of a busy engine: give its counter one tick in all.
+            await asyncio.wait({growth}, timeout=max(0.0, begun + TICK_S - time.monotonic()))
+            if growth.done():
                 return None
             if health.done() and health.result():
                 return node_of(self.config, rank), f"data-parallel rank {rank} gave no sign of life: {error}{LIMIT}"
