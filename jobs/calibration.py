@@ -22,8 +22,9 @@ from jobs.ascend.memory import Allowance, Prediction, buffsize_of, loads_mtp
 from jobs.ascend.weights import GIB
 from jobs.config import Config
 from jobs.errors import ConfigError, RunError
+from jobs.files import read_json, write_json
 from jobs.fit import Fit, judge
-from jobs.rundir import Root, read_json, write_json
+from jobs.rundir import Root
 from jobs.service.logs import MemoryFigures
 from jobs.settings import Section, from_root
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from jobs.files import read_json, write_json
 from jobs.jobstate import ENDED, job_state
 from jobs.progress import job_id, phase, states
 from jobs.results.row import NOT_RUN, make_row
 from jobs.results.table import write_table
-from jobs.rundir import AllocationDir, SweepDir, read_json, write_json
+from jobs.rundir import AllocationDir, SweepDir
 from jobs.service import logs
 from jobs.service.task import read_config, read_task
 

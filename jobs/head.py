@@ -9,11 +9,11 @@ from typing import Any
 
 from jobs.config import Config
 from jobs.errors import RunError
+from jobs.files import write_json
 from jobs.preflight import evidence, report
 from jobs.preflight.conduct import Preflight
 from jobs.preflight.station import Station, uses_npus
 from jobs.results.table import write_table
-from jobs.rundir import write_json
 from jobs.service import logs
 from jobs.service.peers import Hub
 from jobs.service.task import ServiceTask

@@ -8,7 +8,8 @@ from datetime import datetime
 
 from jobs import process
 from jobs.errors import ConfigError, RunError
-from jobs.rundir import AllocationDir, read_json
+from jobs.files import read_json
+from jobs.rundir import AllocationDir
 from jobs.timing import limit_seconds
 
 ENDED = frozenset(

@@ -66,7 +66,7 @@ class Plan:
 
 
 def identity(config: Config, *scopes: str) -> str:
-    """Return a short hash of the leaves that belong to these scopes: same question, same name (design.md)."""
+    """Return a short hash of the leaves that belong to these scopes: same question, same name."""
     leaves = {key: _get(config, key) for key, scope in schema.schema().items() if scope in scopes}
     return hashlib.sha256(_canonical(leaves).encode()).hexdigest()[:10]
 

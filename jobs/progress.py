@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs import jobstate
+from jobs.files import read_json, read_lines
 from jobs.jobstate import ENDED
 from jobs.results.row import NOT_RUN
-from jobs.rundir import AllocationDir, ServiceDir, SweepDir, read_json, read_lines
+from jobs.rundir import AllocationDir, ServiceDir, SweepDir
 from jobs.service.task import read_task
 
 

@@ -7,11 +7,12 @@ from typing import Any
 
 from jobs import submit
 from jobs.errors import RunError
+from jobs.files import read_json
 from jobs.jobstate import ENDED, job_state
 from jobs.plan import Allocation, Service, pack
 from jobs.results.row import is_finished
 from jobs.reuse import launch_view
-from jobs.rundir import SweepDir, read_json
+from jobs.rundir import SweepDir
 from jobs.service import fingerprint
 from jobs.service.fingerprint import Fingerprint
 from jobs.service.task import ServiceTask, read_config

@@ -11,9 +11,10 @@ from typing import Any
 
 from jobs.config import Config
 from jobs.errors import RunError
+from jobs.files import read_json, write_json
 from jobs.plan import Point
 from jobs.results.row import NOT_RUN
-from jobs.rundir import SweepDir, read_json, sweeps_in, write_json
+from jobs.rundir import SweepDir, sweeps_in
 from jobs.service import fingerprint
 from jobs.service.fingerprint import Fingerprint
 from jobs.service.task import read_config

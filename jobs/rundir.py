@@ -1,13 +1,11 @@
-"""The run directory: the only place that knows file names. Files are the record; writes are atomic (design.md)."""
+"""The run directory: the only place that knows file names. Files are the record; writes are atomic."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,78 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import RunError
-
-
-def write_bytes(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write a file so that a reader sees the old content or the new one, never half of it.
-
-    Raises:
-        RunError: the directory cannot be written (full disk, no right).
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                os.fchmod(file.fileno(), mode)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise RunError(str(path), "(write)", str(error), "Free space, or choose another results.root.") from error
-
-
-def write_text(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write text atomically."""
-    write_bytes(path, text.encode(), mode)
-
-
-def write_json(path: Path, value: Any, mode: int = 0o644) -> None:
-    """Write one JSON value atomically, readable by people."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n", mode)
-
-
-def read_json(path: Path) -> Any:
-    """Read one JSON file.
-
-    Raises:
-        RunError: it is missing or is not JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(str(path), "(read)", str(error), "Is this the directory of a sweep?") from None
-
-
-def append_json(path: Path, value: Any) -> None:
-    """Append one line of JSON; one write call, so that lines of two processes do not mix.
-
-    Raises:
-        RunError: the file cannot be written (full disk, no right).
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab", buffering=0) as file:
-            file.write((json.dumps(value, ensure_ascii=False, default=str) + "\n").encode())
-    except OSError as error:
-        raise RunError(str(path), "(write)", str(error), "Free space, or choose another results.root.") from error
-
-
-def read_lines(path: Path) -> list[Any]:
-    """Return the JSON values of a `.jsonl` file; a half-written last line is left out."""
-    if not path.exists():
-        return []
-    values = []
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            values.append(json.loads(line))
-        except ValueError:
-            continue
-    return values
+from jobs.files import append_json, write_bytes, write_text
 
 
 @dataclass(frozen=True)

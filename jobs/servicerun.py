@@ -14,6 +14,7 @@ from jobs.calibration import Outlook
 from jobs.cluster import Ports, Task
 from jobs.diagnose import explain
 from jobs.errors import RunError, UserError
+from jobs.files import read_json, write_json, write_text
 from jobs.jobstate import others_wait
 from jobs.measure import dataset
 from jobs.measure.external import run as external
@@ -22,7 +23,7 @@ from jobs.measure.point import Measured, OfService, PointRun
 from jobs.measure.records import Target
 from jobs.results.row import NOT_RUN, make_row, tokens_text
 from jobs.results.table import write_table
-from jobs.rundir import AllocationDir, read_json, write_json, write_text
+from jobs.rundir import AllocationDir
 from jobs.service import environment, fingerprint, logs
 from jobs.service.engine import Engine
 from jobs.service.peers import Hub

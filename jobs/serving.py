@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config import Config
-from jobs.rundir import AllocationDir, SweepDir, read_json
+from jobs.files import read_json
+from jobs.rundir import AllocationDir, SweepDir
 from jobs.service.placement import Placement
 
 IDLE_KEY = "limits.idle_s"

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from jobs import compose, reuse, show, sweep
 from jobs.config import Config
 from jobs.errors import ConfigError, UserError, nearest
+from jobs.files import read_json
 from jobs.follow import follow
 from jobs.results.row import FIGURES, POINT, SERVICE
-from jobs.rundir import read_json
 from jobs.sweep import Outcome
 
 HIGH_IS_BEST = (

@@ -16,10 +16,11 @@ from jobs import process, rank
 from jobs.cluster import Task, task_from_slurm
 from jobs.config import Cluster, Config
 from jobs.errors import ConfigError, RunError
+from jobs.files import read_json, write_json
 from jobs.preflight.evidence import without_sick
 from jobs.results.row import NOT_RUN, make_row
 from jobs.results.table import write_table
-from jobs.rundir import AllocationDir, SweepDir, read_json, write_json
+from jobs.rundir import AllocationDir, SweepDir
 from jobs.service.task import AllocationTask, ServiceTask, read_config, write_task
 from jobs.settings import ROOT
 from jobs.timing import limit_seconds

@@ -21,6 +21,7 @@ from rich.text import Text
 from jobs import calibration, compose, reuse, schema, show, submit
 from jobs.config import Config, Launch
 from jobs.errors import ConfigError, RunError, UserError
+from jobs.files import read_json, write_json
 from jobs.follow import follow
 from jobs.plan import Allocation, Plan, as_json, make_plan
 from jobs.preflight.evidence import proposal
@@ -30,7 +31,7 @@ from jobs.results.row import make_row
 from jobs.results.table import read_table, write_table
 from jobs.resume import resume, together
 from jobs.reuse import Past
-from jobs.rundir import Root, SweepDir, new_sweep, read_json, write_json
+from jobs.rundir import Root, SweepDir, new_sweep
 from jobs.service import checks, container, fingerprint
 from jobs.service.task import ServiceTask, read_config, write_config
 from jobs.settings import from_root

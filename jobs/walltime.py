@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from jobs import calibration
 from jobs.config import Config
-from jobs.rundir import SweepDir, read_json
+from jobs.files import read_json
+from jobs.rundir import SweepDir
 from jobs.timing import load_seconds, measure_seconds
 
 SIGNAL_DELAY_S = 90

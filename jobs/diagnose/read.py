@@ -13,7 +13,8 @@ from jobs.diagnose.classify import classify
 from jobs.diagnose.diagnosis import Diagnosis, RankLog
 from jobs.diagnose.sift import sift
 from jobs.errors import RunError, UserError
-from jobs.rundir import AllocationDir, RankDir, ServiceDir, SweepDir, read_json
+from jobs.files import read_json
+from jobs.rundir import AllocationDir, RankDir, ServiceDir, SweepDir
 
 _SUFFIXES = frozenset((".log", ".out", ".err"))
 _MOST = 400

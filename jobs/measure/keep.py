@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.errors import RunError
+from jobs.files import write_json, write_text
 from jobs.measure import npu, statistics
 from jobs.measure.point import Measured
-from jobs.rundir import PointDir, write_json, write_text
+from jobs.rundir import PointDir
 
 
 def keep(folder: PointDir, measured: Measured) -> None:

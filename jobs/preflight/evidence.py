@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from jobs.cluster import expand_nodelist
 from jobs.config import Config
 from jobs.errors import RunError, UserError
+from jobs.files import read_json, write_json
 from jobs.preflight.findings import CHECKS, Finding
-from jobs.rundir import Root, read_json, write_json
+from jobs.rundir import Root
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import RunError
+from jobs.files import write_json, write_text
 from jobs.results.gather import Run, read_config_plain
 from jobs.results.requests import read_requests
-from jobs.rundir import write_json, write_text
 
 Row = Mapping[str, Any]
 

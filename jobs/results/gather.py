@@ -12,10 +12,11 @@ import pandas as pd
 import yaml
 
 from jobs.errors import RunError
+from jobs.files import read_json
 from jobs.results.migrate import SCHEMA_VERSION, migrate
 from jobs.results.row import columns
 from jobs.results.table import PENDING, cell, column
-from jobs.rundir import SweepDir, read_json
+from jobs.rundir import SweepDir
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import yaml
 
+from jobs.files import write_text
 from jobs.results import keys, page, sections, verdict
 from jobs.results.curves import LENGTHS_FOR_LINE, fit
 from jobs.results.gather import Run, dotted, read_run
 from jobs.results.keys import LOADS
-from jobs.rundir import SweepDir, write_text
+from jobs.rundir import SweepDir
 from jobs.service import fingerprint
 
 LENGTHS = ("bench.input_tokens", "parallel.max_model_len")

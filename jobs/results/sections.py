@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jobs.errors import RunError
+from jobs.files import read_json, read_lines
 from jobs.results.gather import Run
-from jobs.rundir import AllocationDir, ServiceDir, read_json, read_lines
+from jobs.rundir import AllocationDir, ServiceDir
 
 PHASES = ("load_s", "failed_start_s", "warmup_s", "measure_s", "teardown_s")
 """Phases in which nodes are held. Waiting in the queue holds none."""

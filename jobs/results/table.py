@@ -8,9 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from jobs.files import read_json, write_bytes, write_text
 from jobs.results.migrate import migrate
 from jobs.results.row import columns, make_row
-from jobs.rundir import SweepDir, read_json, write_bytes, write_text
+from jobs.rundir import SweepDir
 from jobs.service.task import read_config
 
 PENDING = "not run yet"

@@ -21,8 +21,8 @@ from containers.store import Store
 from jobs import process
 from jobs.config import Config
 from jobs.errors import RunError
+from jobs.files import write_json, write_text
 from jobs.process import MARK
-from jobs.rundir import write_json, write_text
 from jobs.service import container, effective
 from jobs.service.effective import Difference
 from jobs.service.environment import SCRUBBED

@@ -1,4 +1,4 @@
-"""Config to `vllm serve` command line. Pure; both ranks' lines come from one object (design.md)."""
+"""Config to `vllm serve` command line. Pure; both ranks' lines come from one object."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OWNED = {
     "host": "engine.host sets it",
     "port": "it derives from the job id; engine.port sets it",
 }
-"""Flags that the tool sets itself; a user value for them is an error (design.md)."""
+"""Flags that the tool sets itself; a user value for them is an error."""
 
 CONFIGURED = {
     "trust-remote-code": "model.trust_remote_code",

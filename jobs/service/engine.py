@@ -14,7 +14,8 @@ from typing import Any
 from jobs import process
 from jobs.config import Config
 from jobs.errors import RunError
-from jobs.rundir import RankDir, write_json
+from jobs.files import write_json
+from jobs.rundir import RankDir
 from jobs.service import box, clean, command, container, effective, environment, logs
 from jobs.service.placement import Placement
 from jobs.settings import from_root

@@ -15,7 +15,7 @@ _ERROR = re.compile(r"\b(?:[A-Z]\w*(?:Error|Exception)\b|ERROR|error:|FATAL|CRIT
 _NOISE = re.compile(
     r"Engine core initialization failed|ERR02200|EI0009|resource_tracker|leaked|Traceback|^\s*\^+\s*$|raise "
 )
-"""Follow-on errors that only repeat what another line said first (facts of ascend.md, section 4)."""
+"""Follow-on errors that only repeat what another line said first."""
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 

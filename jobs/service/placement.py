@@ -33,7 +33,7 @@ class Placement:
 
     @property
     def role(self) -> Role:
-        """Rank 0 is the head (API server, measures); every other rank is headless (design.md)."""
+        """Rank 0 is the head (API server, measures); every other rank is headless."""
         return "head" if self.rank == 0 else "headless"
 
 

@@ -1,4 +1,4 @@
-"""When a service is ready: /health, the served model, and a token from every data-parallel engine (design.md).
+"""When a service is ready: /health, the served model, and a token from every data-parallel engine.
 
 /health alone stays 200 while the engines of the other node are dead, and before the first request has shown
 that the engines can run at all.

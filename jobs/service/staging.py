@@ -16,7 +16,8 @@ from dataclasses import replace
 from jobs import process
 from jobs.config import Config
 from jobs.errors import RunError
-from jobs.rundir import RankDir, read_json, write_json
+from jobs.files import read_json, write_json
+from jobs.rundir import RankDir
 from jobs.service import container, environment, logs
 from jobs.service.engine import Engine
 

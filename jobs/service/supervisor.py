@@ -1,6 +1,6 @@
 """Life and death of one service, as rank 0 conducts it: start everywhere, ready, use, stop everywhere.
 
-Any exit of an engine on any rank, code 0 included, and any lost rank ends the service (design.md).
+Any exit of an engine on any rank, code 0 included, and any lost rank ends the service.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 
 from jobs import schema
 from jobs.config import Config
-from jobs.rundir import AllocationDir, SweepDir, read_json, write_json, write_text
+from jobs.files import read_json, write_json, write_text
+from jobs.rundir import AllocationDir, SweepDir
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,13 @@ from jobs import compose, rank, show, submit, sweep
 from jobs.cluster import Task, derive_ports
 from jobs.config import Config
 from jobs.errors import RunError
+from jobs.files import read_json
 from jobs.plan import Plan
 from jobs.preflight import report
 from jobs.preflight.conduct import Preflight, Result
 from jobs.preflight.findings import Finding
 from jobs.preflight.station import make_station
-from jobs.rundir import new_sweep, read_json
+from jobs.rundir import new_sweep
 from jobs.service.peers import Hub
 from jobs.service.task import AllocationTask, ServiceTask, write_config, write_task
 from jobs.verbs import OVERRIDES, Verb

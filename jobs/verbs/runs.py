@@ -7,11 +7,12 @@ import json
 import sys
 
 from jobs import jobstate, progress, show, sweep
+from jobs.files import read_json
 from jobs.follow import follow
 from jobs.results.formats import FORMATS, render
 from jobs.results.report import write_report
 from jobs.results.table import read_table, write_table
-from jobs.rundir import SweepDir, read_json
+from jobs.rundir import SweepDir
 from jobs.verbs import RUN, Verb
 
 

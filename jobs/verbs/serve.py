@@ -11,9 +11,10 @@ from rich.console import Console
 from jobs import compose, serving, show, sweep
 from jobs.batch import one_service
 from jobs.errors import RunError
+from jobs.files import read_json
 from jobs.follow import follow
 from jobs.results.table import read_table
-from jobs.rundir import SweepDir, read_json
+from jobs.rundir import SweepDir
 from jobs.verbs import OVERRIDES, RUN, Verb
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.errors import RunError
-from jobs.rundir import read_json, write_json
+from jobs.files import read_json, write_json
 from jobs.weights.copying import Copied
 from jobs.weights.manifest import as_json
 from jobs.weights.stage import check_there, stage

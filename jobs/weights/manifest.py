@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import RunError
-from jobs.rundir import read_json, write_json
+from jobs.files import read_json, write_json
 from jobs.weights.checkpoint import CONFIG, DESCRIPTION, SMALL_BYTES, Finding, files, sha256
 
 BLOCK_BYTES = 1 << 20

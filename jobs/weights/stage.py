@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import RunError
-from jobs.rundir import read_json, write_json
+from jobs.files import read_json, write_json
 from jobs.weights.checkpoint import PART, STAMP, files, read_shards
 from jobs.weights.copying import Copied, Progress, check_space, copy_files, is_copied
 from jobs.weights.manifest import compare, make_manifest

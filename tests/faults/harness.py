@@ -18,12 +18,13 @@ from lab import Lab
 from rich.console import Console
 
 from jobs.cluster import expand_nodelist
+from jobs.files import read_json, read_lines
 from jobs.follow import follow
 from jobs.jobstate import ENDED, slurm_state
 from jobs.process import MARK
 from jobs.progress import describe
 from jobs.results.table import read_table
-from jobs.rundir import AllocationDir, SweepDir, read_json, read_lines
+from jobs.rundir import AllocationDir, SweepDir
 from jobs.service.clean import SEGMENTS, SHM, unused
 
 ROOT = Path(__file__).resolve().parents[2]

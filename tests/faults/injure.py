@@ -16,7 +16,8 @@ import processes
 import psutil
 from harness import Started, until
 
-from jobs.rundir import RankDir, read_json
+from jobs.files import read_json
+from jobs.rundir import RankDir
 
 Act = Callable[[Started], float]
 Repair = Callable[[Started], None]

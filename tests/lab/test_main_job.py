@@ -13,8 +13,9 @@ import psutil
 import pytest
 from lab import Lab
 
+from jobs.files import read_json, read_lines
 from jobs.process import MARK
-from jobs.rundir import AllocationDir, SweepDir, read_json, read_lines
+from jobs.rundir import AllocationDir, SweepDir
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (

@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 from lab import Lab
 
-from jobs.rundir import SweepDir, read_json
+from jobs.files import read_json
+from jobs.rundir import SweepDir
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE, TWO = "npu-node1", "npu-node2"

@@ -17,8 +17,9 @@ from lab import Lab
 from test_main_job import hosts_of
 
 from jobs import serving
+from jobs.files import read_json
 from jobs.process import MARK
-from jobs.rundir import AllocationDir, SweepDir, read_json
+from jobs.rundir import AllocationDir, SweepDir
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("engine=simulator", "bench.concurrency=2", "bench.warmup_s=1", "limits.stop_s=10")

@@ -16,7 +16,8 @@ from core_help import change, config
 
 from jobs import process
 from jobs.errors import RunError
-from jobs.rundir import RankDir, read_json
+from jobs.files import read_json
+from jobs.rundir import RankDir
 from jobs.service import fingerprint
 from jobs.service.engine import Engine
 from jobs.service.placement import Placement

@@ -13,11 +13,12 @@ import pytest
 from simulator_help import LIMIT_S, Service, service
 
 from jobs.config import Bench, Config, Limits, Model, Parallel, Shape, Slo
+from jobs.files import read_json, read_lines
 from jobs.measure.keep import keep
 from jobs.measure.point import Measured, OfService, PointRun
 from jobs.measure.records import Target
 from jobs.results.row import make_row
-from jobs.rundir import PointDir, read_json, read_lines
+from jobs.rundir import PointDir
 
 BENCH = Bench(
     concurrency=4, input_tokens=64, output_tokens=8, warmup_s=0.2, window_s=0.6, canary="answer", canary_tokens=4

@@ -12,7 +12,8 @@ from pathlib import Path
 from test_rehearsal import ROOT, engines, hears_ctrl_c, the_sweep, until, verb
 
 from jobs import serving
-from jobs.rundir import AllocationDir, read_json, read_lines
+from jobs.files import read_json, read_lines
+from jobs.rundir import AllocationDir
 
 
 def serve(root: Path, *words: str) -> subprocess.Popen[str]:

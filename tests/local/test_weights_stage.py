@@ -19,7 +19,7 @@ from core_help import ROOT
 
 from jobs import process
 from jobs.errors import RunError
-from jobs.rundir import read_json
+from jobs.files import read_json
 from jobs.weights import copying, stage
 from jobs.weights.checkpoint import files
 from jobs.weights.copying import Copied

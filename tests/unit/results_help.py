@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from core_help import composer
 
 from jobs import compose, plan, sweep
+from jobs.files import write_json
 from jobs.results.row import make_row
-from jobs.rundir import SweepDir, write_json
+from jobs.rundir import SweepDir
 from jobs.service.task import write_config
 
 RECORDED = Path(__file__).resolve().parents[1] / "fixtures/sweep_vllm_cpu"

@@ -17,9 +17,10 @@ import pytest
 from core_help import Pipe, change, config
 
 from jobs.config import Config
+from jobs.files import read_lines
 from jobs.measure.records import Target
 from jobs.process import MARK
-from jobs.rundir import ServiceDir, read_lines
+from jobs.rundir import ServiceDir
 from jobs.service.engine import Engine
 from jobs.service.peers import Hub, Link
 from jobs.service.placement import Placement

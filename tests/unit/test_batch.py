@@ -18,7 +18,8 @@ from fake_slurm import FakeSlurm
 
 from jobs import batch, jobstate, rank, sweep
 from jobs.errors import ConfigError, RunError
-from jobs.rundir import AllocationDir, read_json, write_json
+from jobs.files import read_json, write_json
+from jobs.rundir import AllocationDir
 from jobs.service.task import read_config, read_task
 from jobs.walltime import SIGNAL_DELAY_S, TIME_IS_UP
 

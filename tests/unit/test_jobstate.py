@@ -12,8 +12,9 @@ from fake_slurm import FakeSlurm
 
 from jobs import jobstate, process
 from jobs.errors import RunError
+from jobs.files import write_json
 from jobs.jobstate import ENDED, UNKNOWN, cancel, job_state, slurm_state
-from jobs.rundir import AllocationDir, write_json
+from jobs.rundir import AllocationDir
 
 
 @pytest.fixture

@@ -16,11 +16,12 @@ from rich.console import Console
 from jobs import rank, submit, sweep
 from jobs.__main__ import main
 from jobs.errors import ConfigError
+from jobs.files import read_json
 from jobs.preflight import evidence, report
 from jobs.preflight.conduct import Result
 from jobs.preflight.facts import Holder
 from jobs.preflight.findings import CHECKS, Finding
-from jobs.rundir import Root, read_json
+from jobs.rundir import Root
 
 SLURM = config("cluster=slurm")
 

@@ -10,8 +10,9 @@ import pytest
 from core_help import composer
 
 from jobs import compose, jobstate, plan, progress, sweep
+from jobs.files import write_json, write_text
 from jobs.results.row import make_row
-from jobs.rundir import AllocationDir, SweepDir, write_json, write_text
+from jobs.rundir import AllocationDir, SweepDir
 from jobs.service.task import AllocationTask, ServiceTask, read_config, write_config, write_task
 
 

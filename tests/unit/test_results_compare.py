@@ -10,8 +10,8 @@ from results_help import RECORDED, measured, planned, requests
 
 from jobs.__main__ import main
 from jobs.errors import ConfigError, RunError
+from jobs.files import read_json
 from jobs.results.compare import compare, text
-from jobs.rundir import read_json
 
 LENGTHS = "parallel.max_model_len=8192,32768"
 

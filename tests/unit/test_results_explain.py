@@ -12,9 +12,9 @@ from results_help import RECORDED, copied
 from jobs import compose, plan, schema, sweep
 from jobs.__main__ import main
 from jobs.errors import RunError
+from jobs.files import read_json, write_json
 from jobs.results.explain import explain, source_of, text
 from jobs.results.gather import dotted
-from jobs.rundir import read_json, write_json
 
 
 def test_a_swept_flag_reached_every_rank(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ import pytest
 from core_help import composer, config
 
 from jobs import compose, plan, reuse, sweep
+from jobs.files import read_json, write_json
 from jobs.results.row import is_finished, make_row
 from jobs.resume import unfinished
-from jobs.rundir import SweepDir, read_json, write_json
+from jobs.rundir import SweepDir
 from jobs.service import fingerprint
 from jobs.service.fingerprint import Fingerprint
 from jobs.service.task import write_config

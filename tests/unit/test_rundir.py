@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from core_help import ROOT
 
-from jobs import rundir
+from jobs import files
 from jobs.errors import RunError
 from jobs.rundir import AllocationDir, RankDir, SweepDir, new_sweep
 
@@ -25,7 +25,7 @@ def test_a_reader_sees_the_old_content_or_the_new_one(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     sizes = (10, 300_000)
     contents = {str(n) * sizes[n % 2] for n in range(10)}
-    rundir.write_text(path, "0" * sizes[0])
+    files.write_text(path, "0" * sizes[0])
     seen: set[str] = set()
     stop = threading.Event()
 
@@ -36,7 +36,7 @@ def test_a_reader_sees_the_old_content_or_the_new_one(tmp_path: Path) -> None:
     reader = threading.Thread(target=read)
     reader.start()
     for n in range(200):
-        rundir.write_text(path, str(n % 10) * sizes[n % 2])
+        files.write_text(path, str(n % 10) * sizes[n % 2])
     stop.set()
     reader.join()
     assert len(seen) > 1
@@ -46,8 +46,8 @@ def test_a_reader_sees_the_old_content_or_the_new_one(tmp_path: Path) -> None:
 
 def test_directories_are_made_and_json_keeps_its_text(tmp_path: Path) -> None:
     path = tmp_path / "a/b/c.json"
-    rundir.write_json(path, {"ü": [1, None, 1.5], "p": Path("/x")})
-    assert rundir.read_json(path) == {"ü": [1, None, 1.5], "p": "/x"}
+    files.write_json(path, {"ü": [1, None, 1.5], "p": Path("/x")})
+    assert files.read_json(path) == {"ü": [1, None, 1.5], "p": "/x"}
     assert "ü" in path.read_text()
     assert path.stat().st_mode & 0o777 == 0o644
 
@@ -58,22 +58,22 @@ def test_reading_what_is_not_there_or_no_json_is_a_clear_error(tmp_path: Path, t
     if text is not None:
         path.write_text(text)
     with pytest.raises(RunError) as caught:
-        rundir.read_json(path)
+        files.read_json(path)
     assert caught.value.key == str(path)
 
 
 FULL = """
 import resource, sys
 from pathlib import Path
-from jobs import rundir
+from jobs import files
 from jobs.errors import RunError
 import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = Path(sys.argv[1])
-rundir.write_text(folder / "row.json", "old")
+files.write_text(folder / "row.json", "old")
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 for write in (
-    lambda: rundir.write_text(folder / "row.json", "x" * 8192),
-    lambda: [rundir.append_json(folder / "state.jsonl", "y" * 1000) for _ in range(6)],
+    lambda: files.write_text(folder / "row.json", "x" * 8192),
+    lambda: [files.append_json(folder / "state.jsonl", "y" * 1000) for _ in range(6)],
 ):
     try:
         write()
@@ -93,7 +93,7 @@ def test_a_full_disk_is_a_clear_error_and_the_old_file_stays(tmp_path: Path) -> 
     assert "File too large" in done.stdout
     assert (tmp_path / "row.json").read_text() == "old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["row.json", "state.jsonl"]
-    assert rundir.read_lines(tmp_path / "state.jsonl") == ["y" * 1000] * 4  # the half-written fifth is left out
+    assert files.read_lines(tmp_path / "state.jsonl") == ["y" * 1000] * 4  # the half-written fifth is left out
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
@@ -103,9 +103,9 @@ def test_a_really_full_file_system(tmp_path: Path) -> None:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(small)], check=False).returncode:
         pytest.skip("no right to mount a tmpfs here")
     try:
-        rundir.write_text(small / "a", "old")
+        files.write_text(small / "a", "old")
         with pytest.raises(RunError, match=r"No space left on device.*results\.root"):
-            rundir.write_text(small / "a", "x" * 100_000)
+            files.write_text(small / "a", "x" * 100_000)
         assert (small / "a").read_text() == "old"
         assert [p.name for p in small.iterdir()] == ["a"]
     finally:
@@ -114,7 +114,7 @@ def test_a_really_full_file_system(tmp_path: Path) -> None:
 
 def _append(path: Path, word: str) -> None:
     for n in range(100):
-        rundir.append_json(path, {"word": word * 3000, "n": n})
+        files.append_json(path, {"word": word * 3000, "n": n})
 
 
 def test_lines_of_two_processes_do_not_mix(tmp_path: Path) -> None:
@@ -137,17 +137,17 @@ def test_states_are_lines_with_a_time(tmp_path: Path) -> None:
     rank = RankDir(tmp_path / "rank0")
     rank.enter("loading", pid=7)
     rank.enter("failed", reason="words\nof two lines")
-    first, second = rundir.read_lines(rank.states)
+    first, second = files.read_lines(rank.states)
     assert (first["state"], first["pid"]) == ("loading", 7)
     assert second["reason"] == "words\nof two lines"
     assert first["time"] <= second["time"]
-    assert rundir.read_lines(tmp_path / "none") == []
+    assert files.read_lines(tmp_path / "none") == []
 
 
 def test_a_note_is_written_where_that_is_possible_and_never_stops_anybody(tmp_path: Path) -> None:
     rank = RankDir(tmp_path / "rank0")
     rank.note("draining", point="p")
-    assert [line["state"] for line in rundir.read_lines(rank.states)] == ["draining"]
+    assert [line["state"] for line in files.read_lines(rank.states)] == ["draining"]
     nowhere = RankDir(tmp_path / "file/rank0")
     (tmp_path / "file").touch()
     nowhere.note("draining")
@@ -206,7 +206,7 @@ def test_two_launches_at_once_never_share_a_directory(tmp_path: Path) -> None:
 def test_the_latest_attempt_of_each_allocation_in_order(tmp_path: Path) -> None:
     sweep = SweepDir(tmp_path)
     for index, attempt in ((0, 1), (0, 2), (0, 10), (10, 1), (2, 1)):
-        rundir.write_json(sweep.allocation(index, attempt).task, {})
+        files.write_json(sweep.allocation(index, attempt).task, {})
     sweep.allocation(2, 2).path.mkdir()  # being written: it is not there yet
     found = [str(folder.path.relative_to(tmp_path / "allocations")) for folder in sweep.allocations()]
     assert found == ["0/10", "2/1", "10/1"]

@@ -16,7 +16,7 @@ from supervisor_help import PATIENCE_S, Running, marked
 from test_supervisor import Make, run  # noqa: F401
 
 from jobs.config import Config
-from jobs.rundir import read_json
+from jobs.files import read_json
 from jobs.service import staging
 from jobs.service.engine import Engine
 from jobs.service.supervisor import ServiceFailed

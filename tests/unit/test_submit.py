@@ -15,8 +15,9 @@ from submitit.slurm.slurm import _make_sbatch_string
 from jobs import submit
 from jobs.config import Config
 from jobs.errors import ConfigError, RunError
+from jobs.files import read_json
 from jobs.jobstate import job_state
-from jobs.rundir import AllocationDir, SweepDir, read_json
+from jobs.rundir import AllocationDir, SweepDir
 from jobs.service.task import ServiceTask, read_task
 
 

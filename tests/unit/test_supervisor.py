@@ -16,7 +16,8 @@ import pytest_asyncio
 from supervisor_help import PATIENCE_S, Running, Stage, free_port, marked
 
 from jobs.errors import RunError
-from jobs.rundir import RankDir, read_json
+from jobs.files import read_json
+from jobs.rundir import RankDir
 from jobs.service import agent, clean, readiness, supervisor
 from jobs.service.engine import Engine
 from jobs.service.peers import Hub, Link, Message, join

@@ -15,9 +15,10 @@ from core_help import composer
 from rich.console import Console
 
 from jobs import compose, plan, show, sweep
+from jobs.files import write_json
 from jobs.results.row import FIGURES, columns, make_row, tokens_text
 from jobs.results.table import PENDING, markdown, read_table, text, write_table
-from jobs.rundir import SweepDir, write_json
+from jobs.rundir import SweepDir
 from jobs.service.task import write_config
 
 ISSUE = [

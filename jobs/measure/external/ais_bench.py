@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 from jobs.config import Config
 from jobs.errors import RunError
+from jobs.files import write_text
 from jobs.measure.external.result import Result, figures
 from jobs.measure.records import Target
-from jobs.rundir import write_text
 from jobs.settings import from_root
 
 CONFIG = "ais_bench_config.py"
