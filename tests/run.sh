@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Run all tests: unit tests side by side, the report in a browser, then one after the other what starts services,
-# the lab and its faults.
+# Run all tests: unit tests side by side, the report in a browser, then what starts
+# services here, then one after the other the lab and its faults.
 # The tests start the lab themselves and stop it at the end.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -14,6 +14,9 @@ unit=$?
 # In a process of its own: the driver of the browser keeps an event loop, which asyncio tests cannot share.
 $python -m pytest -q tests/browser
 browser=$?
-$python -m pytest --durations=10 tests/local tests/lab tests/faults
-rest=$?
-exit $((unit | browser | rest))
+# These wait more than they compute; a file's tests stay together.
+$python -m pytest -q -n 2 --dist loadfile --durations=5 tests/local
+local=$?
+$python -m pytest --durations=10 tests/lab tests/faults
+lab=$?
+exit $((unit | browser | local | lab))
