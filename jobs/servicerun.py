@@ -272,8 +272,9 @@ class ServiceRun:
         began = time.monotonic()
         run = PointRun(config, target, self._shared, probes, stop, entered, external_client)
         await supervisor.during(run.run(), stop.set)
-        failure = await supervisor.failure()
-        self._keep(point, run.result(), time.monotonic() - began, failure)
+        measured, seconds = run.result(), time.monotonic() - began
+        failure = await (supervisor.failure_soon() if measured.reason else supervisor.failure())
+        self._keep(point, measured, seconds, failure)
         if failure:
             raise ServiceFailed(failure)
 

@@ -206,6 +206,12 @@ class Supervisor:
         """Return why the service failed, or None while it has not."""
         return await self._reason() if self._failed.is_set() or self._stopping.done() else None
 
+    async def failure_soon(self) -> str | None:
+        """Return why the service failed, giving it a moment: a client notices a death before its rank reports it."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._failed.wait(), SETTLE_S)
+        return await self.failure()
+
     async def stop(self) -> list[str]:
         """End the engine on every rank. Returns what was left behind, by rank; an empty list is clean."""
         for watcher in self._watchers[1:]:

@@ -169,7 +169,7 @@ def _engines(rank: int) -> list[Case]:
             "engine dies in the window",
             injure.engine_gone(rank),
             DEAD_S,
-            overrides=(*SIMULATOR, fault(rank, "crash", "window", after_s=3)),
+            overrides=(*SIMULATOR, fault(rank, "crash", "window", after_s=6)),
             reason=(who, "SIGKILL"),
         ),
         case(

@@ -143,6 +143,20 @@ async def test_a_killed_engine_is_named_with_its_signal(run: Make) -> None:
     assert (await running.failed()) == "rank 1 (headless): engine killed by SIGKILL: headless starts"
 
 
+async def test_a_death_that_the_client_saw_first_is_the_reason(run: Make) -> None:
+    running = await run()
+    await running.start()
+    os.kill(running.stage.pid(0), 9)
+    assert (await running.supervisor.failure_soon() or "").startswith("rank 0 (head): engine killed by SIGKILL")
+
+
+async def test_a_service_that_lives_has_no_failure_soon(run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.service.supervisor.SETTLE_S", 0.05)
+    running = await run()
+    await running.start()
+    assert await running.supervisor.failure_soon() is None
+
+
 async def test_work_that_can_end_itself_keeps_its_result(run: Make) -> None:
     running = await run()
     await running.start()
