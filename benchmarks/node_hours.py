@@ -4,6 +4,10 @@ The same grid (2 max_model_len x 4 concurrencies), the same real vLLM on the sam
 after the other. The stock way is one job a point and one engine start a job (benchmarks/stock_launcher.py); this tool
 starts the engine once for each max_model_len. Seconds are Slurm's own (sacct, ElapsedRaw of each allocation).
 
+The windows have the share of a load that they have on two Atlas nodes: with 40 minutes for the weights and 165 s for a
+point (warm-up 15 s, window 120 s, drain) a window is 7 % of a load; the load is about 20 s here. With longer windows the
+ratio is nearer to one: it is (2 L + 8 m) / (8 L + 8 m), for loads of L and windows of m seconds.
+
 The stock way costs one job a row, whatever the grid: where time is short, --stock-loads 4 takes a sample of its jobs.
 
     pip install -e '.[bench]'  &&  python benchmarks/node_hours.py
@@ -95,8 +99,8 @@ def main() -> None:
     parser.add_argument("--lengths", default="8192,32768")
     parser.add_argument("--loads", default="1,2,4,8")
     parser.add_argument("--stock-loads", help="loads that the stock launcher measures; by default the same")
-    parser.add_argument("--warmup-s", type=float, default=2.0)
-    parser.add_argument("--window-s", type=float, default=5.0)
+    parser.add_argument("--warmup-s", type=float, default=0.5)
+    parser.add_argument("--window-s", type=float, default=1.5)
     options = parser.parse_args()
     if not importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"):
         raise SystemExit("the stock launcher is not installed: pip install -e '.[bench]'")
