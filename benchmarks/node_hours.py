@@ -4,9 +4,9 @@ The same grid (2 max_model_len x 4 concurrencies), the same real vLLM on the sam
 after the other. The stock way is one job a point and one engine start a job (benchmarks/stock_launcher.py); this tool
 starts the engine once for each max_model_len. Seconds are Slurm's own (sacct, ElapsedRaw of each allocation).
 
-The windows have the share of a load that they have on two Atlas nodes: with 40 minutes for the weights and 165 s for a
-point (warm-up 15 s, window 120 s, drain) a window is 7 % of a load; the load is about 20 s here. With longer windows the
-ratio is nearer to one: it is (2 L + 8 m) / (8 L + 8 m), for loads of L and windows of m seconds.
+The windows have the share of a load that they have on two Atlas nodes: with 40 minutes for the weights and 165 s for
+a point (warm-up 15 s, window 120 s, drain) a window is 7 % of a load; the load is about 20 s here. With longer windows
+the ratio is nearer to one: it is (2 L + 8 m) / (8 L + 8 m), for loads of L and windows of m seconds.
 
 The stock way costs one job a row, whatever the grid: where time is short, --stock-loads 4 takes a sample of its jobs.
 
