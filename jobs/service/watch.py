@@ -21,6 +21,9 @@ from jobs.service.probe import counters, one_token
 
 TICK_S = 1.0
 
+READING_S = 1.0
+"""A page of counters that takes longer tells nothing: the next one is read, or the engine is probed."""
+
 SECONDS_PER_TOKEN = 1e-3
 """Allowance for a full-length prefill ahead of the probe: published R1 prefill of 131,072 tokens takes 46 to 100 s."""
 
@@ -82,7 +85,7 @@ class Watch:
     async def _engine(self, session: aiohttp.ClientSession, rank: int) -> None:
         """Watch one engine: probe it whenever its counter stood still for half the heartbeat limit."""
         patience, limit = self.config.limits.heartbeat_s / 2, probe_limit_s(self.config)
-        reading = max(TICK_S, patience / 4)
+        reading = max(READING_S, patience / 4)
         last, alive = (await counters(session)).get(str(rank)), time.monotonic()
         while True:
             await asyncio.sleep(TICK_S)
@@ -93,20 +96,18 @@ class Watch:
                 last, alive = now, time.monotonic()
             if time.monotonic() - alive < patience:
                 continue
-            failed = await self._probe(session, rank, last, limit)
+            failed = await self._probe(session, rank, limit)
             if failed:
                 self.fail(*failed)
                 return
             alive = time.monotonic()
 
-    async def _probe(
-        self, session: aiohttp.ClientSession, rank: int, last: float | None, limit_s: float
-    ) -> tuple[int, str] | None:
+    async def _probe(self, session: aiohttp.ClientSession, rank: int, limit_s: float) -> tuple[int, str] | None:
         """Return None if an engine answers a probe, or its counter shows that it is busy with others.
 
         Else which node failed, and why: if the API server answers nothing at all, it is at fault and not the engine.
         """
-        begun, growth = time.monotonic(), asyncio.create_task(_growth(session, rank, last))
+        begun, growth = time.monotonic(), asyncio.create_task(_growth(session, rank))
         health = asyncio.create_task(_answers(session, "/health", limit_s))
         try:
             error = await one_token(session, self.config, self.api, rank, limit_s)
@@ -133,9 +134,15 @@ class Watch:
         return found
 
 
-async def _growth(session: aiohttp.ClientSession, rank: int, last: float | None) -> None:
-    """Return once the counter of an engine is no longer `last`."""
-    while (await counters(session)).get(str(rank)) in (None, last):
+async def _growth(session: aiohttp.ClientSession, rank: int) -> None:
+    """Return once the counter of an engine has grown since this call; what it did before is no sign of life now."""
+    first: float | None = None
+    while True:
+        now = (await counters(session)).get(str(rank))
+        if first is None:
+            first = now
+        elif now is not None and now != first:
+            return
         await asyncio.sleep(TICK_S)
 
 
