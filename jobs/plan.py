@@ -14,6 +14,7 @@ from jobs.calibration import Outlook
 from jobs.config import Config
 from jobs.errors import ConfigError
 from jobs.service import checks, command, container, environment, placement
+from jobs.service.checks import Shared
 from jobs.services import Dropped, group, refusals, unknown, warnings, within_budget
 from jobs.services import Point as Point
 from jobs.services import Service as Service
@@ -55,6 +56,11 @@ class Plan:
     dropped: tuple[Dropped, ...] = ()
     warnings: tuple[str, ...] = ()
 
+    @property
+    def findings(self) -> tuple[Shared, ...]:
+        """What is risky with the points, each once."""
+        return checks.shared(point.findings for point in self.points)
+
     def points_of(self, service: str) -> tuple[Point, ...]:
         """Return the points of one service in the order of measuring."""
         return self._points_of[service]
@@ -94,13 +100,15 @@ def make_plan(
     points: dict[str, Point] = {}
     asked: list[str] = []
     for words, config in zip(overrides, configs, strict=True):
-        checks.check(config)
+        found = checks.findings(config)
+        checks.refuse(found)
         point = Point(
             point=identity(config, "service", "point"),
             service=identity(config, "service"),
             overrides=tuple(words),
             values={key: _plain(_get(config, key)) for key in leaves},
             config=config,
+            findings=found,
         )
         points.setdefault(point.point, point)
         asked.append(point.point)

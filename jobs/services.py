@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs import budget
+from jobs.ascend.rules import Finding
 from jobs.calibration import Outlook
 from jobs.config import Config
 from jobs.errors import ConfigError
@@ -21,13 +22,19 @@ from jobs.timing import Phases, measure_seconds, phases
 
 @dataclass(frozen=True)
 class Point:
-    """One fully resolved configuration: one row of the table. `values` holds the swept keys."""
+    """One fully resolved configuration: one row of the table.
+
+    Attributes:
+        values: of the swept keys.
+        findings: what is risky with it; a point with an error is never planned.
+    """
 
     point: str
     service: str
     overrides: tuple[str, ...]
     values: Mapping[str, Any]
     config: Config
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)

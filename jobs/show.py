@@ -76,13 +76,13 @@ def plan_text(plan: Plan) -> str:
     hours = sum(allocation.node_hours for allocation in plan.allocations)
     run = len(plan.points) - len(plan.refused)
     lines = [
-        f"{_count(range(run), 'point')} in {_count(plan.services, 'service')}"
-        f" (engine starts) in {_count(plan.allocations, 'allocation')}, about {hours:.2f} node-hours"
+        f"{count(run, 'point')} in {count(len(plan.services), 'service')}"
+        f" (engine starts) in {count(len(plan.allocations), 'allocation')}, about {hours:.2f} node-hours"
     ]
     for index, allocation in enumerate(plan.allocations):
         lines.append(
-            f"  allocation {index}: {_count(allocation.services, 'service')}"
-            f" on {_count(range(allocation.nodes), 'node')}, about {_duration(allocation.seconds)}"
+            f"  allocation {index}: {count(len(allocation.services), 'service')}"
+            f" on {count(allocation.nodes, 'node')}, about {_duration(allocation.seconds)}"
             + _too_long(plan, allocation)
         )
         for name in allocation.services:
@@ -110,7 +110,7 @@ def warnings_text(found: Sequence[Shared]) -> str:
         if one.finding.severity == "warning" and one.finding.rule != "R20":  # the plan itself speaks of queueing
             finding = one.finding
             lines.append(f"  {finding.rule} {finding.key} = {finding.value}: {finding.reason}. {finding.remedy}")
-    return "\n".join([f"{_count(lines, 'warning')} (python -m jobs check):", *lines]) if lines else ""
+    return "\n".join([f"{count(len(lines), 'warning')} (python -m jobs check):", *lines]) if lines else ""
 
 
 def phases_text(plan: Plan) -> str:
@@ -164,7 +164,7 @@ def table_view(frame: pd.DataFrame, swept: tuple[str, ...], width: int | None = 
     if width is not None and _width(view) > width:
         return _cards(frame, swept, shown)
     if gone:
-        view.caption = Text(f"{_count(dropped[:gone], 'column')} more in the file: {', '.join(dropped[:gone])}")
+        view.caption = Text(f"{count(gone, 'column')} more in the file: {', '.join(dropped[:gone])}")
     return view
 
 
@@ -248,8 +248,9 @@ def _too_long(plan: Plan, allocation: Allocation) -> str:
     return " (more than cluster.time_limit)" if limit and allocation.seconds > limit else ""
 
 
-def _count(items: Any, noun: str) -> str:
-    return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}"
+def count(number: int, noun: str) -> str:
+    """Return `1 point`, `2 points`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _duration(seconds: float) -> str:

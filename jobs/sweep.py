@@ -32,7 +32,7 @@ from jobs.results.table import read_table, write_table
 from jobs.resume import resume, together
 from jobs.reuse import Past
 from jobs.rundir import Root, SweepDir, new_sweep
-from jobs.service import checks, container, fingerprint
+from jobs.service import container, fingerprint
 from jobs.service.task import ServiceTask, read_config, write_config
 from jobs.settings import from_root
 
@@ -134,7 +134,7 @@ def launch(points: Sequence[Sequence[str]], composer: compose.Composer = compose
         if settings.launch.resume:
             return _resume(SweepDir(Path(settings.launch.resume)), settings.launch, out)
         out.print(show.plan_text(made))
-        if warnings := show.warnings_text(checks.shared(point.config for point in made.points)):
+        if warnings := show.warnings_text(made.findings):
             out.print(warnings, markup=False)
         earlier = reuse.find(made.points, reuse.roots_of(settings.results.root, settings.results.roots))
         for line in reuse.offer_text(earlier, taken=settings.launch.reuse):

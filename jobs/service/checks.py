@@ -41,7 +41,12 @@ def check(config: Config) -> None:
 
     Whether one full-length request fits into memory (R19) is not decided here: see launch.infeasible.
     """
-    errors = [finding for finding in findings(config) if finding.severity == "error"]
+    refuse(findings(config))
+
+
+def refuse(found: Iterable[Finding]) -> None:
+    """Raise ConfigError for the first error among the findings of one config, with the count of the others."""
+    errors = [finding for finding in found if finding.severity == "error"]
     if errors:
         first, others = errors[0], len(errors) - 1
         more = f" ({others} more error{'s' if others > 1 else ''}: {SEE})" if others else ""
@@ -61,14 +66,18 @@ def findings(config: Config, *, memory: bool = False) -> tuple[Finding, ...]:
     return tuple(sorted(found, key=lambda finding: finding.severity != "error"))
 
 
-def shared(configs: Iterable[Config], *, memory: bool = False) -> tuple[Shared, ...]:
-    """Return the findings of all points, each one once, errors first."""
+def shared(found: Iterable[Iterable[Finding]]) -> tuple[Shared, ...]:
+    """Return the findings of all points, each one once, errors first.
+
+    Args:
+        found: the findings of each point.
+    """
     places: dict[str, tuple[Finding, list[int]]] = {}
-    for index, config in enumerate(configs):
-        for finding in findings(config, memory=memory):
+    for index, of_point in enumerate(found):
+        for finding in of_point:
             places.setdefault(repr(finding), (finding, []))[1].append(index)
-    found = [Shared(finding, tuple(dict.fromkeys(points))) for finding, points in places.values()]
-    return tuple(sorted(found, key=lambda one: one.finding.severity != "error"))
+    once = [Shared(finding, tuple(dict.fromkeys(points))) for finding, points in places.values()]
+    return tuple(sorted(once, key=lambda one: one.finding.severity != "error"))
 
 
 def question(config: Config) -> Question:

@@ -10,7 +10,6 @@ from typing import Any
 from jobs import compose, schema, show, sweep
 from jobs.ascend.weights import GIB
 from jobs.plan import as_json
-from jobs.service import checks
 from jobs.services import Service
 from jobs.verbs import OVERRIDES, Verb
 
@@ -23,7 +22,7 @@ def _plan(options: argparse.Namespace) -> int:
         return 0
     out = show.console()
     out.print(show.plan_text(made))
-    if warnings := show.warnings_text(checks.shared(point.config for point in made.points)):
+    if warnings := show.warnings_text(made.findings):
         out.print(warnings, markup=False)
     out.print("\n" + show.commands_text(made), markup=False)
     return 0

@@ -11,35 +11,29 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from jobs import compose
+from jobs import compose, show
 from jobs.ascend.rules import Finding
-from jobs.config import Config
 from jobs.errors import ConfigError
 from jobs.service import checks
 from jobs.service.checks import Shared
 from jobs.verbs import OVERRIDES, Verb
 
 
-def judge(points: Sequence[Sequence[str]], composer: compose.Composer = compose.default_composer) -> list[Shared]:
+def judge(points: Sequence[Sequence[str]], composer: compose.Composer = compose.default_composer) -> tuple[Shared, ...]:
     """Return the findings of all points, errors first; a point that cannot be composed is a finding too."""
 
     @functools.cache
     def once(groups: tuple[str, ...]) -> DictConfig:
         return composer(list(groups))
 
-    configs: dict[int, Config] = {}
-    broken: dict[str, tuple[Finding, list[int]]] = {}
-    for index, words in enumerate(points):
+    def look(words: Sequence[str]) -> tuple[Finding, ...]:
         try:
-            [configs[index]] = compose.configs([words], lambda groups: once(tuple(groups)))
+            [config] = compose.configs([words], lambda groups: once(tuple(groups)))
         except ConfigError as error:
-            finding = checks.from_error(error)
-            broken.setdefault(repr(finding), (finding, []))[1].append(index)
-    places = list(configs)
-    found = [Shared(finding, tuple(at)) for finding, at in broken.values()]
-    for one in checks.shared(configs.values(), memory=True):
-        found.append(Shared(one.finding, tuple(places[index] for index in one.points)))
-    return sorted(found, key=lambda one: one.finding.severity != "error")
+            return (checks.from_error(error),)
+        return checks.findings(config, memory=True)
+
+    return checks.shared(look(words) for words in points)
 
 
 def as_json(found: Sequence[Shared], points: Sequence[Sequence[str]]) -> dict[str, Any]:
@@ -63,13 +57,10 @@ def _check(options: argparse.Namespace) -> int:
     else:
         for one in found:
             print(text(one, len(points)))
-        print(f"{count(len(points), 'point')}: {count(errors, 'error')}, {count(len(found) - errors, 'warning')}")
+        counts = ((len(points), "point"), (errors, "error"), (len(found) - errors, "warning"))
+        asked, *rest = [show.count(number, noun) for number, noun in counts]
+        print(f"{asked}: {', '.join(rest)}")
     return 2 if errors else 0
-
-
-def count(number: int, noun: str) -> str:
-    """Return `1 point`, `2 points`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def text(one: Shared, points: int) -> str:
