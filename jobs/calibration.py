@@ -16,8 +16,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from jobs.ascend import architecture
 from jobs.ascend.architecture import Architecture
+from jobs.ascend.lookup import required
 from jobs.ascend.memory import Allowance, Prediction, buffsize_of, loads_mtp
 from jobs.ascend.weights import GIB
 from jobs.config import Config
@@ -26,7 +26,7 @@ from jobs.files import read_json, write_json
 from jobs.fit import Fit, judge
 from jobs.rundir import Root
 from jobs.service.logs import MemoryFigures
-from jobs.settings import Section, from_root
+from jobs.settings import Section
 
 KEPT = 5
 """Times of so many last runs are kept: the longest of them is what a plan counts with."""
@@ -199,13 +199,5 @@ def look(root: Root, config: Config, load: Callable[[Config], Architecture]) -> 
 
 
 def looker(root: Root) -> Callable[[Config], Outlook]:
-    """Return `look` for many services: each checkpoint's config.json is read once."""
-    known: dict[tuple[str, str], Architecture] = {}
-
-    def load(config: Config) -> Architecture:
-        key = (config.model.name, config.model.path)
-        if key not in known:
-            known[key] = architecture.load(config.model.name, Path(from_root(config.model.path)))
-        return known[key]
-
-    return lambda config: look(root, config, load)
+    """Return `look` for the services of one results.root."""
+    return lambda config: look(root, config, required)

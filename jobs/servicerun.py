@@ -145,7 +145,9 @@ class ServiceRun:
             await supervisor.start(self._here.inherited, target)
             self._known["stage_s"] = round(supervisor.prepared_s, 1)
             self._known["load_s"] = round(time.monotonic() - began - supervisor.prepared_s, 1)
-            self._known["kv_cache_tokens"] = logs.kv_cache_tokens(logs.read_all(folder.rank(0).log))
+            # Beside the heartbeats, as every reading of a whole log: a flooded one takes seconds.
+            log = await asyncio.to_thread(logs.read_all, folder.rank(0).log)
+            self._known["kv_cache_tokens"] = logs.kv_cache_tokens(log)
             _say(f"service {service}: ready after {self._known['load_s']} s")
             now = await asyncio.to_thread(fingerprint.here, self._config)
             self._known |= asdict(now)
@@ -178,7 +180,7 @@ class ServiceRun:
             # Beside the heartbeats: a flooded log takes seconds, and a silent rank 0 counts as lost.
             failure = await asyncio.to_thread(self._diagnose, failure)
         self._finish(failure, out_of_time)
-        self._remember(outlook)
+        await asyncio.to_thread(self._remember, outlook)
         write_json(
             folder.record,
             {

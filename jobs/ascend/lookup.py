@@ -13,12 +13,21 @@ from jobs.settings import from_root
 
 def architecture_of(config: Config) -> Architecture | None:
     """Return the architecture of `model`; None where its config.json is not visible from here."""
-    return _found(config.model.name, config.model.path)
+    try:
+        return required(config)
+    except ConfigError:
+        return None
+
+
+def required(config: Config) -> Architecture:
+    """Return the architecture of `model`, read once.
+
+    Raises:
+        ConfigError: its config.json is not visible from here, or is not of a known form.
+    """
+    return _load(config.model.name, config.model.path)
 
 
 @cache
-def _found(name: str, path: str) -> Architecture | None:
-    try:
-        return load(name, Path(from_root(path)))
-    except ConfigError:
-        return None
+def _load(name: str, path: str) -> Architecture:
+    return load(name, Path(from_root(path)))

@@ -102,8 +102,7 @@ async def measure(
 
 def headers(target: Target) -> dict[str, str]:
     """Return the headers of every request to a service."""
-    fixed = {"Content-Type": "application/json"}
-    return fixed if target.api_key is None else fixed | {"Authorization": f"Bearer {target.api_key}"}
+    return {"Content-Type": "application/json"} | target.authorization
 
 
 async def _pass_on(stop: asyncio.Event, load: Load) -> None:

@@ -33,6 +33,11 @@ class Target:
     model: str
     api_key: str | None = None
 
+    @property
+    def authorization(self) -> dict[str, str]:
+        """The header that carries the key; empty where there is none."""
+        return {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
+
 
 @dataclass(frozen=True, eq=False)
 class RequestRecord:

@@ -12,8 +12,6 @@ from jobs.preflight.findings import NO_NPUS, NO_TIME, Finding, State, not_run, o
 WITHOUT_DETECTION = ("Init", "Detect ip set")
 """Network health where no detection address is set: it says nothing, and the pings decide."""
 
-NODE = ("fabric.link", "fabric.health", "fabric.address", "fabric.tls")
-
 
 def judge(facts: Sequence[Facts], pings: Sequence[Ping], *, local: bool) -> list[Finding]:
     """Return what is right and wrong with the fabric of all nodes."""

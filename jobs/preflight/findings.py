@@ -60,8 +60,6 @@ CHECKS: dict[str, Check] = {
 }
 """All checks by their id, in the order in which they are shown."""
 
-NPU_GROUPS = ("npu", "fabric")
-
 
 @dataclass(frozen=True)
 class Finding:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from jobs import fit
-from jobs.ascend import Release, architecture, release, releases, rules
-from jobs.ascend.architecture import Architecture
-from jobs.ascend.lookup import architecture_of
+from jobs.ascend import Release, release, releases, rules
+from jobs.ascend.lookup import architecture_of, required
 from jobs.ascend.rules import Finding, Question
 from jobs.cluster import choose_interface, derive_ports
 from jobs.config import Config
@@ -22,7 +20,6 @@ from jobs.service import command, container, environment
 from jobs.service.command import check_args
 from jobs.service.environment import check_env
 from jobs.service.placement import local_sizes, planned, span
-from jobs.settings import from_root
 from jobs.simulator.faults import parse_faults
 
 SEE = "see python -m jobs check"
@@ -101,7 +98,7 @@ def fits(config: Config) -> Finding | None:
 
     An error where it cannot even if the sum is as wrong as it may be, a warning where it may not.
     """
-    judged = fit.judge(config, _architecture)
+    judged = fit.judge(config, required)
     reason = judged.refusal or judged.doubt
     if reason is None:
         return None
@@ -114,10 +111,6 @@ def fits(config: Config) -> Finding | None:
         "Lower it, raise parallel.gpu_memory_utilization, or change the layout; see python -m jobs memory.",
         "vllm, kv_cache_utils.py, check_enough_kv_cache_memory",
     )
-
-
-def _architecture(config: Config) -> Architecture:
-    return architecture_of(config) or architecture.load(config.model.name, Path(from_root(config.model.path)))
 
 
 def from_error(error: ConfigError, rule: str = "C1") -> Finding:

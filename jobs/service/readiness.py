@@ -32,8 +32,7 @@ async def wait_ready(config: Config, api: Target, on_state: Callable[[str], None
         RunError: a limit was exceeded, the wrong model is served, or a data-parallel rank does not answer.
     """
     timeout = aiohttp.ClientTimeout(total=5)
-    headers = {"Authorization": f"Bearer {api.api_key}"} if api.api_key else {}
-    async with aiohttp.ClientSession(api.base_url, headers=headers, timeout=timeout) as session:
+    async with aiohttp.ClientSession(api.base_url, headers=api.authorization, timeout=timeout) as session:
         await _until(lambda: _healthy(session), config.limits.load_s, "limits.load_s", "/health was not 200 in time")
         on_state("healthy")
         await _check_model(session, api.model)

@@ -59,10 +59,9 @@ class Watch:
 
     async def run(self) -> None:
         """Watch until cancelled, or until an engine gave no sign of life."""
-        headers = {"Authorization": f"Bearer {self.api.api_key}"} if self.api.api_key else {}
         timeout = aiohttp.ClientTimeout(total=max(5.0, self.config.limits.heartbeat_s / 2))
         async with (
-            aiohttp.ClientSession(self.api.base_url, headers=headers, timeout=timeout) as session,
+            aiohttp.ClientSession(self.api.base_url, headers=self.api.authorization, timeout=timeout) as session,
             asyncio.TaskGroup() as group,
         ):
             group.create_task(self._idle(session))

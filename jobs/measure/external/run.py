@@ -142,6 +142,5 @@ def judge(config: Config, result: Result, engine_tokens: Mapping[str, int]) -> s
 
 
 async def _counters(target: Target) -> dict[str, float] | None:
-    headers = {} if target.api_key is None else {"Authorization": f"Bearer {target.api_key}"}
-    with closing(Connections(target.base_url, headers)) as connections:
+    with closing(Connections(target.base_url, target.authorization)) as connections:
         return await generated_tokens(connections, SCRAPE_S)
