@@ -8,12 +8,7 @@ from dataclasses import asdict
 from jobs.config import Config
 from jobs.errors import ConfigError
 from jobs.measure import lengths
-
-
-def check_bench(config: Config) -> None:
-    """Raise ConfigError for the first thing in `bench` that cannot work."""
-    for look in BENCH_LOOKS:
-        look(config)
+from jobs.measure.external import asked
 
 
 def _check_length(config: Config) -> None:
@@ -56,18 +51,6 @@ def _check_dataset(config: Config) -> None:
         raise ConfigError("bench.dataset", bench.dataset, reason, "Leave it out, or set bench.workload.")
 
 
-def _check_client(config: Config) -> None:
-    """An external client has one run, whose form is its own."""
-    bench = config.bench
-    if bench.client == "window":
-        return
-    asked = {"search": bench.search, "repeats": bench.repeats, "lengths": bench.lengths}
-    for key, usual in (("search", None), ("repeats", 1), ("lengths", "fixed")):
-        if asked[key] != usual:
-            reason = f"bench.client={bench.client} cannot do this"
-            raise ConfigError(f"bench.{key}", asked[key], reason, "Leave it out, or use bench.client=window.")
-
-
 def _check_search(config: Config) -> None:
     bench = config.bench
     if bench.search is None:
@@ -95,7 +78,7 @@ BENCH_LOOKS: tuple[Callable[[Config], None], ...] = (
     _check_load,
     _check_dataset,
     _check_search,
-    _check_client,
+    asked.check,
     _check_length,
 )
 """What each of them refuses is a finding of its own."""

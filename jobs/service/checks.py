@@ -14,7 +14,6 @@ from jobs.cluster import choose_interface, derive_ports
 from jobs.config import Config
 from jobs.errors import ConfigError
 from jobs.measure.checks import BENCH_LOOKS
-from jobs.measure.external import asked
 from jobs.preflight.findings import check_names
 from jobs.service import command, container, environment
 from jobs.service.command import check_args
@@ -209,7 +208,6 @@ LOOKS: tuple[Callable[[Config], object], ...] = (
     _card,
     _ports,
     *BENCH_LOOKS,
-    asked.check,
     _token_ids,
 )
 """What the tool itself asks of a config, in the order in which it is said."""

@@ -8,13 +8,15 @@ import pytest
 
 from jobs.config import Bench, Config, Parallel, Slo
 from jobs.errors import ConfigError
-from jobs.measure.checks import check_bench
+from jobs.measure.checks import BENCH_LOOKS
 
 SLO = Slo(ttft_ms_p99=100.0)
 
 
 def check(**bench: Any) -> None:
-    check_bench(Config(bench=Bench(**{"concurrency": 4} | bench), parallel=Parallel(max_model_len=2048)))
+    made = Config(bench=Bench(**{"concurrency": 4} | bench), parallel=Parallel(max_model_len=2048))
+    for look in BENCH_LOOKS:
+        look(made)
 
 
 @pytest.mark.parametrize(

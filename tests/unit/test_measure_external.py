@@ -20,6 +20,7 @@ from jobs.errors import ConfigError, RunError
 from jobs.measure.external import ais_bench, asked, run, vllm_bench
 from jobs.measure.external.result import COLUMNS, Result, figures
 from jobs.measure.records import Target
+from jobs.service import checks
 
 FIXTURES = ROOT / "tests/fixtures/clients"
 TARGET = Target("http://127.0.0.1:8123", "r1", "the-key")
@@ -82,7 +83,7 @@ def test_the_articles_test_runs_with_either_client() -> None:
 )
 def test_what_a_client_cannot_do_is_refused(overrides: list[str], key: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        asked.check(point("bench.client=vllm_bench", *overrides))
+        checks.check(point("bench.client=vllm_bench", *overrides))
     assert caught.value.key == key
     asked.check(point(*overrides))  # of the window client nothing is asked here
 

@@ -10,17 +10,18 @@ WORKLOADS = ("random", "sharegpt")
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError where an external client cannot do what a point asks for."""
+    """Raise ConfigError where an external client cannot do what a point asks for: its one run has a form of its own."""
     bench = config.bench
     if bench.client == "window":
         return
     if bench.workload not in WORKLOADS:
         reason = f"bench.client={bench.client} sends {' or '.join(WORKLOADS)} prompts only"
         raise ConfigError("bench.workload", bench.workload, reason, "Use bench.client=window.")
-    if bench.workload == "sharegpt" and not bench.dataset:
-        raise ConfigError("bench.dataset", None, "workload=sharegpt reads a file", "Give the path of ShareGPT JSON.")
-    if bench.concurrency is None and bench.request_rate is None:
-        raise ConfigError("bench.concurrency", None, "there is no load without it", "Set it, or bench.request_rate.")
+    forms = {"search": bench.search, "repeats": bench.repeats, "lengths": bench.lengths}
+    for key, usual in (("search", None), ("repeats", 1), ("lengths", "fixed")):
+        if forms[key] != usual:
+            reason = f"bench.client={bench.client} cannot do this"
+            raise ConfigError(f"bench.{key}", forms[key], reason, "Leave it out, or use bench.client=window.")
     if config.engine.name == "simulator":
         remedy = "Use bench.client=window, or engine=vllm_cpu."
         raise ConfigError("bench.client", bench.client, "the rehearsal engine has no tokenizer to count with", remedy)
