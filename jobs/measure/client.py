@@ -11,17 +11,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, replace
 
 from jobs.config import Bench, Limits, Model
 from jobs.errors import ConfigError
 from jobs.measure import dataset
 from jobs.measure.arrivals import poisson
 from jobs.measure.load import Load
-from jobs.measure.records import RequestRecord, Target, Window
-from jobs.measure.series import Scraper, finished_between, grown, result, samples
+from jobs.measure.records import Growth, RequestRecord, Target, Window
+from jobs.measure.series import Page, Scraper, finished_between, grown, result, samples
 from jobs.measure.wire import Connections, clock
 from jobs.measure.workload import Workload
 
@@ -85,8 +85,8 @@ async def measure(
         async with asyncio.TaskGroup() as group:
             scraper = Scraper(group, connections, _SCRAPE_S)
             before, polling = scraper.scrape(), group.create_task(scraper.run())
-            run = _counted if traced or bench.num_requests else _timed
-            window = await run(bench, limits, connections, workload, stop, on_phase, scraper)
+            run = _Run(bench, limits, connections, workload, stop, on_phase, scraper)
+            window = await (_counted(run) if traced or bench.num_requests else _timed(run))
             polling.cancel()
             after = scraper.scrape()
             await scraper.end(_SCRAPE_AFTER_STOP_S if stop.is_set() else _SCRAPE_S)
@@ -105,118 +105,112 @@ def headers(target: Target) -> dict[str, str]:
     return {"Content-Type": "application/json"} | target.authorization
 
 
-async def _pass_on(stop: asyncio.Event, load: Load) -> None:
-    await stop.wait()
-    load.sending = False
-    load.news.set()
+Reading = asyncio.Task[Page | None]
 
 
-async def _timed(
-    bench: Bench,
-    limits: Limits,
-    connections: Connections,
-    workload: Workload,
-    stop: asyncio.Event,
-    on_phase: Callable[[str], None],
-    scraper: Scraper,
-) -> Window:
+@dataclass(frozen=True)
+class _Run:
+    """What both kinds of window need."""
+
+    bench: Bench
+    limits: Limits
+    connections: Connections
+    workload: Workload
+    stop: asyncio.Event
+    on_phase: Callable[[str], None]
+    scraper: Scraper
+
+    @asynccontextmanager
+    async def sending(self, load: Load) -> AsyncIterator[asyncio.Task[None]]:
+        """Send a load, and cut off what is left of it at the end; `stop` ends the sending at once."""
+        async with asyncio.TaskGroup() as group:
+            running, passing = group.create_task(load.run()), group.create_task(self._pass_on(load))
+            running.add_done_callback(lambda _: load.news.set())
+            yield running
+            passing.cancel()
+            running.cancel()
+
+    async def _pass_on(self, load: Load) -> None:
+        await self.stop.wait()
+        load.sending = False
+        load.news.set()
+
+    async def warm_up(self, load: Load) -> bool:
+        """Return whether the service answers under this load."""
+        self.on_phase("warmup")
+        await load.until(lambda: False, self.stop, self.bench.warmup_s)
+        began = clock()
+        warm = await load.until(load.warm, self.stop, self.limits.drain_s)
+        if warm:
+            await load.until(load.filled, self.stop, max(0.0, self.limits.drain_s - (clock() - began)))
+        return warm and not self.stop.is_set()
+
+    async def growth(self, first: Reading, last: Reading) -> Growth:
+        """Return what the engines' counters grew by between two readings."""
+        await asyncio.wait((first, last), timeout=_SCRAPE_AFTER_STOP_S if self.stop.is_set() else _SCRAPE_S)
+        return grown(result(first), result(last))
+
+
+def _never_opened(begun: float, opened: float) -> Window:
+    return Window(opened, opened, opened - begun, 0.0, (), {}, 0.0, truncated=True)
+
+
+async def _timed(run: _Run) -> Window:
     """Measure a window of time in a load that was there before and goes on after it."""
-    load = Load(connections, workload, bench)
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(load.run()), group.create_task(_pass_on(stop, load))]
-        window = await _phases(bench, limits, load, stop, on_phase, scraper)
-        for task in tasks:
-            task.cancel()
-    return replace(window, records=tuple(load.records))
+    load = Load(run.connections, run.workload, run.bench)
+    async with run.sending(load):
+        window = await _phases(run, load)
+    return replace(window, records=tuple(load.records))  # with what was cut off at the end
 
 
-async def _warm_up(bench: Bench, limits: Limits, load: Load, stop: asyncio.Event) -> bool:
-    """Return whether the service answers under this load."""
-    await load.until(lambda: False, stop, bench.warmup_s)
-    began = clock()
-    warm = await load.until(load.warm, stop, limits.drain_s)
-    if warm:
-        await load.until(load.filled, stop, max(0.0, limits.drain_s - (clock() - began)))
-    return warm
-
-
-async def _phases(
-    bench: Bench,
-    limits: Limits,
-    load: Load,
-    stop: asyncio.Event,
-    on_phase: Callable[[str], None],
-    scraper: Scraper,
-) -> Window:
-    """Lead the load through its phases; the records are put in by the caller once the last request is cut."""
-    begun = clock()
-    on_phase("warmup")
-    warm = await _warm_up(bench, limits, load, stop)
+async def _phases(run: _Run, load: Load) -> Window:
+    """Lead the load through its phases."""
+    bench, stop, begun = run.bench, run.stop, clock()
+    warm = await run.warm_up(load)
     opened, cpu = clock(), time.process_time()
-    if stop.is_set() or not warm:
-        return Window(opened, opened, opened - begun, 0.0, (), {}, 0.0, truncated=True)
+    if not warm:
+        return _never_opened(begun, opened)
 
-    on_phase("window")
-    first = scraper.scrape()
+    run.on_phase("window")
+    first = run.scraper.scrape()
     await load.until(lambda: False, stop, bench.window_s)
     closed, cpu = min(opened + bench.window_s, clock()), time.process_time() - cpu
-    last = scraper.scrape()
+    last = run.scraper.scrape()
 
-    on_phase("drain")
+    run.on_phase("drain")
     load.sending = load.sending and bench.hold_load
-    await load.until(lambda: not any(opened <= s < closed for s in load.in_flight.values()), stop, limits.drain_s)
+    await load.until(lambda: not any(opened <= s < closed for s in load.in_flight.values()), stop, run.limits.drain_s)
     drained = clock()
-    await asyncio.wait((first, last), timeout=_SCRAPE_AFTER_STOP_S if stop.is_set() else _SCRAPE_S)
-    growth = grown(result(first), result(last))
+    growth = await run.growth(first, last)
     return Window(
         opened, closed, opened - begun, drained - closed, (), growth.tokens, cpu,
         truncated=stop.is_set(), growth=growth,
     )  # fmt: skip
 
 
-async def _counted(
-    bench: Bench,
-    limits: Limits,
-    connections: Connections,
-    workload: Workload,
-    stop: asyncio.Event,
-    on_phase: Callable[[str], None],
-    scraper: Scraper,
-) -> Window:
+async def _counted(run: _Run) -> Window:
     """Measure a fixed number of requests, all of them."""
-    begun = clock()
-    on_phase("warmup")
-    warming = Load(connections, workload.apart(), _for_warm_up(bench, workload), first=_APART)
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(warming.run()), group.create_task(_pass_on(stop, warming))]
-        warm = await _warm_up(bench, limits, warming, stop)
+    bench, workload, stop, begun = run.bench, run.workload, run.stop, clock()
+    warming = Load(run.connections, workload.apart(), _for_warm_up(bench, workload), first=_APART)
+    async with run.sending(warming):
+        warm = await run.warm_up(warming)
         warming.sending = False
-        await warming.until(lambda: not warming.in_flight, stop, limits.drain_s)
-        for task in tasks:
-            task.cancel()
+        await warming.until(lambda: not warming.in_flight, stop, run.limits.drain_s)
 
     opened, cpu = clock(), time.process_time()
     if stop.is_set() or not warm:
-        records = tuple(warming.records)
-        return Window(opened, opened, opened - begun, 0.0, records, {}, 0.0, truncated=True)
-    on_phase("window")
-    first = scraper.scrape()
+        return replace(_never_opened(begun, opened), records=tuple(warming.records))
+    run.on_phase("window")
+    first = run.scraper.scrape()
     count = len(workload.arrivals) if workload.arrivals is not None else bench.num_requests
-    arrivals = _arrivals(bench, workload)
-    load = Load(connections, workload, bench, count=count, arrivals=arrivals)
-    async with asyncio.TaskGroup() as group:
-        passing = group.create_task(_pass_on(stop, load))
-        running = group.create_task(load.run())
-        running.add_done_callback(lambda _: load.news.set())
-        while not stop.is_set() and await _hears(load, running, stop, limits.drain_s):
+    load = Load(run.connections, workload, bench, count=count, arrivals=_arrivals(bench, workload))
+    async with run.sending(load) as running:
+        while not stop.is_set() and await _hears(load, running, stop, run.limits.drain_s):
             pass
-        passing.cancel()
-        running.cancel()
     closed, cpu = max([clock(), *(record.end_s for record in load.records)]), time.process_time() - cpu
-    last = scraper.scrape()
-    on_phase("drain")
-    await asyncio.wait((first, last), timeout=_SCRAPE_AFTER_STOP_S if stop.is_set() else _SCRAPE_S)
-    growth = grown(result(first), result(last))
+    last = run.scraper.scrape()
+    run.on_phase("drain")
+    growth = await run.growth(first, last)
     records = (*warming.records, *load.records)
     return Window(
         opened, closed, opened - begun, 0.0, records, growth.tokens, cpu, truncated=stop.is_set(), growth=growth
