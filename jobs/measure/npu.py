@@ -6,10 +6,9 @@ The head measures, so these are the NPUs of the head's node; the other nodes' wo
 from __future__ import annotations
 
 import asyncio
-import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -17,14 +16,11 @@ from jobs import process
 from jobs.errors import RunError
 from jobs.measure.records import Window
 from jobs.measure.wire import clock
+from jobs.preflight import smi
 
 PROGRAM = "npu-smi"
 PERIOD_S = 2.0
 LIMIT_S = 20.0
-
-_POWER = re.compile(r"^\|\s*(?P<npu>\d+)\s+(?P<name>\S+)\s*\|\s*(?P<health>\w+)\s*\|\s*(?P<power>\d+(?:\.\d+)?|-)\s")
-_CHIP = re.compile(r"^\|\s*(?P<chip>\d+)\s*(?:\d+\s*)?\|\s*[0-9A-Fa-f:.]+\s*\|(?P<rest>.*)\|\s*$")
-_PAIR = re.compile(r"(\d+)\s*/\s*(\d+)")
 
 
 @dataclass(frozen=True)
@@ -38,26 +34,14 @@ class Reading:
 
 
 def parse(text: str, time_s: float = 0.0) -> tuple[Reading, ...]:
-    """Return the NPUs of the table that `npu-smi info` prints, one a device; a line of another form is passed over.
+    """Return the NPUs of the table that `npu-smi info` prints, one a device; empty where there is none.
 
-    A device has two lines: number, name, health and power in W; then chip, bus and, as the last pair of numbers,
-    used and total HBM in MB. A device of two chips (A3) has four lines, its power in the first of them and a dash in
-    the third; the HBM of its chips is added up. Forms: vllm-ascend issues 2534 and 12980.
+    A device of two chips (A3) shows its power once; the HBM of its chips is added up.
     """
     found: dict[int, Reading] = {}
-    current: int | None = None
-    for line in text.splitlines():
-        if power := _POWER.match(line):
-            current = int(power["npu"])
-            if current not in found:
-                watts = None if power["power"] == "-" else float(power["power"])
-                found[current] = Reading(time_s, current, watts, None)
-        elif current is not None and (chip := _CHIP.match(line)) and (pairs := _PAIR.findall(chip["rest"])):
-            before = found[current]
-            used = (before.hbm_mb or 0) + int(pairs[-1][0])
-            found[current] = Reading(time_s, current, before.power_w, used)
-        elif "Process id" in line:
-            break  # the table of processes has the same form
+    for one in smi.npus(text):
+        before = found.setdefault(one.index, Reading(time_s, one.index, one.power_w, 0))
+        found[one.index] = replace(before, hbm_mb=(before.hbm_mb or 0) + one.used_mb)
     return tuple(found.values())
 
 

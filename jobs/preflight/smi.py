@@ -7,7 +7,7 @@ page that of MindCluster's fault diagnosis guide, "NPU environment check file".
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,11 @@ class NpuProcess:
 
 @dataclass(frozen=True)
 class Npu:
-    """One NPU. Memory is HBM in MB; `processes` is None where the process table says nothing about it."""
+    """One NPU, of an A3 one of the two of a card, of which the first shows the card's power.
+
+    Memory is HBM in MB, power in W or None where it does not tell; `processes` is None where the process table says
+    nothing about it.
+    """
 
     index: int
     name: str
@@ -29,6 +33,7 @@ class Npu:
     used_mb: int
     total_mb: int
     processes: tuple[NpuProcess, ...] | None = None
+    power_w: float | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Smi:
 
 
 _VERSION = re.compile(r"\|\s*npu-smi\s+\S+\s+Version:\s*(\S+)")
-_FIRST = re.compile(r"^\|\s*(\d+)\s+(\S+)\s*\|\s*([A-Za-z]+)\s*\|[^|]*\|\s*$")
+_FIRST = re.compile(r"^\|\s*(\d+)\s+(\S+)\s*\|\s*([A-Za-z]+)\s*\|\s*([\d.]+)?[^|]*\|\s*$")
 _SECOND = re.compile(r"^\|\s*\d+[\s\d]*\|\s*[0-9A-Fa-f:.]+\s*\|.*?(\d+)\s*/\s*(\d+)\s*\|\s*$")
 _IDLE = re.compile(r"^\|\s*No running processes found in NPU\s+(\d+)\s*\|")
 _PROCESS = re.compile(r"^\|\s*(\d+)\s+\d+\s*\|\s*(\d+)\s*\|\s*([^|]*?)\s*\|\s*(\d+)\s*\|")
@@ -53,9 +58,7 @@ def parse_info(text: str) -> Smi:
     Raises:
         ValueError: it holds no table of NPUs.
     """
-    version = _VERSION.search(text)
-    first: re.Match[str] | None = None
-    found: list[Npu] = []
+    version, found = _VERSION.search(text), npus(text)
     processes: dict[int, list[NpuProcess]] = {}
     for line in text.splitlines():
         line = line.strip()
@@ -63,19 +66,25 @@ def parse_info(text: str) -> Smi:
             processes.setdefault(int(match[1]), [])
         elif match := _PROCESS.match(line):
             processes.setdefault(int(match[1]), []).append(NpuProcess(int(match[2]), match[3], int(match[4])))
-        elif (match := _SECOND.match(line)) and first:
-            found.append(Npu(int(first[1]), first[2], first[3], int(match[1]), int(match[2])))
+    if not version or not found:
+        raise ValueError("there is no table of NPUs in it")
+    known = {index: tuple(of_npu) for index, of_npu in processes.items()}
+    return Smi(version[1], tuple(replace(npu, processes=known.get(npu.index)) for npu in found))
+
+
+def npus(text: str) -> tuple[Npu, ...]:
+    """Read the table of NPUs alone, each from its two lines; a line of another form is passed over."""
+    first: re.Match[str] | None = None
+    found: list[Npu] = []
+    for line in text.splitlines():
+        line = line.strip()
+        if (match := _SECOND.match(line)) and first:
+            power = float(first[4]) if first[4] else None
+            found.append(Npu(int(first[1]), first[2], first[3], int(match[1]), int(match[2]), power_w=power))
             first = None
         elif match := _FIRST.match(line):
             first = match
-    if not version or not found:
-        raise ValueError("there is no table of NPUs in it")
-    return Smi(version[1], tuple(_with(npu, processes.get(npu.index)) for npu in found))
-
-
-def _with(npu: Npu, processes: list[NpuProcess] | None) -> Npu:
-    known = None if processes is None else tuple(processes)
-    return Npu(npu.index, npu.name, npu.health, npu.used_mb, npu.total_mb, known)
+    return tuple(found)
 
 
 def parse_board(text: str) -> dict[str, str]:
