@@ -22,12 +22,11 @@ from pathlib import Path
 from containers.spec import Image
 from jobs import process
 from jobs.errors import RunError
+from jobs.files import sha256
 
 _MAGIC = b"hsqs"
 _BYTES_USED = slice(40, 48)
 """Offset of `bytes_used` in a squashfs 4.0 superblock (Linux, Documentation/filesystems/squashfs.rst)."""
-
-_CHUNK = 1 << 22
 
 
 def problem(path: Path) -> str | None:
@@ -52,15 +51,6 @@ def problem(path: Path) -> str | None:
     if process.run(["unsquashfs", "-s", str(path)]).returncode != 0:
         return "`unsquashfs -s` finds no valid superblock"
     return None
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager

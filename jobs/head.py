@@ -15,6 +15,7 @@ from jobs.preflight.conduct import Preflight
 from jobs.preflight.station import Station, uses_npus
 from jobs.results.table import write_table
 from jobs.service import logs
+from jobs.service.logs import say
 from jobs.service.peers import Hub
 from jobs.service.task import ServiceTask
 from jobs.servicerun import Here, ServiceRun
@@ -62,12 +63,12 @@ async def conduct(here: Here, first: Config, stopping: asyncio.Future[str], stat
         if ended is None and not left and not yielded:
             lacks = run.lacks_time(load_s)
             if lacks:
-                _say(f"service {service.service}: not begun: {lacks}")
+                say(f"service {service.service}: not begun: {lacks}")
             else:
                 ended = await _carry_out(run, here)
                 if ended is None and run.retry:
                     again = here.folder.sweep.next_attempt([service.service])
-                    _say(f"service {service.service}: once more, since its failure may pass: attempt {again}")
+                    say(f"service {service.service}: once more, since its failure may pass: attempt {again}")
                     run = run.again(again)
                     ended = await _carry_out(run, here)
                 load_s = run.load_s or load_s
@@ -106,15 +107,15 @@ async def _check_nodes(
     if not here.work.local:
         hosts = [one.node for one in result.facts]
         evidence.keep(here.folder.sweep.root, hosts, result.findings, str(here.task.job_id))
-    _say(report.summary(result.findings, result.seconds))
+    say(report.summary(result.findings, result.seconds))
     # A rehearsal cannot check NPUs, and that is no news. Where they are used, what could not be checked is.
     everything = bool(result.reason) or uses_npus(first)
     if everything and result.findings:
         print(report.text(result.findings, list(dict.fromkeys(one.node for one in result.facts))), flush=True)
     for line in report.details(result.findings, all_of=everything):
-        _say(line.plain)
+        say(line.plain)
     if result.broken:
-        _say(result.broken)
+        say(result.broken)
     return result.reason
 
 
@@ -128,7 +129,7 @@ async def _carry_out(run: ServiceRun, here: Here) -> str | None:
         return await run.run()
     except RunError as error:  # a full disk, most often; the engines are stopped by now
         reason = f"rank 0 (head): {error}"
-        _say(reason)
+        say(reason)
         here.folder.free_reserve()
         run.salvage(reason)
         return reason
@@ -139,7 +140,3 @@ def _absent(here: Here, hub: Hub) -> str:
     absent = sorted(set(range(1, here.task.ranks)) - hub.present)
     words = {rank: logs.own_error(logs.read_tail(here.folder.stdout(rank))) for rank in absent}
     return "".join(f"; rank {rank} (headless): {text}" for rank, text in words.items() if text)
-
-
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)

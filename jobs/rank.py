@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import sys
-import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
@@ -28,6 +27,7 @@ from jobs.preflight.station import Station, make_station
 from jobs.rundir import AllocationDir
 from jobs.service import agent
 from jobs.service.engine import Engine
+from jobs.service.logs import say
 from jobs.service.peers import Message, join
 from jobs.service.placement import LOOPBACK, Placement
 from jobs.service.task import read_config, read_task
@@ -74,7 +74,7 @@ async def _run(folder: AllocationDir, task: Task) -> int:
         asyncio.get_running_loop().add_signal_handler(number, _end, stopping, reason)
     left_s = limit_seconds(first.cluster.time_limit) if work.local else seconds_left(str(task.job_id))
     here = Here(task, name, address, ports, folder, work, dict(os.environ), Walltime.of(left_s))
-    _say(f"rank {task.rank} of {task.ranks} on {task.host}, card {name} {address}, job {task.job_id}")
+    say(f"rank {task.rank} of {task.ranks} on {task.host}, card {name} {address}, job {task.job_id}")
     results = folder.sweep.path.parent
     card = (name, address, prefix)
     station = make_station(first, task, card, problem, ports, work, results, here.inherited)
@@ -96,7 +96,7 @@ async def _give_back(task: Task, stopping: asyncio.Future[str]) -> None:
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(asyncio.shield(stopping), GIVE_BACK_S)
     if not stopping.done():
-        _say("another rank is lost and Slurm does not end the job: cancelling it")
+        say("another rank is lost and Slurm does not end the job: cancelling it")
         with contextlib.suppress(RunError):
             process.run(["scancel", str(task.job_id)], timeout_s=30)
 
@@ -171,7 +171,7 @@ async def _obey(
         master = str(message["master_address"])
         warning = None if here.work.local else check_master(master, _resolve(host), here.address, prefix)
         if warning and not same_subnet(here.address, master, prefix):
-            _say(f"warning: {warning}")
+            say(f"warning: {warning}")
         place = Placement(
             rank=here.task.rank,
             ranks=int(message["ranks"]),
@@ -183,7 +183,7 @@ async def _obey(
         )
         service = str(message["service"])
         rank_dir = here.folder.sweep.service(service, int(message["attempt"])).rank(here.task.rank)
-        _say(f"service {service}: start")
+        say(f"service {service}: start")
         return Engine(config, place, rank_dir, here.mark(service))
 
     serving = asyncio.create_task(agent.serve(link, make_engine, here.inherited, station.answer))
@@ -199,10 +199,10 @@ async def _obey(
         serving.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await serving
-        _say(f"ended: {stopping.result()}")
+        say(f"ended: {stopping.result()}")
         return 1, False
     reason = serving.result()
-    _say(f"ended: {reason}" if reason else "done")
+    say(f"ended: {reason}" if reason else "done")
     return (1, True) if reason else (0, False)
 
 
@@ -216,10 +216,6 @@ def _from_srun(arguments: list[str], env: Mapping[str, str]) -> int:
     except RunError as error:
         print(f"error: {error}", flush=True)
         return error.exit_code
-
-
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 if __name__ == "__main__":

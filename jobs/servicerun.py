@@ -26,6 +26,7 @@ from jobs.results.table import write_table
 from jobs.rundir import AllocationDir
 from jobs.service import environment, fingerprint, logs
 from jobs.service.engine import Engine
+from jobs.service.logs import say
 from jobs.service.peers import Hub
 from jobs.service.placement import Placement, local_sizes
 from jobs.service.supervisor import ServiceFailed, Supervisor
@@ -138,7 +139,7 @@ class ServiceRun:
         supervisor = Supervisor(engine, self._hub, message, self._stopping)
         target = Target(f"http://127.0.0.1:{place.api_port}", self._config.model.name_for_clients, self._api_key)
         began, failure, out_of_time = time.monotonic(), None, False
-        _say(f"service {service}: start, {len(self._service.points)} points")
+        say(f"service {service}: start, {len(self._service.points)} points")
         for config in self._configs.values():
             dataset.check(config.bench)
         try:
@@ -148,29 +149,29 @@ class ServiceRun:
             # Beside the heartbeats, as every reading of a whole log: a flooded one takes seconds.
             log = await asyncio.to_thread(logs.read_all, folder.rank(0).log)
             self._known["kv_cache_tokens"] = logs.kv_cache_tokens(log)
-            _say(f"service {service}: ready after {self._known['load_s']} s")
+            say(f"service {service}: ready after {self._known['load_s']} s")
             now = await asyncio.to_thread(fingerprint.here, self._config)
             self._known |= asdict(now)
             for sentence in reuse.retire(self._sweep, self._config, now):
-                _say(sentence)
+                say(sentence)
             for warning in supervisor.warnings:
-                _say(f"service {service}: warning: {warning}")
+                say(f"service {service}: warning: {warning}")
             if self._here.work.serve:
                 await self._serve(supervisor, place)
             for point in () if self._here.work.serve else self._service.points:
                 if lacks := self._here.walltime.lacks(point_seconds(self._configs[point])):
-                    _say(f"point {point}: not begun: {lacks}")
+                    say(f"point {point}: not begun: {lacks}")
                     out_of_time = True
                     break
                 await self._measure(point, supervisor, target)
                 if await asyncio.to_thread(self._must_yield):
-                    _say("other users' jobs wait: stopping after this point (cluster.yield_to_others)")
+                    say("other users' jobs wait: stopping after this point (cluster.yield_to_others)")
                     out_of_time = self.yielded = True
                     break
         except ServiceFailed as error:
             failure = error.reason
             engine.folder.note("failed", reason=failure)
-            _say(f"service {service}: failed: {failure}")
+            say(f"service {service}: failed: {failure}")
         finally:
             # Whatever else happens to this rank (a full disk): the engines are stopped.
             began_stop = time.monotonic()
@@ -192,7 +193,7 @@ class ServiceRun:
             }
             | self._known,
         )
-        _say(f"service {service}: stopped after {self._known['teardown_s']} s")
+        say(f"service {service}: stopped after {self._known['teardown_s']} s")
         if self._stopping.done() and not self._served:
             return self._stopping.result()
         if leftovers:
@@ -215,7 +216,7 @@ class ServiceRun:
                 teardown_s=known["teardown_s"],
             )
         except UserError as error:  # a layout without a name, a root that another user owns: the rows are there
-            _say(f"nothing is learnt from this run: {error}")
+            say(f"nothing is learnt from this run: {error}")
 
     def _place(self) -> Placement:
         here, config = self._here, self._config
@@ -238,7 +239,7 @@ class ServiceRun:
         here, began = self._here, time.monotonic()
         login = here.inherited.get("SLURM_SUBMIT_HOST")
         write_json(here.folder.serving, serving.describe(self._config, here.folder, place, here.task.host, login))
-        _say(serving.text(here.folder))
+        say(serving.text(here.folder))
         self._folder.rank(0).note("serving")
         try:
             await supervisor.during(asyncio.Event().wait())
@@ -263,7 +264,7 @@ class ServiceRun:
         def probes(opened_s: float, closed_s: float) -> Mapping[str, int]:
             return supervisor.watch.tokens_between(opened_s, closed_s) if supervisor.watch else {}
 
-        _say(f"point {point}: {' '.join(f'{k}={v}' for k, v in self._values(point).items()) or 'measure'}")
+        say(f"point {point}: {' '.join(f'{k}={v}' for k, v in self._values(point).items()) or 'measure'}")
 
         def external_client() -> Awaitable[external.External]:
             """Run a client that others made."""
@@ -285,7 +286,7 @@ class ServiceRun:
         write_json(self._sweep.point(point).row, row)
         write_table(self._sweep)
         words = "valid" if row["valid"] else row["invalid_reason"]
-        _say(f"point {point}: {words}, {row['output_tok_s'] or 0:.1f} output tok/s")
+        say(f"point {point}: {words}, {row['output_tok_s'] or 0:.1f} output tok/s")
 
     def _keep(self, point: str, measured: Measured, seconds: float, failure: str | None) -> None:
         reason = failure or measured.reason
@@ -304,7 +305,7 @@ class ServiceRun:
         keep(self._sweep.point(point), measured)
         self._publish(point)
         for note in measured.notes:
-            _say(f"point {point}: note: {note}")
+            say(f"point {point}: note: {note}")
 
     def _set(self, point: str, **figures: Any) -> None:
         row = make_row(point, self._service.service, self._configs[point], **{**self._known, **figures})
@@ -363,7 +364,3 @@ def _submitted(folder: AllocationDir, default: float) -> float:
         return float(read_json(folder.job)["submitted"])
     except (UserError, KeyError):
         return default
-
-
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)

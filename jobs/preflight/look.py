@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import platform
 import re
 import shutil
@@ -74,13 +73,8 @@ def cards() -> dict[str, Card]:
 
 def versions(program: str | None) -> dict[str, str]:
     """Return what must be the same on all nodes; the engine's packages are those beside its program."""
-    found = {"python": platform.python_version(), "kernel": platform.release(), "tool": _tool()}
-    if program:
-        for folder in Path(os.path.realpath(program)).parent.parent.glob("lib/python3*/site-packages/*.dist-info"):
-            name, _, version = folder.name.removesuffix(".dist-info").partition("-")
-            if name.lower() in PACKAGES:
-                found[name.lower()] = version
-    return found
+    own = {"python": platform.python_version(), "kernel": platform.release(), "tool": _tool()}
+    return own | fingerprint.packages(program, PACKAGES)
 
 
 def _contents(config: Config) -> dict[str, str]:

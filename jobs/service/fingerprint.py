@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -93,21 +93,23 @@ def _here(program: str, model: str) -> Fingerprint:
 
 
 def installed(program: str) -> str | None:
-    """Return the versions of the engine's packages in the environment of a program, as "vllm 0.9.1"; else None.
+    """Return the versions of the engine's packages in the environment of a program, as "vllm 0.9.1"; else None."""
+    found = packages(shutil.which(from_root(program)), PACKAGES)
+    return ", ".join(f"{name} {version}" for name, version in found.items()) or None
+
+
+def packages(program: str | None, names: Collection[str]) -> dict[str, str]:
+    """Return the versions of some packages in the environment of a program, by name; its path may be a link.
 
     They are read from the names of the directories that pip leaves (`vllm-0.9.1.dist-info`): the environment's own
     Python need not be started.
     """
-    found = shutil.which(from_root(program))
-    if found is None:
-        return None
-    for places in (Path(found).parent.parent, Path(found).resolve().parent.parent):
-        names = {path.name for path in places.glob("lib/python3*/site-packages/vllm*.dist-info")}
-        versions = [name.removesuffix(".dist-info").partition("-") for name in sorted(names)]
-        known = [f"{package} {version}" for package, _, version in versions if package in PACKAGES]
-        if known:
-            return ", ".join(known)
-    return None
+    for path in (Path(program), Path(program).resolve()) if program else ():
+        folders = path.parent.parent.glob("lib/python3*/site-packages/*.dist-info")
+        parts = [folder.name.removesuffix(".dist-info").partition("-") for folder in sorted(folders)]
+        if found := {name.lower(): version for name, _, version in parts if name.lower() in names}:
+            return found
+    return {}
 
 
 def driver_version(path: Path) -> str | None:

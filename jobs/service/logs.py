@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,3 +93,8 @@ def own_error(text: str) -> str | None:
     """Return the error with which a rank of ours ended (its output, see jobs/rank.py), or None."""
     found = [line for line in text.splitlines() if line.startswith("error: ")]
     return found[-1].removeprefix("error: ")[:400] if found else None
+
+
+def say(text: str) -> None:
+    """Write one line of a task's own output, with the time of day."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -61,12 +60,6 @@ def files(path: Path) -> dict[str, int]:
         if not hidden and file.suffix != PART and file.is_file():
             found[str(name)] = file.stat().st_size
     return dict(sorted(found.items()))
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a whole file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_object(path: Path) -> tuple[dict[str, Any], Finding | None]:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import RunError
-from jobs.files import read_json, write_json
-from jobs.weights.checkpoint import CONFIG, DESCRIPTION, SMALL_BYTES, Finding, files, sha256
+from jobs.files import read_json, sha256, write_json
+from jobs.weights.checkpoint import CONFIG, DESCRIPTION, SMALL_BYTES, Finding, files
 
 BLOCK_BYTES = 1 << 20
 BLOCKS = 4
