@@ -14,6 +14,7 @@ import psutil
 
 from jobs import process
 from jobs.errors import RunError
+from jobs.preflight import smi
 
 SHM = Path("/dev/shm")
 
@@ -22,8 +23,6 @@ SEGMENTS = re.compile(r"^(psm_|sem\.mp-|sem\.loky-|torch_|vllm|nccl-|__KMP_REGIS
 
 NPU_SLACK_MB = 512
 """HBM use may settle a little above its level before; a living process holds gigabytes."""
-
-_NPU_MEMORY = re.compile(r"(\d+)\s*/\s*(\d{4,})\s*\|\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -106,12 +105,9 @@ def _listening(port: int) -> bool:
 
 
 def npu_memory() -> tuple[int, ...]:
-    """Return HBM in use of every NPU in MB, from the rows of `npu-smi info`; empty where there is no such tool.
-
-    Rows end in "used / total" of HBM (vllm-ascend#5949: `3499 / 65536`).
-    """
+    """Return HBM in use of every NPU in MB, by `npu-smi info`; empty where there is no such tool."""
     if not shutil.which("npu-smi"):
         return ()
     with contextlib.suppress(RunError):
-        return tuple(int(match.group(1)) for match in _NPU_MEMORY.finditer(process.run(["npu-smi", "info"]).stdout))
+        return tuple(npu.used_mb for npu in smi.npus(process.run(["npu-smi", "info"]).stdout))
     return ()

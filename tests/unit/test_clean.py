@@ -9,6 +9,7 @@ from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import pytest
+from preflight_help import fake_node
 
 from jobs.service import clean
 from jobs.service.clean import SHM, baseline, leftovers, unused
@@ -59,3 +60,11 @@ def test_an_open_port_is_named() -> None:
         port = server.getsockname()[1]
         assert leftovers(baseline(), [port]) == [f"port {port} is still open"]
     assert leftovers(baseline(), [port]) == []
+
+
+def test_the_memory_of_every_npu_is_read_from_the_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert clean.npu_memory() == ()
+    node = fake_node(tmp_path / "node", {"used_mb": 3400, "npus": {"1": {"used_mb": 61000}}}, count=2)
+    monkeypatch.setenv("PATH", f"{node}:/usr/bin:/bin")
+    assert clean.npu_memory() == (3400, 61000)
