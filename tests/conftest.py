@@ -36,6 +36,14 @@ def lab() -> Iterator[Lab]:
         lab.down()
 
 
+@pytest.fixture
+def quiet(lab: Lab) -> Iterator[Lab]:
+    """Yield the lab with both nodes idle, before and after."""
+    lab.wait_idle()
+    yield lab
+    lab.wait_idle()
+
+
 @pytest.fixture(scope="session")
 def real_vllm() -> Path:
     """Return the CPU build of vLLM; skip with the reason where it was not made, fail under CI=true."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from lab import Lab
+from launching import python
 
 from jobs.rundir import SweepDir
 
@@ -30,15 +28,7 @@ NOISE = 2.5
 @pytest.mark.timeout(600)
 def test_the_clients_agree(lab: Lab, real_vllm: Path, real_ais_bench: Path, tmp_path: Path) -> None:
     lab.wait_idle()
-    done = subprocess.run(
-        [sys.executable, *WORDS.split(), f"results.root={tmp_path}"],
-        cwd=ROOT,
-        env=os.environ | lab.env,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
+    done = python(lab, *WORDS.split(), f"results.root={tmp_path}", timeout_s=500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     sweep = SweepDir(tmp_path / "clients")
     table = pd.read_parquet(sweep.table("parquet")).set_index("bench.client")

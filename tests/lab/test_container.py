@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from lab import Lab
+from launching import python
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = ("container.image=ascend/vllm-ascend:v0.9.1-openeuler", "container.registry=registry.example")
@@ -18,15 +17,7 @@ IMAGE = ("container.image=ascend/vllm-ascend:v0.9.1-openeuler", "container.regis
 
 def launch(lab: Lab, root: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = ["launch.py", "-m", "cluster=slurm", "engine=simulator", *IMAGE, f"results.root={root}", *words]
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=os.environ | lab.env,
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=False,
-    )
+    return python(lab, *command, timeout_s=150)
 
 
 def jobs(lab: Lab) -> list[str]:

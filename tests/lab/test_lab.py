@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import debian
@@ -38,14 +37,6 @@ def connects(lab: Lab, node: str, address: str) -> bool:
     """Can a process on `node` open a connection to slurmd at `address`?"""
     code = f"import socket; socket.create_connection(({address!r}, {lab.layout.slurmd_port}), 1)"
     return lab.node_exec(node, [sys.executable, "-c", code], check=False).returncode == 0
-
-
-@pytest.fixture
-def quiet(lab: Lab) -> Iterator[Lab]:
-    """The lab with both nodes idle, before and after."""
-    lab.wait_idle()
-    yield lab
-    lab.wait_idle()
 
 
 @pytest.mark.lab

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
 from lab import Lab
+from launching import python
 
 from jobs.files import read_json, read_lines
 from jobs.process import MARK
@@ -42,15 +40,7 @@ def marked() -> list[int]:
 def test_two_services_four_rows(lab: Lab, real_vllm: Path, tmp_path: Path) -> None:
     lab.wait_idle()
     before = set(Path("/dev/shm").iterdir())
-    done = subprocess.run(
-        [sys.executable, *COMMAND.split(), f"results.root={tmp_path}"],
-        cwd=ROOT,
-        env=os.environ | lab.env,
-        capture_output=True,
-        text=True,
-        timeout=850,
-        check=False,
-    )
+    done = python(lab, *COMMAND.split(), f"results.root={tmp_path}", timeout_s=850)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
     sweep = SweepDir(next(p for p in tmp_path.iterdir() if (p / "plan.json").exists() and not p.is_symlink()))

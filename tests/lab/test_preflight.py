@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from lab import Lab
+from launching import python
 
 from jobs.files import read_json
 from jobs.rundir import SweepDir
@@ -25,30 +23,10 @@ REHEARSAL = ("engine=simulator", "cluster=slurm", "cluster.time_limit=5", f"engi
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 
-@pytest.fixture
-def quiet(lab: Lab) -> Iterator[Lab]:
-    """The lab with both nodes idle, before and after."""
-    lab.wait_idle()
-    yield lab
-    lab.wait_idle()
-
-
-def python(lab: Lab, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *words],
-        cwd=ROOT,
-        env=os.environ | lab.env,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-
-
 def sweep(lab: Lab, root: Path, *words: str) -> tuple[list[str], dict[str, Any]]:
     """Run two points that must fail. Returns the reasons of their rows, and the record of the checks."""
     points = ("parallel.max_model_len=8192,16384", f"results.root={root}")
-    done = python(lab, "launch.py", "-m", *REHEARSAL, *points, *words)
+    done = python(lab, "launch.py", "-m", *REHEARSAL, *points, *words, timeout_s=240)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     found = SweepDir((root / "latest").resolve())
@@ -98,7 +76,7 @@ def test_a_card_that_one_node_lacks_is_named_and_the_right_one_proposed(other_ca
 
 
 def test_the_verb_checks_two_nodes_through_slurm(quiet: Lab, tmp_path: Path) -> None:
-    done = python(quiet, "-m", "jobs", "preflight", "--json", *REHEARSAL, f"results.root={tmp_path}")
+    done = python(quiet, "-m", "jobs", "preflight", "--json", *REHEARSAL, f"results.root={tmp_path}", timeout_s=240)
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads(done.stdout)
     assert [one["node"] for one in record["facts"]] == [ONE, TWO]

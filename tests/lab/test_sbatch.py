@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import pandas as pd
 import psutil
 import pytest
 from lab import Lab
+from launching import python
 from test_main_job import hosts_of
 
 from jobs import serving
@@ -44,10 +44,7 @@ def sbatch(lab: Lab, tmp_path: Path, script: str, *overrides: str, options: tupl
 
 
 def verb(lab: Lab, *words: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "jobs", *words]
-    return subprocess.run(
-        argv, cwd=ROOT, env=os.environ | lab.env, capture_output=True, text=True, timeout=600, check=False
-    )
+    return python(lab, "-m", "jobs", *words)
 
 
 def until(ask: Callable[[], bool], what: str, tmp_path: Path, limit_s: float = 240) -> None:

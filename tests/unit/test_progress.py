@@ -7,24 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_help import composer
+from results_help import planned
 
-from jobs import compose, jobstate, plan, progress, sweep
+from jobs import jobstate, progress
 from jobs.files import write_json, write_text
 from jobs.results.row import make_row
 from jobs.rundir import AllocationDir, SweepDir
-from jobs.service.task import AllocationTask, ServiceTask, read_config, write_config, write_task
+from jobs.service.task import AllocationTask, ServiceTask, read_config, write_task
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> SweepDir:
     """Four points in two services, submitted as one Slurm job."""
-    words = ["cluster=local", "parallel.max_model_len=8192,4096", "bench.concurrency=1,4"]  # in the order of running
-    made = sweep.plan(compose.expand(words), composer)
-    found = SweepDir(tmp_path)
-    write_json(found.plan, plan.as_json(made))
-    for point in made.points:
-        write_config(found, point.point, point.config)
+    lengths = "parallel.max_model_len=8192,4096"  # in the order of running
+    found, made = planned(tmp_path, lengths, "bench.concurrency=1,4")
     tasks = tuple(ServiceTask(s.service, s.points) for s in made.services)
     write_task(found.allocation(0, 1), AllocationTask(tasks, 1, local=False))
     write_json(found.allocation(0, 1).job, {"kind": "slurm", "job_id": "7", "nodes": 2})

@@ -11,15 +11,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from core_help import composer
+from results_help import planned as made
 from rich.console import Console
 
-from jobs import compose, plan, show, sweep
+from jobs import plan, show
 from jobs.files import write_json
 from jobs.results.row import FIGURES, columns, make_row, tokens_text
 from jobs.results.table import PENDING, markdown, read_table, text, write_table
 from jobs.rundir import SweepDir
-from jobs.service.task import write_config
 
 ISSUE = [
     "engine", "release", "valid", "invalid_reason", "completed", "failed", "ttft_ms_p50", "output_tok_s",
@@ -27,16 +26,6 @@ ISSUE = [
     "nodes", "job_id", "attempt",
 ]  # fmt: skip
 """The columns of issue 2 after point, service and the swept keys, without its dots."""
-
-
-def made(tmp_path: Path, *overrides: str) -> tuple[SweepDir, plan.Plan]:
-    """Write a sweep that has not run."""
-    planned = sweep.plan(compose.expand(["cluster=local", *overrides]), composer)
-    folder = SweepDir(tmp_path)
-    write_json(folder.plan, plan.as_json(planned))
-    for point in planned.points:
-        write_config(folder, point.point, point.config)
-    return folder, planned
 
 
 def result(folder: SweepDir, point: plan.Point, **known: Any) -> None:
