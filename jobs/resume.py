@@ -25,7 +25,8 @@ def unfinished(sweep: SweepDir, *, retry_failed: bool) -> list[Service]:
     views = launch_view(sweep)
     for item in read_json(sweep.plan)["services"]:
         then = views.get(item["service"], Fingerprint())
-        points = tuple(p for p in item["points"] if not _done(sweep, p, then, retry_failed=retry_failed))
+        now = fingerprint.here(read_config(sweep, item["points"][0]))  # the same for all points of a service
+        points = tuple(p for p in item["points"] if not _done(sweep, p, then, now, retry_failed=retry_failed))
         if points:
             configs = [read_config(sweep, point) for point in points]
             seconds = load_seconds(configs[0]) + sum(measure_seconds(config) for config in configs)
@@ -33,12 +34,11 @@ def unfinished(sweep: SweepDir, *, retry_failed: bool) -> list[Service]:
     return left
 
 
-def _done(sweep: SweepDir, point: str, then: Fingerprint, *, retry_failed: bool) -> bool:
+def _done(sweep: SweepDir, point: str, then: Fingerprint, now: Fingerprint, *, retry_failed: bool) -> bool:
     row = _row(sweep, point)
     if row is None or not is_finished(row, retry_failed=retry_failed):
         return False
-    now = fingerprint.here(read_config(sweep, point)).trusted(then, row)
-    return not (row["valid"] and now.changes(row))
+    return not (row["valid"] and now.trusted(then, row).changes(row))
 
 
 def resume(sweep: SweepDir, *, retry_failed: bool) -> int:

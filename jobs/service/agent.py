@@ -76,7 +76,7 @@ async def _tell(link: Link, answer: Answer | None, message: Message) -> None:
 
 async def _inspect(link: Link, engine: Engine | None) -> None:
     try:
-        found = engine.inspect() if engine else ()
+        found = await asyncio.to_thread(engine.inspect) if engine else ()
     except UserError as error:  # a full disk
         await link.send({"type": "ended", "reason": str(error), "time": time.time()})
     else:

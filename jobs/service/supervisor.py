@@ -145,7 +145,9 @@ class Supervisor:
 
     async def _inspect(self) -> None:
         """Compare the running engine of every rank with what was intended; a difference that matters ends it."""
-        own = [{"text": str(one), "error": one.error} for one in self._engine.inspect()]
+        # Beside the heartbeats: a flooded log, or a container that is slow to answer, takes seconds.
+        mine = await asyncio.to_thread(self._engine.inspect)
+        own = [{"text": str(one), "error": one.error} for one in mine]
         self._inspected = {0: own}
         await self._hub.send({"type": "inspect"})
         self._check_all_inspected()
