@@ -111,15 +111,19 @@ def heal(node: str) -> Repair:
 
 
 def node_down(node: str) -> Act:
-    """Kill slurmd and everything else on a node."""
+    """Kill slurmd and everything else on a node, all at once as a power cut does.
+
+    Killed one by one, srun could outlive its tasks for a moment, and tell the other node to kill its own.
+    """
 
     def act(started: Started) -> float:
         started.wait_second_window()
         layout = started.lab.layout
         moment = time.time()
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for process in processes.inside(layout.namespace(layout.node(node), "net")):
+                process.signal(number)
         started.lab.kill_slurmd(node)
-        for process in processes.inside(layout.namespace(layout.node(node), "net")):
-            process.signal(signal.SIGKILL)
         return moment
 
     return act
