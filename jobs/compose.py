@@ -26,6 +26,7 @@ from jobs import schema
 from jobs.ascend.migration import migrate
 from jobs.config import Config
 from jobs.errors import ConfigError, nearest
+from jobs.files import from_yaml
 from jobs.schema import CONF
 
 Composer = Callable[[list[str]], DictConfig]
@@ -193,7 +194,7 @@ def _said(item: Override, known: Mapping[str, tuple[str, ...]]) -> tuple[str, ..
 @cache
 def _keys_of(group: str, choice: str) -> tuple[str, ...]:
     text = (CONF / group / f"{choice}.yaml").read_text()
-    tree = yaml.safe_load(text) or {}
+    tree = from_yaml(text) or {}
     return tuple(_leaves(tree, "" if "@package _global_" in text else f"{group}."))
 
 

@@ -77,7 +77,7 @@ async def conduct(here: Here, first: Config, stopping: asyncio.Future[str], stat
             run.give_up(str(ended))
         left += run.left
         valid = run.valid and valid
-        write_table(here.folder.sweep)
+        await asyncio.to_thread(write_table, here.folder.sweep)
     lost = len(hub.present) < here.task.ranks - 1
     await hub.send({"type": "bye"})
     await hub.close()

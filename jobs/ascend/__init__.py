@@ -13,9 +13,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from jobs.errors import ConfigError
+from jobs.files import from_yaml
 
 _DIRECTORY = Path(__file__).parent / "releases"
 _FACTS = Path(__file__).parent / "facts"
@@ -159,8 +158,7 @@ def release(name: str) -> Release:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    data = yaml.load(path.read_text(), Loader=loader)
+    data = from_yaml(path.read_text())
     assert isinstance(data, dict)
     return data
 

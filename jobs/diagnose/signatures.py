@@ -12,10 +12,10 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-import yaml
 from pydantic import AfterValidator, Field, TypeAdapter
 
 from jobs.diagnose.sift import may_matter
+from jobs.files import from_yaml
 from jobs.settings import Flag, Section
 
 _FILE = Path(__file__).parent / "signatures.yaml"
@@ -103,8 +103,7 @@ def load(text: str) -> tuple[Signature, ...]:
     Raises:
         ValueError: see `signatures`.
     """
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    found = TypeAdapter(tuple[Signature, ...]).validate_python(yaml.load(text, Loader=loader))
+    found = TypeAdapter(tuple[Signature, ...]).validate_python(from_yaml(text))
     ids = Counter(item.id for item in found)
     twice = [name for name, count in ids.items() if count > 1]
     unknown = [name for item in found for name in item.over if name not in ids]

@@ -12,13 +12,11 @@ import pandas as pd
 import yaml
 
 from jobs.errors import RunError
-from jobs.files import read_json
+from jobs.files import from_yaml, read_json
 from jobs.results.migrate import SCHEMA_VERSION, migrate
 from jobs.results.row import columns
 from jobs.results.table import PENDING, cell, column
 from jobs.rundir import SweepDir
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def read_config_plain(path: Path) -> dict[str, Any]:
         RunError: it cannot be read, or is no mapping.
     """
     try:
-        found = yaml.load(path.read_text(), Loader=_LOADER)
+        found = from_yaml(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise RunError(str(path), "(read)", str(error), "Is this the directory of a sweep?") from None
     if not isinstance(found, dict):

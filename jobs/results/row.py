@@ -56,18 +56,23 @@ def is_finished(row: Mapping[str, Any] | None, *, retry_failed: bool) -> bool:
     return bool(row["valid"]) or not retry_failed
 
 
-def make_row(point: str, service: str, config: Config, **known: Any) -> dict[str, Any]:
-    """Return a row with what is known; a missing figure is None, and a row is invalid until it is said valid."""
+def blank(point: str, service: str, engine: str | None, release: str | None) -> dict[str, Any]:
+    """Return an invalid row without figures."""
     row: dict[str, Any] = dict.fromkeys(columns(()))
-    row |= {
+    return row | {
         "point": point,
         "service": service,
-        "engine": config.engine.name,
-        "release": config.engine.release,
+        "engine": engine,
+        "release": release,
         "valid": False,
         "truncated": False,
         "schema_version": SCHEMA_VERSION,
     }
+
+
+def make_row(point: str, service: str, config: Config, **known: Any) -> dict[str, Any]:
+    """Return a row with what is known; a missing figure is None, and a row is invalid until it is said valid."""
+    row = blank(point, service, config.engine.name, config.engine.release)
     unknown = known.keys() - row.keys()
     if unknown:
         raise KeyError(f"no such column: {sorted(unknown)}")

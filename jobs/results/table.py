@@ -10,9 +10,8 @@ import pandas as pd
 
 from jobs.files import read_json, write_bytes, write_text
 from jobs.results.migrate import migrate
-from jobs.results.row import columns, make_row
+from jobs.results.row import blank, columns
 from jobs.rundir import SweepDir
-from jobs.service.task import read_config
 
 PENDING = "not run yet"
 """Reason of a point that has no row file."""
@@ -22,7 +21,8 @@ def read_table(sweep: SweepDir) -> pd.DataFrame:
     """Return the table of a sweep: one row a point, in the order of the plan; nothing is dropped."""
     plan = read_json(sweep.plan)
     swept = tuple(plan["swept"])
-    rows = [_row(sweep, point) for point in plan["points"]]
+    services = {service["service"]: service for service in plan["services"]}
+    rows = [_row(sweep, point, services.get(point["service"], {})) for point in plan["points"]]
     return pd.DataFrame({name: column([row.get(name) for row in rows]) for name in columns(swept)})
 
 
@@ -37,13 +37,15 @@ def column(values: list[Any]) -> pd.Series[Any]:
     return pd.Series(values, dtype=None if kinds else object)
 
 
-def _row(sweep: SweepDir, point: dict[str, Any]) -> dict[str, Any]:
+def _row(sweep: SweepDir, point: dict[str, Any], service: dict[str, Any]) -> dict[str, Any]:
+    """Return a point's row. One that is not run yet is made from the plan alone: rank 0 writes the table after every
+    point, and a sweep may have a thousand configs."""
     path = sweep.point(point["point"]).row
     if path.exists():
         row = migrate(read_json(path))
     else:
-        config = read_config(sweep, point["point"])
-        row = make_row(point["point"], point["service"], config, invalid_reason=PENDING)
+        row = blank(point["point"], point["service"], service.get("engine"), service.get("release"))
+        row["invalid_reason"] = PENDING
     values = {key: cell(value) for key, value in point["values"].items()}
     return row | values
 
