@@ -53,7 +53,8 @@ def main(folder: AllocationDir, task: Task) -> int:
 
 
 async def _run(folder: AllocationDir, task: Task) -> int:
-    stopping = Ending(asyncio.get_running_loop()).stopping
+    ending = Ending(asyncio.get_running_loop())
+    stopping = ending.stopping
     work = read_task(folder)
     first = read_config(folder.sweep, work.services[0].points[0])
     (name, address, prefix), problem = usable_card(first, local=work.local)
@@ -64,7 +65,8 @@ async def _run(folder: AllocationDir, task: Task) -> int:
         control=first.cluster.control_port,
     )
     left_s = limit_seconds(first.cluster.time_limit) if work.local else seconds_left(str(task.job_id))
-    here = Here(task, name, address, ports, folder, work, dict(os.environ), Walltime.of(left_s))
+    ending.walltime = Walltime.of(left_s)
+    here = Here(task, name, address, ports, folder, work, dict(os.environ), ending.walltime)
     say(f"rank {task.rank} of {task.ranks} on {task.host}, card {name} {address}, job {task.job_id}")
     results = folder.sweep.path.parent
     card = (name, address, prefix)

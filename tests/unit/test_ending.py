@@ -11,6 +11,7 @@ import pytest
 from core_help import python
 
 from jobs.ending import SIGNALS, Ending
+from jobs.walltime import TIME_IS_UP, Walltime
 
 LATE = """
 import asyncio.selector_events, signal, sys
@@ -60,3 +61,31 @@ async def test_the_first_signal_is_the_reason(handlers: None, number: signal.Sig
         signal.raise_signal(other)
     await asyncio.sleep(0)
     assert ending.stopping.result() == SIGNALS[number]
+
+
+CANCELLED = SIGNALS[signal.SIGTERM]
+
+
+@pytest.mark.parametrize(
+    ("left_s", "reason"),
+    [
+        (None, CANCELLED),
+        (600.0, CANCELLED),
+        (30.0, CANCELLED),
+        (3.0, TIME_IS_UP),
+        (-30.0, TIME_IS_UP),  # Slurm looks at limits every 30 s
+        (-600.0, CANCELLED),  # the limit was extended
+    ],
+)
+async def test_a_sigterm_at_the_time_limit_is_the_time_limit(handlers: None, left_s: float | None, reason: str) -> None:
+    ending = Ending(asyncio.get_running_loop())
+    ending.walltime = Walltime.of(left_s)
+    signal.raise_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(ending.stopping, 20) == reason
+
+
+async def test_ctrl_c_at_the_time_limit_is_still_ctrl_c(handlers: None) -> None:
+    ending = Ending(asyncio.get_running_loop())
+    ending.walltime = Walltime.of(1.0)
+    signal.raise_signal(signal.SIGINT)
+    assert await asyncio.wait_for(ending.stopping, 20) == SIGNALS[signal.SIGINT]
