@@ -18,9 +18,9 @@ from pathlib import Path
 import psutil
 
 from containers.spec import Image, Mount, Spec
-from containers.store import exclusive
 from jobs import process
 from jobs.errors import ConfigError, RunError
+from jobs.lock import exclusive
 
 PREFIX = "serving-sweep."
 """Names of our roots: PREFIX job . service . rank, so that the leftovers of a dead job are known by their names."""
@@ -220,7 +220,11 @@ def create(file: Path, name: str, paths: Paths, env: Mapping[str, str]) -> Path:
     """
     paths.make()
     root, whole = paths.data / name, dict(env) | paths.env()
-    with exclusive(paths.data / ".serving-sweep.lock", lambda: print(f"waiting to create {name}", file=sys.stderr)):
+
+    def waiting(who: str) -> None:
+        print(f"{who} creates a root here: waiting to create {name}", file=sys.stderr)
+
+    with exclusive(paths.data / ".serving-sweep.lock", waiting):
         if root.is_dir():
             return root
         for dead in paths.data.glob(f"{name}{PART}*"):  # whoever made it held this lock, and is gone

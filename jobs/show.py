@@ -62,10 +62,17 @@ HIGH_IS_BEST = ("output_tok_s", "tok_s_per_user")
 LOW_IS_BEST = ("ttft_ms_p50", "ttft_ms_p99", "tpot_ms_p50", "e2el_ms_p50", "price_per_m_output_tok")
 
 
+class _Console(Console):
+    """rich would exit with code 1, as for a failed run, where nobody reads any more (jobs/output.py)."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # rich calls this while it handles the error
+
+
 def console(*, stderr: bool = False) -> Console:
     """Return the console; without a terminal lines are never cut or wrapped."""
     # An engine's words may hold [brackets] and :colons:, which are neither markup nor emoji.
-    found = Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    found = _Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
     if not found.is_terminal:
         found.width = 2000
     return found
