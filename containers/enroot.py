@@ -266,6 +266,13 @@ def remove(name: str, paths: Paths, env: Mapping[str, str]) -> str | None:
     return f"container {root}" if root.exists() else None
 
 
+def remove_all(name: str, paths: Paths, env: Mapping[str, str]) -> list[str]:
+    """Remove a root and what unfinished creations left of it. Returns what is left."""
+    parts = [path.name for path in paths.data.glob(f"{name}{PART}*")]
+    left = [remove(one, paths, env) for one in (*parts, name)]
+    return [one for one in left if one]
+
+
 def root_name(mark: str) -> str:
     """Return the name of the root of one rank, from its mark job/service/rank."""
     return PREFIX + mark.replace("/", ".")
