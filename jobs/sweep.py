@@ -48,7 +48,8 @@ class Outcome:
         points: ids in the order in which the points were asked for; None: the question cannot be asked.
         rows: of the table, by id.
         column: what a study optimises.
-        worst: stands for a row that is invalid or lacks the figure, so that the study goes on; None: nothing does.
+        worst: stands for a row that is invalid, saturated or lacks the figure, so that the study goes on; None:
+            nothing does.
     """
 
     points: tuple[str | None, ...]
@@ -57,9 +58,9 @@ class Outcome:
     worst: float | None = None
 
     def objective(self, index: int) -> float | None:
-        """Return the figure of a point for Hydra's sweepers, `worst` for an invalid row."""
+        """Return the figure of a point for Hydra's sweepers, `worst` for an invalid or saturated row."""
         row = self.rows.get(self.points[index] or "") if self.points else None
-        value = row[self.column] if row and row["valid"] else None
+        value = row[self.column] if row and row["valid"] and not row.get("saturated") else None
         return self.worst if value is None else float(value)
 
 

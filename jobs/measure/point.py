@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from jobs.config import Bench, Config
 from jobs.errors import RunError
-from jobs.measure import canary, client, npu, quality, search, statistics, validity
+from jobs.measure import canary, client, npu, quality, saturation, search, statistics, validity
 from jobs.measure.external.run import External
 from jobs.measure.npu import Reading
 from jobs.measure.quality import Quality
@@ -175,6 +175,7 @@ class PointRun:
         window = self._without_probes(measured)
         figures: dict[str, Any] = dict(statistics.summarize(window, bench)) | statistics.of_series(window)
         figures["npu_power_w"] = npu.mean_power(readings, window)
+        figures["saturated"] = saturation.queue_grows(window, bench) is not None
         asked = sum(self.probes(window.begun_s, window.ended_s).values())
         reason = validity.invalid_reason(config, window, figures, asked)
         self._windows.append(window)
@@ -195,14 +196,14 @@ class PointRun:
         arrived = round(statistics.arrived_tokens(window))
         return replace(window, engine_tokens=complete(served, arrived, self.config.parallel.data_parallel_size))
 
-    def _take(self, window: Window, figures: dict[str, Any], reason: str | None, whose: str = "") -> None:
-        """Let a window stand in the row."""
+    def _take(self, bench: Bench, window: Window, figures: dict[str, Any], reason: str | None, whose: str = "") -> None:
+        """Let a window, measured by this load, stand in the row."""
         self._tokens = window.engine_tokens
         self._truncated = window.truncated or (self._truncated and bool(self._figures))
         self._figures.append(figures)
         if reason:
             self._reasons.append(whose + reason)
-        self._notes += [whose + note for note in validity.notes(self.config, window, figures)]
+        self._notes += [whose + note for note in validity.notes(replace(self.config, bench=bench), window, figures)]
 
     async def _repeat(self) -> None:
         bench = self.config.bench
@@ -210,7 +211,7 @@ class PointRun:
             if self.stop.is_set():
                 return
             window, figures, reason = await self._window(bench, kind="repeat", number=number)
-            self._take(window, figures, reason, f"repeat {number}: " if bench.repeats > 1 else "")
+            self._take(bench, window, figures, reason, f"repeat {number}: " if bench.repeats > 1 else "")
 
     async def _run_client(self, client: Callable[[], Awaitable[External]]) -> None:
         """Let a client that others made stand in the row; canary and questions are ours all the same."""
@@ -236,14 +237,15 @@ class PointRun:
             window, figures, reason = at[load] = await self._window(probe, kind="probe", load=load)
             if window.truncated and self.stop.is_set():
                 break
-            broken = reason or statistics.broken(window, bench.slo) or statistics.queue_grows(window, probe)
+            broken = reason or statistics.broken(window, bench.slo) or saturation.queue_grows(window, probe)
             self._lines[-1]["objective_broken"] = broken
             lower = [at[one][1] for one in at if one < load]
             looking.tell(load, keeps=broken is None, saturated=search.saturated(probe, figures, lower))
         if not at:
             return
         found = looking.kept
-        window, figures, reason = at[min(at) if found is None else found]
+        shown = min(at) if found is None else found
+        window, figures, reason = at[shown]
         column = "found_concurrency" if bench.search == "concurrency" else "found_request_rate"
         whole = bench.search == "concurrency"
         figures = figures | {column: round(found or 0) if whole else (found or 0.0), "probes": len(looking.tried)}
@@ -253,7 +255,7 @@ class PointRun:
             self._notes.append("the load that was found is not confirmed by a second window")
         elif found is not None and found >= looking.most:
             self._notes.append("the search ended at bench.search_most")
-        self._take(window, figures, reason)
+        self._take(search.with_load(bench, shown), window, figures, reason)
 
 
 async def unless(stop: asyncio.Event, work: Awaitable[Value]) -> Value | None:

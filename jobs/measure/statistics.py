@@ -140,21 +140,6 @@ def broken(window: Window, slo: Slo) -> str | None:
     return None
 
 
-def queue_grows(window: Window, bench: Bench) -> str | None:
-    """Return words where an open loop's requests come faster than they are answered, or None.
-
-    Fewer answers than arrivals by a tenth and by three standard deviations of a Poisson count.
-    """
-    if bench.request_rate is None or window.seconds <= 0:
-        return None
-    arrivals = sum(r.in_window for r in window.records) if bench.concurrency is None else None
-    expected = bench.request_rate * window.seconds if arrivals is None else float(arrivals)
-    missing = expected - _ended(window)
-    if missing > 0.1 * expected and missing > 3 * expected**0.5:
-        return f"the queue grows: {expected:.0f} requests came in the window and {_ended(window)} were answered"
-    return None
-
-
 def of_series(window: Window) -> dict[str, Figure]:
     """Return figures of what the service said of itself in the window: means over time, of all engines together."""
     inside = [sample for sample in window.series if window.opened_s <= sample.time_s < window.closed_s]

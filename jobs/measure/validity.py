@@ -2,7 +2,8 @@
 
 A check that fails makes the row **invalid** where its figures are not those of the question: requests that failed,
 other lengths than asked, somebody else's load, a client that was too slow, a cache that helped. It becomes a **note**
-where they are, but a reader should know more: preemptions, few requests, a short window, an uneven balance.
+where they are, but a reader should know more: preemptions, few requests, a short window, an uneven balance. A load
+that the service cannot keep up with is a note and a flag: see saturation.py.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jobs.config import Bench, Config
-from jobs.measure import lengths
+from jobs.measure import lengths, saturation
 from jobs.measure.records import RequestRecord, Window
 from jobs.measure.statistics import latencies
 
@@ -71,6 +72,8 @@ def notes(config: Config, window: Window, figures: Mapping[str, Any]) -> list[st
         found.append(f"{figures['failed']} requests failed: {_first_error(window)}")
     if figures["preemptions"]:
         found.append(f"{figures['preemptions']} preemptions: the KV cache was full")
+    if grows := saturation.queue_grows(window, config.bench):
+        found.append(grows)
     found += _uneven(config, window)
     ttft = _ttft_p99(window)
     if ttft and window.seconds * 1e3 < WINDOW_TTFTS * ttft:

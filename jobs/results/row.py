@@ -22,7 +22,10 @@ _EMPTY = Window(0.0, 1.0, 0.0, 0.0, (), {}, 0.0, truncated=False)
 FIGURES = (*summarize(_EMPTY, Bench()), *of_series(_EMPTY))
 """Names of the figures of a window, in their order."""
 
-POINT = ("windows", *SPREAD_COLUMNS, "found_concurrency", "found_request_rate", "probes", "needle_score", "npu_power_w")
+POINT = (
+    *("windows", *SPREAD_COLUMNS, "saturated", "found_concurrency", "found_request_rate", "probes"),
+    *("needle_score", "npu_power_w"),
+)
 """What several windows, a search, the questions and the hardware add."""
 
 SERVICE = (

@@ -90,6 +90,18 @@ async def test_a_search_finds_the_load_that_keeps_the_objective(tmp_path: Any) -
     assert found in kept and (some.figures["ttft_ms_p50"] or 0) <= 150.0
 
 
+async def test_a_rate_beyond_what_the_service_can_do_is_flagged() -> None:
+    """One sequence a rank and 20 ms a step: 8 tokens take 160 ms, so two ranks answer about 12 a second."""
+    async with service(*FLAGS, "--max-num-seqs", "1", overhead_ms=20.0) as made:
+        await made.both()
+        calm = await measured(made, asked(num_requests=8))
+        hot = await measured(made, asked(concurrency=None, request_rate=200.0, num_requests=60))
+    assert calm.reason is None is hot.reason, "what it can do at most is a figure"
+    assert (calm.figures["saturated"], hot.figures["saturated"]) == (False, True)
+    assert any(note.startswith("the queue grows") for note in hot.notes)
+    assert [line["saturated"] for line in hot.lines] == [True]
+
+
 async def test_requests_of_others_make_a_row_invalid() -> None:
     async with service(*FLAGS) as made, aiohttp.ClientSession(made.url) as other:
         await made.both()

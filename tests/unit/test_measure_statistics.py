@@ -22,7 +22,6 @@ from jobs.measure.statistics import (
     broken,
     latencies,
     of_series,
-    queue_grows,
     records_table,
     requests_table,
     series_table,
@@ -274,15 +273,6 @@ def test_a_broken_limit_is_named_with_its_figure() -> None:
         "itl_ms_p99 is 1981, the limit 1500"
     ), "a p99 of few values is nearly their maximum"
     assert broken(window(), Slo(e2el_ms_p99=1.0)) is None
-
-
-def test_a_queue_grows_when_requests_come_faster_than_they_are_answered() -> None:
-    rate = Bench(request_rate=10.0)
-    kept_up = [record(10 + i / 10, 10.05 + i / 10, in_window=True) for i in range(100)]
-    late = [record(10 + i / 10, 10.05 + i / 5, in_window=True) for i in range(100)]
-    assert queue_grows(window(*kept_up), rate) is None
-    assert queue_grows(window(*late), rate) == "the queue grows: 100 requests came in the window and 50 were answered"
-    assert queue_grows(window(*late), BENCH) is None, "a closed loop has no queue"
 
 
 def test_the_series_becomes_means_over_time_of_sums_over_engines() -> None:
