@@ -1,12 +1,13 @@
-"""The sweep table, made from the plan and the row files: csv, parquet, markdown, and text for a terminal."""
+"""The sweep table, made from the plan and the row files: csv, parquet, markdown, and text for a terminal.
+
+pandas is imported where a table is made: half the time in which a command starts would be its.
+"""
 
 from __future__ import annotations
 
 import io
 import json
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from jobs.files import read_json, write_bytes, write_text
 from jobs.results.migrate import migrate
@@ -14,12 +15,17 @@ from jobs.results.row import columns, make_row
 from jobs.rundir import SweepDir
 from jobs.service.task import read_config
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 PENDING = "not run yet"
 """Reason of a point that has no row file."""
 
 
 def read_table(sweep: SweepDir) -> pd.DataFrame:
     """Return the table of a sweep: one row a point, in the order of the plan; nothing is dropped."""
+    import pandas as pd
+
     plan = read_json(sweep.plan)
     swept = tuple(plan["swept"])
     rows = [_row(sweep, point) for point in plan["points"]]
@@ -28,6 +34,8 @@ def read_table(sweep: SweepDir) -> pd.DataFrame:
 
 def column(values: list[Any]) -> pd.Series[Any]:
     """Return one column: whole numbers stay whole beside unknown ones, and different kinds become text."""
+    import pandas as pd
+
     kinds = {type(value) for value in values if value is not None}
     if kinds == {int}:
         return pd.Series(values, dtype="Int64" if None in values else "int64")
@@ -75,6 +83,8 @@ def markdown(table: pd.DataFrame) -> str:
 
 def text(value: Any) -> str:
     """Return one cell for people: empty for unknown, at most five significant digits."""
+    import pandas as pd
+
     if value is None or pd.isna(value):
         return ""
     if isinstance(value, float):
