@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import shlex
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
@@ -20,6 +19,9 @@ from jobs.results.table import text
 from jobs.service.checks import Shared
 from jobs.services import Point
 from jobs.timing import limit_seconds
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SHOWN = (
     "engine",
@@ -221,6 +223,8 @@ def reasons_text(frame: pd.DataFrame) -> str:
 
 def _best(frame: pd.DataFrame, swept: tuple[str, ...], name: str) -> list[bool]:
     """Return for each row whether its value is the best of the valid rows that did the same work; one alone is not."""
+    import pandas as pd
+
     values = pd.to_numeric(frame[name], errors="coerce").where(frame["valid"].astype(bool))
     # Rows of another work do not compare, and simulated rows never with measured ones.
     kinds = (

@@ -1,4 +1,7 @@
-"""Allocation to executor: Slurm, or local processes. submitit itself is imported only where a job is submitted."""
+"""Allocation to executor: Slurm, or local processes.
+
+submitit is imported only where a job is submitted, and what a rank needs (`jobs.rank`) only in a rank.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from containers.pyxis import check_strays
-from jobs import process, rank
+from jobs import process
 from jobs.cluster import Task, task_from_slurm
 from jobs.config import Cluster, Config
 from jobs.errors import ConfigError, RunError, UserError
@@ -238,6 +241,8 @@ def _link(folder: AllocationDir, job: Any, nodes: int) -> None:
 
 def run_task(folder: str, kind: str) -> None:
     """Run one rank; submitit calls this in every task. Ends with the rank's exit code."""
+    from jobs import rank
+
     task = task_from_slurm(os.environ) if kind == "slurm" else _local_task(os.environ)
     here = AllocationDir(Path(folder))
     code = rank.main(here, task)

@@ -10,7 +10,6 @@ from pathlib import Path
 from jobs import process
 from jobs.errors import RunError
 from jobs.lock import exclusive
-from jobs.weights import mirror
 from jobs.weights.checkpoint import files
 from jobs.weights.copying import Progress, check_space, copy_files, is_copied
 
@@ -52,6 +51,8 @@ def fetch(
         if origin == CLIENT:
             _by_client(name, target, client, revision, parallel, run)
         elif origin.startswith(("http://", "https://")):
+            from jobs.weights import mirror  # brings requests along, which no other verb needs
+
             mirror.download(origin, target, parallel=parallel, progress=progress)
         else:
             _from_directory(Path(origin), target, parallel, progress)
