@@ -17,7 +17,7 @@ from jobs.measure.metrics import GENERATED
 from jobs.measure.records import Target
 from jobs.service import watch
 from jobs.service.readiness import probe_all
-from jobs.service.watch import Watch, node_of, probe_limit_s
+from jobs.service.watch import Watch, probe_limit_s
 
 PATIENCE_S = 20.0
 
@@ -169,11 +169,3 @@ def test_a_probe_may_wait_behind_a_prefill_of_full_length() -> None:
     assert probe_limit_s(settings(probe_s=10.0)) == pytest.approx(10.0, abs=0.01)
     long = change(settings(probe_s=10.0), parallel__max_model_len=131072)
     assert probe_limit_s(long) > 110, "a prefill of 131,072 tokens of R1 takes up to 100 s"
-
-
-def test_the_node_of_a_data_parallel_rank() -> None:
-    four = change(settings(), parallel__data_parallel_size=4, parallel__data_parallel_size_local=(1, 3))
-    four = change(four, parallel__tensor_parallel_size=1)
-    assert [node_of(four, rank) for rank in range(4)] == [0, 1, 1, 1]
-    with pytest.raises(IndexError):
-        node_of(four, 4)
