@@ -80,8 +80,11 @@ class Watch:
         while True:
             await asyncio.sleep(TICK_S)
             now = None
-            with contextlib.suppress(TimeoutError):  # a head that stands still must not delay the probe
-                now = (await asyncio.wait_for(counters(session), reading)).get(str(rank))
+            # A head that stands still must not delay the probe. Python 3.11's wait_for would lose a cancellation that
+            # comes together with the answer, and whoever stops the service would wait for this task for ever.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(reading):
+                    now = (await counters(session)).get(str(rank))
             if now is not None and now != last:
                 last, alive = now, time.monotonic()
             if time.monotonic() - alive < patience:
