@@ -330,7 +330,7 @@ class ServiceRun:
     def _diagnose(self, own: str) -> str:
         """Return the reason for the rows: the first failing rank's cause from the logs of all ranks, in one line."""
         self._cause = own
-        found, reason = explain(self._folder, own)
+        found, reason = explain(self._folder, own, sizes=local_sizes(self._config))
         self._retryable = found.found and found.retryable
         if found.found:
             write_text(self._folder.diagnosis, found.text() + "\n")
