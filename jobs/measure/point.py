@@ -131,6 +131,8 @@ class PointRun:
         asked = self.service.quality if bench.quality == "needle" else None
         if asked and asked.note:
             self._notes.append(asked.note)
+        if asked and (fault := quality.fault(asked, bench)):
+            self._reasons.append(fault)
         return Measured(
             figures=combine(self._figures) | {"needle_score": asked.score if asked else None},
             reason=self._reasons[0] if self._reasons else None,
