@@ -1,6 +1,7 @@
 """`python -m containers FILE`: prepare the container of one rank on this node, then become its engine.
 
-It runs in the engine's own process group, so that import and unpacking stop with it, and write to its log.
+It runs in the engine's own process group, so that import and unpacking stop with it, and write to its log. What takes
+long is done beforehand, by a first call that starts nothing (jobs/service/image.py).
 """
 
 from __future__ import annotations
@@ -19,16 +20,20 @@ from containers.spec import Image
 from containers.store import Store, problem
 from jobs import process
 from jobs.errors import RunError, UserError
+from jobs.files import write_json
 
 
 def main(path: Path) -> NoReturn:
-    """Prepare and become.
+    """Prepare and become, or only bring the image to this node and unpack it.
 
     The file holds: runtime, name, argv and env of the start; for enroot its directories, the image or its file, the
-    store of images and the folder of the entry script; for docker the commands that come before the start.
+    store of images, the folder of the entry script and the root that was unpacked beforehand; for docker the commands
+    that come before the start. With `result` nothing is started: what was made, or the error, is written there.
     """
     signal.signal(signal.SIGTERM, _end)
     task = json.loads(path.read_text())
+    if "result" in task:
+        sys.exit(_ahead(task, dict(os.environ)))
     runtime, argv, env = task["runtime"], task["argv"], task["env"]
     # Variables of the host serve the preparation (a proxy, for the registry); the engine gets its own alone.
     host = dict(os.environ)
@@ -45,9 +50,39 @@ def main(path: Path) -> NoReturn:
         sys.exit(error.exit_code)
 
 
+def _ahead(task: dict[str, object], host: dict[str, str]) -> int:
+    """Import, pull and unpack what an engine will need. Returns the exit code."""
+    made: dict[str, object] = {}
+    try:
+        if task["runtime"] == "enroot":
+            made["unpacked"] = enroot.identity(_unpack(task, host))
+        elif task["runtime"] == "docker":
+            _remove_dead(host)
+            _pull(str(task["reference"]), host, remote=bool(task["remote"]))
+        elif task["image"] is not None:
+            made["file"] = _import(task, _paths(task), host)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        write_json(Path(str(task["result"])), {"error": error.args})
+        return error.exit_code
+    write_json(Path(str(task["result"])), made)
+    return 0
+
+
 def _prepare_enroot(task: dict[str, object], host: dict[str, str]) -> None:
-    paths = enroot.Paths(**{key: Path(value) for key, value in cast(dict[str, str], task["enroot"]).items()})
-    name = str(task["name"])
+    root = _paths(task).data / str(task["name"])
+    if not (root.is_dir() and enroot.identity(root) == task.get("unpacked")):
+        root = _unpack(task, host)
+    Files(Path(str(task["folder"]))).root.write_text(enroot.identity(root))
+
+
+def _paths(task: dict[str, object]) -> enroot.Paths:
+    return enroot.Paths(**{key: Path(value) for key, value in cast(dict[str, str], task["enroot"]).items()})
+
+
+def _unpack(task: dict[str, object], host: dict[str, str]) -> Path:
+    """Make the root of this rank, and remove what dead ones left. Returns its directory."""
+    paths, name = _paths(task), str(task["name"])
     paths.make()
     old = enroot.leftovers(paths, process.marks)
     if (paths.data / name).exists():
@@ -60,21 +95,48 @@ def _prepare_enroot(task: dict[str, object], host: dict[str, str]) -> None:
         enroot.remove(one, paths, host)
     file = task["file"]
     if file is None:
-        image = Image(**cast(dict[str, Any], task["image"]))
-        store = Store(Path(str(task["store"])))
-        file = store.ensure(
-            image,
-            lambda output: enroot.fetch(image, output, paths, host),
-            lambda: enroot.digest(image, host | paths.env()),
-            say=_say,
-        ).path
+        file = _import(task, paths, host)
     elif wrong := problem(Path(str(file))):
         raise RunError("container.image", file, wrong, "Copy it again, or import it: python -m jobs image import.")
-    root = enroot.create(Path(str(file)), name, paths, host)
-    Files(Path(str(task["folder"]))).root.write_text(enroot.identity(root))
+    return enroot.create(Path(str(file)), name, paths, host)
+
+
+def _import(task: dict[str, object], paths: enroot.Paths, host: dict[str, str]) -> str:
+    """Import the image where the store has it not yet. Returns its file."""
+    image = Image(**cast(dict[str, Any], task["image"]))
+    store = Store(Path(str(task["store"])))
+    return store.ensure(
+        image,
+        lambda output: enroot.fetch(image, output, paths, host),
+        lambda: enroot.digest(image, host | paths.env()),
+        say=_say,
+    ).path
+
+
+def _pull(reference: str, host: dict[str, str], *, remote: bool) -> None:
+    """Fetch an image that docker's daemon lacks."""
+    if process.run(docker.present_argv(reference), env=host).returncode == 0:
+        return
+    if not remote:
+        reason = "docker's daemon on this node has no such image"
+        raise RunError("container.image", reference, reason, "Load it there, or name a registry.")
+    code, output = process.stream(docker.pull_argv(reference), host, sys.stderr)
+    if code != 0:
+        reason = f"`docker pull` ended with code {code}: {' '.join(output.split())[-300:]}"
+        raise RunError("container.image", reference, reason, "Try it by hand on this node.")
 
 
 def _prepare_docker(task: dict[str, object], host: dict[str, str]) -> None:
+    _remove_dead(host)
+    for argv in cast(list[list[str]], task["prepare"]):
+        code, output = process.stream(argv, host, sys.stderr)
+        if code != 0:
+            reason = f"`{' '.join(argv[:2])}` ended with code {code}: {' '.join(output.split())[-300:]}"
+            raise RunError("container.runtime", "docker", reason, "Try it by hand on this node.")
+
+
+def _remove_dead(host: dict[str, str]) -> None:
+    """Remove the containers of docker that ranks of ours, which have ended, left behind."""
     shown = process.run(docker.list_argv(), env=host).stdout.splitlines()
     living = {f"{os.getuid()}:{mark}" for mark in process.marks()}  # asked last: see enroot.leftovers
     for line in shown:
@@ -82,11 +144,6 @@ def _prepare_docker(task: dict[str, object], host: dict[str, str]) -> None:
         if owner.startswith(f"{os.getuid()}:") and owner not in living:  # not of another user of this daemon
             _say(f"removing {name}, which was left behind")
             process.run(docker.remove_argv(name), env=host)
-    for argv in cast(list[list[str]], task["prepare"]):
-        code, output = process.stream(argv, host, sys.stderr)
-        if code != 0:
-            reason = f"`{' '.join(argv[:2])}` ended with code {code}: {' '.join(output.split())[-300:]}"
-            raise RunError("container.runtime", "docker", reason, "Try it by hand on this node.")
 
 
 def _say(text: str) -> None:

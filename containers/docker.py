@@ -47,6 +47,16 @@ def copy_argvs(name: str, folder: str) -> list[list[str]]:
     return [["docker", "exec", name, "mkdir", "-p", parent], ["docker", "cp", folder, f"{name}:{folder}"]]
 
 
+def present_argv(reference: str) -> list[str]:
+    """Return what ends with code 0 where the daemon has an image."""
+    return ["docker", "image", "inspect", "--format", "{{.Id}}", reference]
+
+
+def pull_argv(reference: str) -> list[str]:
+    """Return what fetches an image from its registry."""
+    return ["docker", "pull", reference]
+
+
 def exec_argv(name: str, command: Sequence[str]) -> list[str]:
     """Return what runs a command in the container. Its variables come from the entry script, not from here."""
     return ["docker", "exec", name, *command]

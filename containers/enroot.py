@@ -18,9 +18,9 @@ from pathlib import Path
 import psutil
 
 from containers.spec import Image, Mount, Spec
-from containers.store import exclusive
 from jobs import process
 from jobs.errors import ConfigError, RunError
+from jobs.lock import exclusive
 
 PREFIX = "serving-sweep."
 """Names of our roots: PREFIX job . service . rank, so that the leftovers of a dead job are known by their names."""
@@ -220,7 +220,11 @@ def create(file: Path, name: str, paths: Paths, env: Mapping[str, str]) -> Path:
     """
     paths.make()
     root, whole = paths.data / name, dict(env) | paths.env()
-    with exclusive(paths.data / ".serving-sweep.lock", lambda: print(f"waiting to create {name}", file=sys.stderr)):
+
+    def waiting(who: str) -> None:
+        print(f"{who} creates a root here: waiting to create {name}", file=sys.stderr)
+
+    with exclusive(paths.data / ".serving-sweep.lock", waiting):
         if root.is_dir():
             return root
         for dead in paths.data.glob(f"{name}{PART}*"):  # whoever made it held this lock, and is gone
@@ -260,6 +264,13 @@ def remove(name: str, paths: Paths, env: Mapping[str, str]) -> str | None:
             time.sleep(0.2)
             shutil.rmtree(root, ignore_errors=True)
     return f"container {root}" if root.exists() else None
+
+
+def remove_all(name: str, paths: Paths, env: Mapping[str, str]) -> list[str]:
+    """Remove a root and what unfinished creations left of it. Returns what is left."""
+    parts = [path.name for path in paths.data.glob(f"{name}{PART}*")]
+    left = [remove(one, paths, env) for one in (*parts, name)]
+    return [one for one in left if one]
 
 
 def root_name(mark: str) -> str:

@@ -319,6 +319,7 @@ class Limits(Section):
 
     rendezvous_s: Positive = setting(300.0, "until all ranks of the allocation have met")
     stage_s: Positive = setting(7200.0, "staging and checking the checkpoint on every node")
+    image_s: Positive = setting(3600.0, "importing, pulling and unpacking the container's image on every node")
     preflight_s: Positive = setting(120.0, "all checks of the nodes before the first service")
     load_s: Positive = setting(5400.0, "engine start until /health is 200")
     load_silence_s: Positive = setting(1800.0, "time without a new line in a rank's log before the service is ready")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from jobs.ascend import utilization
 from jobs.ascend.architecture import Architecture
 from jobs.ascend.memory import DEVICE_GIB, Allowance, Prediction, predict_config
 from jobs.ascend.weights import GIB
@@ -107,7 +108,8 @@ def judge(
     except ConfigError as error:
         key, value, reason, _ = error.args
         unknown = f"{key}={value}: {reason}"
-    return Fit(parallel.max_model_len, parallel.gpu_memory_utilization or 0.9, made, unknown)
+    share = utilization(config.engine.release, parallel.gpu_memory_utilization)
+    return Fit(parallel.max_model_len, share, made, unknown)
 
 
 @dataclass(frozen=True)

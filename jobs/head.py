@@ -7,6 +7,8 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+import pandas  # noqa: F401  (for the table: now, not in the last seconds before a kill)
+
 from jobs.config import Config
 from jobs.errors import RunError
 from jobs.files import write_json

@@ -70,6 +70,7 @@ def main() -> None:
     shown = [name for name in INFORMATIVE if getattr(options, name)]
     # Hydra would print its own errors, some with a traceback; with this it raises them, and we print one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    logging.raiseExceptions = not shown  # --info logs to an output that may be closed
     try:
         if shown and (options.multirun or options.run):
             raise ConfigError(f"--{shown[0]}", "--multirun", "one of them shows, the other runs", "Give one of them.")
@@ -86,6 +87,8 @@ def main() -> None:
         fail(error)
     except compose.COMPOSITION_ERRORS as error:
         fail(compose.composition_error(error, options.overrides))
+    except BrokenPipeError:
+        raise
     except OSError as error:
         # Before the launcher is asked, Hydra writes its own record under results.root.
         remedy = "Choose a directory that you can write and all nodes see."

@@ -157,6 +157,18 @@ def release(name: str) -> Release:
     )
 
 
+def utilization(name: str, asked: float | None = None) -> float:
+    """Return the share of an NPU that an engine takes: `asked`, or vLLM's own default, which differs by release.
+
+    Args:
+        name: of a release; where it is not described here (the CPU build's), the newest one stands for it.
+        asked: `parallel.gpu_memory_utilization`.
+    """
+    if asked is not None:
+        return asked
+    return float(release(name if name in releases() else releases()[-1]).flags["gpu-memory-utilization"].default)
+
+
 def _load(path: Path) -> dict[str, Any]:
     data = from_yaml(path.read_text())
     assert isinstance(data, dict)

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from jobs.config import Bench, Slo
 from jobs.measure.records import RequestRecord, Window
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Figure = float | int | None
 Floats = NDArray[np.float64]
@@ -181,6 +183,8 @@ def arrived_tokens(window: Window) -> float:
 
 def series_table(windows: Sequence[Window]) -> pa.Table:
     """Return one row per engine and second, for series.parquet: times in s from the opening of its window."""
+    import pyarrow as pa
+
     pairs = [(number, window, sample) for number, window in enumerate(windows, 1) for sample in window.series]
     columns = {
         "window": pa.array([number for number, _, _ in pairs], pa.int64()),
@@ -195,6 +199,8 @@ def series_table(windows: Sequence[Window]) -> pa.Table:
 
 def requests_table(windows: Sequence[Window]) -> pa.Table:
     """Return the requests of all windows of a point; the column `window` counts from 1."""
+    import pyarrow as pa
+
     tables = [records_table(window) for window in windows] or [records_table(_EMPTY)]
     numbers = [number for number, table in enumerate(tables, 1) for _ in range(len(table))]
     return pa.concat_tables(tables).append_column("window", pa.array(numbers, pa.int64()))
@@ -205,6 +211,8 @@ _EMPTY = Window(0.0, 0.0, 0.0, 0.0, (), {}, 0.0, truncated=True)
 
 def records_table(window: Window) -> pa.Table:
     """Return one row per request: times in s from the opening, latencies in ms."""
+    import pyarrow as pa
+
     records = window.records
     each = [latencies(record) for record in records]
     columns = {

@@ -6,9 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import yaml
 
 from jobs.errors import RunError
@@ -17,6 +16,9 @@ from jobs.results.migrate import SCHEMA_VERSION, migrate
 from jobs.results.row import columns
 from jobs.results.table import PENDING, cell, column
 from jobs.rundir import SweepDir
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,8 @@ def collect(runs: Sequence[Run]) -> pd.DataFrame:
         the same one) and `owner` (the user). A key that is swept in one sweep has its fixed value in the others.
         Columns that this version does not know are kept, at the end.
     """
+    import pandas as pd
+
     names = [run.name for run in runs]
     shown = [name if names.count(name) == 1 else str(run.sweep.path) for name, run in zip(names, runs, strict=True)]
     swept = tuple(dict.fromkeys(key for run in runs for key in run.swept))

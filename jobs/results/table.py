@@ -1,17 +1,21 @@
-"""The sweep table, made from the plan and the row files: csv, parquet, markdown, and text for a terminal."""
+"""The sweep table, made from the plan and the row files: csv, parquet, markdown, and text for a terminal.
+
+pandas is imported where a table is made: half the time in which a command starts would be its.
+"""
 
 from __future__ import annotations
 
 import io
 import json
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from jobs.files import read_json, write_bytes, write_text
 from jobs.results.migrate import migrate
 from jobs.results.row import blank, columns
 from jobs.rundir import SweepDir
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PENDING = "not run yet"
 """Reason of a point that has no row file."""
@@ -19,6 +23,8 @@ PENDING = "not run yet"
 
 def read_table(sweep: SweepDir) -> pd.DataFrame:
     """Return the table of a sweep: one row a point, in the order of the plan; nothing is dropped."""
+    import pandas as pd
+
     plan = read_json(sweep.plan)
     swept = tuple(plan["swept"])
     services = {service["service"]: service for service in plan["services"]}
@@ -28,6 +34,8 @@ def read_table(sweep: SweepDir) -> pd.DataFrame:
 
 def column(values: list[Any]) -> pd.Series[Any]:
     """Return one column: whole numbers stay whole beside unknown ones, and different kinds become text."""
+    import pandas as pd
+
     kinds = {type(value) for value in values if value is not None}
     if kinds == {int}:
         return pd.Series(values, dtype="Int64" if None in values else "int64")
@@ -77,6 +85,8 @@ def markdown(table: pd.DataFrame) -> str:
 
 def text(value: Any) -> str:
     """Return one cell for people: empty for unknown, at most five significant digits."""
+    import pandas as pd
+
     if value is None or pd.isna(value):
         return ""
     if isinstance(value, float):

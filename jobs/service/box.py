@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import socket
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,11 +22,11 @@ from jobs.config import Config
 from jobs.errors import RunError
 from jobs.files import write_json, write_text
 from jobs.process import MARK
-from jobs.service import container, effective
+from jobs.service import container, effective, image
 from jobs.service.effective import Difference
 from jobs.service.environment import SCRUBBED
 from jobs.service.placement import Placement
-from jobs.settings import ROOT, from_root
+from jobs.settings import from_root
 
 CLIENT = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TERM", "TMPDIR", "SLURM_CONF", "DOCKER_HOST", "DOCKER_CONFIG",
           "XDG_CONFIG_HOME")  # fmt: skip
@@ -94,9 +93,7 @@ class Box:
         try:
             if self.spec.runtime == "enroot":
                 assert self.paths is not None
-                parts = [path.name for path in self.paths.data.glob(f"{name}{enroot.PART}*")]
-                left = [enroot.remove(one, self.paths, self.host) for one in (*parts, name)]
-                return [one for one in left if one]
+                return enroot.remove_all(name, self.paths, self.host)
             argv = docker.remove_argv(name) if self.spec.runtime == "docker" else pyxis.remove_argv(name)
             code = process.run(argv, env=self.host, timeout_s=120).returncode
             if self.spec.runtime == "docker":
@@ -115,8 +112,11 @@ def prepare(
     inherited: Mapping[str, str],
     scratch: Path,
     mark: str,
+    unpacked: str | None = None,
 ) -> Box:
     """Write what the container of this rank needs into `scratch`, a directory of this node.
+
+    `unpacked`: identity of the root that was made for it beforehand; None: none was.
 
     Raises:
         RunError: this node lacks the runtime, a mount's source, the model, or shared memory.
@@ -130,7 +130,7 @@ def prepare(
         spec = replace(spec, mounts=(*spec.mounts, Mount(str(scratch), str(scratch))), env=container.handed_on(env))
     write_text(files.script, entry.script(_entry(config, spec, env, scratch), files), mode=0o600)
     write_text(files.rc, entry.RC)
-    host = {name: value for name, value in inherited.items() if not name.startswith(SCRUBBED) or name == "SLURM_CONF"}
+    host = image.outside(inherited)
     client = {name: host[name] for name in CLIENT if name in host}
     command = entry.command(files, argv)
     paths = container.enroot_paths(config, job, place.rank) if spec.runtime == "enroot" else None
@@ -141,7 +141,7 @@ def prepare(
         task["argv"] = enroot.start_argv(spec, str(spec.name), files.rc, command)
         task["env"] |= enroot.start_env(spec, paths)
         task |= {"enroot": {key: str(value) for key, value in asdict(paths).items()}, "store": str(store)}
-        task |= {"image": asdict(spec.image), "file": spec.image.path, "folder": str(scratch)}
+        task |= {"image": asdict(spec.image), "file": spec.image.path, "folder": str(scratch), "unpacked": unpacked}
     elif spec.runtime == "pyxis":
         found = None if spec.image.path or not shutil.which("unsquashfs") else Store(store).find(spec.image)
         if found:
@@ -153,9 +153,7 @@ def prepare(
         run = docker.detached(docker.run_argv(spec), f"{os.getuid()}:{mark}")
         task |= {"argv": docker.exec_argv(name, command), "prepare": [run, *docker.copy_argvs(name, str(scratch))]}
     write_json(scratch / "task.json", task, mode=0o600)
-    outer = host | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), host.get("PYTHONPATH"))))}
-    start = [sys.executable, "-m", "containers", str(scratch / "task.json")]
-    return Box(spec, files, start, outer, host, missing, paths)
+    return Box(spec, files, image.program(scratch / "task.json"), image.with_us(host), host, missing, paths)
 
 
 def _here(config: Config, rank: int, mark: str) -> tuple[Spec, tuple[str, ...]]:

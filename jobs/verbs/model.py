@@ -46,6 +46,7 @@ def _fetch(options: argparse.Namespace) -> int:
             revision=options.revision,
             parallel=options.parallel,
             progress=bar.copied,
+            waiting=bar.waiting,
         )
     report = verify(target, _expected(model))
     return _show(report, options)
@@ -140,10 +141,9 @@ class _Bar:
         self._bar.update(self._task, completed=self._read)
         self._say(f"{self._word}: {self._read / 2**30:.1f} GiB")
 
-    def waiting(self) -> None:
-        """Show that another process of this node is at work."""
-        self._bar.update(self._task, description="waiting for another process of this node")
-        self._say("another process of this node stages the same checkpoint: waiting")
+    def waiting(self, who: str) -> None:
+        """Print that another process is at work on the same files."""
+        self._out.print(f"{self._word}: {who} is at work on the same checkpoint: waiting", markup=False)
 
     def _say(self, text: str) -> None:
         if self._out.is_terminal or time.monotonic() - self._told < NEWS_S:

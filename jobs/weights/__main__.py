@@ -37,11 +37,9 @@ class Teller:
         rate = (now.done - now.kept) / max(moment - self.begun, 1e-3) / 1e9
         print(f"staged {now.done / 2**30:.1f}/{now.total / 2**30:.1f} GiB, {rate:.2f} GB/s", flush=True)
 
-    def waiting(self) -> None:
+    def waiting(self, who: str) -> None:
         """Print that another process of this node is at work."""
-        if time.monotonic() - self.told >= EVERY_S:
-            self.told = time.monotonic()
-            print("another process of this node stages the same checkpoint: waiting", flush=True)
+        print(f"{who} stages the same checkpoint: waiting", flush=True)
 
 
 def main(order: Path) -> int:

@@ -18,6 +18,7 @@ from jobs.service import container
 @pytest.fixture
 def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
     made = Fakes(tmp_path / "bin", ("enroot", "unsquashfs", "docker", "srun"))
+    (made.folder / "sbatch").touch(0o755)
     monkeypatch.setenv("PATH", f"{made.folder}:{os.environ['PATH']}")
     return made
 
@@ -44,9 +45,8 @@ def test_the_checkpoint_is_looked_for_behind_its_mount() -> None:
     assert container.checkpoint(change(made, container__runtime="enroot")) == Path("/data/R1")
 
 
-def submission(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *overrides: str) -> None:
+def submission(tmp_path: Path, *overrides: str) -> None:
     made = sweep.plan([[*overrides, "container.image=/m.sqsh", f"results.root={tmp_path}/runs"]])
-    monkeypatch.setattr(sweep.submit, "check_programs", lambda _: None)
     try:
         sweep.start(made)
     finally:
@@ -56,13 +56,13 @@ def submission(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *overrides: str)
 def test_without_enroot_on_this_machine_nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RunError, match="no enroot on PATH"):
-        submission(monkeypatch, tmp_path, "engine=simulator", "container=enroot")
+        submission(tmp_path, "engine=simulator", "container=enroot")
 
 
-def test_without_the_plugin_nothing_is_submitted(tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_plugin_nothing_is_submitted(tmp_path: Path, fakes: Fakes) -> None:
     fakes.tell(pyxis=False)
     with pytest.raises(RunError, match="the plugin is not loaded"):
-        submission(monkeypatch, tmp_path, "cluster=slurm", "container=pyxis")
+        submission(tmp_path, "cluster=slurm", "container=pyxis")
 
 
 def test_a_stray_option_of_pyxis_in_the_shell_is_caught(
@@ -70,7 +70,7 @@ def test_a_stray_option_of_pyxis_in_the_shell_is_caught(
 ) -> None:
     monkeypatch.setenv("PYXIS_CONTAINER_IMAGE", "other")
     with pytest.raises(ConfigError) as caught:
-        submission(monkeypatch, tmp_path, "cluster=slurm", "container=enroot")
+        submission(tmp_path, "cluster=slurm", "container=enroot")
     assert (caught.value.key, caught.value.value) == ("PYXIS_CONTAINER_IMAGE", "other")
     with pytest.raises(ConfigError):
         pyxis.check_strays(["PYXIS_CONTAINER_WRITABLE"])
