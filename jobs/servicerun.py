@@ -6,7 +6,7 @@ import asyncio
 import getpass
 import time
 from collections.abc import Awaitable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from jobs import calibration, reuse, serving
@@ -266,11 +266,12 @@ class ServiceRun:
 
         say(f"point {point}: {' '.join(f'{k}={v}' for k, v in self._values(point).items()) or 'measure'}")
 
-        def external_client() -> Awaitable[external.External]:
-            """Run a client that others made."""
+        def external_client(salt: int) -> Awaitable[external.External]:
+            """Run a client that others made, with other prompts than those of other salts."""
             env, mark = environment.whole({}, self._here.inherited), self._here.mark(f"client/{point}")
             folder = self._sweep.point(point).client
-            return external.measure(config, target, folder, env, mark, stop=stop, on_phase=entered)
+            asked = replace(config, bench=replace(config.bench, seed=config.bench.seed + external.SALTED * salt))
+            return external.measure(asked, target, folder, env, mark, stop=stop, on_phase=entered)
 
         began = time.monotonic()
         run = PointRun(config, target, self._shared, probes, stop, entered, external_client)

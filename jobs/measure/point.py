@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from jobs.config import Bench, Config
 from jobs.errors import RunError
 from jobs.measure import canary, client, npu, quality, saturation, search, statistics, validity
-from jobs.measure.external.run import External
+from jobs.measure.external import around, judge
 from jobs.measure.npu import Reading
 from jobs.measure.quality import Quality
 from jobs.measure.records import Target, Window
@@ -88,7 +88,7 @@ class PointRun:
     probes: Probes
     stop: asyncio.Event
     on_phase: Callable[[str], None]
-    client: Callable[[], Awaitable[External]] | None = None
+    client: around.Client | None = None
 
     def __post_init__(self) -> None:
         self._windows: list[Window] = []
@@ -215,19 +215,31 @@ class PointRun:
             window, figures, reason = await self._window(bench, kind="repeat", number=number)
             self._take(bench, window, figures, reason, f"repeat {number}: " if bench.repeats > 1 else "")
 
-    async def _run_client(self, client: Callable[[], Awaitable[External]]) -> None:
-        """Let a client that others made stand in the row; canary and questions are ours all the same."""
+    async def _run_client(self, client: around.Client) -> None:
+        """Let a client that others made stand in the row; what is around it is ours all the same."""
         if self.stop.is_set():
             return
-        run = await client()
-        self._figures.append(
-            dict(run.result.figures if run.result else statistics.summarize(_never(), self.config.bench))
-        )
+        config = self.config
+        seen = await around.measure(
+            config, self.target, client, salt=self._salt(), stop=self.stop, on_phase=self.on_phase
+        )  # fmt: skip
+        run, window = seen.run, seen.window
+        self._windows.append(window)
+        self._readings.append(seen.readings)
+        figures = dict(statistics.summarize(_never(), config.bench))
+        reason = run.reason
+        if run.result:
+            figures = judge.figures(config, run.result, window)
+            asked = sum(self.probes(window.begun_s, window.ended_s).values())
+            reason = reason or judge.reason(config, run.result, window, asked, figures)
+            self._notes += judge.notes(config, run.result, window, figures)
+        figures["npu_power_w"] = npu.mean_power(seen.readings, window)
+        self._figures.append(figures)
         counted = run.result.output_tokens if run.result else 0
-        self._tokens = complete(run.engine_tokens, counted, self.config.parallel.data_parallel_size)
+        self._tokens = complete(run.engine_tokens, counted, config.parallel.data_parallel_size)
         self._truncated = run.truncated
-        if run.reason:
-            self._reasons.append(run.reason)
+        if reason:
+            self._reasons.append(reason)
 
     async def _search(self) -> None:
         """Look for the highest load that keeps the objective; the row is that of its last window at that load."""
