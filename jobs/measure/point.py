@@ -242,19 +242,33 @@ class PointRun:
             self._reasons.append(reason)
 
     async def _search(self) -> None:
-        """Look for the highest load that keeps the objective; the row is that of its last window at that load."""
+        """Look for the highest load that keeps the objective; the row is that of its last window at that load.
+
+        A probe that is invalid for another reason than overload is measured once more; where that is invalid too,
+        the load counts as one that is too high, and the row says so.
+        """
         bench = self.config.bench
         looking = search.begin(bench)
         at: dict[float, tuple[Window, dict[str, Any], str | None]] = {}
+        limited: dict[float, str] = {}
         while not self.stop.is_set() and (load := looking.next()) is not None:
             probe = search.with_load(bench, load)
             window, figures, reason = at[load] = await self._window(probe, kind="probe", load=load)
+            grows = saturation.queue_grows(window, probe)
+            if reason and not grows and not self.stop.is_set():
+                # Its latencies say nothing of the objective: one disturbance is not to halve what is found.
+                self._lines[-1]["objective_broken"] = None
+                window, figures, reason = at[load] = await self._window(probe, kind="probe again", load=load)
+                grows = saturation.queue_grows(window, probe)
             if window.truncated and self.stop.is_set():
                 break
-            broken = reason or statistics.broken(window, bench.slo) or saturation.queue_grows(window, probe)
+            broken = grows or (None if reason else statistics.broken(window, bench.slo))
             self._lines[-1]["objective_broken"] = broken
+            if reason and not broken:
+                limited[load] = reason
             lower = [at[one][1] for one in at if one < load]
-            looking.tell(load, keeps=broken is None, saturated=search.saturated(probe, figures, lower))
+            keeps = not reason and not broken
+            looking.tell(load, keeps=keeps, saturated=search.saturated(probe, figures, lower))
         if not at:
             return
         found = looking.kept
@@ -269,6 +283,8 @@ class PointRun:
             self._notes.append("the load that was found is not confirmed by a second window")
         elif found is not None and found >= looking.most:
             self._notes.append("the search ended at bench.search_most")
+        if found is not None and looking.broken in limited:
+            self._notes.append(f"limited by: {limited[looking.broken]} (at {looking.broken:g}), not by the objective")
         self._take(search.with_load(bench, shown), window, figures, reason)
 
 
