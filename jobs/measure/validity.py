@@ -16,7 +16,7 @@ import numpy as np
 from jobs.config import Bench, Config
 from jobs.measure import lengths, saturation
 from jobs.measure.records import RequestRecord, Window
-from jobs.measure.statistics import latencies
+from jobs.measure.statistics import in_one_piece, latencies
 
 LENGTH_TOLERANCE = 0.01
 """Mean prompt length against what was asked."""
@@ -44,6 +44,9 @@ WINDOW_TTFTS = 3.0
 """A window of fewer TTFT p99's saw hardly any request from its start to its end."""
 
 STALL_S = 10.0
+
+TOKENS_A_CHUNK = 4.0
+"""Beyond so many, TPOT and ITL are about pieces of an answer. Speculative decoding gives two or three tokens a step."""
 
 
 def invalid_reason(config: Config, window: Window, figures: Mapping[str, Any], probes: int = 0) -> str | None:
@@ -76,9 +79,22 @@ def notes(config: Config, window: Window, figures: Mapping[str, Any]) -> list[st
     ttft = _ttft_p99(window)
     if ttft and window.seconds * 1e3 < WINDOW_TTFTS * ttft:
         found.append(f"the window is shorter than {WINDOW_TTFTS:g} x TTFT p99 ({ttft / 1e3:.3g} s)")
+    found += _pieces(window)
     if (stall := _longest_silence(window)) > STALL_S and stall * 1e3 > 2 * (figures["ttft_ms_p50"] or 0.0):
         found.append(f"no token came for {stall:.0f} s of the window")
     return found
+
+
+def _pieces(window: Window) -> list[str]:
+    """Tell of answers whose tokens came in few pieces: how fast a user sees them is then not known."""
+    whole = [r for r in window.records if r.in_window and r.status == "ok" and (r.output_tokens or 0) > 1]
+    at_once = sum(map(in_one_piece, whole))
+    if at_once:
+        return [f"{at_once} of {len(whole)} answers came in one piece: they have no TPOT and no ITL"]
+    chunks, tokens = sum(len(r.chunk_times) for r in whole), sum(r.output_tokens or 0 for r in whole)
+    if chunks and tokens > TOKENS_A_CHUNK * chunks:
+        return [f"{tokens / chunks:.3g} tokens a chunk: TPOT and ITL are those of pieces of an answer"]
+    return []
 
 
 def of_engines(config: Config, served: Mapping[str, int], requests: int, figures: Mapping[str, Any]) -> list[str]:

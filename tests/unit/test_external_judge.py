@@ -86,6 +86,12 @@ def test_a_percentile_of_few_requests_is_not_shown() -> None:
     assert figures({"completed": 100, "ttft_ms_p99": 12.0})["ttft_ms_p99"] == 12.0
 
 
+def test_a_tpot_of_nothing_is_none() -> None:
+    row = figures({"completed": 100, "tpot_ms_mean": 0.0, "tpot_ms_p50": 0.0, "tpot_ms_p90": 2.0})
+    assert (row["tpot_ms_mean"], row["tpot_ms_p50"], row["tpot_ms_p90"]) == (None, None, 2.0)
+    assert row["tok_s_per_user"] is None
+
+
 def test_preemptions_and_few_requests_are_notes() -> None:
     few = known(completed=64)
     row = judge.figures(point(), few, grown(preemptions=3))
