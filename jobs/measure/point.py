@@ -54,6 +54,7 @@ class Measured:
         truncated: a window was ended early, or never opened.
         quality: questions on long texts; None: they are off.
         readings: of the head's NPUs, by window.
+        measured_s: windows and their drains, s; of a client that others made its whole run.
     """
 
     figures: Mapping[str, Any]
@@ -66,6 +67,7 @@ class Measured:
     truncated: bool
     quality: Quality | None = None
     readings: tuple[tuple[Reading, ...], ...] = ()
+    measured_s: float = 0.0
 
 
 @dataclass
@@ -100,6 +102,7 @@ class PointRun:
         self._readings: list[tuple[Reading, ...]] = []
         self._tokens: Mapping[str, int] = {}
         self._truncated = True
+        self._measured_s = 0.0
 
     async def run(self) -> None:
         """Measure; what came of it so far is in `result`, whenever this ends."""
@@ -144,6 +147,7 @@ class PointRun:
             truncated=self._truncated,
             quality=asked,
             readings=tuple(self._readings),
+            measured_s=self._measured_s,
         )
 
     async def _ask_canary(self, when: str) -> None:
@@ -176,11 +180,12 @@ class PointRun:
         power.cancel()
         window = self._without_probes(measured)
         figures: dict[str, Any] = dict(statistics.summarize(window, bench)) | statistics.of_series(window)
-        figures["npu_power_w"] = npu.mean_power(readings, window)
+        figures["head_npu_power_w"] = npu.mean_power(readings, window)
         figures["saturated"] = saturation.queue_grows(window, bench) is not None
         asked = sum(self.probes(window.begun_s, window.ended_s).values())
         reason = validity.invalid_reason(config, window, figures, asked)
         self._windows.append(window)
+        self._measured_s += window.seconds + window.drain_s
         self._readings.append(tuple(readings))
         load = {"concurrency": bench.concurrency, "request_rate": bench.request_rate}
         self._lines.append({**about, **load, "valid": reason is None, "invalid_reason": reason} | figures)
@@ -225,6 +230,7 @@ class PointRun:
         )  # fmt: skip
         run, window = seen.run, seen.window
         self._windows.append(window)
+        self._measured_s += run.seconds
         self._readings.append(seen.readings)
         figures = dict(statistics.summarize(_never(), config.bench))
         reason = run.reason
@@ -233,7 +239,7 @@ class PointRun:
             asked = sum(self.probes(window.begun_s, window.ended_s).values())
             reason = reason or judge.reason(config, run.result, window, asked, figures)
             self._notes += judge.notes(config, run.result, window, figures)
-        figures["npu_power_w"] = npu.mean_power(seen.readings, window)
+        figures["head_npu_power_w"] = npu.mean_power(seen.readings, window)
         self._figures.append(figures)
         counted = run.result.output_tokens if run.result else 0
         self._tokens = complete(run.engine_tokens, counted, config.parallel.data_parallel_size)

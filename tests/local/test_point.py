@@ -62,6 +62,7 @@ async def test_repeats_are_one_row_and_every_window_is_kept(tmp_path: Any) -> No
     assert point.figures["windows"] == 2
     rates = [line["output_tok_s"] for line in point.lines]
     assert point.figures["output_tok_s_min"] == min(rates) and point.figures["output_tok_s_max"] == max(rates)
+    assert point.measured_s == pytest.approx(sum(window.seconds + window.drain_s for window in point.windows))
     make_row("p", "s", CONFIG, **point.figures)  # every figure has its column
     folder = PointDir(tmp_path)
     keep(folder, point)
