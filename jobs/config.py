@@ -307,6 +307,9 @@ class Bench(Section):
     quality: Annotated[Text, one_of("off", "needle")] = setting(
         "off", "needle: long-context questions at max_model_len, once a service, outside the windows"
     )
+    min_quality: Share = setting(
+        0.5, "share of the quality questions that must be answered right for valid rows; 0: any answers will do"
+    )
     quality_tokens: Count = setting(1024, "longest answer to such a question, tokens; reasoning models think first")
 
 

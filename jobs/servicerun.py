@@ -6,7 +6,7 @@ import asyncio
 import getpass
 import time
 from collections.abc import Awaitable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from jobs import calibration, reuse, serving
@@ -266,19 +266,19 @@ class ServiceRun:
 
         say(f"point {point}: {' '.join(f'{k}={v}' for k, v in self._values(point).items()) or 'measure'}")
 
-        def external_client() -> Awaitable[external.External]:
-            """Run a client that others made."""
+        def external_client(salt: int) -> Awaitable[external.External]:
+            """Run a client that others made, with other prompts than those of other salts."""
             env, mark = environment.whole({}, self._here.inherited), self._here.mark(f"client/{point}")
             folder = self._sweep.point(point).client
-            return external.measure(config, target, folder, env, mark, stop=stop, on_phase=entered)
+            asked = replace(config, bench=replace(config.bench, seed=config.bench.seed + external.SALTED * salt))
+            return external.measure(asked, target, folder, env, mark, stop=stop, on_phase=entered)
 
-        began = time.monotonic()
         run = PointRun(config, target, self._shared, probes, stop, entered, external_client)
         await supervisor.during(run.run(), stop.set)
-        measured, seconds = run.result(), time.monotonic() - began
+        measured = run.result()
         failure = await (supervisor.failure_soon() if measured.reason else supervisor.failure())
         # Beside the heartbeats: the tables of a long sweep take a moment, and a silent rank 0 counts as lost.
-        await asyncio.to_thread(self._keep, point, measured, seconds, failure)
+        await asyncio.to_thread(self._keep, point, measured, failure)
         if failure:
             raise ServiceFailed(failure)
 
@@ -289,7 +289,7 @@ class ServiceRun:
         words = "valid" if row["valid"] else row["invalid_reason"]
         say(f"point {point}: {words}, {row['output_tok_s'] or 0:.1f} output tok/s")
 
-    def _keep(self, point: str, measured: Measured, seconds: float, failure: str | None) -> None:
+    def _keep(self, point: str, measured: Measured, failure: str | None) -> None:
         reason = failure or measured.reason
         warmup = sum(window.warmup_s for window in measured.windows)
         self._set(
@@ -301,7 +301,7 @@ class ServiceRun:
             notes="; ".join(measured.notes) or None,
             engine_tokens=tokens_text(measured.engine_tokens),
             warmup_s=round(warmup, 1),
-            measure_s=round(seconds - warmup, 1),
+            measure_s=round(measured.measured_s, 1),
         )
         keep(self._sweep.point(point), measured)
         self._publish(point)

@@ -24,7 +24,7 @@ FIGURES = (*summarize(_EMPTY, Bench()), *of_series(_EMPTY))
 
 POINT = (
     *("windows", *SPREAD_COLUMNS, "saturated", "found_concurrency", "found_request_rate", "probes"),
-    *("needle_score", "npu_power_w"),
+    *("needle_score", "head_npu_power_w"),
 )
 """What several windows, a search, the questions and the hardware add."""
 

@@ -82,6 +82,8 @@ def naive(records: list[RequestRecord], opened: float, closed: float) -> dict[st
         first, last = (times[0] - r.start_s) * 1000, (times[-1] - r.start_s) * 1000
         lists["ttft"].append(first)
         lists["e2el"].append(last)
+        if (r.output_tokens or len(times)) > 1 and first == last:
+            continue
         lists["itl"] += [(b - a) * 1000 for a, b in pairwise(times)]
         if r.output_tokens and r.output_tokens > 1:
             lists["tpot"].append((last - first) / (r.output_tokens - 1))
@@ -121,7 +123,8 @@ def naive(records: list[RequestRecord], opened: float, closed: float) -> dict[st
             times = r.chunk_times.tolist()
             one = [(b - a) * 1000 for a, b in pairwise(times)]
             slow = one and naive_percentile(one, 99) > SLO.itl_ms_p99
-            kept += (times[0] - r.start_s) * 1000 <= SLO.ttft_ms_p99 and not slow
+            hidden = times[0] == times[-1] and (r.output_tokens or len(times)) > 1
+            kept += (times[0] - r.start_s) * 1000 <= SLO.ttft_ms_p99 and not slow and not hidden
     row["goodput_s"] = kept / (closed - opened)
     row["input_tokens_mean"] = plain.fmean([r.prompt_tokens for r in good]) if good else None
     row["output_tokens_mean"] = plain.fmean([r.output_tokens for r in good]) if good else None
@@ -197,6 +200,20 @@ def test_one_token_has_no_tpot_and_two_have() -> None:
     assert row["tok_s_per_user"] == pytest.approx(4.0)
     assert row["itl_ms_mean"] == pytest.approx(250.0)
     assert row["ttft_ms_mean"] == pytest.approx(500.0)
+
+
+def test_an_answer_in_one_piece_has_no_speed_of_its_tokens() -> None:
+    """64 tokens in one chunk, or in 64 chunks of one network read: a TPOT of 0 would be the best of all."""
+    one_chunk, one_read = record(10.0, 11.0, output_tokens=64), record(11.0, *[12.0] * 64)
+    for pieces in ([one_chunk], [one_read], [one_chunk, one_read]):
+        row = summarize(window(*pieces), BENCH)
+        assert {row[key] for key in KEYS if key.startswith(("tpot", "itl", "tok_s_per"))} == {None}
+        assert row["ttft_ms_p50"] == row["e2el_ms_p50"] == pytest.approx(1000.0)
+    beside = summarize(window(one_chunk, record(12.0, 12.5, 12.75)), BENCH)
+    assert beside["tpot_ms_mean"] == pytest.approx(250.0), "of those that show one"
+    assert beside["goodput_s"] == pytest.approx(0.1), "nor does it keep a limit of it"
+    assert broken(window(one_chunk, one_read), SLO) == "itl_ms_p99 is unknown: answers came in one piece"
+    assert broken(window(one_chunk), Slo(ttft_ms_p99=1500.0)) is None
 
 
 def test_tpot_goes_by_the_engines_count_and_itl_by_chunks() -> None:
