@@ -345,6 +345,10 @@ class Preflight(Section):
     shm_gib: NotNegative = setting(1.0, "least size of /dev/shm, and of what is free in it, GiB")
     memory_gib: NotNegative = setting(2.0, "least memory that is available on a node, GiB")
     disk_gib: NotNegative = setting(1.0, "least free space in results.root and in TMPDIR, GiB")
+    image_gib: NotNegative = setting(
+        15.0,
+        "unpacked size of a container's image that is not on the node yet, GiB; an import needs several times this",
+    )
     clock_s: Positive = setting(5.0, "largest difference of a node's clock from the first node's, s")
     evidence_hours: NotNegative = setting(24.0, "how long a failed node is proposed for --exclude, hours")
     exclude_sick: Flag = setting(False, "add those nodes to --exclude instead of only proposing it")

@@ -97,12 +97,12 @@ def order(config: Config, rank: int, mark: str) -> dict[str, Any]:
     made |= {"enroot": {key: str(value) for key, value in asdict(paths).items()}}
     if spec.runtime == "docker":
         made |= {"reference": spec.image.docker(), "remote": spec.image.scheme == "docker"}
-    if spec.runtime == "pyxis" and not _may_import(spec):
+    if spec.runtime == "pyxis" and not may_import(spec):
         made["image"] = None
     return made
 
 
-def _may_import(spec: Spec) -> bool:
+def may_import(spec: Spec) -> bool:
     """Whether pyxis' image can be imported once for all nodes. Else each step of pyxis does that by itself."""
     tools = shutil.which("enroot") and shutil.which("unsquashfs")
     return bool(tools) and spec.image.path is None and spec.image.scheme == "docker"
