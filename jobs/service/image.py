@@ -21,7 +21,7 @@ from containers.spec import Spec
 from jobs import process
 from jobs.config import Config
 from jobs.errors import RunError
-from jobs.files import read_json, write_json
+from jobs.files import is_there, read_json, write_json
 from jobs.rundir import RankDir
 from jobs.service import container, logs
 from jobs.service.environment import SCRUBBED
@@ -62,6 +62,8 @@ async def prepare(
     if not container.in_container(config):
         return {}
     await asyncio.to_thread(container.check_host, config)
+    if path := container.wanted(config, rank).image.path:
+        check_file(path)
     limit = config.limits.image_s
     folder.image.unlink(missing_ok=True)
     write_json(folder.image_order, order(config, rank, mark) | {"result": str(folder.image)})
@@ -86,6 +88,15 @@ async def prepare(
         reason = f"its preparation {ended}: {logs.last_line(folder.image_log)}"
         raise RunError("container.image", config.container.image, reason, f"See {folder.image_log}.")
     return found
+
+
+def check_file(path: str) -> None:
+    """Raise RunError where an image's file is not on this node, or cannot be seen."""
+    if (there := is_there(Path(path))) is None:
+        reason = "this user cannot see it on this node"
+        raise RunError("container.image", path, reason, "Open the directory above it, or copy it elsewhere.")
+    if not there or not Path(path).is_file():
+        raise RunError("container.image", path, "there is no such file on this node", "Copy it there.")
 
 
 def order(config: Config, rank: int, mark: str) -> dict[str, Any]:

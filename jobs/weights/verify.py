@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs.ascend.architecture import Architecture, from_hf_config
 from jobs.errors import ConfigError
+from jobs.files import is_there
 from jobs.weights.checkpoint import (
     CONFIG,
     DESCRIPTION,
@@ -75,6 +76,9 @@ def verify(
         against: a manifest that it must agree with, for example the other node's.
         progress: told the bytes that were read for hashes.
     """
+    if is_there(path) is None:
+        unseen = Finding(str(path), "this user cannot see it", "Open the directory above it, or set model.path.")
+        return Report(path, (unseen,), Manifest({}, {}, {}, seed), None, 0)
     if not path.is_dir():
         missing = Finding(str(path), "there is no such directory", "Fetch the checkpoint, or set model.path.")
         return Report(path, (missing,), Manifest({}, {}, {}, seed), None, 0)
