@@ -184,9 +184,7 @@ class Container(Section):
     runtime: Annotated[Text, one_of("none", "enroot", "pyxis", "docker")] = setting(
         "none", "none: directly on the node; enroot, pyxis or docker"
     )
-    image: Text | None = setting(
-        None, "registry#image:tag (Hydra wants quotes around a #), registry/image:tag, or a .sqsh path"
-    )
+    image: Text | None = setting(None, "registry#image:tag, registry/image:tag, or a .sqsh path")
     registry: Text | None = setting(None, "host put before an image that names no registry", scope="sweep")
     mounts: tuple[Text, ...] = setting((), "SRC:DST[:FLAGS], flags joined by +; SRC alone: the same path inside")
     devices: tuple[Text, ...] | None = setting(None, "null: the NPU devices, for engine=vllm_ascend", scope="sweep")

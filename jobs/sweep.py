@@ -72,6 +72,9 @@ def main() -> None:
     try:
         if shown and (options.multirun or options.run):
             raise ConfigError(f"--{shown[0]}", "--multirun", "one of them shows, the other runs", "Give one of them.")
+        # Hydra reads the command line itself; a value as it is typed may need quotes for its grammar.
+        sys.argv = [compose.quoted(word) if word in options.overrides else word for word in sys.argv]
+        options.overrides = [compose.quoted(word) for word in options.overrides]
         if not shown:
             compose.check(options.overrides)
             # Without -m the same path is taken with one point; a comma is then an error, as in Hydra.
