@@ -127,6 +127,9 @@ class Engine(Section):
     host: Text = setting("0.0.0.0", "bind address of the API server", scope="sweep")
     port: Port | None = setting(None, "API port; null: derived from the job id", scope="sweep")
     data_parallel_rpc_port: Port | None = setting(None, "null: derived from the job id", scope="sweep")
+    checks_release: Flag = setting(
+        True, "in a container: refuse an installed vllm-ascend of another release; false: warn", scope="sweep"
+    )
     checks_model_path: Flag = setting(True, "model.path must exist on every node", scope="sweep")
     rehearsal: Rehearsal = section(Rehearsal, "for engine=simulator only")
 

@@ -210,6 +210,7 @@ def _entry(config: Config, spec: Spec, env: Mapping[str, str], scratch: Path) ->
         read_only=tuple(target for target, one in binds.items() if one.read_only),
         devices=spec.devices,
         needed=needed,
+        release=config.engine.release if npus and config.engine.checks_release else None,
     )
 
 
