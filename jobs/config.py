@@ -67,8 +67,11 @@ class Model(Section):
         " container it must be mounted under the same path. null: not staged",
         scope="sweep",
     )
-    verify: Annotated[Text, one_of("sizes", "none")] = setting(
-        "sizes", "before the engines start. sizes: all shards are whole, and the same on every node", scope="sweep"
+    verify: Annotated[Text, one_of("sizes", "sampled", "none")] = setting(
+        "sizes",
+        "before the engines start. sizes: all shards are whole, W8A8 where that is asked for, and the same on every"
+        " node; sampled: some of their content too",
+        scope="sweep",
     )
 
     @property

@@ -22,6 +22,7 @@ from jobs.files import is_there, read_json, write_json
 from jobs.rundir import RankDir
 from jobs.service import container, environment, logs
 from jobs.service.engine import Engine
+from jobs.weights.verify import SAMPLED
 
 POLL_S = 2.0
 _PROGRESS = re.compile(r"^staged (\S+/\S+ GiB)", re.MULTILINE)
@@ -80,6 +81,8 @@ async def _stage(engine: Engine, inherited: Mapping[str, str]) -> Parts:
         "source": str(container.checkpoint(config)),
         "stage_to": model.stage_to,
         "check": model.verify != "none",
+        "sampled": SAMPLED if model.verify == "sampled" else 0,
+        "w8a8": model.quantization == "ascend",
         "weights": model.load_format != "dummy",
         "result": str(folder.checkpoint),
     }

@@ -16,6 +16,7 @@ from jobs.weights.checkpoint import (
     FETCH_AGAIN,
     TOKENIZERS,
     Finding,
+    Shards,
     files,
     read_object,
     read_shards,
@@ -86,20 +87,20 @@ def verify(
     findings = [wrong] if wrong else _config(config, path, expected.architecture)
     shards = read_shards(path)
     findings += shards.findings
-    shares: Shares | None = None
-    if expected.w8a8:
-        description, wrong = read_object(path / DESCRIPTION)
-        if wrong:
-            findings.append(wrong)
-        else:
-            shares, found = examine(description, shards.headers)
-            findings += found
+    shares, found = _w8a8(path, shards) if expected.w8a8 else (None, [])
+    findings += found
     findings += _tokenizer(path)
     manifest, unreadable = make_manifest(path, sampled=sampled, whole=whole, seed=seed, like=against, progress=progress)
     findings += unreadable
     if against:
         findings += compare(manifest, against, "the manifest")
     return Report(path, tuple(findings), manifest, shares, len(shards.headers))
+
+
+def _w8a8(path: Path, shards: Shards) -> tuple[Shares | None, list[Finding]]:
+    """Return what speaks against W8A8, and the shares of all types where the checkpoint is described."""
+    description, wrong = read_object(path / DESCRIPTION)
+    return (None, [wrong]) if wrong else examine(description, shards.headers)
 
 
 def _config(config: Mapping[str, Any], path: Path, expected: Architecture | None) -> list[Finding]:
@@ -136,22 +137,26 @@ def _tokenizer(path: Path) -> list[Finding]:
     return findings
 
 
-def check_sizes(path: Path, *, weights: bool) -> tuple[Manifest, list[Finding]]:
-    """Check quickly, as every rank does before its engine starts: config.json, and every shard's size.
+def check_sizes(path: Path, *, weights: bool, w8a8: bool = False, sampled: int = 0) -> tuple[Manifest, list[Finding]]:
+    """Check quickly, as every rank does before its engine starts: config.json, every shard's size, and its dtypes.
 
     Args:
         path: the checkpoint.
         weights: False where none are loaded (model.load_format=dummy): then only config.json counts.
+        w8a8: the weights shall be W8A8 (model.quantization=ascend); the headers that are read anyway say so.
+        sampled: weight files of which blocks are hashed, for two ranks to compare.
     """
     _, wrong = read_object(path / CONFIG)
     if not weights:
         manifest, findings = _config_alone(path)
         return manifest, [wrong] if wrong else findings
-    manifest, findings = make_manifest(path)
+    manifest, findings = make_manifest(path, sampled=sampled)
     safetensors = any(name.endswith(".safetensors") or name.endswith(".index.json") for name in files(path))
     # Other formats (.bin) have no header that tells their size: they are compared between the nodes alone.
-    shards = list(read_shards(path).findings) if safetensors or not _other_weights(path) else []
-    return manifest, [*([wrong] if wrong else []), *shards, *findings]
+    shards = read_shards(path) if safetensors or not _other_weights(path) else Shards()
+    found = [*([wrong] if wrong else []), *shards.findings, *findings]
+    # A shard that is not whole is the first thing to mend: what is missing with it says nothing more.
+    return manifest, found + (_w8a8(path, shards)[1] if w8a8 and not found else [])
 
 
 def _config_alone(path: Path) -> tuple[Manifest, list[Finding]]:
