@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -24,8 +25,8 @@ from jobs.errors import RunError, UserError
 def main(path: Path) -> NoReturn:
     """Prepare and become.
 
-    The file holds: runtime, name, argv and env of the start; for enroot its directories, the image or its file, the
-    store of images and the folder of the entry script; for docker the commands that come before the start.
+    The file holds: runtime, name, mark of the rank, argv and env of the start, folder of the entry script; for enroot
+    its directories, the image or its file, and the store of images; for docker the commands that come before the start.
     """
     signal.signal(signal.SIGTERM, _end)
     task = json.loads(path.read_text())
@@ -36,7 +37,7 @@ def main(path: Path) -> NoReturn:
         if runtime == "enroot":
             _prepare_enroot(task, host)
         elif runtime == "pyxis":
-            pyxis.check_plugin()
+            _prepare_pyxis(task, host)
         elif runtime == "docker":
             _prepare_docker(task, host)
         process.become(argv, env | {process.MARK: host.get(process.MARK, "")})
@@ -47,14 +48,14 @@ def main(path: Path) -> NoReturn:
 
 def _prepare_enroot(task: dict[str, object], host: dict[str, str]) -> None:
     paths = enroot.Paths(**{key: Path(value) for key, value in cast(dict[str, str], task["enroot"]).items()})
-    name = str(task["name"])
+    name, mark = str(task["name"]), str(task["mark"])
     paths.make()
     old = enroot.leftovers(paths, process.marks)
     if (paths.data / name).exists():
-        if not name.startswith(enroot.PREFIX):
-            reason = "there is a root of this name already"
-            raise RunError("container.name", name, reason, f"Run `enroot remove {name}`, or leave the name out.")
-        old.append(name)  # of an earlier attempt of this rank: it may have been changed
+        whose = mark if name == enroot.root_name(mark) else enroot.owner(paths.data / name)
+        if whose != mark and (whose is None or whose in process.marks()):
+            raise enroot.clash(name, paths)
+        old.append(name)  # of an earlier attempt of this rank, or of a dead one: it may have been changed
     for one in old:
         _say(f"removing {one}, which was left behind")
         enroot.remove(one, paths, host)
@@ -70,8 +71,19 @@ def _prepare_enroot(task: dict[str, object], host: dict[str, str]) -> None:
         ).path
     elif wrong := problem(Path(str(file))):
         raise RunError("container.image", file, wrong, "Copy it again, or import it: python -m jobs image import.")
-    root = enroot.create(Path(str(file)), name, paths, host)
+    root = enroot.create(Path(str(file)), name, paths, host, mark)
     Files(Path(str(task["folder"]))).root.write_text(enroot.identity(root))
+
+
+def _prepare_pyxis(task: dict[str, object], host: dict[str, str]) -> None:
+    pyxis.check_plugin()
+    name = task["name"]
+    # Without enroot on PATH nobody can look; the flag `create` of the name still refuses a container that is there.
+    if name is not None and shutil.which("enroot"):
+        listed = process.run(pyxis.list_argv(), env=pyxis.enroot_env(host)).stdout
+        for root in pyxis.roots(str(name), str(task["mark"]).partition("/")[0], listed):
+            raise pyxis.clash(str(name), root)
+        Files(Path(str(task["folder"]))).free.touch()
 
 
 def _prepare_docker(task: dict[str, object], host: dict[str, str]) -> None:
@@ -84,6 +96,9 @@ def _prepare_docker(task: dict[str, object], host: dict[str, str]) -> None:
             process.run(docker.remove_argv(name), env=host)
     for argv in cast(list[list[str]], task["prepare"]):
         code, output = process.stream(argv, host, sys.stderr)
+        if docker.is_clash(output) and code != 0:
+            name = str(task["name"])
+            raise docker.clash(name, process.run(docker.holder_argv(name), env=host).stdout)
         if code != 0:
             reason = f"`{' '.join(argv[:2])}` ended with code {code}: {' '.join(output.split())[-300:]}"
             raise RunError("container.runtime", "docker", reason, "Try it by hand on this node.")

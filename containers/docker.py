@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from containers.spec import Mount, Spec
-from jobs.errors import ConfigError
+from jobs.errors import ConfigError, RunError
 
 LABEL = "serving-sweep"
 """Label of our containers; its value is the user and the rank that they belong to, as UID:MARK."""
@@ -68,6 +68,35 @@ def list_argv() -> list[str]:
         "--format",
         f'{{{{.Names}}}} {{{{.Label "{LABEL}"}}}}',
     ]
+
+
+def owner(uid: int, mark: str) -> str:
+    """Return the value of our label: the user and the rank that a container belongs to."""
+    return f"{uid}:{mark}"
+
+
+def is_clash(output: str) -> bool:
+    """Return whether `docker run` failed because a container has the name already; then it made none."""
+    return "Conflict. The container name" in output
+
+
+def holder_argv(name: str) -> list[str]:
+    """Return what tells of a container its state, its image, and the value of our label, if it has it."""
+    what = f'{{{{.State.Status}}}} {{{{.Config.Image}}}} {{{{index .Config.Labels "{LABEL}"}}}}'
+    return ["docker", "container", "inspect", "--format", what, name]
+
+
+def clash(name: str, holder: str) -> RunError:
+    """Return the error that says who has a name; `holder`: what holder_argv told."""
+    state, image, owned = (*holder.split(), "", "", "")[:3]
+    uid, _, mark = owned.partition(":")
+    whose = f"of the rank {mark} (job/service/rank) of user {uid}" if mark else "that this tool did not make"
+    return RunError(
+        "container.name",
+        name,
+        f"docker has a container of this name already, {state or 'in some state'}, of {image or 'some image'}, {whose}",
+        f"Put {{job}} into the name, or leave it out; `docker rm --force {name}` removes it with all that runs in it.",
+    )
 
 
 def mount_words(mount: Mount) -> list[str]:

@@ -28,6 +28,9 @@ PREFIX = "serving-sweep."
 PART = ".part."
 """Stands in the name of a root that is being made."""
 
+MARKER = ".serving-sweep"
+"""File in a root of ours: the mark of the rank that it was made for, and the identity that no copy of it has."""
+
 REMOVE_TRIES = 5
 
 
@@ -140,6 +143,9 @@ def check(spec: Spec) -> None:
             raise ConfigError("container.mounts", mount, reason, "Use a path without blanks, or a link to it.")
     if spec.name is not None and ("/" in spec.name or not spec.name or spec.name.startswith("-")):
         raise ConfigError("container.name", spec.name, "a name has no / and no - in front", "Choose another name.")
+    if spec.name is not None and spec.name.startswith(PREFIX):
+        reason = "roots of such names are removed when no rank of theirs lives"
+        raise ConfigError("container.name", spec.name, reason, "Choose another name, or leave it out.")
 
 
 _FAULTS = (
@@ -210,22 +216,24 @@ def digest(image: Image, env: Mapping[str, str]) -> str | None:
     return match.group() if match and found.returncode == 0 else None
 
 
-def create(file: Path, name: str, paths: Paths, env: Mapping[str, str]) -> Path:
-    """Make a root of a squashfs file, or take the one that is there. Returns its directory.
+def create(file: Path, name: str, paths: Paths, env: Mapping[str, str], mark: str) -> Path:
+    """Make a root of a squashfs file for a rank, or take the one that it has. Returns its directory.
 
     A root of this name is always whole: it is made under another name, under a lock of this node, then renamed.
 
     Raises:
-        RunError: enroot failed.
+        RunError: enroot failed, or the name is somebody else's.
     """
     paths.make()
-    root, whole = paths.data / name, dict(env) | paths.env()
+    root, whole, own = paths.data / name, dict(env) | paths.env(), root_name(mark)
     with exclusive(paths.data / ".serving-sweep.lock", lambda: print(f"waiting to create {name}", file=sys.stderr)):
-        if root.is_dir():
-            return root
-        for dead in paths.data.glob(f"{name}{PART}*"):  # whoever made it held this lock, and is gone
+        if root.exists():
+            if owner(root) == mark:
+                return root
+            raise clash(name, paths)
+        for dead in paths.data.glob(f"{own}{PART}*"):  # whoever made it held this lock, and is gone
             remove(dead.name, paths, env)
-        part = f"{name}{PART}{os.getpid()}"
+        part = f"{own}{PART}{os.getpid()}"
         made = False
         try:
             code, output = process.stream(create_argv(file, part), whole, sys.stderr)
@@ -233,12 +241,41 @@ def create(file: Path, name: str, paths: Paths, env: Mapping[str, str]) -> Path:
                 raise failure("create", "container.image", file, code, output)
             if wrong := _half_made(paths.data / part):
                 raise RunError("container.image", file, f"enroot create ended without an error, but {wrong}", "Retry.")
+            _mark(paths.data / part, mark)
             (paths.data / part).rename(root)
             made = True
         finally:
             if not made:
                 remove(part, paths, env)
     return root
+
+
+def _mark(root: Path, mark: str) -> None:
+    try:
+        (root / MARKER).write_text(f"{mark}\n{identity(root)}\n")
+    except OSError as error:
+        raise RunError(str(root), "(mark)", str(error), "enroot itself has to write into a root; look there.") from None
+
+
+def owner(root: Path) -> str | None:
+    """Return the mark of the rank that a root was made for; None: we did not make it."""
+    try:
+        mark, made = (root / MARKER).read_text().splitlines()
+        return mark if made == identity(root) else None
+    except (OSError, ValueError):
+        return None
+
+
+def clash(name: str, paths: Paths) -> RunError:
+    """Return the error that says whose a root is that stands in the way."""
+    mark = owner(paths.data / name)
+    whose = f"of the rank {mark} (job/service/rank), which lives" if mark else "that this tool did not make"
+    return RunError(
+        "container.name",
+        name,
+        f"there is a root of this name already in {paths.data}, {whose}",
+        f"Put {{job}} into the name, or leave it out; `ENROOT_DATA_PATH={paths.data} enroot remove {name}` removes it.",
+    )
 
 
 def _half_made(root: Path) -> str | None:

@@ -38,6 +38,7 @@ CLIENT = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TERM", "TMPDIR", "SLURM_CO
 class Box:
     """The container of a rank on its node. `argv`, `env`: of the process that prepares it and becomes the engine."""
 
+    mark: str
     spec: Spec
     files: Files
     argv: list[str]
@@ -87,24 +88,48 @@ class Box:
                 os.kill(pid, signal.SIGTERM)
 
     def remove(self) -> list[str]:
-        """Remove the container after its processes have ended. Returns what is left of it."""
+        """Remove the container after its processes have ended, if this rank made it. Returns what is left of it."""
         name = self.spec.name
         if name is None:
             return []  # pyxis removes unnamed ones with their step
         try:
             if self.spec.runtime == "enroot":
-                assert self.paths is not None
-                parts = [path.name for path in self.paths.data.glob(f"{name}{enroot.PART}*")]
-                left = [enroot.remove(one, self.paths, self.host) for one in (*parts, name)]
-                return [one for one in left if one]
-            argv = docker.remove_argv(name) if self.spec.runtime == "docker" else pyxis.remove_argv(name)
-            code = process.run(argv, env=self.host, timeout_s=120).returncode
+                return self._remove_root(name)
             if self.spec.runtime == "docker":
-                shown = process.run(docker.list_argv(), env=self.host).stdout.splitlines()
-                return [f"container {name}" for line in shown if line.split()[:1] == [name]]
+                return self._remove_docker(name)
+            return self._remove_named(name)
         except RunError as error:
             return [f"container {name}: {error.reason}"]
-        return [f"container pyxis_{name}"] if code else []
+
+    def _remove_named(self, name: str) -> list[str]:
+        """Remove what pyxis keeps. Where the entry script did not run, somebody else may have made it: it is told."""
+        if not self.files.entered.exists() and not self.files.free.exists():
+            return []
+        env, job = pyxis.enroot_env(self.host), self.mark.partition("/")[0]
+        found = pyxis.roots(name, job, process.run(pyxis.list_argv(), env=env).stdout)
+        if self.files.entered.exists():
+            for root in found:
+                process.run(pyxis.remove_argv(root), env=env, timeout_s=600)
+            found = pyxis.roots(name, job, process.run(pyxis.list_argv(), env=env).stdout)
+            return [f"container {root}" for root in found]
+        return [f"container {root}: remove it if nobody else made it: `enroot remove {root}`" for root in found]
+
+    def _remove_root(self, name: str) -> list[str]:
+        assert self.paths is not None
+        own = enroot.root_name(self.mark)
+        names = {path.name for path in self.paths.data.glob(f"{own}{enroot.PART}*")} | {own}
+        if enroot.owner(self.paths.data / name) == self.mark:
+            names.add(name)
+        left = [enroot.remove(one, self.paths, self.host) for one in sorted(names)]
+        return [one for one in left if one]
+
+    def _remove_docker(self, name: str) -> list[str]:
+        mine = f"{name} {docker.owner(os.getuid(), self.mark)}"
+        if mine not in process.run(docker.list_argv(), env=self.host).stdout.splitlines():
+            return []
+        process.run(docker.remove_argv(name), env=self.host, timeout_s=120)
+        shown = process.run(docker.list_argv(), env=self.host).stdout.splitlines()
+        return [f"container {name}"] if mine in shown else []
 
 
 def prepare(
@@ -134,14 +159,15 @@ def prepare(
     client = {name: host[name] for name in CLIENT if name in host}
     command = entry.command(files, argv)
     paths = container.enroot_paths(config, job, place.rank) if spec.runtime == "enroot" else None
-    task: dict[str, Any] = {"runtime": spec.runtime, "name": spec.name, "env": client | dict(spec.env)}
+    task: dict[str, Any] = {"runtime": spec.runtime, "name": spec.name, "mark": mark, "env": client | dict(spec.env)}
+    task["folder"] = str(scratch)
     store = container.images(config)
     if spec.runtime == "enroot":
         assert paths is not None
         task["argv"] = enroot.start_argv(spec, str(spec.name), files.rc, command)
         task["env"] |= enroot.start_env(spec, paths)
         task |= {"enroot": {key: str(value) for key, value in asdict(paths).items()}, "store": str(store)}
-        task |= {"image": asdict(spec.image), "file": spec.image.path, "folder": str(scratch)}
+        task |= {"image": asdict(spec.image), "file": spec.image.path}
     elif spec.runtime == "pyxis":
         found = None if spec.image.path or not shutil.which("unsquashfs") else Store(store).find(spec.image)
         if found:
@@ -150,12 +176,12 @@ def prepare(
         task["argv"] = pyxis.step_argv(spec, job, node, command)
     else:
         name = str(spec.name)
-        run = docker.detached(docker.run_argv(spec), f"{os.getuid()}:{mark}")
+        run = docker.detached(docker.run_argv(spec), docker.owner(os.getuid(), mark))
         task |= {"argv": docker.exec_argv(name, command), "prepare": [run, *docker.copy_argvs(name, str(scratch))]}
     write_json(scratch / "task.json", task, mode=0o600)
     outer = host | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), host.get("PYTHONPATH"))))}
     start = [sys.executable, "-m", "containers", str(scratch / "task.json")]
-    return Box(spec, files, start, outer, host, missing, paths)
+    return Box(mark, spec, files, start, outer, host, missing, paths)
 
 
 def _here(config: Config, rank: int, mark: str) -> tuple[Spec, tuple[str, ...]]:

@@ -214,7 +214,7 @@ def test_twenty_creates_at_once(tmp_path: Path, fakes: Fakes, seed: int, kill: i
 
     def work() -> None:
         quiet()
-        root = enroot.create(file, name, where, env)
+        root = enroot.create(file, name, where, env, "7/s/0")
         os._exit(0 if (root / "usr/bin/sh").exists() and root.name == name else 9)
 
     codes = crowd(work, seed, kill, before_s=1.0)
@@ -240,7 +240,7 @@ def test_a_create_that_only_seems_to_work_leaves_no_root(tmp_path: Path, fakes: 
     fakes.tell(enroot_create=told)
     file, where = fakes.image(tmp_path / "x.sqsh"), paths(tmp_path)
     with pytest.raises(RunError):
-        enroot.create(file, "serving-sweep.7.s.0", where, dict(os.environ))
+        enroot.create(file, "serving-sweep.7.s.0", where, dict(os.environ), "7/s/0")
     assert [path.name for path in where.data.iterdir()] == [".serving-sweep.lock"]
 
 

@@ -38,6 +38,11 @@ OTHERS = [
     (["srun", "--jobid=8", *SRUN[1:], IMAGE, "true"], 1, "Invalid job id"),
     (["srun", *SRUN[:1], *SRUN[2:], IMAGE, "true"], 1, "temporarily disabled"),
     (["srun", *SRUN, "--container-mounts=/etc:/x", "true"], 0, "ignoring --container-mounts"),
+    (["srun", *SRUN, IMAGE, "--container-name=used:create", "true"], 1, "the container already exists"),
+    (["srun", *SRUN, IMAGE, "--container-name=used:other", "true"], 255, "flag must be"),
+    (["srun", *SRUN, IMAGE, "--container-name=:create", "true"], 255, "empty name"),
+    (["srun", *SRUN, "--container-name=used:exec", "true"], 1, "the container is not running"),
+    (["srun", *SRUN, "--container-name=none", "true"], 1, '"pyxis_none" does not exist, and --container-image is not'),
     (["docker", "run", "-it", URI.removeprefix("docker://").replace("#", "/"), "bash"], 1, "not a TTY"),
     (["docker", "run", "--detach", "nosuch", "bash"], 125, "Unable to find image"),
     (["docker", "run", "--nosuch", "x"], 125, "unknown flag"),
@@ -55,6 +60,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
     fakes.image(here / "good.sqsh")
     (here / "there").write_text("not an image")
     (here / "data/half").mkdir(parents=True)
+    (here / "bin/pyxis/pyxis_used").mkdir(parents=True)
     env = os.environ | {f"ENROOT_{name.upper()}_PATH": str(here / name) for name in ("data", "cache", "runtime")}
     env["PATH"] = f"{here}/bin:{env['PATH']}"
     subprocess.run(["enroot", "create", "-n", "root", "good.sqsh"], cwd=here, env=env, check=True)
