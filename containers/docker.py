@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from containers.spec import Mount, Spec
@@ -45,6 +46,26 @@ def copy_argvs(name: str, folder: str) -> list[list[str]]:
     """Return what puts a directory of the node into a running container, under the same path: no mount is needed."""
     parent = folder.rstrip("/").rpartition("/")[0] or "/"
     return [["docker", "exec", name, "mkdir", "-p", parent], ["docker", "cp", folder, f"{name}:{folder}"]]
+
+
+def made_of_argv(name: str) -> list[str]:
+    """Return what tells the id of the image that a container was made of."""
+    return ["docker", "container", "inspect", "--format", "{{.Image}}", name]
+
+
+def image_argv(reference: str) -> list[str]:
+    """Return what tells the id of the image that a reference stands for on this node, and its registries' digests."""
+    return ["docker", "image", "inspect", "--format", "{{.Id}} {{json .RepoDigests}}", reference]
+
+
+def read_image(output: str, repository: str) -> tuple[str | None, str | None]:
+    """Return an image's id, and its digest: that of its repository where it has one, else the id; from image_argv."""
+    found, _, rest = output.strip().partition(" ")
+    try:
+        digests = dict(one.split("@", 1) for one in json.loads(rest or "null") or [])
+    except ValueError:
+        digests = {}
+    return found or None, digests.get(repository) or next(iter(digests.values()), None) or found or None
 
 
 def exec_argv(name: str, command: Sequence[str]) -> list[str]:

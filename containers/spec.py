@@ -61,9 +61,12 @@ class Image:
 
     def docker(self) -> str:
         """Return docker's reference."""
-        registry = f"{self.registry}/" if self.registry else ""
         tag = f":{self.tag}" if self.tag else ""
-        return f"{registry}{self.repository}{tag}" + (f"@{self.digest}" if self.digest else "")
+        return f"{self.docker_repository()}{tag}" + (f"@{self.digest}" if self.digest else "")
+
+    def docker_repository(self) -> str:
+        """Return the name under which docker keeps the digests of a registry."""
+        return f"{self.registry}/{self.repository}" if self.registry else self.repository
 
 
 def parse_image(text: str, registry: str | None = None) -> Image:

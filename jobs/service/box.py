@@ -76,6 +76,14 @@ class Box:
             return entry.read_proof(self._read(self.files.proof))
         return entry.read_proof("")
 
+    def image_id(self) -> str | None:
+        """Return the id of the image that docker made the container of; other runtimes do not tell."""
+        if self.spec.runtime != "docker":
+            return None
+        with contextlib.suppress(RunError):
+            return process.run(docker.made_of_argv(str(self.spec.name)), env=self.host).stdout.strip() or None
+        return None
+
     def terminate(self) -> None:
         """Send SIGTERM to the engine itself: `docker exec` and `srun` would not hand it on."""
         pid = self.pid()
@@ -250,6 +258,10 @@ def differences(config: Config, box: Box, proof: Proof) -> tuple[Difference, ...
     release = config.engine.release
     if version and not (version + ".").startswith(release + "."):
         found.append(Difference("engine.release", release, f"vllm_ascend {version} in the image", error=False))
+    if made := box.image_id():
+        wanted, _ = container.docker_image(box.spec.image, box.host)
+        if wanted and made != wanted:
+            found.append(Difference("container.image", f"{box.spec.image.docker()} ({wanted})", made, error=True))
     for name in box.missing:
         found.append(Difference("container", name, None, error=False))
     return tuple(found)
@@ -261,6 +273,7 @@ def record(box: Box, proof: Proof) -> dict[str, Any]:
     return {
         "runtime": spec.runtime,
         "image": str(spec.image),
+        "image_id": box.image_id(),
         "name": spec.name,
         "mounts": [str(mount) for mount in spec.mounts],
         "devices": list(spec.devices),

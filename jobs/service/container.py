@@ -14,8 +14,9 @@ from pathlib import Path
 from containers import ascend, docker, enroot, entry, pyxis
 from containers.entry import Files
 from containers.recipes import resolve
-from containers.spec import Mount, Spec, host_path, parse_mount, size_bytes
+from containers.spec import Image, Mount, Spec, host_path, parse_mount, size_bytes
 from containers.store import Store
+from jobs import process
 from jobs.config import Config
 from jobs.errors import ConfigError, RunError
 from jobs.rundir import images_path
@@ -158,14 +159,27 @@ def enroot_paths(config: Config, job: str = "", rank: int = 0) -> enroot.Paths:
 
 
 def known_digest(config: Config) -> str | None:
-    """Return the digest of the image, where it has been imported; None: it cannot be seen from here."""
+    """Return the digest of the image, where it has been imported; None: it cannot be seen from here.
+
+    Docker's is the one that its daemon here has for the reference: that of the registry, or the image's id.
+    """
     if not in_container(config) or config.container.image is None:
         return None
     image = resolve(config.container.image, config.container.registry)
+    if config.container.runtime == "docker":
+        return docker_image(image, os.environ)[1] or image.digest
     with contextlib.suppress(RunError):
         found = None if image.path else Store(images(config)).find(image)
         return found.digest if found else image.digest
     return image.digest
+
+
+def docker_image(image: Image, env: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """Return id and digest of what docker has here under a reference; None: it has none, or does not answer."""
+    with contextlib.suppress(RunError):
+        found = process.run(docker.image_argv(image.docker()), env=env, timeout_s=20)
+        return docker.read_image(found.stdout if found.returncode == 0 else "", image.docker_repository())
+    return None, None
 
 
 def _filled(text: str, job: str, rank: int) -> str:

@@ -279,6 +279,23 @@ async def test_pyxis_itself_refuses_a_name_that_nobody_could_look_up(tmp_path: P
     assert theirs.exists()
 
 
+async def test_docker_is_asked_what_image_the_container_was_made_of(tmp_path: Path, fakes: Fakes) -> None:
+    one = engine(tmp_path, "docker")
+    assert fingerprint.here(one.config).image_digest is None
+    await one.start(dict(os.environ) | INHERITED)
+    await until_says(one, "up")
+    assert fingerprint.here(one.config).image_digest == DIGEST
+    assert one.inspect() == ()
+    made = read_json(one.folder.effective)["container"]["image_id"]
+    assert made.startswith("sha256:")
+    assert made != DIGEST
+    fakes.tell(node="node1", images={URI: None})  # the tag has moved to an image that was built here
+    assert fingerprint.here(one.config).image_digest not in (DIGEST, made, None)
+    [difference] = one.inspect()
+    assert (difference.key, difference.effective, difference.error) == ("container.image", made, True)
+    assert await one.stop() == []
+
+
 async def test_an_import_that_hangs_ends_with_its_rank(tmp_path: Path, fakes: Fakes) -> None:
     fakes.tell(enroot_import={"hang": True})
     one = engine(tmp_path, "enroot")
