@@ -43,9 +43,17 @@ def detached(argv: Sequence[str], owner: str) -> list[str]:
 
 
 def copy_argvs(name: str, folder: str) -> list[list[str]]:
-    """Return what puts a directory of the node into a running container, under the same path: no mount is needed."""
+    """Return what puts a directory of the node into a running container, under the same path: no mount is needed.
+
+    The daemon refuses it for a container that is --read-only, wherever the copy would go but to a volume.
+    """
     parent = folder.rstrip("/").rpartition("/")[0] or "/"
     return [["docker", "exec", name, "mkdir", "-p", parent], ["docker", "cp", folder, f"{name}:{folder}"]]
+
+
+def clear_argv(name: str, folder: str) -> list[str]:
+    """Return what empties a mounted directory from inside: what root wrote there only root can remove."""
+    return ["docker", "exec", name, "find", folder, "-mindepth", "1", "-delete"]
 
 
 def made_of_argv(name: str) -> list[str]:

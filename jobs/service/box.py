@@ -135,6 +135,8 @@ class Box:
         mine = f"{name} {docker.owner(os.getuid(), self.mark)}"
         if mine not in process.run(docker.list_argv(), env=self.host).stdout.splitlines():
             return []
+        if not self.spec.writable:
+            process.run(docker.clear_argv(name, str(self.files.folder)), env=self.host, timeout_s=120)
         process.run(docker.remove_argv(name), env=self.host, timeout_s=120)
         shown = process.run(docker.list_argv(), env=self.host).stdout.splitlines()
         return [f"container {name}"] if mine in shown else []
@@ -159,8 +161,10 @@ def prepare(
     spec, missing = _here(config, place.rank, mark)
     _check_shm(spec)
     env = dict(variables) | {MARK: mark, "TMPDIR": str(scratch)}
+    if spec.runtime != "docker" or not spec.writable:
+        spec = replace(spec, mounts=(*spec.mounts, Mount(str(scratch), str(scratch))))
     if spec.runtime != "docker":
-        spec = replace(spec, mounts=(*spec.mounts, Mount(str(scratch), str(scratch))), env=container.handed_on(env))
+        spec = replace(spec, env=container.handed_on(env))
     write_text(files.script, entry.script(_entry(config, spec, env, scratch), files), mode=0o600)
     write_text(files.rc, entry.RC)
     host = {name: value for name, value in inherited.items() if not name.startswith(SCRUBBED) or name == "SLURM_CONF"}
@@ -185,7 +189,8 @@ def prepare(
     else:
         name = str(spec.name)
         run = docker.detached(docker.run_argv(spec), docker.owner(os.getuid(), mark))
-        task |= {"argv": docker.exec_argv(name, command), "prepare": [run, *docker.copy_argvs(name, str(scratch))]}
+        copies = docker.copy_argvs(name, str(scratch)) if spec.writable else []
+        task |= {"argv": docker.exec_argv(name, command), "prepare": [run, *copies]}
     write_json(scratch / "task.json", task, mode=0o600)
     outer = host | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), host.get("PYTHONPATH"))))}
     start = [sys.executable, "-m", "containers", str(scratch / "task.json")]

@@ -126,10 +126,10 @@ def planned(config: Config, place: Placement, argv: Sequence[str], variables: Ma
     spec = wanted(config, place.rank)
     spec = replace(spec, env=handed_on(variables))
     command = entry.command(PLANNED, argv)
+    if spec.runtime != "docker" or not spec.writable:
+        spec = replace(spec, mounts=(*spec.mounts, Mount(str(PLANNED.folder), str(PLANNED.folder))))
     if spec.runtime == "docker":
-        run = docker.run_argv(spec)
-        return [run, docker.exec_argv(spec.name or "{name}", command)]
-    spec = replace(spec, mounts=(*spec.mounts, Mount(str(PLANNED.folder), str(PLANNED.folder))))
+        return [docker.run_argv(spec), docker.exec_argv(spec.name or "{name}", command)]
     if spec.runtime == "pyxis":
         return [pyxis.step_argv(spec, "{job_id}", "{node}", command)]
     name, file = spec.name or "{name}", Path(spec.image.path or "{images}/{digest}.sqsh")

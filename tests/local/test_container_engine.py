@@ -279,6 +279,21 @@ async def test_pyxis_itself_refuses_a_name_that_nobody_could_look_up(tmp_path: P
     assert theirs.exists()
 
 
+@pytest.mark.parametrize("runtime", ["enroot", "pyxis", "docker"])
+async def test_an_engine_lives_in_a_container_that_cannot_be_written(
+    tmp_path: Path, fakes: Fakes, runtime: str
+) -> None:
+    one = engine(tmp_path, runtime, container__writable=False)
+    await one.start(dict(os.environ) | INHERITED)
+    await until_says(one, "up")
+    assert {difference.key for difference in one.inspect()} <= {"VLLM_FROM_IMAGE"}
+    assert one._box is not None
+    assert str(one._scratch) in one._box.proof().mounts
+    assert await one.stop() == []
+    assert "ends itself" in one.folder.log.read_text()
+    assert not Path(str(one._scratch)).exists()
+
+
 async def test_docker_is_asked_what_image_the_container_was_made_of(tmp_path: Path, fakes: Fakes) -> None:
     one = engine(tmp_path, "docker")
     assert fingerprint.here(one.config).image_digest is None

@@ -30,6 +30,7 @@ ENROOT = [
 
 SRUN = ["--jobid=7", "--overlap", "--nodes=1", "--ntasks=1", "--nodelist=n1"]
 IMAGE = f"--container-image={URI.removeprefix('docker://')}"
+REFERENCE = URI.removeprefix("docker://").replace("#", "/")
 OTHERS = [
     (["srun", *SRUN, IMAGE, "--container-mounts=in:/mnt", "true"], 255, "could not add mount entry"),
     (["srun", *SRUN, IMAGE, "--container-mounts=/no/such:/x", "true"], 1, "source path does not exist"),
@@ -43,8 +44,9 @@ OTHERS = [
     (["srun", *SRUN, IMAGE, "--container-name=:create", "true"], 255, "empty name"),
     (["srun", *SRUN, "--container-name=used:exec", "true"], 1, "the container is not running"),
     (["srun", *SRUN, "--container-name=none", "true"], 1, '"pyxis_none" does not exist, and --container-image is not'),
-    (["docker", "run", "-it", URI.removeprefix("docker://").replace("#", "/"), "bash"], 1, "not a TTY"),
+    (["docker", "run", "-it", REFERENCE, "bash"], 1, "not a TTY"),
     (["docker", "run", "--detach", "nosuch", "bash"], 125, "Unable to find image"),
+    (["docker", "cp", "data", "fixed:/tmp/data"], 1, "container rootfs is marked read-only"),
     (["docker", "run", "--nosuch", "x"], 125, "unknown flag"),
     (["docker", "exec", "none", "true"], 1, "No such container"),
     (["docker", "rm", "none"], 1, "cannot remove a running container"),
@@ -64,6 +66,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
     env = os.environ | {f"ENROOT_{name.upper()}_PATH": str(here / name) for name in ("data", "cache", "runtime")}
     env["PATH"] = f"{here}/bin:{env['PATH']}"
     subprocess.run(["enroot", "create", "-n", "root", "good.sqsh"], cwd=here, env=env, check=True)
+    fixed = ["docker", "run", "--name", "fixed", "--detach", "--read-only", REFERENCE, "bash"]
+    subprocess.run(fixed, cwd=here, env=env, check=True)
     return here, env
 
 
