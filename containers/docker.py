@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 
 from containers.spec import Mount, Spec
@@ -11,6 +12,7 @@ from jobs.errors import ConfigError, RunError
 LABEL = "serving-sweep"
 """Label of our containers; its value is the user and the rank that they belong to, as UID:MARK."""
 
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _FLAGS = ("ro", "rw", "z", "Z", "nocopy", "shared", "slave", "private", "rshared", "rslave", "rprivate")
 _TMPFS_FLAGS = ("ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "size", "mode", "uid", "gid")
 
@@ -148,6 +150,9 @@ def check(spec: Spec) -> None:
     if spec.image.path:
         reason = "docker runs no squashfs file"
         raise ConfigError("container.image", spec.image.path, reason, "Name the image, or use container=enroot.")
+    if spec.name is not None and not _NAME.fullmatch(spec.name):
+        reason = "docker's names are letters, digits, _ . - and begin with a letter or digit"
+        raise ConfigError("container.name", spec.name, reason, "Choose another name, or leave it out.")
     for key, given, usual in (("remap_root", spec.remap_root, True), ("mount_home", spec.mount_home, False)):
         if given is not usual:
             reason = "docker's daemon decides the user, and knows no home"

@@ -199,7 +199,7 @@ def prepare(
 
 def _here(config: Config, rank: int, mark: str) -> tuple[Spec, tuple[str, ...]]:
     """Return the container with what this node has, and the names of what it lacks."""
-    spec = container.wanted(config, rank)
+    spec = container.wanted(config, rank, job=mark.partition("/")[0], host=socket.gethostname())
     driver = container.driver_mounts(config)
     asked = spec.mounts[len(driver) :]
     for mount in asked:

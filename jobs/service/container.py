@@ -44,7 +44,11 @@ def check(config: Config) -> None:
         raise ConfigError("container.runtime", "pyxis", reason, "Use cluster=slurm, or container=enroot.")
     if container.shm_size is not None:
         size_bytes(container.shm_size)
-    {"enroot": enroot.check, "pyxis": pyxis.check, "docker": docker.check}[container.runtime](wanted(config, 0))
+    spec = wanted(config, 0, job="0", host="node")
+    if spec.name is not None and set("{}") & set(spec.name):
+        reason = "a word in braces is none of those that are known"
+        raise ConfigError("container.name", container.name, reason, "Use {uid}, {user}, {job}, {rank}, {host}.")
+    {"enroot": enroot.check, "pyxis": pyxis.check, "docker": docker.check}[container.runtime](spec)
 
 
 def check_host(config: Config) -> None:
@@ -76,8 +80,14 @@ def check_submission(config: Config) -> None:
         check_host(config)
 
 
-def wanted(config: Config, rank: int) -> Spec:
-    """Return the container as asked for, before any node has been looked at."""
+def wanted(config: Config, rank: int, *, job: str = "{job_id}", host: str = "{node}") -> Spec:
+    """Return the container as asked for, before any node has been looked at.
+
+    Args:
+        config: names image, mounts and the rest.
+        rank: whose container it is.
+        job, host: what stands for these words in its name; a plan does not know them.
+    """
     container = config.container
     assert container.image is not None
     npus = config.engine.name == "vllm_ascend"
@@ -89,7 +99,7 @@ def wanted(config: Config, rank: int) -> Spec:
     return Spec(
         runtime=container.runtime,
         image=resolve(container.image, container.registry),
-        name=container.name.replace("{rank}", str(rank)) if container.name else None,
+        name=_filled(container.name, job, rank, host) if container.name else None,
         mounts=(*driver_mounts(config), *mounts),
         devices=devices,
         workdir=container.workdir,
@@ -182,8 +192,8 @@ def docker_image(image: Image, env: Mapping[str, str]) -> tuple[str | None, str 
     return None, None
 
 
-def _filled(text: str, job: str, rank: int) -> str:
-    words = {"uid": str(os.getuid()), "job": job, "rank": str(rank), "host": socket.gethostname()}
+def _filled(text: str, job: str, rank: int, host: str | None = None) -> str:
+    words = {"uid": str(os.getuid()), "job": job, "rank": str(rank), "host": host or socket.gethostname()}
     words["user"] = getpass.getuser()
     for word, value in words.items():
         text = text.replace("{" + word + "}", value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -239,14 +240,19 @@ async def test_a_container_with_a_name_of_its_own_is_removed_after_use(
 ) -> None:
     fakes.tell(node="node1", conf=conf(tmp_path))
     for _ in range(2):
-        one = engine(tmp_path, runtime, container__name="mine")
+        one = engine(tmp_path, runtime, container__name="mine-{job}-{host}")
         await one.start(dict(os.environ) | INHERITED)
         await until_says(one, "up")
+        name = f"mine-7-{socket.gethostname()}"
+        roots = (
+            tmp_path / "node/data" / name,
+            tmp_path / "site/DATA" / f"pyxis_{name}",
+            fakes.folder / "daemon" / name,
+        )
+        assert [path.exists() for path in roots] == [runtime == its for its in ("enroot", "pyxis", "docker")]
         assert await one.stop() == []
+        assert not any(path.exists() for path in roots)
         one.folder.log.unlink()
-    assert not (tmp_path / "node/data/mine").exists()
-    assert not (tmp_path / "site/DATA/pyxis_mine").exists()
-    assert not (fakes.folder / "daemon/mine").exists()
 
 
 async def test_a_named_root_of_a_dead_job_is_removed_and_that_of_a_living_one_is_refused(
