@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from containers.spec import Image, Mount, Spec
+from containers.spec import Image, Mount, Spec, check_flags
 from containers.store import exclusive
 from jobs import process
 from jobs.errors import ConfigError, RunError
@@ -137,6 +137,7 @@ def start_env(spec: Spec, paths: Paths) -> dict[str, str]:
 
 def check(spec: Spec) -> None:
     """Raise ConfigError for what enroot cannot be told."""
+    check_flags(spec.mounts)
     for mount in spec.mounts:
         if re.search(r"\s", f"{mount.source}{mount.target}"):
             reason = "enroot takes no blank in a mount"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from containers.spec import Mount, Spec
+from containers.spec import Mount, Spec, check_flags
 from jobs import process
 from jobs.errors import ConfigError, RunError
 
@@ -77,6 +77,7 @@ def mount_text(mount: Mount) -> str:
 
 def check(spec: Spec) -> None:
     """Raise ConfigError for what pyxis has no words for."""
+    check_flags(spec.mounts)
     if spec.image.scheme == "podman":
         reason = "pyxis does not know podman:// and would look for it in a registry"
         raise ConfigError("container.image", spec.image, reason, "Use dockerd://, a registry, or container=enroot.")

@@ -226,6 +226,7 @@ def test_a_batch_job_has_no_terminal() -> None:
             "container.mounts",
             "no mount",
         ),
+        (["container=enroot", "container.image=/m.sqsh", "container.mounts=['/a:/b:r0']"], "container.mounts", "r0"),
         (["container=enroot", "container.image=/m.sqsh", "container.shm_size=big"], "container.shm_size", "no size"),
         (["container=enroot", "container.image=/m.sqsh", "container.name=a/b"], "container.name", "/"),
         (["container=enrot"], "container", "no such option"),
