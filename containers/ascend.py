@@ -15,6 +15,15 @@ from containers.spec import Mount
 
 DEVICES = (*(f"/dev/davinci{n}" for n in range(8)), "/dev/davinci_manager", "/dev/devmm_svm", "/dev/hisi_hdc")
 
+HANDED_ON = ("ASCEND_RT_VISIBLE_DEVICES",)
+"""Variables of the job that the engine gets inside too: a prolog of the site names the NPUs that are the job's own.
+
+All devices are lent all the same. The variable holds logical ids, which count what can be seen (CANN,
+envref_07_0028): where docker lends davinci4 to davinci7 alone, they are 0 to 3 inside, and a host's 4,5,6,7 names none
+(vllm-ascend#12959). enroot and pyxis show the whole /dev, so that there they would still be 4 to 7. With all of them
+lent an id means the same NPU inside and outside.
+"""
+
 FILES = (
     "/usr/local/dcmi",
     "/usr/local/bin/npu-smi",

@@ -160,7 +160,8 @@ def prepare(
     job, files = mark.partition("/")[0], Files(scratch)
     spec, missing = _here(config, place.rank, mark)
     _check_shm(spec)
-    env = dict(variables) | {MARK: mark, "TMPDIR": str(scratch)}
+    handed_on = {name: inherited[name] for name in ascend.HANDED_ON if name in inherited}
+    env = handed_on | dict(variables) | {MARK: mark, "TMPDIR": str(scratch)}
     if spec.runtime != "docker" or not spec.writable:
         spec = replace(spec, mounts=(*spec.mounts, Mount(str(scratch), str(scratch))))
     if spec.runtime != "docker":

@@ -300,6 +300,21 @@ async def test_an_engine_lives_in_a_container_that_cannot_be_written(
     assert not Path(str(one._scratch)).exists()
 
 
+@pytest.mark.parametrize("runtime", ["enroot", "pyxis", "docker"])
+async def test_the_npus_that_a_prolog_gave_to_the_job_are_those_of_the_engine_inside(
+    tmp_path: Path, fakes: Fakes, runtime: str
+) -> None:
+    prolog = {"ASCEND_RT_VISIBLE_DEVICES": "4,5,6,7"}
+    for settings, seen in (({}, "4,5,6,7"), ({"engine__env": {"ASCEND_RT_VISIBLE_DEVICES": "4,5"}}, "4,5")):
+        one = engine(tmp_path, runtime, **settings)
+        await one.start(dict(os.environ) | INHERITED | prolog)
+        await until_says(one, "up")
+        assert one._box is not None
+        assert one._box.read_process()[1]["ASCEND_RT_VISIBLE_DEVICES"] == seen
+        assert await one.stop() == []
+        one.folder.log.unlink()
+
+
 async def test_docker_is_asked_what_image_the_container_was_made_of(tmp_path: Path, fakes: Fakes) -> None:
     one = engine(tmp_path, "docker")
     assert fingerprint.here(one.config).image_digest is None
