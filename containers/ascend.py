@@ -6,12 +6,15 @@ Dockerfile.openEuler, and the release notes of CANN 8.5 (toolkit under /usr/loca
 
 from __future__ import annotations
 
+import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from containers.spec import Mount
+
+_NPU = re.compile(r"/dev/davinci\d+")
 
 DEVICES = (*(f"/dev/davinci{n}" for n in range(8)), "/dev/davinci_manager", "/dev/devmm_svm", "/dev/hisi_hdc")
 
@@ -74,6 +77,17 @@ def lend(devices: Sequence[str], mounts: Sequence[Mount], root: Path = Path("/")
     there = tuple(one for one in mounts if not one.bind or (root / one.source.lstrip("/")).exists())
     missing = [name for name in devices if name not in here] + [one.source for one in mounts if one not in there]
     return Lent(here, there, tuple(missing))
+
+
+def own(devices: Sequence[str], may_open: Callable[[str], bool]) -> tuple[str, ...]:
+    """Return the devices without the NPUs of other jobs, where this job has some NPUs of the node alone.
+
+    Slurm's device cgroup (ConstrainDevices) lets a job open its own. docker's containers are not in it: all NPUs that
+    they are lent can be used. Where none may be opened the user lacks the group, which docker's daemon does not need.
+    """
+    npus = [name for name in devices if _NPU.fullmatch(name)]
+    ours = [name for name in npus if may_open(name)]
+    return tuple(name for name in devices if name in ours or name not in npus) if ours else tuple(devices)
 
 
 def _is_device(path: Path) -> bool:

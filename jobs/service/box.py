@@ -159,8 +159,10 @@ def prepare(
     container.check_host(config)
     job, files = mark.partition("/")[0], Files(scratch)
     spec, missing = _here(config, place.rank, mark)
-    _check_shm(spec)
     handed_on = {name: inherited[name] for name in ascend.HANDED_ON if name in inherited}
+    if not handed_on:
+        spec = replace(spec, devices=ascend.own(spec.devices, lambda name: os.access(name, os.R_OK | os.W_OK)))
+    _check_shm(spec)
     env = handed_on | dict(variables) | {MARK: mark, "TMPDIR": str(scratch)}
     if spec.runtime != "docker" or not spec.writable:
         spec = replace(spec, mounts=(*spec.mounts, Mount(str(scratch), str(scratch))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from container_fakes import DIGEST, REGISTRY, URI, Fakes, need_containers
 from core_help import change, config
 
-from containers import enroot
+from containers import ascend, enroot
 from jobs import process
 from jobs.errors import RunError
 from jobs.files import read_json
@@ -311,6 +312,23 @@ async def test_the_npus_that_a_prolog_gave_to_the_job_are_those_of_the_engine_in
         await until_says(one, "up")
         assert one._box is not None
         assert one._box.read_process()[1]["ASCEND_RT_VISIBLE_DEVICES"] == seen
+        assert await one.stop() == []
+        one.folder.log.unlink()
+
+
+async def test_docker_is_lent_the_npus_that_the_job_may_open(
+    tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ascend, "_NPU", re.compile("/dev/(null|zero|full)"))  # this host has no others
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != "/dev/zero")
+    devices = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")
+    for prolog, lent in (({}, ["/dev/null", "/dev/full", "/dev/random"]), ({"ASCEND_RT_VISIBLE_DEVICES": "0,2"}, None)):
+        one = engine(tmp_path, "docker", container__devices=devices)
+        await one.start(dict(os.environ) | INHERITED | prolog)
+        await until_says(one, "up")
+        run = [call for call in fakes.calls("docker") if call[1] == "run"][-1]
+        found = [run[at + 1] for at, word in enumerate(run) if word == "--device"]
+        assert found == (lent or list(devices))
         assert await one.stop() == []
         one.folder.log.unlink()
 
