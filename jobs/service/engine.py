@@ -41,7 +41,7 @@ class Engine:
             RunError: see `image.prepare`.
         """
         config, rank = self.config, self.place.rank
-        self._discard = lambda: image.discard(config, rank, self.mark, inherited, self._unpacked)
+        self._discard = lambda: image.discard(config, rank, self.mark, inherited)
         made = await image.prepare(config, rank, self.folder, self.mark, inherited)
         self._unpacked = made.get("unpacked")
 
