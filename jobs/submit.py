@@ -5,6 +5,7 @@ submitit is imported only where a job is submitted, and what a rank needs (`jobs
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import shutil
@@ -163,8 +164,16 @@ def submit_allocation(
     local = config.cluster.kind == "local"
     folder = new_allocation(sweep, index, attempt, services, local=local, serve=serve)
     config = without_sick(config, sweep.root)
-    slot = index % config.cluster.max_allocations
-    return submit(folder, config, nodes, f"sweep-{sweep.path.name}-{slot}")
+    return submit(folder, config, nodes, job_name(sweep, index % config.cluster.max_allocations))
+
+
+def job_name(sweep: SweepDir, slot: int) -> str:
+    """Return the name of the jobs that run one at a time: of this sweep alone, also where another one is named alike.
+
+    Under two roots two sweeps may have one name: that of the second in which they began, or a `results.name`.
+    """
+    mark = hashlib.sha256(str(sweep.path.resolve()).encode()).hexdigest()[:4]
+    return f"sweep-{sweep.path.name}-{mark}-{slot}"
 
 
 def submit(folder: AllocationDir, config: Config, nodes: int, name: str) -> Submitted:
