@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, cast
 
-from containers import docker, enroot, pyxis
+from containers import dead, docker, enroot, pyxis
 from containers.entry import Files
 from containers.spec import Image
 from containers.store import Store, problem
@@ -57,7 +57,7 @@ def _ahead(task: dict[str, object], host: dict[str, str]) -> int:
         if task["runtime"] == "enroot":
             made["unpacked"] = enroot.identity(_unpack(task, host))
         elif task["runtime"] == "docker":
-            _remove_dead(host)
+            dead.remove_containers(host, _say)
             _pull(str(task["reference"]), host, remote=bool(task["remote"]))
         elif task["image"] is not None:
             made["file"] = _import(task, _paths(task), host)
@@ -84,15 +84,13 @@ def _unpack(task: dict[str, object], host: dict[str, str]) -> Path:
     """Make the root of this rank, and remove what dead ones left. Returns its directory."""
     paths, name = _paths(task), str(task["name"])
     paths.make()
-    old = enroot.leftovers(paths, process.marks)
+    dead.remove_roots(paths, host, _say)
     if (paths.data / name).exists():
         if not name.startswith(enroot.PREFIX):
             reason = "there is a root of this name already"
             raise RunError("container.name", name, reason, f"Run `enroot remove {name}`, or leave the name out.")
-        old.append(name)  # of an earlier attempt of this rank: it may have been changed
-    for one in old:
-        _say(f"removing {one}, which was left behind")
-        enroot.remove(one, paths, host)
+        _say(f"removing {name} of an earlier attempt, which may have been changed")
+        enroot.remove(name, paths, host)
     file = task["file"]
     if file is None:
         file = _import(task, paths, host)
@@ -127,23 +125,12 @@ def _pull(reference: str, host: dict[str, str], *, remote: bool) -> None:
 
 
 def _prepare_docker(task: dict[str, object], host: dict[str, str]) -> None:
-    _remove_dead(host)
+    dead.remove_containers(host, _say)
     for argv in cast(list[list[str]], task["prepare"]):
         code, output = process.stream(argv, host, sys.stderr)
         if code != 0:
             reason = f"`{' '.join(argv[:2])}` ended with code {code}: {' '.join(output.split())[-300:]}"
             raise RunError("container.runtime", "docker", reason, "Try it by hand on this node.")
-
-
-def _remove_dead(host: dict[str, str]) -> None:
-    """Remove the containers of docker that ranks of ours, which have ended, left behind."""
-    shown = process.run(docker.list_argv(), env=host).stdout.splitlines()
-    living = {f"{os.getuid()}:{mark}" for mark in process.marks()}  # asked last: see enroot.leftovers
-    for line in shown:
-        name, _, owner = line.partition(" ")
-        if owner.startswith(f"{os.getuid()}:") and owner not in living:  # not of another user of this daemon
-            _say(f"removing {name}, which was left behind")
-            process.run(docker.remove_argv(name), env=host)
 
 
 def _say(text: str) -> None:

@@ -80,6 +80,16 @@ def list_argv() -> list[str]:
     ]
 
 
+def version_argv() -> list[str]:
+    """Return what says the daemon's version; the client alone cannot answer."""
+    return ["docker", "version", "--format", "{{.Server.Version}}"]
+
+
+def root_argv() -> list[str]:
+    """Return what says where the daemon keeps its images."""
+    return ["docker", "info", "--format", "{{.DockerRootDir}}"]
+
+
 def mount_words(mount: Mount) -> list[str]:
     """Return the options of one mount.
 

@@ -68,6 +68,20 @@ def from_yaml(text: str) -> Any:
     return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
+def is_there(path: Path) -> bool | None:
+    """Return whether a path exists; None: it cannot be seen, for example behind a directory of root's.
+
+    `Path.exists` raises PermissionError in that case.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return None
+    return True
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a whole file."""
     with path.open("rb") as file:

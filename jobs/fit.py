@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from jobs.ascend import utilization
 from jobs.ascend.architecture import Architecture
 from jobs.ascend.memory import DEVICE_GIB, Allowance, Prediction, predict_config
+from jobs.ascend.rules.lengths import at_once
 from jobs.ascend.weights import GIB
 from jobs.config import Config
 from jobs.errors import ConfigError
@@ -132,9 +133,8 @@ def queueing(config: Config, fit: Fit) -> Queueing | None:
         return None
     found: list[Queueing] = []
     ranks = parallel.data_parallel_size
-    if parallel.max_num_seqs is not None:
-        cause = f"max_num_seqs x data-parallel ranks = {parallel.max_num_seqs} x {ranks}"
-        found.append(Queueing(parallel.max_num_seqs * ranks, cause))
+    if (most := at_once(parallel)) is not None:
+        found.append(Queueing(most, f"max_num_seqs x data-parallel ranks = {parallel.max_num_seqs} x {ranks}"))
     if fit.prediction and fit.lacks_bytes <= 0:
         made, length = fit.prediction, bench.input_tokens + bench.output_tokens
         cause = (

@@ -21,7 +21,7 @@ from rich.text import Text
 from jobs import calibration, compose, reuse, schema, show, submit
 from jobs.config import Config, Launch
 from jobs.errors import ConfigError, RunError, UserError
-from jobs.files import read_json, write_json
+from jobs.files import is_there, read_json, write_json
 from jobs.follow import follow
 from jobs.plan import Allocation, Plan, as_json, make_plan
 from jobs.preflight.evidence import proposal
@@ -74,6 +74,9 @@ def main() -> None:
     try:
         if shown and (options.multirun or options.run):
             raise ConfigError(f"--{shown[0]}", "--multirun", "one of them shows, the other runs", "Give one of them.")
+        # Hydra reads the command line itself; a value as it is typed may need quotes for its grammar.
+        sys.argv = [compose.quoted(word) if word in options.overrides else word for word in sys.argv]
+        options.overrides = [compose.quoted(word) for word in options.overrides]
         if not shown:
             compose.check(options.overrides)
             # Without -m the same path is taken with one point; a comma is then an error, as in Hydra.
@@ -295,8 +298,9 @@ def _check_here(config: Config) -> None:
             "engine.command", program, "there is no such program here", "Run `make setup`, or give its path."
         )
     path = Path(from_root(config.model.path))
-    if config.engine.checks_model_path and not path.exists():
-        raise RunError("model.path", path, "there is no such directory here", "Run `make setup`, or stage the model.")
+    if config.engine.checks_model_path and not (there := is_there(path)):
+        reason = "there is no such directory here" if there is False else "this user cannot see it"
+        raise RunError("model.path", path, reason, "Run `make setup`, or stage the model.")
 
 
 def _log_to(sweep: SweepDir) -> None:

@@ -45,7 +45,8 @@ class Signature(Section):
 
     Attributes:
         id: short name, stands in rows and reports.
-        regex: searched in one line; a group `rank` names the failing rank where the line does. An exception without
+        regex: searched in one line; a group `rank` names the failing rank where the line does, a group
+            `data_parallel_rank` the failing engine. An exception without
             a message is read as `Name [file.py:line in function]`, from the traceback before it.
         kind: cause      says itself what went wrong
               timeout    this rank waited for another: the reason is probably there

@@ -20,7 +20,7 @@ from containers.store import Store
 from jobs import process
 from jobs.config import Config
 from jobs.errors import RunError
-from jobs.files import write_json, write_text
+from jobs.files import is_there, write_json, write_text
 from jobs.process import MARK
 from jobs.service import container, effective, image
 from jobs.service.effective import Difference
@@ -162,13 +162,18 @@ def _here(config: Config, rank: int, mark: str) -> tuple[Spec, tuple[str, ...]]:
     driver = container.driver_mounts(config)
     asked = spec.mounts[len(driver) :]
     for mount in asked:
-        if mount.bind and not Path(mount.source).exists():
+        there = not mount.bind or is_there(Path(mount.source))
+        if there is None and spec.runtime != "docker":  # its daemon is root, and sees everything
+            reason = f"this user cannot see it, and {spec.runtime} mounts as this user"
+            remedy = "Open the directory above it, or mount another path."
+            raise RunError("container.mounts", mount.source, reason, remedy)
+        if there is False:
             model = mount.source == from_root(config.model.path)
             key, remedy = ("model.path", "Stage the model there.") if model else ("container.mounts", "Check the path.")
             raise RunError(key, mount.source, "there is no such path on this node", remedy)
-    if spec.image.path and not Path(spec.image.path).is_file():
-        raise RunError("container.image", spec.image.path, "there is no such file on this node", "Copy it there.")
-    lent = ascend.lend(spec.devices, driver)
+    if spec.image.path:
+        image.check_file(spec.image.path)
+    lent = ascend.lend(spec.devices, driver, unseen=spec.runtime == "docker")
     name = spec.name or (None if spec.runtime == "pyxis" else enroot.root_name(mark))
     return replace(spec, name=name, devices=lent.devices, mounts=(*lent.mounts, *asked)), lent.missing
 
@@ -201,16 +206,20 @@ def _entry(config: Config, spec: Spec, env: Mapping[str, str], scratch: Path) ->
         preload=preload if npus else (),
         workdir=config.container.workdir or str(scratch),
         outside=str(Path("/proc/self/ns/mnt").readlink()),
-        mounts={target: _identity(one.source) for target, one in binds.items()},
+        mounts={target: found for target, one in binds.items() if (found := _identity(one.source))},
         read_only=tuple(target for target, one in binds.items() if one.read_only),
         devices=spec.devices,
         needed=needed,
+        release=config.engine.release if npus and config.engine.checks_release else None,
     )
 
 
-def _identity(path: str) -> str:
-    found = Path(path).stat()
-    return f"{found.st_dev}:{found.st_ino}"
+def _identity(path: str) -> str | None:
+    """Return device and inode; None: this user cannot see it, so nothing can be proved of it."""
+    with contextlib.suppress(OSError):
+        found = Path(path).stat()
+        return f"{found.st_dev}:{found.st_ino}"
+    return None
 
 
 def differences(config: Config, box: Box, proof: Proof) -> tuple[Difference, ...]:

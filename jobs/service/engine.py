@@ -14,7 +14,7 @@ from typing import Any
 from jobs import process
 from jobs.config import Config
 from jobs.errors import RunError
-from jobs.files import write_json
+from jobs.files import is_there, write_json
 from jobs.rundir import RankDir
 from jobs.service import box, clean, command, container, effective, environment, image, logs
 from jobs.service.placement import Placement
@@ -86,8 +86,9 @@ class Engine:
 
     def _check_node(self, program: str, env: Mapping[str, str]) -> None:
         path = Path(from_root(self.config.model.path))
-        if self.config.engine.checks_model_path and not path.exists():
-            raise RunError("model.path", path, "there is no such directory on this node", "Stage the model there.")
+        if self.config.engine.checks_model_path and not (there := is_there(path)):
+            reason = "there is no such directory on this node" if there is False else "this user cannot see it"
+            raise RunError("model.path", path, reason, "Stage the model there.")
         # A sourced file may extend PATH: then only the start itself can tell.
         if not self.config.engine.source and not shutil.which(program, path=env.get("PATH")):
             raise RunError(

@@ -21,7 +21,7 @@ from containers.spec import Spec
 from jobs import process
 from jobs.config import Config
 from jobs.errors import RunError
-from jobs.files import read_json, write_json
+from jobs.files import is_there, read_json, write_json
 from jobs.rundir import RankDir
 from jobs.service import container, logs
 from jobs.service.environment import SCRUBBED
@@ -62,6 +62,8 @@ async def prepare(
     if not container.in_container(config):
         return {}
     await asyncio.to_thread(container.check_host, config)
+    if path := container.wanted(config, rank).image.path:
+        check_file(path)
     limit = config.limits.image_s
     folder.image.unlink(missing_ok=True)
     write_json(folder.image_order, order(config, rank, mark) | {"result": str(folder.image)})
@@ -88,6 +90,15 @@ async def prepare(
     return found
 
 
+def check_file(path: str) -> None:
+    """Raise RunError where an image's file is not on this node, or cannot be seen."""
+    if (there := is_there(Path(path))) is None:
+        reason = "this user cannot see it on this node"
+        raise RunError("container.image", path, reason, "Open the directory above it, or copy it elsewhere.")
+    if not there or not Path(path).is_file():
+        raise RunError("container.image", path, "there is no such file on this node", "Copy it there.")
+
+
 def order(config: Config, rank: int, mark: str) -> dict[str, Any]:
     """Return what `python -m containers` has to do for one rank."""
     spec = container.wanted(config, rank)
@@ -97,12 +108,12 @@ def order(config: Config, rank: int, mark: str) -> dict[str, Any]:
     made |= {"enroot": {key: str(value) for key, value in asdict(paths).items()}}
     if spec.runtime == "docker":
         made |= {"reference": spec.image.docker(), "remote": spec.image.scheme == "docker"}
-    if spec.runtime == "pyxis" and not _may_import(spec):
+    if spec.runtime == "pyxis" and not may_import(spec):
         made["image"] = None
     return made
 
 
-def _may_import(spec: Spec) -> bool:
+def may_import(spec: Spec) -> bool:
     """Whether pyxis' image can be imported once for all nodes. Else each step of pyxis does that by itself."""
     tools = shutil.which("enroot") and shutil.which("unsquashfs")
     return bool(tools) and spec.image.path is None and spec.image.scheme == "docker"

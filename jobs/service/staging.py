@@ -18,10 +18,11 @@ from typing import cast
 from jobs import process
 from jobs.config import Config
 from jobs.errors import RunError
-from jobs.files import read_json, write_json
+from jobs.files import is_there, read_json, write_json
 from jobs.rundir import RankDir
 from jobs.service import container, environment, logs
 from jobs.service.engine import Engine
+from jobs.weights.verify import SAMPLED
 
 POLL_S = 2.0
 _PROGRESS = re.compile(r"^staged (\S+/\S+ GiB)", re.MULTILINE)
@@ -39,8 +40,8 @@ def _weights_wanted(config: Config) -> bool:
     model = config.model
     if not config.engine.checks_model_path:
         return False
-    # A path that only the image has cannot be checked from outside.
-    inside = container.in_container(config) and not container.checkpoint(config).exists()
+    # A path that only the image has, or only docker's daemon sees, cannot be checked from outside.
+    inside = container.in_container(config) and not is_there(container.checkpoint(config))
     return model.stage_to is not None or (model.verify != "none" and not inside)
 
 
@@ -80,6 +81,8 @@ async def _stage(engine: Engine, inherited: Mapping[str, str]) -> Parts:
         "source": str(container.checkpoint(config)),
         "stage_to": model.stage_to,
         "check": model.verify != "none",
+        "sampled": SAMPLED if model.verify == "sampled" else 0,
+        "w8a8": model.quantization == "ascend",
         "weights": model.load_format != "dummy",
         "result": str(folder.checkpoint),
     }

@@ -18,7 +18,7 @@ from jobs import compose, show
 from jobs.ascend.architecture import packaged
 from jobs.config import Model
 from jobs.errors import ConfigError
-from jobs.settings import from_root
+from jobs.service import container
 from jobs.verbs import Verb
 from jobs.weights import fetch as fetching
 from jobs.weights import stage as staging
@@ -33,8 +33,8 @@ NEWS_S = 10.0
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    model = _model(options)
-    target = options.to or Path(from_root(model.path))
+    model, path = _model(options)
+    target = options.to or path
     name = options.name or model.source
     # The client shows bars of its own.
     with _bar(show.console(stderr=True), "fetch", shown=options.origin != fetching.CLIENT) as bar:
@@ -53,11 +53,11 @@ def _fetch(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    model = _model(options)
+    model, path = _model(options)
     against = read_manifest(options.against) if options.against else None
     with _bar(show.console(stderr=True), "read") as bar:
         report = verify(
-            Path(from_root(model.path)),
+            path,
             _expected(model),
             sampled=options.sample,
             whole=options.full,
@@ -71,14 +71,14 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _stage(options: argparse.Namespace) -> int:
-    model = _model(options)
+    model, path = _model(options)
     root = options.to or (Path(model.stage_to) if model.stage_to else None)
     if root is None:
         raise ConfigError("model.stage_to", None, "there is no place to stage to", "Set it, or give --to DIR.")
     out = show.console(stderr=True)
     with _bar(out, "stage") as bar:
         done = staging.stage(
-            Path(from_root(model.path)),
+            path,
             root,
             parallel=options.parallel,
             weights=model.load_format != "dummy",
@@ -93,9 +93,11 @@ def _stage(options: argparse.Namespace) -> int:
     return 0
 
 
-def _model(options: argparse.Namespace) -> Model:
+def _model(options: argparse.Namespace) -> tuple[Model, Path]:
+    """Return the model, and where its checkpoint is on this node: with a container, behind the container's mounts."""
     compose.check(options.overrides)
-    models = [config.model for config in compose.configs([compose.ours(p) for p in compose.expand(options.overrides)])]
+    found = compose.configs([compose.ours(p) for p in compose.expand(options.overrides)])
+    models = [(config.model, container.checkpoint(config)) for config in found]
     if any(model != models[0] for model in models):
         raise ConfigError("model", " ".join(options.overrides), "these are several", "Ask for one model at a time.")
     return models[0]
@@ -181,7 +183,7 @@ VERBS = (
                     "help": "modelscope (default), the directory of a mirror, or its http(s) URL",
                 },
             ),
-            ("--to", {"type": Path, "help": "another directory than model.path"}),
+            ("--to", {"type": Path, "help": "another directory than that of model.path"}),
             ("--name", {"help": "ORGANISATION/NAME at ModelScope; default: model.source"}),
             ("--revision", {"help": "branch or tag at ModelScope"}),
             ("--client", {"default": fetching.CLIENT, "help": "the modelscope program, in whatever environment"}),

@@ -43,7 +43,7 @@ class Teller:
 
 
 def main(order: Path) -> int:
-    """Stage and check as an order says: source, stage_to, check, weights, result."""
+    """Stage and check as an order says: source, stage_to, check, sampled, w8a8, weights, result."""
     asked = read_json(order)
     result, source = Path(asked["result"]), Path(asked["source"])
     path, teller = source, Teller()
@@ -61,7 +61,9 @@ def main(order: Path) -> int:
             print(f"{path}: {'was there' if done.reused else f'staged in {done.seconds:.1f} s'}", flush=True)
         found: dict[str, object] = {"path": str(path)}
         if asked["check"]:
-            manifest, findings = check_sizes(path, weights=asked["weights"])
+            manifest, findings = check_sizes(
+                path, weights=asked["weights"], w8a8=asked["w8a8"], sampled=asked["sampled"]
+            )
             if findings:
                 more = f" ({len(findings) - 1} more findings)" if len(findings) > 1 else ""
                 raise RunError("model.path", path, f"{findings[0]}{more}", "See `python -m jobs model verify`.")

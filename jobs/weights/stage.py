@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import RunError
-from jobs.files import read_json, write_json
+from jobs.files import is_there, read_json, write_json
 from jobs.lock import exclusive
 from jobs.weights.checkpoint import PART, STAMP, files, read_shards
 from jobs.weights.copying import Copied, Progress, check_space, copy_files, is_copied
@@ -49,6 +49,9 @@ def identity(source: Path) -> str:
 
 def check_there(source: Path) -> None:
     """Raise RunError unless the checkpoint's directory is on this node."""
+    if is_there(source) is None:
+        reason, remedy = "this user cannot see it on this node", "Open the directory above it, or set model.path."
+        raise RunError("model.path", source, reason, remedy)
     if not source.is_dir():
         remedy = "Fetch the checkpoint (`python -m jobs model fetch`), or set model.path."
         raise RunError("model.path", source, "there is no such directory on this node", remedy)

@@ -12,7 +12,7 @@ from core_help import change, config
 from containers import pyxis
 from jobs import sweep
 from jobs.errors import ConfigError, RunError
-from jobs.service import container
+from jobs.service import checks, container
 
 
 @pytest.fixture
@@ -83,3 +83,29 @@ def test_the_words_in_a_path_are_this_users_and_this_nodes() -> None:
     assert str(os.getuid()) in path
     assert "/7/1/" in path
     assert "{" not in path
+
+
+@pytest.mark.parametrize(
+    ("image", "release", "severity"),
+    [
+        ("v0.23.0-openeuler", "0.9.1", "error"),
+        ("reg.example#site/vllm-ascend:v0.23.0-openeuler", "0.9.1", "error"),
+        ("v0.23.0-openeuler", "0.23.0", None),
+        ("v0.9.1-openeuler", "0.9.1", None),
+        ("ascend/vllm-ascend:v0.9.1-dev-openeuler", "0.9.1", None),
+        ("ascend/vllm-ascend:v0.11.0rc1", "0.9.1", "warning"),
+        ("site/my-vllm-ascend:v0.13.0", "0.9.1", "warning"),
+        ("site/serving:v0.13.0", "0.9.1", None),
+        ("site/vllm-ascend:nightly", "0.9.1", None),
+        ("/m.sqsh", "0.9.1", None),
+        ("not an image", "0.9.1", None),
+    ],
+)
+def test_an_image_of_another_release_is_told(image: str, release: str, severity: str | None) -> None:
+    made = change(config("cluster=slurm"), container__runtime="enroot", container__image=image, engine__release=release)
+    found = checks.image_release(made)
+    assert (found.severity if found else None) == severity
+    assert checks.image_release(change(made, container__runtime="none")) is None
+    if found:
+        assert found in checks.findings(made)
+        assert "engine.release=" in found.remedy
