@@ -235,7 +235,7 @@ class PointRun:
         figures = dict(statistics.summarize(_never(), config.bench))
         reason = run.reason
         if run.result:
-            figures = judge.figures(config, run.result, window)
+            figures = judge.figures(config, run.result, window, seen.cpu_share)
             asked = sum(self.probes(window.begun_s, window.ended_s).values())
             reason = reason or judge.reason(config, run.result, window, asked, figures)
             self._notes += judge.notes(config, run.result, window, figures)

@@ -56,12 +56,19 @@ def test_a_run_that_is_what_was_asked_is_valid() -> None:
         (RESULT, replace(WINDOW, engine_tokens={"0": 1800, "1": 1800}), "the engines made 3600 tokens in the window"),
         (RESULT, replace(WINDOW, engine_tokens={"0": 3000, "1": 200}), "data-parallel rank 1 served 12% of an even"),
         (RESULT, grown(prefix_hits=800), "prefix cache hits 3% of the prompt tokens, at most 3% were intended"),
-        (known(client_cpu_share=0.97), WINDOW, "the client used 97% of its processor"),
     ],
 )
 def test_reasons(result: Result, window: Window, words: str | None) -> None:
     found = reason(result, window)
     assert (found or "").startswith(words or "") and (found is None) == (words is None)
+
+
+def test_a_client_without_a_free_moment_was_measured_itself() -> None:
+    row = judge.figures(point(), RESULT, WINDOW, cpu_share=0.97)
+    assert (judge.reason(point(), RESULT, WINDOW, 0, row) or "").startswith("the client used 97% of its processor")
+    busy = judge.figures(point(), RESULT, WINDOW, cpu_share=0.8)
+    assert judge.reason(point(), RESULT, WINDOW, 0, busy) is None
+    assert "the client used 80% of one processor" in judge.notes(point(), RESULT, WINDOW, busy)
 
 
 def test_our_own_watch_is_not_foreign() -> None:

@@ -22,6 +22,9 @@ from jobs.measure.records import Target
 from jobs.settings import from_root
 
 CONFIG = "ais_bench_config.py"
+PROMPTS = "prompts.jsonl"
+"""Prompts of exact lengths (prompts.py), beside the config file; where they are, they are sent."""
+
 MODEL, DATASET = "service", "prompts"
 
 DEFAULT_PROGRAM = ".engines/ais_bench/bin/ais_bench"
@@ -49,11 +52,15 @@ summarizer = dict(
 """
 
 
-def config_text(config: Config, target: Target, requests: int) -> str:
+def config_text(config: Config, target: Target, requests: int, prompts: Path | None = None) -> str:
     """Return the config file: Python, since AISBench takes no other form.
 
-    Random prompts are made by its "tokenid" generator; the "string" one repeats one word, so that every prompt is
-    the same and its length is in words. It stands for the key of the service: mode 600, removed after the run.
+    Args:
+        config: of the point.
+        target: the service; its key stands in the file.
+        requests: how many are sent.
+        prompts: file of the random prompts. None: its "tokenid" generator makes them, longer than asked; the "string"
+            one repeats one word, so that every prompt is the same and its length is in words.
     """
     bench = config.bench
     sharegpt = bench.workload == "sharegpt"
@@ -81,15 +88,19 @@ def config_text(config: Config, target: Target, requests: int) -> str:
         model_type=model_type,
         inferencer="MultiTurnGenInferencer" if sharegpt else "GenInferencer",
         template="MultiTurnPromptTemplate" if sharegpt else "PromptTemplate",
-        datasets="ShareGPTDataset, ShareGPTEvaluator" if sharegpt else "MATHEvaluator, SyntheticDataset",
+        datasets="ShareGPTDataset, ShareGPTEvaluator"
+        if sharegpt
+        else f"{'CustomDataset, ' if prompts else ''}MATHEvaluator{'' if prompts else ', SyntheticDataset'}",
     )
     models = f"models = [dict(type={model_type}, **{model!r})]\n"
-    return head + "\n" + models + (_sharegpt(config) if sharegpt else _synthetic(config, requests)) + _SUMMARY
+    return head + "\n" + models + (_sharegpt(config) if sharegpt else _random(config, requests, prompts)) + _SUMMARY
 
 
 def write_config(config: Config, target: Target, folder: Path, requests: int) -> None:
     """Write the config file, readable by the owner only: it holds the service's key."""
-    write_text(folder / CONFIG, config_text(config, target, requests), mode=0o600)
+    prompts = folder / PROMPTS
+    text = config_text(config, target, requests, prompts if prompts.exists() else None)
+    write_text(folder / CONFIG, text, mode=0o600)
 
 
 def forget_key(config: Config, target: Target, folder: Path, requests: int) -> None:
@@ -99,18 +110,20 @@ def forget_key(config: Config, target: Target, folder: Path, requests: int) -> N
     write_config(config, replace(target, api_key="(removed)"), folder, requests)
 
 
-def _synthetic(config: Config, requests: int) -> str:
+def _random(config: Config, requests: int, prompts: Path | None) -> str:
     made = {
         "Type": "tokenid",
         "RequestCount": requests,
         "TrustRemoteCode": config.model.trust_remote_code,
         "TokenIdConfig": {"RequestSize": config.bench.input_tokens},
     }
+    kind = (
+        f"type=CustomDataset,\n    path={str(prompts)!r}" if prompts else f"type=SyntheticDataset,\n    config={made!r}"
+    )
     return f"""\
 datasets = [dict(
     abbr={DATASET!r},
-    type=SyntheticDataset,
-    config={made!r},
+    {kind},
     reader_cfg=dict(input_columns=["question", "max_out_len"], output_column="answer"),
     infer_cfg=dict(
         prompt_template=dict(type=PromptTemplate, template="{{question}}"),

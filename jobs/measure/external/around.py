@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from jobs.config import Config
 from jobs.errors import RunError
 from jobs.measure import client, npu
+from jobs.measure.external import busy
 from jobs.measure.external.run import External
 from jobs.measure.npu import Reading
 from jobs.measure.records import Sample, Target, Window
@@ -34,11 +35,13 @@ class Seen:
         run: what the client left behind.
         window: without records; from the first token that an engine made to the last, by readings a second apart.
         readings: of the head's NPUs.
+        cpu_share: of the client's busiest thread in the window; None: not known.
     """
 
     run: External
     window: Window
     readings: tuple[Reading, ...]
+    cpu_share: float | None = None
 
 
 async def measure(
@@ -72,7 +75,8 @@ async def measure(
         window = Window(warmed, warmed, warmed - begun, 0.0, (), {}, 0.0, truncated=True)
         return Seen(External(None, cold, {}, 0.0, truncated=True), window, ())
     readings: list[Reading] = []
-    power = asyncio.create_task(npu.watch(readings))
+    usages: list[busy.Usage] = []
+    watches = [asyncio.create_task(npu.watch(readings)), asyncio.create_task(busy.watch(usages, busy.children()))]
     found: External | RunError
     try:
         with closing(Connections(target.base_url, target.authorization)) as connections:
@@ -89,7 +93,8 @@ async def measure(
                 after = scraper.scrape()
                 await scraper.end(SCRAPE_S)
     finally:
-        power.cancel()
+        for watch in watches:
+            watch.cancel()
     if isinstance(found, RunError):
         raise found
     series = samples(scraper.pages)
@@ -100,7 +105,7 @@ async def measure(
         truncated=found.truncated, growth=growth, begun_s=warmed, ended_s=clock(),
         finished=finished_between(result(before), result(after)), series=series,
     )  # fmt: skip
-    return Seen(found, window, tuple(readings))
+    return Seen(found, window, tuple(readings), busy.share(usages, opened, closed))
 
 
 def made(series: Sequence[Sample]) -> list[tuple[float, float]]:

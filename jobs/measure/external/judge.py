@@ -23,11 +23,11 @@ LEAST_S = 10.0
 """Seconds in which requests come below which readings a second apart do not tell whether a queue grows."""
 
 
-def figures(config: Config, result: Result, window: Window) -> dict[str, Any]:
-    """Return the columns of a row: the client's own, and those of the service's counters."""
+def figures(config: Config, result: Result, window: Window, cpu_share: float | None = None) -> dict[str, Any]:
+    """Return the columns of a row: the client's own, and what was seen of the service's counters and the client."""
     growth = window.growth
     hits = (growth.prefix_hits or 0) / growth.prefix_queries if growth.prefix_queries else None
-    counted = {"prefix_hit_share": hits, "preemptions": growth.preemptions}
+    counted = {"prefix_hit_share": hits, "preemptions": growth.preemptions, "client_cpu_share": cpu_share}
     return {
         **result.figures,
         **counted,

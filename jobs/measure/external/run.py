@@ -13,7 +13,7 @@ from pathlib import Path
 from jobs import process
 from jobs.config import Config
 from jobs.errors import RunError
-from jobs.measure.external import ais_bench, vllm_bench
+from jobs.measure.external import ais_bench, prompts, vllm_bench
 from jobs.measure.external.asked import requests
 from jobs.measure.external.result import Result
 from jobs.measure.metrics import generated_tokens, growth
@@ -67,6 +67,8 @@ async def measure(
     folder.mkdir(parents=True, mode=0o700)
     count = requests(config.bench)
     if config.bench.client == "ais_bench":
+        if config.bench.workload == "random":
+            await prompts.write(config, target, folder / ais_bench.PROMPTS, count)
         ais_bench.write_config(config, target, folder, count)
         words = ais_bench.argv(config, folder, count)
     else:
