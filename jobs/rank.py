@@ -23,7 +23,7 @@ from jobs.ending import Ending
 from jobs.errors import ConfigError, RunError, UserError
 from jobs.preflight.findings import named
 from jobs.preflight.station import Station, make_station
-from jobs.rundir import AllocationDir
+from jobs.rundir import AllocationDir, let_group_read
 from jobs.service import agent
 from jobs.service.engine import Engine
 from jobs.service.logs import say
@@ -56,6 +56,8 @@ async def _run(folder: AllocationDir, task: Task) -> int:
     stopping = ending.stopping
     work = read_task(folder)
     first = read_config(folder.sweep, work.services[0].points[0])
+    if first.cluster.share_group:
+        let_group_read()
     (name, address, prefix), problem = usable_card(first, local=work.local)
     ports = derive_ports(
         task.job_id,
