@@ -25,7 +25,7 @@ from jobs.files import read_json, write_json
 from jobs.preflight.evidence import without_sick
 from jobs.results.row import NOT_RUN, make_row
 from jobs.results.table import write_table
-from jobs.rundir import AllocationDir, SweepDir
+from jobs.rundir import AllocationDir, SweepDir, let_group_read
 from jobs.service.task import AllocationTask, ServiceTask, read_config, write_task
 from jobs.settings import ROOT
 from jobs.timing import limit_seconds
@@ -162,6 +162,8 @@ def submit_allocation(
         RunError: the cluster refused it.
     """
     local = config.cluster.kind == "local"
+    if config.cluster.share_group:
+        let_group_read()  # Slurm takes the umask over for the job and its output
     folder = new_allocation(sweep, index, attempt, services, local=local, serve=serve)
     config = without_sick(config, sweep.root)
     return submit(folder, config, nodes, job_name(sweep, index % config.cluster.max_allocations))

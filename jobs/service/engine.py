@@ -31,6 +31,7 @@ class Engine:
         self._scratch: str | None = None
         self._box: box.Box | None = None
         self._shards: str | None = None
+        self._met = self._loaded = False
         self._discard: Callable[[], list[str]] | None = None
         self._unpacked: str | None = None
 
@@ -120,11 +121,22 @@ class Engine:
         return found
 
     def note_progress(self) -> None:
-        """Record the loaded shards as a state, where the engine's log has said more than before."""
-        shards = logs.load_progress(logs.read_tail(self.folder.log, 4096))
+        """Record how far the load is, where the engine's log has said more than before: its ranks met, shards."""
+        if self._loaded:
+            return
+        tail = logs.read_tail(self.folder.log)
+        if not self._met and logs.ranks_met(tail):
+            self._met = True
+            self.folder.note("rendezvous")
+        shards = logs.load_progress(tail[-4096:])
         if shards and shards != self._shards:
             self._shards = shards
             self.folder.note("loading", shards=shards)
+
+    def note_phase(self, state: str, **details: Any) -> None:
+        """Record a phase of the service, which rank 0 leads; the load is over by then."""
+        self._loaded = True
+        self.folder.note(state, **details)
 
     def log_size(self) -> int:
         """Return the bytes of the engine's log: whether it says anything new."""
