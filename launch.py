@@ -1,6 +1,9 @@
 """Which serving settings are right for our context length and load? Plan, submit, follow, print one table."""
 
+import sys
+
+from jobs.output import until_closed
 from jobs.sweep import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(until_closed(main))

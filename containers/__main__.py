@@ -1,6 +1,7 @@
 """`python -m containers FILE`: prepare the container of one rank on this node, then become its engine.
 
-It runs in the engine's own process group, so that import and unpacking stop with it, and write to its log.
+It runs in the engine's own process group, so that import and unpacking stop with it, and write to its log. What takes
+long is done beforehand, by a first call that starts nothing (jobs/service/image.py).
 """
 
 from __future__ import annotations
@@ -14,22 +15,27 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, cast
 
-from containers import docker, enroot, pyxis
+from containers import dead, docker, enroot, pyxis
 from containers.entry import Files
 from containers.spec import Image
 from containers.store import Store, problem
 from jobs import process
 from jobs.errors import RunError, UserError
+from jobs.files import write_json
 
 
 def main(path: Path) -> NoReturn:
-    """Prepare and become.
+    """Prepare and become, or only bring the image to this node and unpack it.
 
     The file holds: runtime, name, mark of the rank, argv and env of the start, folder of the entry script; for enroot
-    its directories, the image or its file, and the store of images; for docker the commands that come before the start.
+    its directories, the image or its file, the store of images and the root that was unpacked beforehand; for docker
+    the commands that come before the start. With `result` nothing is started: what was made, or the error, is written
+    there.
     """
     signal.signal(signal.SIGTERM, _end)
     task = json.loads(path.read_text())
+    if "result" in task:
+        sys.exit(_ahead(task, dict(os.environ)))
     runtime, argv, env = task["runtime"], task["argv"], task["env"]
     # Variables of the host serve the preparation (a proxy, for the registry); the engine gets its own alone.
     host = dict(os.environ)
@@ -46,33 +52,79 @@ def main(path: Path) -> NoReturn:
         sys.exit(error.exit_code)
 
 
+def _ahead(task: dict[str, object], host: dict[str, str]) -> int:
+    """Import, pull and unpack what an engine will need. Returns the exit code."""
+    made: dict[str, object] = {}
+    try:
+        if task["runtime"] == "enroot":
+            made["unpacked"] = enroot.identity(_unpack(task, host))
+        elif task["runtime"] == "docker":
+            dead.remove_containers(host, _say)
+            _pull(str(task["reference"]), host, remote=bool(task["remote"]))
+        elif task["image"] is not None:
+            made["file"] = _import(task, _paths(task), host)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        write_json(Path(str(task["result"])), {"error": error.args})
+        return error.exit_code
+    write_json(Path(str(task["result"])), made)
+    return 0
+
+
 def _prepare_enroot(task: dict[str, object], host: dict[str, str]) -> None:
-    paths = enroot.Paths(**{key: Path(value) for key, value in cast(dict[str, str], task["enroot"]).items()})
-    name, mark = str(task["name"]), str(task["mark"])
+    root = _paths(task).data / str(task["name"])
+    if not (root.is_dir() and enroot.identity(root) == task.get("unpacked")):
+        root = _unpack(task, host)
+    Files(Path(str(task["folder"]))).root.write_text(enroot.identity(root))
+
+
+def _paths(task: dict[str, object]) -> enroot.Paths:
+    return enroot.Paths(**{key: Path(value) for key, value in cast(dict[str, str], task["enroot"]).items()})
+
+
+def _unpack(task: dict[str, object], host: dict[str, str]) -> Path:
+    """Make the root of this rank, and remove what dead ones left. Returns its directory."""
+    paths, name, mark = _paths(task), str(task["name"]), str(task["mark"])
     paths.make()
-    old = enroot.leftovers(paths, process.marks)
+    dead.remove_roots(paths, host, _say)
     if (paths.data / name).exists():
         whose = mark if name == enroot.root_name(mark) else enroot.owner(paths.data / name)
         if whose != mark and (whose is None or whose in process.marks()):
             raise enroot.clash(name, paths)
-        old.append(name)  # of an earlier attempt of this rank, or of a dead one: it may have been changed
-    for one in old:
-        _say(f"removing {one}, which was left behind")
-        enroot.remove(one, paths, host)
+        # Of an earlier attempt of this rank, or of a dead one.
+        _say(f"removing {name}, which was left behind and may have been changed")
+        enroot.remove(name, paths, host)
     file = task["file"]
     if file is None:
-        image = Image(**cast(dict[str, Any], task["image"]))
-        store = Store(Path(str(task["store"])))
-        file = store.ensure(
-            image,
-            lambda output: enroot.fetch(image, output, paths, host),
-            lambda: enroot.digest(image, host | paths.env()),
-            say=_say,
-        ).path
+        file = _import(task, paths, host)
     elif wrong := problem(Path(str(file))):
         raise RunError("container.image", file, wrong, "Copy it again, or import it: python -m jobs image import.")
-    root = enroot.create(Path(str(file)), name, paths, host, mark)
-    Files(Path(str(task["folder"]))).root.write_text(enroot.identity(root))
+    return enroot.create(Path(str(file)), name, paths, host, mark)
+
+
+def _import(task: dict[str, object], paths: enroot.Paths, host: dict[str, str]) -> str:
+    """Import the image where the store has it not yet. Returns its file."""
+    image = Image(**cast(dict[str, Any], task["image"]))
+    store = Store(Path(str(task["store"])))
+    return store.ensure(
+        image,
+        lambda output: enroot.fetch(image, output, paths, host),
+        lambda: enroot.digest(image, host | paths.env()),
+        say=_say,
+    ).path
+
+
+def _pull(reference: str, host: dict[str, str], *, remote: bool) -> None:
+    """Fetch an image that docker's daemon lacks."""
+    if process.run(docker.image_argv(reference), env=host).returncode == 0:
+        return
+    if not remote:
+        reason = "docker's daemon on this node has no such image"
+        raise RunError("container.image", reference, reason, "Load it there, or name a registry.")
+    code, output = process.stream(docker.pull_argv(reference), host, sys.stderr)
+    if code != 0:
+        reason = f"`docker pull` ended with code {code}: {' '.join(output.split())[-300:]}"
+        raise RunError("container.image", reference, reason, "Try it by hand on this node.")
 
 
 def _prepare_pyxis(task: dict[str, object], host: dict[str, str]) -> None:
@@ -87,13 +139,7 @@ def _prepare_pyxis(task: dict[str, object], host: dict[str, str]) -> None:
 
 
 def _prepare_docker(task: dict[str, object], host: dict[str, str]) -> None:
-    shown = process.run(docker.list_argv(), env=host).stdout.splitlines()
-    living = {f"{os.getuid()}:{mark}" for mark in process.marks()}  # asked last: see enroot.leftovers
-    for line in shown:
-        name, _, owner = line.partition(" ")
-        if owner.startswith(f"{os.getuid()}:") and owner not in living:  # not of another user of this daemon
-            _say(f"removing {name}, which was left behind")
-            process.run(docker.remove_argv(name), env=host)
+    dead.remove_containers(host, _say)
     for argv in cast(list[list[str]], task["prepare"]):
         code, output = process.stream(argv, host, sys.stderr)
         if docker.is_clash(output) and code != 0:

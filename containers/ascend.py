@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from containers.spec import Mount
+from jobs.files import is_there
 
 _NPU = re.compile(r"/dev/davinci\d+")
 
@@ -65,16 +66,18 @@ class Lent:
     missing: tuple[str, ...]
 
 
-def lend(devices: Sequence[str], mounts: Sequence[Mount], root: Path = Path("/")) -> Lent:
+def lend(devices: Sequence[str], mounts: Sequence[Mount], root: Path = Path("/"), *, unseen: bool = False) -> Lent:
     """Return the devices and mounts that exist on this node, and name the others.
 
     Args:
         devices: character devices.
         mounts: of driver and tools.
         root: where the node's files are; for tests.
+        unseen: also mount what this user cannot see, since whoever mounts it is root.
     """
     here = tuple(name for name in devices if _is_device(root / name.lstrip("/")))
-    there = tuple(one for one in mounts if not one.bind or (root / one.source.lstrip("/")).exists())
+    known = {one: not one.bind or is_there(root / one.source.lstrip("/")) for one in mounts}
+    there = tuple(one for one in mounts if (unseen if known[one] is None else known[one]))
     missing = [name for name in devices if name not in here] + [one.source for one in mounts if one not in there]
     return Lent(here, there, tuple(missing))
 

@@ -53,6 +53,11 @@ def copy_argvs(name: str, folder: str) -> list[list[str]]:
     return [["docker", "exec", name, "mkdir", "-p", parent], ["docker", "cp", folder, f"{name}:{folder}"]]
 
 
+def pull_argv(reference: str) -> list[str]:
+    """Return what fetches an image from its registry."""
+    return ["docker", "pull", reference]
+
+
 def clear_argv(name: str, folder: str) -> list[str]:
     """Return what empties a mounted directory from inside: what root wrote there only root can remove."""
     return ["docker", "exec", name, "find", folder, "-mindepth", "1", "-delete"]
@@ -64,7 +69,10 @@ def made_of_argv(name: str) -> list[str]:
 
 
 def image_argv(reference: str) -> list[str]:
-    """Return what tells the id of the image that a reference stands for on this node, and its registries' digests."""
+    """Return what tells the id of the image that a reference stands for on this node, and its registries' digests.
+
+    It ends with code 0 where the daemon has the image.
+    """
     return ["docker", "image", "inspect", "--format", "{{.Id}} {{json .RepoDigests}}", reference]
 
 
@@ -99,6 +107,16 @@ def list_argv() -> list[str]:
         "--format",
         f'{{{{.Names}}}} {{{{.Label "{LABEL}"}}}}',
     ]
+
+
+def version_argv() -> list[str]:
+    """Return what says the daemon's version; the client alone cannot answer."""
+    return ["docker", "version", "--format", "{{.Server.Version}}"]
+
+
+def root_argv() -> list[str]:
+    """Return what says where the daemon keeps its images."""
+    return ["docker", "info", "--format", "{{.DockerRootDir}}"]
 
 
 def owner(uid: int, mark: str) -> str:

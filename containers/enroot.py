@@ -18,9 +18,9 @@ from pathlib import Path
 import psutil
 
 from containers.spec import Image, Mount, Spec, check_flags
-from containers.store import exclusive
 from jobs import process
 from jobs.errors import ConfigError, RunError
+from jobs.lock import exclusive
 
 PREFIX = "serving-sweep."
 """Names of our roots: PREFIX job . service . rank, so that the leftovers of a dead job are known by their names."""
@@ -227,7 +227,11 @@ def create(file: Path, name: str, paths: Paths, env: Mapping[str, str], mark: st
     """
     paths.make()
     root, whole, own = paths.data / name, dict(env) | paths.env(), root_name(mark)
-    with exclusive(paths.data / ".serving-sweep.lock", lambda: print(f"waiting to create {name}", file=sys.stderr)):
+
+    def waiting(who: str) -> None:
+        print(f"{who} creates a root here: waiting to create {name}", file=sys.stderr)
+
+    with exclusive(paths.data / ".serving-sweep.lock", waiting):
         if root.exists():
             if owner(root) == mark:
                 return root
@@ -298,6 +302,16 @@ def remove(name: str, paths: Paths, env: Mapping[str, str]) -> str | None:
             time.sleep(0.2)
             shutil.rmtree(root, ignore_errors=True)
     return f"container {root}" if root.exists() else None
+
+
+def remove_made(name: str, mark: str, paths: Paths, env: Mapping[str, str]) -> list[str]:
+    """Remove the root that was made for a rank, and what unfinished creations left of it. Returns what is left."""
+    own = root_name(mark)
+    names = {path.name for path in paths.data.glob(f"{own}{PART}*")} | {own}
+    if owner(paths.data / name) == mark:
+        names.add(name)
+    left = [remove(one, paths, env) for one in sorted(names)]
+    return [one for one in left if one]
 
 
 def root_name(mark: str) -> str:

@@ -81,6 +81,7 @@ class Entry:
         read_only: paths inside that must be mounted read-only.
         devices: character devices that must be there.
         needed: paths that must exist, by the config key that names them.
+        release: of vllm-ascend that must be installed, as far as it can be seen; None: any.
     """
 
     env: Mapping[str, str]
@@ -94,6 +95,7 @@ class Entry:
     read_only: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
     needed: Mapping[str, str] | None = None
+    release: str | None = None
 
 
 _HEAD = """trap '' USR1 USR2
@@ -107,15 +109,22 @@ option() {
 }
 """
 
-_PROOF = """{
+SITES = """/usr/local/python*/lib/python3*/site-packages \\
+  /usr/{,local/}lib{,64}/python3*/{site,dist}-packages"""
+"""Where the images' Python packages are, as words of a shell."""
+
+_PROOF = (
+    """{
   echo "namespace $(readlink /proc/self/ns/mnt)"
   echo "root $(identity /)"
   ( . /etc/os-release 2>/dev/null && echo "os $PRETTY_NAME" )
-  for found in /usr/local/python*/lib/python3*/site-packages/vllm*.dist-info \\
-      /usr/{,local/}lib{,64}/python3*/{site,dist}-packages/vllm*.dist-info; do
+  for site in """
+    + SITES
+    + """; do for found in "$site"/vllm*.dist-info; do
     [ -e "$found" ] && { found=${found##*/}; echo "package ${found%%.dist-info}"; }
-  done
+  done; done
 """
+)
 
 
 def script(entry: Entry, files: Files) -> str:
@@ -174,7 +183,30 @@ def _checks(entry: Entry, files: Files) -> list[str]:
         lines.append(f"[ -c {quote(path)} ] || {_fail('container.devices', path, 'the device is not there inside')}")
     for key, path in (entry.needed or {}).items():
         lines.append(f"[ -e {quote(path)} ] || {_fail(key, path, 'there is no such path inside; mount it')}")
+    if entry.release:
+        lines.append(_release(entry.release))
     return lines
+
+
+def _release(release: str) -> str:
+    """Return what stops where vllm-ascend is there in other releases alone; it takes a look at some file names.
+
+    0.9.1 is also 0.9.1rc2 and 0.9.1.post1. A build between two releases carries the next number: for those the first
+    two numbers count.
+    """
+    minor = release.rpartition(".")[0]
+    same = f"{release}|{release}[!0-9]*|{minor}.*dev*"
+    reason = shlex.quote("the image has vllm-ascend ")
+    remedy = shlex.quote("; set engine.release to it, take another image, or set engine.checks_release=false")
+    return f"""serving_sweep_other= serving_sweep_same=
+for site in {SITES}; do for found in "$site"/vllm_ascend-*.dist-info; do
+  [ -e "$found" ] || continue
+  found=${{found##*/vllm_ascend-}}; found=${{found%.dist-info}}
+  case $found in {same}) serving_sweep_same=1;; *) serving_sweep_other=$found;; esac
+done; done
+[ -z "$serving_sweep_other" ] || [ "$serving_sweep_same" ] || \\
+  fail engine.release {shlex.quote(release)} {reason}"$serving_sweep_other"{remedy}
+"""
 
 
 def _fail(key: str, value: str, reason: str) -> str:

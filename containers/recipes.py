@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,21 @@ def recipes() -> dict[str, Recipe]:
     """Return all recipes by their tag."""
     found = [yaml.safe_load(path.read_text()) for path in sorted(FOLDER.glob("*.yaml"))]
     return {values["tag"]: Recipe(**values | {"arch": tuple(values["arch"])}) for values in found}
+
+
+_RELEASE_TAG = re.compile(r"v(\d+\.\d+\.\d+)(?:rc\d+|-|\.|$)")
+
+
+def release_of(image: Image) -> tuple[str, bool] | None:
+    """Return the vllm-ascend release that an image's tag names, and whether it is pinned by a recipe.
+
+    None: the tag says nothing, or the repository is not vllm-ascend's.
+    """
+    recipe = recipes().get(image.tag or "")
+    if recipe and image.repository.rpartition("/")[2] == recipe.repository.rpartition("/")[2]:
+        return recipe.release, True
+    match = _RELEASE_TAG.match(image.tag or "")
+    return (match[1], False) if match and "vllm-ascend" in image.repository else None
 
 
 def resolve(text: str, registry: str | None) -> Image:

@@ -7,7 +7,6 @@ sweeps that want one image at once, one imports and the others wait for its lock
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -15,7 +14,7 @@ import platform
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from containers.spec import Image
 from jobs import process
 from jobs.errors import RunError
 from jobs.files import sha256
+from jobs.lock import exclusive, is_free
 
 _MAGIC = b"hsqs"
 _BYTES_USED = slice(40, 48)
@@ -51,30 +51,6 @@ def problem(path: Path) -> str | None:
     if process.run(["unsquashfs", "-s", str(path)]).returncode != 0:
         return "`unsquashfs -s` finds no valid superblock"
     return None
-
-
-@contextlib.contextmanager
-def exclusive(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold a lock that ends with its holder. `waiting` is called once where another one holds it.
-
-    flock(2) works between the nodes on NFS (since Linux 2.6.12) and on Lustre mounted with -o flock.
-
-    Raises:
-        RunError: the file cannot be made, or its file system has no locks.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(path.open("ab"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waiting()
-                fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            remedy = "Choose a directory that you can write, on a file system with locks."
-            raise RunError(str(path), "(lock)", str(error), remedy) from None
-        yield
 
 
 @dataclass(frozen=True)
@@ -143,7 +119,7 @@ class Store:
         if not refresh and (found := self.find(image, arch)):
             return found
         stem = self._stem(image, arch)
-        with exclusive(self.folder / f"{stem}.lock", lambda: say(f"waiting for another import of {image}")):
+        with exclusive(self.folder / f"{stem}.lock", lambda who: say(f"{who} imports {image}: waiting")):
             if not refresh and (found := self.find(image, arch)):
                 return found
             known = image.digest or digest()
@@ -151,7 +127,7 @@ class Store:
                 return self._import(image, arch, stem, None, fetch, say)
             # Another reference may stand for the same: they would replace each other's file.
             shared = f"{known.replace(':', '-')}+{arch}"
-            with exclusive(self.folder / f"{shared}.lock", lambda: say(f"waiting for another import of {known}")):
+            with exclusive(self.folder / f"{shared}.lock", lambda who: say(f"{who} imports {known}: waiting")):
                 if entry := self._shared(image, arch, known):
                     say(f"{image} is here already: {known}")
                     return entry
@@ -235,10 +211,10 @@ class Store:
         removed = []
         for path in self.folder.glob(".*.part"):
             stem = path.name[1:].rsplit(".", 3)[0]
-            if _is_free(self.folder / f"{stem}.lock"):
+            if is_free(self.folder / f"{stem}.lock"):
                 path.unlink(missing_ok=True)
                 removed.append(path.name)
-        if all(_is_free(path) for path in self.folder.glob("*.lock")):
+        if all(is_free(path) for path in self.folder.glob("*.lock")):
             named = {Path(entry.path).name for entry in self.entries()}
             for path in self.folder.glob("*.sqsh"):
                 if path.name not in named:
@@ -249,15 +225,6 @@ class Store:
 
 def _host() -> str:
     return socket.gethostname().partition(".")[0]
-
-
-def _is_free(lock: Path) -> bool:
-    try:
-        with lock.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-    except OSError:
-        return False
 
 
 def _length_agrees(entry: Entry) -> bool:

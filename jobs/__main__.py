@@ -8,6 +8,7 @@ import sys
 
 from jobs import sweep
 from jobs.errors import UserError
+from jobs.output import until_closed
 from jobs.verbs import ask, batch, check, explain, image, logs, model, preflight, results, runs, serve
 
 MODULES = (ask, check, explain, preflight, runs, results, logs, model, image, serve, batch)
@@ -61,4 +62,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(until_closed(main))

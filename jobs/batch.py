@@ -58,10 +58,12 @@ def prepare(overrides: Sequence[str], env: Mapping[str, str], script: Path | Non
         serve: keep one service up for hand tests.
 
     Raises:
-        ConfigError: the question cannot be asked, or needs more nodes than the job has.
+        ConfigError: the question cannot be asked, or needs more nodes than the job has; or the shell would move the
+            ranks into a container.
         RunError: this is no batch job, or the run directory cannot be written.
     """
     job_id, nodes = batch_job(env)
+    submit.check_shell(env, local=False)
     compose.check(overrides)
     made = one_service(overrides) if serve else sweep.plan(compose.expand(overrides))
     made = _in_slurm(made)

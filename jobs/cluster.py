@@ -87,6 +87,17 @@ def start_rank(local_sizes: Sequence[int], node: int) -> int:
     return sum(local_sizes[:node])
 
 
+def node_of(local_sizes: Sequence[int], data_parallel_rank: int) -> int:
+    """Return the node that runs a data-parallel rank; a rank that there is not is an IndexError.
+
+    Args: see `start_rank`.
+    """
+    for node, size in enumerate(local_sizes):
+        if data_parallel_rank < start_rank(local_sizes, node) + size:
+            return node
+    raise IndexError(f"data-parallel rank {data_parallel_rank} of {sum(local_sizes)}")
+
+
 FIRST_PORT = 17_000
 PORTS_PER_JOB = 10
 PORT_SLOTS = 1_250

@@ -7,6 +7,7 @@ applied to a plain copy of the composed tree and validated by the schema (issue 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +27,7 @@ from jobs import schema
 from jobs.ascend.migration import migrate
 from jobs.config import Config
 from jobs.errors import ConfigError, nearest
+from jobs.files import from_yaml
 from jobs.schema import CONF
 
 Composer = Callable[[list[str]], DictConfig]
@@ -42,10 +44,34 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         ConfigError: the text is not an override.
     """
     try:
-        return OverridesParser.create(cast(ConfigLoader, _Options())).parse_overrides(list(overrides))
+        texts = [quoted(text) for text in overrides]
+        return OverridesParser.create(cast(ConfigLoader, _Options())).parse_overrides(texts)
     except OverrideParseException as error:
         reason = " ".join(str(error).partition("\nSee ")[0].split())
-        raise ConfigError("override", repr(error.override), reason, "Write it as key=value.") from None
+        remedy = "Write it as key=value."
+        if "#" in str(error.override):
+            remedy += " Hydra takes a # only between quotes, which the shell must leave: 'key=\"a#b\"'."
+        raise ConfigError("override", repr(error.override), reason, remedy) from None
+
+
+_WORD = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^\s,\[\](){}'"]+""")
+
+
+def quoted(text: str) -> str:
+    """Return an override with quotes around every word of its value that holds a #, as in REGISTRY#IMAGE:TAG.
+
+    Hydra's grammar has no # outside of quotes, and a shell takes the quotes away that a person writes. What already
+    is quoted stays as it is, and so does a value with braces.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or "#" not in value or "{" in value:
+        return text
+
+    def mark(match: re.Match[str]) -> str:
+        word = match.group()
+        return f'"{word}"' if "#" in word and word[0] not in "'\"" else word
+
+    return key + equals + _WORD.sub(mark, value)
 
 
 class _Options:
@@ -193,7 +219,7 @@ def _said(item: Override, known: Mapping[str, tuple[str, ...]]) -> tuple[str, ..
 @cache
 def _keys_of(group: str, choice: str) -> tuple[str, ...]:
     text = (CONF / group / f"{choice}.yaml").read_text()
-    tree = yaml.safe_load(text) or {}
+    tree = from_yaml(text) or {}
     return tuple(_leaves(tree, "" if "@package _global_" in text else f"{group}."))
 
 

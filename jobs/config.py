@@ -67,8 +67,11 @@ class Model(Section):
         " container it must be mounted under the same path. null: not staged",
         scope="sweep",
     )
-    verify: Annotated[Text, one_of("sizes", "none")] = setting(
-        "sizes", "before the engines start. sizes: all shards are whole, and the same on every node", scope="sweep"
+    verify: Annotated[Text, one_of("sizes", "sampled", "none")] = setting(
+        "sizes",
+        "before the engines start. sizes: all shards are whole, W8A8 where that is asked for, and the same on every"
+        " node; sampled: some of their content too",
+        scope="sweep",
     )
 
     @property
@@ -127,6 +130,9 @@ class Engine(Section):
     host: Text = setting("0.0.0.0", "bind address of the API server", scope="sweep")
     port: Port | None = setting(None, "API port; null: derived from the job id", scope="sweep")
     data_parallel_rpc_port: Port | None = setting(None, "null: derived from the job id", scope="sweep")
+    checks_release: Flag = setting(
+        True, "in a container: refuse an installed vllm-ascend of another release; false: warn", scope="sweep"
+    )
     checks_model_path: Flag = setting(True, "model.path must exist on every node", scope="sweep")
     rehearsal: Rehearsal = section(Rehearsal, "for engine=simulator only")
 
@@ -184,9 +190,7 @@ class Container(Section):
     runtime: Annotated[Text, one_of("none", "enroot", "pyxis", "docker")] = setting(
         "none", "none: directly on the node; enroot, pyxis or docker"
     )
-    image: Text | None = setting(
-        None, "registry#image:tag (Hydra wants quotes around a #), registry/image:tag, or a .sqsh path"
-    )
+    image: Text | None = setting(None, "registry#image:tag, registry/image:tag, or a .sqsh path")
     registry: Text | None = setting(None, "host put before an image that names no registry", scope="sweep")
     mounts: tuple[Text, ...] = setting((), "SRC:DST[:FLAGS], flags joined by +; SRC alone: the same path inside")
     devices: tuple[Text, ...] | None = setting(None, "null: the NPU devices, for engine=vllm_ascend", scope="sweep")
@@ -307,6 +311,9 @@ class Bench(Section):
     quality: Annotated[Text, one_of("off", "needle")] = setting(
         "off", "needle: long-context questions at max_model_len, once a service, outside the windows"
     )
+    min_quality: Share = setting(
+        0.5, "share of the quality questions that must be answered right for valid rows; 0: any answers will do"
+    )
     quality_tokens: Count = setting(1024, "longest answer to such a question, tokens; reasoning models think first")
 
 
@@ -316,6 +323,7 @@ class Limits(Section):
 
     rendezvous_s: Positive = setting(300.0, "until all ranks of the allocation have met")
     stage_s: Positive = setting(7200.0, "staging and checking the checkpoint on every node")
+    image_s: Positive = setting(3600.0, "importing, pulling and unpacking the container's image on every node")
     preflight_s: Positive = setting(120.0, "all checks of the nodes before the first service")
     load_s: Positive = setting(5400.0, "engine start until /health is 200")
     load_silence_s: Positive = setting(1800.0, "time without a new line in a rank's log before the service is ready")
@@ -344,6 +352,10 @@ class Preflight(Section):
     shm_gib: NotNegative = setting(1.0, "least size of /dev/shm, and of what is free in it, GiB")
     memory_gib: NotNegative = setting(2.0, "least memory that is available on a node, GiB")
     disk_gib: NotNegative = setting(1.0, "least free space in results.root and in TMPDIR, GiB")
+    image_gib: NotNegative = setting(
+        15.0,
+        "unpacked size of a container's image that is not on the node yet, GiB; an import needs several times this",
+    )
     clock_s: Positive = setting(5.0, "largest difference of a node's clock from the first node's, s")
     evidence_hours: NotNegative = setting(24.0, "how long a failed node is proposed for --exclude, hours")
     exclude_sick: Flag = setting(False, "add those nodes to --exclude instead of only proposing it")

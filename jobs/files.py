@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from jobs.errors import RunError
 
 
@@ -55,6 +57,29 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise RunError(str(path), "(read)", str(error), "Is this the directory of a sweep?") from None
+
+
+def from_yaml(text: str) -> Any:
+    """Return the data of a YAML text, read by libyaml where PyYAML has it: ten times as fast.
+
+    Raises:
+        yaml.YAMLError: it is no YAML.
+    """
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def is_there(path: Path) -> bool | None:
+    """Return whether a path exists; None: it cannot be seen, for example behind a directory of root's.
+
+    `Path.exists` raises PermissionError in that case.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def sha256(path: Path) -> str:

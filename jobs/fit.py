@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from jobs.ascend import utilization
 from jobs.ascend.architecture import Architecture
 from jobs.ascend.memory import DEVICE_GIB, Allowance, Prediction, predict_config
+from jobs.ascend.rules.lengths import at_once
 from jobs.ascend.weights import GIB
 from jobs.config import Config
 from jobs.errors import ConfigError
@@ -107,7 +109,8 @@ def judge(
     except ConfigError as error:
         key, value, reason, _ = error.args
         unknown = f"{key}={value}: {reason}"
-    return Fit(parallel.max_model_len, parallel.gpu_memory_utilization or 0.9, made, unknown)
+    share = utilization(config.engine.release, parallel.gpu_memory_utilization)
+    return Fit(parallel.max_model_len, share, made, unknown)
 
 
 @dataclass(frozen=True)
@@ -130,9 +133,8 @@ def queueing(config: Config, fit: Fit) -> Queueing | None:
         return None
     found: list[Queueing] = []
     ranks = parallel.data_parallel_size
-    if parallel.max_num_seqs is not None:
-        cause = f"max_num_seqs x data-parallel ranks = {parallel.max_num_seqs} x {ranks}"
-        found.append(Queueing(parallel.max_num_seqs * ranks, cause))
+    if (most := at_once(parallel)) is not None:
+        found.append(Queueing(most, f"max_num_seqs x data-parallel ranks = {parallel.max_num_seqs} x {ranks}"))
     if fit.prediction and fit.lacks_bytes <= 0:
         made, length = fit.prediction, bench.input_tokens + bench.output_tokens
         cause = (

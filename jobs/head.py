@@ -7,6 +7,8 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+import pandas  # noqa: F401  (for the table: now, not in the last seconds before a kill)
+
 from jobs.config import Config
 from jobs.errors import RunError
 from jobs.files import write_json
@@ -77,7 +79,7 @@ async def conduct(here: Here, first: Config, stopping: asyncio.Future[str], stat
             run.give_up(str(ended))
         left += run.left
         valid = run.valid and valid
-        write_table(here.folder.sweep)
+        await asyncio.to_thread(write_table, here.folder.sweep)
     lost = len(hub.present) < here.task.ranks - 1
     await hub.send({"type": "bye"})
     await hub.close()

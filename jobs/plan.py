@@ -217,6 +217,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
             {
                 "service": service.service,
                 "points": list(service.points),
+                "engine": service.config.engine.name,
+                "release": service.config.engine.release,
                 "predicted_s": round(service.seconds),
                 "phases": _phases_json(service.phases),
                 "memory": _memory_json(service.outlook),

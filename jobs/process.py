@@ -38,6 +38,29 @@ done
 exec "${serving_sweep_words[@]:1}"
 """
 
+# What ends a whole tree when its owner is gone without a word (SIGKILL, a lost container, the OOM killer). Not by
+# PR_SET_PDEATHSIG, which reaches one process and dies with its exec under other rights; not by Slurm, which finds
+# orphans only where a cgroup holds them. Its standard input is a pipe from the owner: first the pid of the tree, then
+# nothing until the owner's end closes it.
+_GUARD = """trap '' HUP INT TERM USR1 USR2
+read -r pid
+read -r never
+strays() { grep -lszxF -- "$1" /proc/[0-9]*/environ | cut -d/ -f3; }
+alive() { { [ -n "$pid" ] && kill -0 -- "-$pid"; } || [ -n "$(strays "$1")" ]; } 2>/dev/null
+[ -z "$pid" ] || kill -TERM "$pid" 2>/dev/null
+tries=0
+while alive "$1"; do
+  sleep 0.2
+  tries=$((tries + 1))
+  [ "$tries" -lt "$2" ] && continue
+  { [ -z "$pid" ] || kill -KILL -- "-$pid"; kill -KILL $(strays "$1"); } 2>/dev/null
+  [ "$tries" -lt "$(($2 + 50))" ] || exit 1
+done
+"""
+
+_GUARD_TRIES = 15
+"""Times 0.2 s from SIGTERM to SIGKILL, where nobody is left to wait for the engine."""
+
 
 def run(
     argv: Sequence[str], *, timeout_s: float = 60.0, env: Mapping[str, str] | None = None
@@ -180,8 +203,9 @@ class Ended:
 class Process:
     """One engine process in a process group and session of its own."""
 
-    def __init__(self, process: asyncio.subprocess.Process, mark: str) -> None:
-        self._process, self.mark = process, mark
+    def __init__(self, process: asyncio.subprocess.Process, mark: str, guard: subprocess.Popen[bytes]) -> None:
+        """Args: the process, its mark, and what ends its tree should this process die."""
+        self._process, self.mark, self._guard = process, mark, guard
         self.pid = process.pid
 
     async def wait(self) -> Ended:
@@ -209,6 +233,8 @@ class Process:
         if self.ended is None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), 5.0)
+        if not strays:
+            _dismiss(self._guard)  # its pid may be given away from now on
         return [f"pid {p.pid} {_name(p)}" for p in strays]
 
     def _stands_still(self) -> bool:
@@ -237,6 +263,25 @@ def _name(process: psutil.Process) -> str:
         return "(gone)"
 
 
+def _guard(mark: str) -> subprocess.Popen[bytes]:
+    """Start what ends everything with this mark once this process is gone."""
+    return subprocess.Popen(
+        ["bash", "-c", _GUARD, "serving-sweep-guard", f"{MARK}={mark}", str(_GUARD_TRIES)],
+        env={"PATH": os.environ.get("PATH", os.defpath)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _dismiss(guard: subprocess.Popen[bytes]) -> None:
+    guard.kill()
+    guard.wait()
+    if guard.stdin:
+        guard.stdin.close()
+
+
 async def start(
     argv: Sequence[str],
     env: Mapping[str, str],
@@ -255,6 +300,7 @@ async def start(
         source: shell files that are sourced first, in this order.
         cwd: working directory; None: ours.
 
+    The whole tree ends with this process, however that ends: within seconds, and by SIGTERM first.
     A missing program or shell file shows as exit code 127 with the shell's words in `log`.
 
     Raises:
@@ -262,7 +308,9 @@ async def start(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     command = ["bash", "-c", _WRAPPER, "bash", *source, "--", *argv]
+    guard: subprocess.Popen[bytes] | None = None
     try:
+        guard = _guard(mark)  # before the engine: there is no moment in which nobody minds it
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *command,
@@ -273,6 +321,11 @@ async def start(
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        assert guard.stdin is not None
+        guard.stdin.write(f"{process.pid}\n".encode())
+        guard.stdin.flush()
     except (OSError, ValueError) as error:
+        if guard:
+            _dismiss(guard)
         raise RunError(argv[0], "(start)", str(error), "Check engine.command, engine.env and engine.args.") from None
-    return Process(process, mark)
+    return Process(process, mark, guard)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 import sys
 import traceback
@@ -20,6 +19,7 @@ from typing import Any
 from jobs import head, process
 from jobs.cluster import Task, check_master, derive_ports, find_card, interface_addresses, same_subnet, task_from_slurm
 from jobs.config import Config
+from jobs.ending import Ending
 from jobs.errors import ConfigError, RunError, UserError
 from jobs.jobstate import seconds_left
 from jobs.preflight.findings import named
@@ -33,14 +33,7 @@ from jobs.service.placement import LOOPBACK, Placement
 from jobs.service.task import read_config, read_task
 from jobs.servicerun import Here
 from jobs.timing import limit_seconds
-from jobs.walltime import TIME_IS_UP, Walltime
-
-SIGNALS = {
-    signal.SIGTERM: "cancelled or preempted (SIGTERM)",
-    signal.SIGUSR2: TIME_IS_UP,
-    signal.SIGINT: "interrupted (SIGINT)",
-}
-"""Signals that end our work in good order; submitit's own handlers would swallow the first two."""
+from jobs.walltime import Walltime
 
 GIVE_BACK_S = 3.0
 """srun ends the other tasks within two seconds after one has ended badly (measured), if it can see it."""
@@ -60,6 +53,8 @@ def main(folder: AllocationDir, task: Task) -> int:
 
 
 async def _run(folder: AllocationDir, task: Task) -> int:
+    ending = Ending(asyncio.get_running_loop())
+    stopping = ending.stopping
     work = read_task(folder)
     first = read_config(folder.sweep, work.services[0].points[0])
     (name, address, prefix), problem = usable_card(first, local=work.local)
@@ -69,11 +64,9 @@ async def _run(folder: AllocationDir, task: Task) -> int:
         dp_rpc=first.engine.data_parallel_rpc_port,
         control=first.cluster.control_port,
     )
-    stopping: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    for number, reason in SIGNALS.items():
-        asyncio.get_running_loop().add_signal_handler(number, _end, stopping, reason)
     left_s = limit_seconds(first.cluster.time_limit) if work.local else seconds_left(str(task.job_id))
-    here = Here(task, name, address, ports, folder, work, dict(os.environ), Walltime.of(left_s))
+    ending.walltime = Walltime.of(left_s)
+    here = Here(task, name, address, ports, folder, work, dict(os.environ), ending.walltime)
     say(f"rank {task.rank} of {task.ranks} on {task.host}, card {name} {address}, job {task.job_id}")
     results = folder.sweep.path.parent
     card = (name, address, prefix)
@@ -99,11 +92,6 @@ async def _give_back(task: Task, stopping: asyncio.Future[str]) -> None:
         say("another rank is lost and Slurm does not end the job: cancelling it")
         with contextlib.suppress(RunError):
             process.run(["scancel", str(task.job_id)], timeout_s=30)
-
-
-def _end(stopping: asyncio.Future[str], reason: str) -> None:
-    if not stopping.done():
-        stopping.set_result(reason)
 
 
 def usable_card(config: Config, *, local: bool) -> tuple[tuple[str, str, int], str | None]:

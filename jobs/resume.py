@@ -46,6 +46,7 @@ def resume(sweep: SweepDir, *, retry_failed: bool) -> int:
 
     Raises:
         RunError: an allocation of the sweep is still queued or running, or the cluster refused the new one.
+        ConfigError: the shell would move the ranks into a container.
     """
     for folder in sweep.allocations():
         state = job_state(folder)
@@ -53,6 +54,8 @@ def resume(sweep: SweepDir, *, retry_failed: bool) -> int:
             remedy = f"Follow it (python -m jobs follow {sweep.path}), or cancel it first."
             raise RunError("RUN", sweep.path, f"allocation {folder.index} is {state.lower()}", remedy)
     left = unfinished(sweep, retry_failed=retry_failed)
+    if left:  # before any row goes
+        submit.check_shell(local=left[0].config.cluster.kind == "local")
     by_name = {service.service: service for service in left}
     index = max((folder.index for folder in sweep.allocations()), default=-1) + 1
     for number, allocation in enumerate(_allocations(left)):

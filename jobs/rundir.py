@@ -77,6 +77,21 @@ class RankDir:
         """What this rank's checkpoint is: path, sizes, hashes; or why it is not right."""
         return self.path / "checkpoint.json"
 
+    @property
+    def image_order(self) -> Path:
+        """What of its container is to be made before the engine starts."""
+        return self.path / "image-order.json"
+
+    @property
+    def image_log(self) -> Path:
+        """Output of that: import, pull, unpacking."""
+        return self.path / "image.log"
+
+    @property
+    def image(self) -> Path:
+        """What was made, or why it could not be."""
+        return self.path / "image.json"
+
     def enter(self, state: str, **details: Any) -> None:
         """Record a state of this rank with the wall clock (Unix seconds)."""
         append_json(self.states, {"time": time.time(), "state": state} | details)

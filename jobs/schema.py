@@ -24,8 +24,14 @@ def schema() -> Mapping[str, str]:
     return dict(_leaves(Config, "", ""))
 
 
+@cache
+def _hints(cls: type) -> Mapping[str, Any]:
+    """Return the types of a section's fields: they are written as text, and to evaluate it takes long."""
+    return get_type_hints(cls)
+
+
 def _leaves(cls: type, prefix: str, scope: str) -> Iterator[tuple[str, str]]:
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     for item in fields(cls):
         name, here = prefix + item.name, item.metadata.get("scope", scope)
         kind = hints[item.name]
@@ -38,18 +44,18 @@ def _leaves(cls: type, prefix: str, scope: str) -> Iterator[tuple[str, str]]:
 @cache
 def open_mappings() -> frozenset[str]:
     """Return the dotted names of mappings that take any key (`engine.env`, `engine.args`, ...)."""
-    return frozenset(k for k in schema() if k in _open(Config, ""))
+    return _open(Config, "") & schema().keys()
 
 
-def _open(cls: type, prefix: str) -> set[str]:
-    found: set[str] = set()
-    hints = get_type_hints(cls)
+def _open(cls: type, prefix: str) -> frozenset[str]:
+    found: frozenset[str] = frozenset()
+    hints = _hints(cls)
     for item in fields(cls):
         kind = hints[item.name]
         if isinstance(kind, type) and issubclass(kind, Section):
             found |= _open(kind, prefix + item.name + ".")
         elif item.default_factory is not MISSING or "dict[" in str(item.type).split("tuple")[0]:
-            found.add(prefix + item.name)
+            found |= {prefix + item.name}
     return found
 
 
@@ -103,7 +109,7 @@ def help_of(key: str) -> str:
         if item is None:
             break
         text = item.metadata.get("help", "")
-        kind = get_type_hints(cls)[part]
+        kind = _hints(cls)[part]
         if not (isinstance(kind, type) and issubclass(kind, Section)):
             break
         cls = kind

@@ -6,7 +6,7 @@ import asyncio
 import getpass
 import time
 from collections.abc import Awaitable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from jobs import calibration, reuse, serving
@@ -266,18 +266,19 @@ class ServiceRun:
 
         say(f"point {point}: {' '.join(f'{k}={v}' for k, v in self._values(point).items()) or 'measure'}")
 
-        def external_client() -> Awaitable[external.External]:
-            """Run a client that others made."""
+        def external_client(salt: int) -> Awaitable[external.External]:
+            """Run a client that others made, with other prompts than those of other salts."""
             env, mark = environment.whole({}, self._here.inherited), self._here.mark(f"client/{point}")
             folder = self._sweep.point(point).client
-            return external.measure(config, target, folder, env, mark, stop=stop, on_phase=entered)
+            asked = replace(config, bench=replace(config.bench, seed=config.bench.seed + external.SALTED * salt))
+            return external.measure(asked, target, folder, env, mark, stop=stop, on_phase=entered)
 
-        began = time.monotonic()
         run = PointRun(config, target, self._shared, probes, stop, entered, external_client)
         await supervisor.during(run.run(), stop.set)
-        measured, seconds = run.result(), time.monotonic() - began
+        measured = run.result()
         failure = await (supervisor.failure_soon() if measured.reason else supervisor.failure())
-        self._keep(point, measured, seconds, failure)
+        # Beside the heartbeats: the tables of a long sweep take a moment, and a silent rank 0 counts as lost.
+        await asyncio.to_thread(self._keep, point, measured, failure)
         if failure:
             raise ServiceFailed(failure)
 
@@ -288,7 +289,7 @@ class ServiceRun:
         words = "valid" if row["valid"] else row["invalid_reason"]
         say(f"point {point}: {words}, {row['output_tok_s'] or 0:.1f} output tok/s")
 
-    def _keep(self, point: str, measured: Measured, seconds: float, failure: str | None) -> None:
+    def _keep(self, point: str, measured: Measured, failure: str | None) -> None:
         reason = failure or measured.reason
         warmup = sum(window.warmup_s for window in measured.windows)
         self._set(
@@ -296,11 +297,12 @@ class ServiceRun:
             **measured.figures,
             valid=reason is None,
             invalid_reason=reason,
-            truncated=measured.truncated,
+            # What was ended from outside is to be run again, also between its window and its last canary.
+            truncated=measured.truncated or self._from_outside(failure),
             notes="; ".join(measured.notes) or None,
             engine_tokens=tokens_text(measured.engine_tokens),
             warmup_s=round(warmup, 1),
-            measure_s=round(seconds - warmup, 1),
+            measure_s=round(measured.measured_s, 1),
         )
         keep(self._sweep.point(point), measured)
         self._publish(point)
@@ -317,11 +319,12 @@ class ServiceRun:
 
     def salvage(self, reason: str) -> None:
         """Write the rows that are not written yet, after this rank could not go on: no row is lost."""
+        never_begun = self._never_begun(reason)
         for point in self._service.points:
             if self._sweep.point(point).row.exists():
                 continue
             if point not in self._rows:
-                self._set(point, invalid_reason=reason)
+                self._set(point, invalid_reason=never_begun)
             row = self._rows[point]
             self._rows[point] = row | {"valid": False, "invalid_reason": row["invalid_reason"] or reason}
             write_json(self._sweep.point(point).row, self._rows[point])
@@ -329,7 +332,7 @@ class ServiceRun:
     def _diagnose(self, own: str) -> str:
         """Return the reason for the rows: the first failing rank's cause from the logs of all ranks, in one line."""
         self._cause = own
-        found, reason = explain(self._folder, own)
+        found, reason = explain(self._folder, own, sizes=local_sizes(self._config))
         self._retryable = found.found and found.retryable
         if found.found:
             write_text(self._folder.diagnosis, found.text() + "\n")
@@ -340,17 +343,33 @@ class ServiceRun:
 
         Points for which the time did not suffice get no row here: another allocation will run them.
         """
+        never_begun = self._never_begun(failure)
         for point in self._service.points:
             row = self._rows.get(point)
             if row is None and (failure == TIME_IS_UP or (out_of_time and failure is None)):
                 continue
             if row is None:
-                self._write(point, invalid_reason=failure or "not run")
+                self._write(point, invalid_reason=never_begun)
             else:
                 if failure and row["invalid_reason"] == self._cause:
                     row = row | {"invalid_reason": failure}
                 self._rows[point] = row | {"teardown_s": self._known["teardown_s"]}
                 write_json(self._sweep.point(point).row, self._rows[point])
+
+    def _from_outside(self, failure: str | None) -> bool:
+        """Whether the service ended since this rank was told to end: that says nothing about the service."""
+        return failure is not None and self._stopping.done() and failure == self._stopping.result()
+
+    def _never_begun(self, failure: str | None) -> str:
+        """Return the reason of the points that were not begun.
+
+        A service that failed by itself before its first point would fail again: that is the result of all its points.
+        After a failure in one point the others may well succeed, and an end from outside tells nothing of any: these
+        are not run, so that a resume runs them.
+        """
+        if failure is None:
+            return NOT_RUN + "its service ended before it"
+        return (NOT_RUN if self._rows or self._from_outside(failure) else "") + failure
 
     def _values(self, point: str) -> Mapping[str, Any]:
         plan = read_json(self._sweep.plan)

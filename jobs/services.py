@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs import budget
+from jobs.ascend import utilization
 from jobs.ascend.rules import Finding
 from jobs.calibration import Outlook
 from jobs.config import Config
@@ -60,7 +61,8 @@ class Dropped:
 def unknown(config: Config) -> Outlook:
     """Return that nothing is known of a service: no sum of its memory, no earlier run."""
     parallel = config.parallel
-    return Outlook(Fit(parallel.max_model_len, parallel.gpu_memory_utilization or 1.0, None, "nobody looked"))
+    share = utilization(config.engine.release, parallel.gpu_memory_utilization)
+    return Outlook(Fit(parallel.max_model_len, share, None, "nobody looked"))
 
 
 def group(points: Sequence[Point], look: Callable[[Config], Outlook]) -> tuple[Service, ...]:

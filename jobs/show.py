@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import shlex
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
@@ -20,6 +19,9 @@ from jobs.results.table import text
 from jobs.service.checks import Shared
 from jobs.services import Point
 from jobs.timing import limit_seconds
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SHOWN = (
     "engine",
@@ -62,10 +64,17 @@ HIGH_IS_BEST = ("output_tok_s", "tok_s_per_user")
 LOW_IS_BEST = ("ttft_ms_p50", "ttft_ms_p99", "tpot_ms_p50", "e2el_ms_p50", "price_per_m_output_tok")
 
 
+class _Console(Console):
+    """rich would exit with code 1, as for a failed run, where nobody reads any more (jobs/output.py)."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # rich calls this while it handles the error
+
+
 def console(*, stderr: bool = False) -> Console:
     """Return the console; without a terminal lines are never cut or wrapped."""
     # An engine's words may hold [brackets] and :colons:, which are neither markup nor emoji.
-    found = Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    found = _Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
     if not found.is_terminal:
         found.width = 2000
     return found
@@ -214,6 +223,8 @@ def reasons_text(frame: pd.DataFrame) -> str:
 
 def _best(frame: pd.DataFrame, swept: tuple[str, ...], name: str) -> list[bool]:
     """Return for each row whether its value is the best of the valid rows that did the same work; one alone is not."""
+    import pandas as pd
+
     values = pd.to_numeric(frame[name], errors="coerce").where(frame["valid"].astype(bool))
     # Rows of another work do not compare, and simulated rows never with measured ones.
     kinds = (

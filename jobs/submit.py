@@ -1,4 +1,7 @@
-"""Allocation to executor: Slurm, or local processes. submitit itself is imported only where a job is submitted."""
+"""Allocation to executor: Slurm, or local processes.
+
+submitit is imported only where a job is submitted, and what a rank needs (`jobs.rank`) only in a rank.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs import process, rank
+from containers.pyxis import check_strays
+from jobs import process
 from jobs.cluster import Task, task_from_slurm
 from jobs.config import Cluster, Config
-from jobs.errors import ConfigError, RunError
+from jobs.errors import ConfigError, RunError, UserError
 from jobs.files import read_json, write_json
 from jobs.preflight.evidence import without_sick
 from jobs.results.row import NOT_RUN, make_row
@@ -53,12 +57,25 @@ def check_programs(kind: str) -> None:
     """Say before anything is written that this host cannot submit. A plan for Slurm can be made anywhere.
 
     Raises:
-        ConfigError: cluster=slurm without sbatch or srun.
+        ConfigError: cluster=slurm without sbatch or srun, or with options of pyxis in the shell.
     """
+    check_shell(local=kind != "slurm")
     missing = [name for name in ("sbatch", "srun") if kind == "slurm" and not shutil.which(name)]
     if missing:
         reason = f"there is no {' and no '.join(missing)} on PATH"
         raise ConfigError("cluster.kind", "slurm", reason, "Log in to a Slurm node, or use cluster=local.")
+
+
+def check_shell(env: Mapping[str, str] = os.environ, *, local: bool) -> None:
+    """Refuse a shell whose variables would move every step of a job, the ranks too, into a container.
+
+    Every way into Slurm asks this, before it writes anything where it can; `new_allocation` asks once more for all.
+
+    Raises:
+        ConfigError: a PYXIS_CONTAINER_* variable is set, and the ranks run in steps of Slurm.
+    """
+    if not local:
+        check_strays(env)
 
 
 def sbatch_parameters(config: Config, nodes: int, name: str) -> dict[str, Any]:
@@ -115,7 +132,12 @@ def new_allocation(
     local: bool,
     serve: bool = False,
 ) -> AllocationDir:
-    """Make the directory of an allocation: its secrets, and what it has to do."""
+    """Make the directory of an allocation: its secrets, and what it has to do.
+
+    Raises:
+        ConfigError: the shell would move its ranks into a container.
+    """
+    check_shell(local=local)
     folder = sweep.allocation(index, attempt)
     folder.path.mkdir(parents=True)
     folder.new_keys()
@@ -191,7 +213,11 @@ def srun(folder: AllocationDir, config: Config, nodes: int, name: str, seconds: 
 
     Returns:
         What srun itself says; the output of the tasks is in the folder.
+
+    Raises:
+        ConfigError: the shell would move its ranks into a container.
     """
+    check_shell(local=False)
     wanted = sbatch_parameters(without_sick(config, folder.sweep.root), nodes, name)
     extra = {key: value for key, value in wanted.pop("additional_parameters").items() if key != "no-requeue"}
     options = {key.replace("_", "-"): value for key, value in wanted.items() if key not in NOT_FOR_SRUN} | extra
@@ -215,6 +241,8 @@ def _link(folder: AllocationDir, job: Any, nodes: int) -> None:
 
 def run_task(folder: str, kind: str) -> None:
     """Run one rank; submitit calls this in every task. Ends with the rank's exit code."""
+    from jobs import rank
+
     task = task_from_slurm(os.environ) if kind == "slurm" else _local_task(os.environ)
     here = AllocationDir(Path(folder))
     code = rank.main(here, task)
@@ -243,7 +271,7 @@ def submit_rest(folder: AllocationDir, nodes: int, again: Again = submit_allocat
     if folder.tries < config.limits.attempts or _outcome(folder).get("yielded"):
         try:
             job = again(folder.sweep, folder.index, folder.attempt + 1, left, config, nodes)
-        except RunError as error:
+        except UserError as error:
             reason = f"the time limit came first, and the rest could not be submitted: {error.reason}"
         else:
             write_json(folder.outcome, _outcome(folder) | {"resubmitted": job.job_id})

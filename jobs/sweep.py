@@ -21,7 +21,7 @@ from rich.text import Text
 from jobs import calibration, compose, reuse, schema, show, submit
 from jobs.config import Config, Launch
 from jobs.errors import ConfigError, RunError, UserError
-from jobs.files import read_json, write_json
+from jobs.files import is_there, read_json, write_json
 from jobs.follow import follow
 from jobs.plan import Allocation, Plan, as_json, make_plan
 from jobs.preflight.evidence import proposal
@@ -48,7 +48,8 @@ class Outcome:
         points: ids in the order in which the points were asked for; None: the question cannot be asked.
         rows: of the table, by id.
         column: what a study optimises.
-        worst: stands for a row that is invalid or lacks the figure, so that the study goes on; None: nothing does.
+        worst: stands for a row that is invalid, saturated or lacks the figure, so that the study goes on; None:
+            nothing does.
     """
 
     points: tuple[str | None, ...]
@@ -57,9 +58,9 @@ class Outcome:
     worst: float | None = None
 
     def objective(self, index: int) -> float | None:
-        """Return the figure of a point for Hydra's sweepers, `worst` for an invalid row."""
+        """Return the figure of a point for Hydra's sweepers, `worst` for an invalid or saturated row."""
         row = self.rows.get(self.points[index] or "") if self.points else None
-        value = row[self.column] if row and row["valid"] else None
+        value = row[self.column] if row and row["valid"] and not row.get("saturated") else None
         return self.worst if value is None else float(value)
 
 
@@ -69,9 +70,13 @@ def main() -> None:
     shown = [name for name in INFORMATIVE if getattr(options, name)]
     # Hydra would print its own errors, some with a traceback; with this it raises them, and we print one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    logging.raiseExceptions = not shown  # --info logs to an output that may be closed
     try:
         if shown and (options.multirun or options.run):
             raise ConfigError(f"--{shown[0]}", "--multirun", "one of them shows, the other runs", "Give one of them.")
+        # Hydra reads the command line itself; a value as it is typed may need quotes for its grammar.
+        sys.argv = [compose.quoted(word) if word in options.overrides else word for word in sys.argv]
+        options.overrides = [compose.quoted(word) for word in options.overrides]
         if not shown:
             compose.check(options.overrides)
             # Without -m the same path is taken with one point; a comma is then an error, as in Hydra.
@@ -85,6 +90,8 @@ def main() -> None:
         fail(error)
     except compose.COMPOSITION_ERRORS as error:
         fail(compose.composition_error(error, options.overrides))
+    except BrokenPipeError:
+        raise
     except OSError as error:
         # Before the launcher is asked, Hydra writes its own record under results.root.
         remedy = "Choose a directory that you can write and all nodes see."
@@ -291,8 +298,9 @@ def _check_here(config: Config) -> None:
             "engine.command", program, "there is no such program here", "Run `make setup`, or give its path."
         )
     path = Path(from_root(config.model.path))
-    if config.engine.checks_model_path and not path.exists():
-        raise RunError("model.path", path, "there is no such directory here", "Run `make setup`, or stage the model.")
+    if config.engine.checks_model_path and not (there := is_there(path)):
+        reason = "there is no such directory here" if there is False else "this user cannot see it"
+        raise RunError("model.path", path, reason, "Run `make setup`, or stage the model.")
 
 
 def _log_to(sweep: SweepDir) -> None:

@@ -14,6 +14,9 @@ from jobs.timing import load_seconds, measure_seconds
 SIGNAL_DELAY_S = 90
 """Slurm sends SIGUSR2 this long before the time limit, so that partial results can be kept."""
 
+EARLY_S, LATE_S = 5.0, 60.0
+"""Around the time limit that we know, in which Slurm ends a job for it: it tells the time left in whole seconds, and
+looks at limits every 30 s. After that it is something else: somebody has extended the limit."""
 
 TIME_IS_UP = "the time limit is near (SIGUSR2)"
 """Reason for ending early after which the rest is submitted again."""
@@ -29,6 +32,11 @@ class Walltime:
     def of(seconds_left: float | None) -> Walltime:
         """Return the walltime of an allocation that ends in so many seconds."""
         return Walltime(None if seconds_left is None else time.monotonic() + seconds_left)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time limit is reached, as far as we know it."""
+        return self.ends_at is not None and -LATE_S <= self.ends_at - time.monotonic() <= EARLY_S
 
     def lacks(self, needed_s: float) -> str | None:
         """Return None if work of this length ends before the signal that precedes the limit, else a sentence."""

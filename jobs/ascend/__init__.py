@@ -13,9 +13,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from jobs.errors import ConfigError
+from jobs.files import from_yaml
 
 _DIRECTORY = Path(__file__).parent / "releases"
 _FACTS = Path(__file__).parent / "facts"
@@ -158,9 +157,20 @@ def release(name: str) -> Release:
     )
 
 
+def utilization(name: str, asked: float | None = None) -> float:
+    """Return the share of an NPU that an engine takes: `asked`, or vLLM's own default, which differs by release.
+
+    Args:
+        name: of a release; where it is not described here (the CPU build's), the newest one stands for it.
+        asked: `parallel.gpu_memory_utilization`.
+    """
+    if asked is not None:
+        return asked
+    return float(release(name if name in releases() else releases()[-1]).flags["gpu-memory-utilization"].default)
+
+
 def _load(path: Path) -> dict[str, Any]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    data = yaml.load(path.read_text(), Loader=loader)
+    data = from_yaml(path.read_text())
     assert isinstance(data, dict)
     return data
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs import ascend
 from jobs.ascend import architecture
 from jobs.ascend.architecture import Architecture
 from jobs.ascend.weights import GIB, Term, kv_bytes_per_token, weights
@@ -43,9 +44,6 @@ DEFAULT_BUFFSIZE = 200
 
 _DP_BUFFSIZE = 50
 """MB of the data-parallel group from 0.11 on (vllm-ascend, `calculate_dp_buffer_size`)."""
-
-_UTILIZATION = 0.9
-"""vLLM's own default of `--gpu-memory-utilization`."""
 
 _ALLOWANCE_TOKENS = 8192
 """Batched tokens up to which the allowance holds."""
@@ -222,7 +220,7 @@ def predict(
     layout: Layout,
     *,
     release: str,
-    utilization: float = 0.9,
+    utilization: float | None = None,
     max_num_batched_tokens: int = _ALLOWANCE_TOKENS,
     buffsize: int = DEFAULT_BUFFSIZE,
     device_gib: float = DEVICE_GIB,
@@ -239,7 +237,7 @@ def predict(
     Args:
         arch, layout: the model and how it lies on the NPUs.
         release: of vllm-ascend; decides the HCCL buffers.
-        utilization: `gpu_memory_utilization`.
+        utilization: `gpu_memory_utilization`; None: the default of the release.
         max_num_batched_tokens: tokens of one engine step.
         buffsize: HCCL_BUFFSIZE, MB.
         device_gib: memory of the NPU as torch_npu reports it, GiB.
@@ -271,7 +269,8 @@ def predict(
             uncertain = allowance.uncertainty_gib * GIB
             uncertain += 0 if allowance.measured else more + _unconfirmed(buffers, fitted)
     device = 0.0 if kv_only else device_gib * GIB
-    left = utilization * device - sum(term.bytes for term in (*weight, *rest)) if kv_bytes is None else kv_bytes
+    budget = ascend.utilization(release, utilization) * device
+    left = budget - sum(term.bytes for term in (*weight, *rest)) if kv_bytes is None else kv_bytes
     spread = layout.dcp * layout.pcp
     whole = kv_bytes_per_token(arch, tp=layout.tp, mtp=mtp, dtype_bytes=kv_dtype_bytes)
     tokens = max(0, int(left // (whole * BLOCK))) * BLOCK * spread
@@ -279,7 +278,7 @@ def predict(
         terms=(*weight, *rest),
         weights_bytes=sum(term.bytes for term in weight),
         device_bytes=device,
-        budget_bytes=utilization * device,
+        budget_bytes=budget,
         kv_bytes=left,
         kv_bytes_per_token=math.ceil(whole / spread),
         kv_tokens_per_rank=tokens,
@@ -332,7 +331,7 @@ def predict_config(
             pcp=parallel.prefill_context_parallel_size or 1,
         ),
         release=engine.release,
-        utilization=parallel.gpu_memory_utilization or _UTILIZATION,
+        utilization=parallel.gpu_memory_utilization,
         max_num_batched_tokens=parallel.max_num_batched_tokens or _ALLOWANCE_TOKENS,
         buffsize=buffsize_of(config),
         device_gib=device_gib,

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from jobs.cluster import node_of
 from jobs.diagnose.diagnosis import Diagnosis, Evidence, RankLog
 from jobs.diagnose.lines import Parsed
 from jobs.diagnose.sift import may_matter
@@ -72,16 +73,18 @@ class _Hit:
         return Evidence(self.rank, self.log, self.number, self.line, self.when.time)
 
 
-def classify(logs: Sequence[RankLog]) -> Diagnosis:
+def classify(logs: Sequence[RankLog], local_sizes: Sequence[int] = ()) -> Diagnosis:
     """Return why a service failed.
 
     Args:
         logs: of all ranks, in any order; also logs that this tool did not write.
+        local_sizes: data-parallel ranks of each node, in order; empty: not known, so that a line about a
+            data-parallel rank does not tell the node.
     """
     ordered = sorted(logs, key=lambda log: (log.rank is None, log.rank or 0, log.name, log.lines))
     times = timeline([([text for _, text in log.lines], log.end) for log in ordered])
     ready = _ready(ordered, times)
-    hits = [hit for log, when in zip(ordered, times, strict=True) for hit in _hits(log, when, ready)]
+    hits = [hit for log, when in zip(ordered, times, strict=True) for hit in _hits(log, when, ready, local_sizes)]
     hits = _not_overcome(_not_passed(hits, ready))
     notes = tuple(dict.fromkeys(f"{h.signature.cause} ({h.log}:{h.number})" for h in hits if h.signature and _note(h)))
     hits = [hit for hit in hits if not _note(hit)]
@@ -106,7 +109,7 @@ def _ready(logs: Sequence[RankLog], times: Sequence[Sequence[When]]) -> datetime
     return min(found, default=None)
 
 
-def _hits(log: RankLog, times: Sequence[When], ready: datetime | None) -> Iterable[_Hit]:
+def _hits(log: RankLog, times: Sequence[When], ready: datetime | None, local_sizes: Sequence[int]) -> Iterable[_Hit]:
     frame: str | None = None
     stopping = False
     for (number, text), when in zip(log.lines, times, strict=True):
@@ -124,7 +127,7 @@ def _hits(log: RankLog, times: Sequence[When], ready: datetime | None) -> Iterab
             continue
         if stopping and (signature is None or signature.kind in ("follow_on", "timeout")):
             continue
-        rank = _rank(parsed, signature, log.rank)
+        rank = _rank(parsed, signature, log.rank, local_sizes)
         group = f"rank {rank}" if rank is not None else log.name
         place = (rank, group, log.name, number, line[:_LONGEST], when)
         yield _Hit(signature, *place, parsed.layer, parsed.exception, parsed.report is not None)
@@ -143,14 +146,18 @@ def _match(parsed: Parsed, line: str, rank: int | None, after_ready: bool) -> Si
     return None
 
 
-def _rank(parsed: Parsed, signature: Signature | None, rank: int | None) -> int | None:
+def _rank(parsed: Parsed, signature: Signature | None, rank: int | None, local_sizes: Sequence[int]) -> int | None:
     """Return the rank that a line is about: its own words are better than the file that they are in."""
     if parsed.report:
         return int(parsed.report["rank"])
-    if signature and "rank" in signature.pattern.groupindex:
-        match = signature.pattern.search(parsed.raw)
-        if match and match["rank"] is not None:
-            return int(match["rank"])
+    match = signature.pattern.search(parsed.raw) if signature else None
+    named = match.groupdict() if match else {}
+    if named.get("rank") is not None:
+        return int(named["rank"])
+    if named.get("data_parallel_rank") is not None:
+        # A node may run several engines: without their numbers only the first one's node is certain.
+        engine = int(named["data_parallel_rank"])
+        return node_of(local_sizes, engine) if engine < sum(local_sizes) else None if engine else 0
     return None if rank == 0 and _SLURM.match(parsed.raw) else rank
 
 

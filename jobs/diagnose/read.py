@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from jobs.diagnose.sift import sift
 from jobs.errors import RunError, UserError
 from jobs.files import read_json
 from jobs.rundir import AllocationDir, RankDir, ServiceDir, SweepDir
+from jobs.service.placement import local_sizes
+from jobs.service.task import read_config
 
 _SUFFIXES = frozenset((".log", ".out", ".err"))
 _MOST = 400
@@ -41,10 +44,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Case:
-    """Logs of one failure: those of one service, or whatever was named together."""
+    """Logs of one failure: those of one service, or whatever was named together.
+
+    Attributes:
+        local_sizes: data-parallel ranks of each node, in order; empty: not known.
+    """
 
     name: str
     sources: tuple[Source, ...]
+    local_sizes: tuple[int, ...] = ()
 
 
 def diagnose(paths: Sequence[Path]) -> Diagnosis:
@@ -72,31 +80,34 @@ def diagnose_each(paths: Sequence[Path]) -> tuple[tuple[str, Diagnosis], ...]:
         raise RunError(
             "DIR_OR_LOG", ", ".join(map(str, paths)), "there is no log in it", "Name a log or its directory."
         )
-    return tuple((case.name, classify([read(source) for source in case.sources])) for case in found)
+    return tuple((case.name, classify([read(source) for source in case.sources], case.local_sizes)) for case in found)
 
 
-def invalid_reason(service: ServiceDir, own: str, more: Sequence[RankLog] = ()) -> str:
+def invalid_reason(service: ServiceDir, own: str, more: Sequence[RankLog] = (), sizes: Sequence[int] = ()) -> str:
     """Return why a service failed, for the `invalid_reason` of its rows: one line. Args: see `explain`."""
-    return explain(service, own, more)[1]
+    return explain(service, own, more, sizes)[1]
 
 
-def explain(service: ServiceDir, own: str, more: Sequence[RankLog] = ()) -> tuple[Diagnosis, str]:
+def explain(
+    service: ServiceDir, own: str, more: Sequence[RankLog] = (), sizes: Sequence[int] = ()
+) -> tuple[Diagnosis, str]:
     """Return what the logs of a failed service say, and why it failed in one line; each log is read once.
 
     Args:
         service: the failed attempt.
         own: what rank 0 itself can say (`ServiceFailed.reason`); it is the answer where the logs say nothing.
         more: further texts, for example Slurm's state of the job (`State=NODE_FAIL`).
+        sizes: data-parallel ranks of each node, see `classify`.
     """
     logs = [read(source) for source in _service(service)]
     words = RankLog.of(0, "rank 0", own, datetime.now())
-    found = classify([*logs, words, *more])
+    found = classify([*logs, words, *more], sizes)
     reason = own
     if found.signature:
         reason = found.summary()
     elif found.first and found.first.line not in own:
         reason = f"{own}; first error: {found.summary()}"
-    return classify(logs), reason
+    return classify(logs, sizes), reason
 
 
 def cases(paths: Sequence[Path]) -> tuple[Case, ...]:
@@ -140,21 +151,29 @@ def _sweep(sweep: SweepDir) -> Iterator[Case]:
     for allocation in sweep.allocations():
         outputs = tuple(_outputs(sweep, allocation))
         started = False
-        for name, attempt in _services(allocation):
+        for name, attempt, points in _services(allocation):
             logs = tuple(_service(sweep.service(name, attempt), sweep.path))
             if logs:
                 started = True
-                yield Case(f"service {name}", (*logs, *(Source(s.path, s.rank, s.name, name) for s in outputs)))
+                whole = (*logs, *(Source(s.path, s.rank, s.name, name) for s in outputs))
+                yield Case(f"service {name}", whole, _sizes(sweep, points))
         if outputs and not started:
             yield Case(f"allocation {allocation.path.parent.name}", outputs)
 
 
-def _services(allocation: AllocationDir) -> list[tuple[str, int]]:
+def _services(allocation: AllocationDir) -> list[tuple[str, int, list[str]]]:
     try:
         task = read_json(allocation.task)
     except UserError:
         return []
-    return [(str(item["service"]), int(task["attempt"])) for item in task["services"]]
+    return [(str(item["service"]), int(task["attempt"]), list(item["points"])) for item in task["services"]]
+
+
+def _sizes(sweep: SweepDir, points: Sequence[str]) -> tuple[int, ...]:
+    """Return the data-parallel ranks of each node; nothing where the config cannot be read any more."""
+    with contextlib.suppress(OSError, UserError):
+        return local_sizes(read_config(sweep, points[0])) if points else ()
+    return ()
 
 
 def _outputs(sweep: SweepDir, allocation: AllocationDir) -> Iterator[Source]:

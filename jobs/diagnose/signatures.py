@@ -12,10 +12,10 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-import yaml
 from pydantic import AfterValidator, Field, TypeAdapter
 
 from jobs.diagnose.sift import may_matter
+from jobs.files import from_yaml
 from jobs.settings import Flag, Section
 
 _FILE = Path(__file__).parent / "signatures.yaml"
@@ -45,7 +45,8 @@ class Signature(Section):
 
     Attributes:
         id: short name, stands in rows and reports.
-        regex: searched in one line; a group `rank` names the failing rank where the line does. An exception without
+        regex: searched in one line; a group `rank` names the failing rank where the line does, a group
+            `data_parallel_rank` the failing engine. An exception without
             a message is read as `Name [file.py:line in function]`, from the traceback before it.
         kind: cause      says itself what went wrong
               timeout    this rank waited for another: the reason is probably there
@@ -103,8 +104,7 @@ def load(text: str) -> tuple[Signature, ...]:
     Raises:
         ValueError: see `signatures`.
     """
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    found = TypeAdapter(tuple[Signature, ...]).validate_python(yaml.load(text, Loader=loader))
+    found = TypeAdapter(tuple[Signature, ...]).validate_python(from_yaml(text))
     ids = Counter(item.id for item in found)
     twice = [name for name, count in ids.items() if count > 1]
     unknown = [name for item in found for name in item.over if name not in ids]

@@ -100,6 +100,41 @@ async def measure(
         )
 
 
+async def warm(
+    bench: Bench,
+    limits: Limits,
+    model: Model,
+    target: Target,
+    *,
+    salt: int,
+    stop: asyncio.Event,
+    on_phase: Callable[[str], None] = _silent,
+) -> str | None:
+    """Put a load like that of a point on a service before somebody else's client measures it, and let it run dry.
+
+    What engines compile at their first full batches is compiled by then. Arguments and errors are those of `measure`.
+
+    Returns:
+        None: the service is warm; else why it is not.
+    """
+    with closing(Connections(target.base_url, headers(target))) as connections:
+        items = await dataset.load(bench, connections, target.model)
+        workload = Workload(bench, model, target.model, items=items, salt=salt).apart()
+        load = Load(connections, workload, bench, first=_APART)
+        async with asyncio.TaskGroup() as group:
+            run = _Run(bench, limits, connections, workload, stop, on_phase, Scraper(group, connections, _SCRAPE_S))
+            async with run.sending(load):
+                await run.warm_up(load)
+                load.sending = False
+                await load.until(lambda: not load.in_flight, stop, limits.drain_s)
+    if stop.is_set():
+        return "the window was cut short"
+    if any(record.status == "ok" for record in load.records):
+        return None
+    words = next((f": {record.error}" for record in load.records if record.error), "")
+    return f"the window never opened: no answer within bench.warmup_s and limits.drain_s{words}"
+
+
 def headers(target: Target) -> dict[str, str]:
     """Return the headers of every request to a service."""
     return {"Content-Type": "application/json"} | target.authorization

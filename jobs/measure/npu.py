@@ -1,6 +1,7 @@
 """Power and memory of this node's NPUs while a window is measured, by `npu-smi info` where it is there.
 
-The head measures, so these are the NPUs of the head's node; the other nodes' work is alike.
+The head measures, so these are the NPUs of the head's node alone, and the row's column says so (`head_npu_power_w`):
+rates of the row are those of all nodes.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from jobs.config import Bench, Config
 from jobs.errors import RunError
-from jobs.measure import canary, client, npu, quality, search, statistics, validity
-from jobs.measure.external.run import External
+from jobs.measure import canary, client, npu, quality, saturation, search, statistics, validity
+from jobs.measure.external import around, judge
 from jobs.measure.npu import Reading
 from jobs.measure.quality import Quality
 from jobs.measure.records import Target, Window
@@ -54,6 +54,7 @@ class Measured:
         truncated: a window was ended early, or never opened.
         quality: questions on long texts; None: they are off.
         readings: of the head's NPUs, by window.
+        measured_s: windows and their drains, s; of a client that others made its whole run.
     """
 
     figures: Mapping[str, Any]
@@ -66,6 +67,7 @@ class Measured:
     truncated: bool
     quality: Quality | None = None
     readings: tuple[tuple[Reading, ...], ...] = ()
+    measured_s: float = 0.0
 
 
 @dataclass
@@ -88,7 +90,7 @@ class PointRun:
     probes: Probes
     stop: asyncio.Event
     on_phase: Callable[[str], None]
-    client: Callable[[], Awaitable[External]] | None = None
+    client: around.Client | None = None
 
     def __post_init__(self) -> None:
         self._windows: list[Window] = []
@@ -100,6 +102,7 @@ class PointRun:
         self._readings: list[tuple[Reading, ...]] = []
         self._tokens: Mapping[str, int] = {}
         self._truncated = True
+        self._measured_s = 0.0
 
     async def run(self) -> None:
         """Measure; what came of it so far is in `result`, whenever this ends."""
@@ -131,6 +134,8 @@ class PointRun:
         asked = self.service.quality if bench.quality == "needle" else None
         if asked and asked.note:
             self._notes.append(asked.note)
+        if asked and (fault := quality.fault(asked, bench)):
+            self._reasons.append(fault)
         return Measured(
             figures=combine(self._figures) | {"needle_score": asked.score if asked else None},
             reason=self._reasons[0] if self._reasons else None,
@@ -142,6 +147,7 @@ class PointRun:
             truncated=self._truncated,
             quality=asked,
             readings=tuple(self._readings),
+            measured_s=self._measured_s,
         )
 
     async def _ask_canary(self, when: str) -> None:
@@ -174,10 +180,12 @@ class PointRun:
         power.cancel()
         window = self._without_probes(measured)
         figures: dict[str, Any] = dict(statistics.summarize(window, bench)) | statistics.of_series(window)
-        figures["npu_power_w"] = npu.mean_power(readings, window)
+        figures["head_npu_power_w"] = npu.mean_power(readings, window)
+        figures["saturated"] = saturation.queue_grows(window, bench) is not None
         asked = sum(self.probes(window.begun_s, window.ended_s).values())
         reason = validity.invalid_reason(config, window, figures, asked)
         self._windows.append(window)
+        self._measured_s += window.seconds + window.drain_s
         self._readings.append(tuple(readings))
         load = {"concurrency": bench.concurrency, "request_rate": bench.request_rate}
         self._lines.append({**about, **load, "valid": reason is None, "invalid_reason": reason} | figures)
@@ -195,14 +203,14 @@ class PointRun:
         arrived = round(statistics.arrived_tokens(window))
         return replace(window, engine_tokens=complete(served, arrived, self.config.parallel.data_parallel_size))
 
-    def _take(self, window: Window, figures: dict[str, Any], reason: str | None, whose: str = "") -> None:
-        """Let a window stand in the row."""
+    def _take(self, bench: Bench, window: Window, figures: dict[str, Any], reason: str | None, whose: str = "") -> None:
+        """Let a window, measured by this load, stand in the row."""
         self._tokens = window.engine_tokens
         self._truncated = window.truncated or (self._truncated and bool(self._figures))
         self._figures.append(figures)
         if reason:
             self._reasons.append(whose + reason)
-        self._notes += [whose + note for note in validity.notes(self.config, window, figures)]
+        self._notes += [whose + note for note in validity.notes(replace(self.config, bench=bench), window, figures)]
 
     async def _repeat(self) -> None:
         bench = self.config.bench
@@ -210,40 +218,68 @@ class PointRun:
             if self.stop.is_set():
                 return
             window, figures, reason = await self._window(bench, kind="repeat", number=number)
-            self._take(window, figures, reason, f"repeat {number}: " if bench.repeats > 1 else "")
+            self._take(bench, window, figures, reason, f"repeat {number}: " if bench.repeats > 1 else "")
 
-    async def _run_client(self, client: Callable[[], Awaitable[External]]) -> None:
-        """Let a client that others made stand in the row; canary and questions are ours all the same."""
+    async def _run_client(self, client: around.Client) -> None:
+        """Let a client that others made stand in the row; what is around it is ours all the same."""
         if self.stop.is_set():
             return
-        run = await client()
-        self._figures.append(
-            dict(run.result.figures if run.result else statistics.summarize(_never(), self.config.bench))
-        )
+        config = self.config
+        seen = await around.measure(
+            config, self.target, client, salt=self._salt(), stop=self.stop, on_phase=self.on_phase
+        )  # fmt: skip
+        run, window = seen.run, seen.window
+        self._windows.append(window)
+        self._measured_s += run.seconds
+        self._readings.append(seen.readings)
+        figures = dict(statistics.summarize(_never(), config.bench))
+        reason = run.reason
+        if run.result:
+            figures = judge.figures(config, run.result, window)
+            asked = sum(self.probes(window.begun_s, window.ended_s).values())
+            reason = reason or judge.reason(config, run.result, window, asked, figures)
+            self._notes += judge.notes(config, run.result, window, figures)
+        figures["head_npu_power_w"] = npu.mean_power(seen.readings, window)
+        self._figures.append(figures)
         counted = run.result.output_tokens if run.result else 0
-        self._tokens = complete(run.engine_tokens, counted, self.config.parallel.data_parallel_size)
+        self._tokens = complete(run.engine_tokens, counted, config.parallel.data_parallel_size)
         self._truncated = run.truncated
-        if run.reason:
-            self._reasons.append(run.reason)
+        if reason:
+            self._reasons.append(reason)
 
     async def _search(self) -> None:
-        """Look for the highest load that keeps the objective; the row is that of its last window at that load."""
+        """Look for the highest load that keeps the objective; the row is that of its last window at that load.
+
+        A probe that is invalid for another reason than overload is measured once more; where that is invalid too,
+        the load counts as one that is too high, and the row says so.
+        """
         bench = self.config.bench
         looking = search.begin(bench)
         at: dict[float, tuple[Window, dict[str, Any], str | None]] = {}
+        limited: dict[float, str] = {}
         while not self.stop.is_set() and (load := looking.next()) is not None:
             probe = search.with_load(bench, load)
             window, figures, reason = at[load] = await self._window(probe, kind="probe", load=load)
+            grows = saturation.queue_grows(window, probe)
+            if reason and not grows and not self.stop.is_set():
+                # Its latencies say nothing of the objective: one disturbance is not to halve what is found.
+                self._lines[-1]["objective_broken"] = None
+                window, figures, reason = at[load] = await self._window(probe, kind="probe again", load=load)
+                grows = saturation.queue_grows(window, probe)
             if window.truncated and self.stop.is_set():
                 break
-            broken = reason or statistics.broken(window, bench.slo) or statistics.queue_grows(window, probe)
+            broken = grows or (None if reason else statistics.broken(window, bench.slo))
             self._lines[-1]["objective_broken"] = broken
+            if reason and not broken:
+                limited[load] = reason
             lower = [at[one][1] for one in at if one < load]
-            looking.tell(load, keeps=broken is None, saturated=search.saturated(probe, figures, lower))
+            keeps = not reason and not broken
+            looking.tell(load, keeps=keeps, saturated=search.saturated(probe, figures, lower))
         if not at:
             return
         found = looking.kept
-        window, figures, reason = at[min(at) if found is None else found]
+        shown = min(at) if found is None else found
+        window, figures, reason = at[shown]
         column = "found_concurrency" if bench.search == "concurrency" else "found_request_rate"
         whole = bench.search == "concurrency"
         figures = figures | {column: round(found or 0) if whole else (found or 0.0), "probes": len(looking.tried)}
@@ -253,7 +289,9 @@ class PointRun:
             self._notes.append("the load that was found is not confirmed by a second window")
         elif found is not None and found >= looking.most:
             self._notes.append("the search ended at bench.search_most")
-        self._take(window, figures, reason)
+        if found is not None and looking.broken in limited:
+            self._notes.append(f"limited by: {limited[looking.broken]} (at {looking.broken:g}), not by the objective")
+        self._take(search.with_load(bench, shown), window, figures, reason)
 
 
 async def unless(stop: asyncio.Event, work: Awaitable[Value]) -> Value | None:

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.config import Config
+from jobs.config import Bench, Config
 from jobs.measure import canary
 from jobs.measure.ask import ask_json
 from jobs.measure.client import headers
@@ -40,6 +40,21 @@ class Quality:
     score: float | None
     lines: tuple[Mapping[str, Any], ...]
     note: str | None
+
+
+def fault(quality: Quality, bench: Bench) -> str | None:
+    """Return why the rows of a service with these answers cannot be believed by `bench.min_quality`, or None.
+
+    A fast row that answers nonsense is not a winner; one that answers nothing has not shown that it does better.
+    """
+    if not bench.min_quality:
+        return None
+    if quality.score is None:
+        return quality.note or "the quality questions were not answered"
+    if quality.score < bench.min_quality:
+        least = f"bench.min_quality={bench.min_quality:g}"
+        return f"{quality.score:.0%} of the quality questions were answered right, less than {least}"
+    return None
 
 
 def answer_tokens(config: Config) -> int:

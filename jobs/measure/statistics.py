@@ -5,6 +5,7 @@ Latencies (`latencies`) are those of whole answers to requests that started in t
     TTFT = first token chunk - start            E2EL = last token chunk - start
     TPOT = (E2EL - TTFT) / (n - 1), n output tokens by the engine's count; undefined for n = 1
     ITL  = gaps between successive token chunks, pooled over all requests
+An answer of several tokens that came in one piece has no TPOT and no ITL: a time of 0 would be the best of all.
 Rates look at the window alone: what happened in [opened, closed), whenever its request started. So neither the
 ramp before nor the drain after can bias them.
 """
@@ -13,14 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from jobs.config import Bench, Slo
 from jobs.measure.records import RequestRecord, Window
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Figure = float | int | None
 Floats = NDArray[np.float64]
@@ -53,8 +56,16 @@ def latencies(record: RequestRecord) -> Latencies:
     ttft = (record.first_token_s - record.start_s) * 1e3
     e2el = (float(times[-1]) - record.start_s) * 1e3
     tokens = record.output_tokens or 0
+    if in_one_piece(record):
+        return Latencies(ttft, None, np.empty(0), e2el)
     tpot = (e2el - ttft) / (tokens - 1) if tokens > 1 else None
     return Latencies(ttft, tpot, np.diff(times) * 1e3, e2el)
+
+
+def in_one_piece(record: RequestRecord) -> bool:
+    """Tell whether all tokens of an answer of several came at one moment: in one chunk, or in one network read."""
+    times = record.chunk_times
+    return len(times) > 0 and (record.output_tokens or len(times)) > 1 and bool(times[-1] == times[0])
 
 
 def summarize(window: Window, bench: Bench) -> dict[str, Figure]:
@@ -104,7 +115,13 @@ def summarize(window: Window, bench: Bench) -> dict[str, Figure]:
 
 def kept(window: Window, slo: Slo) -> int:
     """Return the whole answers that ended in the window within every limit; of ITL the request's own p99 counts."""
-    return sum(within(latencies(record), slo) for record in window.records if _is_ended(record, window))
+    return sum(_keeps(record, slo) for record in window.records if _is_ended(record, window))
+
+
+def _keeps(record: RequestRecord, slo: Slo) -> bool:
+    """An answer that came in one piece hides how fast its tokens came, so it keeps no limit of that."""
+    hidden = (slo.tpot_ms_p99 is not None or slo.itl_ms_p99 is not None) and in_one_piece(record)
+    return within(latencies(record), slo) and not hidden
 
 
 def within(one: Latencies, slo: Slo) -> bool:
@@ -125,11 +142,14 @@ def broken(window: Window, slo: Slo) -> str | None:
     The 99th percentile is taken of however many there are: of few it is nearly their maximum, which is on the safe
     side of the limit.
     """
-    each = [latencies(record) for record in window.records if record.in_window and record.status == "ok"]
+    whole = [record for record in window.records if record.in_window and record.status == "ok"]
+    each = [latencies(record) for record in whole]
     for name, limit in asdict(slo).items():
         if limit is None or not each:
             continue
         field = name.partition("_")[0]
+        if field in ("tpot", "itl") and all(map(in_one_piece, whole)):
+            return f"{name} is unknown: answers came in one piece"
         values = (
             np.concatenate([one.itl for one in each])
             if field == "itl"
@@ -137,21 +157,6 @@ def broken(window: Window, slo: Slo) -> str | None:
         )
         if values.size and (found := float(np.percentile(values, 99))) > limit:
             return f"{name} is {found:.4g}, the limit {limit:g}"
-    return None
-
-
-def queue_grows(window: Window, bench: Bench) -> str | None:
-    """Return words where an open loop's requests come faster than they are answered, or None.
-
-    Fewer answers than arrivals by a tenth and by three standard deviations of a Poisson count.
-    """
-    if bench.request_rate is None or window.seconds <= 0:
-        return None
-    arrivals = sum(r.in_window for r in window.records) if bench.concurrency is None else None
-    expected = bench.request_rate * window.seconds if arrivals is None else float(arrivals)
-    missing = expected - _ended(window)
-    if missing > 0.1 * expected and missing > 3 * expected**0.5:
-        return f"the queue grows: {expected:.0f} requests came in the window and {_ended(window)} were answered"
     return None
 
 
@@ -196,6 +201,8 @@ def arrived_tokens(window: Window) -> float:
 
 def series_table(windows: Sequence[Window]) -> pa.Table:
     """Return one row per engine and second, for series.parquet: times in s from the opening of its window."""
+    import pyarrow as pa
+
     pairs = [(number, window, sample) for number, window in enumerate(windows, 1) for sample in window.series]
     columns = {
         "window": pa.array([number for number, _, _ in pairs], pa.int64()),
@@ -210,6 +217,8 @@ def series_table(windows: Sequence[Window]) -> pa.Table:
 
 def requests_table(windows: Sequence[Window]) -> pa.Table:
     """Return the requests of all windows of a point; the column `window` counts from 1."""
+    import pyarrow as pa
+
     tables = [records_table(window) for window in windows] or [records_table(_EMPTY)]
     numbers = [number for number, table in enumerate(tables, 1) for _ in range(len(table))]
     return pa.concat_tables(tables).append_column("window", pa.array(numbers, pa.int64()))
@@ -220,6 +229,8 @@ _EMPTY = Window(0.0, 0.0, 0.0, 0.0, (), {}, 0.0, truncated=True)
 
 def records_table(window: Window) -> pa.Table:
     """Return one row per request: times in s from the opening, latencies in ms."""
+    import pyarrow as pa
+
     records = window.records
     each = [latencies(record) for record in records]
     columns = {

@@ -2,7 +2,8 @@
 
 A check that fails makes the row **invalid** where its figures are not those of the question: requests that failed,
 other lengths than asked, somebody else's load, a client that was too slow, a cache that helped. It becomes a **note**
-where they are, but a reader should know more: preemptions, few requests, a short window, an uneven balance.
+where they are, but a reader should know more: preemptions, few requests, a short window, an uneven balance. A load
+that the service cannot keep up with is a note and a flag: see saturation.py.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from jobs.config import Bench, Config
-from jobs.measure import lengths
+from jobs.measure import lengths, saturation
 from jobs.measure.records import RequestRecord, Window
-from jobs.measure.statistics import latencies
+from jobs.measure.statistics import in_one_piece, latencies
 
 LENGTH_TOLERANCE = 0.01
 """Mean prompt length against what was asked."""
@@ -44,6 +45,9 @@ WINDOW_TTFTS = 3.0
 
 STALL_S = 10.0
 
+TOKENS_A_CHUNK = 4.0
+"""Beyond so many, TPOT and ITL are about pieces of an answer. Speculative decoding gives two or three tokens a step."""
+
 
 def invalid_reason(config: Config, window: Window, figures: Mapping[str, Any], probes: int = 0) -> str | None:
     """Return why the figures of this window cannot be believed, or None.
@@ -59,8 +63,8 @@ def invalid_reason(config: Config, window: Window, figures: Mapping[str, Any], p
         or _lengths(window)
         or _silent(config, window)
         or _foreign(window, figures, probes)
-        or _hits(config, figures)
-        or _saturated(figures)
+        or hits(config, figures)
+        or slow_client(figures)
     )
 
 
@@ -69,23 +73,58 @@ def notes(config: Config, window: Window, figures: Mapping[str, Any]) -> list[st
     found = []
     if figures["failed"]:
         found.append(f"{figures['failed']} requests failed: {_first_error(window)}")
-    if figures["preemptions"]:
-        found.append(f"{figures['preemptions']} preemptions: the KV cache was full")
-    found += _uneven(config, window)
+    if grows := saturation.queue_grows(window, config.bench):
+        found.append(grows)
+    found += of_engines(config, window.engine_tokens, _requests(window), figures)
     ttft = _ttft_p99(window)
     if ttft and window.seconds * 1e3 < WINDOW_TTFTS * ttft:
         found.append(f"the window is shorter than {WINDOW_TTFTS:g} x TTFT p99 ({ttft / 1e3:.3g} s)")
-    if 0 < figures["completed"] < 100:
-        found.append(f"{figures['completed']} requests: too few for a p99")
-    low, _ = intended_hits(config) or (0.0, 1.0)
-    share = figures["prefix_hit_share"]
-    if share is not None and share < low:
-        found.append(f"prefix cache hits {share:.0%}, at least {low:.0%} were intended")
-    if (figures["client_cpu_share"] or 0.0) > CPU_NOTED:
-        found.append(f"the client used {figures['client_cpu_share']:.0%} of one processor")
+    found += _pieces(window)
     if (stall := _longest_silence(window)) > STALL_S and stall * 1e3 > 2 * (figures["ttft_ms_p50"] or 0.0):
         found.append(f"no token came for {stall:.0f} s of the window")
     return found
+
+
+def _pieces(window: Window) -> list[str]:
+    """Tell of answers whose tokens came in few pieces: how fast a user sees them is then not known."""
+    whole = [r for r in window.records if r.in_window and r.status == "ok" and (r.output_tokens or 0) > 1]
+    at_once = sum(map(in_one_piece, whole))
+    if at_once:
+        return [f"{at_once} of {len(whole)} answers came in one piece: they have no TPOT and no ITL"]
+    chunks, tokens = sum(len(r.chunk_times) for r in whole), sum(r.output_tokens or 0 for r in whole)
+    if chunks and tokens > TOKENS_A_CHUNK * chunks:
+        return [f"{tokens / chunks:.3g} tokens a chunk: TPOT and ITL are those of pieces of an answer"]
+    return []
+
+
+def of_engines(config: Config, served: Mapping[str, int], requests: int, figures: Mapping[str, Any]) -> list[str]:
+    """Return the notes that need no record of single requests: those of every client.
+
+    Args:
+        config: of the point.
+        served: tokens by data-parallel rank.
+        requests: how many were measured.
+        figures: columns of the row.
+    """
+    found = []
+    if figures["preemptions"]:
+        found.append(f"{figures['preemptions']} preemptions: the KV cache was full")
+    share = _least_share(config, served, requests, FEW_TO_BALANCE)
+    if share and share[1] < NOTED_SHARE:
+        found.append(f"data-parallel rank {share[0]} served {share[1]:.0%} of an even share")
+    if 0 < figures["completed"] < 100:
+        found.append(f"{figures['completed']} requests: too few for a p99")
+    low, _ = intended_hits(config) or (0.0, 1.0)
+    found_share = figures["prefix_hit_share"]
+    if found_share is not None and found_share < low:
+        found.append(f"prefix cache hits {found_share:.0%}, at least {low:.0%} were intended")
+    if (figures["client_cpu_share"] or 0.0) > CPU_NOTED:
+        found.append(f"the client used {figures['client_cpu_share']:.0%} of one processor")
+    return found
+
+
+def _requests(window: Window) -> int:
+    return sum(record.in_window for record in window.records)
 
 
 def _unanswered(bench: Bench, window: Window, figures: Mapping[str, Any]) -> str | None:
@@ -121,6 +160,11 @@ def _lengths(window: Window) -> str | None:
     if not pairs:
         return None
     real, asked = (float(np.mean(values)) for values in zip(*pairs, strict=True))
+    return other_length(real, asked)
+
+
+def other_length(real: float, asked: float) -> str | None:
+    """Return a reason where the mean prompt is not as long as it was asked for, both in tokens."""
     if abs(real / asked - 1) > LENGTH_TOLERANCE:
         return f"prompts had {real:.5g} tokens on average instead of {asked:.5g}"
     return None
@@ -132,23 +176,22 @@ def _silent(config: Config, window: Window) -> str | None:
     silent = [str(rank) for rank in range(ranks) if not served.get(str(rank))]
     if served and silent and load >= ranks:
         return f"data-parallel rank {', '.join(silent)} served no token in the window"
-    share = _least_share(config, window, ENOUGH_TO_BALANCE)
+    return took_no_part(config, served, _requests(window))
+
+
+def took_no_part(config: Config, served: Mapping[str, int], requests: int) -> str | None:
+    """Return a reason where a data-parallel rank hardly served; `served`: tokens by rank."""
+    share = _least_share(config, served, requests, ENOUGH_TO_BALANCE)
     if share and share[1] < LEAST_SHARE:
         return f"data-parallel rank {share[0]} served {share[1]:.0%} of an even share"
     return None
 
 
-def _uneven(config: Config, window: Window) -> list[str]:
-    share = _least_share(config, window, FEW_TO_BALANCE)
-    if share is None or share[1] >= NOTED_SHARE:
-        return []
-    return [f"data-parallel rank {share[0]} served {share[1]:.0%} of an even share"]
-
-
-def _least_share(config: Config, window: Window, requests_each: int) -> tuple[str, float] | None:
+def _least_share(
+    config: Config, served: Mapping[str, int], requests: int, requests_each: int
+) -> tuple[str, float] | None:
     """Return the rank that served least and its part of an even share; None where the load is too small to tell."""
-    served, ranks = window.engine_tokens, config.parallel.data_parallel_size
-    requests = sum(record.in_window for record in window.records)
+    ranks = config.parallel.data_parallel_size
     load = config.bench.concurrency or requests
     if len(served) < 2 or not sum(served.values()) or load < ranks or requests < requests_each * ranks:
         return None
@@ -213,16 +256,24 @@ def intended_hits(config: Config) -> tuple[float, float] | None:
     return 0.75 * whole, share + UNINTENDED_HITS
 
 
-def _hits(config: Config, figures: Mapping[str, Any]) -> str | None:
+def hits(config: Config, figures: Mapping[str, Any], repeated: float = 0.0) -> str | None:
+    """Return a reason where a prefix cache helped beyond what is intended.
+
+    Args:
+        config: of the point.
+        figures: columns of the row.
+        repeated: further share of the prompts that may have been found whole.
+    """
     intended, share = intended_hits(config), figures["prefix_hit_share"]
     if intended is None or share is None or figures["preemptions"]:
         return None  # a preempted request may find its own blocks again
-    if share > intended[1]:
-        return f"prefix cache hits {share:.0%} of the prompt tokens, at most {intended[1]:.0%} were intended"
+    if share > (most := intended[1] + repeated):
+        return f"prefix cache hits {share:.0%} of the prompt tokens, at most {most:.0%} were intended"
     return None
 
 
-def _saturated(figures: Mapping[str, Any]) -> str | None:
+def slow_client(figures: Mapping[str, Any]) -> str | None:
+    """Return a reason where the client's own processor was full."""
     share = figures["client_cpu_share"] or 0.0
     if share > CPU_LIMIT:
         return f"the client used {share:.0%} of its processor: it was measured, not the service"

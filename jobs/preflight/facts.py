@@ -54,6 +54,35 @@ class Space:
 
 
 @dataclass(frozen=True)
+class Need:
+    """Free space of one file system against what a container's image needs there, GiB. `where`: the keys and paths."""
+
+    where: str
+    free_gib: float
+    need_gib: float
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The container runtime of a node.
+
+    Attributes:
+        name: enroot, pyxis or docker; "none": engines run on the node itself.
+        version: what it says of itself.
+        problem, remedy: why it cannot start a container; None: it can.
+        removed: what dead ranks of ours had left, and what was removed before anything else was looked at.
+        needs: space for the image.
+    """
+
+    name: str
+    version: str = ""
+    problem: str | None = None
+    remedy: str = ""
+    removed: tuple[str, ...] = ()
+    needs: tuple[Need, ...] = ()
+
+
+@dataclass(frozen=True)
 class Host:
     """The node without its NPUs.
 
@@ -66,6 +95,7 @@ class Host:
         proxies: proxy variables that reach the engine, and do not spare the peers.
         shell_proxies: those of this task's own environment, which are taken out for the engine.
         reserved_ports: HCCL ports that the kernel may give to any client (`ip_local_reserved_ports` lacks them).
+        runtime: of containers; None: it was not looked at.
     """
 
     versions: dict[str, str] = field(default_factory=dict)
@@ -77,6 +107,7 @@ class Host:
     proxies: dict[str, str] = field(default_factory=dict)
     shell_proxies: tuple[str, ...] = ()
     reserved_ports: tuple[int, ...] = ()
+    runtime: Runtime | None = None
 
 
 @dataclass(frozen=True)

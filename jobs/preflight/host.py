@@ -31,6 +31,7 @@ def judge(facts: Sequence[Facts], settings: Preflight, *, npus: bool, local: boo
             _shm(one, settings.shm_gib, severity),
             _memory(one, settings.memory_gib, severity),
             *_disks(one, settings.disk_gib, severity),
+            *_container(one, severity),
             _hugepages(one),
             _proxies(one),
         ]
@@ -70,6 +71,28 @@ def _disks(one: Facts, least: float, severity: State) -> list[Finding]:
         return passed("host.disk", one.node, f"{name}: {disk.free_gib:.1f} GiB free")
 
     return [judged(name, disk) for name, disk in one.host.disks.items()]
+
+
+def _container(one: Facts, severity: State) -> list[Finding]:
+    """Return what is to be said of the container's runtime, and of the space for its image."""
+    runtime = one.host.runtime
+    if runtime is None or (runtime.name == "none" and not runtime.removed):
+        return []
+    gone = f"removed what a dead job left: {', '.join(runtime.removed)}" if runtime.removed else ""
+    if runtime.problem:
+        found = [Finding("host.container", "fail", one.node, runtime.problem, runtime.remedy)]
+    else:
+        said = f"{runtime.name} {runtime.version}".strip()
+        found = [passed("host.container", one.node, f"{said}; {gone}" if gone else said)]
+    for need in runtime.needs:
+        if need.free_gib < need.need_gib:
+            reason = f"{need.where}: {need.free_gib:.1f} GiB are free, the image needs {need.need_gib:.1f}"
+            remedy = "Free space, or choose other directories; preflight.image_gib is the size of an unknown image."
+            found.append(Finding("host.disk", severity, one.node, reason, remedy))
+        else:
+            what = f"{need.where}: {need.free_gib:.1f} GiB free, {need.need_gib:.1f} needed"
+            found.append(passed("host.disk", one.node, what))
+    return found
 
 
 def _hugepages(one: Facts) -> Finding:

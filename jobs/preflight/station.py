@@ -8,13 +8,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from jobs.cluster import Ports, Task
 from jobs.config import Config
-from jobs.preflight import look
+from jobs.preflight import look, runtime
 from jobs.preflight.facts import Facts, Npus, Reached, as_json
 from jobs.preflight.findings import named
 from jobs.preflight.paths import Listeners, reach
@@ -46,6 +46,7 @@ class Spot:
         local: all ranks are on loopback.
         results: results.root, as far as it is known.
         inherited: environment of this task.
+        job: id of the job, for paths that hold it.
         ascend, dev: where the driver and the device files are.
     """
 
@@ -60,6 +61,7 @@ class Spot:
     local: bool
     results: Path
     inherited: Mapping[str, str]
+    job: str = ""
     ascend: Path = ASCEND
     dev: Path = Path("/dev")
 
@@ -137,12 +139,16 @@ class Station:
     async def _facts(self) -> Facts:
         spot, config = self._spot, self._config
         npus = uses_npus(config) and not (self._skips("npu") and self._skips("fabric"))
+        where = (config, spot.job, spot.rank, spot.inherited)
+        # First of all: an engine that outlived its job in a container holds NPUs, memory and ports.
+        removed = await aside(lambda: runtime.sweep(*where, npus=npus))
         hccl = self._hccl_ports() if npus else []
         mine = [spot.ports.dp_rpc, *hccl] if spot.rank == 0 else hccl
         busy = await self._listeners.open("0.0.0.0", [*dict.fromkeys(mine), 0])
         if spot.rank == 0:
             busy |= await self._listeners.open(config.engine.host, [spot.ports.api])
         env = environment.whole(environment.variables(config, self._place()), spot.inherited)
+        seen_runtime = await aside(lambda: runtime.look(*where))
         host = await aside(
             lambda: look.host(
                 env,
@@ -160,7 +166,7 @@ class Station:
             interface=spot.interface,
             address=spot.address,
             prefix=spot.prefix,
-            host=host,
+            host=replace(host, runtime=replace(seen_runtime, removed=removed)),
             cards=look.cards(),
             card_problem=spot.card_problem,
             busy=busy,
@@ -211,5 +217,7 @@ def make_station(
 ) -> Station:
     """Return the station of a task."""
     peers = tuple(host for rank, host in enumerate(task.hosts) if rank != task.rank)
-    spot = Spot(task.rank, task.host, peers, *card, card_problem, ports, work.local, results, inherited)
+    spot = Spot(
+        task.rank, task.host, peers, *card, card_problem, ports, work.local, results, inherited, str(task.job_id)
+    )
     return Station(config, spot)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import html
 import io
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from jobs.results.table import markdown, text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMATS = ("csv", "json", "md", "html", "parquet")
 

@@ -6,19 +6,19 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import yaml
 
 from jobs.errors import RunError
-from jobs.files import read_json
+from jobs.files import from_yaml, read_json
 from jobs.results.migrate import SCHEMA_VERSION, migrate
 from jobs.results.row import columns
 from jobs.results.table import PENDING, cell, column
 from jobs.rundir import SweepDir
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def read_config_plain(path: Path) -> dict[str, Any]:
         RunError: it cannot be read, or is no mapping.
     """
     try:
-        found = yaml.load(path.read_text(), Loader=_LOADER)
+        found = from_yaml(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise RunError(str(path), "(read)", str(error), "Is this the directory of a sweep?") from None
     if not isinstance(found, dict):
@@ -161,6 +161,8 @@ def collect(runs: Sequence[Run]) -> pd.DataFrame:
         the same one) and `owner` (the user). A key that is swept in one sweep has its fixed value in the others.
         Columns that this version does not know are kept, at the end.
     """
+    import pandas as pd
+
     names = [run.name for run in runs]
     shown = [name if names.count(name) == 1 else str(run.sweep.path) for name, run in zip(names, runs, strict=True)]
     swept = tuple(dict.fromkeys(key for run in runs for key in run.swept))

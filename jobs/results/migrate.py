@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Stands in every row as `schema_version`. A new column needs no new version; a changed meaning does."""
 
 
@@ -14,7 +14,12 @@ def _from_1(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "price_per_m_output_tok": row.get("price_per_m_output_tok")}
 
 
-STEPS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
+def _from_2(row: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 did not say in its name whose NPUs' power it is, and its `measure_s` held the questions as well."""
+    return {("head_npu_power_w" if name == "npu_power_w" else name): value for name, value in row.items()}
+
+
+STEPS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1, 2: _from_2}
 """From a version to the next one."""
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SLICES = 40
 """A window is cut into so many equal parts; the rates of the parts tell its noise."""
@@ -42,6 +43,8 @@ class Requests:
     @property
     def frame(self) -> pd.DataFrame:
         """All windows in one table."""
+        import pandas as pd
+
         return pd.concat(self.windows, ignore_index=True)
 
 
@@ -52,6 +55,9 @@ def read_requests(path: Path, window_s: float) -> Requests | None:
         path: requests.parquet. A column `window` tells the windows apart; without it there is one.
         window_s: length of a window, s.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         table = pq.read_table(path).to_pandas()
     except (OSError, pa.ArrowException):

@@ -22,7 +22,10 @@ _EMPTY = Window(0.0, 1.0, 0.0, 0.0, (), {}, 0.0, truncated=False)
 FIGURES = (*summarize(_EMPTY, Bench()), *of_series(_EMPTY))
 """Names of the figures of a window, in their order."""
 
-POINT = ("windows", *SPREAD_COLUMNS, "found_concurrency", "found_request_rate", "probes", "needle_score", "npu_power_w")
+POINT = (
+    *("windows", *SPREAD_COLUMNS, "saturated", "found_concurrency", "found_request_rate", "probes"),
+    *("needle_score", "head_npu_power_w"),
+)
 """What several windows, a search, the questions and the hardware add."""
 
 SERVICE = (
@@ -56,18 +59,23 @@ def is_finished(row: Mapping[str, Any] | None, *, retry_failed: bool) -> bool:
     return bool(row["valid"]) or not retry_failed
 
 
-def make_row(point: str, service: str, config: Config, **known: Any) -> dict[str, Any]:
-    """Return a row with what is known; a missing figure is None, and a row is invalid until it is said valid."""
+def blank(point: str, service: str, engine: str | None, release: str | None) -> dict[str, Any]:
+    """Return an invalid row without figures."""
     row: dict[str, Any] = dict.fromkeys(columns(()))
-    row |= {
+    return row | {
         "point": point,
         "service": service,
-        "engine": config.engine.name,
-        "release": config.engine.release,
+        "engine": engine,
+        "release": release,
         "valid": False,
         "truncated": False,
         "schema_version": SCHEMA_VERSION,
     }
+
+
+def make_row(point: str, service: str, config: Config, **known: Any) -> dict[str, Any]:
+    """Return a row with what is known; a missing figure is None, and a row is invalid until it is said valid."""
+    row = blank(point, service, config.engine.name, config.engine.release)
     unknown = known.keys() - row.keys()
     if unknown:
         raise KeyError(f"no such column: {sorted(unknown)}")

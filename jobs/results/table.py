@@ -1,18 +1,21 @@
-"""The sweep table, made from the plan and the row files: csv, parquet, markdown, and text for a terminal."""
+"""The sweep table, made from the plan and the row files: csv, parquet, markdown, and text for a terminal.
+
+pandas is imported where a table is made: half the time in which a command starts would be its.
+"""
 
 from __future__ import annotations
 
 import io
 import json
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from jobs.files import read_json, write_bytes, write_text
 from jobs.results.migrate import migrate
-from jobs.results.row import columns, make_row
+from jobs.results.row import blank, columns
 from jobs.rundir import SweepDir
-from jobs.service.task import read_config
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PENDING = "not run yet"
 """Reason of a point that has no row file."""
@@ -20,14 +23,19 @@ PENDING = "not run yet"
 
 def read_table(sweep: SweepDir) -> pd.DataFrame:
     """Return the table of a sweep: one row a point, in the order of the plan; nothing is dropped."""
+    import pandas as pd
+
     plan = read_json(sweep.plan)
     swept = tuple(plan["swept"])
-    rows = [_row(sweep, point) for point in plan["points"]]
+    services = {service["service"]: service for service in plan["services"]}
+    rows = [_row(sweep, point, services.get(point["service"], {})) for point in plan["points"]]
     return pd.DataFrame({name: column([row.get(name) for row in rows]) for name in columns(swept)})
 
 
 def column(values: list[Any]) -> pd.Series[Any]:
     """Return one column: whole numbers stay whole beside unknown ones, and different kinds become text."""
+    import pandas as pd
+
     kinds = {type(value) for value in values if value is not None}
     if kinds == {int}:
         return pd.Series(values, dtype="Int64" if None in values else "int64")
@@ -37,13 +45,15 @@ def column(values: list[Any]) -> pd.Series[Any]:
     return pd.Series(values, dtype=None if kinds else object)
 
 
-def _row(sweep: SweepDir, point: dict[str, Any]) -> dict[str, Any]:
+def _row(sweep: SweepDir, point: dict[str, Any], service: dict[str, Any]) -> dict[str, Any]:
+    """Return a point's row. One that is not run yet is made from the plan alone: rank 0 writes the table after every
+    point, and a sweep may have a thousand configs."""
     path = sweep.point(point["point"]).row
     if path.exists():
         row = migrate(read_json(path))
     else:
-        config = read_config(sweep, point["point"])
-        row = make_row(point["point"], point["service"], config, invalid_reason=PENDING)
+        row = blank(point["point"], point["service"], service.get("engine"), service.get("release"))
+        row["invalid_reason"] = PENDING
     values = {key: cell(value) for key, value in point["values"].items()}
     return row | values
 
@@ -75,6 +85,8 @@ def markdown(table: pd.DataFrame) -> str:
 
 def text(value: Any) -> str:
     """Return one cell for people: empty for unknown, at most five significant digits."""
+    import pandas as pd
+
     if value is None or pd.isna(value):
         return ""
     if isinstance(value, float):

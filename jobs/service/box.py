@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import socket
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,13 +20,13 @@ from containers.store import Store
 from jobs import process
 from jobs.config import Config
 from jobs.errors import RunError
-from jobs.files import write_json, write_text
+from jobs.files import is_there, write_json, write_text
 from jobs.process import MARK
-from jobs.service import container, effective
+from jobs.service import container, effective, image
 from jobs.service.effective import Difference
 from jobs.service.environment import SCRUBBED
 from jobs.service.placement import Placement
-from jobs.settings import ROOT, from_root
+from jobs.settings import from_root
 
 CLIENT = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TERM", "TMPDIR", "SLURM_CONF", "DOCKER_HOST", "DOCKER_CONFIG",
           "XDG_CONFIG_HOME")  # fmt: skip
@@ -102,7 +101,8 @@ class Box:
             return []  # pyxis removes unnamed ones with their step
         try:
             if self.spec.runtime == "enroot":
-                return self._remove_root(name)
+                assert self.paths is not None
+                return enroot.remove_made(name, self.mark, self.paths, self.host)
             if self.spec.runtime == "docker":
                 return self._remove_docker(name)
             return self._remove_named(name)
@@ -121,15 +121,6 @@ class Box:
             found = pyxis.roots(name, job, process.run(pyxis.list_argv(), env=env).stdout)
             return [f"container {root}" for root in found]
         return [f"container {root}: remove it if nobody else made it: `enroot remove {root}`" for root in found]
-
-    def _remove_root(self, name: str) -> list[str]:
-        assert self.paths is not None
-        own = enroot.root_name(self.mark)
-        names = {path.name for path in self.paths.data.glob(f"{own}{enroot.PART}*")} | {own}
-        if enroot.owner(self.paths.data / name) == self.mark:
-            names.add(name)
-        left = [enroot.remove(one, self.paths, self.host) for one in sorted(names)]
-        return [one for one in left if one]
 
     def _remove_docker(self, name: str) -> list[str]:
         mine = f"{name} {docker.owner(os.getuid(), self.mark)}"
@@ -150,8 +141,11 @@ def prepare(
     inherited: Mapping[str, str],
     scratch: Path,
     mark: str,
+    unpacked: str | None = None,
 ) -> Box:
     """Write what the container of this rank needs into `scratch`, a directory of this node.
+
+    `unpacked`: identity of the root that was made for it beforehand; None: none was.
 
     Raises:
         RunError: this node lacks the runtime, a mount's source, the model, or shared memory.
@@ -170,7 +164,7 @@ def prepare(
         spec = replace(spec, env=container.handed_on(env))
     write_text(files.script, entry.script(_entry(config, spec, env, scratch), files), mode=0o600)
     write_text(files.rc, entry.RC)
-    host = {name: value for name, value in inherited.items() if not name.startswith(SCRUBBED) or name == "SLURM_CONF"}
+    host = image.outside(inherited)
     client = {name: host[name] for name in CLIENT if name in host}
     command = entry.command(files, argv)
     paths = container.enroot_paths(config, job, place.rank) if spec.runtime == "enroot" else None
@@ -182,7 +176,7 @@ def prepare(
         task["argv"] = enroot.start_argv(spec, str(spec.name), files.rc, command)
         task["env"] |= enroot.start_env(spec, paths)
         task |= {"enroot": {key: str(value) for key, value in asdict(paths).items()}, "store": str(store)}
-        task |= {"image": asdict(spec.image), "file": spec.image.path}
+        task |= {"image": asdict(spec.image), "file": spec.image.path, "unpacked": unpacked}
     elif spec.runtime == "pyxis":
         found = None if spec.image.path or not shutil.which("unsquashfs") else Store(store).find(spec.image)
         if found:
@@ -195,24 +189,27 @@ def prepare(
         copies = docker.copy_argvs(name, str(scratch)) if spec.writable else []
         task |= {"argv": docker.exec_argv(name, command), "prepare": [run, *copies]}
     write_json(scratch / "task.json", task, mode=0o600)
-    outer = host | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), host.get("PYTHONPATH"))))}
-    start = [sys.executable, "-m", "containers", str(scratch / "task.json")]
-    return Box(mark, spec, files, start, outer, host, missing, paths)
+    return Box(mark, spec, files, image.program(scratch / "task.json"), image.with_us(host), host, missing, paths)
 
 
 def _here(config: Config, rank: int, mark: str) -> tuple[Spec, tuple[str, ...]]:
     """Return the container with what this node has, and the names of what it lacks."""
-    spec = container.wanted(config, rank, job=mark.partition("/")[0], host=socket.gethostname())
+    spec = image.wanted(config, rank, mark)
     driver = container.driver_mounts(config)
     asked = spec.mounts[len(driver) :]
     for mount in asked:
-        if mount.bind and not Path(mount.source).exists():
+        there = not mount.bind or is_there(Path(mount.source))
+        if there is None and spec.runtime != "docker":  # its daemon is root, and sees everything
+            reason = f"this user cannot see it, and {spec.runtime} mounts as this user"
+            remedy = "Open the directory above it, or mount another path."
+            raise RunError("container.mounts", mount.source, reason, remedy)
+        if there is False:
             model = mount.source == from_root(config.model.path)
             key, remedy = ("model.path", "Stage the model there.") if model else ("container.mounts", "Check the path.")
             raise RunError(key, mount.source, "there is no such path on this node", remedy)
-    if spec.image.path and not Path(spec.image.path).is_file():
-        raise RunError("container.image", spec.image.path, "there is no such file on this node", "Copy it there.")
-    lent = ascend.lend(spec.devices, driver)
+    if spec.image.path:
+        image.check_file(spec.image.path)
+    lent = ascend.lend(spec.devices, driver, unseen=spec.runtime == "docker")
     name = spec.name or (None if spec.runtime == "pyxis" else enroot.root_name(mark))
     return replace(spec, name=name, devices=lent.devices, mounts=(*lent.mounts, *asked)), lent.missing
 
@@ -245,16 +242,20 @@ def _entry(config: Config, spec: Spec, env: Mapping[str, str], scratch: Path) ->
         preload=preload if npus else (),
         workdir=config.container.workdir or str(scratch),
         outside=str(Path("/proc/self/ns/mnt").readlink()),
-        mounts={target: _identity(one.source) for target, one in binds.items()},
+        mounts={target: found for target, one in binds.items() if (found := _identity(one.source))},
         read_only=tuple(target for target, one in binds.items() if one.read_only),
         devices=spec.devices,
         needed=needed,
+        release=config.engine.release if npus and config.engine.checks_release else None,
     )
 
 
-def _identity(path: str) -> str:
-    found = Path(path).stat()
-    return f"{found.st_dev}:{found.st_ino}"
+def _identity(path: str) -> str | None:
+    """Return device and inode; None: this user cannot see it, so nothing can be proved of it."""
+    with contextlib.suppress(OSError):
+        found = Path(path).stat()
+        return f"{found.st_dev}:{found.st_ino}"
+    return None
 
 
 def differences(config: Config, box: Box, proof: Proof) -> tuple[Difference, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from containers.recipes import release_of, resolve
 from jobs import fit
 from jobs.ascend import Release, release, releases, rules
 from jobs.ascend.lookup import architecture_of, required
@@ -57,6 +58,8 @@ def findings(config: Config, *, memory: bool = False) -> tuple[Finding, ...]:
     """
     own = [caught for look in LOOKS if (caught := _caught(look, config))]
     found = [*own, *rules.findings(question(config))]
+    if other := image_release(config):
+        found.append(other)
     if memory and (unfit := fits(config)):
         found.append(unfit)
     return tuple(sorted(found, key=lambda finding: finding.severity != "error"))
@@ -109,6 +112,33 @@ def fits(config: Config) -> Finding | None:
         reason,
         "Lower it, raise parallel.gpu_memory_utilization, or change the layout; see python -m jobs memory.",
         "vllm, kv_cache_utils.py, check_enough_kv_cache_memory",
+    )
+
+
+def image_release(config: Config) -> Finding | None:
+    """Return that the tag of the container's image names another release than the one that is rendered for.
+
+    An error where a recipe of this project pins the tag, else a warning: a site may tag as it likes. What is installed
+    is looked at in the container, before the engine starts.
+    """
+    image = config.container.image
+    if not container.in_container(config) or image is None or config.engine.name != "vllm_ascend":
+        return None
+    try:
+        said = release_of(resolve(image, config.container.registry))
+    except ConfigError:  # a finding of its own
+        return None
+    if said is None or said[0] == config.engine.release:
+        return None
+    release, pinned = said
+    return Finding(
+        "C2",
+        "error" if pinned else "warning",
+        "container.image",
+        image,
+        f"its tag names release {release}, and flags and environment are rendered for {config.engine.release}",
+        f"Set engine.release={release} (python -m jobs explain shows what that changes), or choose another image.",
+        "this tool",
     )
 
 

@@ -71,11 +71,8 @@ def check_submission(config: Config) -> None:
     """Say before anything is submitted what can be seen from here: the nodes may have more than a login host.
 
     Raises:
-        ConfigError: a variable of the user's shell is an option of pyxis for every step.
         RunError: this host is the node and lacks the runtime, or Slurm has no pyxis.
     """
-    if config.cluster.kind == "slurm":
-        pyxis.check_strays(os.environ)
     if in_container(config) and (config.cluster.kind == "local" or config.container.runtime == "pyxis"):
         check_host(config)
 

@@ -7,16 +7,16 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jobs import process
 from jobs.config import Config
 from jobs.errors import RunError
-from jobs.files import write_json
+from jobs.files import is_there, write_json
 from jobs.rundir import RankDir
-from jobs.service import box, clean, command, container, effective, environment, logs
+from jobs.service import box, clean, command, container, effective, environment, image, logs
 from jobs.service.placement import Placement
 from jobs.settings import from_root
 
@@ -31,6 +31,19 @@ class Engine:
         self._scratch: str | None = None
         self._box: box.Box | None = None
         self._shards: str | None = None
+        self._discard: Callable[[], list[str]] | None = None
+        self._unpacked: str | None = None
+
+    async def unpack(self, inherited: Mapping[str, str]) -> None:
+        """Bring the container's image to this node, and unpack it, before any engine of the service starts.
+
+        Raises:
+            RunError: see `image.prepare`.
+        """
+        config, rank = self.config, self.place.rank
+        self._discard = lambda: image.discard(config, rank, self.mark, inherited)
+        made = await image.prepare(config, rank, self.folder, self.mark, inherited)
+        self._unpacked = made.get("unpacked")
 
     async def start(self, inherited: Mapping[str, str]) -> None:
         """Write the intended command and start it.
@@ -60,7 +73,9 @@ class Engine:
         try:
             if container.in_container(self.config):
                 scratch = Path(self._scratch)
-                self._box = box.prepare(self.config, self.place, argv, variables, inherited, scratch, self.mark)
+                self._box = box.prepare(
+                    self.config, self.place, argv, variables, inherited, scratch, self.mark, self._unpacked
+                )
                 write_json(self.folder.command, intended | {"container": box.commands(self._box)})
                 argv, env, source = self._box.argv, self._box.env, []
             self._process = await process.start(argv, env, self.folder.log, self.mark, source)
@@ -71,8 +86,9 @@ class Engine:
 
     def _check_node(self, program: str, env: Mapping[str, str]) -> None:
         path = Path(from_root(self.config.model.path))
-        if self.config.engine.checks_model_path and not path.exists():
-            raise RunError("model.path", path, "there is no such directory on this node", "Stage the model there.")
+        if self.config.engine.checks_model_path and not (there := is_there(path)):
+            reason = "there is no such directory on this node" if there is False else "this user cannot see it"
+            raise RunError("model.path", path, reason, "Stage the model there.")
         # A sourced file may extend PATH: then only the start itself can tell.
         if not self.config.engine.source and not shutil.which(program, path=env.get("PATH")):
             raise RunError(
@@ -125,7 +141,7 @@ class Engine:
             grace_s: seconds from SIGTERM to SIGKILL; None: `limits.stop_s`.
         """
         if self._process is None:
-            return []
+            return await asyncio.to_thread(self._discard) if self._discard else []
         self.folder.note("draining")
         grace_s = self.config.limits.stop_s if grace_s is None else grace_s
         if self._box:

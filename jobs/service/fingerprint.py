@@ -76,7 +76,7 @@ def of_mapping(values: Mapping[str, Any]) -> Fingerprint:
 
 def here(config: Config) -> Fingerprint:
     """Return what this host sees: of the engine, the driver and the model that this config names."""
-    seen = _here(config.engine.command[0], config.model.path)
+    seen = _here(config.engine.command[0], str(container.checkpoint(config)))
     if not container.in_container(config):
         return seen
     # The engine of an image is not the one that this host may have.
@@ -88,7 +88,7 @@ def _here(program: str, model: str) -> Fingerprint:
     return Fingerprint(
         engine_version=installed(program),
         driver_version=driver_version(DRIVER),
-        model_digest=model_digest(Path(from_root(model))),
+        model_digest=model_digest(Path(model)),
     )
 
 

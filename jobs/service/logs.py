@@ -34,6 +34,12 @@ def read_tail(path: Path, size: int = TAIL_BYTES) -> str:
         return ""
 
 
+def last_line(path: Path) -> str:
+    """Return the last line of a log of our own."""
+    lines = read_tail(path, 4096).strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
+
+
 def read_all(path: Path) -> str:
     """Return a whole log as text; an empty string where there is none."""
     return read_tail(path, 64 * 1024 * 1024)

@@ -1,7 +1,8 @@
 """Before the engines of a service start: each rank stages and checks its checkpoint, and rank 0 compares.
 
 It is a phase of its own, since a headless vLLM gives up five minutes after its start if the head is not there: no
-engine starts before every rank has its weights. The work is done by `python -m jobs.weights` (see there, why).
+engine starts before every rank has its weights, and its container's image (image.py), which comes at the same time.
+The work is done by `python -m jobs.weights` (see there, why).
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import cast
 
 from jobs import process
 from jobs.config import Config
 from jobs.errors import RunError
-from jobs.files import read_json, write_json
+from jobs.files import is_there, read_json, write_json
 from jobs.rundir import RankDir
 from jobs.service import container, environment, logs
 from jobs.service.engine import Engine
+from jobs.weights.verify import SAMPLED
 
 POLL_S = 2.0
 _PROGRESS = re.compile(r"^staged (\S+/\S+ GiB)", re.MULTILINE)
@@ -29,12 +32,16 @@ Parts = Mapping[str, str]
 
 
 def wanted(config: Config) -> bool:
-    """Return whether there is anything to do: a checkpoint on the node that is to be staged or checked."""
+    """Return whether there is anything to do: an image to bring, or a checkpoint to stage or check."""
+    return container.in_container(config) or _weights_wanted(config)
+
+
+def _weights_wanted(config: Config) -> bool:
     model = config.model
     if not config.engine.checks_model_path:
         return False
-    # A path that only the image has cannot be checked from outside.
-    inside = container.in_container(config) and not container.checkpoint(config).exists()
+    # A path that only the image has, or only docker's daemon sees, cannot be checked from outside.
+    inside = container.in_container(config) and not is_there(container.checkpoint(config))
     return model.stage_to is not None or (model.verify != "none" and not inside)
 
 
@@ -45,19 +52,37 @@ def served_from(config: Config, path: str) -> Config:
 
 
 async def prepare(engine: Engine, inherited: Mapping[str, str]) -> Parts:
+    """Bring this rank's image and its checkpoint, both at once; what fails first ends the other.
+
+    Raises:
+        RunError: one of them is damaged or cannot be brought, or its limit is over.
+    """
+    both = [asyncio.create_task(engine.unpack(inherited)), asyncio.create_task(_stage(engine, inherited))]
+    try:
+        await asyncio.gather(*both)
+    finally:
+        for one in both:
+            one.cancel()
+        _, parts = await asyncio.gather(*both, return_exceptions=True)
+    return cast(Parts, parts)
+
+
+async def _stage(engine: Engine, inherited: Mapping[str, str]) -> Parts:
     """Stage and check this rank's checkpoint; the engine then serves the staged copy.
 
     Raises:
         RunError: it is damaged, cannot be staged, or `limits.stage_s` is over.
     """
     config, folder = engine.config, engine.folder
-    if not wanted(config):
+    if not _weights_wanted(config):
         return {}
     model, limit = config.model, config.limits.stage_s
     order = {
         "source": str(container.checkpoint(config)),
         "stage_to": model.stage_to,
         "check": model.verify != "none",
+        "sampled": SAMPLED if model.verify == "sampled" else 0,
+        "w8a8": model.quantization == "ascend",
         "weights": model.load_format != "dummy",
         "result": str(folder.checkpoint),
     }
@@ -70,7 +95,7 @@ async def prepare(engine: Engine, inherited: Mapping[str, str]) -> Parts:
         async with asyncio.timeout(limit):
             await _attend(worker, folder)
     except TimeoutError:
-        reason = f"the checkpoint was not staged and checked in time: {_last_line(folder)}"
+        reason = f"the checkpoint was not staged and checked in time: {logs.last_line(folder.staging_log)}"
         raise RunError("limits.stage_s", limit, reason, "Raise the limit, or stage it before.") from None
     finally:
         if worker.ended is None:
@@ -81,7 +106,8 @@ async def prepare(engine: Engine, inherited: Mapping[str, str]) -> Parts:
         raise RunError(*found["error"])
     if not found:
         remedy = f"See {folder.staging_log}."
-        raise RunError("model.path", model.path, f"staging {worker.ended}: {_last_line(folder)}", remedy)
+        reason = f"staging {worker.ended}: {logs.last_line(folder.staging_log)}"
+        raise RunError("model.path", model.path, reason, remedy)
     if model.stage_to:
         engine.config = served_from(config, str(found["path"]))
     return dict(found.get("parts", {}))
@@ -101,11 +127,6 @@ async def _attend(worker: process.Process, folder: RankDir) -> None:
         ended.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await ended
-
-
-def _last_line(folder: RankDir) -> str:
-    lines = logs.read_tail(folder.staging_log, 4096).strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
 
 
 def difference(prepared: Mapping[int, Parts]) -> tuple[int, str] | None:

@@ -73,7 +73,7 @@ class Supervisor:
         self._prepared: dict[int, staging.Parts] = {}
         self._all_prepared = asyncio.Event()
         self.prepared_s = 0.0
-        """Seconds that staging and checking the checkpoint took."""
+        """Seconds that bringing the image, and staging and checking the checkpoint, took."""
         self.warnings: list[str] = []
         self.watch: Watch | None = None
 
@@ -109,7 +109,7 @@ class Supervisor:
         self._watchers.append(asyncio.create_task(self.watch.run()))
 
     async def _prepare(self, inherited: Mapping[str, str]) -> None:
-        """Stage and check the checkpoint on every rank, and compare: all must see the same one."""
+        """Bring image and checkpoint to every rank, and compare the checkpoints: all must see the same one."""
         if not staging.wanted(self._engine.config):
             return
         await self._hub.send(self._message | {"type": "prepare"})

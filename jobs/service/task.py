@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from jobs import schema
 from jobs.config import Config
-from jobs.files import read_json, write_json, write_text
+from jobs.files import from_yaml, read_json, write_json, write_text
 from jobs.rundir import AllocationDir, SweepDir
 
 
@@ -61,9 +61,7 @@ def write_config(sweep: SweepDir, point: str, config: Config) -> None:
 
 def read_config(sweep: SweepDir, point: str) -> Config:
     """Read a point's resolved config back, validated."""
-    data = OmegaConf.to_container(OmegaConf.load(sweep.point(point).config))
-    assert isinstance(data, dict)
-    return schema.build({str(key): value for key, value in data.items()})
+    return schema.build(from_yaml(sweep.point(point).config.read_text()))
 
 
 def _plain(value: Any) -> Any:

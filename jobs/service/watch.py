@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
+from jobs.cluster import node_of
 from jobs.config import Config
 from jobs.measure.records import Target
 from jobs.service.placement import local_sizes
@@ -36,16 +37,6 @@ Fail = Callable[[int, str], None]
 def probe_limit_s(config: Config) -> float:
     """Return how long a one-token request may take on a busy engine, in seconds."""
     return config.limits.probe_s + config.parallel.max_model_len * SECONDS_PER_TOKEN
-
-
-def node_of(config: Config, data_parallel_rank: int) -> int:
-    """Return the rank (node) that runs a data-parallel rank."""
-    first = 0
-    for node, size in enumerate(local_sizes(config)):
-        first += size
-        if data_parallel_rank < first:
-            return node
-    raise IndexError(f"data-parallel rank {data_parallel_rank} of {first}")
 
 
 @dataclass
@@ -89,8 +80,11 @@ class Watch:
         while True:
             await asyncio.sleep(TICK_S)
             now = None
-            with contextlib.suppress(TimeoutError):  # a head that stands still must not delay the probe
-                now = (await asyncio.wait_for(counters(session), reading)).get(str(rank))
+            # A head that stands still must not delay the probe. Python 3.11's wait_for would lose a cancellation that
+            # comes together with the answer, and whoever stops the service would wait for this task for ever.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(reading):
+                    now = (await counters(session)).get(str(rank))
             if now is not None and now != last:
                 last, alive = now, time.monotonic()
             if time.monotonic() - alive < patience:
@@ -118,7 +112,8 @@ class Watch:
             if growth.done():
                 return None
             if health.done() and health.result():
-                return node_of(self.config, rank), f"data-parallel rank {rank} gave no sign of life: {error}{LIMIT}"
+                node = node_of(local_sizes(self.config), rank)
+                return node, f"data-parallel rank {rank} gave no sign of life: {error}{LIMIT}"
             return 0, f"its API server gave no sign of life: no answer within {limit_s:g} s{LIMIT}"
         finally:
             growth.cancel()

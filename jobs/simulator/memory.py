@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from jobs.ascend import utilization
 from jobs.ascend.memory import Allowance, Prediction
 from jobs.ascend.weights import GIB, Term
 from jobs.config import Config
 from jobs.simulator.roofline import Layout, kv_bytes, weight_bytes
-
-_UTILIZATION = 0.9
-"""vLLM's own default of `--gpu-memory-utilization`."""
 
 _BLOCK = 128
 """Tokens of a KV cache block where `--block-size` is not given (jobs/simulator/settings.py)."""
@@ -22,10 +20,10 @@ def predict_rehearsal(config: Config) -> Prediction:
     """
     parallel, shape, rehearsal = config.parallel, config.model.shape, config.engine.rehearsal
     layout = Layout(parallel.tensor_parallel_size, parallel.data_parallel_size, parallel.enable_expert_parallel)
-    utilization = parallel.gpu_memory_utilization or _UTILIZATION
+    share = utilization(config.engine.release, parallel.gpu_memory_utilization)
     block = parallel.block_size or _BLOCK
     dense, experts = weight_bytes(shape, rehearsal, layout)
-    left = int(kv_bytes(shape, rehearsal, layout, utilization))
+    left = int(kv_bytes(shape, rehearsal, layout, share))
     tokens = max(0, left // (shape.kv_bytes_per_token * block)) * block
     source = "engine.rehearsal.allowance_gib"
     return Prediction(
@@ -36,7 +34,7 @@ def predict_rehearsal(config: Config) -> Prediction:
         ),
         weights_bytes=dense + experts,
         device_bytes=rehearsal.npu_memory_gib * GIB,
-        budget_bytes=utilization * rehearsal.npu_memory_gib * GIB,
+        budget_bytes=share * rehearsal.npu_memory_gib * GIB,
         kv_bytes=left,
         kv_bytes_per_token=shape.kv_bytes_per_token,
         kv_tokens_per_rank=tokens,

@@ -18,7 +18,7 @@ from jobs import compose, show
 from jobs.ascend.architecture import packaged
 from jobs.config import Model
 from jobs.errors import ConfigError
-from jobs.settings import from_root
+from jobs.service import container
 from jobs.verbs import Verb
 from jobs.weights import fetch as fetching
 from jobs.weights import stage as staging
@@ -33,8 +33,8 @@ NEWS_S = 10.0
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    model = _model(options)
-    target = options.to or Path(from_root(model.path))
+    model, path = _model(options)
+    target = options.to or path
     name = options.name or model.source
     # The client shows bars of its own.
     with _bar(show.console(stderr=True), "fetch", shown=options.origin != fetching.CLIENT) as bar:
@@ -46,17 +46,18 @@ def _fetch(options: argparse.Namespace) -> int:
             revision=options.revision,
             parallel=options.parallel,
             progress=bar.copied,
+            waiting=bar.waiting,
         )
     report = verify(target, _expected(model))
     return _show(report, options)
 
 
 def _verify(options: argparse.Namespace) -> int:
-    model = _model(options)
+    model, path = _model(options)
     against = read_manifest(options.against) if options.against else None
     with _bar(show.console(stderr=True), "read") as bar:
         report = verify(
-            Path(from_root(model.path)),
+            path,
             _expected(model),
             sampled=options.sample,
             whole=options.full,
@@ -70,14 +71,14 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _stage(options: argparse.Namespace) -> int:
-    model = _model(options)
+    model, path = _model(options)
     root = options.to or (Path(model.stage_to) if model.stage_to else None)
     if root is None:
         raise ConfigError("model.stage_to", None, "there is no place to stage to", "Set it, or give --to DIR.")
     out = show.console(stderr=True)
     with _bar(out, "stage") as bar:
         done = staging.stage(
-            Path(from_root(model.path)),
+            path,
             root,
             parallel=options.parallel,
             weights=model.load_format != "dummy",
@@ -92,9 +93,11 @@ def _stage(options: argparse.Namespace) -> int:
     return 0
 
 
-def _model(options: argparse.Namespace) -> Model:
+def _model(options: argparse.Namespace) -> tuple[Model, Path]:
+    """Return the model, and where its checkpoint is on this node: with a container, behind the container's mounts."""
     compose.check(options.overrides)
-    models = [config.model for config in compose.configs([compose.ours(p) for p in compose.expand(options.overrides)])]
+    found = compose.configs([compose.ours(p) for p in compose.expand(options.overrides)])
+    models = [(config.model, container.checkpoint(config)) for config in found]
     if any(model != models[0] for model in models):
         raise ConfigError("model", " ".join(options.overrides), "these are several", "Ask for one model at a time.")
     return models[0]
@@ -140,10 +143,9 @@ class _Bar:
         self._bar.update(self._task, completed=self._read)
         self._say(f"{self._word}: {self._read / 2**30:.1f} GiB")
 
-    def waiting(self) -> None:
-        """Show that another process of this node is at work."""
-        self._bar.update(self._task, description="waiting for another process of this node")
-        self._say("another process of this node stages the same checkpoint: waiting")
+    def waiting(self, who: str) -> None:
+        """Print that another process is at work on the same files."""
+        self._out.print(f"{self._word}: {who} is at work on the same checkpoint: waiting", markup=False)
 
     def _say(self, text: str) -> None:
         if self._out.is_terminal or time.monotonic() - self._told < NEWS_S:
@@ -181,7 +183,7 @@ VERBS = (
                     "help": "modelscope (default), the directory of a mirror, or its http(s) URL",
                 },
             ),
-            ("--to", {"type": Path, "help": "another directory than model.path"}),
+            ("--to", {"type": Path, "help": "another directory than that of model.path"}),
             ("--name", {"help": "ORGANISATION/NAME at ModelScope; default: model.source"}),
             ("--revision", {"help": "branch or tag at ModelScope"}),
             ("--client", {"default": fetching.CLIENT, "help": "the modelscope program, in whatever environment"}),

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jobs import compose, rank, show, submit, sweep
+from jobs import compose, show, submit, sweep
 from jobs.cluster import Task, derive_ports
 from jobs.config import Config
 from jobs.errors import RunError
@@ -43,6 +43,8 @@ def _preflight(options: argparse.Namespace) -> int:
 
 async def _here(config: Config) -> Result:
     """Check this host alone."""
+    from jobs import rank  # what a rank needs takes long to import, and other verbs are no ranks
+
     ports = derive_ports(os.getpid(), api=config.engine.port, dp_rpc=config.engine.data_parallel_rpc_port, control=None)
     host = socket.gethostname()
     card, problem = rank.usable_card(config, local=False)

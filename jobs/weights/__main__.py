@@ -37,15 +37,13 @@ class Teller:
         rate = (now.done - now.kept) / max(moment - self.begun, 1e-3) / 1e9
         print(f"staged {now.done / 2**30:.1f}/{now.total / 2**30:.1f} GiB, {rate:.2f} GB/s", flush=True)
 
-    def waiting(self) -> None:
+    def waiting(self, who: str) -> None:
         """Print that another process of this node is at work."""
-        if time.monotonic() - self.told >= EVERY_S:
-            self.told = time.monotonic()
-            print("another process of this node stages the same checkpoint: waiting", flush=True)
+        print(f"{who} stages the same checkpoint: waiting", flush=True)
 
 
 def main(order: Path) -> int:
-    """Stage and check as an order says: source, stage_to, check, weights, result."""
+    """Stage and check as an order says: source, stage_to, check, sampled, w8a8, weights, result."""
     asked = read_json(order)
     result, source = Path(asked["result"]), Path(asked["source"])
     path, teller = source, Teller()
@@ -63,7 +61,9 @@ def main(order: Path) -> int:
             print(f"{path}: {'was there' if done.reused else f'staged in {done.seconds:.1f} s'}", flush=True)
         found: dict[str, object] = {"path": str(path)}
         if asked["check"]:
-            manifest, findings = check_sizes(path, weights=asked["weights"])
+            manifest, findings = check_sizes(
+                path, weights=asked["weights"], w8a8=asked["w8a8"], sampled=asked["sampled"]
+            )
             if findings:
                 more = f" ({len(findings) - 1} more findings)" if len(findings) > 1 else ""
                 raise RunError("model.path", path, f"{findings[0]}{more}", "See `python -m jobs model verify`.")

@@ -9,12 +9,14 @@ from pathlib import Path
 
 from jobs import process
 from jobs.errors import RunError
-from jobs.weights import mirror
+from jobs.lock import exclusive
 from jobs.weights.checkpoint import files
 from jobs.weights.copying import Progress, check_space, copy_files, is_copied
 
 CLIENT = "modelscope"
 PARALLEL = 4
+LOCK = ".fetch.lock"
+"""In the checkpoint's directory: of two fetches into it, one works, and the other then finds its files."""
 
 Run = Callable[[list[str]], int]
 """Runs a program in the foreground, with its own output on the terminal; returns its exit code."""
@@ -22,7 +24,8 @@ Run = Callable[[list[str]], int]
 
 def fetch(
     origin: str, name: str | None, target: Path, *, client: str = CLIENT, revision: str | None = None,
-    parallel: int = PARALLEL, progress: Progress = lambda _: None, run: Run = process.attend,
+    parallel: int = PARALLEL, progress: Progress = lambda _: None, waiting: Callable[[str], None] = lambda _: None,
+    run: Run = process.attend,
 ) -> None:  # fmt: skip
     """Fetch a checkpoint into a directory; what was fetched before is kept.
 
@@ -34,6 +37,7 @@ def fetch(
         revision: branch or tag at ModelScope.
         parallel: files at a time.
         progress: told how far it is; the client shows its own.
+        waiting: called once where another process fetches into the same directory, with who that is.
         run: how the client is run.
 
     Raises:
@@ -43,12 +47,15 @@ def fetch(
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError("--to", target, str(error), "Name a directory that you can write.") from None
-    if origin == CLIENT:
-        _by_client(name, target, client, revision, parallel, run)
-    elif origin.startswith(("http://", "https://")):
-        mirror.download(origin, target, parallel=parallel, progress=progress)
-    else:
-        _from_directory(Path(origin), target, parallel, progress)
+    with exclusive(target / LOCK, waiting, required=False):
+        if origin == CLIENT:
+            _by_client(name, target, client, revision, parallel, run)
+        elif origin.startswith(("http://", "https://")):
+            from jobs.weights import mirror  # brings requests along, which no other verb needs
+
+            mirror.download(origin, target, parallel=parallel, progress=progress)
+        else:
+            _from_directory(Path(origin), target, parallel, progress)
 
 
 def find_client(client: str) -> str:

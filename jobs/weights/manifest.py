@@ -60,6 +60,7 @@ class Manifest:
         rest = {name: value for name, value in self.hashes.items() if name not in named}
         return {
             "set of file sizes": _short(self.sizes),
+            **({"sampled content of weight files": _short(self.samples)} if self.samples else {}),
             "tokenizer, code or other small file": _short(rest),
             **{name: value[:12] for name, value in self.hashes.items() if name in named},
         }

@@ -9,24 +9,21 @@ process of the node work; the others wait, and find the copy.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import RunError
-from jobs.files import read_json, write_json
+from jobs.files import is_there, read_json, write_json
+from jobs.lock import exclusive
 from jobs.weights.checkpoint import PART, STAMP, files, read_shards
 from jobs.weights.copying import Copied, Progress, check_space, copy_files, is_copied
 from jobs.weights.manifest import compare, make_manifest
 
 PARALLEL = 8
-POLL_S = 0.5
 SAMPLED = 16
 """Weight files of which blocks are compared after the copy."""
 
@@ -52,6 +49,9 @@ def identity(source: Path) -> str:
 
 def check_there(source: Path) -> None:
     """Raise RunError unless the checkpoint's directory is on this node."""
+    if is_there(source) is None:
+        reason, remedy = "this user cannot see it on this node", "Open the directory above it, or set model.path."
+        raise RunError("model.path", source, reason, remedy)
     if not source.is_dir():
         remedy = "Fetch the checkpoint (`python -m jobs model fetch`), or set model.path."
         raise RunError("model.path", source, "there is no such directory on this node", remedy)
@@ -64,7 +64,7 @@ def stage(
     parallel: int = PARALLEL,
     weights: bool = True,
     progress: Progress = lambda _: None,
-    waiting: Callable[[], None] = lambda: None,
+    waiting: Callable[[str], None] = lambda _: None,
 ) -> Staged:
     """Copy a checkpoint below `root`, unless that has been done.
 
@@ -74,7 +74,7 @@ def stage(
         parallel: files that are copied at a time.
         weights: whether the checkpoint holds weights that are to be checked.
         progress: told how far the copy is.
-        waiting: called when another process of this node stages the same.
+        waiting: called once where another process of this node stages the same, with who that is.
 
     Raises:
         RunError: there is no such source, too little space, a failed copy, or a copy that differs from its source.
@@ -85,7 +85,7 @@ def stage(
         root.mkdir(parents=True, exist_ok=True)
         name = f"{source.resolve().name}-{identity(source)}"
         target = root / name
-        with _locked(root / f".{name}.lock", waiting):
+        with exclusive(root / f".{name}.lock", waiting):
             if is_staged(target):
                 return Staged(target, True, 0, time.monotonic() - begun)
             copied = _fill(source, target, parallel, weights, progress)
@@ -105,23 +105,6 @@ def is_staged(target: Path) -> bool:
     except (RunError, KeyError, TypeError, ValueError):
         return False
     return bool(sizes) and sizes == files(target)
-
-
-@contextmanager
-def _locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold a lock of this node. The kernel gives it back when its holder dies."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                waiting()
-                time.sleep(POLL_S)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _fill(source: Path, target: Path, parallel: int, weights: bool, progress: Progress) -> Copied:

@@ -9,12 +9,14 @@ from typing import Any
 
 from jobs.ascend.architecture import Architecture, from_hf_config
 from jobs.errors import ConfigError
+from jobs.files import is_there
 from jobs.weights.checkpoint import (
     CONFIG,
     DESCRIPTION,
     FETCH_AGAIN,
     TOKENIZERS,
     Finding,
+    Shards,
     files,
     read_object,
     read_shards,
@@ -75,6 +77,9 @@ def verify(
         against: a manifest that it must agree with, for example the other node's.
         progress: told the bytes that were read for hashes.
     """
+    if is_there(path) is None:
+        unseen = Finding(str(path), "this user cannot see it", "Open the directory above it, or set model.path.")
+        return Report(path, (unseen,), Manifest({}, {}, {}, seed), None, 0)
     if not path.is_dir():
         missing = Finding(str(path), "there is no such directory", "Fetch the checkpoint, or set model.path.")
         return Report(path, (missing,), Manifest({}, {}, {}, seed), None, 0)
@@ -82,20 +87,20 @@ def verify(
     findings = [wrong] if wrong else _config(config, path, expected.architecture)
     shards = read_shards(path)
     findings += shards.findings
-    shares: Shares | None = None
-    if expected.w8a8:
-        description, wrong = read_object(path / DESCRIPTION)
-        if wrong:
-            findings.append(wrong)
-        else:
-            shares, found = examine(description, shards.headers)
-            findings += found
+    shares, found = _w8a8(path, shards) if expected.w8a8 else (None, [])
+    findings += found
     findings += _tokenizer(path)
     manifest, unreadable = make_manifest(path, sampled=sampled, whole=whole, seed=seed, like=against, progress=progress)
     findings += unreadable
     if against:
         findings += compare(manifest, against, "the manifest")
     return Report(path, tuple(findings), manifest, shares, len(shards.headers))
+
+
+def _w8a8(path: Path, shards: Shards) -> tuple[Shares | None, list[Finding]]:
+    """Return what speaks against W8A8, and the shares of all types where the checkpoint is described."""
+    description, wrong = read_object(path / DESCRIPTION)
+    return (None, [wrong]) if wrong else examine(description, shards.headers)
 
 
 def _config(config: Mapping[str, Any], path: Path, expected: Architecture | None) -> list[Finding]:
@@ -132,22 +137,26 @@ def _tokenizer(path: Path) -> list[Finding]:
     return findings
 
 
-def check_sizes(path: Path, *, weights: bool) -> tuple[Manifest, list[Finding]]:
-    """Check quickly, as every rank does before its engine starts: config.json, and every shard's size.
+def check_sizes(path: Path, *, weights: bool, w8a8: bool = False, sampled: int = 0) -> tuple[Manifest, list[Finding]]:
+    """Check quickly, as every rank does before its engine starts: config.json, every shard's size, and its dtypes.
 
     Args:
         path: the checkpoint.
         weights: False where none are loaded (model.load_format=dummy): then only config.json counts.
+        w8a8: the weights shall be W8A8 (model.quantization=ascend); the headers that are read anyway say so.
+        sampled: weight files of which blocks are hashed, for two ranks to compare.
     """
     _, wrong = read_object(path / CONFIG)
     if not weights:
         manifest, findings = _config_alone(path)
         return manifest, [wrong] if wrong else findings
-    manifest, findings = make_manifest(path)
+    manifest, findings = make_manifest(path, sampled=sampled)
     safetensors = any(name.endswith(".safetensors") or name.endswith(".index.json") for name in files(path))
     # Other formats (.bin) have no header that tells their size: they are compared between the nodes alone.
-    shards = list(read_shards(path).findings) if safetensors or not _other_weights(path) else []
-    return manifest, [*([wrong] if wrong else []), *shards, *findings]
+    shards = read_shards(path) if safetensors or not _other_weights(path) else Shards()
+    found = [*([wrong] if wrong else []), *shards.findings, *findings]
+    # A shard that is not whole is the first thing to mend: what is missing with it says nothing more.
+    return manifest, found + (_w8a8(path, shards)[1] if w8a8 and not found else [])
 
 
 def _config_alone(path: Path) -> tuple[Manifest, list[Finding]]:

@@ -148,6 +148,12 @@ def _engines(rank: int) -> list[Case]:
     return [
         case("SIGKILL of the engine tree", injure.engine(rank, signal.SIGKILL), DEAD_S, overrides=VLLM),
         case("SIGSTOP of the engine tree", injure.engine(rank, signal.SIGSTOP), HANG_S, overrides=VLLM),
+        case(
+            "SIGKILL of the rank's task",
+            injure.task(rank),
+            DEAD_S,
+            reason=("rank 0", "lost in state") if rank == 0 else (who, "connection"),
+        ),
         case("engine exits 0 (SIGTERM from elsewhere)", injure.engine(rank, signal.SIGTERM), DEAD_S),
         case(
             "engine exits 1 while loading",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 from cases import Case, Result, run
 from lab import Lab
@@ -13,16 +14,25 @@ from lab import Lab
 class Lanes:
     """One lane of cases with the real vLLM, which needs the processor, and one beside it with the rehearsal engine.
 
-    What takes whole nodes away (`Case.alone`) runs when both lanes are empty.
+    A third one is for what only waits. What takes whole nodes away (`Case.alone`) runs when all lanes are empty.
     """
 
     def __init__(self, lab: Lab, cases: Sequence[Case], folder: Callable[[str], Path]) -> None:
         """Args: the lab, the cases that will be asked for, and what makes the directory of a case."""
         self._lab, self._cases, self._folder = lab, cases, folder
         self._lanes = {real: ThreadPoolExecutor(1) for real in (True, False)}
-        self._begun: dict[str, Future[Result]] = {}
+        self._waiting = ThreadPoolExecutor(1)
+        self._begun: dict[str, Future[Any]] = {}
         lab.wait_idle(120)
         self._begin(real=False)
+
+    def beside(self, name: str, work: Callable[[Lab, Path], Any]) -> None:
+        """Begin something that shares the nodes with the cases; `outcome` returns what it came to."""
+        self._begun[name] = self._waiting.submit(work, self._lab, self._folder(name))
+
+    def outcome(self, name: str) -> Any:
+        """Return what was begun by `beside` came to; raise what it raised."""
+        return self._begun[name].result()
 
     def result(self, case: Case) -> Result:
         """Return what a case came to; raise what it raised."""
@@ -31,7 +41,8 @@ class Lanes:
             return run(case, self._lab, self._folder(case.id))
         if case.id not in self._begun:
             self._begin(real=case.real)
-        return self._begun[case.id].result()
+        found: Result = self._begun[case.id].result()
+        return found
 
     def _begin(self, *, real: bool) -> None:
         for case in self._cases:
@@ -41,5 +52,5 @@ class Lanes:
 
     def close(self) -> None:
         """End what has not begun and wait for what has."""
-        for lane in self._lanes.values():
+        for lane in (*self._lanes.values(), self._waiting):
             lane.shutdown(cancel_futures=True)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from cases import CASES, Case, Result
-from lab import Lab
 from lanes import Lanes
 
 SLACK_S = 20.0
@@ -16,16 +13,6 @@ SLACK_S = 20.0
 def _param(case: Case) -> object:
     marks = [pytest.mark.lab, pytest.mark.timeout(600), *([pytest.mark.vllm] if case.real else [])]
     return pytest.param(case, id=case.id, marks=marks)
-
-
-@pytest.fixture(scope="module")
-def lanes(lab: Lab, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lanes]:
-    """Begin with the cases that were chosen; each test then waits for its own."""
-    parameters = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    chosen = [words["case"] for words in parameters if isinstance(words.get("case"), Case)]
-    made = Lanes(lab, chosen, lambda name: tmp_path_factory.mktemp(name, numbered=False) / "runs")
-    yield made
-    made.close()
 
 
 @pytest.mark.parametrize("case", [_param(case) for case in sorted(CASES, key=lambda case: case.alone)])

@@ -1,4 +1,4 @@
-"""A real Slurm with two nodes on one machine: `python tests/lab/lab.py up|down|status|cut N|heal N`.
+"""A real Slurm with two nodes on one machine: `python tests/lab/lab.py up|down|status|install|cut N|heal N`.
 
 Two network namespaces on a private bridge play the nodes; munge, MariaDB, slurmdbd, slurmctld and two slurmd
 run as they do on a site. It needs root on Debian and nothing else: no step by hand, no package of Python.
@@ -109,6 +109,13 @@ class Lab:
         self._resume()
         wait_until(self.nodes_usable, 60, f"both nodes can take jobs (logs: {lab.log})")
         say(f"slurmctld answers, {', '.join(f'{name} {state}' for name, state in self.node_states().items())}")
+
+    def install(self, log: Path) -> None:
+        """Install the Debian packages alone, so that `up` finds them: the longest part of a first `up`."""
+        if reason := debian.unavailable():
+            raise LabUnavailableError(reason)
+        if packages := debian.missing():
+            debian.install(packages, log)
 
     def down(self) -> None:
         """End the lab's jobs and processes, then remove all that it made. Does nothing where nothing is."""
@@ -321,6 +328,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs.add_parser("up", help="install, make and start what is missing")
     verbs.add_parser("down", help="stop and remove all of it")
     verbs.add_parser("status", help="one line for each part; exit 1 if the lab is not up")
+    install = verbs.add_parser("install", help="install the packages that `up` would install, and nothing else")
+    install.add_argument("--log", type=Path, default=Path("/dev/stderr"), help="where apt's words go [%(default)s]")
     for verb, what in (("cut", "pull the network cable of node N"), ("heal", "plug it in again")):
         verbs.add_parser(verb, help=what).add_argument("node", metavar="N", help="1, 2 or the node's name")
     words = parser.parse_args(argv)
@@ -330,6 +339,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             lab.up()
         elif words.verb == "down":
             lab.down()
+        elif words.verb == "install":
+            lab.install(words.log)
         elif words.verb == "status":
             print("\n".join(lab.status()))
             return 0 if lab.is_up() else 1

@@ -3,73 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
+from batching import ROOT, engines_of, sbatch, the_run, until, verb
 from lab import Lab
-from launching import python
 from test_main_job import hosts_of
 
 from jobs import serving
 from jobs.files import read_json
-from jobs.process import MARK
-from jobs.rundir import AllocationDir, SweepDir
-
-ROOT = Path(__file__).resolve().parents[2]
-QUICK = ("engine=simulator", "bench.concurrency=2", "bench.warmup_s=1", "limits.stop_s=10")
-
-
-def sbatch(lab: Lab, tmp_path: Path, script: str, *overrides: str, options: tuple[str, ...] = ()) -> str:
-    """Submit a script from the project's directory. Returns the job id."""
-    output = f"--output={tmp_path}/slurm-%j.out"
-    words = [
-        "sbatch",
-        "--parsable",
-        output,
-        *options,
-        f"sbatch/{script}",
-        f"results.root={tmp_path}",
-        *QUICK,
-        *overrides,
-    ]
-    done = subprocess.run(words, cwd=ROOT, env=os.environ | lab.env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip().partition(";")[0]
-
-
-def verb(lab: Lab, *words: str) -> subprocess.CompletedProcess[str]:
-    return python(lab, "-m", "jobs", *words)
-
-
-def until(ask: Callable[[], bool], what: str, tmp_path: Path, limit_s: float = 240) -> None:
-    end = time.monotonic() + limit_s
-    while not ask():
-        said = "".join(path.read_text() for path in tmp_path.glob("slurm-*.out"))
-        assert time.monotonic() < end, f"waited {limit_s:g} s for {what}: {said[-2000:]}"
-        time.sleep(0.2)
-
-
-def engines_of(*jobs: str) -> list[int]:
-    """Return the pids of living engine processes of these jobs, on both nodes: the machine is shared by them."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK, "").partition("/")[0] in jobs and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-        except psutil.Error:
-            continue
-    return found
-
-
-def the_run(tmp_path: Path) -> SweepDir:
-    until(lambda: any(tmp_path.glob("latest/allocations/*/*/job.json")), "the run directory", tmp_path)
-    return SweepDir((tmp_path / "latest").resolve())
 
 
 @pytest.mark.lab
@@ -93,29 +37,6 @@ def test_a_sweep_gives_the_same_run_directory_and_table(lab: Lab, tmp_path: Path
     assert engines_of(job) == []
     state = lab.slurm("sacct", "-n", "-P", "-X", "-j", job, "-o", "State,ExitCode")
     assert state == "COMPLETED|0:0"
-
-
-@pytest.mark.lab
-@pytest.mark.timeout(900)
-def test_what_the_time_limit_leaves_is_submitted_again(lab: Lab, tmp_path: Path) -> None:
-    lab.wait_idle()
-    first = sbatch(lab, tmp_path, "sweep.sbatch", "bench.output_tokens=8,9", "bench.window_s=45", options=("--time=3",))
-    run = the_run(tmp_path)
-    followed = verb(lab, "follow", "--json", str(run.path))
-    assert followed.returncode == 0, followed.stdout + followed.stderr
-    table = pd.read_parquet(run.table("parquet"))
-    assert table["valid"].all()
-    assert table["job_id"].tolist()[0] == first
-    attempts = sorted((run.path / "allocations/0").iterdir())
-    assert len(attempts) == 2
-    second = read_json(AllocationDir(attempts[1]).job)["job_id"]
-    assert table["job_id"].tolist()[1] == second
-    assert read_json(AllocationDir(attempts[0]).outcome)["resubmitted"] == second
-    record = lab.slurm("scontrol", "-o", "show", "job", second)
-    assert "TimeLimit=00:03:00" in record
-    assert "Partition=npu" in record
-    lab.wait_idle()
-    assert engines_of(first, second) == []
 
 
 @pytest.mark.lab

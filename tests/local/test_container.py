@@ -70,6 +70,9 @@ def test_a_valid_row_comes_out_of_enroot(tmp_path: Path, fakes: Fakes) -> None:
     assert len(fakes.calls("imported")) == 1, "two ranks, one import"
     assert len(fakes.calls("enroot", "create")) == 2
     assert not fakes.calls("half")
+    words = [call[:2] for call in fakes.calls("enroot")]
+    last = len(words) - 1 - words[::-1].index(["enroot", "create"])
+    assert last < words.index(["enroot", "start"]), "no engine starts before every rank has its root"
     assert engines(tmp_path / "runs") == []
     assert [path.name for path in (tmp_path / "enroot/data").iterdir()] == [".serving-sweep.lock"]
     assert list((tmp_path / "enroot/temp").iterdir()) == []

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -18,9 +19,10 @@ from container_fakes import DIGEST, REGISTRY, URI, Fakes
 
 from containers import enroot
 from containers.spec import Image, parse_image
-from containers.store import Entry, Store, exclusive
+from containers.store import Entry, Store
 from jobs import process
 from jobs.errors import RunError
+from jobs.lock import exclusive
 
 IMAGE = parse_image("test/image:v1", REGISTRY)
 FORK = multiprocessing.get_context("fork")
@@ -319,10 +321,10 @@ def test_a_lock_ends_with_its_holder(tmp_path: Path) -> None:
     holder.start()
     wait_for((tmp_path / "held").exists, holder)
 
-    def waiting() -> None:
-        told.append("waits")
+    def waiting(who: str) -> None:
+        told.append(who)
         holder.kill()
 
     with exclusive(tmp_path / "x.lock", waiting):
-        assert told == ["waits"]
+        assert told == [f"process {holder.pid} on {socket.gethostname()}"]
     holder.join(10)

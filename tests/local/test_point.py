@@ -62,6 +62,7 @@ async def test_repeats_are_one_row_and_every_window_is_kept(tmp_path: Any) -> No
     assert point.figures["windows"] == 2
     rates = [line["output_tok_s"] for line in point.lines]
     assert point.figures["output_tok_s_min"] == min(rates) and point.figures["output_tok_s_max"] == max(rates)
+    assert point.measured_s == pytest.approx(sum(window.seconds + window.drain_s for window in point.windows))
     make_row("p", "s", CONFIG, **point.figures)  # every figure has its column
     folder = PointDir(tmp_path)
     keep(folder, point)
@@ -88,6 +89,18 @@ async def test_a_search_finds_the_load_that_keeps_the_objective(tmp_path: Any) -
     assert all(line["kind"] == "probe" for line in some.lines)
     kept = [line["load"] for line in some.lines if line["objective_broken"] is None]
     assert found in kept and (some.figures["ttft_ms_p50"] or 0) <= 150.0
+
+
+async def test_a_rate_beyond_what_the_service_can_do_is_flagged() -> None:
+    """One sequence a rank and 20 ms a step: 8 tokens take 160 ms, so two ranks answer about 12 a second."""
+    async with service(*FLAGS, "--max-num-seqs", "1", overhead_ms=20.0) as made:
+        await made.both()
+        calm = await measured(made, asked(num_requests=8))
+        hot = await measured(made, asked(concurrency=None, request_rate=200.0, num_requests=60))
+    assert calm.reason is None is hot.reason, "what it can do at most is a figure"
+    assert (calm.figures["saturated"], hot.figures["saturated"]) == (False, True)
+    assert any(note.startswith("the queue grows") for note in hot.notes)
+    assert [line["saturated"] for line in hot.lines] == [True]
 
 
 async def test_requests_of_others_make_a_row_invalid() -> None:
@@ -141,7 +154,7 @@ async def test_preemptions_are_counted() -> None:
 
 @pytest.mark.parametrize(("recall_tokens", "score"), [(8192, 1.0), (1000, 0.0)])
 async def test_questions_on_long_texts_are_asked_once_a_service(recall_tokens: int, score: float) -> None:
-    config = asked(quality="needle", quality_tokens=16, canary="off", window_s=0.2)
+    config = asked(quality="needle", quality_tokens=16, canary="off", num_requests=8)
     shared, phases = OfService(), []  # type: ignore[var-annotated]
     async with service(*FLAGS, recall_tokens=recall_tokens, overhead_ms=0.1) as made:
         await made.both()
@@ -151,7 +164,8 @@ async def test_questions_on_long_texts_are_asked_once_a_service(recall_tokens: i
     assert first.quality is not None and first.canary is None
     lengths = [line["prompt_tokens"] for line in first.quality.lines]
     assert len(lengths) == 8 and min(lengths) > 0.9 * 4096 and max(lengths) <= 4096 - 16
-    assert first.reason is None, "wrong answers are a figure, not a fault of the measurement"
+    wrong = "0% of the quality questions were answered right, less than bench.min_quality=0.5"
+    assert first.reason == second.reason == (None if score else wrong)
 
 
 async def test_a_service_that_answers_nonsense_is_not_valid() -> None:

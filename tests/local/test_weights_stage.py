@@ -177,7 +177,7 @@ def test_two_at_once_copy_once(tmp_path: Path) -> None:
     assert started.wait(20)
     waited = threading.Event()
     second = threading.Thread(
-        target=lambda: results.append(stage.stage(source, tmp_path / "local", waiting=waited.set))
+        target=lambda: results.append(stage.stage(source, tmp_path / "local", waiting=lambda _: waited.set()))
     )
     second.start()
     assert waited.wait(20), "the second must wait for the first"

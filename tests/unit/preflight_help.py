@@ -14,7 +14,7 @@ from core_help import ROOT, config
 from jobs.cluster import Ports
 from jobs.config import Config
 from jobs.preflight import fabric, host, network, npu
-from jobs.preflight.facts import Card, Facts, Host, NpuPort, Npus, Ping, Reached, Space
+from jobs.preflight.facts import Card, Facts, Host, NpuPort, Npus, Ping, Reached, Runtime, Space
 from jobs.preflight.findings import Finding
 from jobs.preflight.smi import Npu
 
@@ -26,6 +26,7 @@ HEALTHY = Host(
     shm=Space(64.0, 64.0),
     memory=Space(1024.0, 1000.0),
     disks={"results.root /runs": Space(1000.0, 900.0)},
+    runtime=Runtime("enroot", "4.1.2"),
 )
 
 

@@ -197,7 +197,7 @@ def test_ranks_write_where_the_run_directory_looks() -> None:
 
 
 STAND_IN = """#!/bin/bash
-echo "$0 $*" >> LOG
+echo "$0 $*${PYXIS_CONTAINER_IMAGE:+ in a container}" >> LOG
 case "$*" in
   *" prepare "*) echo PLACE/allocations/0/1 ;;
 esac

@@ -19,6 +19,7 @@ from jobs.cluster import (
     expand_nodelist,
     find_card,
     interface_addresses,
+    node_of,
     same_subnet,
     start_rank,
     task_from_slurm,
@@ -122,6 +123,13 @@ def test_start_rank_is_the_sum_of_the_sizes_before() -> None:
 def test_start_rank_of_no_node_is_an_error(node: int) -> None:
     with pytest.raises(IndexError):
         start_rank((1, 1), node)
+
+
+def test_the_node_of_a_data_parallel_rank() -> None:
+    assert [node_of((1, 3), rank) for rank in range(4)] == [0, 1, 1, 1]
+    assert node_of((1, 0), 0) == 0, "one rank over two nodes counts on the first"
+    with pytest.raises(IndexError):
+        node_of((1, 3), 4)
 
 
 @given(st.integers(), st.integers(min_value=1, max_value=1_249))

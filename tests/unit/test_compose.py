@@ -266,3 +266,40 @@ def test_an_error_in_a_sites_yaml_names_the_file_and_the_key() -> None:
 
     with pytest.raises(ConfigError, match=r"In 'cluster/site'.*full_key: a"):
         compose.configs([["cluster=slurm"]], site)
+
+
+IMAGE = "quay.example#ascend/vllm-ascend:v0.9.1-openeuler"
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        IMAGE,
+        f"docker://{IMAGE}",
+        IMAGE.replace("#", "\\#"),
+        f'"{IMAGE}"',
+        f"'{IMAGE}'",
+        f"me@{IMAGE}@sha256:{'a' * 64}",
+    ],
+)
+def test_an_image_may_be_typed_as_pyxis_takes_it(typed: str) -> None:
+    assert config(f"container.image={typed}").container.image == typed.strip("'\"")
+
+
+def test_a_hash_may_stand_in_a_sweep_and_in_a_list() -> None:
+    points = compose.expand([f"container.image={IMAGE},other#a/b:v2", "parallel.max_model_len=1024,2048"])
+    images = [one.container.image for one in compose.configs(points, composer)]
+    assert images == [IMAGE, IMAGE, "other#a/b:v2", "other#a/b:v2"]
+    mounts = "container.mounts=[/a#1:/c, '/b#2:/d', /e:/f]"
+    assert config(mounts).container.mounts == ("/a#1:/c", "/b#2:/d", "/e:/f")
+
+
+@pytest.mark.parametrize("text", ["a.b='x#y'", 'a.b="x, #y"', "a.b=1", "a.b={c: x#y}", "a#b", "a.b='it\\'s #1'"])
+def test_what_needs_no_quotes_gets_none(text: str) -> None:
+    assert compose.quoted(text) == text
+
+
+def test_a_hash_that_cannot_be_understood_gets_a_remedy_that_names_the_quotes() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose.parse(["engine.env={A: x#y}"])
+    assert "'key=\"a#b\"'" in caught.value.remedy

@@ -185,6 +185,7 @@ OF_THE_SWEEP = {
     *(f"container.{name}" for name in ("remap_root", "mount_home", "shm_size", "publish", "enroot_conf")),
     "engine.api_key",
     "engine.checks_model_path",
+    "engine.checks_release",
     "engine.data_parallel_rpc_port",
     "engine.host",
     "engine.port",

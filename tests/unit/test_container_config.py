@@ -13,12 +13,13 @@ from core_help import change, config
 from containers import pyxis
 from jobs import sweep
 from jobs.errors import ConfigError, RunError
-from jobs.service import container
+from jobs.service import checks, container
 
 
 @pytest.fixture
 def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
     made = Fakes(tmp_path / "bin", ("enroot", "unsquashfs", "docker", "srun"))
+    (made.folder / "sbatch").touch(0o755)
     monkeypatch.setenv("PATH", f"{made.folder}:{os.environ['PATH']}")
     return made
 
@@ -45,9 +46,8 @@ def test_the_checkpoint_is_looked_for_behind_its_mount() -> None:
     assert container.checkpoint(change(made, container__runtime="enroot")) == Path("/data/R1")
 
 
-def submission(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *overrides: str) -> None:
+def submission(tmp_path: Path, *overrides: str) -> None:
     made = sweep.plan([[*overrides, "container.image=/m.sqsh", f"results.root={tmp_path}/runs"]])
-    monkeypatch.setattr(sweep.submit, "check_programs", lambda _: None)
     try:
         sweep.start(made)
     finally:
@@ -57,13 +57,13 @@ def submission(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *overrides: str)
 def test_without_enroot_on_this_machine_nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RunError, match="no enroot on PATH"):
-        submission(monkeypatch, tmp_path, "engine=simulator", "container=enroot")
+        submission(tmp_path, "engine=simulator", "container=enroot")
 
 
-def test_without_the_plugin_nothing_is_submitted(tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_plugin_nothing_is_submitted(tmp_path: Path, fakes: Fakes) -> None:
     fakes.tell(pyxis=False)
     with pytest.raises(RunError, match="the plugin is not loaded"):
-        submission(monkeypatch, tmp_path, "cluster=slurm", "container=pyxis")
+        submission(tmp_path, "cluster=slurm", "container=pyxis")
 
 
 def test_a_stray_option_of_pyxis_in_the_shell_is_caught(
@@ -71,7 +71,7 @@ def test_a_stray_option_of_pyxis_in_the_shell_is_caught(
 ) -> None:
     monkeypatch.setenv("PYXIS_CONTAINER_IMAGE", "other")
     with pytest.raises(ConfigError) as caught:
-        submission(monkeypatch, tmp_path, "cluster=slurm", "container=enroot")
+        submission(tmp_path, "cluster=slurm", "container=enroot")
     assert (caught.value.key, caught.value.value) == ("PYXIS_CONTAINER_IMAGE", "other")
     with pytest.raises(ConfigError):
         pyxis.check_strays(["PYXIS_CONTAINER_WRITABLE"])
@@ -84,6 +84,32 @@ def test_the_words_in_a_path_are_this_users_and_this_nodes() -> None:
     assert str(os.getuid()) in path
     assert "/7/1/" in path
     assert "{" not in path
+
+
+@pytest.mark.parametrize(
+    ("image", "release", "severity"),
+    [
+        ("v0.23.0-openeuler", "0.9.1", "error"),
+        ("reg.example#site/vllm-ascend:v0.23.0-openeuler", "0.9.1", "error"),
+        ("v0.23.0-openeuler", "0.23.0", None),
+        ("v0.9.1-openeuler", "0.9.1", None),
+        ("ascend/vllm-ascend:v0.9.1-dev-openeuler", "0.9.1", None),
+        ("ascend/vllm-ascend:v0.11.0rc1", "0.9.1", "warning"),
+        ("site/my-vllm-ascend:v0.13.0", "0.9.1", "warning"),
+        ("site/serving:v0.13.0", "0.9.1", None),
+        ("site/vllm-ascend:nightly", "0.9.1", None),
+        ("/m.sqsh", "0.9.1", None),
+        ("not an image", "0.9.1", None),
+    ],
+)
+def test_an_image_of_another_release_is_told(image: str, release: str, severity: str | None) -> None:
+    made = change(config("cluster=slurm"), container__runtime="enroot", container__image=image, engine__release=release)
+    found = checks.image_release(made)
+    assert (found.severity if found else None) == severity
+    assert checks.image_release(change(made, container__runtime="none")) is None
+    if found:
+        assert found in checks.findings(made)
+        assert "engine.release=" in found.remedy
 
 
 def test_the_words_in_a_name_are_filled_and_unknown_ones_are_refused() -> None:

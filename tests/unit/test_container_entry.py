@@ -181,3 +181,32 @@ def test_what_the_image_keeps_in_its_bashrc_is_set_here(release: str, more: bool
     libraries, preload = ascend.shell_additions(release)
     assert (libraries == ("/usr/local/lib",)) is more
     assert ("/usr/lib64/libjemalloc.so.2" in preload) is more
+
+
+@pytest.mark.parametrize(
+    ("installed", "release", "good"),
+    [
+        ([], "0.9.1", True),
+        (["0.9.1"], "0.9.1", True),
+        (["0.9.1rc2"], "0.9.1", True),
+        (["0.9.1.post1"], "0.9.1", True),
+        (["0.9.2.dev4+g1234567"], "0.9.1", True),
+        (["0.23.0"], "0.9.1", False),
+        (["0.9.10"], "0.9.1", False),
+        (["0.9.2"], "0.9.1", False),
+        (["0.10.0.dev4+g1234567"], "0.9.1", False),
+        (["0.23.0", "0.9.1"], "0.9.1", True),
+    ],
+)
+def test_another_release_than_the_one_that_is_rendered_stops_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: list[str], release: str, good: bool
+) -> None:
+    monkeypatch.setattr(entry, "SITES", f"{tmp_path}/python3.*/site-packages {tmp_path}/nothing")
+    for number, version in enumerate(installed):
+        (tmp_path / f"python3.{number}/site-packages/vllm_ascend-{version}.dist-info").mkdir(parents=True)
+    if good:
+        seen(tmp_path, Entry(env={}, release=release))
+    else:
+        said = refused(tmp_path, Entry(env={}, release=release))
+        assert f"error: engine.release = {release}: the image has vllm-ascend {installed[0]};" in said
+    seen(tmp_path, Entry(env={}))

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from core_help import change, config
 
 from jobs.diagnose import diagnose, diagnose_each, explain, invalid_reason
 from jobs.diagnose.diagnosis import RankLog
@@ -17,6 +18,7 @@ from jobs.diagnose.read import Source, cases, read
 from jobs.diagnose.sift import sift
 from jobs.errors import RunError
 from jobs.rundir import SweepDir
+from jobs.service.task import write_config
 
 OOM = "RuntimeError: NPU out of memory. Tried to allocate 450.00 MiB (NPU 3; 60.96 GiB total capacity)"
 FLOOD = b"(EngineCore_0 pid=24960) ERROR 11-24 10:00:00 [flood.py:1] " + b"x" * 1000 + b"\n"
@@ -241,6 +243,27 @@ def test_what_rank_0_can_say_itself_counts_too(tmp_path: Path) -> None:
     killed = "rank 1 (headless): engine killed by SIGKILL: serving"
     assert invalid_reason(sweep.service("aaaa", 1), killed).startswith("rank 1: the engine was killed from outside")
     assert invalid_reason(sweep.service("aaaa", 1), "a reason of its own") == "a reason of its own"
+
+
+def test_a_data_parallel_rank_is_named_by_the_node_that_runs_it(tmp_path: Path) -> None:
+    own = "data-parallel rank 2 = HTTP 500: boom: it did not answer a one-token request. See its log."
+    sweep = sweep_dir(
+        tmp_path, {"aaaa": (FINE, FINE)}, STDOUT.replace("rank 1 (headless): engine exited with code 1", own)
+    )
+    service = sweep.service("aaaa", 1)
+    assert invalid_reason(service, own, sizes=(2, 2)).startswith("rank 1: /health was good")
+    assert invalid_reason(service, own, sizes=(3, 1)).startswith("rank 0: /health was good")
+    # Without the config nobody knows how many engines a node has: the line itself names the engine.
+    assert invalid_reason(service, own).startswith("/health was good")
+    assert diagnose([sweep.path]).rank is None
+    four = change(
+        config(), parallel__data_parallel_size=4, parallel__data_parallel_size_local=2, parallel__tensor_parallel_size=4
+    )
+    write_config(sweep, "pppp", four)
+    task = json.loads(sweep.allocation(0, 1).task.read_text())
+    task["services"][0]["points"] = ["pppp"]
+    sweep.allocation(0, 1).task.write_text(json.dumps(task))
+    assert diagnose([sweep.path]).rank == 1
 
 
 def test_the_diagnosis_beside_the_reason_is_of_the_logs_alone(tmp_path: Path) -> None:

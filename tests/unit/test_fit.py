@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulator_help import settled
 
-from jobs import compose, fit, plan, sweep
+from jobs import ascend, compose, fit, plan, sweep
 from jobs.ascend import architecture
 from jobs.ascend.memory import Allowance
 from jobs.config import Config
 from jobs.errors import ConfigError
 from jobs.fit import DOES_NOT_FIT, Fit, judge
+from jobs.simulator.flags import parse
 from jobs.simulator.loading import EngineFailed, kv_blocks
 from jobs.simulator.memory import predict_rehearsal
 from jobs.simulator.spec import Spec
@@ -66,6 +67,19 @@ def test_what_lacks_less_than_the_sum_is_uncertain_by_is_a_warning() -> None:
     [warning] = planned("parallel.max_model_len=65536").warnings
     assert warning == f"max_model_len 65536 {doubtful.doubt}"
     assert planned("parallel.max_model_len=8192").warnings == ()
+
+
+@pytest.mark.parametrize(("release", "share"), [("0.18.0", 0.9), ("0.23.0", 0.92)])
+@pytest.mark.parametrize("engine", ["vllm_ascend", "simulator"])
+def test_what_the_engine_takes_of_an_npu_is_the_releases_own_default(engine: str, release: str, share: float) -> None:
+    plain, named = (
+        config(f"engine={engine}", f"engine.release={release}", f"parallel.gpu_memory_utilization={word}")
+        for word in ("null", share)
+    )
+    assert plain.parallel.gpu_memory_utilization is None
+    assert judge(plain, load) == judge(named, load)
+    assert judge(plain, load).utilization == share
+    assert parse(["serve", "m"], ascend.release(release)).args.gpu_memory_utilization == share
 
 
 def test_a_measured_allowance_decides_what_was_doubtful() -> None:

@@ -334,3 +334,15 @@ def test_a_directory_that_is_no_sweep_is_refused(jobs: Cli, verb: str, tmp_path:
 
 def test_error_texts_do_not_double_their_full_stops() -> None:
     assert str(ConfigError("a", 1, "it is so.", "Do that.")) == "a = 1: it is so. Do that."
+
+
+def test_an_image_as_pyxis_takes_it_reaches_hydra_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # launch sets it: restored afterwards
+    image = "container.image=quay.example#ascend/vllm-ascend:v0.9.1-openeuler"
+    words = ["cluster=slurm", "container=enroot", image, "launch.dry_run=true"]
+    monkeypatch.setattr(sys, "argv", ["launch.py", "-m", *words])
+    sweep.main()
+    assert "docker://quay.example#ascend/vllm-ascend:v0.9.1-openeuler" in capsys.readouterr().out

@@ -106,6 +106,7 @@ def test_a_result_of_vllm_bench(tmp_path: Path) -> None:
     assert found.figures["e2el_ms_std"] == raw["std_e2el_ms"]
     assert found.figures["output_tok_s"] == pytest.approx(6400 / raw["duration"])
     assert found.figures["tok_s_per_user"] == pytest.approx(1e3 / raw["mean_tpot_ms"])
+    assert found.figures["input_tokens_mean"] == 51239 / 200
     assert "generated_texts" not in (tmp_path / vllm_bench.RESULT).read_text()
 
 

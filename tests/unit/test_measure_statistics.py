@@ -22,7 +22,6 @@ from jobs.measure.statistics import (
     broken,
     latencies,
     of_series,
-    queue_grows,
     records_table,
     requests_table,
     series_table,
@@ -83,6 +82,8 @@ def naive(records: list[RequestRecord], opened: float, closed: float) -> dict[st
         first, last = (times[0] - r.start_s) * 1000, (times[-1] - r.start_s) * 1000
         lists["ttft"].append(first)
         lists["e2el"].append(last)
+        if (r.output_tokens or len(times)) > 1 and first == last:
+            continue
         lists["itl"] += [(b - a) * 1000 for a, b in pairwise(times)]
         if r.output_tokens and r.output_tokens > 1:
             lists["tpot"].append((last - first) / (r.output_tokens - 1))
@@ -122,7 +123,8 @@ def naive(records: list[RequestRecord], opened: float, closed: float) -> dict[st
             times = r.chunk_times.tolist()
             one = [(b - a) * 1000 for a, b in pairwise(times)]
             slow = one and naive_percentile(one, 99) > SLO.itl_ms_p99
-            kept += (times[0] - r.start_s) * 1000 <= SLO.ttft_ms_p99 and not slow
+            hidden = times[0] == times[-1] and (r.output_tokens or len(times)) > 1
+            kept += (times[0] - r.start_s) * 1000 <= SLO.ttft_ms_p99 and not slow and not hidden
     row["goodput_s"] = kept / (closed - opened)
     row["input_tokens_mean"] = plain.fmean([r.prompt_tokens for r in good]) if good else None
     row["output_tokens_mean"] = plain.fmean([r.output_tokens for r in good]) if good else None
@@ -200,6 +202,20 @@ def test_one_token_has_no_tpot_and_two_have() -> None:
     assert row["ttft_ms_mean"] == pytest.approx(500.0)
 
 
+def test_an_answer_in_one_piece_has_no_speed_of_its_tokens() -> None:
+    """64 tokens in one chunk, or in 64 chunks of one network read: a TPOT of 0 would be the best of all."""
+    one_chunk, one_read = record(10.0, 11.0, output_tokens=64), record(11.0, *[12.0] * 64)
+    for pieces in ([one_chunk], [one_read], [one_chunk, one_read]):
+        row = summarize(window(*pieces), BENCH)
+        assert {row[key] for key in KEYS if key.startswith(("tpot", "itl", "tok_s_per"))} == {None}
+        assert row["ttft_ms_p50"] == row["e2el_ms_p50"] == pytest.approx(1000.0)
+    beside = summarize(window(one_chunk, record(12.0, 12.5, 12.75)), BENCH)
+    assert beside["tpot_ms_mean"] == pytest.approx(250.0), "of those that show one"
+    assert beside["goodput_s"] == pytest.approx(0.1), "nor does it keep a limit of it"
+    assert broken(window(one_chunk, one_read), SLO) == "itl_ms_p99 is unknown: answers came in one piece"
+    assert broken(window(one_chunk), Slo(ttft_ms_p99=1500.0)) is None
+
+
 def test_tpot_goes_by_the_engines_count_and_itl_by_chunks() -> None:
     row = summarize(window(record(10.0, 11.0, 12.0, output_tokens=11)), BENCH)
     assert row["tpot_ms_mean"] == pytest.approx(100.0)
@@ -274,15 +290,6 @@ def test_a_broken_limit_is_named_with_its_figure() -> None:
         "itl_ms_p99 is 1981, the limit 1500"
     ), "a p99 of few values is nearly their maximum"
     assert broken(window(), Slo(e2el_ms_p99=1.0)) is None
-
-
-def test_a_queue_grows_when_requests_come_faster_than_they_are_answered() -> None:
-    rate = Bench(request_rate=10.0)
-    kept_up = [record(10 + i / 10, 10.05 + i / 10, in_window=True) for i in range(100)]
-    late = [record(10 + i / 10, 10.05 + i / 5, in_window=True) for i in range(100)]
-    assert queue_grows(window(*kept_up), rate) is None
-    assert queue_grows(window(*late), rate) == "the queue grows: 100 requests came in the window and 50 were answered"
-    assert queue_grows(window(*late), BENCH) is None, "a closed loop has no queue"
 
 
 def test_the_series_becomes_means_over_time_of_sums_over_engines() -> None:

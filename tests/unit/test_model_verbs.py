@@ -74,3 +74,21 @@ def test_overrides_may_stand_on_both_sides_of_an_option(capsys: pytest.CaptureFi
         with pytest.raises(SystemExit):
             main(words)
         assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_with_a_container_the_checkpoint_is_behind_its_mounts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in the article: /models inside is another directory on the node."""
+    write(tmp_path / "data/R1")
+    words = ["experiment=article", "container=docker", "container.registry=reg.example", *MODEL]
+    words += ["model.path=/models/R1", f"container.mounts=[{tmp_path}/data:/models]"]
+    code, found = run(capsys, "verify", *words)
+    assert (code, found["path"]) == (0, str(tmp_path / "data/R1"))
+    code, found = run(capsys, "stage", "--to", str(tmp_path / "local"), *words)
+    assert code == 0
+    assert (Path(found["path"]) / "config.json").is_file()
+    there = tmp_path / "fetched"
+    mirrored = [*words[:-1], f"container.mounts=[{there}:/models]"]
+    code, found = run(capsys, "fetch", "--from", str(tmp_path / "data/R1"), *mirrored)
+    assert (code, found["path"]) == (0, str(there / "R1"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -280,3 +281,33 @@ def test_how_a_process_ended_in_words() -> None:
     assert str(Ended(0)) == "exited with code 0"
     assert str(Ended(-signal.SIGSEGV)) == "killed by SIGSEGV"
     assert str(Ended(-255)) == "exited with code -255"
+
+
+OWNER = """
+import asyncio, json, os, sys
+from pathlib import Path
+from jobs import process
+
+async def own():
+    argv, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
+    await process.start(argv, dict(os.environ), folder / "log", str(folder))
+    await asyncio.Event().wait()
+
+asyncio.run(own())
+"""
+
+
+@pytest.mark.parametrize("where", ["own session", "same group without the mark"])
+async def test_a_tree_ends_with_its_owner_also_where_that_is_killed(tmp_path: Path, pipe: MakePipe, where: str) -> None:
+    pid_pipe, ready = pipe("pid"), pipe("ready")
+    argv = python(CHILD, pid_pipe.path, where, ready.path, "stay")
+    owner = subprocess.Popen(python(OWNER, json.dumps(argv), tmp_path))
+    child = psutil.Process(int(await pid_pipe.heard()))
+    await ready.heard()
+    main = child.parent()
+    assert main is not None
+    assert main.pid != owner.pid
+    owner.kill()
+    owner.wait(20)
+    _, left = await asyncio.to_thread(psutil.wait_procs, [main, child], 30)
+    assert left == [], "the child ignores SIGTERM"

@@ -93,6 +93,12 @@ def test_rows_of_older_and_newer_versions(tmp_path: Path) -> None:
     assert list(read_table(found)["schema_version"]) == [SCHEMA_VERSION, 99]
 
 
+def test_a_row_of_version_2_tells_whose_power_it_is() -> None:
+    old = {"schema_version": 2, "npu_power_w": 2400.0, "output_tok_s": 9.0}
+    assert migrate(old) == {"schema_version": 3, "head_npu_power_w": 2400.0, "output_tok_s": 9.0}
+    assert migrate({"npu_power_w": None})["head_npu_power_w"] is None
+
+
 def test_the_price_of_tokens(tmp_path: Path) -> None:
     # Two nodes at 36 an hour are 0.02 a second; at 10 tokens a second a million takes 100,000 s.
     assert price(36.0, 2, 10.0) == pytest.approx(2000.0)

@@ -11,9 +11,10 @@ from core_help import change, composer, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs import fit
 from jobs.ascend import releases
 from jobs.ascend.migration import migrate
-from jobs.ascend.rules import RULES, Finding
+from jobs.ascend.rules import RULES, Finding, lengths
 from jobs.ascend.rules.base import Question, covers
 from jobs.ascend.rules.moe import mc2_buffer_mb
 from jobs.config import Config
@@ -272,6 +273,17 @@ def test_the_buffer_of_mc2_as_published() -> None:
     assert mc2_buffer_mb(arch, tp=8, ep=16, sequences=512) == 480
     assert mc2_buffer_mb(arch, tp=4, ep=16, sequences=16, speculative=3) == 120
     assert mc2_buffer_mb(arch, tp=8, ep=16, sequences=10_000) == 480  # MC2 is prepared for 512 tokens at most
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 300), st.none() | st.integers(1, 64), st.integers(1, 4))
+def test_the_rule_and_the_plan_are_of_one_mind_about_queueing(users: int, seqs: int | None, ranks: int) -> None:
+    made = change(config(), bench__concurrency=users, parallel__max_num_seqs=seqs)
+    made = change(made, parallel__data_parallel_size=ranks, parallel__data_parallel_size_local=1)
+    by_rule = any(finding.rule == "R20" for finding in checks.findings(made))
+    limited = fit.queueing(made, fit.Fit(8192, 0.9, None))
+    assert by_rule == (limited is not None)
+    assert limited is None or limited.capacity == lengths.at_once(made.parallel)
 
 
 VALUES = st.recursive(

@@ -95,6 +95,31 @@ async def test_two_nodes_with_two_checkpoints_are_told_apart(run: Make, tmp_path
     assert await made[0].stop() == []
 
 
+async def test_a_checkpoint_that_is_not_w8a8_ends_the_service(run: Make, tmp_path: Path) -> None:  # noqa: F811
+    source = write(tmp_path / "R1", dtype="BF16")
+    running = await run(settings=CHECKED | {"model__path": str(source), "model__quantization": "ascend"})
+    assert "only 0% of the model is INT8" in await failed(running)
+    assert await running.stop() == []
+
+
+async def test_other_weights_may_be_as_they_are(run: Make, tmp_path: Path) -> None:  # noqa: F811
+    source = write(tmp_path / "R1", dtype="BF16")
+    running = await run(settings=CHECKED | {"model__path": str(source), "model__quantization": None})
+    await running.start()
+    assert await running.stop() == []
+
+
+async def test_sampled_content_tells_two_checkpoints_of_one_size_apart(run: Make, tmp_path: Path) -> None:  # noqa: F811
+    one, two = write(tmp_path / "one"), write(tmp_path / "two")
+    content = shard(two).read_bytes()
+    shard(two).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    made: list[Running] = []
+    settings = CHECKED | {"model__path": str(one), "model__verify": "sampled"}
+    made.append(await run(settings=settings, make_engine=other(made, model__path=str(two))))
+    assert "another sampled content of weight files (" in await failed(made[0])
+    assert await made[0].stop() == []
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 async def test_the_rank_that_cannot_stage_is_named(run: Make, tmp_path: Path, rank: int) -> None:  # noqa: F811
     source = write(tmp_path / "R1")

@@ -69,6 +69,18 @@ def test_a_point_without_a_result_is_a_row_too(tmp_path: Path) -> None:
     assert folder.table("csv").read_text().splitlines()[1].split(",").count("1000") == 1
 
 
+def test_a_pending_row_needs_the_plan_alone(tmp_path: Path) -> None:
+    """Rank 0 writes the table after every point: a config of each of a thousand pending ones is too much to read."""
+    folder, planned = made(tmp_path, "parallel.max_model_len=8192,32768", "engine.release=0.13.0")
+    for point in planned.points:
+        folder.point(point.point).config.unlink()
+    table = read_table(folder)
+    assert list(table["service"]) == [point.service for point in planned.points]
+    assert set(table["engine"]) == {"vllm_ascend"}
+    assert set(table["release"]) == {"0.13.0"}
+    assert set(table["invalid_reason"]) == {PENDING}
+
+
 def test_csv_parquet_and_markdown_agree(tmp_path: Path) -> None:
     folder, planned = made(tmp_path, "bench.concurrency=1,4,null", "bench.request_rate=0.5")
     measured(folder, planned.points[0], 12345.678, load_s=1.25)

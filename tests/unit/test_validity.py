@@ -191,3 +191,13 @@ def test_a_long_silence_in_a_busy_window_is_noted() -> None:
     assert "no token came for 28 s of the window" in found
     idle = [request(), request(start_s=30.0, chunk_times=np.array([30.5]), first_token_s=30.5, end_s=30.5)]
     assert not [n for n in noted(window(*idle, closed_s=60.0)) if "no token" in n], "nothing was asked for meanwhile"
+
+
+def test_answers_in_few_pieces_are_noted() -> None:
+    at_once = request(chunk_times=np.array([2.0]), output_tokens=64)
+    assert "1 of 3 answers came in one piece: they have no TPOT and no ITL" in noted(
+        window(at_once, request(), request())
+    )
+    pieces = request(output_tokens=9)
+    assert "4.5 tokens a chunk: TPOT and ITL are those of pieces of an answer" in noted(window(pieces, pieces))
+    assert not [note for note in noted(window(request(output_tokens=8))) if "ITL" in note]

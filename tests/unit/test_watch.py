@@ -17,7 +17,7 @@ from jobs.measure.metrics import GENERATED
 from jobs.measure.records import Target
 from jobs.service import watch
 from jobs.service.readiness import probe_all
-from jobs.service.watch import Watch, node_of, probe_limit_s
+from jobs.service.watch import Watch, probe_limit_s
 
 PATIENCE_S = 20.0
 
@@ -171,9 +171,29 @@ def test_a_probe_may_wait_behind_a_prefill_of_full_length() -> None:
     assert probe_limit_s(long) > 110, "a prefill of 131,072 tokens of R1 takes up to 100 s"
 
 
-def test_the_node_of_a_data_parallel_rank() -> None:
-    four = change(settings(), parallel__data_parallel_size=4, parallel__data_parallel_size_local=(1, 3))
-    four = change(four, parallel__tensor_parallel_size=1)
-    assert [node_of(four, rank) for rank in range(4)] == [0, 1, 1, 1]
-    with pytest.raises(IndexError):
-        node_of(four, 4)
+@pytest.mark.parametrize("steps", range(6))
+async def test_a_watch_ends_when_it_is_cancelled_at_whatever_step_of_an_answer(
+    steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[asyncio.Future[dict[str, int]]] = []
+    second = asyncio.Event()
+
+    async def counters(_: object) -> dict[str, int]:
+        asked.append(asyncio.get_running_loop().create_future())
+        if len(asked) > 1:
+            second.set()
+        return await asked[-1]
+
+    monkeypatch.setattr(watch, "counters", counters)
+    watched = Watch(settings(heartbeat_s=60.0), Target("http://127.0.0.1:1", "m"), lambda *_: None)
+    task = asyncio.create_task(watched._engine(None, 0))
+    while not asked:
+        await asyncio.sleep(0)
+    asked[0].set_result({"0": 0})
+    await asyncio.wait_for(second.wait(), PATIENCE_S)
+    asked[1].set_result({"0": 1})
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=0.5)
+    assert done, "a cancelled watch must not go on"

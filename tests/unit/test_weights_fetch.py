@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -14,6 +17,7 @@ import pytest
 from checkpoint_help import shard, write
 from core_help import executable
 
+from jobs import lock
 from jobs.errors import RunError
 from jobs.weights import fetch, mirror
 from jobs.weights.checkpoint import files
@@ -176,6 +180,46 @@ def test_a_mirror_directory_is_copied_and_resumed(tmp_path: Path) -> None:
         fetch.fetch(str(source), None, source)
     with pytest.raises(RunError, match="there is no such directory"):
         fetch.fetch(str(tmp_path / "nowhere"), None, target)
+
+
+def test_of_two_fetches_into_one_directory_one_works_and_the_other_is_told_who(tmp_path: Path) -> None:
+    origin, target = write(tmp_path / "mirror", shards=2), tmp_path / "R1"
+    at_work, go, told = threading.Event(), threading.Event(), list[str]()
+    late: list[Copied] = []
+
+    def first_progress(_: Copied) -> None:
+        at_work.set()
+        assert go.wait(20)
+
+    def waiting(who: str) -> None:
+        told.append(who)
+        go.set()
+
+    first = threading.Thread(target=lambda: fetch.fetch(str(origin), None, target, progress=first_progress))
+    first.start()
+    assert at_work.wait(20)
+    # Without a lock it would end here, while the first one still writes.
+    second = threading.Thread(
+        target=lambda: fetch.fetch(str(origin), None, target, progress=late.append, waiting=waiting)
+    )
+    second.start()
+    for thread in (first, second):
+        thread.join(20)
+    assert told == [f"process {os.getpid()} on {socket.gethostname()}"]
+    assert same(origin, target)
+    assert [now.kept for now in late] == [sum(files(origin).values())], "everything was there"
+
+
+def test_a_fetch_goes_on_where_the_file_system_has_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(lock.fcntl, "flock", refuse)
+    origin = write(tmp_path / "mirror")
+    fetch.fetch(str(origin), None, tmp_path / "R1")
+    assert same(origin, tmp_path / "R1")
+    with pytest.raises(RunError, match="on a file system with locks"), lock.exclusive(tmp_path / "x.lock"):
+        pass
 
 
 def test_the_client_is_run_as_its_help_says(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from jobs.ascend.rules.base import EVERY, NPU, Problem, Question, is_true, rule
+from jobs.config import Parallel
 
 LEN, BATCHED, SEQS = "parallel.max_model_len", "parallel.max_num_batched_tokens", "parallel.max_num_seqs"
 
@@ -70,15 +71,19 @@ def longer_than_the_model(q: Question) -> Iterator[Problem]:
         yield Problem(LEN, length, reason, f"Lower it to {most} or less.")
 
 
+def at_once(parallel: Parallel) -> int | None:
+    """Return how many requests all engines together run at once; None: nothing limits their number."""
+    return None if parallel.max_num_seqs is None else parallel.max_num_seqs * parallel.data_parallel_size
+
+
 @rule("R20", "warning", "all", "vllm-ascend docs, context parallel tutorials: max_num_seqs x dp >= concurrency", EVERY)
 def queueing(q: Question) -> Iterator[Problem]:
     """More requests in flight than the engines run at once: the rest waits, and TTFT holds the wait."""
-    concurrency, seqs = q.config.bench.concurrency, q.config.parallel.max_num_seqs
-    ranks = q.config.parallel.data_parallel_size
-    if concurrency is not None and seqs is not None and concurrency > seqs * ranks:
+    concurrency, p, most = q.config.bench.concurrency, q.config.parallel, at_once(q.config.parallel)
+    if concurrency is not None and most is not None and concurrency > most:
         reason = (
-            f"the engines run {SEQS} x data_parallel_size = {seqs} x {ranks} = {seqs * ranks} requests at once: "
-            "the others queue, and TTFT will hold their wait"
+            f"the engines run {SEQS} x data_parallel_size = {p.max_num_seqs} x {p.data_parallel_size} = {most} "
+            "requests at once: the others queue, and TTFT will hold their wait"
         )
         yield Problem("bench.concurrency", concurrency, reason, f"Raise {SEQS}, or read TTFT as queueing time.")
 

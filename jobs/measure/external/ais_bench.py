@@ -174,6 +174,8 @@ def read(folder: Path, requests: int) -> Result:
             "request_s": _of(common, "Request Throughput"),
             "output_tok_s": _of(common, "Output Token Throughput"),
             "total_tok_s": _of(common, "Total Token Throughput"),
+            "input_tokens_mean": _mean(table.get("InputTokens")),
+            "output_tokens_mean": _mean(table.get("OutputTokens")),
         }
         for metric in ("TTFT", "TPOT", "ITL", "E2EL"):
             known |= _spread(metric, table.get(metric))
@@ -205,6 +207,10 @@ def _spread(metric: str, row: Mapping[str, str] | None) -> dict[str, float | Non
     """Return mean, p50, p90, p99 in ms; AISBench gives no standard deviation."""
     names = {"mean": "Average", "p50": "Median", "p90": "P90", "p99": "P99"}
     return {f"{metric.lower()}_ms_{name}": number(row[column]) if row else None for name, column in names.items()}
+
+
+def _mean(row: Mapping[str, str] | None) -> float | None:
+    return number(row["Average"]) if row else None
 
 
 def _lengths(path: Path) -> list[int]:

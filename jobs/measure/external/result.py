@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from jobs.config import Bench
 from jobs.measure.records import Window
-from jobs.measure.statistics import Figure, summarize
+from jobs.measure.statistics import PERCENTILES, Figure, enough, summarize
 
 COLUMNS = tuple(summarize(Window(0.0, 1.0, 0.0, 0.0, (), {}, 0.0, truncated=False), Bench()))
 """The figures of the window client: an external client fills those that it has."""
@@ -41,11 +41,17 @@ class Result:
 def figures(known: Mapping[str, Figure]) -> dict[str, Figure]:
     """Return all columns of the window client with what this client knows; the others are None.
 
-    tok_s_per_user is 1000 / tpot_ms_mean, as for the window client.
+    A percentile of too few requests is None, as for the window client (`enough`), and so is a TPOT of 0, which is
+    that of answers in one piece. tok_s_per_user is 1000 / tpot_ms_mean.
     """
     unknown = known.keys() - set(COLUMNS)
     if unknown:
         raise KeyError(f"no such column: {sorted(unknown)}")
     row: dict[str, Figure] = dict.fromkeys(COLUMNS)
-    tpot = known.get("tpot_ms_mean")
-    return row | dict(known) | {"tok_s_per_user": 1e3 / tpot if tpot else None}
+    row |= known
+    for percentile in PERCENTILES:
+        if not enough(int(known.get("completed") or 0), percentile):
+            row |= {name: None for name in COLUMNS if name.endswith(f"_ms_p{percentile}")}
+    row |= {name: None for name in COLUMNS if name.startswith("tpot_") and not name.endswith("std") and not row[name]}
+    tpot = row["tpot_ms_mean"]
+    return row | {"tok_s_per_user": 1e3 / tpot if tpot else None}

@@ -24,6 +24,9 @@ LOG = "client.log"
 SCRAPE_S = 5.0
 STOP_S = 2.0
 
+SALTED = 1_000_003
+"""Distance of the seeds of two salts: the clients know no salt, and prompts of one seed are the same prompts."""
+
 MISCOUNT = 0.01
 """A client's count of tokens may differ by this share from the engines' own: it re-encodes the answers' text."""
 

@@ -84,6 +84,8 @@ def read(folder: Path, requests: int) -> Result:
             "request_s": data["request_throughput"],
             "output_tok_s": data["output_throughput"],
             "total_tok_s": data["total_token_throughput"],
+            "input_tokens_mean": data["total_input_tokens"] / completed if completed else None,
+            "output_tokens_mean": data["total_output_tokens"] / completed if completed else None,
         }
         for metric in METRICS:
             known |= _spread(metric, data, completed)

@@ -1,0 +1,70 @@
+"""What a resume finds to do after an end that says nothing about the points: cancelled, or another point's failure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from test_rehearsal import SHORT, finish, measuring, start, the_sweep, until, verb
+
+from jobs.files import read_json, read_lines
+from jobs.results.row import NOT_RUN
+from jobs.resume import unfinished
+from jobs.rundir import SweepDir
+
+THREE = ("cluster=local", "bench.concurrency=1,2,4", "bench.warmup_s=0.2")
+
+
+def left(sweep: SweepDir) -> list[str]:
+    """Return the points that a resume would run."""
+    return [point for service in unfinished(sweep, retry_failed=False) for point in service.points]
+
+
+def reasons(sweep: SweepDir) -> list[str]:
+    """Return the reasons in the order of measuring."""
+    [service] = read_json(sweep.plan)["services"]
+    return [str(read_json(sweep.point(point).row)["invalid_reason"]) for point in service["points"]]
+
+
+def loading(root: Path) -> bool:
+    states = (root / "latest").glob("services/*/*/rank0/state.jsonl")
+    return any(entry["state"] == "loading" for path in states for entry in read_lines(path))
+
+
+def test_points_of_a_service_that_was_cancelled_while_loading_are_left(tmp_path: Path) -> None:
+    process = start(tmp_path, *THREE, "engine.rehearsal.load_s=60")
+    until(lambda: loading(tmp_path), "the load")
+    sweep = the_sweep(tmp_path)
+    verb("cancel", str(sweep.path))
+    finish(process, 1)
+    assert reasons(sweep) == [NOT_RUN + "cancelled or preempted (SIGTERM)"] * 3
+    assert len(left(sweep)) == 3
+
+
+def test_points_that_were_not_begun_when_the_first_was_cancelled_are_left(tmp_path: Path) -> None:
+    process = start(tmp_path, *THREE, "bench.window_s=60")
+    until(lambda: measuring(tmp_path), "the window")
+    sweep = the_sweep(tmp_path)
+    verb("cancel", str(sweep.path))
+    finish(process, 1)
+    signalled = "cancelled or preempted (SIGTERM)"
+    assert reasons(sweep) == [signalled, NOT_RUN + signalled, NOT_RUN + signalled]
+    assert len(left(sweep)) == 3, "the one that was cut short too"
+
+
+def test_points_after_the_one_in_which_the_engine_died_are_left(tmp_path: Path) -> None:
+    fault = "engine.rehearsal.faults=[{rank: 1, kind: crash, when: window, after_s: 0.5}]"
+    finish(start(tmp_path, *THREE, *SHORT[1:2], fault), 1)
+    sweep = the_sweep(tmp_path)
+    first, *others = reasons(sweep)
+    assert first.startswith("rank 1")
+    assert all(reason.startswith(NOT_RUN + "rank 1") for reason in others), others
+    assert len(left(sweep)) == 3
+
+
+def test_an_engine_that_cannot_load_is_the_result_of_all_its_points(tmp_path: Path) -> None:
+    fault = "engine.rehearsal.faults=[{rank: 1, kind: error_text, when: load, text: 'RuntimeError: x', code: 1}]"
+    finish(start(tmp_path, *THREE, fault), 1)
+    sweep = the_sweep(tmp_path)
+    assert all(reason.startswith("rank 1") for reason in reasons(sweep))
+    assert left(sweep) == []
+    assert len(unfinished(sweep, retry_failed=True)[0].points) == 3

@@ -1,0 +1,123 @@
+"""The gate on clients that others made: the same checks as for our own, without records of single requests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from core_help import ROOT, config
+
+from jobs.config import Config
+from jobs.measure.external import ais_bench, judge
+from jobs.measure.external.around import traffic
+from jobs.measure.external.result import Result, figures
+from jobs.measure.records import Growth, Sample, Window
+
+KNOWN = {"completed": 100, "failed": 0, "input_tokens_mean": 256.0, "tpot_ms_mean": 2.0}
+RESULT = Result(100, 100, 0, 5.0, 3200, [32] * 100, [], figures(KNOWN))
+WINDOW = Window(
+    10.0, 20.0, 2.0, 0.0, (), {"0": 1616, "1": 1616}, 0.0, truncated=False,
+    growth=Growth({}, preemptions=0, prefix_queries=25600, prefix_hits=256), finished=101,
+)  # fmt: skip
+
+
+def point(*overrides: str) -> Config:
+    words = ("cluster=local", "engine=vllm_cpu", "model=tiny_llama", "parallel=dp2_tp1", "model.path=/models/tiny")
+    asked = ("bench.output_tokens=32", "bench.input_tokens=256", "bench.client=ais_bench", "bench.concurrency=8")
+    return config(*words, *asked, *overrides)
+
+
+def reason(result: Result = RESULT, window: Window = WINDOW, *overrides: str, probes: int = 0) -> str | None:
+    one = point(*overrides)
+    return judge.reason(one, result, window, probes, judge.figures(one, result, window))
+
+
+def known(**changed: Any) -> Result:
+    return replace(RESULT, figures=figures(KNOWN | changed))
+
+
+def grown(**changed: Any) -> Window:
+    return replace(WINDOW, growth=replace(WINDOW.growth, **changed))
+
+
+def test_a_run_that_is_what_was_asked_is_valid() -> None:
+    assert reason() is None
+    row = judge.figures(point(), RESULT, WINDOW)
+    assert (row["prefix_hit_share"], row["preemptions"], row["saturated"]) == (0.01, 0, False)
+
+
+@pytest.mark.parametrize(
+    ("result", "window", "words"),
+    [
+        (known(input_tokens_mean=258.5), WINDOW, None),
+        (known(input_tokens_mean=258.7), WINDOW, "prompts had 258.7 tokens on average instead of 256"),
+        (RESULT, replace(WINDOW, finished=102), "1 requests that were not ours ran on the service"),
+        (RESULT, replace(WINDOW, engine_tokens={"0": 1800, "1": 1800}), "the engines made 3600 tokens in the window"),
+        (RESULT, replace(WINDOW, engine_tokens={"0": 3000, "1": 200}), "data-parallel rank 1 served 12% of an even"),
+        (RESULT, grown(prefix_hits=800), "prefix cache hits 3% of the prompt tokens, at most 3% were intended"),
+        (known(client_cpu_share=0.97), WINDOW, "the client used 97% of its processor"),
+    ],
+)
+def test_reasons(result: Result, window: Window, words: str | None) -> None:
+    found = reason(result, window)
+    assert (found or "").startswith(words or "") and (found is None) == (words is None)
+
+
+def test_our_own_watch_is_not_foreign() -> None:
+    assert reason(RESULT, replace(WINDOW, finished=103), probes=2) is None
+
+
+def test_the_length_of_a_chat_is_not_asked() -> None:
+    assert reason(known(input_tokens_mean=300.0), WINDOW, "bench.endpoint=chat") is None
+
+
+def test_the_words_that_ais_bench_sends_are_more_tokens_than_asked() -> None:
+    """A real result: random token ids, decoded to a text and encoded again, are 297 tokens where 256 were asked."""
+    found = ais_bench.read(ROOT / "tests/fixtures/clients/ais_bench", 200)
+    assert found.figures["input_tokens_mean"] == 296.925
+    assert found.figures["output_tokens_mean"] == 32.0
+    assert (reason(found) or "").startswith("prompts had 296.9")
+
+
+def test_a_percentile_of_few_requests_is_not_shown() -> None:
+    row = figures({"completed": 20, "ttft_ms_p50": 5.0, "ttft_ms_p90": 9.0, "ttft_ms_p99": 12.0, "ttft_ms_mean": 6.0})
+    assert [row[f"ttft_ms_{part}"] for part in ("p50", "p90", "p99", "mean")] == [5.0, 9.0, None, 6.0]
+    assert figures({"completed": 100, "ttft_ms_p99": 12.0})["ttft_ms_p99"] == 12.0
+
+
+def test_a_tpot_of_nothing_is_none() -> None:
+    row = figures({"completed": 100, "tpot_ms_mean": 0.0, "tpot_ms_p50": 0.0, "tpot_ms_p90": 2.0})
+    assert (row["tpot_ms_mean"], row["tpot_ms_p50"], row["tpot_ms_p90"]) == (None, None, 2.0)
+    assert row["tok_s_per_user"] is None
+
+
+def test_preemptions_and_few_requests_are_notes() -> None:
+    few = known(completed=64)
+    row = judge.figures(point(), few, grown(preemptions=3))
+    said = judge.notes(point(), few, grown(preemptions=3), row)
+    assert said == ["3 preemptions: the KV cache was full", "64 requests: too few for a p99"]
+
+
+def series(*tokens: float) -> tuple[Sample, ...]:
+    """One reading a second of two engines, from second 5."""
+    each = [(5.0 + i, engine, count) for i, count in enumerate(tokens) for engine in ("0", "1")]
+    return tuple(Sample(time, engine, 1.0, 0.0, 0.1, 0.0, count / 2) for time, engine, count in each)
+
+
+def test_traffic_is_where_tokens_are_made() -> None:
+    assert traffic(series(7, 7, 7, 9, 20, 20, 20)) == (7.0, 9.0)
+    assert traffic(series(7, 7)) is None
+    assert traffic(()) is None
+
+
+@pytest.mark.parametrize(("lasts", "grows"), [(22, False), (40, True)])
+def test_a_queue_that_grows_is_seen_in_the_tokens(lasts: int, grows: bool) -> None:
+    """200 requests of 32 tokens come in 20 s; they are answered at an even pace in `lasts` s."""
+    made = [0.0] + [6400 * min(1.0, i / lasts) for i in range(lasts + 3)]
+    result = replace(RESULT, requested=200, completed=200, output_tokens=6400)
+    window = replace(WINDOW, opened_s=6.0, series=series(*made))
+    one = point("bench.concurrency=null", "bench.request_rate=10", "bench.num_requests=200")
+    row = judge.figures(one, result, window)
+    assert row["saturated"] is grows
+    assert any(note.startswith("the queue grows") for note in judge.notes(one, result, window, row)) is grows

