@@ -113,10 +113,12 @@ def prepare(
     scratch: Path,
     mark: str,
     unpacked: str | None = None,
+    kept: Path | None = None,
 ) -> Box:
     """Write what the container of this rank needs into `scratch`, a directory of this node.
 
-    `unpacked`: identity of the root that was made for it beforehand; None: none was.
+    `unpacked`: identity of the root that was made for it beforehand; None: none was. `kept`: a directory of the run
+    that is to be there inside as well (not for docker).
 
     Raises:
         RunError: this node lacks the runtime, a mount's source, the model, or shared memory.
@@ -127,7 +129,8 @@ def prepare(
     _check_shm(spec)
     env = dict(variables) | {MARK: mark, "TMPDIR": str(scratch)}
     if spec.runtime != "docker":
-        spec = replace(spec, mounts=(*spec.mounts, Mount(str(scratch), str(scratch))), env=container.handed_on(env))
+        mounts = tuple(Mount(str(path), str(path)) for path in (scratch, kept) if path)
+        spec = replace(spec, mounts=(*spec.mounts, *mounts), env=container.handed_on(env))
     write_text(files.script, entry.script(_entry(config, spec, env, scratch), files), mode=0o600)
     write_text(files.rc, entry.RC)
     host = image.outside(inherited)
