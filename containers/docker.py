@@ -53,6 +53,11 @@ def copy_argvs(name: str, folder: str) -> list[list[str]]:
     return [["docker", "exec", name, "mkdir", "-p", parent], ["docker", "cp", folder, f"{name}:{folder}"]]
 
 
+def fetch_argv(name: str, inside: str, folder: str) -> list[str]:
+    """Return what copies the content of a directory inside into one of the node; the files are then the user's."""
+    return ["docker", "cp", f"{name}:{inside}/.", folder]
+
+
 def pull_argv(reference: str) -> list[str]:
     """Return what fetches an image from its registry."""
     return ["docker", "pull", reference]

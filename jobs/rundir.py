@@ -78,6 +78,11 @@ class RankDir:
         return self.path / "checkpoint.json"
 
     @property
+    def plogs(self) -> Path:
+        """Logs of CANN: debug/plog is in it."""
+        return self.path / "ascend"
+
+    @property
     def image_order(self) -> Path:
         """What of its container is to be made before the engine starts."""
         return self.path / "image-order.json"

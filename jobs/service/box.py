@@ -142,10 +142,12 @@ def prepare(
     scratch: Path,
     mark: str,
     unpacked: str | None = None,
+    kept: Path | None = None,
 ) -> Box:
     """Write what the container of this rank needs into `scratch`, a directory of this node.
 
-    `unpacked`: identity of the root that was made for it beforehand; None: none was.
+    `unpacked`: identity of the root that was made for it beforehand; None: none was. `kept`: a directory of the run
+    that is to be there inside as well (not for docker).
 
     Raises:
         RunError: this node lacks the runtime, a mount's source, the model, or shared memory.
@@ -161,7 +163,8 @@ def prepare(
     if spec.runtime != "docker" or not spec.writable:
         spec = replace(spec, mounts=(*spec.mounts, Mount(str(scratch), str(scratch))))
     if spec.runtime != "docker":
-        spec = replace(spec, env=container.handed_on(env))
+        mounts = (Mount(str(kept), str(kept)),) if kept else ()
+        spec = replace(spec, mounts=(*spec.mounts, *mounts), env=container.handed_on(env))
     write_text(files.script, entry.script(_entry(config, spec, env, scratch), files), mode=0o600)
     write_text(files.rc, entry.RC)
     host = image.outside(inherited)

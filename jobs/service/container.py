@@ -93,6 +93,8 @@ def wanted(config: Config, rank: int, *, job: str = "{job_id}", host: str = "{no
     mounts = tuple(parse_mount(text) for text in container.mounts)
     if config.engine.checks_model_path and host_path(mounts, model) is None:
         mounts = (*mounts, Mount(model, model, ("ro",)))
+    if kept := caches(config, rank):
+        mounts = (*mounts, kept)
     return Spec(
         runtime=container.runtime,
         image=resolve(container.image, container.registry),
@@ -107,6 +109,29 @@ def wanted(config: Config, rank: int, *, job: str = "{job_id}", host: str = "{no
         publish=container.publish,
         conf=container.enroot_conf,
     )
+
+
+def caches(config: Config, rank: int) -> Mount | None:
+    """Return the mount for the caches of NPU compilers, which outlive the container; None: there is none."""
+    path = config.container.caches_path
+    if path is None or config.engine.name != "vllm_ascend":
+        return None
+    return parse_mount(_filled(path, "", rank), "container.caches_path")
+
+
+def own_folder(key: str, path: Path) -> None:
+    """Make a directory of the node for this user alone.
+
+    Raises:
+        RunError: it cannot be made, or is somebody else's: in /tmp anybody may have taken its name.
+    """
+    try:
+        path.mkdir(parents=True, mode=0o700, exist_ok=True)
+        wrong = None if path.stat().st_uid == os.getuid() else "it belongs to somebody else"
+    except OSError as error:
+        wrong = str(error)
+    if wrong:
+        raise RunError(key, path, wrong, "Name a directory of the node that is yours, with {uid} or {user} in it.")
 
 
 def checkpoint(config: Config) -> Path:

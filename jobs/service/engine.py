@@ -16,7 +16,7 @@ from jobs.config import Config
 from jobs.errors import RunError
 from jobs.files import is_there, write_json
 from jobs.rundir import RankDir
-from jobs.service import box, clean, command, container, effective, environment, image, logs
+from jobs.service import box, clean, command, container, effective, environment, image, keeping, logs
 from jobs.service.placement import Placement
 from jobs.settings import from_root
 
@@ -56,7 +56,12 @@ class Engine:
             RunError: the checkpoint, the program or the container's runtime is not on this node.
         """
         argv = command.argv(self.config, self.place)
-        variables = environment.variables(self.config, self.place)
+        kept = keeping.plog_variables(self.config, self.folder, inherited)
+        plogs = keeping.make_plogs(self.folder, kept)
+        if container.in_container(self.config):
+            service = self.mark.split("/")[-2]
+            kept |= await asyncio.to_thread(keeping.cache_variables, self.config, self.place.rank, service)
+        variables = environment.variables(self.config, self.place) | kept
         source = [from_root(name) for name in self.config.engine.source]
         intended = {"argv": argv, "env": effective.masked(variables), "source": source}
         write_json(self.folder.command, intended)
@@ -75,7 +80,7 @@ class Engine:
             if container.in_container(self.config):
                 scratch = Path(self._scratch)
                 self._box = box.prepare(
-                    self.config, self.place, argv, variables, inherited, scratch, self.mark, self._unpacked
+                    self.config, self.place, argv, variables, inherited, scratch, self.mark, self._unpacked, plogs
                 )
                 write_json(self.folder.command, intended | {"container": box.commands(self._box)})
                 argv, env, source = self._box.argv, self._box.env, []
@@ -160,6 +165,8 @@ class Engine:
             await self._end_inside(self._box, grace_s)
         leftovers = await self._process.stop(grace_s)
         if self._box:
+            if self._box.spec.runtime == "docker" and self.config.engine.name == "vllm_ascend":
+                await asyncio.to_thread(keeping.copy_plogs, str(self._box.spec.name), self.folder, self._box.host)
             leftovers += await asyncio.to_thread(self._box.remove)
         if self._scratch:
             shutil.rmtree(self._scratch, ignore_errors=True)
