@@ -47,6 +47,30 @@ def copy_argvs(name: str, folder: str) -> list[list[str]]:
     return [["docker", "exec", name, "mkdir", "-p", parent], ["docker", "cp", folder, f"{name}:{folder}"]]
 
 
+def fetch_argv(name: str, inside: str, folder: str) -> list[str]:
+    """Return what copies the content of a directory inside into one of the node; the files are then the user's."""
+    return ["docker", "cp", f"{name}:{inside}/.", folder]
+
+
+_KILL = """kill -KILL -- -"$1" "$1" 2> /dev/null
+for _ in {1..50}; do kill -0 -- -"$1" 2> /dev/null || exit 0; sleep 0.1; done
+echo alive
+"""
+
+
+def terminate_argv(name: str, pid: int) -> list[str]:
+    """Return what sends SIGTERM to a process of a container: a signal to `docker exec` does not reach it."""
+    return exec_argv(name, ["bash", "-c", 'kill -TERM "$1"', "bash", str(pid)])
+
+
+def kill_argv(name: str, pid: int) -> list[str]:
+    """Return what kills the process group of a command of `docker exec`, which leads a session of its own (runc).
+
+    It waits up to 5 s for the end of all of them, and says "alive" where they do not end.
+    """
+    return exec_argv(name, ["bash", "-c", _KILL, "bash", str(pid)])
+
+
 def exec_argv(name: str, command: Sequence[str]) -> list[str]:
     """Return what runs a command in the container. Its variables come from the entry script, not from here."""
     return ["docker", "exec", name, *command]

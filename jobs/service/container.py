@@ -7,18 +7,19 @@ import getpass
 import os
 import shutil
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from containers import ascend, docker, enroot, entry, pyxis
+from containers.digest import Digests
 from containers.entry import Files
 from containers.recipes import resolve
 from containers.spec import Mount, Spec, host_path, parse_mount, size_bytes
 from containers.store import Store
 from jobs.config import Config
 from jobs.errors import ConfigError, RunError
-from jobs.rundir import images_path
+from jobs.rundir import digests_path, images_path
 from jobs.service.placement import Placement
 from jobs.settings import from_root
 
@@ -28,6 +29,26 @@ PLANNED = Files(Path("/tmp/{scratch}"))
 def in_container(config: Config) -> bool:
     """Return whether the engine runs in a container."""
     return config.container.runtime != "none"
+
+
+def client_inside(config: Config) -> bool:
+    """Return whether the external client of a point runs in the container of rank 0's engine.
+
+    `vllm bench serve` belongs to the engine and is where the engine is. AISBench wants packages that suit no engine.
+    """
+    bench = config.bench
+    if bench.client == "window" or not in_container(config):
+        return False
+    return bench.where == "container" or (bench.where == "auto" and bench.client == "vllm_bench")
+
+
+def dataset(config: Config) -> str | None:
+    """Return the data set of a point as a path of the node: what the config names may be a path inside."""
+    if config.bench.dataset is None:
+        return None
+    path = from_root(config.bench.dataset)
+    mounts = tuple(parse_mount(text) for text in config.container.mounts)
+    return (host_path(mounts, path) or path) if client_inside(config) else path
 
 
 def check(config: Config) -> None:
@@ -75,8 +96,14 @@ def check_submission(config: Config) -> None:
         check_host(config)
 
 
-def wanted(config: Config, rank: int) -> Spec:
-    """Return the container as asked for, before any node has been looked at."""
+def wanted(config: Config, rank: int, points: Iterable[Config] = ()) -> Spec:
+    """Return the container as asked for, before any node has been looked at.
+
+    Args:
+        config: of the service.
+        rank: whose container it is; in that of rank 0 external clients may run.
+        points: all points of the service; without any, `config` is the one.
+    """
     container = config.container
     assert container.image is not None
     npus = config.engine.name == "vllm_ascend"
@@ -85,6 +112,11 @@ def wanted(config: Config, rank: int) -> Spec:
     mounts = tuple(parse_mount(text) for text in container.mounts)
     if config.engine.checks_model_path and host_path(mounts, model) is None:
         mounts = (*mounts, Mount(model, model, ("ro",)))
+    for point in (*points,) or (config,):
+        # Nothing can be mounted later, when the client joins the container.
+        path = from_root(point.bench.dataset) if point.bench.dataset else None
+        if rank == 0 and path and client_inside(point) and host_path(mounts, path) is None:
+            mounts = (*mounts, _dataset_mount(path))
     return Spec(
         runtime=container.runtime,
         image=resolve(container.image, container.registry),
@@ -99,6 +131,13 @@ def wanted(config: Config, rank: int) -> Spec:
         publish=container.publish,
         conf=container.enroot_conf,
     )
+
+
+def _dataset_mount(path: str) -> Mount:
+    text = f"{path}:{path}:ro"
+    with contextlib.suppress(ConfigError):
+        return parse_mount(text)
+    raise ConfigError("bench.dataset", path, "such a path cannot be mounted", "Use a path without , : and blanks.")
 
 
 def checkpoint(config: Config) -> Path:
@@ -157,13 +196,25 @@ def enroot_paths(config: Config, job: str = "", rank: int = 0) -> enroot.Paths:
     return enroot.Paths(**{name: Path(_filled(getattr(config.container, f"{name}_path"), job, rank)) for name in names})
 
 
-def known_digest(config: Config) -> str | None:
-    """Return the digest of the image, where it has been imported; None: it cannot be seen from here."""
+def image_file(config: Config) -> Path | None:
+    """Return the squashfs file that the config names as its image; None: it names none, or no container."""
+    given = config.container.image
+    path = resolve(given, config.container.registry).path if in_container(config) and given else None
+    return Path(path) if path else None
+
+
+def known_digest(config: Config, stop: Callable[[], bool] = lambda: False) -> str | None:
+    """Return the digest of the image, where it has been imported or is a file; None: it cannot be seen from here.
+
+    A file is read where it has not been read before; `stop` is asked meanwhile whether to give that up.
+    """
     if not in_container(config) or config.container.image is None:
         return None
+    if file := image_file(config):
+        return Digests(digests_path(Path(config.results.root).absolute())).read(file, stop)
     image = resolve(config.container.image, config.container.registry)
     with contextlib.suppress(RunError):
-        found = None if image.path else Store(images(config)).find(image)
+        found = Store(images(config)).find(image)
         return found.digest if found else image.digest
     return image.digest
 

@@ -140,6 +140,22 @@ def enter(root, mounts, env, command, *, remap, rw, tmp=True):
     os.execvp("unshare", argv)
 
 
+def join(pid, env, command):
+    """Become a further command in the container of a process, with exactly these variables."""
+    nsenter = shutil.which("nsenter")
+    argv = ["nsenter", "-t", str(pid), "-U", "-m", "-r", "--preserve-credentials"]
+    os.execve(nsenter, [*argv, *command], env)
+
+
+def environ(pid):
+    """What a process was started with; None: it is gone."""
+    try:
+        pairs = [one.partition("=") for one in Path(f"/proc/{pid}/environ").read_text().split("\0") if one]
+    except OSError:
+        return None
+    return {name: value for name, _, value in pairs}
+
+
 def grammar(words, with_value, without):
     """Split words into options, in order, and the rest. An option that is not listed is refused: None."""
     found, at = [], 0

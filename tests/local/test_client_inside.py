@@ -1,0 +1,226 @@
+"""`vllm bench serve` in the container of rank 0's engine, in each runtime: its run, its death, its hang, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from container_fakes import Fakes
+from core_help import ROOT, Pipe, change, config, executable
+from test_container_engine import INHERITED, engine, failed, fakes, until_says  # noqa: F401
+
+from jobs import process
+from jobs.config import Config
+from jobs.measure.external import run, vllm_bench
+from jobs.measure.records import Target
+from jobs.service import container
+from jobs.service.engine import Engine
+
+RUNTIMES = ["enroot", "pyxis", "docker"]
+RESULT = ROOT / "tests/fixtures/clients/vllm_bench" / vllm_bench.RESULT
+TARGET = Target("http://127.0.0.1:9", "r1", "the-key")
+
+GOOD = """
+words = sys.argv[1:]
+place = pathlib.Path(words[words.index("--result-dir") + 1])
+(place / words[words.index("--result-filename") + 1]).write_text((SITE / "shown.json").read_text())
+seen = {"env": dict(os.environ), "namespace": os.readlink("/proc/self/ns/mnt"), "cwd": os.getcwd()}
+seen |= {"data": [pathlib.Path(word).read_text() for word in words if word.endswith("data.json")]}
+(place / "seen.json").write_text(json.dumps(seen))
+"""
+
+HANGS = """
+deaf = "import signal\\nfor n in (1, 2, 15): signal.signal(n, signal.SIG_IGN)\\nprint(1, flush=True)\\nsignal.pause()"
+child = subprocess.Popen([sys.executable, "-SEc", deaf], stdout=subprocess.PIPE)
+child.stdout.readline()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with open(SITE / "says", "w") as says:
+    print(os.getpid(), child.pid, file=says, flush=True)
+signal.pause()
+"""
+
+
+def client(tmp_path: Path, code: str) -> Path:
+    """Put a client where the image has its programs: below a path that is mounted inside."""
+    site = tmp_path / "site"
+    head = f"#!{sys.executable} -SE\nimport json, os, pathlib, signal, subprocess, sys"
+    program = executable(site / "bench", f"{head}\nSITE = pathlib.Path({str(site)!r})\n{code}\n")
+    (site / "shown.json").write_text(RESULT.read_text())
+    return program
+
+
+@pytest.fixture
+async def started(tmp_path: Path, fakes: Fakes, request: pytest.FixtureRequest) -> AsyncIterator[Engine]:  # noqa: F811
+    """An engine that is up in a container of the runtime that the test names."""
+    one = engine(tmp_path, request.param, **asked(tmp_path))
+    one._points = (one.config,)
+    (tmp_path / "data.json").write_text("its prompts")
+    await one.start(dict(os.environ) | INHERITED)
+    await until_says(one, "up")
+    yield one
+    assert await one.stop() == []
+
+
+def asked(tmp_path: Path, **more: Any) -> dict[str, Any]:
+    usual = {
+        "bench__client": "vllm_bench",
+        "bench__program": str(client(tmp_path, GOOD)),
+        "bench__workload": "sharegpt",
+        "bench__dataset": str(tmp_path / "data.json"),
+        "bench__num_requests": 200,
+        "bench__concurrency": 8,
+    }
+    return usual | more
+
+
+async def measured(one: Engine, stop: asyncio.Event | None = None, **more: Any) -> run.External:
+    folder = one.folder.path / "client"
+    of_point: Config = change(one.config, **more)
+    return await run.measure(
+        of_point,
+        TARGET,
+        folder,
+        one.room(),
+        one.mark + ".client",
+        stop=stop or asyncio.Event(),
+        on_phase=lambda _: None,
+    )
+
+
+def check_nothing_left(one: Engine, tmp_path: Path) -> None:
+    """The engine lives on; nothing of the client does, and no file with the key is left on the node or inside."""
+    assert one._process is not None
+    assert one._process.ended is None
+    assert [path for path in Path(str(one._scratch)).iterdir() if path.name.startswith("client-")] == []
+    for root in (tmp_path / "bin/daemon").glob("*/tmp/sv-*"):
+        assert [path for path in root.iterdir() if path.name.startswith("client-")] == []
+
+
+@pytest.mark.parametrize("started", RUNTIMES, indirect=True)
+async def test_a_client_runs_where_the_engine_is(started: Engine, tmp_path: Path) -> None:
+    found = await measured(started)
+    log = started.folder.path / "client" / run.LOG
+    assert found.reason is None, log.read_text()
+    assert found.result is not None
+    assert found.result.figures["completed"] == 200
+    seen = (started.folder.path / "client/seen.json").read_text()
+    what = json.loads(seen)
+    assert started._box is not None
+    assert what["namespace"] == started._box.proof().namespace
+    assert what["namespace"] != str(Path("/proc/self/ns/mnt").readlink())
+    assert what["data"] == ["its prompts"], "nothing but rank 0's mounts shows the data set inside"
+    assert what["env"]["OPENAI_API_KEY"] == "the-key"
+    assert [name for name in what["env"] if name.startswith(("HCCL_", "VLLM_", "SLURM_", "PMI"))] == []
+    check_nothing_left(started, tmp_path)
+    again = await measured(started)
+    assert again.reason is None, "a second point of the service"
+
+
+@pytest.mark.parametrize("started", RUNTIMES, indirect=True)
+async def test_a_client_that_dies_says_why(started: Engine, tmp_path: Path) -> None:
+    client(tmp_path, "print('no tokenizer', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)")
+    found = await measured(started)
+    assert found.result is None
+    assert found.reason is not None
+    assert found.reason.startswith("vllm_bench left no result (")
+    assert found.reason.endswith("its last words: no tokenizer")
+    check_nothing_left(started, tmp_path)
+
+
+@pytest.mark.parametrize("started", RUNTIMES, indirect=True)
+async def test_a_client_that_is_over_its_limit_is_ended(
+    started: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "STOP_S", 0.1)
+    client(tmp_path, "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nsignal.pause()")
+    found = await measured(started, limits__client_s=0.5)
+    assert (found.result, found.truncated) == (None, False)
+    assert found.reason is not None
+    assert "limits.client_s=0.5 is over" in found.reason
+    assert started.mark + ".client" not in process.marks()
+    check_nothing_left(started, tmp_path)
+
+
+@pytest.mark.parametrize("started", RUNTIMES, indirect=True)
+async def test_a_client_that_hangs_is_ended_inside_with_its_children(
+    started: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "STOP_S", 0.1)
+    found, living = await stopped(started, tmp_path)
+    assert (found.result, found.reason, found.truncated) == (None, "the window was cut short", True)
+    assert living == [], "the client and its child"
+    check_nothing_left(started, tmp_path)
+
+
+async def stopped(one: Engine, tmp_path: Path) -> tuple[run.External, list[int]]:
+    """Let a client begin, then end it. Returns what came of it, and which of its processes live."""
+    says, stop = Pipe(tmp_path / "site/says"), asyncio.Event()
+    client(tmp_path, HANGS)
+    work = asyncio.create_task(measured(one, stop))
+    pids = [int(word) for word in (await says.heard(60)).split()]
+    assert all(psutil.pid_exists(pid) for pid in pids)
+    stop.set()
+    found = await work
+    says.close()
+    return found, [pid for pid in pids if _lives(pid)]
+
+
+def _lives(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@pytest.mark.parametrize("started", ["docker"], indirect=True)
+async def test_dockers_processes_are_killed_by_docker(
+    started: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a real node they belong to root and can be neither seen nor signalled from outside."""
+    monkeypatch.setattr(run, "STOP_S", 0.1)
+    with monkeypatch.context() as unseen:
+        unseen.setattr(process.Process, "strays", lambda _: [])
+        _, living = await stopped(started, tmp_path)
+    assert living == []
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+async def test_a_program_that_the_image_lacks_is_said_before_the_engine_starts(
+    tmp_path: Path,
+    fakes: Fakes,  # noqa: F811
+    runtime: str,
+) -> None:
+    one = engine(tmp_path, runtime, bench__client="ais_bench", bench__where="container")
+    words = await failed(one)
+    assert "bench.program = ais_bench: the image has no such program" in words
+    assert "up" not in one.folder.log.read_text().split()
+
+
+async def test_the_engine_of_a_headless_rank_needs_no_client(tmp_path: Path, fakes: Fakes) -> None:  # noqa: F811
+    one = engine(tmp_path, "enroot", **asked(tmp_path, bench__program="/no/such"))
+    one.place = type(one.place)(1, 2, "127.0.0.1", "lo", "127.0.0.1", "9", "1")
+    await one.start(dict(os.environ) | INHERITED)
+    await until_says(one, "up")
+    assert await one.stop() == []
+
+
+def test_who_runs_where() -> None:
+    image = config("cluster=slurm", "container=enroot", "container.image=/m.sqsh")
+    cases = [
+        ("vllm_bench", "auto", True),
+        ("ais_bench", "auto", False),
+        ("ais_bench", "container", True),
+        ("vllm_bench", "node", False),
+        ("window", "container", False),
+    ]
+    for name, where, inside in cases:
+        one = change(image, bench__client=name, bench__where=where)
+        assert container.client_inside(one) is inside, (name, where)
+        assert not container.client_inside(change(one, container__runtime="none"))
