@@ -18,6 +18,9 @@ from pathlib import Path
 from jobs.errors import RunError
 from jobs.files import write_json
 
+KEPT = ".digests"
+"""Name of the directory of records, beside the imported images."""
+
 CHUNK_BYTES = 8 << 20
 WORTH_SAYING_BYTES = 1 << 30
 """Reading a file of this length takes so long that a person should know what is being waited for."""

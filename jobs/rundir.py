@@ -361,11 +361,6 @@ def images_path(root: Path) -> Path:
     return root / ".images"
 
 
-def digests_path(root: Path) -> Path:
-    """Return the directory of what is known of image files that are given by path, beside the sweeps."""
-    return root / ".digests"
-
-
 def new_sweep(
     root: Path, name: str | None, now: datetime, group: str | None = None, *, latest: bool = True
 ) -> SweepDir:

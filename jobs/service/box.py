@@ -108,13 +108,14 @@ class Box:
                 left = [enroot.remove(one, self.paths, self.host) for one in (*parts, name)]
                 return [one for one in left if one]
             argv = docker.remove_argv(name) if self.spec.runtime == "docker" else pyxis.remove_argv(name)
-            code = process.run(argv, env=self.host, timeout_s=120).returncode
+            done = process.run(argv, env=self.host, timeout_s=120)
             if self.spec.runtime == "docker":
                 shown = process.run(docker.list_argv(), env=self.host).stdout.splitlines()
                 return [f"container {name}" for line in shown if line.split()[:1] == [name]]
         except RunError as error:
             return [f"container {name}: {error.reason}"]
-        return [f"container pyxis_{name}"] if code else []
+        # With container_scope=job its name has the job's id in it, and pyxis removes it by itself.
+        return [f"container pyxis_{name}"] if done.returncode and "No such file" not in done.stderr else []
 
 
 def prepare(

@@ -12,14 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from containers import ascend, docker, enroot, entry, pyxis
-from containers.digest import Digests
+from containers.digest import KEPT, Digests
 from containers.entry import Files
 from containers.recipes import resolve
 from containers.spec import Mount, Spec, host_path, parse_mount, size_bytes
 from containers.store import Store
 from jobs.config import Config
 from jobs.errors import ConfigError, RunError
-from jobs.rundir import digests_path, images_path
+from jobs.rundir import images_path
 from jobs.service.placement import Placement
 from jobs.settings import from_root
 
@@ -211,7 +211,7 @@ def known_digest(config: Config, stop: Callable[[], bool] = lambda: False) -> st
     if not in_container(config) or config.container.image is None:
         return None
     if file := image_file(config):
-        return Digests(digests_path(Path(config.results.root).absolute())).read(file, stop)
+        return Digests(images_path(Path(config.results.root).absolute()) / KEPT).read(file, stop)
     image = resolve(config.container.image, config.container.registry)
     with contextlib.suppress(RunError):
         found = Store(images(config)).find(image)

@@ -6,22 +6,23 @@ import asyncio
 import contextlib
 import json
 import os
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 import pytest
-from container_fakes import Fakes
-from core_help import ROOT, Pipe, change, config, executable
+from container_fakes import REGISTRY, Fakes
+from core_help import ROOT, Pipe, change, executable
 from test_container_engine import INHERITED, engine, failed, fakes, until_says  # noqa: F401
 
 from jobs import process
 from jobs.config import Config
 from jobs.measure.external import run, vllm_bench
 from jobs.measure.records import Target
-from jobs.service import container
 from jobs.service.engine import Engine
 
 RUNTIMES = ["enroot", "pyxis", "docker"]
@@ -211,16 +212,30 @@ async def test_the_engine_of_a_headless_rank_needs_no_client(tmp_path: Path, fak
     assert await one.stop() == []
 
 
-def test_who_runs_where() -> None:
-    image = config("cluster=slurm", "container=enroot", "container.image=/m.sqsh")
-    cases = [
-        ("vllm_bench", "auto", True),
-        ("ais_bench", "auto", False),
-        ("ais_bench", "container", True),
-        ("vllm_bench", "node", False),
-        ("window", "container", False),
-    ]
-    for name, where, inside in cases:
-        one = change(image, bench__client=name, bench__where=where)
-        assert container.client_inside(one) is inside, (name, where)
-        assert not container.client_inside(change(one, container__runtime="none"))
+@pytest.mark.vllm
+@pytest.mark.timeout(500)
+def test_the_real_client_measures_the_real_engine_from_inside(
+    tmp_path: Path,
+    fakes: Fakes,  # noqa: F811
+    real_vllm: Path,
+) -> None:
+    """The whole path: two ranks of vLLM in containers, `vllm bench serve` joins that of rank 0, and a row comes out."""
+    shared = {ROOT, real_vllm.resolve().parents[2], Path(sys.base_prefix)}
+    mounts = [f'"{path}:{path}:ro"' for path in sorted(shared) if not path.is_relative_to("/usr")]
+    words = (
+        "launch.py -m engine=vllm_cpu model=tiny_llama parallel=dp2_tp1 cluster=local parallel.max_model_len=2048"
+        " bench.client=vllm_bench bench.concurrency=2 bench.num_requests=24 bench.input_tokens=64"
+        " bench.output_tokens=16 container=enroot container.image=test/image:v1 container.shm_size=null"
+    )
+    site = [f"container.{name}_path={tmp_path}/node/{name}" for name in ("data", "cache", "runtime", "temp")]
+    site += [f"container.registry='{REGISTRY}'", f"container.mounts=[{','.join(['/sys:/sys', *mounts])}]"]
+    launch = [sys.executable, *words.split(), *site, f"results.root={tmp_path}/runs", "results.name=inside"]
+    done = subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, timeout=480, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    [row] = pd.read_parquet(tmp_path / "runs/inside/table.parquet").to_dict("records")
+    assert row["valid"], row["invalid_reason"]
+    assert row["completed"] == 24
+    assert min(json.loads(row["engine_tokens"]).values()) > 0
+    assert len(fakes.calls("enroot", "exec")) == 1
+    [point] = (tmp_path / "runs/inside/points").iterdir()
+    assert "Successful requests" in (point / "client" / run.LOG).read_text()
