@@ -91,6 +91,25 @@ def read_image(output: str, repository: str) -> tuple[str | None, str | None]:
     return found or None, digests.get(repository) or next(iter(digests.values()), None) or found or None
 
 
+_KILL = """kill -KILL -- -"$1" "$1" 2> /dev/null
+for _ in {1..50}; do kill -0 -- -"$1" 2> /dev/null || exit 0; sleep 0.1; done
+echo alive
+"""
+
+
+def terminate_argv(name: str, pid: int) -> list[str]:
+    """Return what sends SIGTERM to a process of a container: a signal to `docker exec` does not reach it."""
+    return exec_argv(name, ["bash", "-c", 'kill -TERM "$1"', "bash", str(pid)])
+
+
+def kill_argv(name: str, pid: int) -> list[str]:
+    """Return what kills the process group of a command of `docker exec`, which leads a session of its own (runc).
+
+    It waits up to 5 s for the end of all of them, and says "alive" where they do not end.
+    """
+    return exec_argv(name, ["bash", "-c", _KILL, "bash", str(pid)])
+
+
 def exec_argv(name: str, command: Sequence[str]) -> list[str]:
     """Return what runs a command in the container. Its variables come from the entry script, not from here."""
     return ["docker", "exec", name, *command]

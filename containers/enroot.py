@@ -100,6 +100,16 @@ def start_argv(spec: Spec, name: str, rc: Path, command: Sequence[str]) -> list[
     return [*words, "--rc", str(rc), name, *command]
 
 
+def exec_argv(pid: int, command: Sequence[str]) -> list[str]:
+    """Return what runs a further command in a running container, whose mounts and variables it gets.
+
+    Args:
+        pid: of the container's first process, as the node counts: what `enroot start` has become.
+        command: program and arguments inside.
+    """
+    return ["enroot", "exec", str(pid), *command]
+
+
 def fstab(mount: Mount) -> str:
     """Return a mount as an fstab line with colons (enroot start --mount).
 

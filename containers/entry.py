@@ -82,6 +82,8 @@ class Entry:
         devices: character devices that must be there.
         needed: paths that must exist, by the config key that names them.
         release: of vllm-ascend that must be installed, as far as it can be seen; None: any.
+        programs: programs that must be there, with the config key that names each.
+        inside: the mount namespace of the container that it must have joined; None: not checked.
     """
 
     env: Mapping[str, str]
@@ -96,9 +98,12 @@ class Entry:
     devices: tuple[str, ...] = ()
     needed: Mapping[str, str] | None = None
     release: str | None = None
+    programs: tuple[tuple[str, str], ...] = ()
+    inside: str | None = None
 
 
 _HEAD = """trap '' USR1 USR2
+serving_sweep_step=${SLURM_JOB_ID-}.${SLURM_STEP_ID-}
 fail() { echo "error: $1 = $2: $3" >&2; exit %d; }
 identity() { stat -L -c %%d:%%i -- "$1" 2>/dev/null || echo absent; }
 option() {
@@ -117,6 +122,7 @@ _PROOF = (
     """{
   echo "namespace $(readlink /proc/self/ns/mnt)"
   echo "root $(identity /)"
+  echo "step $serving_sweep_step"
   ( . /etc/os-release 2>/dev/null && echo "os $PRETTY_NAME" )
   for site in """
     + SITES
@@ -130,7 +136,8 @@ _PROOF = (
 def script(entry: Entry, files: Files) -> str:
     """Return the text of the script; its arguments are the engine's command line."""
     quote = shlex.quote
-    lines = [_HEAD % REFUSED, f": > {quote(str(files.entered))}"]
+    # First of all: whoever ends it meanwhile has to know which process it is.
+    lines = [_HEAD % REFUSED, f"echo $$ > {quote(str(files.pid))}", f": > {quote(str(files.entered))}"]
     if entry.scrub:
         lines.append(f"unset -v {' '.join('${!' + prefix + '@}' for prefix in entry.scrub)}")
     exports = [f"export {name}={quote(value)}" for name, value in entry.env.items()]
@@ -154,6 +161,10 @@ def script(entry: Entry, files: Files) -> str:
         f'[ -e {quote(name)} ] && export LD_PRELOAD={quote(name)}"${{LD_PRELOAD:+:$LD_PRELOAD}}"'
         for name in entry.preload
     ]
+    lines += [
+        f"command -v -- {quote(name)} > /dev/null || {_fail(key, name, 'the image has no such program')}"
+        for key, name in entry.programs
+    ]
     home = quote(str(files.folder / "home"))
     lines.append(f'[ -w "${{HOME:-/nowhere}}" ] || {{ mkdir -p {home} && export HOME={home}; }}')
     if entry.workdir:
@@ -161,7 +172,7 @@ def script(entry: Entry, files: Files) -> str:
         lines.append(f"cd {quote(entry.workdir)} 2>/dev/null || {stuck}")
     lines.append(_PROOF.rstrip("\n"))
     lines += [f'  echo "mount $(identity {quote(path)})" {quote(path)}' for path in entry.mounts or {}]
-    lines += [f"}} > {quote(str(files.proof))}", f"echo $$ > {quote(str(files.pid))}", 'exec "$@"']
+    lines += [f"}} > {quote(str(files.proof))}", 'exec "$@"']
     return "\n".join(lines) + "\n"
 
 
@@ -171,6 +182,9 @@ def _checks(entry: Entry, files: Files) -> list[str]:
     if entry.outside:
         same = f'[ "$(readlink /proc/self/ns/mnt)" != {quote(entry.outside)} ]'
         lines.append(f"{same} || {_fail('container.runtime', '(proof)', 'the step runs on the node, in no container')}")
+    if entry.inside:
+        same = f'[ "$(readlink /proc/self/ns/mnt)" = {quote(entry.inside)} ]'
+        lines.append(f"{same} || {_fail('container.runtime', '(proof)', 'this is not the container of the engine')}")
     root = quote(str(files.root))
     other = _fail("container.image", "(proof)", "the root directory inside is not the one that was made of the image")
     lines.append(f'[ ! -e {root} ] || [ "$(identity /)" = "$(cat {root})" ] || {other}')
@@ -215,11 +229,15 @@ def _fail(key: str, value: str, reason: str) -> str:
 
 @dataclass(frozen=True)
 class Proof:
-    """What the inside saw: its mount namespace, its root directory, its system, engine packages, and its mounts."""
+    """What the inside saw: its mount namespace, its root directory, its system, engine packages, and its mounts.
+
+    `step` is the step of Slurm that it belongs to, as JOB.STEP; None: it belongs to none.
+    """
 
     namespace: str | None
     root: str | None
     os: str | None
+    step: str | None
     packages: tuple[str, ...]
     mounts: Mapping[str, str]
 
@@ -233,6 +251,7 @@ def read_proof(text: str) -> Proof:
         namespace=first.get("namespace"),
         root=first.get("root"),
         os=first.get("os"),
+        step=None if first.get("step") == "." else first.get("step"),
         packages=tuple(sorted({value for key, value in pairs if key == "package"})),
         mounts={path: identity for identity, path in mounts.items()},
     )

@@ -30,6 +30,24 @@ def step_argv(spec: Spec, job: str, node: str, command: Sequence[str]) -> list[s
 
     --overlap: the step shares everything with the one that runs the ranks (srun(1)). --mpi=none: no PMI variables.
     """
+    return [*_step(job, node), *options(spec), *command]
+
+
+def join_argv(spec: Spec, job: str, node: str, name: str, command: Sequence[str]) -> list[str]:
+    """Return the step that runs a further command in a running container: it joins its namespaces (pyxis, exec.bats).
+
+    Args:
+        spec: the running container; its mounts hold for whoever joins it, and cannot be added to.
+        job: id of the running job.
+        node: name of this node, as Slurm knows it.
+        name: the container's; one without a name of its own is called JOB.STEP after the step that made it.
+        command: program and arguments inside.
+    """
+    root = "--container-remap-root" if spec.remap_root else "--no-container-remap-root"
+    return [*_step(job, node), f"--container-name={name}", root, *command]
+
+
+def _step(job: str, node: str) -> list[str]:
     return [
         "srun",
         f"--jobid={job}",
@@ -41,8 +59,6 @@ def step_argv(spec: Spec, job: str, node: str, command: Sequence[str]) -> list[s
         "--mpi=none",
         "--input=none",
         "--export=ALL",
-        *options(spec),
-        *command,
     ]
 
 

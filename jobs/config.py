@@ -272,7 +272,15 @@ class Bench(Section):
         "window", "window: this tool's own steady-state client; `vllm bench serve`; AISBench"
     )
     program: Text | None = setting(
-        None, "program of an external client; null: the engine's own vllm, or .engines/ais_bench", scope="sweep"
+        None,
+        "program of an external client; null: the engine's own vllm, or .engines/ais_bench (in an image: ais_bench)",
+        scope="sweep",
+    )
+    where: Annotated[Text, one_of("auto", "node", "container")] = setting(
+        "auto",
+        "where an external client runs. auto: vllm_bench where the engine runs, its container or the node; ais_bench"
+        " on the node, in an environment of its own. container: the image has the client",
+        scope="sweep",
     )
     endpoint: Annotated[Text, one_of("completions", "chat")] = setting("completions", "API that is called")
     workload: Annotated[Text, one_of("random", "shared_prefix", "multi_turn", "needle", "sharegpt", "trace")] = setting(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import threading
 import time
 from collections.abc import Awaitable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -12,11 +13,13 @@ from typing import Any
 from jobs import calibration, reuse, serving
 from jobs.calibration import Outlook
 from jobs.cluster import Ports, Task
+from jobs.config import Config
 from jobs.diagnose import explain
 from jobs.errors import RunError, UserError
 from jobs.files import read_json, write_json, write_text
 from jobs.jobstate import others_wait
 from jobs.measure import dataset
+from jobs.measure.external import asked
 from jobs.measure.external import run as external
 from jobs.measure.keep import keep
 from jobs.measure.point import Measured, OfService, PointRun
@@ -24,13 +27,14 @@ from jobs.measure.records import Target
 from jobs.results.row import NOT_RUN, make_row, tokens_text
 from jobs.results.table import write_table
 from jobs.rundir import AllocationDir
-from jobs.service import environment, fingerprint, logs
+from jobs.service import container, environment, fingerprint, logs
 from jobs.service.engine import Engine
 from jobs.service.logs import say
 from jobs.service.peers import Hub
 from jobs.service.placement import Placement, local_sizes
 from jobs.service.supervisor import ServiceFailed, Supervisor
 from jobs.service.task import AllocationTask, ServiceTask, read_config
+from jobs.settings import from_root
 from jobs.walltime import TIME_IS_UP, Walltime, point_seconds, service_seconds
 
 
@@ -123,7 +127,7 @@ class ServiceRun:
         """Run the service. Returns why the allocation cannot go on, or None."""
         service, folder = self._service.service, self._folder
         place = self._place()
-        engine = Engine(self._config, place, folder.rank(0), self._here.mark(service))
+        engine = Engine(self._config, place, folder.rank(0), self._here.mark(service), tuple(self._configs.values()))
         outlook = calibration.looker(self._sweep.root)(self._config)
         self._known["predicted_kv_tokens"] = outlook.predicted_kv_tokens
         message = {
@@ -141,7 +145,12 @@ class ServiceRun:
         began, failure, out_of_time = time.monotonic(), None, False
         say(f"service {service}: start, {len(self._service.points)} points")
         for config in self._configs.values():
-            dataset.check(config.bench)
+            dataset.check(replace(config.bench, dataset=container.dataset(config)))
+            if not self._here.work.serve:
+                asked.check_node(config, environment.whole({}, self._here.inherited).get("PATH"))
+        # An image file that nobody has read before is read beside the load, not after it.
+        given_up = threading.Event()
+        reading = asyncio.create_task(asyncio.to_thread(container.known_digest, self._config, given_up.is_set))
         try:
             await supervisor.start(self._here.inherited, target)
             self._known["stage_s"] = round(supervisor.prepared_s, 1)
@@ -150,7 +159,8 @@ class ServiceRun:
             log = await asyncio.to_thread(logs.read_all, folder.rank(0).log)
             self._known["kv_cache_tokens"] = logs.kv_cache_tokens(log)
             say(f"service {service}: ready after {self._known['load_s']} s")
-            now = await asyncio.to_thread(fingerprint.here, self._config)
+            await supervisor.during(reading)
+            now = await asyncio.to_thread(fingerprint.here, self._config, given_up.is_set)
             self._known |= asdict(now)
             for sentence in reuse.retire(self._sweep, self._config, now):
                 say(sentence)
@@ -163,7 +173,7 @@ class ServiceRun:
                     say(f"point {point}: not begun: {lacks}")
                     out_of_time = True
                     break
-                await self._measure(point, supervisor, target)
+                await self._measure(point, supervisor, engine, target)
                 if await asyncio.to_thread(self._must_yield):
                     say("other users' jobs wait: stopping after this point (cluster.yield_to_others)")
                     out_of_time = self.yielded = True
@@ -173,6 +183,8 @@ class ServiceRun:
             engine.folder.note("failed", reason=failure)
             say(f"service {service}: failed: {failure}")
         finally:
+            given_up.set()
+            reading.cancel()
             # Whatever else happens to this rank (a full disk): the engines are stopped.
             began_stop = time.monotonic()
             leftovers = await supervisor.stop()
@@ -254,7 +266,7 @@ class ServiceRun:
                 point, invalid_reason=f"served for hand tests for {time.monotonic() - began:.0f} s, not measured"
             )
 
-    async def _measure(self, point: str, supervisor: Supervisor, target: Target) -> None:
+    async def _measure(self, point: str, supervisor: Supervisor, engine: Engine, target: Target) -> None:
         config, stop = self._configs[point], asyncio.Event()
 
         def entered(phase: str) -> None:
@@ -267,10 +279,13 @@ class ServiceRun:
 
         def external_client(salt: int) -> Awaitable[external.External]:
             """Run a client that others made, with other prompts than those of other salts."""
-            env, mark = environment.whole({}, self._here.inherited), self._here.mark(f"client/{point}")
-            folder = self._sweep.point(point).client
-            asked = replace(config, bench=replace(config.bench, seed=config.bench.seed + external.SALTED * salt))
-            return external.measure(asked, target, folder, env, mark, stop=stop, on_phase=entered)
+            mark, folder = self._here.mark(f"client/{point}"), self._sweep.point(point).client
+            room, model = self._room(config, engine), engine.config.model
+            if not container.client_inside(config):  # the model's path may be one of the inside
+                model = replace(model, path=str(container.checkpoint(engine.config)))
+            bench = replace(config.bench, seed=config.bench.seed + external.SALTED * salt)
+            asked = replace(config, model=model, bench=bench)
+            return external.measure(asked, target, folder, room, mark, stop=stop, on_phase=entered)
 
         run = PointRun(config, target, self._shared, probes, stop, entered, external_client)
         await supervisor.during(run.run(), stop.set)
@@ -280,6 +295,17 @@ class ServiceRun:
         await asyncio.to_thread(self._keep, point, measured, failure)
         if failure:
             raise ServiceFailed(failure)
+
+    def _room(self, config: Config, engine: Engine) -> external.Room:
+        """Return where the external client of a point runs."""
+        if container.client_inside(config):
+            return engine.room()
+        if config.bench.client != "vllm_bench" or container.in_container(config):
+            return external.Node(environment.whole({}, self._here.inherited))
+        # The engine's own program needs what its environment has: the toolkit's libraries, its paths.
+        ours = environment.of_client(environment.variables(config, engine.place))
+        source = tuple(from_root(name) for name in config.engine.source)
+        return external.Node(environment.whole(ours, self._here.inherited), source)
 
     def _publish(self, point: str) -> None:
         row = self._rows[point]

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import psutil
 
+from containers import digest
 from jobs.cluster import interface_addresses
 from jobs.config import Config
 from jobs.preflight.facts import GIB, UNKNOWN, Card, Host, Space
-from jobs.service import fingerprint
+from jobs.service import container, fingerprint
 from jobs.service.clean import SEGMENTS, SHM
 from jobs.service.container import in_container
 from jobs.service.environment import PROXIES
@@ -81,24 +82,27 @@ def versions(program: str | None) -> dict[str, str]:
 def _contents(config: Config) -> dict[str, str]:
     """Return what the engine and the model of this node are, as far as it can be seen: image and model by digest.
 
-    An image that nobody here can name is UNKNOWN: pyxis fetches its own, docker may have to.
+    An image file is compared by its length alone: reading it takes longer than all checks may. An image that nobody
+    here can name is UNKNOWN: pyxis fetches its own, docker may have to.
     """
-    seen = fingerprint.here(config)
-    image = seen.image_digest or (UNKNOWN if in_container(config) else None)
+    seen, file = fingerprint.at_once(config), container.image_file(config)
+    length = digest.state(file) if file else None
+    image = f"{length.bytes:,} bytes" if length else None if file else container.known_digest(config)
+    image = image or (UNKNOWN if in_container(config) else None)
     known = {"engine": seen.engine_version, "image": image, "model": seen.model_digest}
     return {name: value for name, value in known.items() if value}
 
 
 def _tool() -> str:
     """Return this tool's version with a hash of its sources: a node may have another checkout."""
-    digest = hashlib.sha256()
+    content = hashlib.sha256()
     for path in sorted((ROOT / "jobs").rglob("*.py")):
-        digest.update(path.read_bytes())
+        content.update(path.read_bytes())
     try:
         version = metadata.version("ascend-serving-sweep")
     except metadata.PackageNotFoundError:  # run from its directory, not installed
         version = "0"
-    return f"{version} {digest.hexdigest()[:8]}"
+    return f"{version} {content.hexdigest()[:8]}"
 
 
 def hugepages_gib(meminfo: str) -> float:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import shutil
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from jobs import process
 from jobs.config import Config
 from jobs.errors import RunError
 from jobs.files import is_there, write_json, write_text
-from jobs.process import MARK
+from jobs.process import MARK, Process
 from jobs.service import container, effective, image
 from jobs.service.effective import Difference
 from jobs.service.environment import SCRUBBED
@@ -40,6 +41,7 @@ class Box:
     mark: str
     spec: Spec
     files: Files
+    entry: Entry
     argv: list[str]
     env: dict[str, str]
     host: dict[str, str]
@@ -90,9 +92,17 @@ class Box:
             return
         with contextlib.suppress(RunError, OSError):
             if self.spec.runtime == "docker":
-                self._docker("kill", "-TERM", str(pid))
+                process.run(docker.terminate_argv(str(self.spec.name), pid), env=self.host)
             elif self.spec.runtime == "pyxis":
                 os.kill(pid, signal.SIGTERM)
+
+    async def end(self, starter: Process, grace_s: float) -> None:
+        """Let what runs inside end itself where a signal to its starter would not reach it (srun, docker exec)."""
+        if self.spec.runtime == "enroot" or starter.ended:
+            return  # enroot's process is the engine
+        await asyncio.to_thread(self.terminate)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(starter.wait(), grace_s)
 
     def remove(self) -> list[str]:
         """Remove the container after its processes have ended, if this rank made it. Returns what is left of it."""
@@ -143,18 +153,21 @@ def prepare(
     mark: str,
     unpacked: str | None = None,
     kept: Path | None = None,
+    points: Iterable[Config] = (),
 ) -> Box:
     """Write what the container of this rank needs into `scratch`, a directory of this node.
 
     `unpacked`: identity of the root that was made for it beforehand; None: none was. `kept`: a directory of the run
-    that is to be there inside as well (not for docker).
+    that is to be there inside as well (not for docker). `points`: all points of the service, whose external clients may
+    run in the container of rank 0.
 
     Raises:
         RunError: this node lacks the runtime, a mount's source, the model, or shared memory.
     """
     container.check_host(config)
+    points = (*points,) or (config,)
     job, files = mark.partition("/")[0], Files(scratch)
-    spec, missing = _here(config, place.rank, mark)
+    spec, missing = _here(config, place.rank, mark, points)
     handed_on = {name: inherited[name] for name in ascend.HANDED_ON if name in inherited}
     if not handed_on:
         spec = replace(spec, devices=ascend.own(spec.devices, lambda name: os.access(name, os.R_OK | os.W_OK)))
@@ -165,10 +178,14 @@ def prepare(
     if spec.runtime != "docker":
         mounts = (Mount(str(kept), str(kept)),) if kept else ()
         spec = replace(spec, mounts=(*spec.mounts, *mounts), env=container.handed_on(env))
-    write_text(files.script, entry.script(_entry(config, spec, env, scratch), files), mode=0o600)
+    inside = _entry(config, spec, env, scratch)
+    if place.rank == 0:
+        programs = {point.bench.program or "ais_bench": None for point in points if _brings_program(point)}
+        inside = replace(inside, programs=tuple(("bench.program", from_root(name)) for name in programs))
+    write_text(files.script, entry.script(inside, files), mode=0o600)
     write_text(files.rc, entry.RC)
     host = image.outside(inherited)
-    client = {name: host[name] for name in CLIENT if name in host}
+    client = runtime_env(host)
     command = entry.command(files, argv)
     paths = container.enroot_paths(config, job, place.rank) if spec.runtime == "enroot" else None
     task: dict[str, Any] = {"runtime": spec.runtime, "name": spec.name, "mark": mark, "env": client | dict(spec.env)}
@@ -184,20 +201,36 @@ def prepare(
         found = None if spec.image.path or not shutil.which("unsquashfs") else Store(store).find(spec.image)
         if found:
             spec = replace(spec, image=replace(spec.image, path=found.path))
-        node = inherited.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
-        task["argv"] = pyxis.step_argv(spec, job, node, command)
+        task["argv"] = pyxis.step_argv(spec, job, node_name(inherited), command)
     else:
         name = str(spec.name)
         run = docker.detached(docker.run_argv(spec), docker.owner(os.getuid(), mark))
         copies = docker.copy_argvs(name, str(scratch)) if spec.writable else []
         task |= {"argv": docker.exec_argv(name, command), "prepare": [run, *copies]}
     write_json(scratch / "task.json", task, mode=0o600)
-    return Box(mark, spec, files, image.program(scratch / "task.json"), image.with_us(host), host, missing, paths)
+    return Box(
+        mark, spec, files, inside, image.program(scratch / "task.json"), image.with_us(host), host, missing, paths
+    )
 
 
-def _here(config: Config, rank: int, mark: str) -> tuple[Spec, tuple[str, ...]]:
+def runtime_env(host: Mapping[str, str]) -> dict[str, str]:
+    """Return what a runtime's own program gets of this host's environment."""
+    return {name: host[name] for name in CLIENT if name in host}
+
+
+def node_name(host: Mapping[str, str]) -> str:
+    """Return the name of this node, as Slurm knows it."""
+    return host.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
+
+
+def _brings_program(point: Config) -> bool:
+    """Whether a point's client needs a program inside that is not the engine's own."""
+    return container.client_inside(point) and bool(point.bench.program or point.bench.client == "ais_bench")
+
+
+def _here(config: Config, rank: int, mark: str, points: Iterable[Config]) -> tuple[Spec, tuple[str, ...]]:
     """Return the container with what this node has, and the names of what it lacks."""
-    spec = image.wanted(config, rank, mark)
+    spec = image.wanted(config, rank, mark, points)
     driver = container.driver_mounts(config)
     asked = spec.mounts[len(driver) :]
     for mount in asked:
@@ -209,6 +242,8 @@ def _here(config: Config, rank: int, mark: str) -> tuple[Spec, tuple[str, ...]]:
         if there is False:
             model = mount.source == from_root(config.model.path)
             key, remedy = ("model.path", "Stage the model there.") if model else ("container.mounts", "Check the path.")
+            if mount.source in {container.dataset(point) for point in points}:
+                key, remedy = "bench.dataset", "Copy the file there."
             raise RunError(key, mount.source, "there is no such path on this node", remedy)
     if spec.image.path:
         image.check_file(spec.image.path)

@@ -7,11 +7,12 @@ import getpass
 import os
 import shutil
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from containers import ascend, docker, enroot, entry, pyxis
+from containers.digest import KEPT, Digests
 from containers.entry import Files
 from containers.recipes import resolve
 from containers.spec import Image, Mount, Spec, host_path, parse_mount, size_bytes
@@ -29,6 +30,26 @@ PLANNED = Files(Path("/tmp/{scratch}"))
 def in_container(config: Config) -> bool:
     """Return whether the engine runs in a container."""
     return config.container.runtime != "none"
+
+
+def client_inside(config: Config) -> bool:
+    """Return whether the external client of a point runs in the container of rank 0's engine.
+
+    `vllm bench serve` belongs to the engine and is where the engine is. AISBench wants packages that suit no engine.
+    """
+    bench = config.bench
+    if bench.client == "window" or not in_container(config):
+        return False
+    return bench.where == "container" or (bench.where == "auto" and bench.client == "vllm_bench")
+
+
+def dataset(config: Config) -> str | None:
+    """Return the data set of a point as a path of the node: what the config names may be a path inside."""
+    if config.bench.dataset is None:
+        return None
+    path = from_root(config.bench.dataset)
+    mounts = tuple(parse_mount(text) for text in config.container.mounts)
+    return (host_path(mounts, path) or path) if client_inside(config) else path
 
 
 def check(config: Config) -> None:
@@ -77,12 +98,15 @@ def check_submission(config: Config) -> None:
         check_host(config)
 
 
-def wanted(config: Config, rank: int, *, job: str = "{job_id}", host: str = "{node}") -> Spec:
+def wanted(
+    config: Config, rank: int, points: Iterable[Config] = (), *, job: str = "{job_id}", host: str = "{node}"
+) -> Spec:
     """Return the container as asked for, before any node has been looked at.
 
     Args:
-        config: names image, mounts and the rest.
-        rank: whose container it is.
+        config: of the service.
+        rank: whose container it is; in that of rank 0 external clients may run.
+        points: all points of the service; without any, `config` is the one.
         job, host: what stands for these words in its name; a plan does not know them.
     """
     container = config.container
@@ -95,6 +119,11 @@ def wanted(config: Config, rank: int, *, job: str = "{job_id}", host: str = "{no
         mounts = (*mounts, Mount(model, model, ("ro",)))
     if kept := caches(config, rank):
         mounts = (*mounts, kept)
+    for point in (*points,) or (config,):
+        # Nothing can be mounted later, when the client joins the container.
+        path = from_root(point.bench.dataset) if point.bench.dataset else None
+        if rank == 0 and path and client_inside(point) and host_path(mounts, path) is None:
+            mounts = (*mounts, _dataset_mount(path))
     return Spec(
         runtime=container.runtime,
         image=resolve(container.image, container.registry),
@@ -132,6 +161,13 @@ def own_folder(key: str, path: Path) -> None:
         wrong = str(error)
     if wrong:
         raise RunError(key, path, wrong, "Name a directory of the node that is yours, with {uid} or {user} in it.")
+
+
+def _dataset_mount(path: str) -> Mount:
+    text = f"{path}:{path}:ro"
+    with contextlib.suppress(ConfigError):
+        return parse_mount(text)
+    raise ConfigError("bench.dataset", path, "such a path cannot be mounted", "Use a path without , : and blanks.")
 
 
 def checkpoint(config: Config) -> Path:
@@ -190,18 +226,28 @@ def enroot_paths(config: Config, job: str = "", rank: int = 0) -> enroot.Paths:
     return enroot.Paths(**{name: Path(_filled(getattr(config.container, f"{name}_path"), job, rank)) for name in names})
 
 
-def known_digest(config: Config) -> str | None:
-    """Return the digest of the image, where it has been imported; None: it cannot be seen from here.
+def image_file(config: Config) -> Path | None:
+    """Return the squashfs file that the config names as its image; None: it names none, or no container."""
+    given = config.container.image
+    path = resolve(given, config.container.registry).path if in_container(config) and given else None
+    return Path(path) if path else None
 
-    Docker's is the one that its daemon here has for the reference: that of the registry, or the image's id.
+
+def known_digest(config: Config, stop: Callable[[], bool] = lambda: False) -> str | None:
+    """Return the digest of the image, where it has been imported or is a file; None: it cannot be seen from here.
+
+    Docker's is the one that its daemon here has for the reference: that of the registry, or the image's id. A file is
+    read where it has not been read before; `stop` is asked meanwhile whether to give that up.
     """
     if not in_container(config) or config.container.image is None:
         return None
+    if file := image_file(config):
+        return Digests(images_path(Path(config.results.root).absolute()) / KEPT).read(file, stop)
     image = resolve(config.container.image, config.container.registry)
     if config.container.runtime == "docker":
         return docker_image(image, os.environ)[1] or image.digest
     with contextlib.suppress(RunError):
-        found = None if image.path else Store(images(config)).find(image)
+        found = Store(images(config)).find(image)
         return found.digest if found else image.digest
     return image.digest
 

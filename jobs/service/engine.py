@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,18 @@ from jobs.files import is_there, write_json
 from jobs.rundir import RankDir
 from jobs.service import box, clean, command, container, effective, environment, image, keeping, logs
 from jobs.service.placement import Placement
+from jobs.service.room import Room
 from jobs.settings import from_root
 
 
 class Engine:
     """The engine of one rank of one service."""
 
-    def __init__(self, config: Config, place: Placement, folder: RankDir, mark: str) -> None:
-        self.config, self.place, self.folder, self.mark = config, place, folder, mark
+    def __init__(
+        self, config: Config, place: Placement, folder: RankDir, mark: str, points: Sequence[Config] = ()
+    ) -> None:
+        """Args: config of the service, this rank, its directory, the mark of its processes, all points (rank 0)."""
+        self.config, self.place, self.folder, self.mark, self._points = config, place, folder, mark, points
         self._process: process.Process | None = None
         self._before: clean.Baseline | None = None
         self._scratch: str | None = None
@@ -80,7 +83,16 @@ class Engine:
             if container.in_container(self.config):
                 scratch = Path(self._scratch)
                 self._box = box.prepare(
-                    self.config, self.place, argv, variables, inherited, scratch, self.mark, self._unpacked, plogs
+                    self.config,
+                    self.place,
+                    argv,
+                    variables,
+                    inherited,
+                    scratch,
+                    self.mark,
+                    self._unpacked,
+                    plogs,
+                    self._points,
                 )
                 write_json(self.folder.command, intended | {"container": box.commands(self._box)})
                 argv, env, source = self._box.argv, self._box.env, []
@@ -125,6 +137,16 @@ class Engine:
         write_json(self.folder.effective, effective.record(argv, env, found, reported) | inside)
         return found
 
+    def room(self) -> Room:
+        """Return where external clients of this rank run, if not on the node: in the container of its engine.
+
+        Raises:
+            RunError: the engine runs in none.
+        """
+        if self._box is None:
+            raise RunError("bench.where", "container", "the engine runs in no container", "Use bench.where=node.")
+        return Room(self._box, environment.of_client(environment.variables(self.config, self.place)))
+
     def note_progress(self) -> None:
         """Record how far the load is, where the engine's log has said more than before: its ranks met, shards."""
         if self._loaded:
@@ -162,7 +184,7 @@ class Engine:
         self.folder.note("draining")
         grace_s = self.config.limits.stop_s if grace_s is None else grace_s
         if self._box:
-            await self._end_inside(self._box, grace_s)
+            await self._box.end(self._process, grace_s)
         leftovers = await self._process.stop(grace_s)
         if self._box:
             if self._box.spec.runtime == "docker" and self.config.engine.name == "vllm_ascend":
@@ -174,12 +196,3 @@ class Engine:
         leftovers += await asyncio.to_thread(clean.leftovers, self._before, ports) if self._before else []
         self.folder.note("done", leftovers=leftovers)
         return leftovers
-
-    async def _end_inside(self, inside: box.Box, grace_s: float) -> None:
-        """Let the engine end itself where a signal to its starter would not reach it (srun, docker exec)."""
-        assert self._process is not None
-        if inside.spec.runtime == "enroot" or self._process.ended:
-            return  # enroot's process is the engine
-        await asyncio.to_thread(inside.terminate)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), grace_s)

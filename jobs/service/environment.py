@@ -113,5 +113,10 @@ def whole(variables: Mapping[str, str], inherited: Mapping[str, str]) -> dict[st
     return kept | dict(variables)
 
 
+def of_client(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of an engine that a client of its own environment needs too: paths, but nothing of HCCL."""
+    return {name: value for name, value in variables.items() if not name.startswith((*OURS_ALONE, "REHEARSAL_"))}
+
+
 def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

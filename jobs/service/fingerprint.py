@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -74,13 +74,22 @@ def of_mapping(values: Mapping[str, Any]) -> Fingerprint:
     return Fingerprint(**{name: values.get(name) for name in NAMES})
 
 
-def here(config: Config) -> Fingerprint:
-    """Return what this host sees: of the engine, the driver and the model that this config names."""
-    seen = _here(config.engine.command[0], str(container.checkpoint(config)))
+def here(config: Config, stop: Callable[[], bool] = lambda: False) -> Fingerprint:
+    """Return what this host sees: of the engine, the driver, the image and the model that this config names.
+
+    An image file that nobody has read before is read as a whole, unless `stop` says meanwhile that it is not worth it.
+    """
+    seen = at_once(config)
     if not container.in_container(config):
         return seen
+    return replace(seen, image_digest=container.known_digest(config, stop))
+
+
+def at_once(config: Config) -> Fingerprint:
+    """Return what this host sees without reading an image."""
+    seen = _here(config.engine.command[0], str(container.checkpoint(config)))
     # The engine of an image is not the one that this host may have.
-    return replace(seen, engine_version=None, image_digest=container.known_digest(config))
+    return replace(seen, engine_version=None) if container.in_container(config) else seen
 
 
 @lru_cache(maxsize=64)

@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,9 @@ def program(order: Path) -> list[str]:
     return [sys.executable, "-m", "containers", str(order)]
 
 
-def wanted(config: Config, rank: int, mark: str) -> Spec:
+def wanted(config: Config, rank: int, mark: str, points: Iterable[Config] = ()) -> Spec:
     """Return the container that is asked for, for a rank of this node."""
-    return container.wanted(config, rank, job=mark.partition("/")[0], host=socket.gethostname())
+    return container.wanted(config, rank, points, job=mark.partition("/")[0], host=socket.gethostname())
 
 
 def root_of(spec: Spec, mark: str) -> str:

@@ -180,6 +180,7 @@ OF_SCOPE = {
 }
 OF_THE_SWEEP = {
     "bench.program",
+    "bench.where",
     *(f"container.{name}_path" for name in ("images", "data", "cache", "runtime", "temp")),
     *(f"container.{name}" for name in ("registry", "devices", "driver_mounts", "name", "workdir", "writable")),
     "container.caches_path",

@@ -184,7 +184,7 @@ async def measured(
     target = Target(f"http://127.0.0.1:{unused_port}", "r1", "the-key")
     env = {"PATH": "/usr/bin:/bin", "SHOWN": str(FIXTURES / "vllm_bench" / vllm_bench.RESULT)}
     return await run.measure(
-        one, target, tmp_path / "client", env, "mark", stop=stop or asyncio.Event(), on_phase=lambda _: None
+        one, target, tmp_path / "client", run.Node(env), "mark", stop=stop or asyncio.Event(), on_phase=lambda _: None
     )
 
 

@@ -165,3 +165,24 @@ def test_a_resume_runs_stale_points_again(tmp_path: Path, sees: dict[str, Finger
     assert unfinished(found, retry_failed=False) == []
     sees["here"] = NEW
     assert [service.points for service in unfinished(found, retry_failed=False)] == [(one.point,)]
+
+
+def test_an_image_file_that_was_replaced_makes_its_rows_stale(tmp_path: Path) -> None:
+    image = tmp_path / "image.sqsh"
+    image.write_bytes(b"one")
+    root = f"results.root={tmp_path}/r"
+    made = planned("cluster=slurm", "container=enroot", f"container.image={image}", root)
+    one, two = made.points
+    measured = fingerprint.here(one.config)
+    first = write(tmp_path / "r/a", made, measured)
+    put(first, one, print_=measured)
+    put(first, two, print_=measured)
+    [fresh, _] = reuse.find(made.points, [tmp_path / "r"]).values()
+    assert fresh.stale == ()
+    image.write_bytes(b"another")
+    now = fingerprint.here(one.config)
+    [past, _] = reuse.find(made.points, [tmp_path / "r"]).values()
+    assert past.stale == (f"image_digest {measured.image_digest} -> {now.image_digest}",)
+    assert [service.points for service in unfinished(first, retry_failed=False)] == [(one.point, two.point)]
+    [said, _] = reuse.retire(first, one.config, now)
+    assert f"stale: image_digest {measured.image_digest} -> {now.image_digest}" in said

@@ -19,6 +19,7 @@ from jobs.errors import RunError
 from jobs.files import write_text
 from jobs.measure.external.result import Result, figures
 from jobs.measure.records import Target
+from jobs.service import container
 from jobs.settings import from_root
 
 CONFIG = "ais_bench_config.py"
@@ -27,6 +28,7 @@ PROMPTS = "prompts.jsonl"
 
 MODEL, DATASET = "service", "prompts"
 
+NAME = "ais_bench"
 DEFAULT_PROGRAM = ".engines/ais_bench/bin/ais_bench"
 """Where `python tools/engines.py ais_bench` puts it: its pins (numpy<2, datasets<=3.6) suit no engine."""
 
@@ -161,10 +163,14 @@ datasets = [dict(
 
 def argv(config: Config, folder: Path, requests: int) -> list[str]:
     """Return the command line; the config file stands in `folder`, and the results come below it."""
-    program = from_root(config.bench.program or DEFAULT_PROGRAM)
-    words = [program, str(folder / CONFIG), "--mode", "perf", "--work-dir", str(folder), "--num-warmups", "1"]
+    words = [program(config), str(folder / CONFIG), "--mode", "perf", "--work-dir", str(folder), "--num-warmups", "1"]
     # A conversation may hold several requests: its dataset is cut by conversations.
     return [*words, "--num-prompts", str(requests)] if config.bench.workload == "sharegpt" else words
+
+
+def program(config: Config) -> str:
+    """Return `bench.program`, or where AISBench is by default: in the node's environment, or on an image's PATH."""
+    return from_root(config.bench.program or (NAME if container.client_inside(config) else DEFAULT_PROGRAM))
 
 
 def read(folder: Path, requests: int) -> Result:

@@ -1,9 +1,13 @@
-"""What may be asked of an external client, and how much it sends. Pure."""
+"""What may be asked of an external client, how much it sends, and whether it is there."""
 
 from __future__ import annotations
 
+import shutil
+
 from jobs.config import Bench, Config
-from jobs.errors import ConfigError
+from jobs.errors import ConfigError, RunError
+from jobs.measure.external import ais_bench, vllm_bench
+from jobs.service import container
 
 WORKLOADS = ("random", "sharegpt")
 """What both clients can send."""
@@ -22,9 +26,42 @@ def check(config: Config) -> None:
         if forms[key] != usual:
             reason = f"bench.client={bench.client} cannot do this"
             raise ConfigError(f"bench.{key}", forms[key], reason, "Leave it out, or use bench.client=window.")
+    if bench.where == "container" and not container.in_container(config):
+        remedy = "Leave it out, or choose container=enroot, pyxis or docker."
+        raise ConfigError("bench.where", bench.where, "the engine runs in no container", remedy)
     if config.engine.name == "simulator":
         remedy = "Use bench.client=window, or engine=vllm_cpu."
         raise ConfigError("bench.client", bench.client, "the rehearsal engine has no tokenizer to count with", remedy)
+
+
+def check_node(config: Config, path: str | None) -> None:
+    """Raise RunError where a point's client is to run on this node and is not there: an engine start takes long.
+
+    One that runs in the engine's container is looked for in there, before the engine starts (jobs/service/box.py).
+
+    Args:
+        config: of the point.
+        path: PATH of the client.
+    """
+    bench = config.bench
+    sourced = bench.client == "vllm_bench" and config.engine.source  # a sourced file may extend PATH
+    if bench.client == "window" or container.client_inside(config) or sourced:
+        return
+    program = ais_bench.program(config) if bench.client == "ais_bench" else vllm_bench.program(config)
+    if shutil.which(program, path=path):
+        return
+    if bench.client == "ais_bench":
+        reason = "bench.client=ais_bench runs on the node, in an environment of its own, and has no such program here"
+        remedy = (
+            "Run `python tools/engines.py ais_bench`, set bench.program, or bench.where=container if the image has it."
+        )
+    else:
+        reason = "bench.client=vllm_bench is to run on the node, and there is no such program here"
+        inside = (
+            "Leave bench.where out: then it runs in the engine's container" if container.in_container(config) else ""
+        )
+        remedy = f"{inside or 'Install the engine here'}, or set bench.program."
+    raise RunError("bench.program", program, reason, remedy)
 
 
 def requests(bench: Bench) -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from jobs import process
 from jobs.config import Config
@@ -19,6 +20,7 @@ from jobs.measure.external.result import Result
 from jobs.measure.metrics import generated_tokens, growth
 from jobs.measure.records import Target
 from jobs.measure.wire import Connections
+from jobs.service import logs
 
 LOG = "client.log"
 SCRAPE_S = 5.0
@@ -29,6 +31,61 @@ SALTED = 1_000_003
 
 MISCOUNT = 0.01
 """A client's count of tokens may differ by this share from the engines' own: it re-encodes the answers' text."""
+
+
+class Client(Protocol):
+    """A client that runs."""
+
+    async def wait(self) -> process.Ended:
+        """Wait until it has ended."""
+
+    @property
+    def ended(self) -> process.Ended | None:
+        """How it ended, or None while it lives."""
+
+    async def stop(self, grace_s: float) -> list[str]:
+        """End it with all its children. Returns what could not be ended."""
+
+
+class Room(Protocol):
+    """Where a client runs: on the node, or in the container of rank 0's engine (jobs/service/room.py)."""
+
+    @property
+    def inherited(self) -> Mapping[str, str]:
+        """The environment that a client begins with."""
+
+    def place(self, folder: Path) -> Path:
+        """Return the directory that the client works in, whose content ends up in `folder`."""
+
+    async def start(self, words: Sequence[str], env: Mapping[str, str], log: Path, mark: str) -> Client:
+        """Start a client, with its output in `log`."""
+
+    async def close(self, folder: Path) -> None:
+        """Bring what the client wrote to `folder`."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """This node, for a client without a container.
+
+    Args:
+        inherited: the environment of the client, without the variables that belong to the engine.
+        source: shell files that are sourced first.
+    """
+
+    inherited: Mapping[str, str]
+    source: tuple[str, ...] = ()
+
+    def place(self, folder: Path) -> Path:
+        """Return the directory that the client works in."""
+        return folder
+
+    async def start(self, words: Sequence[str], env: Mapping[str, str], log: Path, mark: str) -> process.Process:
+        """Start a client beside its log."""
+        return await process.start(words, env, log, mark, self.source, cwd=log.parent)
+
+    async def close(self, folder: Path) -> None:
+        """Do nothing: all of it is there."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +103,7 @@ async def measure(
     config: Config,
     target: Target,
     folder: Path,
-    inherited: Mapping[str, str],
+    room: Room,
     mark: str,
     *,
     stop: asyncio.Event,
@@ -58,29 +115,32 @@ async def measure(
         config: of the point.
         target: the service, ready.
         folder: takes log and results; what an earlier attempt left in it is removed.
-        inherited: the environment of the client, without the variables that belong to the engine.
+        room: where it runs.
         mark: marks its processes.
         stop: once set, the client is ended.
         on_phase: told "window" when it begins.
     """
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
     folder.mkdir(parents=True, mode=0o700)
-    count = requests(config.bench)
+    count, place = requests(config.bench), room.place(folder)
     if config.bench.client == "ais_bench":
         if config.bench.workload == "random":
-            await prompts.write(config, target, folder / ais_bench.PROMPTS, count)
-        ais_bench.write_config(config, target, folder, count)
-        words = ais_bench.argv(config, folder, count)
+            await prompts.write(config, target, place / ais_bench.PROMPTS, count)
+        ais_bench.write_config(config, target, place, count)
+        words = ais_bench.argv(config, place, count)
     else:
-        words = vllm_bench.argv(config, target, folder, count)
+        words = vllm_bench.argv(config, target, place, count)
     on_phase("window")
     before = await _counters(target)
     began = time.monotonic()
     try:
-        how = await _ended(config, words, environment(inherited, target), folder, mark, stop)
+        how = await _ended(config, words, environment(room.inherited, target), room, folder / LOG, mark, stop)
     finally:
-        if config.bench.client == "ais_bench":
-            ais_bench.forget_key(config, target, folder, count)
+        try:
+            await room.close(folder)
+        finally:
+            if config.bench.client == "ais_bench":
+                ais_bench.forget_key(config, target, folder, count)
     seconds = time.monotonic() - began
     after = await _counters(target)
     tokens = {} if before is None or after is None else growth(before, after)
@@ -89,15 +149,17 @@ async def measure(
     try:
         result = (ais_bench if config.bench.client == "ais_bench" else vllm_bench).read(folder, count)
     except RunError as error:
-        return External(None, f"{config.bench.client} left no result ({how}): {error.reason}", tokens, seconds)
+        said = await asyncio.to_thread(logs.last_words, logs.read_tail(folder / LOG))
+        reason = f"{config.bench.client} left no result ({how}): {error.reason}; its last words: {said}"
+        return External(None, reason, tokens, seconds)
     return External(result, how if "limit" in how else judge(config, result, tokens), tokens, seconds)
 
 
 async def _ended(
-    config: Config, words: list[str], env: Mapping[str, str], folder: Path, mark: str, stop: asyncio.Event
+    config: Config, words: list[str], env: Mapping[str, str], room: Room, log: Path, mark: str, stop: asyncio.Event
 ) -> str:
     """Start the client and wait for its end, the limit, or `stop`. Returns how it ended."""
-    client = await process.start(words, env, folder / LOG, mark, cwd=folder)
+    client = await room.start(words, env, log, mark)
     waits = {asyncio.create_task(client.wait()), asyncio.create_task(stop.wait())}
     try:
         await asyncio.wait(waits, timeout=config.limits.client_s, return_when=asyncio.FIRST_COMPLETED)

@@ -32,7 +32,7 @@ def argv(config: Config, target: Target, folder: Path, requests: int) -> list[st
     # Renamed after 0.9.1, which knows the same two values by --endpoint-type.
     backend = "--endpoint-type" if config.engine.release == "0.9.1" else "--backend"
     words = [
-        *program(config),
+        program(config),
         *("bench", "serve", backend, "openai-chat" if chat else "openai"),
         *("--base-url", target.base_url),
         *("--endpoint", "/v1/chat/completions" if chat else "/v1/completions"),
@@ -51,9 +51,9 @@ def argv(config: Config, target: Target, folder: Path, requests: int) -> list[st
     return words
 
 
-def program(config: Config) -> list[str]:
+def program(config: Config) -> str:
     """Return the engine's own program, so that client and engine are of one version, or `bench.program`."""
-    return [from_root(config.bench.program or config.engine.command[0])]
+    return from_root(config.bench.program or config.engine.command[0])
 
 
 def dataset(config: Config) -> list[str]:
