@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -26,9 +27,10 @@ from jobs.files import write_json
 def main(path: Path) -> NoReturn:
     """Prepare and become, or only bring the image to this node and unpack it.
 
-    The file holds: runtime, name, argv and env of the start; for enroot its directories, the image or its file, the
-    store of images, the folder of the entry script and the root that was unpacked beforehand; for docker the commands
-    that come before the start. With `result` nothing is started: what was made, or the error, is written there.
+    The file holds: runtime, name, mark of the rank, argv and env of the start, folder of the entry script; for enroot
+    its directories, the image or its file, the store of images and the root that was unpacked beforehand; for docker
+    the commands that come before the start. With `result` nothing is started: what was made, or the error, is written
+    there.
     """
     signal.signal(signal.SIGTERM, _end)
     task = json.loads(path.read_text())
@@ -41,7 +43,7 @@ def main(path: Path) -> NoReturn:
         if runtime == "enroot":
             _prepare_enroot(task, host)
         elif runtime == "pyxis":
-            pyxis.check_plugin()
+            _prepare_pyxis(task, host)
         elif runtime == "docker":
             _prepare_docker(task, host)
         process.become(argv, env | {process.MARK: host.get(process.MARK, "")})
@@ -82,21 +84,22 @@ def _paths(task: dict[str, object]) -> enroot.Paths:
 
 def _unpack(task: dict[str, object], host: dict[str, str]) -> Path:
     """Make the root of this rank, and remove what dead ones left. Returns its directory."""
-    paths, name = _paths(task), str(task["name"])
+    paths, name, mark = _paths(task), str(task["name"]), str(task["mark"])
     paths.make()
     dead.remove_roots(paths, host, _say)
     if (paths.data / name).exists():
-        if not name.startswith(enroot.PREFIX):
-            reason = "there is a root of this name already"
-            raise RunError("container.name", name, reason, f"Run `enroot remove {name}`, or leave the name out.")
-        _say(f"removing {name} of an earlier attempt, which may have been changed")
+        whose = mark if name == enroot.root_name(mark) else enroot.owner(paths.data / name)
+        if whose != mark and (whose is None or whose in process.marks()):
+            raise enroot.clash(name, paths)
+        # Of an earlier attempt of this rank, or of a dead one.
+        _say(f"removing {name}, which was left behind and may have been changed")
         enroot.remove(name, paths, host)
     file = task["file"]
     if file is None:
         file = _import(task, paths, host)
     elif wrong := problem(Path(str(file))):
         raise RunError("container.image", file, wrong, "Copy it again, or import it: python -m jobs image import.")
-    return enroot.create(Path(str(file)), name, paths, host)
+    return enroot.create(Path(str(file)), name, paths, host, mark)
 
 
 def _import(task: dict[str, object], paths: enroot.Paths, host: dict[str, str]) -> str:
@@ -113,7 +116,7 @@ def _import(task: dict[str, object], paths: enroot.Paths, host: dict[str, str]) 
 
 def _pull(reference: str, host: dict[str, str], *, remote: bool) -> None:
     """Fetch an image that docker's daemon lacks."""
-    if process.run(docker.present_argv(reference), env=host).returncode == 0:
+    if process.run(docker.image_argv(reference), env=host).returncode == 0:
         return
     if not remote:
         reason = "docker's daemon on this node has no such image"
@@ -124,10 +127,24 @@ def _pull(reference: str, host: dict[str, str], *, remote: bool) -> None:
         raise RunError("container.image", reference, reason, "Try it by hand on this node.")
 
 
+def _prepare_pyxis(task: dict[str, object], host: dict[str, str]) -> None:
+    pyxis.check_plugin()
+    name = task["name"]
+    # Without enroot on PATH nobody can look; the flag `create` of the name still refuses a container that is there.
+    if name is not None and shutil.which("enroot"):
+        listed = process.run(pyxis.list_argv(), env=pyxis.enroot_env(host)).stdout
+        for root in pyxis.roots(str(name), str(task["mark"]).partition("/")[0], listed):
+            raise pyxis.clash(str(name), root)
+        Files(Path(str(task["folder"]))).free.touch()
+
+
 def _prepare_docker(task: dict[str, object], host: dict[str, str]) -> None:
     dead.remove_containers(host, _say)
     for argv in cast(list[list[str]], task["prepare"]):
         code, output = process.stream(argv, host, sys.stderr)
+        if docker.is_clash(output) and code != 0:
+            name = str(task["name"])
+            raise docker.clash(name, process.run(docker.holder_argv(name), env=host).stdout)
         if code != 0:
             reason = f"`{' '.join(argv[:2])}` ended with code {code}: {' '.join(output.split())[-300:]}"
             raise RunError("container.runtime", "docker", reason, "Try it by hand on this node.")

@@ -6,15 +6,27 @@ Dockerfile.openEuler, and the release notes of CANN 8.5 (toolkit under /usr/loca
 
 from __future__ import annotations
 
+import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from containers.spec import Mount
 from jobs.files import is_there
 
+_NPU = re.compile(r"/dev/davinci\d+")
+
 DEVICES = (*(f"/dev/davinci{n}" for n in range(8)), "/dev/davinci_manager", "/dev/devmm_svm", "/dev/hisi_hdc")
+
+HANDED_ON = ("ASCEND_RT_VISIBLE_DEVICES",)
+"""Variables of the job that the engine gets inside too: a prolog of the site names the NPUs that are the job's own.
+
+All devices are lent all the same. The variable holds logical ids, which count what can be seen (CANN,
+envref_07_0028): where docker lends davinci4 to davinci7 alone, they are 0 to 3 inside, and a host's 4,5,6,7 names none
+(vllm-ascend#12959). enroot and pyxis show the whole /dev, so that there they would still be 4 to 7. With all of them
+lent an id means the same NPU inside and outside.
+"""
 
 FILES = (
     "/usr/local/dcmi",
@@ -68,6 +80,17 @@ def lend(devices: Sequence[str], mounts: Sequence[Mount], root: Path = Path("/")
     there = tuple(one for one in mounts if (unseen if known[one] is None else known[one]))
     missing = [name for name in devices if name not in here] + [one.source for one in mounts if one not in there]
     return Lent(here, there, tuple(missing))
+
+
+def own(devices: Sequence[str], may_open: Callable[[str], bool]) -> tuple[str, ...]:
+    """Return the devices without the NPUs of other jobs, where this job has some NPUs of the node alone.
+
+    Slurm's device cgroup (ConstrainDevices) lets a job open its own. docker's containers are not in it: all NPUs that
+    they are lent can be used. Where none may be opened the user lacks the group, which docker's daemon does not need.
+    """
+    npus = [name for name in devices if _NPU.fullmatch(name)]
+    ours = [name for name in npus if may_open(name)]
+    return tuple(name for name in devices if name in ours or name not in npus) if ours else tuple(devices)
 
 
 def _is_device(path: Path) -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 
 from containers.spec import Mount, Spec
-from jobs.errors import ConfigError
+from jobs.errors import ConfigError, RunError
 
 LABEL = "serving-sweep"
 """Label of our containers; its value is the user and the rank that they belong to, as UID:MARK."""
 
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _FLAGS = ("ro", "rw", "z", "Z", "nocopy", "shared", "slave", "private", "rshared", "rslave", "rprivate")
 _TMPFS_FLAGS = ("ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "size", "mode", "uid", "gid")
 
@@ -42,19 +45,50 @@ def detached(argv: Sequence[str], owner: str) -> list[str]:
 
 
 def copy_argvs(name: str, folder: str) -> list[list[str]]:
-    """Return what puts a directory of the node into a running container, under the same path: no mount is needed."""
+    """Return what puts a directory of the node into a running container, under the same path: no mount is needed.
+
+    The daemon refuses it for a container that is --read-only, wherever the copy would go but to a volume.
+    """
     parent = folder.rstrip("/").rpartition("/")[0] or "/"
     return [["docker", "exec", name, "mkdir", "-p", parent], ["docker", "cp", folder, f"{name}:{folder}"]]
 
 
-def present_argv(reference: str) -> list[str]:
-    """Return what ends with code 0 where the daemon has an image."""
-    return ["docker", "image", "inspect", "--format", "{{.Id}}", reference]
+def fetch_argv(name: str, inside: str, folder: str) -> list[str]:
+    """Return what copies the content of a directory inside into one of the node; the files are then the user's."""
+    return ["docker", "cp", f"{name}:{inside}/.", folder]
 
 
 def pull_argv(reference: str) -> list[str]:
     """Return what fetches an image from its registry."""
     return ["docker", "pull", reference]
+
+
+def clear_argv(name: str, folder: str) -> list[str]:
+    """Return what empties a mounted directory from inside: what root wrote there only root can remove."""
+    return ["docker", "exec", name, "find", folder, "-mindepth", "1", "-delete"]
+
+
+def made_of_argv(name: str) -> list[str]:
+    """Return what tells the id of the image that a container was made of."""
+    return ["docker", "container", "inspect", "--format", "{{.Image}}", name]
+
+
+def image_argv(reference: str) -> list[str]:
+    """Return what tells the id of the image that a reference stands for on this node, and its registries' digests.
+
+    It ends with code 0 where the daemon has the image.
+    """
+    return ["docker", "image", "inspect", "--format", "{{.Id}} {{json .RepoDigests}}", reference]
+
+
+def read_image(output: str, repository: str) -> tuple[str | None, str | None]:
+    """Return an image's id, and its digest: that of its repository where it has one, else the id; from image_argv."""
+    found, _, rest = output.strip().partition(" ")
+    try:
+        digests = dict(one.split("@", 1) for one in json.loads(rest or "null") or [])
+    except ValueError:
+        digests = {}
+    return found or None, digests.get(repository) or next(iter(digests.values()), None) or found or None
 
 
 def exec_argv(name: str, command: Sequence[str]) -> list[str]:
@@ -90,6 +124,35 @@ def root_argv() -> list[str]:
     return ["docker", "info", "--format", "{{.DockerRootDir}}"]
 
 
+def owner(uid: int, mark: str) -> str:
+    """Return the value of our label: the user and the rank that a container belongs to."""
+    return f"{uid}:{mark}"
+
+
+def is_clash(output: str) -> bool:
+    """Return whether `docker run` failed because a container has the name already; then it made none."""
+    return "Conflict. The container name" in output
+
+
+def holder_argv(name: str) -> list[str]:
+    """Return what tells of a container its state, its image, and the value of our label, if it has it."""
+    what = f'{{{{.State.Status}}}} {{{{.Config.Image}}}} {{{{index .Config.Labels "{LABEL}"}}}}'
+    return ["docker", "container", "inspect", "--format", what, name]
+
+
+def clash(name: str, holder: str) -> RunError:
+    """Return the error that says who has a name; `holder`: what holder_argv told."""
+    state, image, owned = (*holder.split(), "", "", "")[:3]
+    uid, _, mark = owned.partition(":")
+    whose = f"of the rank {mark} (job/service/rank) of user {uid}" if mark else "that this tool did not make"
+    return RunError(
+        "container.name",
+        name,
+        f"docker has a container of this name already, {state or 'in some state'}, of {image or 'some image'}, {whose}",
+        f"Put {{job}} into the name, or leave it out; `docker rm --force {name}` removes it with all that runs in it.",
+    )
+
+
 def mount_words(mount: Mount) -> list[str]:
     """Return the options of one mount.
 
@@ -110,6 +173,9 @@ def check(spec: Spec) -> None:
     if spec.image.path:
         reason = "docker runs no squashfs file"
         raise ConfigError("container.image", spec.image.path, reason, "Name the image, or use container=enroot.")
+    if spec.name is not None and not _NAME.fullmatch(spec.name):
+        reason = "docker's names are letters, digits, _ . - and begin with a letter or digit"
+        raise ConfigError("container.name", spec.name, reason, "Choose another name, or leave it out.")
     for key, given, usual in (("remap_root", spec.remap_root, True), ("mount_home", spec.mount_home, False)):
         if given is not usual:
             reason = "docker's daemon decides the user, and knows no home"

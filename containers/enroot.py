@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from containers.spec import Image, Mount, Spec
+from containers.spec import Image, Mount, Spec, check_flags
 from jobs import process
 from jobs.errors import ConfigError, RunError
 from jobs.lock import exclusive
@@ -27,6 +27,9 @@ PREFIX = "serving-sweep."
 
 PART = ".part."
 """Stands in the name of a root that is being made."""
+
+MARKER = ".serving-sweep"
+"""File in a root of ours: the mark of the rank that it was made for, and the identity that no copy of it has."""
 
 REMOVE_TRIES = 5
 
@@ -134,12 +137,16 @@ def start_env(spec: Spec, paths: Paths) -> dict[str, str]:
 
 def check(spec: Spec) -> None:
     """Raise ConfigError for what enroot cannot be told."""
+    check_flags(spec.mounts)
     for mount in spec.mounts:
         if re.search(r"\s", f"{mount.source}{mount.target}"):
             reason = "enroot takes no blank in a mount"
             raise ConfigError("container.mounts", mount, reason, "Use a path without blanks, or a link to it.")
     if spec.name is not None and ("/" in spec.name or not spec.name or spec.name.startswith("-")):
         raise ConfigError("container.name", spec.name, "a name has no / and no - in front", "Choose another name.")
+    if spec.name is not None and spec.name.startswith(PREFIX):
+        reason = "roots of such names are removed when no rank of theirs lives"
+        raise ConfigError("container.name", spec.name, reason, "Choose another name, or leave it out.")
 
 
 _FAULTS = (
@@ -210,26 +217,28 @@ def digest(image: Image, env: Mapping[str, str]) -> str | None:
     return match.group() if match and found.returncode == 0 else None
 
 
-def create(file: Path, name: str, paths: Paths, env: Mapping[str, str]) -> Path:
-    """Make a root of a squashfs file, or take the one that is there. Returns its directory.
+def create(file: Path, name: str, paths: Paths, env: Mapping[str, str], mark: str) -> Path:
+    """Make a root of a squashfs file for a rank, or take the one that it has. Returns its directory.
 
     A root of this name is always whole: it is made under another name, under a lock of this node, then renamed.
 
     Raises:
-        RunError: enroot failed.
+        RunError: enroot failed, or the name is somebody else's.
     """
     paths.make()
-    root, whole = paths.data / name, dict(env) | paths.env()
+    root, whole, own = paths.data / name, dict(env) | paths.env(), root_name(mark)
 
     def waiting(who: str) -> None:
         print(f"{who} creates a root here: waiting to create {name}", file=sys.stderr)
 
     with exclusive(paths.data / ".serving-sweep.lock", waiting):
-        if root.is_dir():
-            return root
-        for dead in paths.data.glob(f"{name}{PART}*"):  # whoever made it held this lock, and is gone
+        if root.exists():
+            if owner(root) == mark:
+                return root
+            raise clash(name, paths)
+        for dead in paths.data.glob(f"{own}{PART}*"):  # whoever made it held this lock, and is gone
             remove(dead.name, paths, env)
-        part = f"{name}{PART}{os.getpid()}"
+        part = f"{own}{PART}{os.getpid()}"
         made = False
         try:
             code, output = process.stream(create_argv(file, part), whole, sys.stderr)
@@ -237,12 +246,41 @@ def create(file: Path, name: str, paths: Paths, env: Mapping[str, str]) -> Path:
                 raise failure("create", "container.image", file, code, output)
             if wrong := _half_made(paths.data / part):
                 raise RunError("container.image", file, f"enroot create ended without an error, but {wrong}", "Retry.")
+            _mark(paths.data / part, mark)
             (paths.data / part).rename(root)
             made = True
         finally:
             if not made:
                 remove(part, paths, env)
     return root
+
+
+def _mark(root: Path, mark: str) -> None:
+    try:
+        (root / MARKER).write_text(f"{mark}\n{identity(root)}\n")
+    except OSError as error:
+        raise RunError(str(root), "(mark)", str(error), "enroot itself has to write into a root; look there.") from None
+
+
+def owner(root: Path) -> str | None:
+    """Return the mark of the rank that a root was made for; None: we did not make it."""
+    try:
+        mark, made = (root / MARKER).read_text().splitlines()
+        return mark if made == identity(root) else None
+    except (OSError, ValueError):
+        return None
+
+
+def clash(name: str, paths: Paths) -> RunError:
+    """Return the error that says whose a root is that stands in the way."""
+    mark = owner(paths.data / name)
+    whose = f"of the rank {mark} (job/service/rank), which lives" if mark else "that this tool did not make"
+    return RunError(
+        "container.name",
+        name,
+        f"there is a root of this name already in {paths.data}, {whose}",
+        f"Put {{job}} into the name, or leave it out; `ENROOT_DATA_PATH={paths.data} enroot remove {name}` removes it.",
+    )
 
 
 def _half_made(root: Path) -> str | None:
@@ -266,10 +304,13 @@ def remove(name: str, paths: Paths, env: Mapping[str, str]) -> str | None:
     return f"container {root}" if root.exists() else None
 
 
-def remove_all(name: str, paths: Paths, env: Mapping[str, str]) -> list[str]:
-    """Remove a root and what unfinished creations left of it. Returns what is left."""
-    parts = [path.name for path in paths.data.glob(f"{name}{PART}*")]
-    left = [remove(one, paths, env) for one in (*parts, name)]
+def remove_made(name: str, mark: str, paths: Paths, env: Mapping[str, str]) -> list[str]:
+    """Remove the root that was made for a rank, and what unfinished creations left of it. Returns what is left."""
+    own = root_name(mark)
+    names = {path.name for path in paths.data.glob(f"{own}{PART}*")} | {own}
+    if owner(paths.data / name) == mark:
+        names.add(name)
+    left = [remove(one, paths, env) for one in sorted(names)]
     return [one for one in left if one]
 
 

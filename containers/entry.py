@@ -42,6 +42,16 @@ class Files:
         return self.folder / "root"
 
     @property
+    def free(self) -> Path:
+        """There where nobody had the name of the container before its start (pyxis)."""
+        return self.folder / "free"
+
+    @property
+    def entered(self) -> Path:
+        """There where the script has run: the container is the one that was asked for, and ours."""
+        return self.folder / "entered"
+
+    @property
     def pid(self) -> Path:
         """Process id of the engine, as the inside counts."""
         return self.folder / "pid"
@@ -120,7 +130,7 @@ _PROOF = (
 def script(entry: Entry, files: Files) -> str:
     """Return the text of the script; its arguments are the engine's command line."""
     quote = shlex.quote
-    lines = [_HEAD % REFUSED]
+    lines = [_HEAD % REFUSED, f": > {quote(str(files.entered))}"]
     if entry.scrub:
         lines.append(f"unset -v {' '.join('${!' + prefix + '@}' for prefix in entry.scrub)}")
     exports = [f"export {name}={quote(value)}" for name, value in entry.env.items()]

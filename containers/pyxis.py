@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from containers.spec import Mount, Spec
+from containers.spec import Mount, Spec, check_flags
 from jobs import process
 from jobs.errors import ConfigError, RunError
 
@@ -49,13 +49,16 @@ def step_argv(spec: Spec, job: str, node: str, command: Sequence[str]) -> list[s
 def options(spec: Spec) -> list[str]:
     """Return the --container-* options. An image is always among them: without one pyxis ignores all the others and
     runs the step on the node, with exit code 0.
+
+    A name alone would join a running container, or take the root of a stopped one, and ignore the image. With the flag
+    `create` it fails there (args.c). Every release that knows --container-env knows the flag; `srun --help` shows none.
     """
     found = [f"--container-image={spec.image.pyxis()}"]
     mounts = [mount_text(mount) for mount in (*spec.mounts, *(Mount(device, device) for device in spec.devices))]
     if mounts:
         found.append(f"--container-mounts={','.join(mounts)}")
     if spec.name:
-        found.append(f"--container-name={spec.name}")
+        found.append(f"--container-name={spec.name}:create")
     found.append("--container-writable" if spec.writable else "--container-readonly")
     found.append("--container-remap-root" if spec.remap_root else "--no-container-remap-root")
     found.append("--container-mount-home" if spec.mount_home else "--no-container-mount-home")
@@ -74,6 +77,7 @@ def mount_text(mount: Mount) -> str:
 
 def check(spec: Spec) -> None:
     """Raise ConfigError for what pyxis has no words for."""
+    check_flags(spec.mounts)
     if spec.image.scheme == "podman":
         reason = "pyxis does not know podman:// and would look for it in a registry"
         raise ConfigError("container.image", spec.image, reason, "Use dockerd://, a registry, or container=enroot.")
@@ -103,6 +107,31 @@ def check_strays(env: Mapping[str, str] | Iterable[str]) -> None:
             )
 
 
-def remove_argv(name: str) -> list[str]:
-    """Return what removes a named container: pyxis keeps it for ever, under its own prefix (container_scope=global)."""
-    return ["enroot", "remove", "--force", f"pyxis_{name}"]
+def enroot_env(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment in which enroot sees what pyxis made: pyxis strips these, enroot.conf alone counts."""
+    return {name: value for name, value in env.items() if not re.fullmatch(r"ENROOT_[A-Z]+_PATH", name)}
+
+
+def list_argv() -> list[str]:
+    """Return what lists the roots of this user on this node, one a line."""
+    return ["enroot", "list"]
+
+
+def roots(name: str, job: str, listed: str) -> list[str]:
+    """Return the roots that a name stands for, of those that are there: container_scope=global, or =job."""
+    return [root for root in (f"pyxis_{name}", f"pyxis_{job}_{name}") if root in listed.split()]
+
+
+def remove_argv(root: str) -> list[str]:
+    """Return what removes the root of a named container: pyxis keeps it for ever (container_scope=global)."""
+    return ["enroot", "remove", "--force", root]
+
+
+def clash(name: str, root: str) -> RunError:
+    """Return the error for a name that a container has already: pyxis would join it, or take its root as it is."""
+    return RunError(
+        "container.name",
+        name,
+        f"there is a container of this name already on this node ({root}), which this rank did not make",
+        f"Put {{job}} into the name, or leave it out; on the node `enroot remove {root}` removes it.",
+    )

@@ -61,9 +61,12 @@ class Image:
 
     def docker(self) -> str:
         """Return docker's reference."""
-        registry = f"{self.registry}/" if self.registry else ""
         tag = f":{self.tag}" if self.tag else ""
-        return f"{registry}{self.repository}{tag}" + (f"@{self.digest}" if self.digest else "")
+        return f"{self.docker_repository()}{tag}" + (f"@{self.digest}" if self.digest else "")
+
+    def docker_repository(self) -> str:
+        """Return the name under which docker keeps the digests of a registry."""
+        return f"{self.registry}/{self.repository}" if self.registry else self.repository
 
 
 def parse_image(text: str, registry: str | None = None) -> Image:
@@ -145,6 +148,38 @@ def _clean(path: str) -> str:
     """Return an absolute path without . and .., with the slash at its end that it may have."""
     plain = "/" + posixpath.normpath(path).lstrip("/")
     return plain + "/" if path.endswith("/") and plain != "/" else plain
+
+
+_FLAGS = (
+    *(
+        "async",
+        "atime",
+        "bind",
+        "dev",
+        "diratime",
+        "dirsync",
+        "exec",
+        "iversion",
+        "lazytime",
+        "loud",
+        "mand",
+        "noatime",
+    ),
+    *("nodev", "nodiratime", "noexec", "nofail", "noiversion", "nolazytime", "nomand", "norelatime", "nostrictatime"),
+    *("nosuid", "private", "rbind", "relatime", "remount", "ro", "rprivate", "rshared", "rslave", "runbindable", "rw"),
+    *("shared", "silent", "slave", "strictatime", "suid", "sync", "unbindable"),
+    *("x-create=auto", "x-create=dir", "x-create=file", "x-detach", "x-move"),
+)
+"""Flags of a bind mount (enroot-mount.c, also behind pyxis). Any other is data, which a bind mount drops in silence."""
+
+
+def check_flags(mounts: tuple[Mount, ...]) -> None:
+    """Raise ConfigError for a flag that enroot would drop: with `r0` for `ro` the mount could be written."""
+    for mount in mounts:
+        unknown = [flag for flag in mount.flags if flag not in _FLAGS] if mount.bind else []
+        if unknown:
+            reason = f"a mount of a path has no flag {', '.join(unknown)}"
+            raise ConfigError("container.mounts", mount, reason, "Use flags of mount(8), such as ro, joined by +.")
 
 
 def host_path(mounts: tuple[Mount, ...], inside: str) -> str | None:

@@ -15,7 +15,7 @@ import re
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from containers.spec import Image
@@ -98,8 +98,11 @@ class Store:
         digest: Callable[[], str | None] = lambda: None,
         arch: str | None = None,
         say: Callable[[str], None] = lambda _: None,
+        refresh: bool = False,
     ) -> Entry:
         """Return an image, importing it where it is not there yet.
+
+        References of one digest share its file: the second is a record, no import.
 
         Args:
             image: what is wanted; it is no path.
@@ -107,29 +110,60 @@ class Store:
             digest: asks the registry for the image's digest; None where that is not possible.
             arch: architecture, as `uname -m` says it; None: this host's.
             say: tells a person what is going on.
+            refresh: ask the registry what the reference stands for now; where it does not tell, import again.
 
         Raises:
             RunError: `fetch` failed, or what it wrote is no image, or the directory cannot be written.
         """
         arch = arch or platform.machine()
-        if found := self.find(image, arch):
+        if not refresh and (found := self.find(image, arch)):
             return found
         stem = self._stem(image, arch)
         with exclusive(self.folder / f"{stem}.lock", lambda who: say(f"{who} imports {image}: waiting")):
-            if found := self.find(image, arch):
+            if not refresh and (found := self.find(image, arch)):
                 return found
-            for dead in self.folder.glob(f".{stem}.*.part"):  # whoever wrote it held this lock, and is gone
-                dead.unlink(missing_ok=True)
             known = image.digest or digest()
-            part = self.folder / f".{stem}.{_host()}.{os.getpid()}.part"
-            try:
-                fetch(part)
-                if wrong := problem(part):
-                    reason = f"the import ended without an error, but {wrong}"
-                    raise RunError("container.image", image, reason, "Import it again; look at the space that is left.")
-                entry = self._keep(image, arch, part, known)
-            finally:
-                part.unlink(missing_ok=True)
+            if known is None:
+                return self._import(image, arch, stem, None, fetch, say)
+            # Another reference may stand for the same: they would replace each other's file.
+            shared = f"{known.replace(':', '-')}+{arch}"
+            with exclusive(self.folder / f"{shared}.lock", lambda who: say(f"{who} imports {known}: waiting")):
+                if entry := self._shared(image, arch, known):
+                    say(f"{image} is here already: {known}")
+                    return entry
+                return self._import(image, arch, stem, known, fetch, say)
+
+    def _shared(self, image: Image, arch: str, digest: str) -> Entry | None:
+        """Return a new record of an image whose digest has a whole file already; None: no reference has one."""
+        for entry in self.entries():
+            if (entry.digest, entry.arch) != (digest, arch) or not _length_agrees(entry) or problem(Path(entry.path)):
+                continue
+            if entry.reference != str(image):
+                entry = replace(entry, reference=str(image), imported=time.time())
+                self._write(image, entry)
+            return entry
+        return None
+
+    def _import(
+        self,
+        image: Image,
+        arch: str,
+        stem: str,
+        known: str | None,
+        fetch: Callable[[Path], None],
+        say: Callable[[str], None],
+    ) -> Entry:
+        for dead in self.folder.glob(f".{stem}.*.part"):  # whoever wrote it held this lock, and is gone
+            dead.unlink(missing_ok=True)
+        part = self.folder / f".{stem}.{_host()}.{os.getpid()}.part"
+        try:
+            fetch(part)
+            if wrong := problem(part):
+                reason = f"the import ended without an error, but {wrong}"
+                raise RunError("container.image", image, reason, "Import it again; look at the space that is left.")
+            entry = self._keep(image, arch, part, known)
+        finally:
+            part.unlink(missing_ok=True)
         say(f"imported {image}: {entry.digest}")
         return entry
 
@@ -142,11 +176,14 @@ class Store:
         size = part.stat().st_size
         part.replace(path)
         entry = Entry(str(image), arch, digest, content, size, time.time(), str(path.absolute()))
-        record = self._record(image, arch)
+        self._write(image, entry)
+        return entry
+
+    def _write(self, image: Image, entry: Entry) -> None:
+        record = self._record(image, entry.arch)
         fresh = record.with_name(f".{record.name}.{_host()}.{os.getpid()}")
         fresh.write_text(json.dumps(asdict(entry), indent=1) + "\n")
         fresh.replace(record)
-        return entry
 
     def verify(self, entry: Entry) -> str | None:
         """Read a whole file again. Returns what is wrong with it, or None."""

@@ -148,10 +148,15 @@ def groups(conf: Path = CONF) -> Mapping[str, tuple[str, ...]]:
 
 
 def default_composer(group_overrides: list[str]) -> DictConfig:
-    """Compose the project's own `conf/` with these group choices."""
+    """Compose the project's own `conf/` with these group choices, each choice once; the result is not to be changed."""
+    return _composed(tuple(group_overrides))
+
+
+@cache
+def _composed(group_overrides: tuple[str, ...]) -> DictConfig:
     schema.register()
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="launch"):
-        return compose("config", overrides=group_overrides)
+        return compose("config", overrides=list(group_overrides))
 
 
 def configs(points: Iterable[Sequence[str]], composer: Composer = default_composer) -> list[Config]:

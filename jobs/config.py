@@ -216,6 +216,11 @@ class Container(Section):
     data_path: Text = setting("/tmp/enroot-{uid}/data", "ENROOT_DATA_PATH: unpacked images, on the node", scope="sweep")
     cache_path: Text = setting("/tmp/enroot-{uid}/cache", "ENROOT_CACHE_PATH: downloaded layers", scope="sweep")
     runtime_path: Text = setting("/tmp/enroot-{uid}/run", "ENROOT_RUNTIME_PATH, on the node", scope="sweep")
+    caches_path: Text | None = setting(
+        "/tmp/serving-sweep-{uid}/caches",
+        "mounted for the caches of torchair, triton and vLLM, on the node; null: they go with the container",
+        scope="sweep",
+    )
     temp_path: Text = setting("/tmp", "ENROOT_TEMP_PATH: two to three times the image, for an import", scope="sweep")
 
 

@@ -11,12 +11,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from jobs.files import read_json, write_json
 from jobs.jobstate import ENDED, job_state
-from jobs.progress import job_id, phase, states
-from jobs.results.row import NOT_RUN, make_row
+from jobs.lost import lost_rows
+from jobs.progress import phase
 from jobs.results.table import write_table
 from jobs.rundir import AllocationDir, SweepDir
-from jobs.service import logs
-from jobs.service.task import read_config, read_task
+from jobs.service.task import read_task
+from jobs.traces import job_id, states
 
 POLL_S = 0.5
 ASK_CLUSTER_S = 5.0
@@ -95,7 +95,8 @@ def follow(
                 break
             time.sleep(POLL_S)
     for allocation in allocations:
-        _account(sweep, allocation)
+        for point, row in lost_rows(allocation.folder, allocation.state).items():
+            write_json(sweep.point(point).row, row)
     return bool(write_table(sweep)["valid"].all())
 
 
@@ -126,28 +127,3 @@ def _tell(allocation: _Allocation, say: Callable[[str], None]) -> None:
         if text not in allocation.told:
             say(text)
     allocation.told.update(news)
-
-
-def _account(sweep: SweepDir, allocation: _Allocation) -> None:
-    """Write a row with a reason for every point that the allocation left without one: nothing is dropped."""
-    folder = allocation.folder
-    for service in read_task(folder).services:
-        for point in service.points:
-            if not sweep.point(point).row.exists():
-                job, config = job_id(folder), read_config(sweep, point)
-                begun = [e["state"] for e in states(folder, service.service) if e.get("point") == point]
-                reason = f"its job {job} ended ({allocation.state}) without a result{_errors(folder)}"
-                reason = f"rank 0 (head): lost in state {begun[-1]}; {reason}" if begun else NOT_RUN + reason
-                cut = "measuring" in begun
-                row = make_row(point, service.service, config, invalid_reason=reason, truncated=cut, job_id=job)
-                write_json(sweep.point(point).row, row)
-
-
-def _errors(folder: AllocationDir) -> str:
-    """Return the errors with which the ranks ended, or where to look."""
-    found = [
-        f"; rank {rank} ({'headless' if rank else 'head'}): {error}"
-        for rank in range(int(read_json(folder.job)["nodes"]) if folder.job.exists() else 0)
-        if (error := logs.own_error(logs.read_tail(folder.stdout(rank))))
-    ]
-    return "".join(found) or f"; see {folder.stdout(0)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from datetime import datetime
 
@@ -30,6 +31,9 @@ ENDED = frozenset(
 """Slurm's final states (squeue(1)), and GONE: no source knows the job any more."""
 
 UNKNOWN = "UNKNOWN"
+
+FOR_NODES = ("Resources", "Priority")
+"""Reasons of pending jobs that would run on nodes that are given back (squeue(1), job reason codes)."""
 
 
 def job_state(folder: AllocationDir) -> str:
@@ -75,11 +79,13 @@ def queue_words(job_id: str) -> dict[str, str]:
     return {}
 
 
-def seconds_left(job_id: str) -> float | None:
-    """Return the seconds until a running Slurm job's time limit; None: no limit, or nobody answered."""
+def seconds_left(job_id: str, timeout_s: float = 30) -> float | None:
+    """Return the seconds until a running Slurm job's time limit; infinity: no limit; None: nobody answered."""
     with contextlib.suppress(RunError, ConfigError):
-        answer = process.run(["squeue", "-h", "-j", job_id, "-o", "%L"], timeout_s=30).stdout.strip()
-        return limit_seconds(answer) if answer[:1].isdigit() else None
+        answer = process.run(["squeue", "-h", "-j", job_id, "-o", "%L"], timeout_s=timeout_s).stdout.strip()
+        if answer == "UNLIMITED":
+            return math.inf
+        return limit_seconds(answer) or 0 if answer[:1].isdigit() else None
     return None
 
 
@@ -99,10 +105,14 @@ def submit_time(job_id: str) -> float | None:
 
 
 def others_wait(partition: str, user: str) -> bool:
-    """Return whether jobs of other users wait in a partition."""
+    """Return whether jobs of other users wait in a partition for what we hold.
+
+    A job that is held, that depends on another one or that can never run would not start if we gave way.
+    """
     with contextlib.suppress(RunError):
-        waiting = process.run(["squeue", "-h", "-t", "PENDING", "-p", partition, "-o", "%u"], timeout_s=30)
-        return any(name != user for name in waiting.stdout.split())
+        waiting = process.run(["squeue", "-h", "-t", "PENDING", "-p", partition, "-o", "%u|%r"], timeout_s=30)
+        jobs = (line.strip().rpartition("|") for line in waiting.stdout.splitlines())
+        return any(name != user and reason in FOR_NODES for name, _, reason in jobs)
     return False
 
 

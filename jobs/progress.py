@@ -8,24 +8,11 @@ from typing import Any
 from jobs import jobstate
 from jobs.files import read_json, read_lines
 from jobs.jobstate import ENDED
+from jobs.lost import lost_rows
 from jobs.results.row import NOT_RUN
-from jobs.rundir import AllocationDir, ServiceDir, SweepDir
+from jobs.rundir import AllocationDir, SweepDir
 from jobs.service.task import read_task
-
-
-def job_id(folder: AllocationDir) -> str:
-    """Return the job of an allocation; "?" before it is known."""
-    return str(read_json(folder.job)["job_id"]) if folder.job.exists() else "?"
-
-
-def attempts(folder: AllocationDir, service: str) -> list[ServiceDir]:
-    """Return this allocation's attempts at a service, oldest first."""
-    return [a for a in folder.sweep.service_attempts(service) if int(a.path.name) >= folder.attempt]
-
-
-def states(folder: AllocationDir, service: str) -> list[Any]:
-    """Return the states of rank 0 in this allocation's attempts at a service, in order."""
-    return [entry for attempt in attempts(folder, service) for entry in read_lines(attempt.rank(0).states)]
+from jobs.traces import attempts, job_id, states
 
 
 def phase(folder: AllocationDir) -> str:
@@ -39,15 +26,20 @@ def phase(folder: AllocationDir) -> str:
 
 def describe(sweep: SweepDir) -> dict[str, Any]:
     """Return the state of every allocation, service and point as plain data (`python -m jobs status --json`)."""
-    allocations = [_allocation(folder) for folder in sweep.allocations()]
+    folders = list(sweep.allocations())
+    allocations = [_allocation(folder) for folder in folders]
+    lost: dict[str, Mapping[str, Any]] = {}
+    for folder, known in zip(folders, allocations, strict=True):
+        lost |= lost_rows(folder, known["state"])
     running = {
         state["point"]
-        for folder in sweep.allocations()
+        for folder, known in zip(folders, allocations, strict=True)
+        if known["state"] not in ENDED
         for service in read_task(folder).services
         for state in states(folder, service.service)[-1:]
         if "point" in state
     }
-    points = [_point(sweep, item, running) for item in read_json(sweep.plan)["points"]]
+    points = [_point(sweep, item, running, lost) for item in read_json(sweep.plan)["points"]]
     return {"sweep": str(sweep.path), "allocations": allocations, "points": points}
 
 
@@ -92,8 +84,10 @@ def _service(folder: AllocationDir, service: str) -> dict[str, Any]:
     return known
 
 
-def _point(sweep: SweepDir, item: Mapping[str, Any], running: set[str]) -> dict[str, Any]:
-    row: Mapping[str, Any] = {}
+def _point(
+    sweep: SweepDir, item: Mapping[str, Any], running: set[str], lost: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    row = lost.get(item["point"], {})
     if sweep.point(item["point"]).row.exists():
         row = read_json(sweep.point(item["point"]).row)
     if not row:

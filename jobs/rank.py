@@ -16,15 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs import head, process
+from jobs import deadline, head, process
 from jobs.cluster import Task, check_master, derive_ports, find_card, interface_addresses, same_subnet, task_from_slurm
 from jobs.config import Config
 from jobs.ending import Ending
 from jobs.errors import ConfigError, RunError, UserError
-from jobs.jobstate import seconds_left
 from jobs.preflight.findings import named
 from jobs.preflight.station import Station, make_station
-from jobs.rundir import AllocationDir
+from jobs.rundir import AllocationDir, let_group_read
 from jobs.service import agent
 from jobs.service.engine import Engine
 from jobs.service.logs import say
@@ -57,6 +56,8 @@ async def _run(folder: AllocationDir, task: Task) -> int:
     stopping = ending.stopping
     work = read_task(folder)
     first = read_config(folder.sweep, work.services[0].points[0])
+    if first.cluster.share_group:
+        let_group_read()
     (name, address, prefix), problem = usable_card(first, local=work.local)
     ports = derive_ports(
         task.job_id,
@@ -64,8 +65,7 @@ async def _run(folder: AllocationDir, task: Task) -> int:
         dp_rpc=first.engine.data_parallel_rpc_port,
         control=first.cluster.control_port,
     )
-    left_s = limit_seconds(first.cluster.time_limit) if work.local else seconds_left(str(task.job_id))
-    ending.walltime = Walltime.of(left_s)
+    ending.walltime = await _walltime(task, first, stopping, local=work.local)
     here = Here(task, name, address, ports, folder, work, dict(os.environ), ending.walltime)
     say(f"rank {task.rank} of {task.ranks} on {task.host}, card {name} {address}, job {task.job_id}")
     results = folder.sweep.path.parent
@@ -78,6 +78,20 @@ async def _run(folder: AllocationDir, task: Task) -> int:
     if lost and not work.local:
         await _give_back(task, stopping)
     return code
+
+
+async def _walltime(task: Task, config: Config, stopping: asyncio.Future[str], *, local: bool) -> Walltime:
+    """Return when this rank has to be done, and say who told so."""
+    if local:
+        return Walltime.of(limit_seconds(config.cluster.time_limit))
+    finding = asyncio.create_task(deadline.find(str(task.job_id), os.environ, config.cluster.time_limit))
+    either: set[asyncio.Future[Any]] = {finding, stopping}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    if not finding.done():
+        finding.cancel()
+        return Walltime(None)
+    say(str(finding.result()))
+    return Walltime.of(finding.result().left_s)
 
 
 async def _give_back(task: Task, stopping: asyncio.Future[str]) -> None:

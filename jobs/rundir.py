@@ -78,6 +78,11 @@ class RankDir:
         return self.path / "checkpoint.json"
 
     @property
+    def plogs(self) -> Path:
+        """Logs of CANN: debug/plog is in it."""
+        return self.path / "ascend"
+
+    @property
     def image_order(self) -> Path:
         """What of its container is to be made before the engine starts."""
         return self.path / "image-order.json"
@@ -387,6 +392,9 @@ def new_sweep(
     Raises:
         RunError: the root cannot be written.
     """
+    if group:
+        let_group_read()
+        _share_root(root, group)
     stem = name or now.strftime("%Y-%m-%d_%H-%M-%S")
     for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
         path = root / f"{stem}{suffix}"
@@ -405,12 +413,38 @@ def new_sweep(
     raise RunError("results.name", stem, "a thousand sweeps have this name", "Choose another name.")
 
 
+def let_group_read() -> None:
+    """Let this process and its children make files and directories that the group of their directory may read.
+
+    A login shell's umask of 077 would shut it out of everything inside a shared directory. Secrets have their own mode.
+    """
+    os.umask(os.umask(0o077) & ~0o050)
+
+
+def _share_root(root: Path, group: str) -> None:
+    """Let the group into a results.root that is new: nobody reads a sweep whose root is closed.
+
+    Hydra may have made it a moment ago. One that holds sweeps has the rights that somebody gave it.
+    """
+    made = [path for path in (root, *root.parents) if not path.exists()]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        info = root.stat()
+    except OSError:
+        return  # what follows says so
+    if not made and info.st_uid == os.geteuid() and not info.st_mode & 0o011 and not sweeps_in(root):
+        made = [root]
+    for path in made:
+        _share(path, group)
+
+
 def _share(path: Path, group: str) -> None:
     try:
         shutil.chown(path, group=group)
         path.chmod(0o2750)  # what is made inside belongs to the group too
     except (OSError, LookupError) as error:
-        path.rmdir()
+        with contextlib.suppress(OSError):
+            path.rmdir()
         raise RunError("cluster.share_group", group, str(error), "Name a group that you belong to.") from None
 
 

@@ -240,7 +240,7 @@ class ServiceRun:
         login = here.inherited.get("SLURM_SUBMIT_HOST")
         write_json(here.folder.serving, serving.describe(self._config, here.folder, place, here.task.host, login))
         say(serving.text(here.folder))
-        self._folder.rank(0).note("serving")
+        supervisor.enter("serving")
         try:
             await supervisor.during(asyncio.Event().wait())
         except ServiceFailed:
@@ -256,10 +256,9 @@ class ServiceRun:
 
     async def _measure(self, point: str, supervisor: Supervisor, target: Target) -> None:
         config, stop = self._configs[point], asyncio.Event()
-        state = self._folder.rank(0)
 
         def entered(phase: str) -> None:
-            state.note({"warmup": "warm", "window": "measuring"}.get(phase, phase), point=point)
+            supervisor.enter({"warmup": "warm", "window": "measuring"}.get(phase, phase), point=point)
 
         def probes(opened_s: float, closed_s: float) -> Mapping[str, int]:
             return supervisor.watch.tokens_between(opened_s, closed_s) if supervisor.watch else {}

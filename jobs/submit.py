@@ -5,6 +5,7 @@ submitit is imported only where a job is submitted, and what a rank needs (`jobs
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import shutil
@@ -24,7 +25,7 @@ from jobs.files import read_json, write_json
 from jobs.preflight.evidence import without_sick
 from jobs.results.row import NOT_RUN, make_row
 from jobs.results.table import write_table
-from jobs.rundir import AllocationDir, SweepDir
+from jobs.rundir import AllocationDir, SweepDir, let_group_read
 from jobs.service.task import AllocationTask, ServiceTask, read_config, write_task
 from jobs.settings import ROOT
 from jobs.timing import limit_seconds
@@ -161,10 +162,20 @@ def submit_allocation(
         RunError: the cluster refused it.
     """
     local = config.cluster.kind == "local"
+    if config.cluster.share_group:
+        let_group_read()  # Slurm takes the umask over for the job and its output
     folder = new_allocation(sweep, index, attempt, services, local=local, serve=serve)
     config = without_sick(config, sweep.root)
-    slot = index % config.cluster.max_allocations
-    return submit(folder, config, nodes, f"sweep-{sweep.path.name}-{slot}")
+    return submit(folder, config, nodes, job_name(sweep, index % config.cluster.max_allocations))
+
+
+def job_name(sweep: SweepDir, slot: int) -> str:
+    """Return the name of the jobs that run one at a time: of this sweep alone, also where another one is named alike.
+
+    Under two roots two sweeps may have one name: that of the second in which they began, or a `results.name`.
+    """
+    mark = hashlib.sha256(str(sweep.path.resolve()).encode()).hexdigest()[:4]
+    return f"sweep-{sweep.path.name}-{mark}-{slot}"
 
 
 def submit(folder: AllocationDir, config: Config, nodes: int, name: str) -> Submitted:

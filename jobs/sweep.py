@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -35,6 +35,9 @@ from jobs.rundir import Root, SweepDir, new_sweep
 from jobs.service import container, fingerprint
 from jobs.service.task import ServiceTask, read_config, write_config
 from jobs.settings import from_root
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 INFORMATIVE = ("help", "hydra_help", "cfg", "info", "shell_completion")
 """Options of Hydra's command line with which it shows something and runs nothing."""
@@ -215,9 +218,9 @@ def _watch(sweep: SweepDir, out: Console) -> None:
         sys.exit(1)
 
 
-def print_table(sweep: SweepDir, out: Console) -> None:
+def print_table(sweep: SweepDir, out: Console, table: pd.DataFrame | None = None) -> None:
     """Print the sweep table, the reason of every invalid row, and where the files are."""
-    frame = read_table(sweep)
+    frame = read_table(sweep) if table is None else table
     swept = tuple(read_json(sweep.plan)["swept"])
     out.print(show.table_view(frame, swept, out.width if out.is_terminal else None))
     if reasons := show.reasons_text(frame):

@@ -12,6 +12,7 @@ tools/setup.sh || {
   [ "${CI:-}" = true ] && { echo "CI needs the CPU build of vLLM and AISBench, and they could not be made" >&2; exit 1; }
   echo "the tests that need them will be skipped"
 }
+wait "$packages"
 $python -m pytest -q -n 2 tests/unit
 unit=$?
 # In a process of its own: the driver of the browser keeps an event loop, which asyncio tests cannot share.
@@ -20,7 +21,6 @@ browser=$?
 # These wait more than they compute; a file's tests stay together.
 $python -m pytest -q -n 2 --dist loadfile --durations=5 tests/local
 local=$?
-wait "$packages"
 $python -m pytest --durations=10 tests/lab tests/faults
 lab=$?
 exit $((unit | browser | local | lab))

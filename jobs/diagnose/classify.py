@@ -8,7 +8,8 @@ Order of trust (issue 3, Diagnosis):
     3. Without a cause, an unknown error decides, unless it is itself a consequence: of a time-out on its own rank, or
        of the end of another rank.
     4. A time-out blames a rank that has none. It decides only where nothing was wrong before it.
-    5. What an engine says after it was told to stop is no failure.
+    5. An error without a time on another rank says nothing against our own report of who failed first.
+    6. What an engine says after it was told to stop is no failure.
 """
 
 from __future__ import annotations
@@ -240,7 +241,12 @@ def _is_consequence(hit: _Hit, timeouts: Sequence[_Hit], ends: Sequence[_Hit]) -
     orphaned = any(
         hit.group != other.group and other.rank is not None and _not_before(hit.when, other.when) for other in ends
     )
-    return wrapped or orphaned
+    return wrapped or orphaned or any(_outranked(hit, other) for other in (*ends, *timeouts))
+
+
+def _outranked(hit: _Hit, report: _Hit) -> bool:
+    """Whether we reported with a time that another rank failed first, and this line has none: teardown, most often."""
+    return report.reported and report.when.own and not hit.when.own and hit.group != report.group
 
 
 def _not_before(one: When, two: When) -> bool:

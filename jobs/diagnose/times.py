@@ -28,7 +28,10 @@ _WITHIN = 200
 """Characters of a line in which its time stands; dates further on are part of the text."""
 
 _DISORDER = timedelta(hours=1)
-"""How far a line may be before its predecessor, in a log without days, before it is taken for the next day."""
+"""How far a line may be before its predecessor, in a log without days, before it is taken for the next day; and how
+far behind the end of its log, whose time another clock may have given."""
+
+_DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -60,16 +63,28 @@ def has_stamp(line: str) -> bool:
 def timeline(logs: Sequence[tuple[Iterable[str], datetime | None]]) -> list[list[When]]:
     """Return the time of every line of every log.
 
-    What a line leaves out comes from the line before it, and at first from the newest full date in all logs. A line
-    without a time has that of the line before; a log without any has the time of its end, where that is known.
-    All clocks are taken to be of one time zone.
+    What a line leaves out comes from the line before it, and at first from the newest full date in all logs. Of a log
+    without any date the last line is placed, just before its end, and the days roll back from there: its beginning may
+    be days ago. A line without a time has that of the line before; a log without any has the time of its end, where
+    that is known. All clocks are taken to be of one time zone.
 
     Args:
         logs: for each log its lines and the time of its end (modification of the file), if known.
     """
     stamps = [[_stamp(line) for line in lines] for lines, _ in logs]
     anchor = _anchor(stamps, [end for _, end in logs])
-    return [_walk(own, end, anchor) for own, (_, end) in zip(stamps, logs, strict=True)]
+    dated = [_dates(log, anchor) for log in stamps]
+    newest = max((time for log in dated for time in log), default=None)
+    return [
+        _walk(own, end, dates[0]) if dates else _back_from_end(own, end, newest, anchor)
+        for own, dates, (_, end) in zip(stamps, dated, logs, strict=True)
+    ]
+
+
+def _dates(stamps: Sequence[_Stamp | None], near: datetime) -> list[datetime]:
+    """Return the times of the lines that tell the day, full dates first."""
+    told = [(stamp.year is None, time) for stamp in stamps if stamp and stamp.month and (time := _make(stamp, near))]
+    return [time for _, time in sorted(told, key=lambda one: one[0])]
 
 
 def _stamp(line: str) -> _Stamp | None:
@@ -88,8 +103,7 @@ def _anchor(stamps: Sequence[Sequence[_Stamp | None]], ends: Sequence[datetime |
     return max(full or known or [datetime(2000, 1, 1)])
 
 
-def _walk(stamps: Sequence[_Stamp | None], end: datetime | None, anchor: datetime) -> list[When]:
-    first = next((time for s in stamps if s and s.year and (time := _make(s, anchor))), anchor)
+def _walk(stamps: Sequence[_Stamp | None], end: datetime | None, first: datetime) -> list[When]:
     now: datetime | None = None
     out: list[When] = []
     for stamp in stamps:
@@ -99,6 +113,21 @@ def _walk(stamps: Sequence[_Stamp | None], end: datetime | None, anchor: datetim
     if now is None:
         return [When(end, False) for _ in stamps]
     return out
+
+
+def _back_from_end(
+    stamps: Sequence[_Stamp | None], end: datetime | None, newest: datetime | None, anchor: datetime
+) -> list[When]:
+    """Return the times of a log that tells no day. The file of a copy is far newer than anything that logs tell."""
+    out = _walk(stamps, end, anchor)
+    last = out[-1].time if out else None
+    if last is None or not any(when.own for when in out):
+        return out
+    if end and (newest is None or end - newest <= _DAY):
+        days = (end + _DISORDER - last) // _DAY
+    else:
+        days = round(((newest or anchor) - last) / _DAY)
+    return [When(when.time + days * _DAY if when.time else None, when.own) for when in out]
 
 
 def _make(stamp: _Stamp, near: datetime, after: datetime | None = None) -> datetime | None:

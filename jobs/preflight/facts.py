@@ -12,6 +12,9 @@ from jobs.preflight.smi import Npu
 
 GIB = 2**30
 
+UNKNOWN = "unknown"
+"""Version of something that is used and cannot be seen from its node."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -84,7 +87,7 @@ class Host:
     """The node without its NPUs.
 
     Attributes:
-        versions: by name: tool, python, kernel, engine packages.
+        versions: by name: tool, python, kernel, engine packages, digests of image and model.
         shm, memory: size and what is free or available.
         disks: free space by what the directory is for ("results.root /data/runs").
         hugepages_gib: memory that is set aside for static huge pages, and used or not.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from jobs.config import Preflight
-from jobs.preflight.facts import Facts, Space
+from jobs.preflight.facts import UNKNOWN, Facts, Space
 from jobs.preflight.findings import Finding, State, not_run, passed
 
 CLOCK_WARN_S = 0.5
@@ -113,13 +113,18 @@ def _proxies(one: Facts) -> Finding:
 
 
 def _versions(facts: Sequence[Facts]) -> list[Finding]:
-    found = []
+    found: list[Finding] = []
+    unknown: list[Finding] = []
     for name in sorted({name for one in facts for name in one.host.versions}):
+        blind = [one.node for one in facts if one.host.versions.get(name) == UNKNOWN]
+        if blind:
+            unknown += [each for node in blind for each in not_run(("host.versions",), node, f"{name} unknown")]
+            continue
         severity: State = "warn" if name == "kernel" else "fail"
         remedy = "Use the same installation or image on all nodes."
         found += compare("host.versions", name, facts, _version_of(name), severity, remedy)
-    if found:
-        return found
+    if found or unknown:
+        return found + unknown
     shown = ", ".join(f"{name} {value}" for name, value in facts[0].host.versions.items())
     return [passed("host.versions", one.node, shown) for one in facts]
 

@@ -15,9 +15,10 @@ import psutil
 
 from jobs.cluster import interface_addresses
 from jobs.config import Config
-from jobs.preflight.facts import GIB, Card, Host, Space
+from jobs.preflight.facts import GIB, UNKNOWN, Card, Host, Space
 from jobs.service import fingerprint
 from jobs.service.clean import SEGMENTS, SHM
+from jobs.service.container import in_container
 from jobs.service.environment import PROXIES
 from jobs.settings import ROOT, from_root
 
@@ -78,9 +79,13 @@ def versions(program: str | None) -> dict[str, str]:
 
 
 def _contents(config: Config) -> dict[str, str]:
-    """Return what the engine and the model of this node are, as far as it can be seen: image and model by digest."""
+    """Return what the engine and the model of this node are, as far as it can be seen: image and model by digest.
+
+    An image that nobody here can name is UNKNOWN: pyxis fetches its own, docker may have to.
+    """
     seen = fingerprint.here(config)
-    known = {"engine": seen.engine_version, "image": seen.image_digest, "model": seen.model_digest}
+    image = seen.image_digest or (UNKNOWN if in_container(config) else None)
+    known = {"engine": seen.engine_version, "image": image, "model": seen.model_digest}
     return {name: value for name, value in known.items() if value}
 
 

@@ -98,7 +98,7 @@ def needs(config: Config, job: str, rank: int, env: Mapping[str, str]) -> dict[s
 
 
 def _docker_needs(config: Config, wanted: Image, env: Mapping[str, str]) -> dict[str, tuple[Path, float, float]]:
-    if process.run(docker.present_argv(wanted.docker()), env=env, timeout_s=ANSWER_S).returncode == 0:
+    if process.run(docker.image_argv(wanted.docker()), env=env, timeout_s=ANSWER_S).returncode == 0:
         return {}
     root = process.run(docker.root_argv(), env=env, timeout_s=ANSWER_S).stdout.strip()
     size = config.preflight.image_gib

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from jobs.files import read_json, write_bytes, write_text
@@ -21,14 +23,21 @@ PENDING = "not run yet"
 """Reason of a point that has no row file."""
 
 
-def read_table(sweep: SweepDir) -> pd.DataFrame:
-    """Return the table of a sweep: one row a point, in the order of the plan; nothing is dropped."""
+Rows = Mapping[str, Mapping[str, Any]]
+"""Rows by point."""
+
+
+def read_table(sweep: SweepDir, lost: Rows = MappingProxyType({})) -> pd.DataFrame:
+    """Return the table of a sweep: one row a point, in the order of the plan; nothing is dropped.
+
+    `lost` stands for points that have no row file (jobs/lost.py).
+    """
     import pandas as pd
 
     plan = read_json(sweep.plan)
     swept = tuple(plan["swept"])
     services = {service["service"]: service for service in plan["services"]}
-    rows = [_row(sweep, point, services.get(point["service"], {})) for point in plan["points"]]
+    rows = [_row(sweep, point, services.get(point["service"], {}), lost) for point in plan["points"]]
     return pd.DataFrame({name: column([row.get(name) for row in rows]) for name in columns(swept)})
 
 
@@ -45,12 +54,14 @@ def column(values: list[Any]) -> pd.Series[Any]:
     return pd.Series(values, dtype=None if kinds else object)
 
 
-def _row(sweep: SweepDir, point: dict[str, Any], service: dict[str, Any]) -> dict[str, Any]:
+def _row(sweep: SweepDir, point: dict[str, Any], service: dict[str, Any], lost: Rows) -> dict[str, Any]:
     """Return a point's row. One that is not run yet is made from the plan alone: rank 0 writes the table after every
     point, and a sweep may have a thousand configs."""
     path = sweep.point(point["point"]).row
     if path.exists():
         row = migrate(read_json(path))
+    elif point["point"] in lost:
+        row = dict(lost[point["point"]])
     else:
         row = blank(point["point"], point["service"], service.get("engine"), service.get("release"))
         row["invalid_reason"] = PENDING
@@ -63,9 +74,9 @@ def cell(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list | dict) else value
 
 
-def write_table(sweep: SweepDir) -> pd.DataFrame:
+def write_table(sweep: SweepDir, lost: Rows = MappingProxyType({})) -> pd.DataFrame:
     """Write table.csv, table.parquet and table.md, and return the table."""
-    table = read_table(sweep)
+    table = read_table(sweep, lost)
     write_text(sweep.table("csv"), table.to_csv(index=False))
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)

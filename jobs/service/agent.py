@@ -54,6 +54,8 @@ async def serve(
                     engine, watch = await _start(link, engine, make_engine, message, inherited)
                 case "inspect":
                     await _inspect(link, engine if watch and not watch.done() else None)
+                case "phase":
+                    _note_phase(engine, message)
                 case "stop":
                     leftovers = await _stop(engine, watch, message.get("grace_s"))
                     engine = watch = None
@@ -64,6 +66,13 @@ async def serve(
     finally:
         await asyncio.shield(_stop(engine, watch, HASTE_S))
         link.close()
+
+
+def _note_phase(engine: Engine | None, message: Message) -> None:
+    """Let this rank's record say what the service does: nobody looks at rank 0's to learn of rank 1."""
+    if engine:
+        details = {key: value for key, value in message.items() if key not in ("type", "state")}
+        engine.note_phase(str(message["state"]), **details)
 
 
 async def _tell(link: Link, answer: Answer | None, message: Message) -> None:
@@ -127,6 +136,7 @@ async def _report_end(link: Link, engine: Engine, folder: RankDir) -> None:
     while not ended.done():
         if size != (size := engine.log_size()):
             await link.send({"type": "progress", "age": engine.log_age()})
+            await asyncio.to_thread(engine.note_progress)
         await asyncio.wait({ended}, timeout=PROGRESS_S)
     reason = ended.result()
     await link.send({"type": "ended", "reason": reason, "time": time.time()})

@@ -37,6 +37,7 @@ CLIENT = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TERM", "TMPDIR", "SLURM_CO
 class Box:
     """The container of a rank on its node. `argv`, `env`: of the process that prepares it and becomes the engine."""
 
+    mark: str
     spec: Spec
     files: Files
     argv: list[str]
@@ -74,6 +75,14 @@ class Box:
             return entry.read_proof(self._read(self.files.proof))
         return entry.read_proof("")
 
+    def image_id(self) -> str | None:
+        """Return the id of the image that docker made the container of; other runtimes do not tell."""
+        if self.spec.runtime != "docker":
+            return None
+        with contextlib.suppress(RunError):
+            return process.run(docker.made_of_argv(str(self.spec.name)), env=self.host).stdout.strip() or None
+        return None
+
     def terminate(self) -> None:
         """Send SIGTERM to the engine itself: `docker exec` and `srun` would not hand it on."""
         pid = self.pid()
@@ -86,22 +95,42 @@ class Box:
                 os.kill(pid, signal.SIGTERM)
 
     def remove(self) -> list[str]:
-        """Remove the container after its processes have ended. Returns what is left of it."""
+        """Remove the container after its processes have ended, if this rank made it. Returns what is left of it."""
         name = self.spec.name
         if name is None:
             return []  # pyxis removes unnamed ones with their step
         try:
             if self.spec.runtime == "enroot":
                 assert self.paths is not None
-                return enroot.remove_all(name, self.paths, self.host)
-            argv = docker.remove_argv(name) if self.spec.runtime == "docker" else pyxis.remove_argv(name)
-            code = process.run(argv, env=self.host, timeout_s=120).returncode
+                return enroot.remove_made(name, self.mark, self.paths, self.host)
             if self.spec.runtime == "docker":
-                shown = process.run(docker.list_argv(), env=self.host).stdout.splitlines()
-                return [f"container {name}" for line in shown if line.split()[:1] == [name]]
+                return self._remove_docker(name)
+            return self._remove_named(name)
         except RunError as error:
             return [f"container {name}: {error.reason}"]
-        return [f"container pyxis_{name}"] if code else []
+
+    def _remove_named(self, name: str) -> list[str]:
+        """Remove what pyxis keeps. Where the entry script did not run, somebody else may have made it: it is told."""
+        if not self.files.entered.exists() and not self.files.free.exists():
+            return []
+        env, job = pyxis.enroot_env(self.host), self.mark.partition("/")[0]
+        found = pyxis.roots(name, job, process.run(pyxis.list_argv(), env=env).stdout)
+        if self.files.entered.exists():
+            for root in found:
+                process.run(pyxis.remove_argv(root), env=env, timeout_s=600)
+            found = pyxis.roots(name, job, process.run(pyxis.list_argv(), env=env).stdout)
+            return [f"container {root}" for root in found]
+        return [f"container {root}: remove it if nobody else made it: `enroot remove {root}`" for root in found]
+
+    def _remove_docker(self, name: str) -> list[str]:
+        mine = f"{name} {docker.owner(os.getuid(), self.mark)}"
+        if mine not in process.run(docker.list_argv(), env=self.host).stdout.splitlines():
+            return []
+        if not self.spec.writable:
+            process.run(docker.clear_argv(name, str(self.files.folder)), env=self.host, timeout_s=120)
+        process.run(docker.remove_argv(name), env=self.host, timeout_s=120)
+        shown = process.run(docker.list_argv(), env=self.host).stdout.splitlines()
+        return [f"container {name}"] if mine in shown else []
 
 
 def prepare(
@@ -113,10 +142,12 @@ def prepare(
     scratch: Path,
     mark: str,
     unpacked: str | None = None,
+    kept: Path | None = None,
 ) -> Box:
     """Write what the container of this rank needs into `scratch`, a directory of this node.
 
-    `unpacked`: identity of the root that was made for it beforehand; None: none was.
+    `unpacked`: identity of the root that was made for it beforehand; None: none was. `kept`: a directory of the run
+    that is to be there inside as well (not for docker).
 
     Raises:
         RunError: this node lacks the runtime, a mount's source, the model, or shared memory.
@@ -124,24 +155,31 @@ def prepare(
     container.check_host(config)
     job, files = mark.partition("/")[0], Files(scratch)
     spec, missing = _here(config, place.rank, mark)
+    handed_on = {name: inherited[name] for name in ascend.HANDED_ON if name in inherited}
+    if not handed_on:
+        spec = replace(spec, devices=ascend.own(spec.devices, lambda name: os.access(name, os.R_OK | os.W_OK)))
     _check_shm(spec)
-    env = dict(variables) | {MARK: mark, "TMPDIR": str(scratch)}
+    env = handed_on | dict(variables) | {MARK: mark, "TMPDIR": str(scratch)}
+    if spec.runtime != "docker" or not spec.writable:
+        spec = replace(spec, mounts=(*spec.mounts, Mount(str(scratch), str(scratch))))
     if spec.runtime != "docker":
-        spec = replace(spec, mounts=(*spec.mounts, Mount(str(scratch), str(scratch))), env=container.handed_on(env))
+        mounts = (Mount(str(kept), str(kept)),) if kept else ()
+        spec = replace(spec, mounts=(*spec.mounts, *mounts), env=container.handed_on(env))
     write_text(files.script, entry.script(_entry(config, spec, env, scratch), files), mode=0o600)
     write_text(files.rc, entry.RC)
     host = image.outside(inherited)
     client = {name: host[name] for name in CLIENT if name in host}
     command = entry.command(files, argv)
     paths = container.enroot_paths(config, job, place.rank) if spec.runtime == "enroot" else None
-    task: dict[str, Any] = {"runtime": spec.runtime, "name": spec.name, "env": client | dict(spec.env)}
+    task: dict[str, Any] = {"runtime": spec.runtime, "name": spec.name, "mark": mark, "env": client | dict(spec.env)}
+    task["folder"] = str(scratch)
     store = container.images(config)
     if spec.runtime == "enroot":
         assert paths is not None
         task["argv"] = enroot.start_argv(spec, str(spec.name), files.rc, command)
         task["env"] |= enroot.start_env(spec, paths)
         task |= {"enroot": {key: str(value) for key, value in asdict(paths).items()}, "store": str(store)}
-        task |= {"image": asdict(spec.image), "file": spec.image.path, "folder": str(scratch), "unpacked": unpacked}
+        task |= {"image": asdict(spec.image), "file": spec.image.path, "unpacked": unpacked}
     elif spec.runtime == "pyxis":
         found = None if spec.image.path or not shutil.which("unsquashfs") else Store(store).find(spec.image)
         if found:
@@ -150,15 +188,16 @@ def prepare(
         task["argv"] = pyxis.step_argv(spec, job, node, command)
     else:
         name = str(spec.name)
-        run = docker.detached(docker.run_argv(spec), f"{os.getuid()}:{mark}")
-        task |= {"argv": docker.exec_argv(name, command), "prepare": [run, *docker.copy_argvs(name, str(scratch))]}
+        run = docker.detached(docker.run_argv(spec), docker.owner(os.getuid(), mark))
+        copies = docker.copy_argvs(name, str(scratch)) if spec.writable else []
+        task |= {"argv": docker.exec_argv(name, command), "prepare": [run, *copies]}
     write_json(scratch / "task.json", task, mode=0o600)
-    return Box(spec, files, image.program(scratch / "task.json"), image.with_us(host), host, missing, paths)
+    return Box(mark, spec, files, image.program(scratch / "task.json"), image.with_us(host), host, missing, paths)
 
 
 def _here(config: Config, rank: int, mark: str) -> tuple[Spec, tuple[str, ...]]:
     """Return the container with what this node has, and the names of what it lacks."""
-    spec = container.wanted(config, rank)
+    spec = image.wanted(config, rank, mark)
     driver = container.driver_mounts(config)
     asked = spec.mounts[len(driver) :]
     for mount in asked:
@@ -231,6 +270,10 @@ def differences(config: Config, box: Box, proof: Proof) -> tuple[Difference, ...
     release = config.engine.release
     if version and not (version + ".").startswith(release + "."):
         found.append(Difference("engine.release", release, f"vllm_ascend {version} in the image", error=False))
+    if made := box.image_id():
+        wanted, _ = container.docker_image(box.spec.image, box.host)
+        if wanted and made != wanted:
+            found.append(Difference("container.image", f"{box.spec.image.docker()} ({wanted})", made, error=True))
     for name in box.missing:
         found.append(Difference("container", name, None, error=False))
     return tuple(found)
@@ -242,6 +285,7 @@ def record(box: Box, proof: Proof) -> dict[str, Any]:
     return {
         "runtime": spec.runtime,
         "image": str(spec.image),
+        "image_id": box.image_id(),
         "name": spec.name,
         "mounts": [str(mount) for mount in spec.mounts],
         "devices": list(spec.devices),

@@ -14,8 +14,9 @@ from pathlib import Path
 from containers import ascend, docker, enroot, entry, pyxis
 from containers.entry import Files
 from containers.recipes import resolve
-from containers.spec import Mount, Spec, host_path, parse_mount, size_bytes
+from containers.spec import Image, Mount, Spec, host_path, parse_mount, size_bytes
 from containers.store import Store
+from jobs import process
 from jobs.config import Config
 from jobs.errors import ConfigError, RunError
 from jobs.rundir import images_path
@@ -43,7 +44,11 @@ def check(config: Config) -> None:
         raise ConfigError("container.runtime", "pyxis", reason, "Use cluster=slurm, or container=enroot.")
     if container.shm_size is not None:
         size_bytes(container.shm_size)
-    {"enroot": enroot.check, "pyxis": pyxis.check, "docker": docker.check}[container.runtime](wanted(config, 0))
+    spec = wanted(config, 0, job="0", host="node")
+    if spec.name is not None and set("{}") & set(spec.name):
+        reason = "a word in braces is none of those that are known"
+        raise ConfigError("container.name", container.name, reason, "Use {uid}, {user}, {job}, {rank}, {host}.")
+    {"enroot": enroot.check, "pyxis": pyxis.check, "docker": docker.check}[container.runtime](spec)
 
 
 def check_host(config: Config) -> None:
@@ -72,8 +77,14 @@ def check_submission(config: Config) -> None:
         check_host(config)
 
 
-def wanted(config: Config, rank: int) -> Spec:
-    """Return the container as asked for, before any node has been looked at."""
+def wanted(config: Config, rank: int, *, job: str = "{job_id}", host: str = "{node}") -> Spec:
+    """Return the container as asked for, before any node has been looked at.
+
+    Args:
+        config: names image, mounts and the rest.
+        rank: whose container it is.
+        job, host: what stands for these words in its name; a plan does not know them.
+    """
     container = config.container
     assert container.image is not None
     npus = config.engine.name == "vllm_ascend"
@@ -82,10 +93,12 @@ def wanted(config: Config, rank: int) -> Spec:
     mounts = tuple(parse_mount(text) for text in container.mounts)
     if config.engine.checks_model_path and host_path(mounts, model) is None:
         mounts = (*mounts, Mount(model, model, ("ro",)))
+    if kept := caches(config, rank):
+        mounts = (*mounts, kept)
     return Spec(
         runtime=container.runtime,
         image=resolve(container.image, container.registry),
-        name=container.name.replace("{rank}", str(rank)) if container.name else None,
+        name=_filled(container.name, job, rank, host) if container.name else None,
         mounts=(*driver_mounts(config), *mounts),
         devices=devices,
         workdir=container.workdir,
@@ -96,6 +109,29 @@ def wanted(config: Config, rank: int) -> Spec:
         publish=container.publish,
         conf=container.enroot_conf,
     )
+
+
+def caches(config: Config, rank: int) -> Mount | None:
+    """Return the mount for the caches of NPU compilers, which outlive the container; None: there is none."""
+    path = config.container.caches_path
+    if path is None or config.engine.name != "vllm_ascend":
+        return None
+    return parse_mount(_filled(path, "", rank), "container.caches_path")
+
+
+def own_folder(key: str, path: Path) -> None:
+    """Make a directory of the node for this user alone.
+
+    Raises:
+        RunError: it cannot be made, or is somebody else's: in /tmp anybody may have taken its name.
+    """
+    try:
+        path.mkdir(parents=True, mode=0o700, exist_ok=True)
+        wrong = None if path.stat().st_uid == os.getuid() else "it belongs to somebody else"
+    except OSError as error:
+        wrong = str(error)
+    if wrong:
+        raise RunError(key, path, wrong, "Name a directory of the node that is yours, with {uid} or {user} in it.")
 
 
 def checkpoint(config: Config) -> Path:
@@ -122,10 +158,10 @@ def planned(config: Config, place: Placement, argv: Sequence[str], variables: Ma
     spec = wanted(config, place.rank)
     spec = replace(spec, env=handed_on(variables))
     command = entry.command(PLANNED, argv)
+    if spec.runtime != "docker" or not spec.writable:
+        spec = replace(spec, mounts=(*spec.mounts, Mount(str(PLANNED.folder), str(PLANNED.folder))))
     if spec.runtime == "docker":
-        run = docker.run_argv(spec)
-        return [run, docker.exec_argv(spec.name or "{name}", command)]
-    spec = replace(spec, mounts=(*spec.mounts, Mount(str(PLANNED.folder), str(PLANNED.folder))))
+        return [docker.run_argv(spec), docker.exec_argv(spec.name or "{name}", command)]
     if spec.runtime == "pyxis":
         return [pyxis.step_argv(spec, "{job_id}", "{node}", command)]
     name, file = spec.name or "{name}", Path(spec.image.path or "{images}/{digest}.sqsh")
@@ -155,18 +191,31 @@ def enroot_paths(config: Config, job: str = "", rank: int = 0) -> enroot.Paths:
 
 
 def known_digest(config: Config) -> str | None:
-    """Return the digest of the image, where it has been imported; None: it cannot be seen from here."""
+    """Return the digest of the image, where it has been imported; None: it cannot be seen from here.
+
+    Docker's is the one that its daemon here has for the reference: that of the registry, or the image's id.
+    """
     if not in_container(config) or config.container.image is None:
         return None
     image = resolve(config.container.image, config.container.registry)
+    if config.container.runtime == "docker":
+        return docker_image(image, os.environ)[1] or image.digest
     with contextlib.suppress(RunError):
         found = None if image.path else Store(images(config)).find(image)
         return found.digest if found else image.digest
     return image.digest
 
 
-def _filled(text: str, job: str, rank: int) -> str:
-    words = {"uid": str(os.getuid()), "job": job, "rank": str(rank), "host": socket.gethostname()}
+def docker_image(image: Image, env: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """Return id and digest of what docker has here under a reference; None: it has none, or does not answer."""
+    with contextlib.suppress(RunError):
+        found = process.run(docker.image_argv(image.docker()), env=env, timeout_s=20)
+        return docker.read_image(found.stdout if found.returncode == 0 else "", image.docker_repository())
+    return None, None
+
+
+def _filled(text: str, job: str, rank: int, host: str | None = None) -> str:
+    words = {"uid": str(os.getuid()), "job": job, "rank": str(rank), "host": host or socket.gethostname()}
     words["user"] = getpass.getuser()
     for word, value in words.items():
         text = text.replace("{" + word + "}", value)

@@ -16,7 +16,7 @@ from jobs.config import Config
 from jobs.errors import RunError
 from jobs.files import is_there, write_json
 from jobs.rundir import RankDir
-from jobs.service import box, clean, command, container, effective, environment, image, logs
+from jobs.service import box, clean, command, container, effective, environment, image, keeping, logs
 from jobs.service.placement import Placement
 from jobs.settings import from_root
 
@@ -31,6 +31,7 @@ class Engine:
         self._scratch: str | None = None
         self._box: box.Box | None = None
         self._shards: str | None = None
+        self._met = self._loaded = False
         self._discard: Callable[[], list[str]] | None = None
         self._unpacked: str | None = None
 
@@ -41,7 +42,7 @@ class Engine:
             RunError: see `image.prepare`.
         """
         config, rank = self.config, self.place.rank
-        self._discard = lambda: image.discard(config, rank, self.mark, inherited, self._unpacked)
+        self._discard = lambda: image.discard(config, rank, self.mark, inherited)
         made = await image.prepare(config, rank, self.folder, self.mark, inherited)
         self._unpacked = made.get("unpacked")
 
@@ -55,7 +56,12 @@ class Engine:
             RunError: the checkpoint, the program or the container's runtime is not on this node.
         """
         argv = command.argv(self.config, self.place)
-        variables = environment.variables(self.config, self.place)
+        kept = keeping.plog_variables(self.config, self.folder, inherited)
+        plogs = keeping.make_plogs(self.folder, kept)
+        if container.in_container(self.config):
+            service = self.mark.split("/")[-2]
+            kept |= await asyncio.to_thread(keeping.cache_variables, self.config, self.place.rank, service)
+        variables = environment.variables(self.config, self.place) | kept
         source = [from_root(name) for name in self.config.engine.source]
         intended = {"argv": argv, "env": effective.masked(variables), "source": source}
         write_json(self.folder.command, intended)
@@ -74,7 +80,7 @@ class Engine:
             if container.in_container(self.config):
                 scratch = Path(self._scratch)
                 self._box = box.prepare(
-                    self.config, self.place, argv, variables, inherited, scratch, self.mark, self._unpacked
+                    self.config, self.place, argv, variables, inherited, scratch, self.mark, self._unpacked, plogs
                 )
                 write_json(self.folder.command, intended | {"container": box.commands(self._box)})
                 argv, env, source = self._box.argv, self._box.env, []
@@ -120,11 +126,22 @@ class Engine:
         return found
 
     def note_progress(self) -> None:
-        """Record the loaded shards as a state, where the engine's log has said more than before."""
-        shards = logs.load_progress(logs.read_tail(self.folder.log, 4096))
+        """Record how far the load is, where the engine's log has said more than before: its ranks met, shards."""
+        if self._loaded:
+            return
+        tail = logs.read_tail(self.folder.log)
+        if not self._met and logs.ranks_met(tail):
+            self._met = True
+            self.folder.note("rendezvous")
+        shards = logs.load_progress(tail[-4096:])
         if shards and shards != self._shards:
             self._shards = shards
             self.folder.note("loading", shards=shards)
+
+    def note_phase(self, state: str, **details: Any) -> None:
+        """Record a phase of the service, which rank 0 leads; the load is over by then."""
+        self._loaded = True
+        self.folder.note(state, **details)
 
     def log_size(self) -> int:
         """Return the bytes of the engine's log: whether it says anything new."""
@@ -148,6 +165,8 @@ class Engine:
             await self._end_inside(self._box, grace_s)
         leftovers = await self._process.stop(grace_s)
         if self._box:
+            if self._box.spec.runtime == "docker" and self.config.engine.name == "vllm_ascend":
+                await asyncio.to_thread(keeping.copy_plogs, str(self._box.spec.name), self.folder, self._box.host)
             leftovers += await asyncio.to_thread(self._box.remove)
         if self._scratch:
             shutil.rmtree(self._scratch, ignore_errors=True)

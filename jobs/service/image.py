@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -46,6 +47,11 @@ def program(order: Path) -> list[str]:
     return [sys.executable, "-m", "containers", str(order)]
 
 
+def wanted(config: Config, rank: int, mark: str) -> Spec:
+    """Return the container that is asked for, for a rank of this node."""
+    return container.wanted(config, rank, job=mark.partition("/")[0], host=socket.gethostname())
+
+
 def root_of(spec: Spec, mark: str) -> str:
     """Return the name of a rank's root, or of its container."""
     return spec.name or enroot.root_name(mark)
@@ -62,7 +68,7 @@ async def prepare(
     if not container.in_container(config):
         return {}
     await asyncio.to_thread(container.check_host, config)
-    if path := container.wanted(config, rank).image.path:
+    if path := wanted(config, rank, mark).image.path:
         check_file(path)
     limit = config.limits.image_s
     folder.image.unlink(missing_ok=True)
@@ -101,9 +107,9 @@ def check_file(path: str) -> None:
 
 def order(config: Config, rank: int, mark: str) -> dict[str, Any]:
     """Return what `python -m containers` has to do for one rank."""
-    spec = container.wanted(config, rank)
+    spec = wanted(config, rank, mark)
     paths = container.enroot_paths(config, mark.partition("/")[0], rank)
-    made: dict[str, Any] = {"runtime": spec.runtime, "name": root_of(spec, mark), "file": spec.image.path}
+    made: dict[str, Any] = {"runtime": spec.runtime, "name": root_of(spec, mark), "mark": mark, "file": spec.image.path}
     made |= {"image": asdict(spec.image), "store": str(container.images(config))}
     made |= {"enroot": {key: str(value) for key, value in asdict(paths).items()}}
     if spec.runtime == "docker":
@@ -119,21 +125,13 @@ def may_import(spec: Spec) -> bool:
     return bool(tools) and spec.image.path is None and spec.image.scheme == "docker"
 
 
-def discard(
-    config: Config, rank: int, mark: str, inherited: Mapping[str, str], unpacked: str | None = None
-) -> list[str]:
-    """Remove what was unpacked for an engine that did not start. Returns what is left of it.
-
-    A root that the user has named is removed only if it is the one that was made (`unpacked`): it may be the user's.
-    """
+def discard(config: Config, rank: int, mark: str, inherited: Mapping[str, str]) -> list[str]:
+    """Remove what was unpacked for an engine that did not start. Returns what is left of it."""
     if config.container.runtime != "enroot":
         return []
-    name = root_of(container.wanted(config, rank), mark)
+    name = root_of(wanted(config, rank, mark), mark)
     paths = container.enroot_paths(config, mark.partition("/")[0], rank)
-    root = paths.data / name
-    if not name.startswith(enroot.PREFIX) and root.exists() and enroot.identity(root) != unpacked:
-        return []
     try:
-        return enroot.remove_all(name, paths, outside(inherited))
+        return enroot.remove_made(name, mark, paths, outside(inherited))
     except RunError as error:
         return [f"container {name}: {error.reason}"]

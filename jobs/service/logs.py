@@ -12,6 +12,9 @@ _WEIGHTS = re.compile(r"(?:Loading model weights|Model loading) took ([\d.]+) Gi
 _AVAILABLE = re.compile(r"Available KV cache memory: (-?[\d.]+) GiB")
 _AVAILABLE_0_9_1 = re.compile(r"Available memory: (-?\d+), total memory: (\d+)")
 _SHARDS = re.compile(r"checkpoint shards:\s+\d+% Completed \| (\d+/\d+)")
+_MET = re.compile(r"\brank \d+ in world size \d+ is assigned as DP rank")
+"""vLLM's parallel_state.py, from 0.9.1 to 0.32: its process group is made, so that every rank of it has come."""
+
 _ERROR = re.compile(r"\b(?:[A-Z]\w*(?:Error|Exception)\b|ERROR|error:|FATAL|CRITICAL)|E[IJZ]\d{4}|not found")
 _NOISE = re.compile(
     r"Engine core initialization failed|ERR02200|EI0009|resource_tracker|leaked|Traceback|^\s*\^+\s*$|raise "
@@ -84,6 +87,11 @@ def load_progress(text: str) -> str | None:
     """Return how many shards of the checkpoint are loaded, as "20/163"; None: the engine has not said."""
     found = _SHARDS.findall(text)
     return str(found[-1]) if found else None
+
+
+def ranks_met(text: str) -> bool:
+    """Return whether an engine's processes have found each other."""
+    return _MET.search(text) is not None
 
 
 def last_words(text: str) -> str:

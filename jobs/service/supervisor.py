@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jobs.errors import UserError
 from jobs.measure.records import Target
@@ -66,6 +66,7 @@ class Supervisor:
         self._all_stopped = asyncio.Event()
         self._ranks = hub.present
         self._watchers: list[asyncio.Task[None]] = []
+        self._telling: set[asyncio.Task[None]] = set()
         self._heard: dict[int, float] = {}
         self._begun = time.monotonic()
         self._inspected: dict[int, list[Message]] = {}
@@ -96,7 +97,7 @@ class Supervisor:
             self._watchers.append(asyncio.create_task(self._watch_engine()))
         loading = asyncio.create_task(self._watch_load())
         try:
-            await self.during(readiness.wait_ready(self._engine.config, api, self._engine.folder.enter))
+            await self.during(readiness.wait_ready(self._engine.config, api, self.enter))
         except UserError as error:
             # The API server often notices a dead engine before its rank has reported it: then that is the reason.
             with contextlib.suppress(TimeoutError):
@@ -107,6 +108,13 @@ class Supervisor:
         await self.during(self._inspect())
         self.watch = Watch(self._engine.config, api, lambda rank, reason: self._fail(rank, reason, time.time()))
         self._watchers.append(asyncio.create_task(self.watch.run()))
+
+    def enter(self, state: str, **details: Any) -> None:
+        """Record a phase of the service on every rank."""
+        self._engine.note_phase(state, **details)
+        telling = asyncio.create_task(self._hub.send({"type": "phase", "state": state, **details}))
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
 
     async def _prepare(self, inherited: Mapping[str, str]) -> None:
         """Bring image and checkpoint to every rank, and compare the checkpoints: all must see the same one."""

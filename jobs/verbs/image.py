@@ -56,6 +56,7 @@ def _import(options: argparse.Namespace, config: Config, names: list[str]) -> in
             lambda image=image: enroot.digest(image, env | paths.env()),  # type: ignore[misc]
             options.arch,
             lambda text: print(text, file=sys.stderr, flush=True),
+            options.refresh,
         )
         made.append(entry)
     if options.json:
@@ -124,6 +125,7 @@ VERBS = (
             ("image", {"nargs": "?", "metavar": "IMAGE", "help": "a reference, or the tag of a recipe"}),
             OVERRIDES,
             ("--arch", {"help": "import: as `uname -m` says it on the nodes; by default this host's"}),
+            ("--refresh", {"action": "store_true", "help": "import: ask the registry whether the tag has moved since"}),
             ("--older-days", {"type": float, "help": "prune: remove images that were imported longer ago as well"}),
         ),
     ),

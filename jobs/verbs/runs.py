@@ -5,15 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import TYPE_CHECKING
 
 from jobs import jobstate, progress, show, sweep
 from jobs.files import read_json
 from jobs.follow import follow
+from jobs.lost import all_lost
 from jobs.results.formats import FORMATS, render
 from jobs.results.report import write_report
 from jobs.results.table import read_table, write_table
 from jobs.rundir import SweepDir
 from jobs.verbs import RUN, Verb
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -25,20 +30,20 @@ def _status(options: argparse.Namespace) -> int:
 def _follow(options: argparse.Namespace) -> int:
     found = _sweep(options)
     out = show.console(stderr=options.json)
-    valid = follow(found, out, bar=False if options.json else None)
-    code = _print(found, options, valid)
+    follow(found, out, bar=False if options.json else None)
+    code = _print(found, options, read_table(found))
     out.print(f"report: {write_report(found)}", markup=False)
     return code
 
 
 def _table(options: argparse.Namespace) -> int:
     found = _sweep(options)
-    table = write_table(found)
+    table = write_table(found, all_lost(found))
     valid = bool(table["valid"].all())
     if options.format and not options.json:
         sys.stdout.buffer.write(render(table, options.format))
         return 0 if valid else 1
-    return _print(found, options, valid)
+    return _print(found, options, table)
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -57,12 +62,12 @@ def _cancel(options: argparse.Namespace) -> int:
     return 0
 
 
-def _print(found: SweepDir, options: argparse.Namespace, valid: bool) -> int:
+def _print(found: SweepDir, options: argparse.Namespace, table: pd.DataFrame) -> int:
     if options.json:
-        print(read_table(found).to_json(orient="records"))
+        print(table.to_json(orient="records"))
     else:
-        sweep.print_table(found, show.console())
-    return 0 if valid else 1
+        sweep.print_table(found, show.console(), table)
+    return 0 if table["valid"].all() else 1
 
 
 def _sweep(options: argparse.Namespace) -> SweepDir:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +17,7 @@ import pytest
 from container_fakes import DIGEST, REGISTRY, URI, Fakes, need_containers
 from core_help import change, config
 
+from containers import ascend, enroot
 from jobs import process
 from jobs.errors import RunError
 from jobs.files import read_json
@@ -185,6 +189,165 @@ async def test_a_root_that_an_earlier_job_left_is_removed(tmp_path: Path, fakes:
     assert not old.exists()
     assert other.exists()
     await one.stop()
+
+
+def elsewhere(fakes: Fakes, runtime: str, tmp_path: Path, name: str) -> Path:
+    """Let somebody else have a container of this name. Returns a file of theirs in it."""
+    reference = URI.removeprefix("docker://")
+    if runtime == "docker":
+        argv = ["docker", "run", "--name", name, "--net=host", "--detach", "-it", reference.replace("#", "/"), "bash"]
+        subprocess.run(argv, check=True)
+        root = fakes.folder / "daemon" / name
+    elif runtime == "enroot":
+        root = tmp_path / "node/data" / name
+        root.mkdir(parents=True)
+    else:
+        argv = ["srun", "--jobid=7", "--overlap", "--nodes=1", "--ntasks=1", "--nodelist=node1"]
+        argv += ["--container-writable", "--container-remap-root"]
+        subprocess.run([*argv, f"--container-name={name}", f"--container-image={reference}", "true"], check=True)
+        root = tmp_path / "site/DATA" / f"pyxis_{name}"
+    (root / "work.txt").write_text("a week of work")
+    return root / "work.txt"
+
+
+def conf(tmp_path: Path) -> dict[str, str]:
+    """Return the site's enroot.conf, which alone counts for pyxis."""
+    return {name: str(tmp_path / "site" / name) for name in ("DATA", "CACHE", "RUNTIME")}
+
+
+@pytest.mark.parametrize(
+    ("runtime", "remedy"),
+    [
+        ("enroot", "ENROOT_DATA_PATH={tmp_path}/node/data enroot remove deepseek-node0"),
+        ("pyxis", "`enroot remove pyxis_deepseek-node0`"),
+        ("docker", "`docker rm --force deepseek-node0`"),
+    ],
+)
+async def test_somebody_elses_container_of_the_same_name_survives(
+    tmp_path: Path, fakes: Fakes, runtime: str, remedy: str
+) -> None:
+    fakes.tell(node="node1", conf=conf(tmp_path))
+    theirs = elsewhere(fakes, runtime, tmp_path, "deepseek-node0")
+    reason = await failed(engine(tmp_path, runtime, container__name="deepseek-node{rank}"))
+    assert "container.name = deepseek-node0" in reason
+    assert remedy.format(tmp_path=tmp_path) in reason
+    assert theirs.exists()
+    assert not fakes.calls("docker", "rm")
+
+
+@pytest.mark.parametrize("runtime", ["enroot", "pyxis", "docker"])
+async def test_a_container_with_a_name_of_its_own_is_removed_after_use(
+    tmp_path: Path, fakes: Fakes, runtime: str
+) -> None:
+    fakes.tell(node="node1", conf=conf(tmp_path))
+    for _ in range(2):
+        one = engine(tmp_path, runtime, container__name="mine-{job}-{host}")
+        await one.start(dict(os.environ) | INHERITED)
+        await until_says(one, "up")
+        name = f"mine-7-{socket.gethostname()}"
+        roots = (
+            tmp_path / "node/data" / name,
+            tmp_path / "site/DATA" / f"pyxis_{name}",
+            fakes.folder / "daemon" / name,
+        )
+        assert [path.exists() for path in roots] == [runtime == its for its in ("enroot", "pyxis", "docker")]
+        assert await one.stop() == []
+        assert not any(path.exists() for path in roots)
+        one.folder.log.unlink()
+
+
+async def test_a_named_root_of_a_dead_job_is_removed_and_that_of_a_living_one_is_refused(
+    tmp_path: Path, fakes: Fakes
+) -> None:
+    root = tmp_path / "node/data/mine"
+    root.mkdir(parents=True)
+    (root / enroot.MARKER).write_text(f"6/dead/0\n{enroot.identity(root)}\n")
+    one = engine(tmp_path, "enroot", container__name="mine")
+    await one.start(dict(os.environ) | INHERITED)
+    await until_says(one, "up")
+    assert enroot.owner(root) == mark_of(tmp_path)
+    assert await one.stop() == []
+    root.mkdir()
+    (root / enroot.MARKER).write_text(f"6/living/0\n{enroot.identity(root)}\n")
+    with subprocess.Popen(["sleep", "600"], env=dict(os.environ) | {process.MARK: "6/living/0"}) as holder:
+        reason = await failed(engine(tmp_path, "enroot", container__name="mine"))
+        holder.kill()
+    assert "of the rank 6/living/0" in reason
+    assert root.exists()
+
+
+async def test_pyxis_itself_refuses_a_name_that_nobody_could_look_up(tmp_path: Path, fakes: Fakes) -> None:
+    """A name alone would take the root that is there, whatever its image was."""
+    fakes.tell(node="node1", conf=conf(tmp_path))
+    theirs = elsewhere(fakes, "pyxis", tmp_path, "mine")
+    (fakes.folder / "enroot").unlink()
+    reason = await failed(engine(tmp_path, "pyxis", container__name="mine"))
+    assert "the container already exists" in reason
+    assert theirs.exists()
+
+
+@pytest.mark.parametrize("runtime", ["enroot", "pyxis", "docker"])
+async def test_an_engine_lives_in_a_container_that_cannot_be_written(
+    tmp_path: Path, fakes: Fakes, runtime: str
+) -> None:
+    one = engine(tmp_path, runtime, container__writable=False)
+    await one.start(dict(os.environ) | INHERITED)
+    await until_says(one, "up")
+    assert {difference.key for difference in one.inspect()} <= {"VLLM_FROM_IMAGE"}
+    assert one._box is not None
+    assert str(one._scratch) in one._box.proof().mounts
+    assert await one.stop() == []
+    assert "ends itself" in one.folder.log.read_text()
+    assert not Path(str(one._scratch)).exists()
+
+
+@pytest.mark.parametrize("runtime", ["enroot", "pyxis", "docker"])
+async def test_the_npus_that_a_prolog_gave_to_the_job_are_those_of_the_engine_inside(
+    tmp_path: Path, fakes: Fakes, runtime: str
+) -> None:
+    prolog = {"ASCEND_RT_VISIBLE_DEVICES": "4,5,6,7"}
+    for settings, seen in (({}, "4,5,6,7"), ({"engine__env": {"ASCEND_RT_VISIBLE_DEVICES": "4,5"}}, "4,5")):
+        one = engine(tmp_path, runtime, **settings)
+        await one.start(dict(os.environ) | INHERITED | prolog)
+        await until_says(one, "up")
+        assert one._box is not None
+        assert one._box.read_process()[1]["ASCEND_RT_VISIBLE_DEVICES"] == seen
+        assert await one.stop() == []
+        one.folder.log.unlink()
+
+
+async def test_docker_is_lent_the_npus_that_the_job_may_open(
+    tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ascend, "_NPU", re.compile("/dev/(null|zero|full)"))  # this host has no others
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != "/dev/zero")
+    devices = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")
+    for prolog, lent in (({}, ["/dev/null", "/dev/full", "/dev/random"]), ({"ASCEND_RT_VISIBLE_DEVICES": "0,2"}, None)):
+        one = engine(tmp_path, "docker", container__devices=devices)
+        await one.start(dict(os.environ) | INHERITED | prolog)
+        await until_says(one, "up")
+        run = [call for call in fakes.calls("docker") if call[1] == "run"][-1]
+        found = [run[at + 1] for at, word in enumerate(run) if word == "--device"]
+        assert found == (lent or list(devices))
+        assert await one.stop() == []
+        one.folder.log.unlink()
+
+
+async def test_docker_is_asked_what_image_the_container_was_made_of(tmp_path: Path, fakes: Fakes) -> None:
+    one = engine(tmp_path, "docker")
+    assert fingerprint.here(one.config).image_digest is None
+    await one.start(dict(os.environ) | INHERITED)
+    await until_says(one, "up")
+    assert fingerprint.here(one.config).image_digest == DIGEST
+    assert one.inspect() == ()
+    made = read_json(one.folder.effective)["container"]["image_id"]
+    assert made.startswith("sha256:")
+    assert made != DIGEST
+    fakes.tell(node="node1", images={URI: None})  # the tag has moved to an image that was built here
+    assert fingerprint.here(one.config).image_digest not in (DIGEST, made, None)
+    [difference] = one.inspect()
+    assert (difference.key, difference.effective, difference.error) == ("container.image", made, True)
+    assert await one.stop() == []
 
 
 async def test_an_import_that_hangs_ends_with_its_rank(tmp_path: Path, fakes: Fakes) -> None:

@@ -18,7 +18,7 @@ import pytest
 from container_fakes import DIGEST, REGISTRY, URI, Fakes
 
 from containers import enroot
-from containers.spec import parse_image
+from containers.spec import Image, parse_image
 from containers.store import Entry, Store
 from jobs import process
 from jobs.errors import RunError
@@ -39,11 +39,14 @@ def paths(tmp_path: Path) -> enroot.Paths:
     return enroot.Paths(*(tmp_path / "node" / name for name in ("data", "cache", "run", "temp")))
 
 
-def ensure(tmp_path: Path) -> Entry:
+def ensure(tmp_path: Path, image: Image = IMAGE, *, refresh: bool = False) -> Entry:
     """Import as a rank does."""
     where, env = paths(tmp_path), dict(os.environ)
     return Store(tmp_path / "images").ensure(
-        IMAGE, lambda output: enroot.fetch(IMAGE, output, where, env), lambda: enroot.digest(IMAGE, env | where.env())
+        image,
+        lambda output: enroot.fetch(image, output, where, env),
+        lambda: enroot.digest(image, env | where.env()),
+        refresh=refresh,
     )
 
 
@@ -61,6 +64,55 @@ def test_an_image_is_imported_once_and_named_by_its_digest(tmp_path: Path, fakes
     assert len(fakes.calls("imported")) == 1
     check_is_whole(tmp_path)
     assert not list((tmp_path / "node/temp").iterdir())
+
+
+OTHER = parse_image("test/image:latest", REGISTRY)
+
+
+def test_two_references_of_one_digest_share_its_file(tmp_path: Path, fakes: Fakes) -> None:
+    fakes.tell(images={URI: DIGEST, str(OTHER): DIGEST})
+    store = Store(tmp_path / "images")
+    first, second = ensure(tmp_path), ensure(tmp_path, OTHER)
+    assert (second.reference, second.path, second.sha256) == (str(OTHER), first.path, first.sha256)
+    assert len(fakes.calls("imported")) == 1
+    assert store.find(IMAGE) == first
+    assert store.find(OTHER) == second
+    assert store.prune() == []
+    Path(first.path).write_bytes(Path(first.path).read_bytes() + b"x" * 4096)
+    assert store.find(IMAGE) is None
+    healed = ensure(tmp_path)
+    assert store.verify(healed) is None
+    assert ensure(tmp_path, OTHER).sha256 == healed.sha256
+    assert len(fakes.calls("imported")) == 2
+    assert store.find(IMAGE) == healed
+
+
+def test_two_references_of_one_digest_at_once_are_one_import(tmp_path: Path, fakes: Fakes) -> None:
+    fakes.tell(images={URI: DIGEST, str(OTHER): DIGEST}, enroot_import={"pause_s": 0.1})
+    workers = [FORK.Process(target=ensure, args=(tmp_path, image)) for image in (IMAGE, OTHER) * 3]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0] * 6
+    assert len(fakes.calls("imports")) == 1
+    store = Store(tmp_path / "images")
+    assert {store.verify(entry) for entry in store.entries()} == {None}
+
+
+def test_a_tag_that_has_moved_is_followed_where_that_is_asked_for(tmp_path: Path, fakes: Fakes) -> None:
+    first, moved = ensure(tmp_path), "sha256:" + "cd" * 32
+    assert ensure(tmp_path, refresh=True) == first
+    assert len(fakes.calls("imported")) == 1, "the digest is the same"
+    fakes.tell(images={URI: moved})
+    assert ensure(tmp_path) == first
+    again = ensure(tmp_path, refresh=True)
+    assert again.digest == moved
+    assert Store(tmp_path / "images").find(IMAGE) == again
+    assert len(fakes.calls("imported")) == 2
+    fakes.tell(images={URI: None})
+    assert ensure(tmp_path, refresh=True).digest.startswith("sha256:")
+    assert len(fakes.calls("imported")) == 3, "without digests nobody can tell: it is imported again"
 
 
 def test_an_enroot_without_digests_names_the_file_by_its_content(tmp_path: Path, fakes: Fakes) -> None:
@@ -90,7 +142,7 @@ def test_a_failed_import_is_a_clear_error_and_leaves_nothing(
     assert (caught.value.key, str(caught.value.value)) == ("container.image", URI)
     assert words in str(caught.value)
     assert Store(tmp_path / "images").find(IMAGE) is None
-    assert [path.suffix for path in (tmp_path / "images").iterdir()] == [".lock"]
+    assert {path.suffix for path in (tmp_path / "images").iterdir()} == {".lock"}
     fakes.tell()
     ensure(tmp_path)
     check_is_whole(tmp_path)
@@ -136,7 +188,7 @@ def test_prune_removes_half_files_and_keeps_images(tmp_path: Path, fakes: Fakes)
     assert sorted(Store(folder).prune()) == [half.name, "sha256-00.sqsh"]
     assert Store(folder).find(IMAGE) == entry
     assert Store(folder).prune(older_s=0) == [URI, Path(entry.path).name]
-    assert [path.suffix for path in folder.iterdir()] == [".lock"]
+    assert {path.suffix for path in folder.iterdir()} == {".lock"}
 
 
 def test_whoever_stops_an_import_stops_its_children(tmp_path: Path, fakes: Fakes) -> None:
@@ -155,7 +207,7 @@ def test_whoever_stops_an_import_stops_its_children(tmp_path: Path, fakes: Fakes
     worker.join(20)
     assert psutil.wait_procs(children, timeout=10)[1] == []
     assert not list((tmp_path / "node/temp").iterdir())
-    assert [path.suffix for path in (tmp_path / "images").iterdir()] == [".lock"]
+    assert {path.suffix for path in (tmp_path / "images").iterdir()} == {".lock"}
 
 
 def wait_for(true: Callable[[], bool], worker: multiprocessing.process.BaseProcess) -> None:
@@ -205,7 +257,10 @@ def test_twenty_imports_at_once(tmp_path: Path, fakes: Fakes, seed: int, kill: i
         assert len(fakes.calls("imports")) == 1
     assert len(fakes.calls("imports")) <= 1 + kill
     Store(tmp_path / "images").prune()
-    assert sorted(path.suffix for path in (tmp_path / "images").iterdir()) == [".json", ".lock", ".sqsh"]
+    assert sorted(path.suffix for path in (tmp_path / "images").iterdir() if path.suffix != ".lock") == [
+        ".json",
+        ".sqsh",
+    ]
 
 
 @pytest.mark.parametrize(("seed", "kill"), [(3, 0), (4, 12)])
@@ -216,7 +271,7 @@ def test_twenty_creates_at_once(tmp_path: Path, fakes: Fakes, seed: int, kill: i
 
     def work() -> None:
         quiet()
-        root = enroot.create(file, name, where, env)
+        root = enroot.create(file, name, where, env, "7/s/0")
         os._exit(0 if (root / "usr/bin/sh").exists() and root.name == name else 9)
 
     codes = crowd(work, seed, kill, before_s=1.0)
@@ -242,7 +297,7 @@ def test_a_create_that_only_seems_to_work_leaves_no_root(tmp_path: Path, fakes: 
     fakes.tell(enroot_create=told)
     file, where = fakes.image(tmp_path / "x.sqsh"), paths(tmp_path)
     with pytest.raises(RunError):
-        enroot.create(file, "serving-sweep.7.s.0", where, dict(os.environ))
+        enroot.create(file, "serving-sweep.7.s.0", where, dict(os.environ), "7/s/0")
     assert [path.name for path in where.data.iterdir()] == [".serving-sweep.lock"]
 
 

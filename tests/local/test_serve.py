@@ -103,7 +103,7 @@ def test_an_engine_that_dies_while_it_serves_ends_it_with_its_reason(tmp_path: P
         entry
         for path in folder.sweep.path.glob("services/*/*/rank1/state.jsonl")
         for entry in read_lines(path)
-        if entry["state"] == "loading"
+        if "pid" in entry
     ]
     os.kill(loading["pid"], signal.SIGKILL)
     until(folder.outcome.exists, "the end")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import subprocess
 import sys
@@ -12,28 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from jobs import compose
 from jobs.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/golden"
 
-
-@functools.cache
-def _composed(groups: tuple[str, ...]) -> DictConfig:
-    return compose.default_composer(list(groups))
-
-
-def composer(groups: list[str]) -> DictConfig:
-    """Compose each choice of groups once for all tests."""
-    return _composed(tuple(groups))
+composer = compose.default_composer
+"""Composes each choice of groups once for all tests."""
 
 
 def config(*overrides: str) -> Config:
     """Return the config of one point."""
-    [built] = compose.configs([overrides], composer)
+    [built] = compose.configs([overrides])
     return built
 
 

@@ -88,10 +88,12 @@ if name == "squeue":
     shown = [job for job in shown if job["state"] in found.get("-t", ",".join(LIVING)).split(",")]
     if "-p" in found:
         shown = [job for job in shown if job.get("partition") == found["-p"]]
-    form = {"%T": "state", "%L": "left", "%u": "user"}
-    if found.get("-o") not in form:
-        fail(f"squeue: error: Unrecognized field specification {found.get('-o')}")
-    end("\n".join(job.get(form[found["-o"]], "INVALID") for job in shown))
+    form = {"%T": "state", "%L": "left", "%u": "user", "%r": "reason", "%N": "nodelist", "%S": "starts"}
+    fields = found.get("-o", "").split("|")
+    if unknown := [field for field in fields if field not in form]:
+        fail(f"squeue: error: Unrecognized field specification {unknown[0]}")
+    usual = {"reason": "None", "nodelist": "", "starts": "N/A"}
+    end("\n".join("|".join(job.get(form[f], usual.get(form[f], "INVALID")) for f in fields) for job in shown))
 
 elif name == "sacct":
     found, rest = options(("-j", "-o"), ("-n", "-P", "-X"))

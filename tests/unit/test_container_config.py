@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 from pathlib import Path
 
@@ -109,3 +110,18 @@ def test_an_image_of_another_release_is_told(image: str, release: str, severity:
     if found:
         assert found in checks.findings(made)
         assert "engine.release=" in found.remedy
+
+
+def test_the_words_in_a_name_are_filled_and_unknown_ones_are_refused() -> None:
+    made = change(config("cluster=slurm"), container__runtime="docker", container__image="r.example#a/b:v1")
+    named = change(made, container__name="me-{user}-{uid}-{job}-{rank}-{host}")
+    container.check(named)
+    user, uid = getpass.getuser(), os.getuid()
+    assert container.wanted(named, 1, job="7", host="node1").name == f"me-{user}-{uid}-7-1-node1"
+    assert container.wanted(named, 1).name == f"me-{user}-{uid}-{{job_id}}-1-{{node}}", "a plan knows neither"
+    for wrong in ("me-{jobid}", "-me", "a b"):
+        with pytest.raises(ConfigError) as caught:
+            container.check(change(made, container__name=wrong))
+        assert (caught.value.key, caught.value.value) == ("container.name", wrong)
+    with pytest.raises(ConfigError, match="are removed when no rank"):
+        container.check(change(made, container__runtime="enroot", container__name="serving-sweep.mine"))

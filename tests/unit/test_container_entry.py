@@ -160,6 +160,13 @@ def test_only_what_a_node_has_is_lent_and_the_rest_is_named(tmp_path: Path) -> N
     assert lent.missing == ("/dev/davinci1", "/etc/hccn.conf")
 
 
+def test_npus_of_other_jobs_are_not_lent() -> None:
+    npus, others = ascend.DEVICES[:8], ascend.DEVICES[8:]
+    assert ascend.own(ascend.DEVICES, lambda name: name in npus[4:]) == npus[4:] + others
+    assert ascend.own(ascend.DEVICES, lambda _: True) == ascend.DEVICES
+    assert ascend.own(ascend.DEVICES, lambda _: False) == ascend.DEVICES, "the user lacks the group, docker does not"
+
+
 def test_the_toolkit_is_looked_for_at_its_old_and_new_path() -> None:
     old, atb, other = ascend.sources(
         ["/usr/local/Ascend/ascend-toolkit/set_env.sh", "/usr/local/Ascend/nnal/atb/set_env.sh", "/x.sh"]

@@ -21,6 +21,7 @@ ENROOT = [
     (["start", "none", "true"], 1, "[ERROR] No such file or directory"),
     (["start", "./good.sqsh", "true"], 1, "[ERROR] Invalid argument"),
     (["start", "-m", "/etc:/x:ro", "root", "true"], 1, "No such device"),
+    (["start", "-m", "tmpfs:/mnt/x:size=1m", "root", "true"], 1, "No such device"),
     (["start", "-m", "/e t:/x", "root", "true"], 1, "[ERROR] Invalid argument"),
     (["start", "--nosuch", "root"], 1, "Usage:"),
     (["start", "half", "true"], 1, "failed to execute: /bin/sh"),
@@ -30,6 +31,7 @@ ENROOT = [
 
 SRUN = ["--jobid=7", "--overlap", "--nodes=1", "--ntasks=1", "--nodelist=n1"]
 IMAGE = f"--container-image={URI.removeprefix('docker://')}"
+REFERENCE = URI.removeprefix("docker://").replace("#", "/")
 OTHERS = [
     (["srun", *SRUN, IMAGE, "--container-mounts=in:/mnt", "true"], 255, "could not add mount entry"),
     (["srun", *SRUN, IMAGE, "--container-mounts=/no/such:/x", "true"], 1, "source path does not exist"),
@@ -38,8 +40,20 @@ OTHERS = [
     (["srun", "--jobid=8", *SRUN[1:], IMAGE, "true"], 1, "Invalid job id"),
     (["srun", *SRUN[:1], *SRUN[2:], IMAGE, "true"], 1, "temporarily disabled"),
     (["srun", *SRUN, "--container-mounts=/etc:/x", "true"], 0, "ignoring --container-mounts"),
-    (["docker", "run", "-it", URI.removeprefix("docker://").replace("#", "/"), "bash"], 1, "not a TTY"),
+    (["srun", *SRUN, IMAGE, "--no-container-writable", "true"], 255, "unrecognized option"),
+    (["srun", *SRUN, IMAGE, "--container-writable", "--container-readonly", "true"], 255, "were specified"),
+    (["srun", *SRUN, IMAGE, "--container-remap-root", "--no-container-remap-root", "true"], 255, "were specified"),
+    (["srun", *SRUN, IMAGE, "--container-workdir=", "true"], 255, "argument required"),
+    (["srun", *SRUN, IMAGE, "--container-env=A,,B", "true"], 255, "invalid format"),
+    (["srun", *SRUN, IMAGE, "--container-name=used:create", "true"], 1, "the container already exists"),
+    (["srun", *SRUN, IMAGE, "--container-name=used:other", "true"], 255, "flag must be"),
+    (["srun", *SRUN, IMAGE, "--container-name=:create", "true"], 255, "empty name"),
+    (["srun", *SRUN, "--container-name=used:exec", "true"], 1, "the container is not running"),
+    (["srun", *SRUN, "--container-name=none", "true"], 1, '"pyxis_none" does not exist, and --container-image is not'),
+    (["docker", "run", "-it", REFERENCE, "bash"], 1, "not a TTY"),
     (["docker", "run", "--detach", "nosuch", "bash"], 125, "Unable to find image"),
+    (["docker", "cp", "data", "fixed:/tmp/data"], 1, "container rootfs is marked read-only"),
+    (["docker", "run", "--detach", "--shm-size=rubbish", REFERENCE, "bash"], 125, 'invalid argument "rubbish"'),
     (["docker", "run", "--nosuch", "x"], 125, "unknown flag"),
     (["docker", "exec", "none", "true"], 1, "No such container"),
     (["docker", "rm", "none"], 1, "cannot remove a running container"),
@@ -55,9 +69,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
     fakes.image(here / "good.sqsh")
     (here / "there").write_text("not an image")
     (here / "data/half").mkdir(parents=True)
+    (here / "bin/pyxis/pyxis_used").mkdir(parents=True)
     env = os.environ | {f"ENROOT_{name.upper()}_PATH": str(here / name) for name in ("data", "cache", "runtime")}
     env["PATH"] = f"{here}/bin:{env['PATH']}"
     subprocess.run(["enroot", "create", "-n", "root", "good.sqsh"], cwd=here, env=env, check=True)
+    fixed = ["docker", "run", "--name", "fixed", "--detach", "--read-only", REFERENCE, "bash"]
+    subprocess.run(fixed, cwd=here, env=env, check=True)
     return here, env
 
 
@@ -96,3 +113,22 @@ def test_values_are_mangled_and_a_login_shell_replaces_path(site: tuple[Path, di
     assert (seen["TWO"], seen["Q"], seen["PATH"]) == ("a", "x", "/usr/local/bin:/usr/bin:/bin")
     assert "ENROOT_X" not in seen
     assert inside(ENROOT_LOGIN_SHELL="n")["PATH"] == "/opt:/usr/bin"
+
+
+def test_what_is_refused_in_the_container_alone(site: tuple[Path, dict[str, str]]) -> None:
+    need_containers()
+    here, env = site
+
+    def step(*words: str) -> subprocess.CompletedProcess[str]:
+        argv = ["srun", *SRUN, IMAGE, "--container-remap-root", "--container-writable", *words]
+        return subprocess.run(argv, cwd=here, env=env, capture_output=True, text=True, check=False)
+
+    lost = step("--container-workdir=/nosuch", "true")
+    assert (lost.returncode, "couldn't chdir to /nosuch" in lost.stderr) == (1, True)
+    assert step("--container-workdir=/opt", "pwd").stdout == "/opt\n"
+    # A value is no error for pyxis: the word goes into its shell script as it is.
+    assert "A=1=1-" in step("--container-env=A=1", "env").stdout.splitlines()
+    assert step("--container-env=A-B", "env").returncode == 1
+    assert step("--container-mounts=tmpfs:/mnt/x:nosuch=1", "true").returncode != 0
+    # A flag that nobody knows is data for the file system, and a bind mount has none: it is there, and can be written.
+    assert step("--container-mounts=./data:/mnt/x:nosuch", "touch", "/mnt/x/written").returncode == 0

@@ -163,7 +163,7 @@ def test_the_step_of_pyxis() -> None:
         " --export=ALL '--container-image=r.example#ascend/vllm-ascend:v0.9.1-openeuler'"
         " --container-mounts=/models:/models:ro,/usr/local/dcmi:/usr/local/dcmi,tmpfs:/dev/shm:size=64m+mode=1777,"
         "/dev/davinci0:/dev/davinci0"
-        " --container-name=deepseek --container-writable --container-remap-root --no-container-mount-home"
+        " --container-name=deepseek:create --container-writable --container-remap-root --no-container-mount-home"
         " --no-container-entrypoint --container-env=HCCL_BUFFSIZE,VLLM_API_KEY --container-workdir=/workspace"
         ' bash /tmp/sv/enter.sh vllm serve /models/R1 --additional-config \'{"a":{"b":true}}\''
     )
@@ -226,6 +226,7 @@ def test_a_batch_job_has_no_terminal() -> None:
             "container.mounts",
             "no mount",
         ),
+        (["container=enroot", "container.image=/m.sqsh", "container.mounts=['/a:/b:r0']"], "container.mounts", "r0"),
         (["container=enroot", "container.image=/m.sqsh", "container.shm_size=big"], "container.shm_size", "no size"),
         (["container=enroot", "container.image=/m.sqsh", "container.name=a/b"], "container.name", "/"),
         (["container=enrot"], "container", "no such option"),

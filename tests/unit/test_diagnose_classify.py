@@ -419,4 +419,44 @@ def test_follow_on_errors_change_nothing_where_there_is_anything_else(one: str, 
     wrapper = "ERROR 11-24 23:59:59 [a.py:1] EngineCore failed to start."
     before, after = (classify([log(0, text), log(1, two)]) for text in (one, f"{one}\n{wrapper}"))
     if before.found and before.signature not in follow_on:
-        assert (after.signature, after.first) == (before.signature, before.first)
+        # The wrapper tells a day, so that a clock of the other log may get another one.
+        assert after.signature == before.signature
+        assert after.first and before.first
+        assert (after.first.place, after.first.line) == (before.first.place, before.first.line)
+
+
+HANG = (
+    "10:00:20 service 45fa: failed: rank 1 (headless): data-parallel rank 1 gave no sign of life: no answer within 10 s"
+)
+TRACKER = (
+    "Traceback (most recent call last):\n"
+    '  File "/usr/lib/python3.11/multiprocessing/resource_tracker.py", line 239, in main\n'
+    "    cache[rtype].remove(name)\n"
+    "{words}"
+)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "FileNotFoundError: [Errno 2] No such file or directory: '/psm_f8ea4e2d'",
+        "KeyError: '/mp-12ab'",
+        "OSError: something else that is said without a time",
+    ],
+)
+def test_an_error_without_a_time_does_not_beat_the_hang_that_we_found_on_the_other_rank(words: str) -> None:
+    head = log(0, TRACKER.format(words=words))
+    found = classify([head, log(0, HANG, "stdout-0.log"), log(1, "INFO 11-24 10:00:00 [a.py:1] serving")])
+    assert (found.rank, found.signature) == (1, "engine-hangs")
+
+
+def test_shared_memory_that_is_gone_at_the_end_is_no_failure() -> None:
+    words = "FileNotFoundError: [Errno 2] No such file or directory: '/psm_f8ea4e2d'"
+    found = classify([log(0, TRACKER.format(words=words))])
+    assert not found.found
+    assert len(found.notes) == 1
+
+
+def test_a_rank_that_says_that_rank_0_is_gone_blames_rank_0() -> None:
+    found = classify([log(0, "INFO 11-24 10:00:00 [a.py:1] serving"), log(1, "10:00:20 ended: rank 0 is gone")])
+    assert (found.rank, found.signature) == (0, "rank-lost")

@@ -78,3 +78,22 @@ def test_a_log_without_any_time_has_that_of_its_end() -> None:
     end = datetime(2026, 11, 24, 12)
     assert times(["a", "b"], ends=[end]) == [["2026-11-24T12:00:00"] * 2]
     assert times(["a", "b"]) == [[None, None]]
+
+
+def test_a_log_of_clocks_alone_is_placed_by_its_end_and_rolls_back_over_days() -> None:
+    ours = ["06:00:00 a", "18:00:00 b", "23:00:00 c", "09:00:00 d"]
+    end = datetime(2026, 11, 25, 9, 0, 1)
+    days = ["2026-11-24T06:00:00", "2026-11-24T18:00:00", "2026-11-24T23:00:00", "2026-11-25T09:00:00"]
+    assert times(ours, ends=[end]) == [days]
+    vllm = ["INFO 11-24 06:00:05 [a.py:1] x", "ERROR 11-25 08:59:58 [a.py:1] y"]
+    assert times(ours, vllm, ends=[end, end])[0] == days
+
+
+def test_the_clock_of_the_file_system_may_be_a_little_behind() -> None:
+    assert times(["09:00:05 a"], ends=[datetime(2026, 11, 25, 9)]) == [["2026-11-25T09:00:05"]]
+
+
+def test_a_copied_log_is_placed_by_what_the_other_logs_tell() -> None:
+    copied = datetime(2026, 12, 3, 15)
+    ours, vllm = ["23:59:00 a", "00:01:00 b"], ["ERROR 11-24 00:00:58 [a.py:1] y"]
+    assert times(ours, vllm, ends=[copied, copied])[0] == ["2026-11-23T23:59:00", "2026-11-24T00:01:00"]

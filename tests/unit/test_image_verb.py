@@ -35,6 +35,8 @@ def test_a_recipe_is_imported_listed_verified_and_pruned(call: Any, tmp_path: Pa
     assert code == 0
     assert (made["reference"], made["digest"]) == (PINNED, DIGEST)
     assert Path(made["path"]).parent == tmp_path / "runs/.images"
+    again = call("import", "v0.9.1-openeuler", f"container.registry='{REGISTRY}'", "--refresh")
+    assert again == (0, [made]), "the tag has not moved"
     code, listed = call("list")
     assert code == 0
     assert listed["images"] == [made]

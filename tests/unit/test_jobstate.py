@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -113,18 +114,29 @@ def test_the_time_that_is_left(slurm: FakeSlurm) -> None:
     slurm.job("77", "RUNNING", left="1-02:03:04")
     slurm.job("78", "RUNNING", left="UNLIMITED")
     assert jobstate.seconds_left("77") == ((24 + 2) * 60 + 3) * 60 + 4
-    assert jobstate.seconds_left("78") is None
+    assert jobstate.seconds_left("78") == math.inf
     assert jobstate.seconds_left("99") is None
 
 
 def test_whether_others_wait(slurm: FakeSlurm) -> None:
-    slurm.job("1", "PENDING", user="me", partition="npu")
+    slurm.job("1", "PENDING", user="me", partition="npu", reason="Resources")
     slurm.job("2", "RUNNING", user="you", partition="npu")
-    slurm.job("3", "PENDING", user="you", partition="cpu")
+    slurm.job("3", "PENDING", user="you", partition="cpu", reason="Priority")
+    slurm.job("4", "PENDING", user="you", partition="big", reason="Resources")
     assert not jobstate.others_wait("npu", "me")
     assert jobstate.others_wait("cpu", "me")
+    assert jobstate.others_wait("big", "me")
     slurm.down("slurmctld")
     assert not jobstate.others_wait("cpu", "me")
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["JobHeldUser", "JobHeldAdmin", "Dependency", "DependencyNeverSatisfied", "BeginTime", "PartitionNodeLimit"],
+)
+def test_a_job_that_would_not_start_if_we_gave_way_does_not_wait_for_us(slurm: FakeSlurm, reason: str) -> None:
+    slurm.job("1", "PENDING", user="you", partition="npu", reason=reason)
+    assert not jobstate.others_wait("npu", "me")
 
 
 # --- local

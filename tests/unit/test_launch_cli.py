@@ -112,6 +112,14 @@ def test_jobs_plan_answers_bad_input_as_launch_does(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_command_starts_without_what_only_ranks_and_tables_need(tmp_path: Path) -> None:
+    """They took four fifths of the time in which `python -m jobs --help` answers."""
+    heavy = ("pandas", "pyarrow", "aiohttp", "requests", "submitit")
+    code = f"import sys, jobs.__main__, jobs.sweep; print([name for name in {heavy} if name in sys.modules])"
+    out, err = python("-c", code, cwd=tmp_path).communicate(timeout=60)
+    assert (out.strip(), err) == ("[]", "")
+
+
 # --- the same without a new process
 
 

@@ -5,8 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from core_help import config
 
+from jobs.files import read_lines
+from jobs.rundir import RankDir
 from jobs.service import logs
+from jobs.service.engine import Engine
+from jobs.service.placement import Placement
+
+LOGS = Path(__file__).parent.parent / "fixtures/logs"
+PLACE = Placement(1, 2, "127.0.0.1", "lo", "127.0.0.1", "8000", "1")
 
 
 @pytest.mark.parametrize(
@@ -75,3 +83,26 @@ def test_only_the_tail_of_a_long_log_is_read_and_broken_text_does_no_harm(tmp_pa
 )
 def test_load_progress_is_the_last_that_was_said(text: str, shards: str | None) -> None:
     assert logs.load_progress(text) == shards
+
+
+@pytest.mark.parametrize("name", ["healthy-rank0.log", "healthy-rank1.log"])
+def test_when_the_ranks_have_met_is_read_from_real_logs(name: str) -> None:
+    lines = (LOGS / name).read_text().splitlines()
+    [asked] = [number for number, line in enumerate(lines) if "distributed_init_method" in line]
+    [met] = [number for number, line in enumerate(lines) if logs.ranks_met(line)]
+    assert met == asked + 1
+
+
+def test_the_phases_of_a_load_are_recorded_once(tmp_path: Path) -> None:
+    engine = Engine(config(), PLACE, RankDir(tmp_path), "mark")
+    met = "INFO 11-24 23:26:52 [parallel_state.py:2350] rank 1 in world size 16 is assigned as DP rank 0, PP rank 0\n"
+    shards = "Loading safetensors checkpoint shards:  12% Completed | 20/163 [00:10<01:00]\n"
+    for words in (met, met, shards, shards):
+        with engine.folder.log.open("a") as log:
+            log.write(words)
+        engine.note_progress()
+    engine.note_phase("measuring", point="p")
+    engine.folder.log.write_text(shards.replace("20/163", "163/163"))
+    engine.note_progress()
+    states = [entry["state"] for entry in read_lines(engine.folder.states)]
+    assert states == ["rendezvous", "loading", "measuring"]

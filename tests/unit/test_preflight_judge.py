@@ -23,7 +23,7 @@ from preflight_help import (
 
 from jobs.errors import ConfigError
 from jobs.preflight import fabric, network
-from jobs.preflight.facts import Card, Holder, NpuPort, Npus, Ping, Problem, Reached, Space
+from jobs.preflight.facts import UNKNOWN, Card, Holder, NpuPort, Npus, Ping, Problem, Reached, Space
 from jobs.preflight.findings import CHECKS, NO_NPUS, NO_TIME, Finding, check_names, settle, worst
 from jobs.preflight.smi import NpuProcess
 
@@ -93,6 +93,16 @@ SICK: dict[str, tuple[dict[str, Any], Wrong, str]] = {
         host(versions=HEALTHY.versions | {"tool": "0.1.0 def"}),
         ("fail", "", "", "host.versions"),
         "tool is 0.1.0 abc",
+    ),
+    "other image": (
+        host(versions=HEALTHY.versions | {"image": "sha256:02"}),
+        ("fail", "", "", "host.versions"),
+        "image is not there",
+    ),
+    "image that nobody can name": (
+        host(versions=HEALTHY.versions | {"image": UNKNOWN}),
+        ("not-run", TWO, "", "host.versions"),
+        "image unknown",
     ),
     "busy port": (
         {"busy": {60000: Holder("process 99 python3 of bob")}},

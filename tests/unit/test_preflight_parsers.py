@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from core_help import ROOT
+from core_help import ROOT, change, config
 
 from jobs.preflight import hccn, look, pairing, tools
+from jobs.preflight.facts import UNKNOWN
 from jobs.preflight.smi import NpuProcess, parse_board, parse_info
 
 FIXTURES = ROOT / "tests/fixtures/npu"
@@ -152,3 +153,16 @@ def test_versions_of_the_engine_are_those_beside_its_program(tmp_path: Path) -> 
     }
     assert "requests" not in found
     assert {"tool", "python", "kernel"} <= look.versions(None).keys()
+
+
+def test_an_image_that_cannot_be_seen_from_here_is_unknown_and_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    made = config("cluster=slurm", f"results.root={tmp_path}")
+    boxed = change(made, container__image="r.example#a/b:v1")
+    seen = {
+        runtime: look.host({}, {}, [], {}, change(boxed, container__runtime=runtime), []).versions.get("image")
+        for runtime in ("none", "pyxis", "docker", "enroot")
+    }
+    assert seen == {"none": None, "pyxis": UNKNOWN, "docker": UNKNOWN, "enroot": UNKNOWN}

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from results_help import planned
 
-from jobs import jobstate, progress
+from jobs import jobstate, lost, progress
 from jobs.files import write_json, write_text
 from jobs.results.row import make_row
+from jobs.results.table import read_table
 from jobs.rundir import AllocationDir, SweepDir
 from jobs.service.task import AllocationTask, ServiceTask, read_config, write_task
 
@@ -117,3 +118,20 @@ def test_squeues_words(answer: str, words: dict[str, str], monkeypatch: pytest.M
     done = subprocess.CompletedProcess([], 0, answer + "\n", "")
     monkeypatch.setattr(jobstate.process, "run", lambda *_, **__: done)
     assert jobstate.queue_words("7") == words
+
+
+def test_after_a_job_that_died_every_point_has_its_reason_and_no_row_is_written(
+    folder: SweepDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster_says(monkeypatch, "NODE_FAIL")
+    monkeypatch.setattr(lost, "job_state", lambda _: "NODE_FAIL")
+    points, (first, _) = names(folder)
+    folder.service(first, 1).rank(0).enter("measuring", point=points[0])
+    described = {point["point"]: point for point in progress.describe(folder)["points"]}
+    assert described[points[0]]["state"] == "invalid"
+    assert described[points[0]]["invalid_reason"].startswith("rank 0 (head): lost in state measuring; its job 7 ended")
+    assert {described[point]["state"] for point in points[1:]} == {"not run"}
+    assert all("(NODE_FAIL)" in point["invalid_reason"] for point in described.values())
+    table = read_table(folder, lost.all_lost(folder))
+    assert table["invalid_reason"].tolist() == [described[point]["invalid_reason"] for point in table["point"]]
+    assert not list(folder.path.glob("points/*/row.json"))

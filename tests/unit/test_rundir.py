@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import multiprocessing
 import os
+import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -229,3 +232,39 @@ def test_names_are_those_of_the_design(tmp_path: Path) -> None:
         "services/s/1/rank0/server.log",
         "allocations/0/1/submission.sh", "allocations/0/1/job.json", "allocations/0/1/stdout-1.log",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def strict_umask() -> Iterator[None]:
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("strict_umask")
+@pytest.mark.parametrize("hydra_was_first", [True, False])
+def test_a_shared_sweep_can_be_read_by_its_group_under_any_umask(tmp_path: Path, *, hydra_was_first: bool) -> None:
+    root = tmp_path / "new" / "root"
+    if hydra_was_first:
+        (root / ".hydra").mkdir(parents=True)
+    sweep = new_sweep(root, None, NOW, grp.getgrgid(os.getgid()).gr_name)
+    allocation = sweep.allocation(0, 1)
+    allocation.path.mkdir(parents=True)
+    allocation.new_keys()
+    files.write_json(sweep.plan, {})
+    sweep.service("s", 1).rank(0).enter("loading")
+    for path in (root, *sweep.path.rglob("*")):
+        mode = path.stat().st_mode
+        if path.suffix == ".key":
+            assert stat.S_IMODE(mode) == 0o600, path
+        else:
+            wanted = 0o050 if path.is_dir() else 0o040
+            assert mode & wanted == wanted, (path, oct(mode))
+        assert not path.is_dir() or not mode & 0o027, (path, oct(mode))
+
+
+@pytest.mark.usefixtures("strict_umask")
+def test_a_sweep_is_its_owners_alone_unless_it_is_shared(tmp_path: Path) -> None:
+    sweep = new_sweep(tmp_path / "root", None, NOW)
+    sweep.service("s", 1).rank(0).enter("loading")
+    assert not any(path.stat().st_mode & 0o077 for path in sweep.path.rglob("*"))

@@ -16,7 +16,7 @@ import pytest_asyncio
 from supervisor_help import PATIENCE_S, Running, Stage, free_port, marked
 
 from jobs.errors import RunError
-from jobs.files import read_json
+from jobs.files import read_json, read_lines
 from jobs.rundir import RankDir
 from jobs.service import agent, clean, readiness, supervisor
 from jobs.service.engine import Engine
@@ -76,7 +76,7 @@ async def test_a_service_starts_works_and_stops_on_both_ranks(run: Make) -> None
     assert await running.stop() == []
     assert marked(stage) == []
     assert stage.states(0) == ["staged", "loading", "healthy", "ready", "draining", "done"]
-    assert stage.states(1) == ["staged", "loading", "draining", "done"]
+    assert stage.states(1) == ["staged", "loading", "healthy", "ready", "draining", "done"], "as rank 0 tells it"
     for rank in (0, 1):
         intended = read_json(stage.folder.rank(rank).command)
         assert ("--headless" in intended["argv"]) == (rank == 1)
@@ -403,3 +403,14 @@ async def test_a_second_service_may_follow_on_the_same_ranks(run: Make) -> None:
     assert await again.failure() is None
     assert await again.stop() == []
     assert marked(running.stage) == []
+
+
+async def test_every_rank_records_what_the_service_does(run: Make) -> None:
+    running = await run()
+    await running.start()
+    running.supervisor.enter("measuring", point="p1")
+    await asyncio.gather(*running.supervisor._telling)
+    await running.stop()
+    for rank in (0, 1):
+        entries = read_lines(running.stage.folder.rank(rank).states)
+        assert [entry["point"] for entry in entries if entry["state"] == "measuring"] == ["p1"]

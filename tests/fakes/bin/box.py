@@ -96,7 +96,7 @@ def unpack(image, root, pause_s):
 
 
 INSIDE = """set -e
-root=$1 remap=$2 rw=$3 tmp=$4; shift 4
+root=$1 remap=$2 rw=$3 tmp=$4 cwd=$5; shift 5
 mount --bind "$root" "$root"
 mount --rbind /usr "$root/usr"
 for name in lib lib64; do
@@ -119,11 +119,15 @@ while [ "$1" != -- ]; do
 done
 shift
 [ "$rw" = y ] || mount -o remount,bind,ro "$root"
-exec chroot "$root" /usr/bin/env -i "$@"
+if [ "$cwd" ] && ! chroot "$root" test -d "$cwd"; then
+  echo "slurmstepd: error: pyxis: couldn't chdir to $cwd: No such file or directory" >&2
+  exit 1
+fi
+exec chroot "$root" /usr/bin/env -i ${cwd:+-C "$cwd"} "$@"
 """
 
 
-def enter(root, mounts, env, command, *, remap, rw, tmp=True):
+def enter(root, mounts, env, command, *, remap, rw, tmp=True, cwd=""):
     """Become a command in a container. `mounts`: (kind, source, target, options)."""
     if not Path(root, "usr/bin/sh").exists():
         note("half", str(root))
@@ -134,10 +138,26 @@ def enter(root, mounts, env, command, *, remap, rw, tmp=True):
     flat = [word for mount in mounts for word in mount]
     user = "--map-root-user" if remap else "--map-current-user"
     argv = ["unshare", "--user", user, "--mount", "bash", "-c", INSIDE, "bash", str(root)]
-    argv += ["y" if remap else "n", "y" if rw else "n", "y" if tmp else "n", *flat, "--"]
+    argv += ["y" if remap else "n", "y" if rw else "n", "y" if tmp else "n", cwd, *flat, "--"]
     argv += [f"{name}={value}" for name, value in env.items()] + command
     # A host without a marked environment: what is inside gets its own by env -i.
     os.execvp("unshare", argv)
+
+
+def join(pid, env, command):
+    """Become a further command in the container of a process, with exactly these variables."""
+    nsenter = shutil.which("nsenter")
+    argv = ["nsenter", "-t", str(pid), "-U", "-m", "-r", "--preserve-credentials"]
+    os.execve(nsenter, [*argv, *command], env)
+
+
+def environ(pid):
+    """What a process was started with; None: it is gone."""
+    try:
+        pairs = [one.partition("=") for one in Path(f"/proc/{pid}/environ").read_text().split("\0") if one]
+    except OSError:
+        return None
+    return {name: value for name, _, value in pairs}
 
 
 def grammar(words, with_value, without):
