@@ -1,0 +1,31 @@
+"""The measure by which the lab's clients agree: as narrow as the runs are steady."""
+
+from __future__ import annotations
+
+import pytest
+from agreement import FLOOR, differ, tolerance
+
+STEADY = {"window": [100.0, 102.0, 98.0, 101.0], "other": [99.0, 101.0, 103.0, 100.0]}
+
+
+def test_steady_runs_leave_the_floor_alone() -> None:
+    assert tolerance(STEADY, "window", "other") == FLOOR
+    assert differ(STEADY, "window") == {}
+    assert differ(STEADY | {"slow": [118.0, 120.0, 119.0, 121.0]}, "window").keys() == {"slow"}
+    assert differ(STEADY | {"fast": [80.0, 82.0, 81.0, 79.0]}, "window").keys() == {"fast"}, "either way"
+
+
+def test_noise_widens_it_by_what_the_runs_show() -> None:
+    noisy = {"window": [100.0, 140.0, 90.0, 120.0], "other": [150.0, 105.0, 125.0, 170.0]}
+    allowed = tolerance(noisy, "window", "other")
+    assert FLOOR < allowed < 0.75
+    assert differ(noisy, "window") == {}
+    twice = noisy | {"other": [value * 1.6 for value in noisy["other"]]}
+    assert tolerance(twice, "window", "other") == pytest.approx(allowed), "a factor is no noise"
+    assert differ(twice, "window").keys() == {"other"}
+
+
+def test_more_runs_narrow_it() -> None:
+    noisy = {"window": [100.0, 140.0, 90.0, 120.0], "other": [150.0, 105.0, 125.0, 170.0]}
+    more = {client: values * 4 for client, values in noisy.items()}
+    assert tolerance(more, "window", "other") < tolerance(noisy, "window", "other") / 2
