@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from jobs.files import read_json, write_json
-from jobs.jobstate import ENDED, job_state
+from jobs.jobstate import ENDED, job_state, may_never_start, queue_words
 from jobs.lost import lost_rows
 from jobs.progress import phase
 from jobs.results.table import write_table
@@ -35,11 +35,14 @@ class _Allocation:
     asked: float = 0.0
     gone_since: float | None = None
     told: set[str] = field(default_factory=set)
+    queue: dict[str, str] = field(default_factory=dict)
+    """Why the job waits, and when it is expected to start, while it waits."""
 
     def look(self, now: float) -> None:
         local = self.folder.job.exists() and read_json(self.folder.job)["kind"] == "local"
         if now - self.asked >= (POLL_S if local else ASK_CLUSTER_S):
             self.state, self.asked = job_state(self.folder), now
+            self.queue = {} if local or self.state != "PENDING" else queue_words(job_id(self.folder))
         if self.state not in ENDED:
             self.gone_since = None
         elif self.gone_since is None:
@@ -108,7 +111,8 @@ def _headline(allocations: list[_Allocation]) -> str:
     if not allocations:
         return "every row is there already"
     current = next((a for a in allocations if a.state not in ENDED), allocations[-1])
-    return f"allocation {current.folder.path.parent.name}: {current.state.lower()} {phase(current.folder)}"
+    doing = f"({current.queue['reason']})" if current.queue.get("reason") else phase(current.folder)
+    return f"allocation {current.folder.path.parent.name}: {current.state.lower()} {doing}"
 
 
 def _tell(allocation: _Allocation, say: Callable[[str], None]) -> None:
@@ -116,6 +120,15 @@ def _tell(allocation: _Allocation, say: Callable[[str], None]) -> None:
     folder = allocation.folder
     index = folder.path.parent.name
     news = [f"allocation {index}: job {job_id(folder)} is {allocation.state.lower()}"]
+    reason, starts = (allocation.queue.get(key) for key in ("reason", "starts"))
+    if reason:
+        news.append(f"allocation {index}: job {job_id(folder)} waits: {reason}")
+        if may_never_start(reason):
+            remedy = "see the partition's limits (scontrol show partition) and what `cluster` asks for"
+            news.append(f"warning: allocation {index}: {reason} does not pass by itself: {remedy}, or cancel the sweep")
+    if starts and "starts" not in allocation.told:  # Slurm's estimate changes with every other job
+        say(f"allocation {index}: expected to start at {starts}")
+        allocation.told.add("starts")
     for service in read_task(folder).services:
         for entry in states(folder, service.service):
             text = f"service {service.service}: {entry['state']}"

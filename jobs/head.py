@@ -60,13 +60,17 @@ async def conduct(here: Here, first: Config, stopping: asyncio.Future[str], stat
     left: list[ServiceTask] = []
     yielded = False
     load_s: float | None = None
+    too_short: str | None = None
+    began = False
     for service in () if here.work.checks_only else here.work.services:
         run = ServiceRun(here, service, hub, stopping, here.work.attempt)
         if ended is None and not left and not yielded:
             lacks = run.lacks_time(load_s)
             if lacks:
+                too_short = too_short or lacks
                 say(f"service {service.service}: not begun: {lacks}")
             else:
+                began = True
                 ended = await _carry_out(run, here)
                 if ended is None and run.retry:
                     again = here.folder.sweep.next_attempt([service.service])
@@ -85,6 +89,8 @@ async def conduct(here: Here, first: Config, stopping: asyncio.Future[str], stat
     await hub.close()
     outcome = {"ended": ended, "valid": valid, "time": time.time(), "left": [asdict(service) for service in left]}
     outcome["yielded"] = yielded
+    if too_short and not began:
+        outcome["too_short"] = too_short  # the next job would have no more time than this one
     here.folder.free_reserve()
     write_json(here.folder.outcome, outcome)
     return 0 if valid and ended is None else 1, lost

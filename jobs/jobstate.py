@@ -35,6 +35,16 @@ UNKNOWN = "UNKNOWN"
 FOR_NODES = ("Resources", "Priority")
 """Reasons of pending jobs that would run on nodes that are given back (squeue(1), job reason codes)."""
 
+_NEVER = re.compile(
+    r"PartitionNodeLimit|PartitionTimeLimit|(?:QOS|Assoc\w*?)Max\w*PerJob\w*|MaxMemPerLimit|BadConstraints"
+    r"|DependencyNeverSatisfied|InvalidAccount|InvalidQOS|JobHeld\w+|launch failed requeued held"
+)
+
+
+def may_never_start(reason: str) -> bool:
+    """Return whether a pending job waits for something that does not pass by itself (squeue(1), job reason codes)."""
+    return _NEVER.match(reason.strip("()")) is not None
+
 
 def job_state(folder: AllocationDir) -> str:
     """Return the state of an allocation's job in Slurm's words; UNKNOWN if nobody answered, so ask again."""

@@ -113,6 +113,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     for one in found["allocations"]:
         words = [f"allocation {one['allocation']} attempt {one['attempt']}: job {one['job_id']} {one['state']}"]
         words += [f"{name} {one[name]}" for name in ("reason", "nodelist", "starts", "left") if one.get(name)]
+        words += ["it may never start"] if jobstate.may_never_start(one.get("reason") or "") else []
         words += [one["phase"]] if one["phase"] and one["state"] not in ENDED else []
         words += [f"ended: {one['ended']}"] if one["ended"] else []
         text.append(", ".join(words))

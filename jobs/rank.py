@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
@@ -189,13 +190,14 @@ async def _obey(
         return Engine(config, place, rank_dir, here.mark(service))
 
     serving = asyncio.create_task(agent.serve(link, make_engine, here.inherited, station.answer))
-    # Our own end is announced by the closed connection: rank 0 then names this rank and its signal's moment.
     either: set[asyncio.Future[Any]] = {serving, stopping}
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     await station.close()
     if not serving.done():
+        # The signal may have come to this task alone: without a word rank 0 would go on until this rank is gone.
+        await link.send({"type": "signalled", "reason": stopping.result(), "time": time.time()})
         with contextlib.suppress(TimeoutError):
-            # Rank 0 got the same signal and will stop this engine in good order.
+            # Rank 0 will stop this engine in good order.
             await asyncio.wait_for(asyncio.shield(serving), limits.stop_s)
     if not serving.done():
         serving.cancel()

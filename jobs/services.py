@@ -19,6 +19,7 @@ from jobs.errors import ConfigError
 from jobs.fit import DOES_NOT_FIT, Fit, queueing
 from jobs.service import placement
 from jobs.timing import Phases, measure_seconds, phases
+from jobs.walltime import never_fits
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,8 @@ def warnings(services: Sequence[Service], points: Mapping[str, Point]) -> tuple[
     """Return what may fail or queue, each once, with how often it was found."""
     found: dict[str, list[str]] = {}
     for service in services:
+        if service.phases and (short := never_fits(points[service.points[0]].config, service.phases.load)):
+            found.setdefault(short, [])
         if not (outlook := service.outlook):
             continue
         fit = outlook.fit

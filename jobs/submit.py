@@ -278,8 +278,12 @@ def submit_rest(folder: AllocationDir, nodes: int, again: Again = submit_allocat
         return None
     config = read_config(folder.sweep, left[0].points[0])
     reason = f"the time limit came first, in {folder.tries} attempts (limits.attempts)"
+    too_short = _outcome(folder).get("too_short")
+    if too_short:
+        limit = f"cluster.time_limit={config.cluster.time_limit}"
+        reason = f"{too_short}; no job of {limit} can begin it: start the sweep again with a longer one"
     # Giving way to others is no failed try.
-    if folder.tries < config.limits.attempts or _outcome(folder).get("yielded"):
+    elif folder.tries < config.limits.attempts or _outcome(folder).get("yielded"):
         try:
             job = again(folder.sweep, folder.index, folder.attempt + 1, left, config, nodes)
         except UserError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from jobs import calibration
 from jobs.config import Config
 from jobs.files import read_json
 from jobs.rundir import SweepDir
-from jobs.timing import load_seconds, measure_seconds
+from jobs.timing import limit_seconds, load_seconds, measure_seconds
 
 SIGNAL_DELAY_S = 90
 """Slurm sends SIGUSR2 this long before the time limit, so that partial results can be kept."""
@@ -51,6 +52,24 @@ class Walltime:
 def point_seconds(config: Config) -> float:
     """Predict the seconds of one point and of the stop after it."""
     return measure_seconds(config) + config.limits.stop_s
+
+
+def never_fits(config: Config, load_s: float) -> str | None:
+    """Return why no job of this time limit can begin a service, or None.
+
+    Args:
+        config: of the service's first point.
+        load_s: its predicted load, seconds.
+    """
+    limit = limit_seconds(config.cluster.time_limit)
+    needed = load_s + point_seconds(config) + SIGNAL_DELAY_S
+    if limit is None or needed <= limit:
+        return None
+    return (
+        f"cluster.time_limit={config.cluster.time_limit} is too short for any point: load and first point need about "
+        f"{load_s + point_seconds(config):.0f} s, and {SIGNAL_DELAY_S} s are kept for the end: give at least "
+        f"{math.ceil(needed / 60)} minutes"
+    )
 
 
 def service_seconds(sweep: SweepDir, service: str, config: Config, last_load_s: float | None) -> float:

@@ -160,9 +160,7 @@ class Preflight:
                     rank, answer = await self._hub.inbox.get()
             except TimeoutError:
                 raise _Lost(self._late(", ".join(f"rank {rank}" for rank in missing))) from None
-            if answer["type"] == "lost":
-                raise _Lost(f"rank {rank} (headless): {answer['reason']}")
-            if answer["type"] == "ended":
+            if answer["type"] in ("lost", "ended", "signalled"):
                 raise _Lost(f"rank {rank} (headless): {answer['reason']}")
             if answer.get("ask") == message["ask"] and answer.get("n") == message.get("n"):
                 heard[rank] = (time.time(), answer)

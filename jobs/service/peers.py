@@ -84,6 +84,8 @@ class Hub:
         self._server: asyncio.Server | None = None
         self.inbox: asyncio.Queue[tuple[int, Message]] = asyncio.Queue()
         """(rank, message); a lost rank is the message {"type": "lost", "reason": ...}."""
+        self.leaving: set[int] = set()
+        """Ranks whose task was told to end: they only stop their engine."""
         if not self._expected:
             self._joined.set()
 

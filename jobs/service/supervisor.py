@@ -47,6 +47,8 @@ class _Failure:
     reason: str
     engine: bool = field(default=False, compare=False)
     """Whether it is the end of an engine process."""
+    signalled: bool = field(default=False, compare=False)
+    """Whether this rank's task was told to end, as ours may have been too."""
 
     def __str__(self) -> str:
         return f"rank {self.rank} ({'head' if self.rank == 0 else 'headless'}): {self.reason}"
@@ -76,6 +78,8 @@ class Supervisor:
         self.prepared_s = 0.0
         """Seconds that bringing the image, and staging and checking the checkpoint, took."""
         self.warnings: list[str] = []
+        self.from_outside = False
+        """Whether the service was ended from outside: that says nothing about the service."""
         self.watch: Watch | None = None
 
     async def start(self, inherited: Mapping[str, str], api: Target) -> None:
@@ -253,6 +257,9 @@ class Supervisor:
             match message["type"]:
                 case "ended":
                     self._fail(rank, str(message["reason"]), float(message["time"]), engine=True)
+                case "signalled":
+                    self._hub.leaving.add(rank)
+                    self._fail(rank, str(message["reason"]), float(message["time"]), signalled=True)
                 case "lost":
                     self._fail(rank, str(message["reason"]), time.time())
                     self._check_all_stopped()
@@ -268,8 +275,8 @@ class Supervisor:
                     self._stopped[rank] = list(message["leftovers"])
                     self._check_all_stopped()
 
-    def _fail(self, rank: int, reason: str, when: float, *, engine: bool = False) -> None:
-        self._failures.append(_Failure(when, rank, reason, engine))
+    def _fail(self, rank: int, reason: str, when: float, *, engine: bool = False, signalled: bool = False) -> None:
+        self._failures.append(_Failure(when, rank, reason, engine, signalled))
         self._failed.set()
 
     def _check_all_stopped(self) -> None:
@@ -281,13 +288,17 @@ class Supervisor:
             self._all_inspected.set()
 
     async def _reason(self) -> str:
-        if self._stopping.done() and not self._failures:
-            return self._stopping.result()
-        await asyncio.sleep(SETTLE_S)
-        first = min(self._failures)
+        if self._failures:
+            await asyncio.sleep(SETTLE_S)
+        told = self._stopping.done()
+        # A signal to all ranks of the job is our own reason, whoever heard it first.
+        failures = [one for one in self._failures if not (told and one.signalled)]
+        first = min(failures, default=None)
         # Slurm signals the engines as well: what ended together with our own signal did not fail by itself.
-        if self._stopping.done() and first.engine and first.time > self._told - SETTLE_S:
+        if first is None or (told and first.engine and first.time > self._told - SETTLE_S):
+            self.from_outside = True
             return self._stopping.result()
+        self.from_outside = first.signalled
         return str(first)
 
     def _note_stopping(self, _: asyncio.Future[str]) -> None:

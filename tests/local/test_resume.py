@@ -68,3 +68,13 @@ def test_an_engine_that_cannot_load_is_the_result_of_all_its_points(tmp_path: Pa
     assert all(reason.startswith("rank 1") for reason in reasons(sweep))
     assert left(sweep) == []
     assert len(unfinished(sweep, retry_failed=True)[0].points) == 3
+
+
+def test_a_time_limit_that_no_load_fits_costs_one_job_and_is_said_in_the_plan(tmp_path: Path) -> None:
+    output = finish(start(tmp_path, "cluster=local", "cluster.time_limit=2", "engine.rehearsal.load_s=60"), 1)
+    assert "cluster.time_limit=2 is too short for any point" in output
+    sweep = the_sweep(tmp_path)
+    assert [folder.name for folder in (sweep.path / "allocations/0").iterdir()] == ["1"]
+    [reason] = reasons(sweep)
+    assert reason.startswith(NOT_RUN + "it needs about ")
+    assert "no job of cluster.time_limit=2 can begin it" in reason

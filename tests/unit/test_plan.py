@@ -361,3 +361,11 @@ def test_configs_are_not_changed_by_planning() -> None:
     kept = json.dumps(asdict(before))
     plan.make_plan([[]], [before], ())
     assert json.dumps(asdict(before)) == kept
+
+
+@pytest.mark.parametrize(("minutes", "warned"), [(10, True), (480, False)])
+def test_a_time_limit_that_is_too_short_for_any_point_is_a_warning_with_the_remedy(minutes: int, warned: bool) -> None:
+    made = planned(f"cluster.time_limit={minutes}")
+    found = [text for text in made.warnings if text.startswith(f"cluster.time_limit={minutes} is too short")]
+    assert bool(found) == warned
+    assert all("give at least" in text for text in found)

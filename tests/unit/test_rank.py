@@ -104,6 +104,8 @@ async def test_a_signalled_rank_serves_until_rank_0_says_goodbye(
     obeying = asyncio.create_task(obey(here(tmp_path, port), config("cluster=local"), stopping))
     await soon(made.joined(PATIENCE_S))
     stopping.set_result("cancelled or preempted (SIGTERM)")
+    told = await soon(made.inbox.get())
+    assert (told[0], told[1]["type"], told[1]["reason"]) == (1, "signalled", "cancelled or preempted (SIGTERM)")
     await made.send({"type": "stop"})
     assert await soon(made.inbox.get()) == (1, {"type": "stopped", "leftovers": []})
     await made.send({"type": "bye"})
@@ -119,6 +121,7 @@ async def test_a_signalled_rank_does_not_wait_for_rank_0_for_ever(
     await soon(made.joined(PATIENCE_S))
     stopping.set_result("cancelled or preempted (SIGTERM)")
     assert await soon(obeying) == (1, False)
+    assert (await soon(made.inbox.get()))[1]["type"] == "signalled"
     assert await soon(made.inbox.get()) == (1, {"type": "lost", "reason": "its connection to rank 0 ended"})
 
 

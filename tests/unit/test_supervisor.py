@@ -414,3 +414,25 @@ async def test_every_rank_records_what_the_service_does(run: Make) -> None:
     for rank in (0, 1):
         entries = read_lines(running.stage.folder.rank(rank).states)
         assert [entry["point"] for entry in entries if entry["state"] == "measuring"] == ["p1"]
+
+
+SIGTERM = "cancelled or preempted (SIGTERM)"
+
+
+async def test_a_signal_to_another_rank_alone_ends_the_service_at_once_and_names_it(run: Make) -> None:
+    running = await run()
+    await running.start()
+    await running.link.send({"type": "signalled", "reason": SIGTERM, "time": time.time()})
+    assert await running.failed() == f"rank 1 (headless): {SIGTERM}"
+    assert running.supervisor.from_outside
+    assert running.hub.leaving == {1}
+    assert await running.stop() == []
+
+
+async def test_a_signal_to_all_ranks_is_told_as_our_own_whatever_the_other_clock_says(run: Make) -> None:
+    running = await run()
+    await running.start()
+    await running.link.send({"type": "signalled", "reason": SIGTERM, "time": time.time() - 60})
+    running.stage.stopping.set_result(SIGTERM)
+    assert await running.failed() == SIGTERM
+    assert running.supervisor.from_outside
