@@ -69,8 +69,7 @@ class Model(Section):
     )
     verify: Annotated[Text, one_of("sizes", "sampled", "none")] = setting(
         "sizes",
-        "before the engines start. sizes: all shards are whole, W8A8 where that is asked for, and the same on every"
-        " node; sampled: some of their content too",
+        "before a load: whole shards, W8A8 if asked for, equal nodes; sampled: their content too",
         scope="sweep",
     )
 
@@ -130,9 +129,7 @@ class Engine(Section):
     host: Text = setting("0.0.0.0", "bind address of the API server", scope="sweep")
     port: Port | None = setting(None, "API port; null: derived from the job id", scope="sweep")
     data_parallel_rpc_port: Port | None = setting(None, "null: derived from the job id", scope="sweep")
-    checks_release: Flag = setting(
-        True, "in a container: refuse an installed vllm-ascend of another release; false: warn", scope="sweep"
-    )
+    checks_release: Flag = setting(True, "refuse an image of another vllm-ascend; false: warn", scope="sweep")
     checks_model_path: Flag = setting(True, "model.path must exist on every node", scope="sweep")
     rehearsal: Rehearsal = section(Rehearsal, "for engine=simulator only")
 
@@ -217,9 +214,7 @@ class Container(Section):
     cache_path: Text = setting("/tmp/enroot-{uid}/cache", "ENROOT_CACHE_PATH: downloaded layers", scope="sweep")
     runtime_path: Text = setting("/tmp/enroot-{uid}/run", "ENROOT_RUNTIME_PATH, on the node", scope="sweep")
     caches_path: Text | None = setting(
-        "/tmp/serving-sweep-{uid}/caches",
-        "mounted for the caches of torchair, triton and vLLM, on the node; null: they go with the container",
-        scope="sweep",
+        "/tmp/serving-sweep-{uid}/caches", "compiled kernels, on the node; null: lost with the container", scope="sweep"
     )
     temp_path: Text = setting("/tmp", "ENROOT_TEMP_PATH: two to three times the image, for an import", scope="sweep")
 
@@ -366,8 +361,7 @@ class Preflight(Section):
     memory_gib: NotNegative = setting(2.0, "least memory that is available on a node, GiB")
     disk_gib: NotNegative = setting(1.0, "least free space in results.root and in TMPDIR, GiB")
     image_gib: NotNegative = setting(
-        15.0,
-        "unpacked size of a container's image that is not on the node yet, GiB; an import needs several times this",
+        15.0, "unpacked size of an image that is not on the node yet, GiB; an import needs several times this"
     )
     clock_s: Positive = setting(5.0, "largest difference of a node's clock from the first node's, s")
     evidence_hours: NotNegative = setting(24.0, "how long a failed node is proposed for --exclude, hours")

@@ -55,11 +55,15 @@ class Space:
 
 @dataclass(frozen=True)
 class Need:
-    """Free space of one file system against what a container's image needs there, GiB. `where`: the keys and paths."""
+    """Free space of one file system against what a container's image needs there, GiB.
+
+    `where`: the keys and paths. `guessed`: the size of the image is preflight.image_gib, not its own.
+    """
 
     where: str
     free_gib: float
     need_gib: float
+    guessed: bool = False
 
 
 @dataclass(frozen=True)

@@ -86,9 +86,11 @@ def _container(one: Facts, severity: State) -> list[Finding]:
         found = [passed("host.container", one.node, f"{said}; {gone}" if gone else said)]
     for need in runtime.needs:
         if need.free_gib < need.need_gib:
-            reason = f"{need.where}: {need.free_gib:.1f} GiB are free, the image needs {need.need_gib:.1f}"
+            much = f"{'about ' if need.guessed else ''}{need.need_gib:.1f}"
+            reason = f"{need.where}: {need.free_gib:.1f} GiB are free, the image needs {much}"
             remedy = "Free space, or choose other directories; preflight.image_gib is the size of an unknown image."
-            found.append(Finding("host.disk", severity, one.node, reason, remedy))
+            state: State = "warn" if need.guessed else severity  # an import that has no space says so itself
+            found.append(Finding("host.disk", state, one.node, reason, remedy))
         else:
             what = f"{need.where}: {need.free_gib:.1f} GiB free, {need.need_gib:.1f} needed"
             found.append(passed("host.disk", one.node, what))

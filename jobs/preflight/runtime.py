@@ -58,7 +58,8 @@ def look(config: Config, job: str, rank: int, inherited: Mapping[str, str]) -> R
     try:
         container.check_host(config)
         version = _version(config, job, rank, env)
-        return Runtime(runtime, version, needs=space(needs(config, job, rank, env)))
+        wanted = needs(config, job, rank, env)
+        return Runtime(runtime, version, needs=space(wanted, guessed=_is_guess(wanted)))
     except RunError as error:
         key = f"{error.key} = {error.value}: " if error.key != "container.runtime" else ""
         return Runtime(runtime, problem=f"{key}{error.reason}", remedy=error.remedy)
@@ -118,7 +119,12 @@ def _unpacked_gib(config: Config, wanted: Image) -> float | None:
     return None
 
 
-def space(wanted: Mapping[str, tuple[Path, float, float]]) -> tuple[Need, ...]:
+def _is_guess(wanted: Mapping[str, tuple[Path, float, float]]) -> bool:
+    """Whether the image is yet to come, so that its size is only assumed."""
+    return bool(wanted.keys() - {"container.data_path"})
+
+
+def space(wanted: Mapping[str, tuple[Path, float, float]], *, guessed: bool) -> tuple[Need, ...]:
     """Return the free space of each file system against the sum of what its directories need at one time."""
     groups: dict[int, list[str]] = defaultdict(list)
     for key, (path, _, _) in wanted.items():
@@ -128,7 +134,7 @@ def space(wanted: Mapping[str, tuple[Path, float, float]]) -> tuple[Need, ...]:
     for keys in groups.values():
         free = _free_gib(_existing(wanted[keys[0]][0]))
         during, after = sum(wanted[key][1] for key in keys), sum(wanted[key][2] for key in keys)
-        found.append(Need(", ".join(f"{key} {wanted[key][0]}" for key in keys), free, max(during, after)))
+        found.append(Need(", ".join(f"{key} {wanted[key][0]}" for key in keys), free, max(during, after), guessed))
     return tuple(found)
 
 

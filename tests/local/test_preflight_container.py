@@ -122,7 +122,7 @@ def test_an_import_needs_more_than_a_start(tmp_path: Path, fakes: Fakes) -> None
         "container.images_path": (size, size),
         "container.data_path": (0.0, size),
     }
-    [need] = runtime.space(found)
+    [need] = runtime.space(found, guessed=True)
     assert need.need_gib == 5 * size, "all on one file system: while it is imported"
     assert need.where.startswith(f"container.temp_path {tmp_path}/node/temp, container.cache_path")
     assert need.free_gib > 0
@@ -155,6 +155,16 @@ def test_too_little_space_is_named_with_the_key(npus: bool, state: str) -> None:
     assert runtime_is_there.state == "pass"
     assert (disk.check, disk.state) == ("host.disk", state)
     assert disk.reason == "container.temp_path /tmp: 20.0 GiB are free, the image needs 45.0"
+
+
+def test_a_size_that_is_only_assumed_ends_no_allocation(tmp_path: Path, fakes: Fakes) -> None:
+    made = change(boxed(tmp_path, "enroot"), preflight__image_gib=1e9)
+    [_, disk] = judged(look(made), npus=True)
+    assert (disk.check, disk.state) == ("host.disk", "warn")
+    assert "the image needs about " in disk.reason
+    file = fakes.image(tmp_path / "m.sqsh")
+    [_, known] = judged(look(change(made, container__image=str(file))), npus=True)
+    assert known.state == "pass"
 
 
 # --- what dead ranks left
