@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from jobs import fit
 from jobs.ascend import releases
+from jobs.ascend.mc2 import mc2_buffer_mb, mc2_capacity
 from jobs.ascend.migration import migrate
 from jobs.ascend.rules import RULES, Finding, lengths
 from jobs.ascend.rules.base import Question, covers
-from jobs.ascend.rules.moe import mc2_buffer_mb
 from jobs.config import Config
 from jobs.errors import ConfigError
 from jobs.service import checks
@@ -276,10 +276,53 @@ def test_the_buffer_of_mc2_as_published() -> None:
     """vllm-ascend issue 5287: 256 sequences, TP8, 16 NPUs."""
     arch = checks.question(config("experiment=article")).arch
     assert arch is not None
-    assert mc2_buffer_mb(arch, tp=8, ep=16, sequences=256) == 240
-    assert mc2_buffer_mb(arch, tp=8, ep=16, sequences=512) == 480
-    assert mc2_buffer_mb(arch, tp=4, ep=16, sequences=16, speculative=3) == 120
-    assert mc2_buffer_mb(arch, tp=8, ep=16, sequences=10_000) == 480  # MC2 is prepared for 512 tokens at most
+    assert mc2_buffer_mb(arch, tp=8, ep=16, tokens=256) == 240
+    assert mc2_buffer_mb(arch, tp=8, ep=16, tokens=512) == 480
+    assert mc2_buffer_mb(arch, tp=4, ep=16, tokens=64) == 120
+
+
+SIZES = {"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [8, 64, 16]}
+
+
+@pytest.mark.parametrize(
+    ("release", "seqs", "flags", "capacity"),
+    [
+        ("0.11.0", 200, {}, 200),
+        ("0.13.0", 200, {}, 400),  # vLLM captures twice the largest decode step
+        ("0.13.0", 256, {}, 512),
+        ("0.13.0", 300, {}, 512),
+        ("0.18.0", 200, {}, 200),  # vllm-ascend took the factor away
+        ("0.23.0", 10_000, {}, 512),
+        ("0.23.0", 201, {}, 208),  # in whole tokens of each of eight tensor parallel ranks
+        ("0.13.0", 100, {"enforce-eager": True}, 104),
+        ("0.13.0", 96, {"compilation-config": {"cudagraph_mode": "NONE"}}, 96),
+        ("0.13.0", 96, {"compilation-config": SIZES, "enforce-eager": True}, 96),
+        ("0.13.0", 256, {"compilation-config": SIZES}, 64),
+        ("0.23.0", 256, {"compilation-config": json.dumps(SIZES)}, 64),
+        ("0.23.0", 256, {"compilation-config.max_cudagraph_capture_size": 40}, 40),
+        ("0.23.0", 16, {"cudagraph-capture-sizes": [8, 1024]}, 1024),
+        ("0.11.0", 16, {"cuda-graph-sizes": [128]}, 128),
+        ("0.23.0", 16, {"speculative-config": {"method": "mtp", "num_speculative_tokens": 3}}, 64),
+        ("0.13.0", 16, {"speculative_config": '{"method": "mtp", "num_speculative_tokens": 3}'}, 128),
+        ("0.23.0", None, {"compilation-config": SIZES}, 64),
+        ("0.23.0", None, {}, None),
+    ],
+)
+def test_the_tokens_that_mc2_takes(release: str, seqs: int | None, flags: dict[str, Any], capacity: int | None) -> None:
+    made = change(config("cluster=slurm"), engine__release=release, engine__args=flags, parallel__max_num_seqs=seqs)
+    assert mc2_capacity(made, release) == capacity
+
+
+def test_the_buffer_follows_the_graph_mode() -> None:
+    words = ("engine=vllm_ascend", "cluster=slurm", "parallel.max_num_seqs=256")
+    assert config(*words, "engine.release=0.13.0").hccl.buffsize == 512  # 512 tokens need 480 MB
+    assert config(*words, "engine.release=0.18.0").hccl.buffsize == 256
+    small = "+engine.args.compilation-config={cudagraph_mode: FULL_DECODE_ONLY, cudagraph_capture_sizes: [8, 64]}"
+    assert config(*words, "engine.release=0.13.0", small).hccl.buffsize == 200
+    too_small = [*words, "engine.release=0.13.0", "hccl.buffsize=256"]
+    [finding] = found(config(*too_small), "E3", "hccl.buffsize")
+    assert "512 tokens a step needs up to 512 MB" in finding.reason
+    assert not found(config(*too_small, small), "E3", "hccl.buffsize")
 
 
 @settings(max_examples=40, deadline=None)
