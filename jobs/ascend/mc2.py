@@ -45,6 +45,12 @@ def mc2_capacity(config: Config, release: str) -> int | None:
     return _round_up(min(largest, batched or largest), tp)
 
 
+def expert_ranks(config: Config) -> int:
+    """Return the NPUs over which experts are cut: those of all data, tensor and prefill context parallel ranks."""
+    p = config.parallel
+    return p.data_parallel_size * p.tensor_parallel_size * (p.prefill_context_parallel_size or 1)
+
+
 def decode_tokens(config: Config) -> int | None:
     """Return the tokens of the largest decode step of one data-parallel rank: one and the drafts of each sequence."""
     seqs = config.parallel.max_num_seqs
@@ -75,8 +81,7 @@ def mc2_buffer_mb(arch: Architecture, *, tp: int, ep: int, tokens: int) -> int:
 
 def advised_buffsize(config: Config, arch: Architecture, recipe: int) -> int:
     """Return the HCCL_BUFFSIZE in MB to set: the recipe's, or what MC2 needs for this config, in steps of 64."""
-    p = config.parallel
-    ranks = p.data_parallel_size * p.tensor_parallel_size
+    p, ranks = config.parallel, expert_ranks(config)
     tokens = mc2_capacity(config, config.engine.release)
     if not (arch.experts and p.enable_expert_parallel and tokens) or ranks < MC2_RANKS:
         return recipe

@@ -51,6 +51,9 @@ def leaf(**values: Any) -> Callable[[Config], Config]:
     return lambda c: change(c, **values)
 
 
+ONE_RANK = {"parallel__data_parallel_size": 1, "parallel__data_parallel_size_local": 1,
+            "parallel__tensor_parallel_size": 8}  # fmt: skip
+
 Case = tuple[str, tuple[str, ...], Callable[[Config], Config], Callable[[Config], Config] | None, str, str]
 """Rule, preset, what breaks it, a near thing that is right (None: the preset itself), key, severity."""
 
@@ -105,6 +108,11 @@ CASES: list[Case] = [
      "engine.additional_config.eplb_config.dynamic_eplb", "error"),
     ("R23", NEW, leaf(parallel__data_parallel_size=2, parallel__data_parallel_size_local=1), None,
      "parallel.enable_expert_parallel", "warning"),
+    ("R23", NEW, leaf(parallel__max_num_seqs=129), leaf(parallel__max_num_seqs=128),
+     "parallel.max_num_seqs", "warning"),
+    ("R23", MID, leaf(parallel__max_num_seqs=17), None, "parallel.max_num_seqs", "warning"),
+    ("R23", MID, leaf(**ONE_RANK, parallel__prefill_context_parallel_size=1),
+     leaf(**ONE_RANK, parallel__prefill_context_parallel_size=2), "parallel.enable_expert_parallel", "warning"),
     ("E1", OLD, leaf(hccl__connect_timeout=119), leaf(hccl__connect_timeout=120), "hccl.connect_timeout", "error"),
     ("E1", OLD, leaf(hccl__if_base_port=65521), leaf(hccl__if_base_port=65520), "hccl.if_base_port", "error"),
     ("E1", OLD, leaf(hccl__rdma_timeout=21), leaf(hccl__rdma_timeout=5), "hccl.rdma_timeout", "error"),
@@ -311,6 +319,13 @@ SIZES = {"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [8, 64
 def test_the_tokens_that_mc2_takes(release: str, seqs: int | None, flags: dict[str, Any], capacity: int | None) -> None:
     made = change(config("cluster=slurm"), engine__release=release, engine__args=flags, parallel__max_num_seqs=seqs)
     assert mc2_capacity(made, release) == capacity
+
+
+def test_prefill_context_ranks_share_the_experts() -> None:
+    words = ("parallel=dp1_tp16", "parallel.tensor_parallel_size=8", "parallel.prefill_context_parallel_size=2")
+    made = config("cluster=slurm", "engine.release=0.13.0", *words)
+    assert not [one for one in checks.findings(made) if one.rule == "R23"]
+    assert made.hccl.buffsize == 512  # 512 tokens over eight tensor parallel ranks, as with dp2_tp8
 
 
 def test_the_buffer_follows_the_graph_mode() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from jobs.ascend.mc2 import MC2_RANKS, advised_buffsize, mc2_capacity
+from jobs.ascend.mc2 import MC2_RANKS, advised_buffsize, decode_tokens, expert_ranks, mc2_capacity
 from jobs.ascend.memory import DEFAULT_BUFFSIZE
 from jobs.ascend.rules.base import NPU, Problem, Question, is_true, rule
 
@@ -51,11 +51,11 @@ def dynamic_balance(q: Question) -> Iterator[Problem]:
 
 @rule("R23", "warning", ">=0.11", "vllm-ascend v0.13.0, ascend_forward_context.py, select_moe_comm_method", NPU)
 def without_mc2(q: Question) -> Iterator[Problem]:
-    """On A2 MC2 is used for enough NPUs with few enough experts; else experts talk by all-gather."""
+    """On A2 MC2 is used for enough NPUs, few enough experts and tokens; else experts talk by all-gather."""
     p = q.config.parallel
     if not (q.arch and q.arch.experts and p.enable_expert_parallel):
         return
-    ranks = p.data_parallel_size * p.tensor_parallel_size
+    ranks = expert_ranks(q.config)
     experts = -(-q.arch.experts // ranks)
     if ranks < MC2_RANKS or experts > MC2_EXPERTS:
         reason = (
@@ -63,6 +63,15 @@ def without_mc2(q: Question) -> Iterator[Problem]:
             "or fewer, so experts are reached by the slower all-gather"
         )
         yield Problem("parallel.enable_expert_parallel", True, reason, "Use more NPUs, or expect lower throughput.")
+        return
+    step, capacity = decode_tokens(q.config), mc2_capacity(q.config, q.config.engine.release)
+    if step is not None and capacity is not None and step > capacity:
+        reason = (
+            f"a full decode step has {step} tokens (sequences x (1 + draft tokens)) and MC2 takes {capacity}: "
+            "steps above that reach the experts by the slower all-gather"
+        )
+        remedy = f"Lower it, or give a graph size of {step}, or expect lower throughput at full load."
+        yield Problem("parallel.max_num_seqs", p.max_num_seqs, reason, remedy)
 
 
 @rule("E3", "warning", "all", "vllm-ascend issues 5287 and 2674: HCCL_BUFFSIZE is too SMALL", NPU)
