@@ -11,7 +11,7 @@ from core_help import ROOT, change, config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.ascend import release
+from jobs.ascend import release, releases
 from jobs.config import Config
 from jobs.errors import ConfigError
 from jobs.service import command, placement
@@ -172,9 +172,15 @@ def test_an_abbreviated_owned_flag_is_refused(name: str) -> None:
 
 
 def test_owned_and_configured_flags_are_flags_of_the_release() -> None:
-    later = {"nnodes", "node-rank", "master-addr", "master-port"}
-    later |= {"decode-context-parallel-size", "prefill-context-parallel-size"}
-    assert (command.OWNED.keys() | command.CONFIGURED.keys()) - later <= release("0.9.1").flags.keys()
+    known = {flag for name in releases() for flag in release(name).flags}
+    assert command.OWNED.keys() | command.CONFIGURED.keys() <= known
+
+
+@pytest.mark.parametrize("name", releases())
+def test_every_flag_that_says_where_a_rank_stands_is_owned_or_has_a_key(name: str) -> None:
+    ours = {flag for flag in release(name).flags if flag.startswith("data-parallel-")}
+    # A supervisor on its own port is not started unless one of the load balancers is asked for.
+    assert ours - {"data-parallel-supervisor-port"} <= command.OWNED.keys() | command.CONFIGURED.keys()
 
 
 # --- where a rank stands
