@@ -126,6 +126,19 @@ def test_switches() -> None:
     assert not [word for word in lines(neither)[0] if "prefix-caching" in word]
 
 
+@pytest.mark.parametrize(("value", "word"), [(True, "--no-async-scheduling"), (False, "--async-scheduling")])
+def test_a_flag_that_is_written_with_no_in_front_is_the_same_flag(value: bool, word: str) -> None:
+    made = change(config(), engine__args={"no_async-scheduling": value})
+    assert word in lines(made)[0]
+    assert command.settings(made)["async-scheduling"] is not value
+
+
+def test_a_flag_that_is_given_in_two_spellings_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--enforce-eager is set by engine\.args\.enforce_eager too"):
+        command.check_args({"enforce_eager": True, "no-enforce-eager": True})
+    command.check_args({"enforce_eager": None, "no-enforce-eager": True})
+
+
 def test_program_and_model_are_found_from_the_projects_root() -> None:
     words = command.argv(config("engine=simulator", "model=tiny_llama"), place(0))
     assert words[:5] == [sys.executable, "-m", "jobs.simulator", "serve", str(ROOT / ".engines/models/tiny_llama")]
