@@ -16,6 +16,8 @@ from jobs.ascend.mc2 import advised_buffsize, mc2_capacity
 from jobs.ascend.moves import Move
 from jobs.ascend.rules.base import is_true
 from jobs.config import Config
+from jobs.errors import ConfigError
+from jobs.service.placement import local_sizes
 
 HCCL_KEYS = {
     "HCCL_BUFFSIZE": "buffsize",
@@ -239,9 +241,7 @@ def variables_to_keys(draft: Draft, before: Release, after: Release) -> None:
 
 def recipe(draft: Draft, before: Release, after: Release) -> None:
     """Follow the release's official two-node A2 recipe where an older recipe, or nothing, was followed."""
-    parallel = draft.config.parallel
-    local = parallel.data_parallel_size_local
-    nodes = len(local) if isinstance(local, tuple) else parallel.data_parallel_size // local
+    nodes = _nodes(draft.config)
     older = [release(name) for name in releases() if version(name) < after.version]
     for name, fact in after.recipe.items():
         part, key = ("hccl", HCCL_KEYS[name]) if name in HCCL_KEYS else ("engine.env", name)
@@ -260,6 +260,13 @@ def recipe(draft: Draft, before: Release, after: Release) -> None:
     if after.version >= (0, 13) and nodes > 1 and draft.get("hccl", "op_expansion_mode") == "AIV":
         reason = "the official two-node A2 recipe does not set it; AIV does not work for AlltoAllV over several nodes"
         draft.set("hccl", "op_expansion_mode", None, reason, after.recipe["HCCL_BUFFSIZE"].source)
+
+
+def _nodes(config: Config) -> int:
+    try:
+        return len(local_sizes(config))
+    except ConfigError:  # an impossible layout is a finding of its own
+        return 1
 
 
 def deadline(draft: Draft, before: Release, after: Release) -> None:
