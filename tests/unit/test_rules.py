@@ -167,6 +167,21 @@ CASES: list[Case] = [
 ]  # fmt: skip
 
 
+DOCKER = (*OLD, "container=docker", "container.image=quay.io/ascend/vllm-ascend:v0.9.1-openeuler")
+IMAGE = "quay.io/ascend/vllm-ascend:"
+FILES = ("/usr/local/dcmi", "/usr/local/Ascend/driver/tools/hccn_tool", "/etc/hccn.conf:/etc/hccn.conf")
+CASES += [
+    ("K1", DOCKER, leaf(container__image=f"{IMAGE}v0.9.1-dev-openeuler"), None, "container.image", "warning"),
+    ("K1", DOCKER, leaf(container__image=f"{IMAGE}main"), leaf(container__image=f"{IMAGE}main@sha256:{'0' * 64}"),
+     "container.image", "warning"),
+    ("K2", DOCKER, leaf(container__publish=("8000:8000",)), None, "container.publish", "warning"),
+    ("K3", DOCKER, leaf(container__driver_mounts=FILES[:2]), leaf(container__driver_mounts=FILES),
+     "container.driver_mounts", "warning"),
+    ("K4", DOCKER, leaf(container__shm_size="500g"), leaf(container__shm_size="16g"),
+     "container.shm_size", "warning"),
+]  # fmt: skip
+
+
 def found(made: Config, rule: str, key: str) -> list[Finding]:
     return [one for one in checks.findings(made) if one.rule == rule and one.key == key]
 
@@ -228,6 +243,22 @@ def test_the_articles_configuration_is_accepted_with_the_known_warnings() -> Non
         ("warning", "engine.env.OMP_NUM_THREADS"),
         ("warning", "model.served_model_name"),
     }
+
+
+def test_the_articles_container_is_accepted_with_the_known_warnings() -> None:
+    bare = {(one.rule, one.key) for one in checks.findings(config("experiment=article"))}
+    made = checks.findings(config("experiment=article", "container=docker", "container.registry=registry.example"))
+    assert {one.severity for one in made} == {"warning"}
+    assert {(one.rule, one.key) for one in made} - bare == {
+        ("K1", "container.image"),
+        ("K2", "container.publish"),
+        ("K3", "container.driver_mounts"),
+        ("K4", "container.shm_size"),
+    }
+    [moving] = [one for one in made if one.rule == "K1"]
+    assert moving.remedy == "Pin v0.9.1-openeuler (openEuler 22.03)."
+    [mounts] = [one for one in made if one.rule == "K3"]
+    assert "hccn_tool and hccn.conf" in mounts.reason
 
 
 @pytest.mark.parametrize(
