@@ -144,7 +144,7 @@ class Parallel(Section):
     )
     tensor_parallel_size: Count = setting(8, "NPUs of one data-parallel rank")
     decode_context_parallel_size: Count | None = setting(
-        None, "spread the KV cache of a sequence over so many tensor parallel ranks (from 0.11); null: not emitted"
+        None, "spread the KV cache of a sequence over so many tensor parallel ranks (from 0.13); null: not emitted"
     )
     prefill_context_parallel_size: Count | None = setting(
         None, "cut long prompts over so many further groups of NPUs (from 0.13); null: not emitted"

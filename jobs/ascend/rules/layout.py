@@ -61,6 +61,15 @@ def context_and_data_parallel(q: Question) -> Iterator[Problem]:
 def decode_context_parallel(q: Question) -> Iterator[Problem]:
     """Decode context parallel reuses the tensor parallel ranks."""
     dcp, tp, key = q.size(DCP), q.config.parallel.tensor_parallel_size, "parallel.decode_context_parallel_size"
+    assert q.release is not None
+    if q.release.version < (0, 13) and (dcp > 1 or q.size(PCP) > 1):
+        at, size = (key, dcp) if dcp > 1 else ("parallel.prefill_context_parallel_size", q.size(PCP))
+        reason = (
+            f"vllm {q.release.name} has the flag for decoding, but the Ascend worker of this release has no context "
+            "parallelism: the KV cache would not be spread"
+        )
+        remedy = "Choose engine.release=0.13.0 or later, or another layout."
+        yield Problem(at, size, reason, remedy, source="vllm-ascend v0.11.0, worker: no code for context parallelism")
     if tp % dcp:
         yield Problem(key, dcp, f"it must divide {TP} = {tp}", "Give a divisor of it.")
     if (dcp > 1 or q.size(PCP) > 1) and q.speculative:
