@@ -20,7 +20,7 @@ HIGH_IS_BEST = (
     "found_request_rate", "needle_score", "kv_cache_tokens",
 )  # fmt: skip
 
-_NO_FIGURES = ("engine_tokens", "job_id", "attempt", "nodes", "saturated")
+_NO_FIGURES = ("engine_tokens", "job_id", "attempt", "nodes", "saturated", "slo_kept")
 
 
 def launch(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.results import keys
+from jobs.results import keys, slo
 from jobs.results.gather import Run, dotted
 from jobs.results.noise import difference, sample
 from jobs.results.resampling import minimum_detectable
@@ -73,30 +73,18 @@ def objective(run: Run) -> str:
     return str(dotted(run.config, "results.objective") or "output_tok_s")
 
 
-def limits(run: Run) -> dict[str, float]:
-    """Return the service-level objective (`bench.slo`): column to limit; empty where none is set."""
-    found = dotted(run.config, "bench.slo")
-    return {key: value for key, value in found.items() if value is not None} if isinstance(found, Mapping) else {}
-
-
-def keeps(row: Row, slo: Mapping[str, float]) -> bool:
-    """Return whether a row's figures are within these limits; an unknown figure is not."""
-    return all(row.get(column) is not None and row[column] <= limit for column, limit in slo.items())
-
-
 def judge(run: Run) -> Verdict:
     """Judge one sweep. Simulated rows are never set against measured ones, nor rows of different work."""
     column, said = objective(run), []
-    rows = [row for row in run.rows if row["valid"] and isinstance(row.get(column), int | float)]
+    rows: list[Row] = [row for row in run.rows if row["valid"] and isinstance(row.get(column), int | float)]
     measured = [row for row in rows if row["engine"] != "simulator"]
     simulated = bool(rows) and not measured
     if measured and len(measured) < len(rows):
         said.append(Sentence("left_out_simulated", {"count": len(rows) - len(measured)}))
     rows = measured or rows
-    if slo := limits(run):
-        kept = [row for row in rows if keeps(row, slo)]
-        words = ", ".join(f"{name} ≤ {limit:g}" for name, limit in slo.items())
-        said.append(Sentence("under_slo", {"count": len(kept), "of": len(rows), "slo": words}))
+    if slo.is_set(run):
+        kept, words = _under_objective(run, rows)
+        said += words
         rows = kept
     if not rows:
         return Verdict("no", None, (Sentence("nothing", {"count": len(run.rows)}), *said, *_invalid(run)))
@@ -111,6 +99,21 @@ def judge(run: Run) -> Verdict:
     sure = winner is not None and all(one.outcome == "clear" for one in contests)
     believe = "no" if simulated else "yes" if sure else "care"
     return Verdict(believe, None if winner is None else str(winner["point"]), (*first, *said, *_invalid(run)))
+
+
+def _under_objective(run: Run, rows: Sequence[Row]) -> tuple[list[Row], list[Sentence]]:
+    """Return the rows that keep their own objective, or have none, and how many do and do not tell."""
+    told = [(row, slo.kept(run, row) if slo.limits(run, row) else True) for row in rows]
+    kept = [row for row, verdict in told if verdict]
+    asked = dict.fromkeys(_words(slo.limits(run, row)) for row in run.rows)
+    said = [Sentence("under_slo", {"count": len(kept), "of": len(rows), "slo": " | ".join(filter(None, asked))})]
+    if unknown := sum(verdict is None for _, verdict in told):
+        said.append(Sentence("slo_unknown", {"count": unknown}))
+    return kept, said
+
+
+def _words(limits: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} ≤ {limit:g}" for name, limit in limits.items())
 
 
 def _contests(run: Run, rows: Sequence[Row], column: str) -> list[_Contest]:
