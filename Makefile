@@ -22,7 +22,7 @@ test: lint
 	@tests/run.sh
 
 unit: .venv/made
-	@$(TOOL) -m pytest -q -n 2 tests/unit
+	@$(TOOL) -m pytest -q -n 2 --dist worksteal tests/unit
 
 lint: .venv/made
 	@$(TOOL) -m ruff format --check .

@@ -13,7 +13,7 @@ tools/setup.sh || {
   echo "the tests that need them will be skipped"
 }
 wait "$packages"
-$python -m pytest -q -n 2 tests/unit
+$python -m pytest -q -n 2 --dist worksteal tests/unit
 unit=$?
 # In a process of its own: the driver of the browser keeps an event loop, which asyncio tests cannot share.
 $python -m pytest -q tests/browser

@@ -1,11 +1,10 @@
-"""Bad input through the real programs: one clear error, the right exit code, no traceback, nothing left behind."""
+"""Bad input: one clear error, the right exit code, no traceback, nothing left behind (tests/local has the processes)."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,28 +87,6 @@ def check(bad: Bad, code: int, out: str, err: str, folder: Path) -> None:
     assert line.startswith("error: ")
     assert all(words in line for words in bad.says), line
     assert not left_behind(folder)
-
-
-def test_the_real_program_answers_bad_input_with_one_line(tmp_path: Path) -> None:
-    def call(name: str) -> tuple[int, str, str]:
-        here = tmp_path / name
-        here.mkdir()
-        process = python(LAUNCH, *(ISSUE | FURTHER)[name].words, cwd=here, path=here / "no-programs")
-        out, err = process.communicate(timeout=120)
-        return process.returncode, out, err
-
-    with ThreadPoolExecutor(2) as pool:
-        for name, answer in zip(REAL, pool.map(call, REAL), strict=True):
-            check((ISSUE | FURTHER)[name], *answer, tmp_path)
-
-
-def test_jobs_plan_answers_bad_input_as_launch_does(tmp_path: Path) -> None:
-    process = python("-m", "jobs", "plan", "bench.concurency=1,2", cwd=tmp_path)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (2, "")
-    assert err.startswith("error: bench.concurency = 1,2: there is no such key. Did you mean 'bench.concurrency'?")
-    assert len(err.splitlines()) == 1
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_command_starts_without_what_only_ranks_and_tables_need(tmp_path: Path) -> None:
