@@ -46,7 +46,8 @@ class _Line:
             TimeoutError: silence for longer than the limit.
         """
         try:
-            line = await asyncio.wait_for(self._reader.readline(), self._silence_s)
+            async with asyncio.timeout(self._silence_s):
+                line = await self._reader.readline()
             message = json.loads(line) if line else None
         except TimeoutError:
             raise
