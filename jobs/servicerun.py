@@ -200,7 +200,7 @@ class ServiceRun:
         if leftovers:
             return f"service {service} left something behind: {'; '.join(leftovers)}"
         missing = set(range(1, self._here.task.ranks)) - self._hub.present
-        if self._hub.leaving:
+        if self._hub.leaving and not self._stopping.done():
             return f"rank {min(self._hub.leaving)} was told to end"
         return f"rank {min(missing)} is lost" if missing else None
 
