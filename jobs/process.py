@@ -263,11 +263,11 @@ def _name(process: psutil.Process) -> str:
         return "(gone)"
 
 
-def _guard(mark: str) -> subprocess.Popen[bytes]:
+def _guard(mark: str, path: str) -> subprocess.Popen[bytes]:
     """Start what ends everything with this mark once this process is gone."""
     return subprocess.Popen(
         ["bash", "-c", _GUARD, "serving-sweep-guard", f"{MARK}={mark}", str(_GUARD_TRIES)],
-        env={"PATH": os.environ.get("PATH", os.defpath)},
+        env={"PATH": f"{path}{os.pathsep}{os.defpath}"},
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -310,7 +310,7 @@ async def start(
     command = ["bash", "-c", _WRAPPER, "bash", *source, "--", *argv]
     guard: subprocess.Popen[bytes] | None = None
     try:
-        guard = _guard(mark)  # before the engine: there is no moment in which nobody minds it
+        guard = _guard(mark, env.get("PATH", ""))  # before the engine: there is no moment in which nobody minds it
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *command,

@@ -292,3 +292,23 @@ def test_defaults_are_those_of_the_issue() -> None:
     assert (made.engine.name, made.engine.release) == ("vllm_ascend", "0.9.1")
     assert (made.parallel.data_parallel_size, made.parallel.tensor_parallel_size) == (2, 8)
     assert made.cluster.kind == "auto"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("cluster.partition", "npu\n#SBATCH --nodes=99"),
+        ("cluster.account", "a\rb"),
+        ("cluster.constraint", "a\u2028b"),
+        ("cluster.sbatch_args", {"comment": "x\n#SBATCH --nodes=99"}),
+        ("cluster.sbatch_args", {"comment\nx": "y"}),
+        ("cluster.srun_args", ["--x\n"]),
+        ("results.name", "a\nb"),
+        ("results.root", "/a\nb"),
+    ],
+)
+def test_what_stands_on_one_line_of_a_batch_script_has_no_line_break(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(nested(name, value))
+    assert caught.value.key.startswith(name)
+    assert "line break" in caught.value.reason
