@@ -35,8 +35,6 @@ def room(tmp_path: Path, runtime: str, name: str | None, pid: str | None, proof:
     spec = Spec(runtime, Image(path="/m.sqsh"), name=name, mounts=(Mount("/a", "/a"),))
     host = {"SLURMD_NODENAME": "node1"}
     box = Box("7/s/0", spec, files, Entry(env={"TMPDIR": str(tmp_path)}), [], {}, host, (), None)
-        "7/s/0", spec, files, Entry(env={"TMPDIR": str(tmp_path)}), [], {}, {"SLURMD_NODENAME": "node1"}, (), None
-    )
     return Room(box, {})
 
 
