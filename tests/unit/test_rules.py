@@ -167,10 +167,33 @@ CASES: list[Case] = [
 ]  # fmt: skip
 
 
+EARLY = (*OLD, "engine.release=0.11.0")
 DOCKER = (*OLD, "container=docker", "container.image=quay.io/ascend/vllm-ascend:v0.9.1-openeuler")
 IMAGE = "quay.io/ascend/vllm-ascend:"
 FILES = ("/usr/local/dcmi", "/usr/local/Ascend/driver/tools/hccn_tool", "/etc/hccn.conf:/etc/hccn.conf")
 CASES += [
+    ("N7", NEW, keys(recompute_scheduler_enable=True), keys(recompute_scheduler_enable=False),
+     "engine.additional_config.recompute_scheduler_enable", "error"),
+    ("N7", NEW, keys(layer_sharding=["q_b_proj"]), keys(layer_sharding=[]),
+     "engine.additional_config.layer_sharding", "error"),
+    ("N7", MID, keys(enable_kv_nz=True),
+     lambda c: args(kv_transfer_config={"kv_role": "kv_consumer"})(keys(enable_kv_nz=True)(c)),
+     "engine.additional_config.enable_kv_nz", "error"),
+    ("N7", EARLY, keys(lmhead_tensor_parallel_size=2),
+     lambda c: leaf(parallel__tensor_parallel_size=1)(keys(lmhead_tensor_parallel_size=2)(c)),
+     "engine.additional_config.lmhead_tensor_parallel_size", "error"),
+    ("N7", EARLY, keys(oproj_tensor_parallel_size=2), lambda c: keys(oproj_tensor_parallel_size=2)(
+     args(kv_transfer_config='{"kv_role": "kv_consumer"}')(leaf(parallel__tensor_parallel_size=1)(c))),
+     "engine.additional_config.oproj_tensor_parallel_size", "error"),
+    ("N7", NEW, keys(finegrained_tp_config={"oproj_tensor_parallel_size": 2}),
+     keys(finegrained_tp_config={"lmhead_tensor_parallel_size": 2}),
+     "engine.additional_config.finegrained_tp_config.oproj_tensor_parallel_size", "error"),
+    ("L1", OLD, leaf(parallel__tensor_parallel_size=7), leaf(parallel__tensor_parallel_size=4),
+     "parallel.tensor_parallel_size", "error"),
+    ("L1", ("experiment=demo",), leaf(parallel__tensor_parallel_size=3), leaf(parallel__tensor_parallel_size=4),
+     "parallel.tensor_parallel_size", "error"),
+    ("L1", ("experiment=demo", "engine=simulator"), leaf(parallel__tensor_parallel_size=3),
+     leaf(parallel__tensor_parallel_size=2), "parallel.tensor_parallel_size", "error"),
     ("K1", DOCKER, leaf(container__image=f"{IMAGE}v0.9.1-dev-openeuler"), None, "container.image", "warning"),
     ("K1", DOCKER, leaf(container__image=f"{IMAGE}main"), leaf(container__image=f"{IMAGE}main@sha256:{'0' * 64}"),
      "container.image", "warning"),

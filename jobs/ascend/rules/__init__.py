@@ -7,7 +7,7 @@ model: jobs/service/checks.py asks it.
 
 from __future__ import annotations
 
-from jobs.ascend.rules import container, environment, graph, layout, lengths, moe, names
+from jobs.ascend.rules import container, environment, graph, keys, layout, lengths, moe, names
 from jobs.ascend.rules.base import Finding, Problem, Question, Rule, Severity
 
 __all__ = ["RULES", "Finding", "Problem", "Question", "Rule", "Severity", "findings"]
@@ -15,6 +15,7 @@ __all__ = ["RULES", "Finding", "Problem", "Question", "Rule", "Severity", "findi
 RULES: tuple[Rule, ...] = (
     *layout.RULES,
     *names.RULES,
+    *keys.RULES,
     *lengths.RULES,
     *graph.RULES,
     *moe.RULES,

@@ -1,4 +1,4 @@
-"""Data, tensor and context parallel layout (R1, R2, R14, R15)."""
+"""Data, tensor and context parallel layout (R1, R2, R14, R15, L1)."""
 
 from __future__ import annotations
 
@@ -83,4 +83,20 @@ def decode_context_parallel(q: Question) -> Iterator[Problem]:
         )
 
 
-RULES = (npus_of_a_node, head_and_headless, context_and_data_parallel, decode_context_parallel)
+@rule(
+    "L1",
+    "error",
+    "all",
+    "vllm, config: Total number of attention heads must be divisible by tensor parallel size",
+    EVERY,
+)
+def whole_heads(q: Question) -> Iterator[Problem]:
+    """Each tensor parallel rank holds whole attention heads."""
+    tp = q.config.parallel.tensor_parallel_size
+    if q.arch is not None and q.arch.heads % tp:
+        sizes = [size for size in range(1, q.config.cluster.npus_per_node + 1) if q.arch.heads % size == 0]
+        reason = f"the {q.arch.heads} attention heads of the model cannot be cut over {tp} ranks"
+        yield Problem(TP, tp, reason, f"Give a divisor of {q.arch.heads}: {', '.join(map(str, sizes))}.")
+
+
+RULES = (npus_of_a_node, head_and_headless, context_and_data_parallel, decode_context_parallel, whole_heads)
