@@ -118,7 +118,7 @@ def test_each_row_has_its_own_limits(tmp_path: Path) -> None:
 
 
 def test_only_the_window_that_the_row_shows_is_read(tmp_path: Path) -> None:
-    found, made = the_search(tmp_path / "a")
+    found, _ = the_search(tmp_path / "a")
     run = read_run(found.path)
     held = sample(run, run.rows[0])
     assert held is not None
