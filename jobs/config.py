@@ -381,7 +381,7 @@ class Results(Section):
     root: Line = setting("runs", "directory on the shared file system that holds the sweeps")
     name: Line | None = setting(None, "name of the sweep's directory; null: the time of day")
     roots: tuple[Text, ...] = setting((), "further directories of sweeps whose valid rows may be reused")
-    objective: Text = setting("output_tok_s", "column that hydra/sweeper=optuna optimises")
+    objective: Text = setting("output_tok_s", "column that decides who won, and that hydra/sweeper=optuna optimises")
     price_node_hour: Positive | None = setting(None, "price of a node for an hour, any currency; null: no price column")
 
 

@@ -14,6 +14,7 @@ import yaml
 from jobs.files import write_text
 from jobs.results import keys, page, sections, slo, verdict
 from jobs.results.curves import LENGTHS_FOR_LINE, fit
+from jobs.results.direction import STARRED, low_is_best
 from jobs.results.gather import Run, dotted, read_run
 from jobs.results.keys import LOADS
 from jobs.results.loads import key_of, load_of
@@ -38,7 +39,8 @@ def data(run: Run) -> dict[str, Any]:
         "swept": list(run.swept),
         "lengths": [key for key in LENGTHS if key in run.swept],
         "verdict": asdict(verdict.judge(run)),
-        "objective": {"column": verdict.objective(run), "low_is_best": verdict.low_is_best(verdict.objective(run))},
+        "objective": {"column": verdict.objective(run), "low_is_best": low_is_best(verdict.objective(run))},
+        "starred": {name: "low" if low_is_best(name) else "high" for name in STARRED},
         "slo": next((found for row in run.rows if (found := slo.limits(run, row))), {}),
         "example": slo.EXAMPLE,
         "largest": largest_loads(run),
