@@ -1,4 +1,4 @@
-"""Bad input: one clear error, the right exit code, no traceback, nothing left (tests/local has the processes)."""
+"""Bad input: one clear error, the right exit code, no traceback, nothing left behind (processes: tests/local)."""
 
 from __future__ import annotations
 
