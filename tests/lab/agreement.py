@@ -12,6 +12,9 @@ FLOOR = 0.15
 """Difference that is never held against a client, however steady the runs: clients start their clocks at other lines
 of their code, and count the ramps of 100 requests otherwise."""
 
+CEILING = 1.0
+"""Difference that no noise excuses: on a machine that is busy elsewhere the runs would else agree on anything."""
+
 CONFIDENCE = 0.99
 
 
@@ -26,7 +29,7 @@ def tolerance(runs: Mapping[str, Sequence[float]], one: str, other: str) -> floa
     spread = math.sqrt(sum(float(((values - values.mean()) ** 2).sum()) for values in logs.values()) / freedom)
     width = spread * math.sqrt(1 / len(logs[one]) + 1 / len(logs[other]))
     quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
-    return max(FLOOR, math.expm1(quantile * width))
+    return min(CEILING, max(FLOOR, math.expm1(quantile * width)))
 
 
 def differ(runs: Mapping[str, Sequence[float]], base: str) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from agreement import FLOOR, differ, tolerance
+from agreement import CEILING, FLOOR, differ, tolerance
 
 STEADY = {"window": [100.0, 102.0, 98.0, 101.0], "other": [99.0, 101.0, 103.0, 100.0]}
 
@@ -29,3 +29,9 @@ def test_more_runs_narrow_it() -> None:
     noisy = {"window": [100.0, 140.0, 90.0, 120.0], "other": [150.0, 105.0, 125.0, 170.0]}
     more = {client: values * 4 for client, values in noisy.items()}
     assert tolerance(more, "window", "other") < tolerance(noisy, "window", "other") / 2
+
+
+def test_no_noise_excuses_a_factor_of_more_than_two() -> None:
+    wild = {"window": [100.0, 400.0, 50.0], "other": [220.0, 900.0, 110.0]}
+    assert tolerance(wild, "window", "other") == CEILING
+    assert differ(wild, "window").keys() == {"other"}
