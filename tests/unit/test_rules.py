@@ -188,6 +188,14 @@ CASES += [
     ("N7", NEW, keys(finegrained_tp_config={"oproj_tensor_parallel_size": 2}),
      keys(finegrained_tp_config={"lmhead_tensor_parallel_size": 2}),
      "engine.additional_config.finegrained_tp_config.oproj_tensor_parallel_size", "error"),
+    ("R9", EARLY, lambda c: args(enforce_eager=True)(
+     leaf(engine__additional_config={"torchair_graph_config": {"enabled": False, "mode": "max-autotune"}})(c)),
+     leaf(engine__additional_config=torchair(mode="max-autotune")),
+     "engine.additional_config.torchair_graph_config.mode", "error"),
+    ("R9", EARLY, leaf(engine__additional_config=torchair(enable_super_kernel=True), parallel__tensor_parallel_size=1),
+     lambda c: leaf(parallel__tensor_parallel_size=1)(keys(multistream_overlap_shared_expert=True)(
+     leaf(engine__additional_config=torchair(enable_super_kernel=True))(c))),
+     "engine.additional_config.torchair_graph_config.enable_super_kernel", "error"),
     ("L1", OLD, leaf(parallel__tensor_parallel_size=7), leaf(parallel__tensor_parallel_size=4),
      "parallel.tensor_parallel_size", "error"),
     ("L1", ("experiment=demo",), leaf(parallel__tensor_parallel_size=3), leaf(parallel__tensor_parallel_size=4),
