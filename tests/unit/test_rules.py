@@ -263,6 +263,13 @@ def test_ranks_that_do_not_belong_together_are_found() -> None:
         assert finding.key == "rank 1"
 
 
+@pytest.mark.parametrize("flag", [{"headless": True}, {"nnodes": 2}, {"data_parallel_start_rank": 1}])
+def test_a_flag_that_the_tool_owns_is_one_error_and_no_fault_of_the_tool(flag: dict[str, Any]) -> None:
+    errors = [one for one in checks.findings(args(**flag)(config(*NEW))) if one.severity == "error"]
+    assert [one.rule for one in errors] == ["C1"]
+    assert "the tool owns" in errors[0].reason
+
+
 def test_the_articles_configuration_is_accepted_with_the_known_warnings() -> None:
     made = checks.findings(config("experiment=article"), memory=True)
     assert {(one.severity, one.key) for one in made} == {
