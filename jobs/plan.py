@@ -112,6 +112,7 @@ def make_plan(
         )
         points.setdefault(point.point, point)
         asked.append(point.point)
+    _check_effect(leaves, tuple(points.values()))
     launch = configs[0].launch
     grouped = group(tuple(points.values()), look)
     refused: dict[str, str] = {}
@@ -170,6 +171,30 @@ def _swept_leaves(swept: Sequence[str], configs: Sequence[Config]) -> tuple[str,
             if wanted and _differs(configs, name):
                 leaves += _parts(configs, name)
     return tuple(dict.fromkeys(leaves))
+
+
+def _check_effect(swept: Sequence[str], points: Sequence[Point]) -> None:
+    """Refuse two points that differ in nothing that their release reads: two loads would measure the same (N5)."""
+    unread: dict[str, set[str]] = {}
+    for point in points:
+        keys = {found.key for found in point.findings if found.rule == "N5" and found.key in swept}
+        unread.setdefault(point.config.engine.release, set()).update(keys)
+    seen: dict[str, Point] = {}
+    for point in points:
+        without = unread[point.config.engine.release]
+        if not without:
+            continue
+        rest = {key: value for key, value in point.values.items() if key not in without}
+        other = seen.setdefault(_canonical(rest | {"": point.config.engine.release}), point)
+        key = next((one for one in swept if one in without and other.values.get(one) != point.values.get(one)), None)
+        if key is not None:
+            raise ConfigError(
+                key,
+                f"{other.values.get(key)} and {point.values.get(key)}",
+                f"vllm-ascend {point.config.engine.release} does not read it: points that differ in it alone would"
+                " load the engine again and measure the same",
+                "Sweep what this release reads; the files of conf/moe name their releases.",
+            )
 
 
 def _differs(configs: Sequence[Config], name: str) -> bool:

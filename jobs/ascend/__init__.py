@@ -79,6 +79,7 @@ class Release:
         previous, added, removed: the release before this one here, and the flags that came and went.
         keys: of `additional_config`.
         deprecated_keys: key -> source.
+        key_defaults: key -> the engine's own value, where a release changed it.
         variables: that vLLM or the plugin reads -> default as text, None where it is unset or computed.
         have_a_key: variable -> key of `additional_config` that says the same.
         deprecated_variables: variable -> source.
@@ -97,6 +98,7 @@ class Release:
     removed: tuple[str, ...] = ()
     keys: Mapping[str, Key] = field(default_factory=dict)
     deprecated_keys: Mapping[str, str] = field(default_factory=dict)
+    key_defaults: Mapping[str, Fact] = field(default_factory=dict)
     variables: Mapping[str, str | None] = field(default_factory=dict)
     have_a_key: Mapping[str, str] = field(default_factory=dict)
     deprecated_variables: Mapping[str, str] = field(default_factory=dict)
@@ -147,6 +149,7 @@ def release(name: str) -> Release:
         removed=tuple(data["previous"]["removed"]),
         keys={key: _key(value) for key, value in data["additional_config"].items()} | further,
         deprecated_keys=facts.get("deprecated_keys", {}),
+        key_defaults=_facts(facts, "key_defaults"),
         variables=dict.fromkeys([*variables["vllm"], *variables["read_elsewhere"]]) | variables["vllm_ascend"],
         have_a_key=variables["have_a_key"],
         deprecated_variables=facts.get("deprecated_variables", {}),

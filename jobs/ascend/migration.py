@@ -15,6 +15,7 @@ from jobs.ascend.lookup import architecture_of
 from jobs.ascend.mc2 import advised_buffsize, mc2_capacity
 from jobs.ascend.moves import Move
 from jobs.ascend.rules.base import is_true
+from jobs.ascend.weights import weights
 from jobs.config import Config
 from jobs.errors import ConfigError
 from jobs.service.placement import local_sizes
@@ -136,22 +137,41 @@ def defaults(config: Config, given: Iterable[str]) -> tuple[Change, ...]:
 
     Args:
         config: as written.
-        given: names of the flags and variables that its new form sets.
+        given: names of the flags, variables and keys of additional_config that its new form sets.
     """
     written, wanted = config.engine.written_for, config.engine.release
-    if written is None or not {written, wanted} <= set(releases()):
+    if written is None or written == wanted or not {written, wanted} <= set(releases()):
         return ()
     before, after, told = release(written), release(wanted), set(given)
-    flags = [(f"--{name}", one.default, after.flags[name].default) for name, one in before.flags.items()
+    data = f"jobs/ascend/releases/{wanted}.yaml"
+    found = [(f"--{name}", one.default, after.flags[name].default, data) for name, one in before.flags.items()
              if name in after.flags and name not in told and name not in _NO_MATTER]  # fmt: skip
-    variables = [(name, one, after.variables[name]) for name, one in before.variables.items()
-                 if name.startswith("VLLM_ASCEND") and name in after.variables and name not in told]  # fmt: skip
-    reason, source = "the config does not set it, and the default is another one", f"jobs/ascend/releases/{wanted}.yaml"
+    for name, now in after.variables.items():
+        if name.startswith("VLLM_ASCEND") and not {name, after.have_a_key.get(name)} & told:
+            # What is new and off changes nothing; what is new and on was off before.
+            was = before.variables.get(name, "0" if now == "1" else None)
+            found.append((name, was, now, data))
+    for name, fact in after.key_defaults.items():
+        if name not in told and name in before.key_defaults:
+            old = before.key_defaults[name].value
+            found.append((f"engine.additional_config.{name}", old, fact.value, fact.source))
     return tuple(
-        Change(name, old, new, reason, source)
-        for name, old, new in [*flags, *variables]
+        Change(name, old, new, _differs(config, name, new), source)
+        for name, old, new, source in found
         if old is not None and new is not None and old != new
     )
+
+
+def _differs(config: Config, name: str, value: Any) -> str:
+    reason = "the config does not set it, and the default is another one"
+    arch = architecture_of(config) if name == "VLLM_ASCEND_ENABLE_MLAPO" and value == "1" else None
+    if arch is None:
+        return reason
+    p = config.parallel
+    size = 1 if config.model.quantization == "ascend" else 2  # unquantized models have no second copy
+    lines = weights(arch, tp=p.tensor_parallel_size, dp=1, expert_parallel=False, linear_bytes=size, mlapo=True)
+    more = sum(line.gib for line in lines if line.name == "MLAPO")
+    return f"{reason}: {more:.3f} GiB more weights on each NPU" if more else reason
 
 
 _NO_MATTER = ("model", "config")

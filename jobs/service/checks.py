@@ -58,6 +58,9 @@ def findings(config: Config, *, memory: bool = False) -> tuple[Finding, ...]:
     """
     own = [caught for look in LOOKS if (caught := _caught(look, config))]
     found = [*own, *rules.findings(question(config))]
+    if any(one.key.startswith("engine.args.") for one in own):
+        # A refused flag is rendered all the same: what R2 finds in it is no fault of the tool.
+        found = [one for one in found if one.rule != "R2"]
     if other := image_release(config):
         found.append(other)
     if memory and (unfit := fits(config)):

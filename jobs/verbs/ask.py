@@ -49,7 +49,8 @@ def _memory_json(service: Service) -> dict[str, Any]:
     found: dict[str, Any] = {"service": service.service, "calibration": asdict(past) if past else None}
     if fit.prediction is None:
         return found | {"unknown": fit.unknown}
-    return found | fit.prediction.as_json() | {"max_model_len": fit.length, "lacks_gib": fit.lacks_bytes / GIB}
+    found |= fit.prediction.as_json() | {"max_model_len": fit.length, "lacks_gib": fit.lacks_bytes / GIB}
+    return found | {"full_length_sequences": fit.prediction.sequences(fit.length)}
 
 
 def _memory_lines(service: Service) -> list[str]:
@@ -65,6 +66,7 @@ def _memory_lines(service: Service) -> list[str]:
     lines += [
         f"{made.kv_tokens_per_rank:,} tokens in each data-parallel rank",
         f"largest max_model_len that starts: {made.largest_max_model_len:,}",
+        f"full-length sequences at once: {made.sequences(fit.length):,} in each data-parallel rank",
         f"max_model_len={fit.length:,}: {fit.refusal or fit.doubt or 'fits'}",
     ]
     if past is None:

@@ -29,7 +29,8 @@ def explain_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
     for words, one in zip(points, compose.written(points), strict=True):
         made, changes = migrate(one.config, one.explicit)
         asked = checks.question(made)
-        told = [name for name, value in {**asked.settings, **asked.env}.items() if value is not None]
+        set_here = {**asked.settings, **asked.env, **asked.additional}
+        told = [name for name, value in set_here.items() if value is not None]
         found.append(
             {
                 "overrides": list(words),

@@ -227,6 +227,11 @@ def test_the_memory_verb_looks_at_what_does_not_fit(capsys: pytest.CaptureFixtur
     text = capsys.readouterr().out
     assert "max_model_len=131,072: one request of 131,072 tokens needs 8.58 GiB" in text
     assert "max_model_len=8,192: fits" in text
+    assert "full-length sequences at once: 0 in each data-parallel rank" in text  # of 131,072 tokens
+    assert found["full_length_sequences"] == 0
+    assert main(["memory", "--json", "parallel.max_model_len=8192", root]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["full_length_sequences"] == found["kv_tokens_per_rank"] // 8192 > 0
     assert main(["memory", "engine.name=another", root]) == 0
     assert "no prediction: engine another" in capsys.readouterr().out
 

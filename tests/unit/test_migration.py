@@ -306,6 +306,29 @@ def test_defaults_that_are_left_to_the_engine_are_named() -> None:
     assert ("--gpu-memory-utilization" in {c.key for c in defaults(made, [])}) is True
 
 
+def told(*words: str) -> dict[str, tuple[Any, Any]]:
+    [point] = explain.explain_overrides(words)
+    return {c["key"]: (c["before"], c["after"]) for c in point["defaults"]}
+
+
+def test_a_variable_whose_key_is_set_is_not_left_to_the_engine() -> None:
+    assert "VLLM_ASCEND_ENABLE_MLAPO" not in told("experiment=official_0_13", "engine.release=0.23.0")
+    off = ("experiment=article", "engine.release=0.23.0", "+engine.additional_config.enable_mlapo=false")
+    assert "VLLM_ASCEND_ENABLE_MLAPO" not in told(*off)
+
+
+def test_what_is_new_and_on_is_a_change_and_what_is_new_and_off_is_none() -> None:
+    binding = "engine.additional_config.enable_cpu_binding"
+    for name in ("0.18.0", "0.23.0"):
+        named = told("experiment=article", f"engine.release={name}")
+        assert named["VLLM_ASCEND_ENABLE_MLAPO"] == ("0", "1")
+        assert named[binding] == ("false", "true")
+        assert "VLLM_ASCEND_ENABLE_FUSED_MC2" not in named
+    assert not {"VLLM_ASCEND_ENABLE_MLAPO", binding} & set(told("experiment=article", "engine.release=0.13.0"))
+    own = "+engine.additional_config.enable_cpu_binding=false"
+    assert binding not in told("experiment=article", "engine.release=0.18.0", own)
+
+
 def test_explain_says_what_changed_and_why(capsys: pytest.CaptureFixture[str]) -> None:
     from jobs.__main__ import main
 
@@ -316,7 +339,9 @@ def test_explain_says_what_changed_and_why(capsys: pytest.CaptureFixture[str]) -
     assert len(new["changes"]) == 10
     assert {"key", "before", "after", "reason", "source"} == set(new["changes"][0])
     assert same["defaults"] == []
-    assert ("VLLM_ASCEND_ENABLE_MLAPO" in {c["key"] for c in new["defaults"]}) is False  # 0.9.1 does not know it
+    [mlapo] = [c for c in new["defaults"] if c["key"] == "VLLM_ASCEND_ENABLE_MLAPO"]
+    assert (mlapo["before"], mlapo["after"]) == ("0", "1")  # 0.9.1 does not know it
+    assert "1.128 GiB more weights on each NPU" in mlapo["reason"]
     assert {"--disable-cascade-attn"} <= {c["key"] for c in new["defaults"]}
     assert "--gpu-memory-utilization" not in {c["key"] for c in new["defaults"]}  # the article sets it
     text = explain.text(new)

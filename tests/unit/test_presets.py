@@ -50,9 +50,7 @@ def test_long_context_sweeps_lengths_and_layouts_with_full_prompts() -> None:
 
 
 def test_the_command_for_0_9_1_that_stands_in_the_preset_plans_all_its_points() -> None:
-    text = (ROOT / "conf/experiment/long_context.yaml").read_text()
-    [line] = [line for line in text.splitlines() if line.startswith("#") and " -m experiment=" in line]
-    words = line.partition(" -m ")[2].split()
+    [words] = commands("long_context")
     assert "engine.release=0.9.1" in words
     made = preset(*words)
     assert [p.config.parallel.max_model_len for p in made.points] == [8192, 16384, 32768, 65536, 131072]
@@ -80,6 +78,29 @@ def test_expert_parallel_sweeps_what_0_9_1_has_and_shows_it() -> None:
     )
     later = preset("experiment=expert_parallel", "engine.release=0.13.0", "moe=flat,hierarchical")
     assert {point.values["hccl.intra_pcie_enable"] for point in later.points} == {None, 1}
+
+
+def commands(name: str) -> list[list[str]]:
+    text = (ROOT / f"conf/experiment/{name}.yaml").read_text()
+    return [line.partition(" -m ")[2].split() for line in text.splitlines() if " -m experiment=" in line]
+
+
+@pytest.mark.parametrize("words", commands("expert_parallel"), ids=" ".join)
+def test_the_commands_that_stand_in_the_preset_plan_services_that_differ(words: list[str]) -> None:
+    made = preset(*words)
+    choices = len(words[-1].split(","))
+    assert (len(made.points), len(made.services)) == (2 * 3 * choices, 2 * choices)
+    assert not [one for one in made.findings if one.finding.rule.startswith("N")]
+
+
+@pytest.mark.parametrize("release", ["0.11.0", "0.23.0"])
+def test_a_sweep_over_what_the_release_does_not_read_is_refused(release: str) -> None:
+    with pytest.raises(ConfigError, match="does not read it: points that differ in it alone") as caught:
+        preset("experiment=expert_parallel", f"engine.release={release}")
+    assert caught.value.key == "engine.env.VLLM_ASCEND_ENABLE_CHUNK_MC2"
+    # One value for all is a warning, and releases that do read it may be in the same sweep.
+    one = preset("experiment=expert_parallel", f"engine.release=0.9.1,{release}", "moe=chunk_mc2")
+    assert {found.finding.rule for found in one.findings} >= {"N5"}
 
 
 def test_the_command_line_overrules_the_sweep_of_an_experiment() -> None:

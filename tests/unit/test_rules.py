@@ -188,6 +188,14 @@ CASES += [
     ("N7", NEW, keys(finegrained_tp_config={"oproj_tensor_parallel_size": 2}),
      keys(finegrained_tp_config={"lmhead_tensor_parallel_size": 2}),
      "engine.additional_config.finegrained_tp_config.oproj_tensor_parallel_size", "error"),
+    ("R9", EARLY, lambda c: args(enforce_eager=True)(
+     leaf(engine__additional_config={"torchair_graph_config": {"enabled": False, "mode": "max-autotune"}})(c)),
+     leaf(engine__additional_config=torchair(mode="max-autotune")),
+     "engine.additional_config.torchair_graph_config.mode", "error"),
+    ("R9", EARLY, leaf(engine__additional_config=torchair(enable_super_kernel=True), parallel__tensor_parallel_size=1),
+     lambda c: leaf(parallel__tensor_parallel_size=1)(keys(multistream_overlap_shared_expert=True)(
+     leaf(engine__additional_config=torchair(enable_super_kernel=True))(c))),
+     "engine.additional_config.torchair_graph_config.enable_super_kernel", "error"),
     ("L1", OLD, leaf(parallel__tensor_parallel_size=7), leaf(parallel__tensor_parallel_size=4),
      "parallel.tensor_parallel_size", "error"),
     ("L1", ("experiment=demo",), leaf(parallel__tensor_parallel_size=3), leaf(parallel__tensor_parallel_size=4),
@@ -253,6 +261,13 @@ def test_ranks_that_do_not_belong_together_are_found() -> None:
     for values in ({"headless": None}, {"data_parallel_start_rank": 1}, {"data_parallel_address": "10.9.9.9"}):
         [finding] = wrong(**values)
         assert finding.key == "rank 1"
+
+
+@pytest.mark.parametrize("flag", [{"headless": True}, {"nnodes": 2}, {"data_parallel_start_rank": 1}])
+def test_a_flag_that_the_tool_owns_is_one_error_and_no_fault_of_the_tool(flag: dict[str, Any]) -> None:
+    errors = [one for one in checks.findings(args(**flag)(config(*NEW))) if one.severity == "error"]
+    assert [one.rule for one in errors] == ["C1"]
+    assert "the tool owns" in errors[0].reason
 
 
 def test_the_articles_configuration_is_accepted_with_the_known_warnings() -> None:

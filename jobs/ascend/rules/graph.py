@@ -9,6 +9,7 @@ from jobs.ascend.rules.base import NPU, Problem, Question, is_true, rule
 GRAPH = "engine.additional_config.torchair_graph_config"
 CONFIG = "vllm-ascend v0.9.1, ascend_config.py"
 NEED_ENABLED = (
+    "mode",  # 0.11
     "use_cached_graph",
     "use_cached_kv_cache_bytes",
     "graph_batch_sizes",
@@ -66,6 +67,8 @@ def torchair_options(q: Question) -> Iterator[Problem]:
             yield missing("enable_super_kernel", "enable_multistream_moe=true")
         if q.release.name != "0.9.1" and q.config.parallel.tensor_parallel_size > 1:
             yield missing("enable_super_kernel", "parallel.tensor_parallel_size=1")
+        if q.release.name != "0.9.1" and not is_true(q.additional.get("multistream_overlap_shared_expert")):
+            yield missing("enable_super_kernel", "additional_config.multistream_overlap_shared_expert=true")
     sizes = graph.get("graph_batch_sizes", [])
     if not isinstance(sizes, list | tuple) or any(type(size) is not int for size in sizes):
         yield Problem(f"{GRAPH}.graph_batch_sizes", sizes, "a list of whole numbers is needed", "Write [8, 16, 32].")
