@@ -62,6 +62,10 @@ DROPPED = (
 """Columns that go first where the terminal is too narrow. The swept keys, the engine, validity and rate always stay."""
 
 
+NOTED = "True*"
+"""Stands under `valid` for a valid row with a note, and before the note below the table."""
+
+
 class _Console(Console):
     """rich would exit with code 1, as for a failed run, where nobody reads any more (jobs/output.py)."""
 
@@ -202,8 +206,12 @@ def _table(frame: pd.DataFrame, swept: tuple[str, ...], shown: list[str]) -> Tab
 
 def _cells(frame: pd.DataFrame, swept: tuple[str, ...], shown: list[str]) -> list[list[Text]]:
     best = {name: _best(frame, swept, name) for name in STARRED if name in shown}
+    noted = list(_noted(frame) & frame["valid"].astype(bool))
     return [
-        [_cell(row[name], name in best and best[name][number]) for name in shown]
+        [
+            Text(NOTED) if name == "valid" and noted[number] else _cell(row[name], name in best and best[name][number])
+            for name in shown
+        ]
         for number, (_, row) in enumerate(frame.iterrows())
     ]
 
@@ -214,9 +222,19 @@ def _width(view: Table) -> int:
 
 
 def reasons_text(frame: pd.DataFrame) -> str:
-    """Return one line for every invalid row with its reason; empty where all rows are valid."""
+    """Return one line for every invalid row with its reason, and for every valid one that has a note."""
     bad = frame[~frame["valid"].astype(bool)]
-    return "\n".join(f"invalid {row['point']}: {row['invalid_reason']}" for _, row in bad.iterrows())
+    noted = frame[frame["valid"].astype(bool) & _noted(frame)]
+    return "\n".join(
+        [
+            *(f"invalid {row['point']}: {row['invalid_reason']}" for _, row in bad.iterrows()),
+            *(f"{NOTED} {row['point']}: {row['notes']}" for _, row in noted.iterrows()),
+        ]
+    )
+
+
+def _noted(frame: pd.DataFrame) -> pd.Series[Any]:
+    return frame["notes"].notna() & (frame["notes"].astype(str) != "") if "notes" in frame else frame["valid"].isna()
 
 
 def _best(frame: pd.DataFrame, swept: tuple[str, ...], name: str) -> list[bool]:
@@ -224,7 +242,7 @@ def _best(frame: pd.DataFrame, swept: tuple[str, ...], name: str) -> list[bool]:
     import pandas as pd
 
     values = pd.to_numeric(frame[name], errors="coerce").where(frame["valid"].astype(bool))
-    values = values.where([counts(name, value) for value in values])
+    values = values.where(pd.Series([counts(name, value) for value in values], index=values.index))
     # Rows of another work do not compare, and simulated rows never with measured ones.
     kinds = (
         frame[[key for key in (*swept, "engine") if key == "engine" or is_work(key)]].astype(str).agg(" ".join, axis=1)

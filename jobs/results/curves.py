@@ -19,7 +19,10 @@ GRID = 33
 
 @dataclass(frozen=True)
 class Curve:
-    """y = sum of coefficients[k] * x**k, with the 95 % confidence interval of the mean at each x."""
+    """y = sum of coefficients[k] * x**k, with the 95 % confidence interval of the mean at each x.
+
+    Of values that are never below 0, neither are the curve nor its interval.
+    """
 
     coefficients: tuple[float, ...]
     x: tuple[float, ...]
@@ -53,9 +56,13 @@ def fit(x: Sequence[float], y: Sequence[float]) -> Curve | None:
     rows = _powers(grid / scale, degree)
     centre = rows @ coefficients
     half = t_quantile(0.975, free) * np.sqrt(np.einsum("ij,jk,ik->i", rows, covariance, rows).clip(min=0))
+    least = 0.0 if values.min() >= 0 else -np.inf  # a time or a rate below 0 cannot be
     return Curve(
         tuple(float(c) / scale**k for k, c in enumerate(coefficients)),
-        *(tuple(float(value) for value in line) for line in (grid, centre, centre - half, centre + half)),
+        *(
+            tuple(float(value) for value in line)
+            for line in (grid, *(one.clip(min=least) for one in (centre, centre - half, centre + half)))
+        ),
     )
 
 

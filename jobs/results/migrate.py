@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-SCHEMA_VERSION = 3
+from jobs.measure.statistics import enough
+
+SCHEMA_VERSION = 4
 """Stands in every row as `schema_version`. A new column needs no new version; a changed meaning does."""
 
 
@@ -19,7 +21,22 @@ def _from_2(row: dict[str, Any]) -> dict[str, Any]:
     return {("head_npu_power_w" if name == "npu_power_w" else name): value for name, value in row.items()}
 
 
-STEPS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1, 2: _from_2}
+def _from_3(row: dict[str, Any]) -> dict[str, Any]:
+    """Version 3 showed percentiles of too few values, and times between tokens of 0 for answers in one piece."""
+    found = dict(row)
+    completed, length = row.get("completed"), row.get("output_tokens_mean")
+    for name, value in row.items():
+        figure, _, share = name.rpartition("_p")
+        if figure in ("tpot_ms", "itl_ms") and value == 0:
+            found[name] = None
+        if figure.endswith("_ms") and share.isdigit() and completed is not None:
+            # Each answer has as many gaps as tokens but one.
+            count = completed * max(1.0, (length or 2.0) - 1) if figure == "itl_ms" else completed
+            found[name] = found[name] if enough(int(count), float(share)) else None
+    return found
+
+
+STEPS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1, 2: _from_2, 3: _from_3}
 """From a version to the next one."""
 
 

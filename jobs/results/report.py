@@ -66,6 +66,7 @@ def _shown(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
         "_load_key": key_of(run, row),
         "_lengths": {key: run.value(row, key) for key in LENGTHS},
         "_work": keys.words(tuple(key for key in run.swept if keys.is_work(key)), row),
+        "_setting": series(run, row, leave_out=(*LOADS, *(key for key in run.swept if keys.is_work(key)))),
         "_series": series(run, row, leave_out=LOADS),
     }
 

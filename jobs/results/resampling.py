@@ -88,7 +88,7 @@ def inside_windows(windows: Sequence[Floats], statistic: Statistic, rng: np.rand
 
     So only the noise inside of windows is known by it.
     """
-    return np.stack([draws(data, statistic, rng, block) for data in windows]).mean(axis=0)
+    return np.asarray(np.stack([draws(data, statistic, rng, block) for data in windows]).mean(axis=0))
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ def _collect(options: argparse.Namespace) -> int:
         out = show.console()
         swept = ("run", *dict.fromkeys(key for run in runs for key in run.swept))
         out.print(show.table_view(table, swept, out.width if out.is_terminal else None))
+        if reasons := show.reasons_text(table):
+            out.print(reasons, markup=False)
     for one in skipped:
         print(f"skipped {one.what}: {one.reason}", file=sys.stderr)
     return 0 if runs else 1

@@ -151,16 +151,41 @@ def test_the_first_paragraph_says_who_won_and_whether_to_believe_it(opened: Open
 def test_another_objective_is_drawn_at_once(opened: Open) -> None:
     one = opened(viewport=DESKTOP)
     heights = "document.getElementById('plot-objective').data.flatMap(trace => Array.from(trace.y))"
-    assert max(one.page.evaluate(heights)) == 4
+    # No row of the recorded sweep has the 100 requests of a 99th percentile: a gap, which is not 0.
+    known = [height for height in one.page.evaluate(heights) if height is not None]
+    assert max(known, default=4) == 4
     one.page.fill("#limit-ttft", "1")
     one.page.locator("#limit-ttft").press("Enter")
     one.drawn()
-    assert set(one.page.evaluate(heights)) == {0}
+    assert set(one.page.evaluate(heights)) <= {0, None}
     one.page.select_option("#length-key", "parallel.max_model_len")
     one.drawn()
     assert "curve needs at least 4" in one.page.locator("#lengths").inner_text()
     one.page.select_option("#latency", "tpot_ms_p50")
     one.drawn()
+
+
+def test_rows_of_other_work_do_not_beat_one_another(opened: Open) -> None:
+    page = opened(viewport=DESKTOP).page
+    works = page.evaluate("new Set(DATA.rows.filter(row => row.valid).map(row => row._work)).size")
+    rings = page.evaluate("frontier(DATA.rows.filter(row => row.valid), 'ttft_ms_p50').map(row => row._work)")
+    assert works > 1
+    assert len(set(rings)) == works, "each kind of work has its best"
+    colours = page.evaluate(
+        "document.getElementById('plot-frontier').data.filter(one => one.line).map(one => one.line.color)"
+    )
+    settings = page.evaluate("new Set(DATA.rows.filter(row => row.valid).map(row => row._setting)).size")
+    assert len(set(colours)) == settings
+
+
+def test_an_absent_latency_has_no_star_and_a_note_has_a_mark(opened: Open) -> None:
+    page = opened(viewport=DESKTOP).page
+    best = "DATA.rows.filter(row => isBest(row, 'tpot_ms_p50'))"
+    assert page.evaluate(f"{best}.length") > 0
+    assert page.evaluate(f"{{ const [row] = {best}; row.tpot_ms_p50 = 0; isBest(row, 'tpot_ms_p50'); }}") is False
+    page.evaluate("{ DATA.rows.find(row => row.valid).notes = 'a word'; render(); }")
+    assert "yes*" in page.locator("#rows").inner_text()
+    assert "a word" in page.locator("#rows").inner_text()
 
 
 def test_a_turn_to_night_redraws(opened: Open) -> None:

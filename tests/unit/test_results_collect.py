@@ -95,8 +95,19 @@ def test_rows_of_older_and_newer_versions(tmp_path: Path) -> None:
 
 def test_a_row_of_version_2_tells_whose_power_it_is() -> None:
     old = {"schema_version": 2, "npu_power_w": 2400.0, "output_tok_s": 9.0}
-    assert migrate(old) == {"schema_version": 3, "head_npu_power_w": 2400.0, "output_tok_s": 9.0}
+    assert migrate(old) == {"schema_version": SCHEMA_VERSION, "head_npu_power_w": 2400.0, "output_tok_s": 9.0}
     assert migrate({"npu_power_w": None})["head_npu_power_w"] is None
+
+
+def test_a_row_of_version_3_shows_no_percentile_of_too_few_values() -> None:
+    old = {"schema_version": 3, "completed": 22, "output_tokens_mean": 16.0, "ttft_ms_p50": 5.0, "ttft_ms_p90": 7.0,
+           "ttft_ms_p99": 9.0, "itl_ms_p99": 3.0, "tpot_ms_p50": 0.0, "tpot_ms_p90": 2.0}  # fmt: skip
+    new = migrate(old)
+    assert [new[name] for name in ("ttft_ms_p50", "ttft_ms_p90", "ttft_ms_p99")] == [5.0, 7.0, None]
+    assert new["itl_ms_p99"] == 3.0, "22 answers have 330 gaps"
+    assert (new["tpot_ms_p50"], new["tpot_ms_p90"]) == (None, 2.0), "a time of 0 is that of an answer in one piece"
+    assert migrate(old | {"completed": 100})["ttft_ms_p99"] == 9.0
+    assert migrate(old | {"schema_version": SCHEMA_VERSION})["ttft_ms_p99"] == 9.0
 
 
 def test_the_price_of_tokens(tmp_path: Path) -> None:

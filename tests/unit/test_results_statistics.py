@@ -51,6 +51,16 @@ def test_the_band_of_a_line_is_that_of_the_textbook() -> None:
     assert np.array(curve.high) - np.array(curve.y) == pytest.approx(half)
 
 
+def test_no_band_of_times_goes_below_nothing() -> None:
+    curve = fit([1, 2, 3, 4, 5], [1.0, 90.0, 2.0, 80.0, 200.0])
+    assert curve is not None
+    assert min(curve.low) == 0
+    assert min(curve.y) >= 0
+    below = fit([1, 2, 3, 4, 5], [-1.0, 90.0, 2.0, 80.0, 200.0])
+    assert below is not None
+    assert min(below.low) < 0
+
+
 def test_too_few_lengths_make_no_curve_however_many_points_there_are() -> None:
     assert fit([8192, 16384, 32768] * 5, list(range(15))) is None
     assert fit(list(range(1, LENGTHS_FOR_LINE + 1)), [1, 2, 3, 5]) is not None

@@ -68,6 +68,25 @@ def test_each_kind_of_work_has_its_best(tmp_path: Path) -> None:
     assert [any(cell.endswith("*") for cell in one) for one in rows] == [True, True, False, False]
 
 
+def test_a_note_is_marked_in_its_row_and_stands_below(tmp_path: Path) -> None:
+    found, made = planned(tmp_path / "a", "bench.concurrency=4,16")
+    measured(found, made.points[0], 100.0, notes="the canary answered otherwise after the window")
+    measured(found, made.points[1], 120.0)
+    frame = read_table(found)
+    rows = [line for line in printed(frame, ("bench.concurrency",), 200) if "vllm_ascend" in line]
+    assert ["True*" in line for line in rows] == [True, False]
+    assert show.reasons_text(frame) == f"True* {made.points[0].point}: the canary answered otherwise after the window"
+
+
+def test_a_latency_of_nothing_has_no_star(tmp_path: Path) -> None:
+    found, made = planned(tmp_path / "a", "parallel.max_model_len=8192,16384,32768")
+    for point, tpot in zip(made.points, (0.0, 5.0, 6.0), strict=True):
+        measured(found, point, 100.0, tpot_ms_p50=tpot)
+    rows = [line.split() for line in printed(read_table(found), ("parallel.max_model_len",), 300)]
+    assert "5*" in rows[-2] or any("5*" in row for row in rows)
+    assert not any("0*" in row for row in rows)
+
+
 def test_simulated_rows_do_not_compete_with_measured_ones(tmp_path: Path) -> None:
     found, made = planned(tmp_path / "a", "engine=vllm_cpu,simulator")
     for point in made.points:

@@ -2,6 +2,7 @@
 // The plots. Each builder fills a section; drawPlots() draws what was asked for, in the colours of the page.
 
 const COLOURS = ["#3b7dd8", "#d9772b", "#2f9e6b", "#b5529f", "#c0392b", "#7a6fd0", "#8a8f2a", "#1f9bb5", "#a0694b", "#6b7a8f"];
+const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down"];
 const LATENCIES = ["ttft_ms_p50", "ttft_ms_p99", "tpot_ms_p50", "tpot_ms_p99", "e2el_ms_p50", "e2el_ms_p99"];
 const plotState = { latency: "ttft_ms_p50", length: DATA.lengths[0] || null,
   limits: { ...(Object.keys(DATA.slo).length ? DATA.slo : DATA.example) }, changed: false };
@@ -32,9 +33,9 @@ function drawPlots() {
 const simulatedRow = (row) => row.engine === "simulator";
 const settingOf = (row) => DATA.swept.map((key) => `${key}=${shown(row[key])}`).join("<br>") || row.point;
 
-/** Rows for which no other row of the same kind is both faster and of more throughput. */
+/** Rows for which no other row of the same work and kind is both faster and of more throughput. */
 function frontier(rows, latency) {
-  return rows.filter((row) => !rows.some((other) => other !== row && simulatedRow(other) === simulatedRow(row)
+  return rows.filter((row) => !rows.some((other) => other !== row && simulatedRow(other) === simulatedRow(row) && other._work === row._work
     && other[latency] <= row[latency] && other.output_tok_s >= row.output_tok_s
     && (other[latency] < row[latency] || other.output_tok_s > row.output_tok_s)));
 }
@@ -46,16 +47,20 @@ function frontierSection(place) {
   const body = h("div");
   const draw = () => {
     body.replaceChildren();
-    const found = rows.filter((row) => typeof row[plotState.latency] === "number");
+    const found = rows.filter((row) => row[plotState.latency] > 0);
     plot(body, "plot-frontier", () => {
       const names = [...new Set(found.map((row) => row._series))];
-      const traces = names.map((name, index) => {
+      const settings = [...new Set(found.map((row) => row._setting))];
+      const works = [...new Set(found.map((row) => row._work))];
+      const traces = names.map((name) => {
+        const [one] = found.filter((row) => row._series === name);
+        const symbol = SYMBOLS[works.indexOf(one._work) % SYMBOLS.length];
         const mine = found.filter((row) => row._series === name).sort((a, b) => a._load - b._load);
         return { name: name || t("plot.rows"), mode: "lines+markers+text", textposition: "top center",
           x: mine.map((row) => row[plotState.latency]), y: mine.map((row) => row.output_tok_s),
           text: names.length > 4 ? undefined : mine.map((row) => shown(row._load)), hovertext: mine.map(settingOf),
-          line: { color: COLOURS[index % COLOURS.length], width: 1.5, dash: mine.some(simulatedRow) ? "dot" : "solid" },
-          marker: { size: 8, symbol: mine.some(simulatedRow) ? "circle-open" : "circle" } };
+          line: { color: COLOURS[settings.indexOf(one._setting) % COLOURS.length], width: 1.5, dash: mine.some(simulatedRow) ? "dot" : "solid" },
+          marker: { size: 8, symbol: mine.some(simulatedRow) ? `${symbol}-open` : symbol } };
       });
       const front = frontier(found, plotState.latency);
       traces.push({ name: t("plot.frontier"), mode: "markers", hoverinfo: "skip",

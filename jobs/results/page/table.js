@@ -2,7 +2,8 @@
 // The sweep table: sort by a click on a header, filter by words, show all columns or the usual ones.
 
 const USUAL = ["engine", "valid", "point", "completed", "failed", "ttft_ms_p50", "ttft_ms_p99", "tpot_ms_p50", "e2el_ms_p50",
-  "output_tok_s", "tok_s_per_user", "price_per_m_output_tok", "invalid_reason"];
+  "output_tok_s", "tok_s_per_user", "goodput_s", "found_concurrency", "found_request_rate", "slo_kept", "price_per_m_output_tok", "invalid_reason", "notes"];
+const LONG = ["invalid_reason", "notes"];
 const tableState = { sort: null, up: true, words: "", validity: "all", all: false };
 
 function tableColumns() {
@@ -58,11 +59,12 @@ function drawTable(place) {
   const arrow = (name) => (tableState.sort === name ? (tableState.up ? " ▲" : " ▼") : "");
   const order = (name) => (tableState.sort === name ? (tableState.up ? "ascending" : "descending") : "none");
   const cell = (row, name) => {
-    const classes = [numeric(name) ? "number" : "", name === "invalid_reason" ? "reason" : "",
+    const classes = [numeric(name) ? "number" : "", LONG.includes(name) ? "reason" : "",
       isBest(row, name) ? "best" : ""].filter(Boolean).join(" ");
-    const text = typeof row[name] === "boolean" ? t(`value.${row[name]}`) : shown(row[name]);
+    const mark = name === "valid" && row.valid && row.notes ? "*" : "";
+    const text = typeof row[name] === "boolean" ? t(`value.${row[name]}`) + mark : shown(row[name]);
     // A long reason would make its row very high: here its beginning, the whole under "What failed".
-    if (name === "invalid_reason") return h("td", { class: classes, title: text }, h("div", {}, text));
+    if (LONG.includes(name)) return h("td", { class: classes, title: text }, h("div", {}, text));
     return h("td", { class: classes || null }, text);
   };
   place.replaceChildren(
