@@ -11,5 +11,6 @@ trap 'kill "$beside" 2>/dev/null; rm -f "$said"' EXIT # a job in the background 
 code=$?
 wait "$beside"
 other=$?
+trap 'rm -f "$said"' EXIT # that job has ended, its number may be another's
 cat "$said"
 exit $((code ? code : other))
