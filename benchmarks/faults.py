@@ -153,9 +153,12 @@ Goals (issue 3): 10 s for a dead process, `limits.heartbeat_s` + 10 s for a hang
 What the figures hold:
 - Every failure is settled for 1.5 s before it is named (`SETTLE_S`): the first failing rank is the one whose own
   report is the earliest, not the one that was heard first.
-- SIGSTOP: half of `limits.heartbeat_s` without a new token, then a one-token probe of `limits.probe_s` plus 1 ms a
-  token of `parallel.max_model_len`. With the defaults (15 s, 10 s, 8,192 tokens) that is 27 s, and 150 s at 131,072
-  tokens: a prefill of that length takes 46 to 100 s on two Atlas 800I A2, and must not look like a hang.
+- SIGSTOP: half of `limits.heartbeat_s` without a new token, then a one-token probe of `limits.probe_s` plus 1 ms for
+  each token that the engine may have to read first: one step of `parallel.max_num_batched_tokens` or the longest
+  request, and no more than is in flight. With the defaults (15 s, 10 s) an idle engine, or one with short requests, is
+  given up after 18 s, one with 8,192 tokens in flight after 26 s, at any `parallel.max_model_len`. Where lengths are
+  not fixed, or others may send requests, it is 1 ms a token of `max_model_len`: 150 s at 131,072 tokens, since a
+  prefill of that length takes 46 to 100 s on two Atlas 800I A2, and must not look like a hang.
 - Not ours, stated apart as "+": the network cut of rank 0 cuts off the node with `srun`. Both ranks have stopped
   their engines and rank 1 has cancelled the job within 9 s; then slurmstepd on rank 1's node waits for `srun` about
   {SLURM_GIVES_UP_S:g} s (two time-outs of `MessageTimeout`) before Slurm gives that node back. Without `scancel` by

@@ -17,7 +17,9 @@ from pydantic import AfterValidator, Field
 from jobs.settings import (
     Count,
     Flag,
+    Line,
     NotNegative,
+    Options,
     Port,
     Positive,
     Section,
@@ -144,7 +146,7 @@ class Parallel(Section):
     )
     tensor_parallel_size: Count = setting(8, "NPUs of one data-parallel rank")
     decode_context_parallel_size: Count | None = setting(
-        None, "spread the KV cache of a sequence over so many tensor parallel ranks (from 0.11); null: not emitted"
+        None, "spread the KV cache of a sequence over so many tensor parallel ranks (from 0.13); null: not emitted"
     )
     prefill_context_parallel_size: Count | None = setting(
         None, "cut long prompts over so many further groups of NPUs (from 0.13); null: not emitted"
@@ -224,26 +226,26 @@ class Cluster(Section):
     """How an allocation is asked for. A null key is not emitted."""
 
     kind: Annotated[Text, one_of("auto", "slurm", "local")] = setting("auto", "auto: Slurm where sbatch is found")
-    partition: Text | None = setting(None, "sbatch --partition")
-    account: Text | None = setting(None, "sbatch --account")
-    qos: Text | None = setting(None, "sbatch --qos")
-    gres: Text | None = setting(None, "sbatch --gres of one node, for example npu:8")
-    reservation: Text | None = setting(None, "sbatch --reservation")
-    constraint: Text | None = setting(None, "sbatch --constraint")
-    nodelist: Text | None = setting(None, "sbatch --nodelist")
-    exclude: Text | None = setting(None, "sbatch --exclude")
+    partition: Line | None = setting(None, "sbatch --partition")
+    account: Line | None = setting(None, "sbatch --account")
+    qos: Line | None = setting(None, "sbatch --qos")
+    gres: Line | None = setting(None, "sbatch --gres of one node, for example npu:8")
+    reservation: Line | None = setting(None, "sbatch --reservation")
+    constraint: Line | None = setting(None, "sbatch --constraint")
+    nodelist: Line | None = setting(None, "sbatch --nodelist")
+    exclude: Line | None = setting(None, "sbatch --exclude")
     nodes: Count | None = setting(None, "null: as many as the data-parallel ranks need")
-    time_limit: Text | None = setting("8:00:00", "of one allocation: minutes, or a Slurm time")
+    time_limit: Line | None = setting("8:00:00", "of one allocation: minutes, or a Slurm time")
     exclusive: Flag = setting(True, "sbatch --exclusive")
-    mem: Text | None = setting(None, "sbatch --mem; 0 is all memory of a node")
+    mem: Line | None = setting(None, "sbatch --mem; 0 is all memory of a node")
     model_read_gb_s: Positive = setting(1.0, "rate at which one node reads the weights, GB/s; for the plan")
     cpus_per_task: Count | None = setting(None, "sbatch --cpus-per-task")
-    sbatch_args: dict[str, Any] = setting({}, "further sbatch options by name, without dashes")
-    srun_args: tuple[Text, ...] = setting((), "further srun options, word by word")
+    sbatch_args: Options = setting({}, "further sbatch options by name, without dashes")
+    srun_args: tuple[Line, ...] = setting((), "further srun options, word by word")
     setup: tuple[Text, ...] = setting((), "shell lines of the batch script before srun, for example module load")
     npus_per_node: Count = setting(8, "local ranks x tensor parallel size must fit in this")
     max_allocations: Count = setting(1, "allocations of one sweep that may run at a time")
-    share_group: Text | None = setting(None, "Unix group that may read the run directory; null: the owner alone")
+    share_group: Line | None = setting(None, "Unix group that may read the run directory; null: the owner alone")
     yield_to_others: Flag = setting(False, "stop after a point when other users' jobs wait in the partition")
     master_address: Text | None = setting(None, "null: address of the HCCL card on the first host")
     control_port: Port | None = setting(None, "port on which the ranks talk; null: derived from the job id")
@@ -336,7 +338,11 @@ class Limits(Section):
     load_s: Positive = setting(5400.0, "engine start until /health is 200")
     load_silence_s: Positive = setting(1800.0, "time without a new line in a rank's log before the service is ready")
     first_token_s: Positive = setting(300.0, "first token of every data-parallel rank (graph compilation)")
-    probe_s: Positive = setting(10.0, "one-token request on an engine in use, plus 1 ms a token of max_model_len")
+    probe_s: Positive = setting(10.0, "one-token request on an engine in use, plus 1 ms a token that may be read first")
+    warmup_s: Positive = setting(600.0, "after bench.warmup_s until the first answer; then the window does not open")
+    window_s: Positive | None = setting(
+        None, "a window of bench.num_requests or of a trace; null: an hour, more where its requests need it"
+    )
     drain_s: Positive = setting(600.0, "end of the window until its last request has ended")
     idle_s: Positive = setting(900.0, "a ready service in which no request ran for so long ends")
     client_s: Positive = setting(3600.0, "one run of an external client (vllm_bench, ais_bench)")
@@ -372,10 +378,10 @@ class Preflight(Section):
 class Results(Section):
     """Where results go."""
 
-    root: Text = setting("runs", "directory on the shared file system that holds the sweeps")
-    name: Text | None = setting(None, "name of the sweep's directory; null: the time of day")
+    root: Line = setting("runs", "directory on the shared file system that holds the sweeps")
+    name: Line | None = setting(None, "name of the sweep's directory; null: the time of day")
     roots: tuple[Text, ...] = setting((), "further directories of sweeps whose valid rows may be reused")
-    objective: Text = setting("output_tok_s", "column that hydra/sweeper=optuna optimises")
+    objective: Text = setting("output_tok_s", "column that decides who won, and that hydra/sweeper=optuna optimises")
     price_node_hour: Positive | None = setting(None, "price of a node for an hour, any currency; null: no price column")
 
 

@@ -47,7 +47,7 @@ read -r pid
 read -r never
 strays() { grep -lszxF -- "$1" /proc/[0-9]*/environ | cut -d/ -f3; }
 alive() { { [ -n "$pid" ] && kill -0 -- "-$pid"; } || [ -n "$(strays "$1")" ]; } 2>/dev/null
-[ -z "$pid" ] || kill -TERM "$pid" 2>/dev/null
+[ -z "$pid" ] || { kill -0 -- "-$pid" && kill -TERM "$pid"; } 2>/dev/null
 tries=0
 while alive "$1"; do
   sleep 0.2
@@ -57,6 +57,9 @@ while alive "$1"; do
   [ "$tries" -lt "$(($2 + 50))" ] || exit 1
 done
 """
+
+_guards: dict[str, subprocess.Popen[bytes]] = {}
+"""By mark. Held here, since a guard acts when its pipe is closed: also when nobody refers to it any more."""
 
 _GUARD_TRIES = 15
 """Times 0.2 s from SIGTERM to SIGKILL, where nobody is left to wait for the engine."""
@@ -235,6 +238,8 @@ class Process:
                 await asyncio.wait_for(self._process.wait(), 5.0)
         if not strays:
             _dismiss(self._guard)  # its pid may be given away from now on
+            if _guards.get(self.mark) is self._guard:
+                del _guards[self.mark]
         return [f"pid {p.pid} {_name(p)}" for p in strays]
 
     def _stands_still(self) -> bool:
@@ -263,16 +268,19 @@ def _name(process: psutil.Process) -> str:
         return "(gone)"
 
 
-def _guard(mark: str) -> subprocess.Popen[bytes]:
-    """Start what ends everything with this mark once this process is gone."""
-    return subprocess.Popen(
+def _guard(mark: str, path: str) -> subprocess.Popen[bytes]:
+    """Start what ends everything with this mark once this process is gone. A mark has one guard: the newest."""
+    if (before := _guards.pop(mark, None)) is not None:
+        _dismiss(before)  # of a helper that has ended by itself
+    _guards[mark] = subprocess.Popen(
         ["bash", "-c", _GUARD, "serving-sweep-guard", f"{MARK}={mark}", str(_GUARD_TRIES)],
-        env={"PATH": os.environ.get("PATH", os.defpath)},
+        env={"PATH": f"{path}{os.pathsep}{os.defpath}"},
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    return _guards[mark]
 
 
 def _dismiss(guard: subprocess.Popen[bytes]) -> None:
@@ -310,7 +318,7 @@ async def start(
     command = ["bash", "-c", _WRAPPER, "bash", *source, "--", *argv]
     guard: subprocess.Popen[bytes] | None = None
     try:
-        guard = _guard(mark)  # before the engine: there is no moment in which nobody minds it
+        guard = _guard(mark, env.get("PATH", ""))  # before the engine: there is no moment in which nobody minds it
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *command,
@@ -327,5 +335,6 @@ async def start(
     except (OSError, ValueError) as error:
         if guard:
             _dismiss(guard)
+            _guards.pop(mark, None)
         raise RunError(argv[0], "(start)", str(error), "Check engine.command, engine.env and engine.args.") from None
     return Process(process, mark, guard)

@@ -24,7 +24,7 @@ from jobs.ending import Ending
 from jobs.errors import ConfigError, RunError, UserError
 from jobs.preflight.findings import named
 from jobs.preflight.station import Station, make_station
-from jobs.rundir import AllocationDir, let_group_read
+from jobs.rundir import AllocationDir
 from jobs.service import agent
 from jobs.service.engine import Engine
 from jobs.service.logs import say
@@ -32,6 +32,7 @@ from jobs.service.peers import Message, join
 from jobs.service.placement import LOOPBACK, Placement
 from jobs.service.task import read_config, read_task
 from jobs.servicerun import Here
+from jobs.sharing import let_group_read
 from jobs.timing import limit_seconds
 from jobs.walltime import Walltime
 

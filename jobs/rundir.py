@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from jobs import sharing
 from jobs.errors import RunError
 from jobs.files import append_json, write_bytes, write_text
 
@@ -393,8 +393,8 @@ def new_sweep(
         RunError: the root cannot be written.
     """
     if group:
-        let_group_read()
-        _share_root(root, group)
+        sharing.let_group_read()
+        sharing.share_root(root, group, is_new=not sweeps_in(root))
     stem = name or now.strftime("%Y-%m-%d_%H-%M-%S")
     for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
         path = root / f"{stem}{suffix}"
@@ -406,46 +406,11 @@ def new_sweep(
             remedy = "Choose a results.root that you can write and that all nodes see."
             raise RunError("results.root", root, str(error), remedy) from None
         if group:
-            _share(path, group)
+            sharing.share(path, group)
         if latest:
             _point_latest(root, path)
         return SweepDir(path)
     raise RunError("results.name", stem, "a thousand sweeps have this name", "Choose another name.")
-
-
-def let_group_read() -> None:
-    """Let this process and its children make files and directories that the group of their directory may read.
-
-    A login shell's umask of 077 would shut it out of everything inside a shared directory. Secrets have their own mode.
-    """
-    os.umask(os.umask(0o077) & ~0o050)
-
-
-def _share_root(root: Path, group: str) -> None:
-    """Let the group into a results.root that is new: nobody reads a sweep whose root is closed.
-
-    Hydra may have made it a moment ago. One that holds sweeps has the rights that somebody gave it.
-    """
-    made = [path for path in (root, *root.parents) if not path.exists()]
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        info = root.stat()
-    except OSError:
-        return  # what follows says so
-    if not made and info.st_uid == os.geteuid() and not info.st_mode & 0o011 and not sweeps_in(root):
-        made = [root]
-    for path in made:
-        _share(path, group)
-
-
-def _share(path: Path, group: str) -> None:
-    try:
-        shutil.chown(path, group=group)
-        path.chmod(0o2750)  # what is made inside belongs to the group too
-    except (OSError, LookupError) as error:
-        with contextlib.suppress(OSError):
-            path.rmdir()
-        raise RunError("cluster.share_group", group, str(error), "Name a group that you belong to.") from None
 
 
 def _point_latest(root: Path, path: Path) -> None:

@@ -27,7 +27,7 @@ from jobs.measure.records import Target
 from jobs.results.row import NOT_RUN, make_row, tokens_text
 from jobs.results.table import write_table
 from jobs.rundir import AllocationDir
-from jobs.service import container, environment, fingerprint, logs
+from jobs.service import container, environment, fingerprint, logs, watch
 from jobs.service.engine import Engine
 from jobs.service.logs import say
 from jobs.service.peers import Hub
@@ -71,7 +71,8 @@ class ServiceRun:
         self._shared = OfService()
         self.yielded = False
         self._retryable, self._cause = False, ""
-        self._served = False
+        self._ahead: int | None = 0
+        self._served = self._outside = False
         self._api_key = here.folder.api_key.read_text() if self._config.engine.api_key else None
         self._known: dict[str, Any] = {
             "queue_s": round(here.started - _submitted(here.folder, here.started), 1),
@@ -179,7 +180,7 @@ class ServiceRun:
                     out_of_time = self.yielded = True
                     break
         except ServiceFailed as error:
-            failure = error.reason
+            failure, self._outside = error.reason, supervisor.from_outside
             engine.folder.note("failed", reason=failure)
             say(f"service {service}: failed: {failure}")
         finally:
@@ -211,6 +212,8 @@ class ServiceRun:
         if leftovers:
             return f"service {service} left something behind: {'; '.join(leftovers)}"
         missing = set(range(1, self._here.task.ranks)) - self._hub.present
+        if self._hub.leaving and not self._stopping.done():
+            return f"rank {min(self._hub.leaving)} was told to end"
         return f"rank {min(missing)} is lost" if missing else None
 
     def _remember(self, outlook: Outlook) -> None:
@@ -287,10 +290,16 @@ class ServiceRun:
             asked = replace(config, model=model, bench=bench)
             return external.measure(asked, target, folder, room, mark, stop=stop, on_phase=entered)
 
+        if supervisor.watch:
+            # What the point before left in flight may still be read when this one begins.
+            now = watch.tokens_ahead(config)
+            supervisor.watch.ahead = None if now is None or self._ahead is None else max(now, self._ahead)
+            self._ahead = now
         run = PointRun(config, target, self._shared, probes, stop, entered, external_client)
         await supervisor.during(run.run(), stop.set)
         measured = run.result()
         failure = await (supervisor.failure_soon() if measured.reason else supervisor.failure())
+        self._outside = failure is not None and supervisor.from_outside
         # Beside the heartbeats: the tables of a long sweep take a moment, and a silent rank 0 counts as lost.
         await asyncio.to_thread(self._keep, point, measured, failure)
         if failure:
@@ -323,7 +332,7 @@ class ServiceRun:
             valid=reason is None,
             invalid_reason=reason,
             # What was ended from outside is to be run again, also between its window and its last canary.
-            truncated=measured.truncated or self._from_outside(failure),
+            truncated=measured.truncated or self._outside,
             notes="; ".join(measured.notes) or None,
             engine_tokens=tokens_text(measured.engine_tokens),
             warmup_s=round(warmup, 1),
@@ -381,10 +390,6 @@ class ServiceRun:
                 self._rows[point] = row | {"teardown_s": self._known["teardown_s"]}
                 write_json(self._sweep.point(point).row, self._rows[point])
 
-    def _from_outside(self, failure: str | None) -> bool:
-        """Whether the service ended since this rank was told to end: that says nothing about the service."""
-        return failure is not None and self._stopping.done() and failure == self._stopping.result()
-
     def _never_begun(self, failure: str | None) -> str:
         """Return the reason of the points that were not begun.
 
@@ -394,7 +399,7 @@ class ServiceRun:
         """
         if failure is None:
             return NOT_RUN + "its service ended before it"
-        return (NOT_RUN if self._rows or self._from_outside(failure) else "") + failure
+        return (NOT_RUN if self._rows or self._outside else "") + failure
 
     def _values(self, point: str) -> Mapping[str, Any]:
         plan = read_json(self._sweep.plan)

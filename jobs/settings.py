@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -54,6 +55,28 @@ NotNegative = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True), BeforeValidator(_number_as_text)]
+
+
+def _one_line(value: str) -> str:
+    """Refuse what would leave the line of a batch script in which it stands: the rest would be options of its own."""
+    if any(unicodedata.category(one) in ("Cc", "Zl", "Zp") for one in value):
+        raise ValueError("it has a line break or another control character")
+    return value
+
+
+def _words_on_one_line(options: dict[str, Any]) -> dict[str, Any]:
+    for key, value in options.items():
+        _one_line(key)
+        if isinstance(value, str):
+            _one_line(value)
+    return options
+
+
+Line = Annotated[Text, AfterValidator(_one_line)]
+"""Text that becomes a part of one line for Slurm."""
+
+Options = Annotated[dict[str, Any], AfterValidator(_words_on_one_line)]
+"""Options by name, each of them on one line for Slurm."""
 
 
 class Section:

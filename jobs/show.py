@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.plan import Allocation, Plan, as_json
+from jobs.results.direction import STARRED, counts, low_is_best
 from jobs.results.keys import is_work
 from jobs.results.table import text
 from jobs.service.checks import Shared
@@ -59,9 +60,6 @@ DROPPED = (
     "ttft_ms_p50",
 )
 """Columns that go first where the terminal is too narrow. The swept keys, the engine, validity and rate always stay."""
-
-HIGH_IS_BEST = ("output_tok_s", "tok_s_per_user")
-LOW_IS_BEST = ("ttft_ms_p50", "ttft_ms_p99", "tpot_ms_p50", "e2el_ms_p50", "price_per_m_output_tok")
 
 
 class _Console(Console):
@@ -203,7 +201,7 @@ def _table(frame: pd.DataFrame, swept: tuple[str, ...], shown: list[str]) -> Tab
 
 
 def _cells(frame: pd.DataFrame, swept: tuple[str, ...], shown: list[str]) -> list[list[Text]]:
-    best = {name: _best(frame, swept, name) for name in (*HIGH_IS_BEST, *LOW_IS_BEST) if name in shown}
+    best = {name: _best(frame, swept, name) for name in STARRED if name in shown}
     return [
         [_cell(row[name], name in best and best[name][number]) for name in shown]
         for number, (_, row) in enumerate(frame.iterrows())
@@ -226,12 +224,13 @@ def _best(frame: pd.DataFrame, swept: tuple[str, ...], name: str) -> list[bool]:
     import pandas as pd
 
     values = pd.to_numeric(frame[name], errors="coerce").where(frame["valid"].astype(bool))
+    values = values.where([counts(name, value) for value in values])
     # Rows of another work do not compare, and simulated rows never with measured ones.
     kinds = (
         frame[[key for key in (*swept, "engine") if key == "engine" or is_work(key)]].astype(str).agg(" ".join, axis=1)
     )
     groups = values.groupby(kinds)
-    extreme = groups.transform("max" if name in HIGH_IS_BEST else "min")
+    extreme = groups.transform("min" if low_is_best(name) else "max")
     return list((values == extreme) & (groups.transform("count") > 1))
 
 

@@ -9,18 +9,12 @@ from collections.abc import Sequence
 
 from jobs import compose, reuse, show, sweep
 from jobs.config import Config
-from jobs.errors import ConfigError, UserError, nearest
+from jobs.errors import ConfigError, UserError
 from jobs.files import read_json
 from jobs.follow import follow
-from jobs.results.row import FIGURES, POINT, SERVICE
+from jobs.results.direction import check as check_column
+from jobs.results.direction import high_is_best, low_is_best
 from jobs.sweep import Outcome
-
-HIGH_IS_BEST = (
-    "completed", "request_s", "goodput_s", "output_tok_s", "total_tok_s", "tok_s_per_user", "found_concurrency",
-    "found_request_rate", "needle_score", "kv_cache_tokens",
-)  # fmt: skip
-
-_NO_FIGURES = ("engine_tokens", "job_id", "attempt", "nodes", "saturated")
 
 
 def launch(
@@ -99,10 +93,8 @@ def worst(direction: str) -> float:
 def check(config: Config, direction: str) -> None:
     """Raise ConfigError for a study that cannot be, or that would look for the worst setting."""
     column = config.results.objective
-    columns = [name for name in (*FIGURES, *POINT, *SERVICE) if name not in _NO_FIGURES]
-    if column not in columns:
-        raise ConfigError("results.objective", column, "there is no such figure", nearest(column, columns))
-    wanted = "maximize" if column in HIGH_IS_BEST else "minimize" if "_ms_" in column else direction
+    check_column(column)
+    wanted = "maximize" if high_is_best(column) else "minimize" if low_is_best(column) else direction
     if direction != wanted:
         reason = f"of {column} this direction is that of the worst setting"
         raise ConfigError("hydra.sweeper.direction", direction, reason, f"Set hydra.sweeper.direction={wanted}.")

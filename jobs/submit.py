@@ -25,9 +25,10 @@ from jobs.files import read_json, write_json
 from jobs.preflight.evidence import without_sick
 from jobs.results.row import NOT_RUN, make_row
 from jobs.results.table import write_table
-from jobs.rundir import AllocationDir, SweepDir, let_group_read
+from jobs.rundir import AllocationDir, SweepDir
 from jobs.service.task import AllocationTask, ServiceTask, read_config, write_task
 from jobs.settings import ROOT
+from jobs.sharing import let_group_read
 from jobs.timing import limit_seconds
 from jobs.walltime import SIGNAL_DELAY_S
 

@@ -25,6 +25,7 @@ from jobs.files import is_there, read_json, write_json
 from jobs.follow import follow
 from jobs.plan import Allocation, Plan, as_json, make_plan
 from jobs.preflight.evidence import proposal
+from jobs.results import direction
 from jobs.results.provenance import describe
 from jobs.results.report import write_report
 from jobs.results.row import make_row
@@ -120,6 +121,7 @@ def plan(points: Sequence[Sequence[str]], composer: compose.Composer = compose.d
     """
     words = [compose.ours(point) for point in points]
     configs = compose.configs(words, composer)
+    direction.check(configs[0].results.objective)
     kinds: dict[str, str] = {}
     settled = []
     for one in configs:

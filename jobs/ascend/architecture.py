@@ -38,6 +38,18 @@ class Grouped:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """The weights of a checkpoint as its files have them: `bytes` in all, and layers from 0 on (0: not known).
+
+    `source` says which file, or files, the figure is from.
+    """
+
+    bytes: int
+    layers: int
+    source: str
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A decoder-only model.
 
@@ -50,6 +62,7 @@ class Architecture:
         tied: one matrix serves as embedding and as output head.
         mtp_layers: multi-token prediction layers of the checkpoint; loaded only for speculative decoding.
         max_length: longest sequence that vLLM accepts without an override, tokens.
+        stored: its checkpoint, where that can be seen from here.
     """
 
     hidden: int
@@ -66,6 +79,7 @@ class Architecture:
     tied: bool
     mtp_layers: int
     max_length: int
+    stored: Stored | None = None
 
 
 def from_hf_config(config: Mapping[str, Any]) -> Architecture:

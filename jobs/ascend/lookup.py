@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from jobs.ascend.architecture import Architecture, load
+from jobs.ascend.architecture import Architecture, Stored, load
 from jobs.config import Config
 from jobs.errors import ConfigError
 from jobs.settings import from_root
+from jobs.weights.checkpoint import weight_bytes
 
 
 def architecture_of(config: Config) -> Architecture | None:
@@ -25,9 +27,13 @@ def required(config: Config) -> Architecture:
     Raises:
         ConfigError: its config.json is not visible from here, or is not of a known form.
     """
-    return _load(config.model.name, config.model.path)
+    return _load(config.model.name, config.model.path, config.model.load_format == "dummy")
 
 
 @cache
-def _load(name: str, path: str) -> Architecture:
-    return load(name, Path(from_root(path)))
+def _load(name: str, path: str, dummy: bool) -> Architecture:
+    """Return the architecture and, unless the weights are made up, what the checkpoint's files say of them."""
+    where = Path(from_root(path))
+    arch = load(name, where)
+    found = None if dummy else weight_bytes(where)
+    return replace(arch, stored=Stored(found.bytes, found.layers, found.source)) if found else arch

@@ -20,16 +20,14 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jobs import ascend
-from jobs.ascend import architecture
 from jobs.ascend.architecture import Architecture
+from jobs.ascend.lookup import required
 from jobs.ascend.weights import GIB, Term, kv_bytes_per_token, weights
 from jobs.config import Config
 from jobs.errors import ConfigError
-from jobs.settings import from_root
 
 MIB = 1 << 20
 
@@ -322,7 +320,7 @@ def predict_config(
             key = "engine.env.VLLM_CPU_KVCACHE_SPACE"
             raise ConfigError(key, engine.env.get(key[11:]), "the CPU engine's KV cache has no size", "Set it, in GiB.")
     return predict(
-        arch or architecture.load(config.model.name, Path(from_root(config.model.path))),
+        arch or required(config),
         Layout(
             tp=parallel.tensor_parallel_size,
             dp=parallel.data_parallel_size,

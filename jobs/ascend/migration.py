@@ -12,10 +12,12 @@ from typing import Any
 
 from jobs.ascend import Release, moves, release, releases, version
 from jobs.ascend.lookup import architecture_of
+from jobs.ascend.mc2 import advised_buffsize, mc2_capacity
 from jobs.ascend.moves import Move
 from jobs.ascend.rules.base import is_true
-from jobs.ascend.rules.moe import advised_buffsize
 from jobs.config import Config
+from jobs.errors import ConfigError
+from jobs.service.placement import local_sizes
 
 HCCL_KEYS = {
     "HCCL_BUFFSIZE": "buffsize",
@@ -239,26 +241,32 @@ def variables_to_keys(draft: Draft, before: Release, after: Release) -> None:
 
 def recipe(draft: Draft, before: Release, after: Release) -> None:
     """Follow the release's official two-node A2 recipe where an older recipe, or nothing, was followed."""
-    parallel = draft.config.parallel
-    local = parallel.data_parallel_size_local
-    nodes = len(local) if isinstance(local, tuple) else parallel.data_parallel_size // local
+    nodes = _nodes(draft.config)
     older = [release(name) for name in releases() if version(name) < after.version]
     for name, fact in after.recipe.items():
         part, key = ("hccl", HCCL_KEYS[name]) if name in HCCL_KEYS else ("engine.env", name)
         value, wanted = draft.get(part, key), str(fact.value)
         recipes = {one.recipe[name].value for one in older if name in one.recipe}
-        text = str(value).lower()
+        text, tokens = str(value).lower(), None
         if name == "HCCL_BUFFSIZE" and (arch := architecture_of(draft.config)):
-            wanted = str(advised_buffsize(draft.config, arch, int(wanted)))
+            made = draft.config_for(after.name)  # its graph sizes are those of the new release
+            wanted, tokens = str(advised_buffsize(made, arch, int(wanted))), mc2_capacity(made, after.name)
         is_new = value is None and name in HCCL_KEYS and name not in before.recipe and nodes > 1
         if (text in recipes and text != wanted) or is_new:
             reason = f"the official two-node A2 recipe of {after.name} has {fact.value}"
             if wanted != fact.value:
-                reason += f" for 16 sequences; expert dispatch of {parallel.max_num_seqs} needs {wanted} MB"
+                reason += f" for 16 sequences; expert dispatch of {tokens} tokens a step needs {wanted} MB"
             draft.set(part, key, int(wanted) if part == "hccl" else _typed(wanted), reason, fact.source)
     if after.version >= (0, 13) and nodes > 1 and draft.get("hccl", "op_expansion_mode") == "AIV":
         reason = "the official two-node A2 recipe does not set it; AIV does not work for AlltoAllV over several nodes"
         draft.set("hccl", "op_expansion_mode", None, reason, after.recipe["HCCL_BUFFSIZE"].source)
+
+
+def _nodes(config: Config) -> int:
+    try:
+        return len(local_sizes(config))
+    except ConfigError:  # an impossible layout is a finding of its own
+        return 1
 
 
 def deadline(draft: Draft, before: Release, after: Release) -> None:

@@ -8,6 +8,7 @@ one byte a weight and 8 bytes (scale, offset) an output channel of an expert; it
 16 bits. Norms, biases and the channel figures of the attention (all below 0.01 GiB) are left out.
 Measured: DeepSeek-V3 W8A8, TP4 DP4, 44.16 GiB (vllm-ascend issue 2191: 44.29 here); V3.1, TP8, with prediction layer
 and MLAPO, 44.93 GiB (issue 8568: 44.56 here).
+Where the checkpoint can be seen, its size is compared with that of the whole sum, and the lines are scaled by it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from jobs.ascend.architecture import Architecture, Latent
+from jobs.ascend.architecture import Architecture, Latent, Stored
 
 GIB = 1 << 30
 
@@ -57,6 +58,18 @@ def weights(
             (VLLM_ASCEND_ENABLE_MLAPO, on by default from 0.18; quantized weights only).
     """
     ranks = tp * dp * pcp if expert_parallel else tp
+    lines = _loaded(arch, tp, ranks, expert_parallel, linear_bytes, mtp)
+    if arch.stored:
+        lines.append(_correction(arch, arch.stored, linear_bytes, sum(line.bytes for line in lines)))
+    if mlapo and isinstance(arch.attention, Latent) and linear_bytes == 1:
+        replicated, cut = _projections(arch, arch.attention)
+        second = arch.layers * (replicated + cut / tp)
+        lines.append(Term("MLAPO", second, "second copy of q_a, kv_a (every NPU) and q_b (/ tp)"))
+    return tuple(line for line in lines if line.bytes)
+
+
+def _loaded(arch: Architecture, tp: int, ranks: int, expert_parallel: bool, linear_bytes: int, mtp: bool) -> list[Term]:
+    """Return the terms of what an engine loads from the checkpoint."""
     lines = [*_layers(arch, tp, ranks, expert_parallel, linear_bytes, arch.moe_layers, arch.layers - arch.moe_layers)]
     copies = 1 if arch.tied else 2
     embedding = copies * 2 * arch.vocabulary * arch.hidden / tp
@@ -66,11 +79,25 @@ def weights(
         joint = arch.mtp_layers * 2 * (2 * arch.hidden) * arch.hidden
         total = joint + sum(term.bytes for term in layer)
         lines.append(Term("multi-token prediction layer", total, "one more layer and its joint projection, 2 B"))
-    if mlapo and isinstance(arch.attention, Latent) and linear_bytes == 1:
-        replicated, cut = _projections(arch, arch.attention)
-        second = arch.layers * (replicated + cut / tp)
-        lines.append(Term("MLAPO", second, "second copy of q_a, kv_a (every NPU) and q_b (/ tp)"))
-    return tuple(line for line in lines if line.bytes)
+    return lines
+
+
+def _correction(arch: Architecture, stored: Stored, linear_bytes: int, summed: float) -> Term:
+    """Return what the checkpoint's own size changes: all lines grow, or shrink, by the same share.
+
+    Args:
+        summed: the lines of one NPU. The checkpoint is compared with the same lines of a whole model, of which it
+            holds `kv_b` once, and the prediction layer if its index names it.
+    """
+    mtp = stored.layers > arch.layers
+    whole = _loaded(arch, 1, 1, False, linear_bytes, mtp)
+    sizes = [line.bytes / 2 if line.name == _KV_B else line.bytes for line in whole]
+    share = stored.bytes / sum(sizes) - 1
+    source = f"{stored.bytes / GIB:.2f} GiB by {stored.source}, {sum(sizes) / GIB:.2f} by the sum: {share:+.2%}"
+    return Term("the checkpoint's own size", summed * share, source)
+
+
+_KV_B = "kv_b, two copies"
 
 
 def _layers(
@@ -103,7 +130,7 @@ def _attention(arch: Architecture, tp: int, size: int, layers: int) -> tuple[Ter
                 "attention, every NPU", layers * replicated * size, "q_a and kv_a: hidden x (q rank + kv rank + rope)"
             ),
             Term("attention", layers * cut * size / tp, "(q_b and output projection) / tp"),
-            Term("kv_b, two copies", layers * 2 * 2 * both / tp, "2 x 2 B x kv rank x heads x (nope + value) / tp"),
+            Term(_KV_B, layers * 2 * 2 * both / tp, "2 x 2 B x kv rank x heads x (nope + value) / tp"),
         )
     query = 2 * arch.hidden * arch.heads * attention.head / tp
     kv = 2 * arch.hidden * _kv_heads(attention.kv_heads, tp) * attention.head

@@ -41,6 +41,8 @@ _SHUTDOWN = re.compile(
 _SLURM = re.compile(r"(?:srun|slurmstepd|sbatch)\S*: ")
 """Words of Slurm about any rank; they go to the output of the batch script, which is that of rank 0."""
 
+_EMPTY = "See the output of the batch script, what Slurm says of the job (sacct -j JOB), and whether the disk was full."
+
 _LONGEST = 400
 _FIRST_LINES = 3
 
@@ -90,6 +92,9 @@ def classify(logs: Sequence[RankLog], local_sizes: Sequence[int] = ()) -> Diagno
     notes = tuple(dict.fromkeys(f"{h.signature.cause} ({h.log}:{h.number})" for h in hits if h.signature and _note(h)))
     hits = [hit for hit in hits if not _note(hit)]
     winner = _decide(hits)
+    if winner is None and logs and not any(text.strip() for log in logs for _, text in log.lines):
+        which = "the log is" if len(logs) == 1 else "all logs are"
+        return Diagnosis(found=False, cause=f"{which} empty: that says neither success nor failure", remedy=_EMPTY)
     if winner is None:
         return Diagnosis(found=False, evidence=tuple(_ends(ordered, times)), notes=notes)
     return replace(_explain(winner, hits, {log.rank for log in logs}), notes=notes)

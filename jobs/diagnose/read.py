@@ -20,6 +20,9 @@ from jobs.service.placement import local_sizes
 from jobs.service.task import read_config
 
 _SUFFIXES = frozenset((".log", ".out", ".err"))
+_IF_NOTHING_ELSE = ".txt"
+"""Suffix of logs where there are no others: beside them it is notes, requirements, our own diagnosis."""
+
 _MOST = 400
 """Logs of one directory that are read; a directory with more of them is not one service's."""
 
@@ -78,7 +81,10 @@ def diagnose_each(paths: Sequence[Path]) -> tuple[tuple[str, Diagnosis], ...]:
     found = cases(paths)
     if not found:
         raise RunError(
-            "DIR_OR_LOG", ", ".join(map(str, paths)), "there is no log in it", "Name a log or its directory."
+            "DIR_OR_LOG",
+            ", ".join(map(str, paths)),
+            f"there is no log in it (a file named *{', *'.join(sorted(_SUFFIXES))} or *{_IF_NOTHING_ELSE})",
+            "Name the log itself: any name will do.",
         )
     return tuple((case.name, classify([read(source) for source in case.sources], case.local_sizes)) for case in found)
 
@@ -205,15 +211,21 @@ def _any(paths: Sequence[Path]) -> tuple[Source, ...]:
     """Return the logs of any tool, each once; names are relative to what was asked for."""
     files: dict[Path, tuple[Path, str]] = {}
     for path in paths:
-        inside = (
-            sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file()) if path.is_dir() else [path]
-        )
+        inside = _inside(path) if path.is_dir() else [path]
         for file in inside[:_MOST]:
             name = str(file.relative_to(path)) if path.is_dir() else file.name
             files.setdefault(file.resolve(), (file, name))
     nodes = {int(found.group(1)) for file, _ in files.values() if (found := _NODE_IN_NAME.search(file.name))}
     first = min(nodes, default=0)
     return tuple(Source(file, _rank(file, first), name) for file, name in files.values())
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Return the logs in a directory, in order."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    own = ServiceDir(folder).diagnosis.name
+    texts = [path for path in files if path.suffix == _IF_NOTHING_ELSE and path.name != own]
+    return [path for path in files if path.suffix in _SUFFIXES] or texts
 
 
 def _rank(file: Path, first_node: int) -> int | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
 
@@ -37,6 +37,9 @@ _USUAL_CONCURRENCY = 8
 """Requests in flight while a trace is warmed up, where the config does not say."""
 
 
+_HOUR_S, _REQUEST_S = 3600.0, 60.0
+
+
 def _silent(phase: str) -> None:
     """Ignore the news."""
 
@@ -54,7 +57,7 @@ async def measure(
     """Measure one window on a running service.
 
     The warm-up lasts `bench.warmup_s`, and longer until the first answer is in (or every slot has failed), but no
-    longer than `limits.drain_s` more: then the window never opens. For the rest of that time it also waits until
+    longer than `limits.warmup_s` more: then the window never opens. For the rest of that time it also waits until
     every slot has had an answer. A request has no time limit of its own, since a long prefill takes minutes;
     `limits.drain_s` after the closing all that is left is cut off.
 
@@ -63,7 +66,7 @@ async def measure(
 
     Args:
         bench: the load.
-        limits: `drain_s` is used.
+        limits: `warmup_s`, `window_s` (of a fixed number of requests) and `drain_s` are used.
         model: ordinary token ids for the prompts.
         target: the service.
         salt: keeps prompts apart from those of other windows (see workload.py); 0: none.
@@ -175,9 +178,9 @@ class _Run:
         self.on_phase("warmup")
         await load.until(lambda: False, self.stop, self.bench.warmup_s)
         began = clock()
-        warm = await load.until(load.warm, self.stop, self.limits.drain_s)
+        warm = await load.until(load.warm, self.stop, self.limits.warmup_s)
         if warm:
-            await load.until(load.filled, self.stop, max(0.0, self.limits.drain_s - (clock() - began)))
+            await load.until(load.filled, self.stop, max(0.0, self.limits.warmup_s - (clock() - began)))
         return warm and not self.stop.is_set()
 
     async def growth(self, first: Reading, last: Reading) -> Growth:
@@ -238,18 +241,23 @@ async def _counted(run: _Run) -> Window:
     run.on_phase("window")
     first = run.scraper.scrape()
     count = len(workload.arrivals) if workload.arrivals is not None else bench.num_requests
-    load = Load(run.connections, workload, bench, count=count, arrivals=_arrivals(bench, workload))
+    arrivals = _arrivals(bench, workload)
+    load = Load(run.connections, workload, bench, count=count, arrivals=arrivals)
+    limit = run.limits.window_s or usual_limit_s(count or 0, bench.concurrency, arrivals)
     async with run.sending(load) as running:
-        while not stop.is_set() and await _hears(load, running, stop, run.limits.drain_s):
-            pass
+        while not stop.is_set() and (left := opened + limit - clock()) > 0:
+            if not await _hears(load, running, stop, min(run.limits.drain_s, left)):
+                break
+        late = not (stop.is_set() or running.done()) and clock() >= opened + limit
     closed, cpu = max([clock(), *(record.end_s for record in load.records)]), time.process_time() - cpu
     last = run.scraper.scrape()
     run.on_phase("drain")
     growth = await run.growth(first, last)
     records = (*warming.records, *load.records)
     return Window(
-        opened, closed, opened - begun, 0.0, records, growth.tokens, cpu, truncated=stop.is_set(), growth=growth
-    )
+        opened, closed, opened - begun, 0.0, records, growth.tokens, cpu, truncated=stop.is_set(), growth=growth,
+        late_s=limit if late else None,
+    )  # fmt: skip
 
 
 async def _hears(load: Load, running: asyncio.Task[None], stop: asyncio.Event, limit_s: float) -> bool:
@@ -257,6 +265,15 @@ async def _hears(load: Load, running: asyncio.Task[None], stop: asyncio.Event, l
     heard = len(load.records)
     more = await load.until(lambda: running.done() or len(load.records) > heard, stop, limit_s)
     return not running.done() and (more or not load.in_flight)
+
+
+def usual_limit_s(count: int, concurrency: int | None, arrivals: Sequence[float] | None) -> float:
+    """Return how long a fixed number of requests may take where no limit is set, in seconds.
+
+    An hour, twice the time of the arrivals, and a minute for each request that one slot has to send.
+    """
+    last = arrivals[-1] if arrivals else 0.0
+    return _HOUR_S + 2 * last + (_REQUEST_S * count / concurrency if concurrency else 0.0)
 
 
 def _arrivals(bench: Bench, workload: Workload) -> tuple[float, ...] | None:

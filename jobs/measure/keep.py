@@ -22,7 +22,7 @@ def keep(folder: PointDir, measured: Measured) -> None:
     """
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        pq.write_table(statistics.requests_table(measured.windows), folder.requests)
+        pq.write_table(statistics.requests_table(measured.windows, measured.in_row), folder.requests)
         pq.write_table(statistics.series_table(measured.windows), folder.series)
         if any(measured.readings):
             pq.write_table(npu.table(measured.windows, measured.readings), folder.power)

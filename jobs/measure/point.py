@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from jobs.config import Bench, Config
 from jobs.errors import RunError
-from jobs.measure import canary, client, npu, quality, saturation, search, statistics, validity
+from jobs.measure import canary, client, npu, objective, quality, saturation, search, statistics, validity
 from jobs.measure.external import around, judge
 from jobs.measure.npu import Reading
 from jobs.measure.quality import Quality
@@ -48,13 +48,14 @@ class Measured:
         reason: why the row is invalid, or None.
         notes: what a reader should know as well.
         windows: all of them, in order of time.
-        lines: one record a window, for people and for `compare`.
+        lines: one record a window, for people and for `compare`; `in_row` as below.
         canary: what was asked and answered; None: it is off.
         engine_tokens: tokens by data-parallel rank, of the last window.
         truncated: a window was ended early, or never opened.
         quality: questions on long texts; None: they are off.
         readings: of the head's NPUs, by window.
         measured_s: windows and their drains, s; of a client that others made its whole run.
+        in_row: numbers (from 1) of the windows whose figures are the row's: of a search one alone.
     """
 
     figures: Mapping[str, Any]
@@ -68,6 +69,7 @@ class Measured:
     quality: Quality | None = None
     readings: tuple[tuple[Reading, ...], ...] = ()
     measured_s: float = 0.0
+    in_row: tuple[int, ...] = ()
 
 
 @dataclass
@@ -94,6 +96,7 @@ class PointRun:
 
     def __post_init__(self) -> None:
         self._windows: list[Window] = []
+        self._in_row: list[Window] = []
         self._lines: list[dict[str, Any]] = []
         self._figures: list[dict[str, Any]] = []
         self._notes: list[str] = []
@@ -136,18 +139,20 @@ class PointRun:
             self._notes.append(asked.note)
         if asked and (fault := quality.fault(asked, bench)):
             self._reasons.append(fault)
+        in_row = tuple(n for n, one in enumerate(self._windows, 1) if any(one is other for other in self._in_row))
         return Measured(
             figures=combine(self._figures) | {"needle_score": asked.score if asked else None},
             reason=self._reasons[0] if self._reasons else None,
             notes=tuple(dict.fromkeys(self._notes)),
             windows=tuple(self._windows),
-            lines=tuple(self._lines),
+            lines=tuple({**line, "in_row": number in in_row} for number, line in enumerate(self._lines, 1)),
             canary=kept,
             engine_tokens=self._tokens,
             truncated=self._truncated,
             quality=asked,
             readings=tuple(self._readings),
             measured_s=self._measured_s,
+            in_row=in_row,
         )
 
     async def _ask_canary(self, when: str) -> None:
@@ -182,6 +187,7 @@ class PointRun:
         figures: dict[str, Any] = dict(statistics.summarize(window, bench)) | statistics.of_series(window)
         figures["head_npu_power_w"] = npu.mean_power(readings, window)
         figures["saturated"] = saturation.queue_grows(window, bench) is not None
+        figures["slo_kept"] = objective.kept(window, bench)
         asked = sum(self.probes(window.begun_s, window.ended_s).values())
         reason = validity.invalid_reason(config, window, figures, asked)
         self._windows.append(window)
@@ -205,6 +211,7 @@ class PointRun:
 
     def _take(self, bench: Bench, window: Window, figures: dict[str, Any], reason: str | None, whose: str = "") -> None:
         """Let a window, measured by this load, stand in the row."""
+        self._in_row.append(window)
         self._tokens = window.engine_tokens
         self._truncated = window.truncated or (self._truncated and bool(self._figures))
         self._figures.append(figures)
@@ -230,6 +237,7 @@ class PointRun:
         )  # fmt: skip
         run, window = seen.run, seen.window
         self._windows.append(window)
+        self._in_row.append(window)
         self._measured_s += run.seconds
         self._readings.append(seen.readings)
         figures = dict(statistics.summarize(_never(), config.bench))

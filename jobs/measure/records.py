@@ -118,6 +118,7 @@ class Window:
         begun_s, ended_s: from before the first request to after the last one, on the clock of the records.
         finished: requests that came to their end on the engines in that time; None: the service does not tell.
         series: what the service said of itself, once a second.
+        late_s: the limit at which a fixed number of requests was cut off, s; None: it was not.
     """
 
     opened_s: float
@@ -133,6 +134,7 @@ class Window:
     ended_s: float = 0.0
     finished: int | None = None
     series: tuple[Sample, ...] = ()
+    late_s: float | None = None
 
     @property
     def seconds(self) -> float:

@@ -12,7 +12,7 @@ ramp before nor the drain after can bias them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,6 +29,9 @@ Figure = float | int | None
 Floats = NDArray[np.float64]
 
 PERCENTILES = (50, 90, 99)
+
+UNKNOWN = "is unknown"
+"""In the words of `broken`: the requests do not tell whether a limit is kept."""
 
 
 def enough(count: int, percentile: float) -> bool:
@@ -149,7 +152,7 @@ def broken(window: Window, slo: Slo) -> str | None:
             continue
         field = name.partition("_")[0]
         if field in ("tpot", "itl") and all(map(in_one_piece, whole)):
-            return f"{name} is unknown: answers came in one piece"
+            return f"{name} {UNKNOWN}: answers came in one piece"
         values = (
             np.concatenate([one.itl for one in each])
             if field == "itl"
@@ -215,13 +218,20 @@ def series_table(windows: Sequence[Window]) -> pa.Table:
     return pa.table(columns)
 
 
-def requests_table(windows: Sequence[Window]) -> pa.Table:
-    """Return the requests of all windows of a point; the column `window` counts from 1."""
+def requests_table(windows: Sequence[Window], in_row: Collection[int] | None = None) -> pa.Table:
+    """Return the requests of all windows of a point; the column `window` counts from 1.
+
+    Args:
+        windows: in order of time.
+        in_row: numbers of the windows whose figures stand in the row, as the column `in_row` says; None: all do.
+    """
     import pyarrow as pa
 
     tables = [records_table(window) for window in windows] or [records_table(_EMPTY)]
     numbers = [number for number, table in enumerate(tables, 1) for _ in range(len(table))]
-    return pa.concat_tables(tables).append_column("window", pa.array(numbers, pa.int64()))
+    stands = [in_row is None or number in in_row for number in numbers]
+    whole = pa.concat_tables(tables).append_column("window", pa.array(numbers, pa.int64()))
+    return whole.append_column("in_row", pa.array(stands, pa.bool_()))
 
 
 _EMPTY = Window(0.0, 0.0, 0.0, 0.0, (), {}, 0.0, truncated=True)

@@ -133,7 +133,7 @@ def _unanswered(bench: Bench, window: Window, figures: Mapping[str, Any]) -> str
         words = next((record.error for record in window.records if record.error), None)
         why = f": {words}" if words else ""
         if window.closed_s <= window.opened_s:
-            return f"the window never opened: no answer within bench.warmup_s and limits.drain_s{why}"
+            return f"the window never opened: no answer within bench.warmup_s and limits.warmup_s{why}"
         return f"no request of the window was completed{why}"
     if completed < bench.min_success * (completed + failed):
         return f"{failed} requests failed: {_first_error(window)}"
@@ -141,6 +141,8 @@ def _unanswered(bench: Bench, window: Window, figures: Mapping[str, Any]) -> str
         return "no token arrived in the window"
     if window.truncated:
         return "the window was cut short"
+    if window.late_s is not None:
+        return f"the requests of the window took longer than {window.late_s:g} s (limits.window_s)"
     if cut:
         return f"{cut} requests had no whole answer within limits.drain_s after the window"
     return None

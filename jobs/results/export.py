@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib
 import re
+import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.errors import RunError
 from jobs.files import write_json, write_text
 from jobs.results.gather import Run, read_config_plain
-from jobs.results.requests import read_requests
+from jobs.results.loads import key_of, lines_in_row, load_of
+from jobs.results.requests import of_row
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Row = Mapping[str, Any]
 
@@ -78,34 +83,55 @@ def _escaped(value: str) -> str:
 def vllm_bench(run: Run, row: Row) -> dict[str, Any]:
     """Return a row under the names of the result file of `vllm bench serve` (vllm/benchmarks/serve.py).
 
-    Latencies in ms. The single requests stand in seconds, as they do there with --save-detailed.
+    Latencies in ms. The single requests stand in seconds, as they do there with --save-detailed. That file is of one
+    run: of a row of several windows it is the window with the median rate, all its figures and requests.
     """
     window = run.value(row, "bench.window_s")
-    requests = read_requests(run.sweep.point(row["point"]).requests, float(window)) if window else None
+    number, shown = _one_window(run, row)
+    requests = _requests(run, row, number)
+    load = {key_of(run, row): load_of(run, row)}
     found: dict[str, Any] = {
         "backend": "vllm",
         "model_id": run.value(row, "model.served_model_name") or run.value(row, "model.path"),
-        "num_prompts": sum(row.get(name) or 0 for name in ("completed", "failed", "truncated_requests")),
-        "request_rate": run.value(row, "bench.request_rate") or "inf",
-        "max_concurrency": run.value(row, "bench.concurrency"),
+        "num_prompts": sum(shown.get(name) or 0 for name in ("completed", "failed", "truncated_requests")),
+        "request_rate": load.get("bench.request_rate") or "inf",
+        "max_concurrency": load.get("bench.concurrency") or run.value(row, "bench.concurrency"),
         "duration": window if run.value(row, "bench.client") == "window" else None,
-        "completed": row.get("completed"),
-        "failed": row.get("failed"),
-        "request_throughput": row.get("request_s"),
-        "output_throughput": row.get("output_tok_s"),
-        "total_token_throughput": row.get("total_tok_s"),
+        "completed": shown.get("completed"),
+        "failed": shown.get("failed"),
+        "request_throughput": shown.get("request_s"),
+        "output_throughput": shown.get("output_tok_s"),
+        "total_token_throughput": shown.get("total_tok_s"),
     }
     for name in _LATENCIES:
         for statistic, ours in (("mean", "mean"), ("median", "p50"), ("std", "std"), ("p90", "p90"), ("p99", "p99")):
-            found[f"{statistic}_{name}_ms"] = row.get(f"{name}_ms_{ours}")
+            found[f"{statistic}_{name}_ms"] = shown.get(f"{name}_ms_{ours}")
     if requests is not None:
-        found["total_input_tokens"] = int(requests.frame["prompt_tokens"].sum())
-        found["total_output_tokens"] = int(requests.frame["output_tokens"].sum())
-        found["ttfts"] = [value / 1e3 for value in requests.frame["ttft_ms"]]
-        found["itls"] = [[float(gap) / 1e3 for gap in gaps] for gaps in requests.frame["itl_ms"]]
-        found["output_lens"] = [int(value) for value in requests.frame["output_tokens"].dropna()]
-        found["input_lens"] = [int(value) for value in requests.frame["prompt_tokens"].dropna()]
+        found["total_input_tokens"] = int(requests["prompt_tokens"].sum())
+        found["total_output_tokens"] = int(requests["output_tokens"].sum())
+        found["ttfts"] = [value / 1e3 for value in requests["ttft_ms"]]
+        found["itls"] = [[float(gap) / 1e3 for gap in gaps] for gaps in requests["itl_ms"]]
+        found["output_lens"] = [int(value) for value in requests["output_tokens"].dropna()]
+        found["input_lens"] = [int(value) for value in requests["prompt_tokens"].dropna()]
     return found | {"sweep_point": row["point"], "engine": row["engine"]} | {key: row[key] for key in run.swept}
+
+
+def _one_window(run: Run, row: Row) -> tuple[int | None, Row]:
+    """Return number and figures of the window that stands for a row; None and the row where there is no line of it."""
+    lines = [(number, line) for number, line in lines_in_row(run, row) if isinstance(line.get("output_tok_s"), float)]
+    if not lines:
+        return None, row
+    middle = statistics.median_low([line["output_tok_s"] for _, line in lines])
+    return next((number, line) for number, line in lines if line["output_tok_s"] == middle)
+
+
+def _requests(run: Run, row: Row, number: int | None) -> pd.DataFrame | None:
+    """Return the requests of this window; None: there are none, or it is not known which of several are meant."""
+    found = of_row(run, row)
+    if found is None or (number is None and len(found.windows) > 1):
+        return None
+    of_number = dict(zip(found.numbers, found.windows, strict=True))
+    return found.windows[0] if number is None else of_number.get(number)
 
 
 def _write_prometheus(run: Run, out: Path) -> list[Path]:

@@ -11,6 +11,10 @@ from typing import Any
 from jobs import schema
 
 LOADS = ("bench.concurrency", "bench.request_rate")
+RATE = "bench.request_rate"
+
+RESTARTS = ("parallel.seed",)
+"""Keys that make another start of the engine and nothing else: rows that differ in them are one setting, again."""
 
 HOW = (
     *("bench.warmup_s", "bench.window_s", "bench.hold_load", "bench.seed", "bench.num_requests"),

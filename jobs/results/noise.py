@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from jobs.results.gather import Run
-from jobs.results.requests import BLOCK, Requests, read_requests
+from jobs.results.loads import key_of, load_of
+from jobs.results.requests import BLOCK, Requests, of_row
 from jobs.results.resampling import Floats, Interval, Statistic, per_time, relative_difference, spanning
 
 LEAST = 8
@@ -31,13 +32,11 @@ class Sample:
 
 def sample(run: Run, row: Mapping[str, Any]) -> Sample | None:
     """Return the requests of a row's point; None: there are none that can be read."""
-    window = run.value(row, "bench.window_s")
-    found = read_requests(run.sweep.point(row["point"]).requests, float(window)) if window else None
+    found = of_row(run, row)
     if found is None:
         return None
-    closed = run.value(row, "bench.request_rate") is None
-    load = run.value(row, "bench.concurrency")
-    return Sample(found, int(load) if closed and load else None)
+    load = load_of(run, row) if key_of(run, row) == "bench.concurrency" else None
+    return Sample(found, int(load) if load else None)
 
 
 def difference(

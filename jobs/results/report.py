@@ -12,10 +12,12 @@ from typing import Any
 import yaml
 
 from jobs.files import write_text
-from jobs.results import keys, page, sections, verdict
+from jobs.results import keys, page, sections, slo, verdict
 from jobs.results.curves import LENGTHS_FOR_LINE, fit
+from jobs.results.direction import STARRED, low_is_best
 from jobs.results.gather import Run, dotted, read_run
 from jobs.results.keys import LOADS
+from jobs.results.loads import key_of, load_of
 from jobs.rundir import SweepDir
 from jobs.service import fingerprint
 
@@ -37,8 +39,11 @@ def data(run: Run) -> dict[str, Any]:
         "swept": list(run.swept),
         "lengths": [key for key in LENGTHS if key in run.swept],
         "verdict": asdict(verdict.judge(run)),
-        "objective": {"column": verdict.objective(run), "low_is_best": verdict.low_is_best(verdict.objective(run))},
-        "slo": verdict.limits(run),
+        "objective": {"column": verdict.objective(run), "low_is_best": low_is_best(verdict.objective(run))},
+        "starred": {name: "low" if low_is_best(name) else "high" for name in STARRED},
+        "slo": next((found for row in run.rows if (found := slo.limits(run, row))), {}),
+        "example": slo.EXAMPLE,
+        "largest": largest_loads(run),
         "plan": sections.against_plan(run),
         "rows": [_shown(run, row) for row in run.rows],
         "curves": curves(run),
@@ -56,10 +61,9 @@ def data(run: Run) -> dict[str, Any]:
 
 def _shown(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row with what its plots need: its length, its load, and the name of the series it belongs to."""
-    load = next((key for key in LOADS if run.value(row, key) is not None), LOADS[0])
     return {name: value for name, value in row.items() if value is not None} | {
-        "_load": run.value(row, load),
-        "_load_key": load,
+        "_load": load_of(run, row),
+        "_load_key": key_of(run, row),
         "_lengths": {key: run.value(row, key) for key in LENGTHS},
         "_work": keys.words(tuple(key for key in run.swept if keys.is_work(key)), row),
         "_series": series(run, row, leave_out=LOADS),
@@ -100,6 +104,34 @@ def curves(run: Run) -> list[dict[str, Any]]:
                     }
                 )
     return found
+
+
+def largest_loads(run: Run) -> list[dict[str, Any]]:
+    """Return the largest load within the objective against each swept context length, as `curves` does.
+
+    Where no objective is set, the example stands for it. A length at which no valid row tells has None, a gap: it is
+    not the same as 0, a length at which every load breaks the objective.
+    """
+    asked = None if slo.is_set(run) else slo.EXAMPLE
+    found = []
+    for key in (name for name in LENGTHS if name in run.swept):
+        lines: dict[str, dict[float, list[float | None]]] = {}
+        for row in (row for row in run.rows if row["valid"]):
+            line = lines.setdefault(series(run, row, (key, key_of(run, row))), {})
+            line.setdefault(row[key], []).append(slo.largest(run, row, asked))
+        for name, line in lines.items():
+            xs = sorted(line)
+            ys = [_most(line[x]) for x in xs]
+            told = [(x, y) for x, y in zip(xs, ys, strict=True) if y is not None]
+            curve = fit(*zip(*told, strict=True)) if told else None
+            found.append({"key": key, "series": name, "x": xs, "y": ys, "curve": asdict(curve) if curve else None})
+    return found
+
+
+def _most(loads: list[float | None]) -> float | None:
+    """Return the largest load that keeps the objective; None: none is known to, and not all are known not to."""
+    most = max((load for load in loads if load is not None), default=None)
+    return None if not most and None in loads else most
 
 
 def provenance(run: Run) -> dict[str, Any]:

@@ -23,8 +23,8 @@ FIGURES = (*summarize(_EMPTY, Bench()), *of_series(_EMPTY))
 """Names of the figures of a window, in their order."""
 
 POINT = (
-    *("windows", *SPREAD_COLUMNS, "saturated", "found_concurrency", "found_request_rate", "probes"),
-    *("needle_score", "head_npu_power_w"),
+    *("windows", *SPREAD_COLUMNS, "saturated", "slo_kept", "found_concurrency", "found_request_rate"),
+    *("probes", "needle_score", "head_npu_power_w"),
 )
 """What several windows, a search, the questions and the hardware add."""
 

@@ -9,19 +9,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.results import keys
+from jobs.results import keys, slo
+from jobs.results.direction import counts, low_is_best
 from jobs.results.gather import Run, dotted
 from jobs.results.noise import difference, sample
 from jobs.results.resampling import minimum_detectable
-
-LOW_IS_BEST = ("ttft_", "tpot_", "itl_", "e2el_", "price_", "queue_s", "load_s")
-"""Beginnings of the columns in which less is better."""
 
 FEW = 100
 """Under so many requests the 99th percentile is no more than the slowest request or two."""
 
 REPEATS = 3
 """Windows of one setting from which its own scatter can be judged."""
+
+STARTS = 2
+"""Starts of the engine in which a difference must have shown before it is to be believed."""
 
 LEADS = ("clear", "ahead")
 """Outcomes in which one setting is better beyond the noise that is known."""
@@ -53,7 +54,8 @@ class Verdict:
 class _Contest:
     """The best row of one kind of work, the best row of another setting (None: there is none), and their margin.
 
-    `settings` are the keys in which settings differ within this kind of work.
+    `settings` are the keys in which settings differ within this kind of work. `starts`: of the engine that both were
+    measured in at least; `agree`: in each of them the best one was the better one.
     """
 
     best: Row
@@ -61,11 +63,8 @@ class _Contest:
     settings: tuple[str, ...]
     outcome: str
     values: Mapping[str, Any]
-
-
-def low_is_best(column: str) -> bool:
-    """Return whether less is better in this column."""
-    return column.startswith(LOW_IS_BEST)
+    starts: int = 1
+    agree: bool = True
 
 
 def objective(run: Run) -> str:
@@ -73,30 +72,21 @@ def objective(run: Run) -> str:
     return str(dotted(run.config, "results.objective") or "output_tok_s")
 
 
-def limits(run: Run) -> dict[str, float]:
-    """Return the service-level objective (`bench.slo`): column to limit; empty where none is set."""
-    found = dotted(run.config, "bench.slo")
-    return {key: value for key, value in found.items() if value is not None} if isinstance(found, Mapping) else {}
-
-
-def keeps(row: Row, slo: Mapping[str, float]) -> bool:
-    """Return whether a row's figures are within these limits; an unknown figure is not."""
-    return all(row.get(column) is not None and row[column] <= limit for column, limit in slo.items())
-
-
 def judge(run: Run) -> Verdict:
     """Judge one sweep. Simulated rows are never set against measured ones, nor rows of different work."""
     column, said = objective(run), []
-    rows = [row for row in run.rows if row["valid"] and isinstance(row.get(column), int | float)]
+    rows: list[Row] = [row for row in run.rows if row["valid"] and counts(column, row.get(column))]
+    if saturated := sum(bool(row.get("saturated")) for row in rows):
+        said.append(Sentence("left_out_saturated", {"count": saturated}))
+        rows = [row for row in rows if not row.get("saturated")]
     measured = [row for row in rows if row["engine"] != "simulator"]
     simulated = bool(rows) and not measured
     if measured and len(measured) < len(rows):
         said.append(Sentence("left_out_simulated", {"count": len(rows) - len(measured)}))
     rows = measured or rows
-    if slo := limits(run):
-        kept = [row for row in rows if keeps(row, slo)]
-        words = ", ".join(f"{name} ≤ {limit:g}" for name, limit in slo.items())
-        said.append(Sentence("under_slo", {"count": len(kept), "of": len(rows), "slo": words}))
+    if slo.is_set(run):
+        kept, words = _under_objective(run, rows)
+        said += words
         rows = kept
     if not rows:
         return Verdict("no", None, (Sentence("nothing", {"count": len(run.rows)}), *said, *_invalid(run)))
@@ -105,16 +95,33 @@ def judge(run: Run) -> Verdict:
     best = contests[0].best if len(contests) == 1 else winner
     if best is not None and len(contests) == 1:
         said.append(Sentence("user", {name: best.get(name) for name in ("ttft_ms_p50", "tpot_ms_p50", "e2el_ms_p50")}))
-    said += _cautions(run, [row for one in contests for row in (one.best, one.second) if row is not None])
+    said += _cautions(run, contests)
     if simulated:
         said.append(Sentence("simulated", {}))
-    sure = winner is not None and all(one.outcome == "clear" for one in contests)
+    sure = winner is not None and all(one.outcome == "clear" and one.starts >= STARTS and one.agree for one in contests)
     believe = "no" if simulated else "yes" if sure else "care"
     return Verdict(believe, None if winner is None else str(winner["point"]), (*first, *said, *_invalid(run)))
 
 
+def _under_objective(run: Run, rows: Sequence[Row]) -> tuple[list[Row], list[Sentence]]:
+    """Return the rows that keep their own objective, or have none, and how many do and do not tell."""
+    told = [(row, slo.kept(run, row) if slo.limits(run, row) else True) for row in rows]
+    kept = [row for row, verdict in told if verdict]
+    asked = dict.fromkeys(_words(slo.limits(run, row)) for row in run.rows)
+    said = [Sentence("under_slo", {"count": len(kept), "of": len(rows), "slo": " | ".join(filter(None, asked))})]
+    if unknown := sum(verdict is None for _, verdict in told):
+        said.append(Sentence("slo_unknown", {"count": unknown}))
+    return kept, said
+
+
+def _words(limits: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} ≤ {limit:g}" for name, limit in limits.items())
+
+
 def _contests(run: Run, rows: Sequence[Row], column: str) -> list[_Contest]:
-    work = tuple(key for key in run.swept if keys.is_work(key))
+    # A rate is offered, not reached: more of it is no merit, so rows compare at the same one.
+    work = tuple(key for key in run.swept if keys.is_work(key) or key == keys.RATE)
+    shown = tuple(key for key in run.swept if key not in (*work, *keys.RESTARTS))
     kinds: dict[str, list[Row]] = {}
     for row in rows:
         kinds.setdefault(keys.words(work, row), []).append(row)
@@ -124,21 +131,39 @@ def _contests(run: Run, rows: Sequence[Row], column: str) -> list[_Contest]:
         best = ordered[0]
         settings = _settings(run, members)
         # Another load of the same setting is no rival; where nothing but the load is swept, loads are compared.
-        rivals = [row for row in ordered[1:] if not settings or any(row[key] != best[key] for key in settings)]
-        second = rivals[0] if rivals else None
+        differ = settings or shown
+        second = next((row for row in ordered[1:] if any(row[key] != best[key] for key in differ)), None)
         outcome, margin = _margin(run, best, second, column)
-        shown = tuple(key for key in run.swept if key not in work)
         values = {"work": kind, "column": column, "value": best[column], "setting": _name(shown, best)} | margin
         if second is not None and second[column]:
             percent = abs(best[column] / second[column] - 1) * 100
             values |= {"second": _name(shown, second), "second_value": second[column], "percent": percent}
-        found.append(_Contest(best, second, settings, outcome, values))
+        sides = [_same(members, row, shown) for row in (best, second) if row is not None]
+        found.append(_Contest(best, second, settings, outcome, values, min(map(_starts, sides)), _agree(sides, column)))
     return found
+
+
+def _same(members: Sequence[Row], row: Row, shown: tuple[str, ...]) -> list[Row]:
+    """Return the rows that differ from this one in nothing but the start of the engine, itself among them."""
+    return [one for one in members if all(one[key] == row[key] for key in shown)]
+
+
+def _starts(rows: Sequence[Row]) -> int:
+    return len({(row["service"], row.get("attempt"), row.get("job_id")) for row in rows})
+
+
+def _agree(sides: Sequence[Sequence[Row]], column: str) -> bool:
+    """Return whether every row of the first side is better than every one of the second."""
+    if len(sides) < 2:
+        return True
+    first, second = ([row[column] for row in side] for side in sides)
+    return bool(max(first) < min(second) if low_is_best(column) else min(first) > max(second))
 
 
 def _settings(run: Run, rows: Sequence[Row]) -> tuple[str, ...]:
     """Return the swept keys that are settings of the service and differ between these rows."""
     asked = [key for key in run.swept if not keys.is_work(key) and not key.startswith("bench.")]
+    asked = [key for key in asked if key not in keys.RESTARTS]
     return tuple(key for key in asked if len({str(row[key]) for row in rows}) > 1)
 
 
@@ -188,14 +213,24 @@ def _repeats(row: Row) -> int:
     return int(row.get("windows") or 1)
 
 
-def _cautions(run: Run, rows: Sequence[Row]) -> Sequence[Sentence]:
+def _cautions(run: Run, contests: Sequence[_Contest]) -> Sequence[Sentence]:
+    rows = [row for one in contests for row in (one.best, one.second) if row is not None]
     said = []
     if (least := min(map(_repeats, rows))) < 2:
         said.append(Sentence("once", {"window": run.value(rows[0], "bench.window_s")}))
     else:
         said.append(Sentence("repeated", {"count": least}))
+    ahead = [one for one in contests if one.outcome in LEADS]
+    if ahead and min(one.starts for one in ahead) < STARTS:
+        said.append(Sentence("one_start", {}))
+    elif ahead and all(one.agree for one in ahead):
+        said.append(Sentence("starts", {"count": min(one.starts for one in ahead)}))
+    if not all(one.agree for one in contests):
+        said.append(Sentence("starts_differ", {}))
     if (fewest := min(row.get("completed") or 0 for row in rows)) < FEW:
         said.append(Sentence("few", {"count": fewest}))
+    notes = dict.fromkeys((str(row["point"]), str(row["notes"])) for row in rows if row.get("notes"))
+    said += [Sentence("note", {"point": point, "note": note}) for point, note in list(notes)[:MOST_KINDS]]
     return said
 
 

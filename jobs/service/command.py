@@ -17,6 +17,11 @@ OWNED = {
     "data-parallel-start-rank": "it follows from the local sizes of the nodes",
     "data-parallel-address": "it is the address of the HCCL card on the first host; cluster.master_address sets it",
     "data-parallel-rpc-port": "it derives from the job id; engine.data_parallel_rpc_port sets it",
+    "data-parallel-rank": "each node runs the ranks that follow from the local sizes",
+    "data-parallel-backend": "the ranks are Slurm tasks, not Ray actors",
+    "data-parallel-hybrid-lb": "the head alone serves and balances; each node would serve its own ranks",
+    "data-parallel-external-lb": "the head alone serves and balances; each rank would be a service of its own",
+    "data-parallel-multi-port-external-lb": "the head alone serves and balances, on one port",
     "nnodes": "it follows from the NPUs that one data-parallel rank needs",
     "node-rank": "the rank decides it",
     "master-addr": "it is the address of the HCCL card on the first host; cluster.master_address sets it",
@@ -57,11 +62,22 @@ def flag_name(key: str) -> str:
     return key.lstrip("-").replace("_", "-").removeprefix("no-")
 
 
+def spelled(key: str, value: Any) -> tuple[str, Any]:
+    """Return a flag as the rules and the command line know it: no dashes in front, `no-X: true` as `X: false`."""
+    name = key.lstrip("-").replace("_", "-")
+    if name.startswith("no-") and isinstance(value, bool):
+        return name.removeprefix("no-"), not value
+    return name, value
+
+
 def check_args(args: Mapping[str, Any]) -> None:
-    """Raise ConfigError where `engine.args` sets a flag that the tool owns or that has its own key."""
+    """Raise ConfigError where `engine.args` sets a flag that the tool owns, that has its own key, or twice."""
+    seen: dict[str, str] = {}
     for key, value in args.items():
         name = flag_name(key)
         where = f"engine.args.{key}"
+        if value is not None and (other := seen.setdefault(name, key)) != key:
+            raise ConfigError(where, value, f"--{name} is set by engine.args.{other} too", "Remove one of them.")
         # vLLM takes abbreviated flags too (argparse): --data-parallel-addr would hide our value.
         name = next((owned for owned in OWNED if owned.startswith(name)), name)
         if name in OWNED:
@@ -112,7 +128,7 @@ def _flags(config: Config, place: Placement, ranks: Mapping[str, Any]) -> dict[s
         "quantization": model.quantization,
         "additional-config": engine.additional_config or None,
     }
-    given = {key.lstrip("-").replace("_", "-"): value for key, value in engine.args.items()}
+    given = dict(spelled(key, value) for key, value in engine.args.items())
     return flags | {name: value for name, value in given.items() if place.role == "head" or name not in HEAD_ONLY}
 
 

@@ -34,19 +34,48 @@ Fail = Callable[[int, str], None]
 """Told the node's rank and the reason, once."""
 
 
-def probe_limit_s(config: Config) -> float:
-    """Return how long a one-token request may take on a busy engine, in seconds."""
-    return config.limits.probe_s + config.parallel.max_model_len * SECONDS_PER_TOKEN
+def probe_limit_s(config: Config, ahead: int | None = None) -> float:
+    """Return how long a one-token request may take on a busy engine, in seconds.
+
+    Args:
+        config: of the service.
+        ahead: tokens that the engine may have to read before it makes one; None: anything up to max_model_len.
+    """
+    longest = config.parallel.max_model_len
+    return config.limits.probe_s + (longest if ahead is None else min(ahead, longest)) * SECONDS_PER_TOKEN
+
+
+def tokens_ahead(config: Config) -> int | None:
+    """Return the tokens that an engine may read without making one while a point is measured; None: unknown.
+
+    An engine makes a token at the latest when a step of max_num_batched_tokens, or the longest prompt that is cut over
+    several steps, is read; a request that was preempted reads its own output again. Nobody else has requests in flight
+    where the service has its own key.
+    """
+    bench, batch = config.bench, config.parallel.max_num_batched_tokens
+    known = bench.client == "window" and bench.workload in ("random", "shared_prefix") and bench.lengths == "fixed"
+    alone = config.engine.api_key and bench.quality == "off"
+    if not (known and alone and batch):
+        return None
+    request = bench.input_tokens + bench.output_tokens
+    step = max(request, batch)
+    return min(step, bench.concurrency * request) if bench.concurrency and not bench.search else step
 
 
 @dataclass
 class Watch:
-    """Signs of life of every engine of one service. `probed` counts the tokens that our own probes asked for."""
+    """Signs of life of every engine of one service.
+
+    Attributes:
+        probed: the tokens that our own probes asked for.
+        ahead: tokens that an engine may have to read before it answers a probe; None: up to max_model_len.
+    """
 
     config: Config
     api: Target
     fail: Fail
     probed: list[tuple[float, int]] = field(default_factory=list)
+    ahead: int | None = None
 
     async def run(self) -> None:
         """Watch until cancelled, or until an engine gave no sign of life."""
@@ -74,7 +103,7 @@ class Watch:
 
     async def _engine(self, session: aiohttp.ClientSession, rank: int) -> None:
         """Watch one engine: probe it whenever its counter stood still for half the heartbeat limit."""
-        patience, limit = self.config.limits.heartbeat_s / 2, probe_limit_s(self.config)
+        patience = self.config.limits.heartbeat_s / 2
         reading = max(READING_S, patience / 4)
         last, alive = (await counters(session)).get(str(rank)), time.monotonic()
         while True:
@@ -89,7 +118,7 @@ class Watch:
                 last, alive = now, time.monotonic()
             if time.monotonic() - alive < patience:
                 continue
-            failed = await self._probe(session, rank, limit)
+            failed = await self._probe(session, rank, probe_limit_s(self.config, self.ahead))
             if failed:
                 self.fail(*failed)
                 return

@@ -88,6 +88,9 @@ async def load_engine(
     log.info("core.py:70", f"Initializing a V1 LLM engine (v{spec.release}) with config: model={settings.model!r}")
     begin = asyncio.get_running_loop().time()
     player.reach("load")
+    world, first = settings.tensor_parallel * settings.data_parallel, rank * settings.tensor_parallel
+    where = f"DP rank {rank}, PP rank 0, TP rank 0, EP rank {first if settings.expert_parallel else 0}"
+    log.info("parallel_state.py:1065", f"rank {first} in world size {world} is assigned as {where}")
     await _load_weights(settings, spec, player, log)
     try:
         blocks = kv_blocks(settings, spec)

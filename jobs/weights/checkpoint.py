@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -81,6 +82,46 @@ def index_name(path: Path) -> str | None:
     """Return the name of the index: msModelSlim writes one that is not called as transformers call it."""
     names = sorted(file.name for file in path.glob("*.safetensors.index.json"))
     return INDEX if INDEX in names else names[0] if names else None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How large the weights are: bytes, layers that the index names (0: there is none), and which file says so."""
+
+    bytes: int
+    layers: int
+    source: str
+
+
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+
+
+def weight_bytes(path: Path) -> Weights | None:
+    """Return the size of the weights, from the index and the lengths of its shards; no shard is opened.
+
+    Where not all shards can be seen, the index's own total_size stands for them. None: nothing says.
+    """
+    try:
+        name = index_name(path) if path.is_dir() else None
+    except OSError:  # it cannot be seen from here
+        return None
+    index, finding = read_object(path / name) if name else ({}, None)
+    mapping, metadata = index.get("weight_map"), index.get("metadata")
+    placed = {str(shard) for shard in mapping.values()} if isinstance(mapping, dict) else set()
+    if not name:
+        placed = set(_weight_files(path))
+    try:
+        length = sum((path / shard).stat().st_size for shard in placed)
+    except OSError:
+        length = 0
+    tensors = mapping if isinstance(mapping, dict) else {}
+    layers = 1 + max((int(found[1]) for one in tensors if (found := _LAYER.search(one))), default=-1)
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if finding is None and length:
+        return Weights(length, layers, f"lengths of {len(placed)} weight files")
+    if type(total) is int and total > 0:
+        return Weights(total, layers, f"total_size in {name}")
+    return None
 
 
 @dataclass(frozen=True)

@@ -150,9 +150,15 @@ def _engines(rank: int) -> list[Case]:
         case("SIGSTOP of the engine tree", injure.engine(rank, signal.SIGSTOP), HANG_S, overrides=VLLM),
         case(
             "SIGKILL of the rank's task",
-            injure.task(rank),
+            injure.task(rank, signal.SIGKILL),
             DEAD_S,
             reason=("rank 0", "lost in state") if rank == 0 else (who, "connection"),
+        ),
+        case(
+            "SIGTERM to the rank's task alone",
+            injure.task(rank, signal.SIGTERM),
+            DEAD_S,
+            reason=("cancelled or preempted (SIGTERM)",) if rank == 0 else (who, "SIGTERM"),
         ),
         case("engine exits 0 (SIGTERM from elsewhere)", injure.engine(rank, signal.SIGTERM), DEAD_S),
         case(

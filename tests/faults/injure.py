@@ -51,15 +51,15 @@ def engine(rank: int, number: signal.Signals) -> Act:
     return act
 
 
-def task(rank: int) -> Act:
-    """Kill the Slurm task of a rank in the second window; its engine is not touched."""
+def task(rank: int, number: signal.Signals) -> Act:
+    """Signal the Slurm task of a rank in the second window; its engine is not touched."""
 
     def act(started: Started) -> float:
         started.wait_second_window()
         owner = started.engine(rank)[0].parent()
         assert owner is not None and owner.pid > 1, f"rank {rank} has no task"
         moment = time.time()
-        owner.kill()
+        owner.send_signal(number)
         return moment
 
     return act

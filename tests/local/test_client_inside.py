@@ -213,7 +213,7 @@ async def test_the_engine_of_a_headless_rank_needs_no_client(tmp_path: Path, fak
 
 
 @pytest.mark.vllm
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(900)
 def test_the_real_client_measures_the_real_engine_from_inside(
     tmp_path: Path,
     fakes: Fakes,  # noqa: F811
@@ -230,7 +230,7 @@ def test_the_real_client_measures_the_real_engine_from_inside(
     site = [f"container.{name}_path={tmp_path}/node/{name}" for name in ("data", "cache", "runtime", "temp")]
     site += [f"container.registry='{REGISTRY}'", f"container.mounts=[{','.join(['/sys:/sys', *mounts])}]"]
     launch = [sys.executable, *words.split(), *site, f"results.root={tmp_path}/runs", "results.name=inside"]
-    done = subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, timeout=480, check=False)
+    done = subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, timeout=850, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     [row] = pd.read_parquet(tmp_path / "runs/inside/table.parquet").to_dict("records")
     assert row["valid"], row["invalid_reason"]

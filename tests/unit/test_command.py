@@ -11,7 +11,7 @@ from core_help import ROOT, change, config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.ascend import release
+from jobs.ascend import release, releases
 from jobs.config import Config
 from jobs.errors import ConfigError
 from jobs.service import command, placement
@@ -126,6 +126,19 @@ def test_switches() -> None:
     assert not [word for word in lines(neither)[0] if "prefix-caching" in word]
 
 
+@pytest.mark.parametrize(("value", "word"), [(True, "--no-async-scheduling"), (False, "--async-scheduling")])
+def test_a_flag_that_is_written_with_no_in_front_is_the_same_flag(value: bool, word: str) -> None:
+    made = change(config(), engine__args={"no_async-scheduling": value})
+    assert word in lines(made)[0]
+    assert command.settings(made)["async-scheduling"] is not value
+
+
+def test_a_flag_that_is_given_in_two_spellings_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--enforce-eager is set by engine\.args\.enforce_eager too"):
+        command.check_args({"enforce_eager": True, "no-enforce-eager": True})
+    command.check_args({"enforce_eager": None, "no-enforce-eager": True})
+
+
 def test_program_and_model_are_found_from_the_projects_root() -> None:
     words = command.argv(config("engine=simulator", "model=tiny_llama"), place(0))
     assert words[:5] == [sys.executable, "-m", "jobs.simulator", "serve", str(ROOT / ".engines/models/tiny_llama")]
@@ -172,9 +185,15 @@ def test_an_abbreviated_owned_flag_is_refused(name: str) -> None:
 
 
 def test_owned_and_configured_flags_are_flags_of_the_release() -> None:
-    later = {"nnodes", "node-rank", "master-addr", "master-port"}
-    later |= {"decode-context-parallel-size", "prefill-context-parallel-size"}
-    assert (command.OWNED.keys() | command.CONFIGURED.keys()) - later <= release("0.9.1").flags.keys()
+    known = {flag for name in releases() for flag in release(name).flags}
+    assert command.OWNED.keys() | command.CONFIGURED.keys() <= known
+
+
+@pytest.mark.parametrize("name", releases())
+def test_every_flag_that_says_where_a_rank_stands_is_owned_or_has_a_key(name: str) -> None:
+    ours = {flag for flag in release(name).flags if flag.startswith("data-parallel-")}
+    # A supervisor on its own port is not started unless one of the load balancers is asked for.
+    assert ours - {"data-parallel-supervisor-port"} <= command.OWNED.keys() | command.CONFIGURED.keys()
 
 
 # --- where a rank stands

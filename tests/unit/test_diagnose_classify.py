@@ -416,13 +416,10 @@ def test_the_order_of_the_files_does_not_matter(
 @given(TEXTS, TEXTS)
 def test_follow_on_errors_change_nothing_where_there_is_anything_else(one: str, two: str) -> None:
     follow_on = {signature.id for signature in signatures() if signature.kind == "follow_on"}
-    wrapper = "ERROR 11-24 23:59:59 [a.py:1] EngineCore failed to start."
+    wrapper = ENGINE_INIT  # without a time: a date could move the other log's clock to another day
     before, after = (classify([log(0, text), log(1, two)]) for text in (one, f"{one}\n{wrapper}"))
     if before.found and before.signature not in follow_on:
-        # The wrapper tells a day, so that a clock of the other log may get another one.
-        assert after.signature == before.signature
-        assert after.first and before.first
-        assert (after.first.place, after.first.line) == (before.first.place, before.first.line)
+        assert (after.signature, after.first) == (before.signature, before.first)
 
 
 HANG = (

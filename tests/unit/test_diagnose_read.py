@@ -291,3 +291,28 @@ def test_an_unknown_error_keeps_our_own_words_and_adds_the_first_error(tmp_path:
     assert invalid_reason(sweep.service("aaaa", 1), own) == (
         f"{own}; first error: rank 1: ValueError: odd (rank1/server.log:1)"
     )
+
+
+def test_logs_of_any_suffix_are_found_where_there_are_no_others(tmp_path: Path) -> None:
+    (tmp_path / "rank1.txt").write_text(f"ERROR 11-24 10:00:00 [a.py:1] {OOM}\n")
+    (tmp_path / "diagnosis.txt").write_text("error: another one\n")
+    found = diagnose([tmp_path])
+    assert (found.rank, found.found) == (1, True)
+    (tmp_path / "rank0.log").write_text("INFO 11-24 10:00:00 [a.py:1] serving\n")
+    assert not diagnose([tmp_path]).found, "beside logs a text is something else"
+
+
+def test_a_directory_without_logs_says_which_names_count(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(RunError, match=r"\*\.err, \*\.log, \*\.out or \*\.txt"):
+        diagnose([tmp_path])
+
+
+@pytest.mark.parametrize(("names", "words"), [(["a.log"], "the log is empty"), (["a.log", "b.log"], "all logs are")])
+def test_an_empty_log_is_no_good_news(tmp_path: Path, names: list[str], words: str) -> None:
+    for name in names:
+        (tmp_path / name).write_text("\n")
+    found = diagnose([tmp_path])
+    assert not found.found
+    assert words in found.summary()
+    assert "no failure found" not in found.text()

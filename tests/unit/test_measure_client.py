@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from core_help import config
 from measure_stub import MODEL, Answer, Stub, serving
 
 from jobs.config import Bench, Limits
 from jobs.errors import ConfigError
 from jobs.measure import client, series
-from jobs.measure.client import Target, Window, measure
+from jobs.measure.client import Target, Window, measure, usual_limit_s
 from jobs.measure.records import RequestRecord
 from jobs.measure.statistics import summarize
+from jobs.measure.validity import invalid_reason
 
 BENCH = Bench(concurrency=3, input_tokens=8, output_tokens=4, warmup_s=0.05, window_s=0.25)
 LIMITS = Limits(drain_s=20.0)
@@ -226,7 +228,7 @@ async def test_the_drain_limit_cuts_requests_off_as_truncated() -> None:
 async def test_a_window_that_never_warms_up_never_opens() -> None:
     bench = replace(BENCH, warmup_s=0.0, window_s=3600.0)
     async with serving(bench, hang) as stub:
-        window = await measure(bench, replace(LIMITS, drain_s=0.2), MODEL, stub.target)
+        window = await measure(bench, replace(LIMITS, warmup_s=0.2, drain_s=3600.0), MODEL, stub.target)
     assert window.truncated and window.seconds == 0
     assert [(r.status, r.in_window) for r in window.records] == [("truncated", False)] * 3
     assert summarize(window, bench)["output_tok_s"] is None
@@ -398,6 +400,24 @@ async def test_of_a_fixed_number_what_never_ends_is_cut_off() -> None:
         window = await measure(bench, replace(LIMITS, drain_s=0.3), MODEL, stub.target)
     assert Counter(record.status for record in counted(window)) == {"ok": 3, "truncated": 1}
     assert not window.truncated
+
+
+async def test_a_fixed_number_that_goes_on_for_ever_is_cut_off_as_a_whole() -> None:
+    """Answers come all the time, so that no request is ever late: only the limit of the window ends it."""
+    bench = replace(BENCH, num_requests=10**6, concurrency=2, warmup_s=0.0)
+    async with serving(bench, whole) as stub:
+        window = await measure(bench, replace(LIMITS, window_s=0.3, drain_s=3600.0), MODEL, stub.target)
+    assert window.late_s == 0.3
+    assert not window.truncated
+    assert any(record.status == "ok" for record in counted(window))
+    reason = invalid_reason(replace(config(), bench=bench), window, summarize(window, bench))
+    assert reason == "the requests of the window took longer than 0.3 s (limits.window_s)"
+
+
+def test_the_usual_limit_of_a_fixed_number_grows_with_what_is_asked() -> None:
+    assert usual_limit_s(16, 16, None) == 3660
+    assert usual_limit_s(16_000, 16, None) == 3600 + 60_000
+    assert usual_limit_s(10, None, (0.0, 7200.0)) == 3600 + 14_400
 
 
 async def test_stop_ends_a_fixed_number_too() -> None:

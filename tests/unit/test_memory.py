@@ -97,6 +97,45 @@ def test_experts_without_expert_parallelism_are_repeated_in_each_data_parallel_r
     assert apart == 4 * together
 
 
+def test_a_visible_checkpoint_corrects_the_sum_and_the_line_says_so(tmp_path: Path) -> None:
+    made = config("cluster=slurm", f"model.path={tmp_path}")
+    unseen = predict_config(config("cluster=slurm"), arch=R1)
+    whole = weights(R1, tp=1, dp=1, expert_parallel=False, mtp=True)
+    size = sum(t.bytes / 2 if t.name.startswith("kv_b") else t.bytes for t in whole)  # a checkpoint has kv_b once
+    index = {"metadata": {"total_size": int(size * 1.05)}, "weight_map": {"model.layers.61.eh_proj.weight": "a"}}
+    (tmp_path / "quant_model_weights.safetensors.index.json").write_text(json.dumps(index))
+    seen = predict_config(made)
+    assert seen.weights_bytes == pytest.approx(1.05 * unseen.weights_bytes, rel=1e-6)
+    [line] = [term for term in seen.terms if "checkpoint" in term.name]
+    assert "total_size in quant_model_weights.safetensors.index.json" in line.source
+    assert "+5.00%" in line.source
+    assert seen.kv_tokens_per_rank < unseen.kv_tokens_per_rank
+    # Made-up weights have no checkpoint.
+    assert predict_config(change(made, model__load_format="dummy")).weights_bytes == unseen.weights_bytes
+
+
+def test_the_lengths_of_the_shards_are_better_than_what_the_index_says(tmp_path: Path) -> None:
+    made = config("experiment=demo", f"model.path={tmp_path}", "model.load_format=null")
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    size = int(sum(t.bytes for t in weights(from_hf_config(TINY), tp=1, dp=1, expert_parallel=False, linear_bytes=2)))
+    names = {"model.layers.0.a": "a.safetensors", "model.layers.1.a": "b.safetensors"}
+    index = {"metadata": {"total_size": 1}, "weight_map": names}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in names.values():
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(size)
+    seen = predict_config(made)
+    assert seen.weights_bytes == pytest.approx(2 * size)
+    assert "lengths of 2 weight files" in seen.terms[-1].source
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"weight_map": 3}', '{"metadata": {"total_size": "x"}}', "{}"])
+def test_an_index_that_says_nothing_changes_nothing(text: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    made = predict_config(config("cluster=slurm", f"model.path={tmp_path}"))
+    assert made.weights_bytes == predict_config(config("cluster=slurm"), arch=R1).weights_bytes
+
+
 def test_an_unquantized_model_has_no_second_copy_for_mlapo() -> None:
     plain = weights(R1, tp=8, dp=2, expert_parallel=True, linear_bytes=2)
     assert weights(R1, tp=8, dp=2, expert_parallel=True, linear_bytes=2, mlapo=True) == plain

@@ -268,6 +268,13 @@ def test_on_one_node_nothing_between_nodes_is_set() -> None:
     assert (after.hccl.intra_pcie_enable, after.hccl.op_expansion_mode) == (None, "AIV")
 
 
+def test_one_data_parallel_rank_over_two_nodes_is_two_nodes() -> None:
+    one = as_written("experiment=article", "parallel=dp1_tp16", "engine.release=0.13.0")
+    after, changes = migrate(one.config, one.explicit)
+    assert (after.hccl.intra_pcie_enable, after.hccl.intra_roce_enable) == (1, 0)
+    assert {"hccl.intra_pcie_enable", "hccl.intra_roce_enable", "hccl.op_expansion_mode"} <= {c.key for c in changes}
+
+
 def test_there_is_no_way_back_and_no_guess() -> None:
     new = config("experiment=official_0_23")
     for to in ("0.13.0", "0.99.0"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from core_help import change, composer, config
+from core_help import ROOT, change, composer, config
 
 from jobs import compose, plan, sweep
 from jobs.errors import ConfigError
@@ -40,10 +40,26 @@ def test_long_context_sweeps_lengths_and_layouts_with_full_prompts() -> None:
         assert bench.input_tokens + bench.output_tokens == point.config.parallel.max_model_len
     for index, service in enumerate(made.services):
         words = flags(made, index)
+        hccl = service.config.hccl
+        assert (hccl.buffsize, hccl.intra_pcie_enable, hccl.intra_roce_enable) == (200, 1, 0)
+        assert (service.config.engine.env["OMP_NUM_THREADS"], "VLLM_USE_V1" in service.config.engine.env) == (1, False)
         dcp = service.config.parallel.decode_context_parallel_size
         assert ("--decode-context-parallel-size" in words) == (dcp is not None)
         assert "--additional-config" not in words, "gone from 0.12 on"
         assert json.loads(words[words.index("--compilation-config") + 1]) == {"cudagraph_mode": "FULL_DECODE_ONLY"}
+
+
+def test_the_command_for_0_9_1_that_stands_in_the_preset_plans_all_its_points() -> None:
+    text = (ROOT / "conf/experiment/long_context.yaml").read_text()
+    [line] = [line for line in text.splitlines() if line.startswith("#") and " -m experiment=" in line]
+    words = line.partition(" -m ")[2].split()
+    assert "engine.release=0.9.1" in words
+    made = preset(*words)
+    assert [p.config.parallel.max_model_len for p in made.points] == [8192, 16384, 32768, 65536, 131072]
+    for point in made.points:
+        assert not [one for one in point.findings if one.rule.startswith("N") or one.severity == "error"]
+    assert {"8192", "16384", "32768"} <= {flags(made, n)[flags(made, n).index("--max-model-len") + 1]
+                                          for n in range(len(made.services))}  # fmt: skip
 
 
 def test_long_context_with_less_memory_keeps_a_row_for_what_cannot_fit() -> None:

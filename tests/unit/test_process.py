@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -22,10 +23,9 @@ from jobs.process import MARK, Ended, Process
 ENV = {"PATH": os.environ["PATH"], "HOME": "/"}
 
 
-async def start(
-    tmp_path: Path, argv: Sequence[str], mark: str = "job/service/0", source: Sequence[str] = ()
-) -> Process:
-    return await process.start(argv, ENV, tmp_path / "logs/server.log", mark, source)
+async def start(tmp_path: Path, argv: Sequence[str], source: Sequence[str] = ()) -> Process:
+    # The mark is this test's own: whoever runs beside it must not be taken for a part of its tree, nor ended with it.
+    return await process.start(argv, ENV, tmp_path / "logs/server.log", f"{tmp_path}/0", source)
 
 
 def log(tmp_path: Path) -> str:
@@ -82,12 +82,12 @@ ODD = [
 async def test_words_and_variables_reach_the_engine_unchanged(tmp_path: Path) -> None:
     program = "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)]))"
     env = ENV | {f"ODD_{n}": text for n, text in enumerate(ODD)}
-    started = await process.start(python(program, *ODD), env, tmp_path / "log", "the mark")
+    started = await process.start(python(program, *ODD), env, tmp_path / "log", f"the mark of {tmp_path}")
     assert await started.wait() == Ended(0)
     words, seen = json.loads((tmp_path / "log").read_text())
     assert words == ODD
     own = {name: text for name, text in seen.items() if name not in ("PWD", "SHLVL", "_", "LC_CTYPE")}
-    assert own == env | {MARK: "the mark"}
+    assert own == env | {MARK: f"the mark of {tmp_path}"}
     assert not list(tmp_path.rglob("pwned"))
 
 
@@ -203,7 +203,7 @@ signal.pause()
 @pytest.mark.parametrize("where", ["own session", "same group without the mark"])
 async def test_the_whole_tree_is_found_and_ended(tmp_path: Path, pipe: MakePipe, where: str, ending: str) -> None:
     pid_pipe, ready = pipe("pid"), pipe("ready")
-    stranger = await process.start(["sleep", "600"], ENV, tmp_path / "other.log", "job/other/0")
+    stranger = await process.start(["sleep", "600"], ENV, tmp_path / "other.log", f"{tmp_path}/1")
     started = await start(tmp_path, python(CHILD, pid_pipe.path, where, ready.path, ending))
     pid = int(await pid_pipe.heard())
     await ready.heard()
@@ -281,6 +281,24 @@ def test_how_a_process_ended_in_words() -> None:
     assert str(Ended(0)) == "exited with code 0"
     assert str(Ended(-signal.SIGSEGV)) == "killed by SIGSEGV"
     assert str(Ended(-255)) == "exited with code -255"
+
+
+async def test_a_helper_that_ended_by_itself_takes_nothing_of_the_same_mark_with_it(
+    tmp_path: Path, pipe: MakePipe
+) -> None:
+    """Staging, images and the engine of a rank share their mark, and a helper is forgotten once it has ended."""
+    assert await (await start(tmp_path, ["true"])).wait() == Ended(0)
+    gc.collect()
+    ready = pipe("ready")
+    started = await start(tmp_path, python("import signal, sys\n" + READY + "signal.pause()", ready.path))
+    assert await ready.heard() == "up"
+    [guard] = [one for mark, one in process._guards.items() if mark == started.mark]
+    gc.collect()
+    assert guard.poll() is None
+    assert started.ended is None
+    assert await started.stop(grace_s=20) == []
+    assert started.mark not in process._guards
+    assert guard.poll() is not None
 
 
 OWNER = """

@@ -94,6 +94,38 @@ def test_windows_that_scatter_widen_the_interval() -> None:
     assert resampling.relative_difference(still, scattered).error > 0.05
 
 
+@pytest.mark.parametrize("windows", [2, 3, 5])
+def test_windows_that_scatter_alike_show_a_difference_no_oftener_than_said(windows: int) -> None:
+    """Both sides are the same setting, whose windows differ by 5 % of deviation: 5 % of trials may say otherwise."""
+    rng = np.random.default_rng(windows)
+
+    def side() -> list[np.ndarray]:
+        return [rng.normal(100 * (1 + rng.normal(0, 0.05)), 15, 60) for _ in range(windows)]
+
+    false = sum(not resampling.relative_difference(side(), side(), seed=seed).holds_zero for seed in range(250))
+    assert false <= 0.07 * 250
+
+
+def test_the_scatter_of_windows_has_the_interval_of_welch() -> None:
+    rng = np.random.default_rng(4)
+    one, two = rng.normal(100, 2, 3), rng.normal(110, 4, 4)
+    sides = [[np.full(40, level) for level in side] for side in (one, two)]
+    found = resampling.relative_difference(*sides)
+    shares = [stats.sem(side) / side.mean() for side in (one, two)]
+    free = sum(np.square(shares)) ** 2 / (shares[0] ** 4 / 2 + shares[1] ** 4 / 3)
+    half = stats.t.ppf(0.975, free) * np.hypot(*shares)
+    assert np.log1p(found.high) - np.log1p(found.estimate) == pytest.approx(half, rel=0.01)
+    assert np.log1p(found.estimate) - np.log1p(found.low) == pytest.approx(half, rel=0.01)
+
+
+def test_idle_slices_divide_nothing_by_zero() -> None:
+    idle = np.zeros(40)
+    idle[0] = 5.0
+    with np.errstate(all="raise"):
+        found = resampling.relative_difference([idle], [np.ones(40)], seed=1)
+    assert found.low > -1
+
+
 def test_pairs_take_out_what_both_sides_share() -> None:
     rng = np.random.default_rng(2)
     prompt = rng.uniform(50, 500, 120)

@@ -27,7 +27,8 @@ def test_a_setting_that_is_better_beyond_noise_in_repeated_windows_won(tmp_path:
     for point, mean in zip(made.points, (50.0, 200.0, 60.0, 250.0), strict=True):
         measured(found, point, mean, windows=3)
     verdict, said = judged(found.path)
-    assert verdict.believe == "yes"
+    assert verdict.believe == "care", "another start of the engine may say otherwise"
+    assert "one_start" in said
     assert verdict.winner == made.points[1].point
     won = said["clear"]
     assert won["setting"] == "parallel.max_model_len=8192 bench.concurrency=8"
@@ -36,6 +37,61 @@ def test_a_setting_that_is_better_beyond_noise_in_repeated_windows_won(tmp_path:
     assert won["percent"] == pytest.approx(25, abs=2)
     assert won["low"] < won["percent"] < won["high"]
     assert said["repeated"] == {"count": 3}
+
+
+@pytest.mark.parametrize(("again", "believe"), [(52.0, "yes"), (80.0, "care")])
+def test_a_win_is_believed_that_two_starts_of_the_engine_show(tmp_path: Path, again: float, believe: str) -> None:
+    found, made = planned(tmp_path / "a", LENGTHS, "parallel.seed=1,2")
+    for point, mean in zip(made.points, (50.0, again, 60.0, 61.0), strict=True):
+        measured(found, point, mean, windows=3)
+    verdict, said = judged(found.path)
+    assert verdict.believe == believe
+    assert said["clear"]["setting"] == "parallel.max_model_len=8192"
+    assert said["clear"]["second"] == "parallel.max_model_len=32768", "another start of a setting is no rival"
+    assert "one_start" not in said
+    assert ("starts" in said, "starts_differ" in said) == (believe == "yes", believe == "care")
+
+
+def test_saturated_rows_win_nothing(tmp_path: Path) -> None:
+    found, made = planned(tmp_path / "a", LENGTHS)
+    measured(found, made.points[0], 50.0, saturated=True)
+    measured(found, made.points[1], 60.0, saturated=False)
+    verdict, said = judged(found.path)
+    assert said["left_out_saturated"] == {"count": 1}
+    assert said["only"]["setting"] == "parallel.max_model_len=32768"
+    assert verdict.winner is None
+
+
+def test_an_offered_rate_is_no_setting(tmp_path: Path) -> None:
+    found, made = planned(tmp_path / "a", "bench.request_rate=1,4")
+    for point, rate in zip(made.points, (100.0, 400.0), strict=True):
+        measured(found, point, 50.0, output_tok_s=rate)
+    verdict, said = judged(found.path)
+    assert verdict.winner is None
+    assert {"kinds", "only_for"} <= said.keys()
+    found, made = planned(tmp_path / "b", LENGTHS, "bench.request_rate=1,4")
+    for point, rate in zip(made.points, (100.0, 400.0, 100.0, 300.0), strict=True):
+        measured(found, point, 50.0, output_tok_s=rate)
+    assert "differ" not in said
+    _, said = judged(found.path)
+    works = [one.values["work"] for one in judged(found.path)[0].sentences if "work" in one.values]
+    assert works == ["bench.request_rate=1.0", "bench.request_rate=4.0"], "rows compare at the same rate"
+
+
+def test_a_latency_of_nothing_is_not_the_best(tmp_path: Path) -> None:
+    found, made = planned(tmp_path / "a", LENGTHS, "results.objective=tpot_ms_p50")
+    measured(found, made.points[0], 60.0, tpot_ms_p50=0.0)
+    measured(found, made.points[1], 50.0)
+    _, said = judged(found.path)
+    assert said["only"]["setting"] == "parallel.max_model_len=32768"
+
+
+def test_the_notes_of_the_rows_that_are_compared_are_quoted(tmp_path: Path) -> None:
+    found, made = planned(tmp_path / "a", LENGTHS)
+    measured(found, made.points[0], 50.0, notes="the search ended at bench.search_most")
+    measured(found, made.points[1], 60.0)
+    _, said = judged(found.path)
+    assert said["note"] == {"point": made.points[0].point, "note": "the search ended at bench.search_most"}
 
 
 def test_one_window_each_is_ahead_and_not_more(tmp_path: Path) -> None:
@@ -65,7 +121,7 @@ def test_kinds_of_work_are_judged_each_for_itself(tmp_path: Path) -> None:
         measured(found, point, mean, windows=3)
     verdict, said = judged(found.path)
     assert said["same"] == {"kinds": 2, "clear": 2, "setting": "parallel.max_model_len=8192"}
-    assert verdict.believe == "yes"
+    assert verdict.believe == "care"
     works = [one.values["work"] for one in verdict.sentences if one.id == "clear_for"]
     assert works == ["bench.input_tokens=64", "bench.input_tokens=512"]
     measured(found, made.points[3], 200.0, windows=3)

@@ -33,7 +33,8 @@ def room(tmp_path: Path, runtime: str, name: str | None, pid: str | None, proof:
         files.pid.write_text(pid)
     files.proof.write_text(proof)
     spec = Spec(runtime, Image(path="/m.sqsh"), name=name, mounts=(Mount("/a", "/a"),))
-    box = Box(spec, files, Entry(env={"TMPDIR": str(tmp_path)}), [], {}, {"SLURMD_NODENAME": "node1"}, (), None)
+    host = {"SLURMD_NODENAME": "node1"}
+    box = Box("7/s/0", spec, files, Entry(env={"TMPDIR": str(tmp_path)}), [], {}, host, (), None)
     return Room(box, {})
 
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from jobs import fit
 from jobs.ascend import releases
+from jobs.ascend.mc2 import mc2_buffer_mb, mc2_capacity
 from jobs.ascend.migration import migrate
 from jobs.ascend.rules import RULES, Finding, lengths
 from jobs.ascend.rules.base import Question, covers
-from jobs.ascend.rules.moe import mc2_buffer_mb
 from jobs.config import Config
 from jobs.errors import ConfigError
 from jobs.service import checks
@@ -51,6 +51,9 @@ def leaf(**values: Any) -> Callable[[Config], Config]:
     return lambda c: change(c, **values)
 
 
+ONE_RANK = {"parallel__data_parallel_size": 1, "parallel__data_parallel_size_local": 1,
+            "parallel__tensor_parallel_size": 8}  # fmt: skip
+
 Case = tuple[str, tuple[str, ...], Callable[[Config], Config], Callable[[Config], Config] | None, str, str]
 """Rule, preset, what breaks it, a near thing that is right (None: the preset itself), key, severity."""
 
@@ -62,6 +65,8 @@ CASES: list[Case] = [
      "parallel.max_num_batched_tokens", "error"),
     ("R4", NEW, args(enable_chunked_prefill=False),
      lambda c: args(enable_chunked_prefill=False)(leaf(parallel__max_num_batched_tokens=16384)(c)),
+     "parallel.max_num_batched_tokens", "error"),
+    ("R4", NEW, args(no_enable_chunked_prefill=True), args(no_enable_chunked_prefill=False),
      "parallel.max_num_batched_tokens", "error"),
     ("R5", OLD, leaf(parallel__max_num_batched_tokens=255), leaf(parallel__max_num_batched_tokens=256),
      "parallel.max_num_batched_tokens", "error"),
@@ -80,11 +85,21 @@ CASES: list[Case] = [
     ("R12", NEW, keys(ascend_scheduler_config={"enabled": False}), None,
      "engine.additional_config.ascend_scheduler_config", "error"),
     ("R13", OLD, leaf(parallel__block_size=64), None, "parallel.block_size", "warning"),
+    ("R13", OLD, lambda c: args(no_enable_chunked_prefill=False)(leaf(parallel__block_size=64)(c)),
+     lambda c: args(no_enable_chunked_prefill=True)(leaf(parallel__block_size=64)(c)),
+     "parallel.block_size", "warning"),
     ("R14", NEW, leaf(parallel__prefill_context_parallel_size=2), leaf(parallel__prefill_context_parallel_size=1),
      "parallel.prefill_context_parallel_size", "error"),
     ("R15", NEW, leaf(parallel__decode_context_parallel_size=3),
      leaf(parallel__decode_context_parallel_size=2),
      "parallel.decode_context_parallel_size", "error"),
+    ("R15", ("engine=vllm_ascend", "cluster=slurm", "engine.release=0.11.0"),
+     leaf(parallel__decode_context_parallel_size=8), leaf(parallel__decode_context_parallel_size=1),
+     "parallel.decode_context_parallel_size", "error"),
+    ("R15", ("engine=simulator", "engine.release=0.11.0"), leaf(parallel__decode_context_parallel_size=8), None,
+     "parallel.decode_context_parallel_size", "error"),
+    ("R15", ("engine=simulator", "engine.release=0.13.0"), leaf(parallel__decode_context_parallel_size=3),
+     leaf(parallel__decode_context_parallel_size=8), "parallel.decode_context_parallel_size", "error"),
     ("R16", OLD, lambda c: args(speculative_config={"method": "deepseek_mtp"})(env(VLLM_ASCEND_ENABLE_DBO=1)(c)),
      env(VLLM_ASCEND_ENABLE_DBO=1), "engine.env.VLLM_ASCEND_ENABLE_DBO", "error"),
     ("R17", NEW, keys(enable_fused_mc2=1), keys(enable_fused_mc2=0),
@@ -98,6 +113,11 @@ CASES: list[Case] = [
      "engine.additional_config.eplb_config.dynamic_eplb", "error"),
     ("R23", NEW, leaf(parallel__data_parallel_size=2, parallel__data_parallel_size_local=1), None,
      "parallel.enable_expert_parallel", "warning"),
+    ("R23", NEW, leaf(parallel__max_num_seqs=129), leaf(parallel__max_num_seqs=128),
+     "parallel.max_num_seqs", "warning"),
+    ("R23", MID, leaf(parallel__max_num_seqs=17), None, "parallel.max_num_seqs", "warning"),
+    ("R23", MID, leaf(**ONE_RANK, parallel__prefill_context_parallel_size=1),
+     leaf(**ONE_RANK, parallel__prefill_context_parallel_size=2), "parallel.enable_expert_parallel", "warning"),
     ("E1", OLD, leaf(hccl__connect_timeout=119), leaf(hccl__connect_timeout=120), "hccl.connect_timeout", "error"),
     ("E1", OLD, leaf(hccl__if_base_port=65521), leaf(hccl__if_base_port=65520), "hccl.if_base_port", "error"),
     ("E1", OLD, leaf(hccl__rdma_timeout=21), leaf(hccl__rdma_timeout=5), "hccl.rdma_timeout", "error"),
@@ -130,6 +150,8 @@ CASES: list[Case] = [
      "engine.args.scheduling-policy", "error"),
     ("N1", NEW, args(stream_interval="two"), args(stream_interval=2), "engine.args.stream-interval", "error"),
     ("N1", NEW, args(enable_sleep_mode="yes"), None, "engine.args.enable-sleep-mode", "error"),
+    ("N1", NEW, args(no_stream_interval=True), None, "engine.args.no-stream-interval", "error"),
+    ("N1", NEW, args(no_enable_chunked_prefill=1), None, "engine.args.no-enable-chunked-prefill", "error"),
     ("N2", OLD, args(device="auto"), None, "engine.args.device", "warning"),
     ("N3", NEW, keys(enable_mlpao=True), keys(enable_mlapo=True), "engine.additional_config.enable_mlpao", "error"),
     ("N3", NEW, keys(weight_prefetch_config={"enable": True}), keys(weight_prefetch_config={"enabled": True}),
@@ -142,6 +164,44 @@ CASES: list[Case] = [
     ("N5", NEW, env(HCCL_BUFSIZE=1), env(HCCL_RDMA_TC=132), "engine.env.HCCL_BUFSIZE", "warning"),
     ("N6", NEW, leaf(), env(VLLM_ASCEND_BALANCE_SCHEDULING=None),
      "engine.env.VLLM_ASCEND_BALANCE_SCHEDULING", "warning"),
+]  # fmt: skip
+
+
+EARLY = (*OLD, "engine.release=0.11.0")
+DOCKER = (*OLD, "container=docker", "container.image=quay.io/ascend/vllm-ascend:v0.9.1-openeuler")
+IMAGE = "quay.io/ascend/vllm-ascend:"
+FILES = ("/usr/local/dcmi", "/usr/local/Ascend/driver/tools/hccn_tool", "/etc/hccn.conf:/etc/hccn.conf")
+CASES += [
+    ("N7", NEW, keys(recompute_scheduler_enable=True), keys(recompute_scheduler_enable=False),
+     "engine.additional_config.recompute_scheduler_enable", "error"),
+    ("N7", NEW, keys(layer_sharding=["q_b_proj"]), keys(layer_sharding=[]),
+     "engine.additional_config.layer_sharding", "error"),
+    ("N7", MID, keys(enable_kv_nz=True),
+     lambda c: args(kv_transfer_config={"kv_role": "kv_consumer"})(keys(enable_kv_nz=True)(c)),
+     "engine.additional_config.enable_kv_nz", "error"),
+    ("N7", EARLY, keys(lmhead_tensor_parallel_size=2),
+     lambda c: leaf(parallel__tensor_parallel_size=1)(keys(lmhead_tensor_parallel_size=2)(c)),
+     "engine.additional_config.lmhead_tensor_parallel_size", "error"),
+    ("N7", EARLY, keys(oproj_tensor_parallel_size=2), lambda c: keys(oproj_tensor_parallel_size=2)(
+     args(kv_transfer_config='{"kv_role": "kv_consumer"}')(leaf(parallel__tensor_parallel_size=1)(c))),
+     "engine.additional_config.oproj_tensor_parallel_size", "error"),
+    ("N7", NEW, keys(finegrained_tp_config={"oproj_tensor_parallel_size": 2}),
+     keys(finegrained_tp_config={"lmhead_tensor_parallel_size": 2}),
+     "engine.additional_config.finegrained_tp_config.oproj_tensor_parallel_size", "error"),
+    ("L1", OLD, leaf(parallel__tensor_parallel_size=7), leaf(parallel__tensor_parallel_size=4),
+     "parallel.tensor_parallel_size", "error"),
+    ("L1", ("experiment=demo",), leaf(parallel__tensor_parallel_size=3), leaf(parallel__tensor_parallel_size=4),
+     "parallel.tensor_parallel_size", "error"),
+    ("L1", ("experiment=demo", "engine=simulator"), leaf(parallel__tensor_parallel_size=3),
+     leaf(parallel__tensor_parallel_size=2), "parallel.tensor_parallel_size", "error"),
+    ("K1", DOCKER, leaf(container__image=f"{IMAGE}v0.9.1-dev-openeuler"), None, "container.image", "warning"),
+    ("K1", DOCKER, leaf(container__image=f"{IMAGE}main"), leaf(container__image=f"{IMAGE}main@sha256:{'0' * 64}"),
+     "container.image", "warning"),
+    ("K2", DOCKER, leaf(container__publish=("8000:8000",)), None, "container.publish", "warning"),
+    ("K3", DOCKER, leaf(container__driver_mounts=FILES[:2]), leaf(container__driver_mounts=FILES),
+     "container.driver_mounts", "warning"),
+    ("K4", DOCKER, leaf(container__shm_size="500g"), leaf(container__shm_size="16g"),
+     "container.shm_size", "warning"),
 ]  # fmt: skip
 
 
@@ -208,6 +268,22 @@ def test_the_articles_configuration_is_accepted_with_the_known_warnings() -> Non
     }
 
 
+def test_the_articles_container_is_accepted_with_the_known_warnings() -> None:
+    bare = {(one.rule, one.key) for one in checks.findings(config("experiment=article"))}
+    made = checks.findings(config("experiment=article", "container=docker", "container.registry=registry.example"))
+    assert {one.severity for one in made} == {"warning"}
+    assert {(one.rule, one.key) for one in made} - bare == {
+        ("K1", "container.image"),
+        ("K2", "container.publish"),
+        ("K3", "container.driver_mounts"),
+        ("K4", "container.shm_size"),
+    }
+    [moving] = [one for one in made if one.rule == "K1"]
+    assert moving.remedy == "Pin v0.9.1-openeuler (openEuler 22.03)."
+    [mounts] = [one for one in made if one.rule == "K3"]
+    assert "hccn_tool and hccn.conf" in mounts.reason
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -269,10 +345,60 @@ def test_the_buffer_of_mc2_as_published() -> None:
     """vllm-ascend issue 5287: 256 sequences, TP8, 16 NPUs."""
     arch = checks.question(config("experiment=article")).arch
     assert arch is not None
-    assert mc2_buffer_mb(arch, tp=8, ep=16, sequences=256) == 240
-    assert mc2_buffer_mb(arch, tp=8, ep=16, sequences=512) == 480
-    assert mc2_buffer_mb(arch, tp=4, ep=16, sequences=16, speculative=3) == 120
-    assert mc2_buffer_mb(arch, tp=8, ep=16, sequences=10_000) == 480  # MC2 is prepared for 512 tokens at most
+    assert mc2_buffer_mb(arch, tp=8, ep=16, tokens=256) == 240
+    assert mc2_buffer_mb(arch, tp=8, ep=16, tokens=512) == 480
+    assert mc2_buffer_mb(arch, tp=4, ep=16, tokens=64) == 120
+
+
+SIZES = {"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [8, 64, 16]}
+
+
+@pytest.mark.parametrize(
+    ("release", "seqs", "flags", "capacity"),
+    [
+        ("0.11.0", 200, {}, 200),
+        ("0.13.0", 200, {}, 400),  # vLLM captures twice the largest decode step
+        ("0.13.0", 256, {}, 512),
+        ("0.13.0", 300, {}, 512),
+        ("0.18.0", 200, {}, 200),  # vllm-ascend took the factor away
+        ("0.23.0", 10_000, {}, 512),
+        ("0.23.0", 201, {}, 208),  # in whole tokens of each of eight tensor parallel ranks
+        ("0.13.0", 100, {"enforce-eager": True}, 104),
+        ("0.13.0", 96, {"compilation-config": {"cudagraph_mode": "NONE"}}, 96),
+        ("0.13.0", 96, {"compilation-config": SIZES, "enforce-eager": True}, 96),
+        ("0.13.0", 256, {"compilation-config": SIZES}, 64),
+        ("0.23.0", 256, {"compilation-config": json.dumps(SIZES)}, 64),
+        ("0.23.0", 256, {"compilation-config.max_cudagraph_capture_size": 40}, 40),
+        ("0.23.0", 16, {"cudagraph-capture-sizes": [8, 1024]}, 1024),
+        ("0.11.0", 16, {"cuda-graph-sizes": [128]}, 128),
+        ("0.23.0", 16, {"speculative-config": {"method": "mtp", "num_speculative_tokens": 3}}, 64),
+        ("0.13.0", 16, {"speculative_config": '{"method": "mtp", "num_speculative_tokens": 3}'}, 128),
+        ("0.23.0", None, {"compilation-config": SIZES}, 64),
+        ("0.23.0", None, {}, None),
+    ],
+)
+def test_the_tokens_that_mc2_takes(release: str, seqs: int | None, flags: dict[str, Any], capacity: int | None) -> None:
+    made = change(config("cluster=slurm"), engine__release=release, engine__args=flags, parallel__max_num_seqs=seqs)
+    assert mc2_capacity(made, release) == capacity
+
+
+def test_prefill_context_ranks_share_the_experts() -> None:
+    words = ("parallel=dp1_tp16", "parallel.tensor_parallel_size=8", "parallel.prefill_context_parallel_size=2")
+    made = config("cluster=slurm", "engine.release=0.13.0", *words)
+    assert not [one for one in checks.findings(made) if one.rule == "R23"]
+    assert made.hccl.buffsize == 512  # 512 tokens over eight tensor parallel ranks, as with dp2_tp8
+
+
+def test_the_buffer_follows_the_graph_mode() -> None:
+    words = ("engine=vllm_ascend", "cluster=slurm", "parallel.max_num_seqs=256")
+    assert config(*words, "engine.release=0.13.0").hccl.buffsize == 512  # 512 tokens need 480 MB
+    assert config(*words, "engine.release=0.18.0").hccl.buffsize == 256
+    small = "+engine.args.compilation-config={cudagraph_mode: FULL_DECODE_ONLY, cudagraph_capture_sizes: [8, 64]}"
+    assert config(*words, "engine.release=0.13.0", small).hccl.buffsize == 200
+    too_small = [*words, "engine.release=0.13.0", "hccl.buffsize=256"]
+    [finding] = found(config(*too_small), "E3", "hccl.buffsize")
+    assert "512 tokens a step needs up to 512 MB" in finding.reason
+    assert not found(config(*too_small, small), "E3", "hccl.buffsize")
 
 
 @settings(max_examples=40, deadline=None)

@@ -37,6 +37,7 @@ async def searched(
         late = [RequestRecord(0, 1.0, None, 99.0, np.empty(0), 8, 2, status="truncated")] * (asked - answered)
         made = Window(0.0, 10.0, 1.0, 0.5, (*[one] * answered, *late), {}, 0.1, truncated=False)
         reason = OTHERS if invalid(load, times[load]) else None
+        self._windows.append(made)
         self._lines.append({**about, "valid": reason is None})
         return made, summarize(made, probe) | of_series(made) | {"saturated": False}, reason
 

@@ -12,6 +12,7 @@ from core_help import composer
 from jobs import study, sweep
 from jobs.config import Config, Launch, Results
 from jobs.errors import ConfigError
+from jobs.results.direction import high_is_best, low_is_best
 from jobs.results.row import FIGURES
 from jobs.sweep import Outcome
 
@@ -52,7 +53,16 @@ def test_studies_that_cannot_be_are_refused(asked: Config, direction: str, key: 
 
 def test_every_rate_is_best_when_high() -> None:
     rates = {name for name in FIGURES if name.endswith(("tok_s", "request_s", "goodput_s", "per_user"))}
-    assert rates <= set(study.HIGH_IS_BEST)
+    assert all(map(high_is_best, rates))
+    worse = ("preemptions", "failed", "waiting_mean", "kv_use_max", "head_npu_power_w", "ttft_ms_p50_max", "load_s")
+    assert all(map(low_is_best, worse))
+    assert not any(map(high_is_best, worse))
+
+
+def test_a_typing_error_in_the_objective_is_told_before_anything_starts() -> None:
+    with pytest.raises(ConfigError, match="output_tok_s") as error:
+        sweep.plan([["results.objective=output_toks", "cluster=local"]], composer)
+    assert error.value.key == "results.objective"
 
 
 def test_an_invalid_row_is_the_worst_and_a_missing_figure_too() -> None:

@@ -65,7 +65,7 @@ def test_a_whole_window_is_valid() -> None:
         (window(request(status="failed", error="HTTP 500: dead")), "HTTP 500: dead"),
         (
             window(closed_s=0.0, truncated=True),
-            "the window never opened: no answer within bench.warmup_s and limits.dr",
+            "the window never opened: no answer within bench.warmup_s and limits.wa",
         ),
         (window(request(), request(status="failed", error="reset")), "1 requests failed: reset"),
         (window(request(), request(status="truncated", output_tokens=None)), "1 requests had no whole answer"),

@@ -17,7 +17,7 @@ from jobs.measure.metrics import GENERATED
 from jobs.measure.records import Target
 from jobs.service import watch
 from jobs.service.readiness import probe_all
-from jobs.service.watch import Watch, probe_limit_s
+from jobs.service.watch import Watch, probe_limit_s, tokens_ahead
 
 PATIENCE_S = 20.0
 
@@ -195,5 +195,35 @@ async def test_a_watch_ends_when_it_is_cancelled_at_whatever_step_of_an_answer(
     for _ in range(steps):
         await asyncio.sleep(0)
     task.cancel()
-    done, _ = await asyncio.wait({task}, timeout=0.5)
+    done, _ = await asyncio.wait({task}, timeout=PATIENCE_S)
     assert done, "a cancelled watch must not go on"
+
+
+@pytest.mark.parametrize(
+    ("values", "ahead"),
+    [
+        ({"bench__concurrency": 4, "bench__input_tokens": 64, "bench__output_tokens": 8}, 288),
+        ({"bench__concurrency": 64, "bench__input_tokens": 1024, "bench__output_tokens": 128}, 8192),
+        ({"bench__concurrency": 1, "bench__input_tokens": 100_000, "bench__output_tokens": 24}, 100_024),
+        ({"bench__concurrency": None, "bench__request_rate": 1.0, "bench__input_tokens": 64}, 8192),
+        ({"bench__lengths": "lognormal"}, None),
+        ({"bench__workload": "multi_turn"}, None),
+        ({"bench__client": "vllm_bench"}, None),
+        ({"bench__quality": "needle"}, None),
+        ({"engine__api_key": None}, None),
+        ({"parallel__max_num_batched_tokens": None}, None),
+    ],
+)
+def test_only_what_may_be_in_flight_may_delay_a_probe(values: dict[str, Any], ahead: int | None) -> None:
+    one = change(settings(probe_s=10.0), **{"parallel__max_model_len": 131072, "bench__concurrency": 4} | values)
+    assert tokens_ahead(one) == ahead
+    assert probe_limit_s(one, ahead) == pytest.approx(10.0 + (131072 if ahead is None else ahead) / 1000)
+
+
+async def test_an_engine_without_long_prompts_is_given_up_early_at_any_max_model_len() -> None:
+    async with watching() as one:
+        one.watch.config = change(one.watch.config, parallel__max_model_len=10**9)
+        one.watch.ahead = 0
+        one.api.still.add("1")
+        rank, _ = await one.failed()
+        assert rank == 1

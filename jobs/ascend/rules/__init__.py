@@ -1,12 +1,13 @@
 """What vllm-ascend refuses, silently ignores or does badly, as pure functions of one config.
 
-R1 to R23 are the rules of issue 4; E: environment; N: names that the release does not know. R19 (one request of
-max_model_len must fit into the KV cache) needs the memory model: jobs/service/checks.py asks it.
+R1 to R23 are the rules of issue 4; E: environment; N: names that the release does not know, or refuses; K: container;
+L: what the layout asks of the model. R19 (one request of max_model_len must fit into the KV cache) needs the memory
+model: jobs/service/checks.py asks it.
 """
 
 from __future__ import annotations
 
-from jobs.ascend.rules import environment, graph, layout, lengths, moe, names
+from jobs.ascend.rules import container, environment, graph, keys, layout, lengths, moe, names
 from jobs.ascend.rules.base import Finding, Problem, Question, Rule, Severity
 
 __all__ = ["RULES", "Finding", "Problem", "Question", "Rule", "Severity", "findings"]
@@ -14,10 +15,12 @@ __all__ = ["RULES", "Finding", "Problem", "Question", "Rule", "Severity", "findi
 RULES: tuple[Rule, ...] = (
     *layout.RULES,
     *names.RULES,
+    *keys.RULES,
     *lengths.RULES,
     *graph.RULES,
     *moe.RULES,
     *environment.RULES,
+    *container.RULES,
 )
 
 

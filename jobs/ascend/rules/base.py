@@ -152,4 +152,4 @@ def covers(releases: str, at: tuple[int, ...]) -> bool:
         return at < version(releases[1:])
     if releases.startswith(">="):
         return at >= version(releases[2:])
-    return at == version(releases)
+    return at[: len(version(releases))] == version(releases)

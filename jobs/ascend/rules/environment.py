@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from jobs.ascend.mc2 import advised_buffsize
 from jobs.ascend.rules.base import NPU, Problem, Question, is_true, rule
-from jobs.ascend.rules.moe import advised_buffsize
 
 CANN = "CANN 8.5.0, maintenance reference, environment variables"
 RANGES = {

@@ -1,4 +1,4 @@
-"""Data, tensor and context parallel layout (R1, R2, R14, R15)."""
+"""Data, tensor and context parallel layout (R1, R2, R14, R15, L1)."""
 
 from __future__ import annotations
 
@@ -61,6 +61,15 @@ def context_and_data_parallel(q: Question) -> Iterator[Problem]:
 def decode_context_parallel(q: Question) -> Iterator[Problem]:
     """Decode context parallel reuses the tensor parallel ranks."""
     dcp, tp, key = q.size(DCP), q.config.parallel.tensor_parallel_size, "parallel.decode_context_parallel_size"
+    assert q.release is not None
+    if q.release.version < (0, 13) and (dcp > 1 or q.size(PCP) > 1):
+        at, size = (key, dcp) if dcp > 1 else ("parallel.prefill_context_parallel_size", q.size(PCP))
+        reason = (
+            f"vllm {q.release.name} has the flag for decoding, but the Ascend worker of this release has no context "
+            "parallelism: the KV cache would not be spread"
+        )
+        remedy = "Choose engine.release=0.13.0 or later, or another layout."
+        yield Problem(at, size, reason, remedy, source="vllm-ascend v0.11.0, worker: no code for context parallelism")
     if tp % dcp:
         yield Problem(key, dcp, f"it must divide {TP} = {tp}", "Give a divisor of it.")
     if (dcp > 1 or q.size(PCP) > 1) and q.speculative:
@@ -74,4 +83,20 @@ def decode_context_parallel(q: Question) -> Iterator[Problem]:
         )
 
 
-RULES = (npus_of_a_node, head_and_headless, context_and_data_parallel, decode_context_parallel)
+@rule(
+    "L1",
+    "error",
+    "all",
+    "vllm, config: Total number of attention heads must be divisible by tensor parallel size",
+    EVERY,
+)
+def whole_heads(q: Question) -> Iterator[Problem]:
+    """Each tensor parallel rank holds whole attention heads."""
+    tp = q.config.parallel.tensor_parallel_size
+    if q.arch is not None and q.arch.heads % tp:
+        sizes = [size for size in range(1, q.config.cluster.npus_per_node + 1) if q.arch.heads % size == 0]
+        reason = f"the {q.arch.heads} attention heads of the model cannot be cut over {tp} ranks"
+        yield Problem(TP, tp, reason, f"Give a divisor of {q.arch.heads}: {', '.join(map(str, sizes))}.")
+
+
+RULES = (npus_of_a_node, head_and_headless, context_and_data_parallel, decode_context_parallel, whole_heads)

@@ -2,59 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from jobs.ascend.architecture import Architecture
+from jobs.ascend.mc2 import MC2_RANKS, advised_buffsize, decode_tokens, expert_ranks, mc2_capacity
 from jobs.ascend.memory import DEFAULT_BUFFSIZE
 from jobs.ascend.rules.base import NPU, Problem, Question, is_true, rule
-from jobs.config import Config
 
 MC2_EXPERTS = 24
 """MC2 takes at most so many experts of one NPU on A2 (vllm-ascend, ascend_forward_context.py)."""
-
-MC2_RANKS = 16
-"""MC2 needs an expert-parallel group of at least this size on A2 (same place)."""
-
-MC2_TOKENS = 512
-"""Most tokens of one step that MC2 is prepared for (same place)."""
-
-
-def _round_up(value: int, step: int) -> int:
-    return -(-value // step) * step
-
-
-def mc2_buffer_mb(arch: Architecture, *, tp: int, ep: int, sequences: int, speculative: int = 0) -> int:
-    """Return the HCCL_BUFFSIZE in MB that MC2's dispatch and combine need.
-
-    The formula is that of the A3 tiling (vllm-ascend issue 5287); A2's is not published.
-
-    Args:
-        sequences: `max_num_seqs`. speculative: draft tokens of a sequence.
-    """
-    tokens = _round_up(min(sequences * (1 + speculative), MC2_TOKENS), tp) // tp
-    experts, width = -(-arch.experts // ep), 2 * arch.hidden
-    shared = arch.shared_size // arch.expert_size if arch.expert_size else 0
-    dispatch = tokens * ep * experts * _round_up(_round_up(width, 32) + 64, 512)
-    combine = (arch.experts_per_token + shared) * tokens * _round_up(width, 512)
-    return -(-2 * (dispatch + combine) // 2**20)
-
-
-def advised_buffsize(config: Config, arch: Architecture, recipe: int) -> int:
-    """Return the HCCL_BUFFSIZE in MB to set: the recipe's, or what MC2 needs for this config, in steps of 64."""
-    p = config.parallel
-    ranks = p.data_parallel_size * p.tensor_parallel_size
-    if not (arch.experts and p.enable_expert_parallel and p.max_num_seqs) or ranks < MC2_RANKS:
-        return recipe
-    drafts = draft_tokens(config.engine.args.get("speculative-config"))
-    needed = mc2_buffer_mb(arch, tp=p.tensor_parallel_size, ep=ranks, sequences=p.max_num_seqs, speculative=drafts)
-    return recipe if needed <= recipe else _round_up(needed, 64)
-
-
-def draft_tokens(speculative: Any) -> int:
-    """Return `num_speculative_tokens` of a --speculative-config; 0 where there is none."""
-    value = speculative.get("num_speculative_tokens") if isinstance(speculative, Mapping) else None
-    return value if type(value) is int else 0
 
 
 def fused_mc2(q: Question) -> tuple[str, Any]:
@@ -95,11 +51,11 @@ def dynamic_balance(q: Question) -> Iterator[Problem]:
 
 @rule("R23", "warning", ">=0.11", "vllm-ascend v0.13.0, ascend_forward_context.py, select_moe_comm_method", NPU)
 def without_mc2(q: Question) -> Iterator[Problem]:
-    """On A2 MC2 is used for enough NPUs with few enough experts; else experts talk by all-gather."""
+    """On A2 MC2 is used for enough NPUs, few enough experts and tokens; else experts talk by all-gather."""
     p = q.config.parallel
     if not (q.arch and q.arch.experts and p.enable_expert_parallel):
         return
-    ranks = p.data_parallel_size * p.tensor_parallel_size
+    ranks = expert_ranks(q.config)
     experts = -(-q.arch.experts // ranks)
     if ranks < MC2_RANKS or experts > MC2_EXPERTS:
         reason = (
@@ -107,16 +63,27 @@ def without_mc2(q: Question) -> Iterator[Problem]:
             "or fewer, so experts are reached by the slower all-gather"
         )
         yield Problem("parallel.enable_expert_parallel", True, reason, "Use more NPUs, or expect lower throughput.")
+        return
+    step, capacity = decode_tokens(q.config), mc2_capacity(q.config, q.config.engine.release)
+    if step is not None and capacity is not None and step > capacity:
+        reason = (
+            f"a full decode step has {step} tokens (sequences x (1 + draft tokens)) and MC2 takes {capacity}: "
+            "steps above that reach the experts by the slower all-gather"
+        )
+        remedy = f"Lower it, or give a graph size of {step}, or expect lower throughput at full load."
+        yield Problem("parallel.max_num_seqs", p.max_num_seqs, reason, remedy)
 
 
 @rule("E3", "warning", "all", "vllm-ascend issues 5287 and 2674: HCCL_BUFFSIZE is too SMALL", NPU)
 def mc2_buffer(q: Question) -> Iterator[Problem]:
-    """MC2 needs a buffer that grows with the sequences of a step."""
-    given, seqs = q.config.hccl.buffsize, q.config.parallel.max_num_seqs
+    """MC2 needs a buffer that grows with the tokens of a step that it takes."""
+    given, tokens = q.config.hccl.buffsize, mc2_capacity(q.config, q.config.engine.release)
     advised = advised_buffsize(q.config, q.arch, given or DEFAULT_BUFFSIZE) if q.arch else 0
     if advised > (given or DEFAULT_BUFFSIZE):
-        reason = f"expert dispatch of {seqs} sequences needs up to {advised} MB (formula of A3)"
-        yield Problem("hccl.buffsize", given, reason, f"Set {advised}, or lower parallel.max_num_seqs.")
+        reason = f"expert dispatch of {tokens} tokens a step needs up to {advised} MB (formula of A3)"
+        yield Problem(
+            "hccl.buffsize", given, reason, f"Set {advised}, or lower parallel.max_num_seqs, or the graph sizes."
+        )
 
 
 RULES = (dual_batch_and_mtp, fused_and_hierarchical, dynamic_balance, without_mc2, mc2_buffer)

@@ -24,6 +24,9 @@ HCCL = (
 """Variables of HCCL (CANN 8.5.0, maintenance reference, environment variables)."""
 
 
+IS_SWITCH = "it is a switch: true or false"
+
+
 def find_flag(name: str, release: Release) -> str | None:
     """Return the flag that `--name` stands for: itself, an alias, or an unambiguous beginning; None: unknown."""
     if name in release.flags:
@@ -42,7 +45,7 @@ def value_problem(flag: Flag, value: Any) -> str | None:
             return "it cannot be turned off by --no" if flag.action == "store_true" and not value else None
         return None if flag.nargs == "?" and value else "it needs a value"
     if flag.action in ("store_true", "boolean"):
-        return "it is a switch: true or false"
+        return IS_SWITCH
     values = value if isinstance(value, list | tuple) else [value]
     if isinstance(value, list | tuple) and flag.nargs is None:
         return "it takes one value"
@@ -76,8 +79,12 @@ def unknown_flags(q: Question) -> Iterator[Problem]:
             removed = name in _gone(q.release)
             reason = f"vllm-ascend {q.release.name} has no flag --{name}" + (": it was removed" if removed else "")
             yield Problem(key, value, reason, "Remove it." if removed else _nearest_flag(name, q.release))
-        elif "." in given or name.startswith("no-"):
+        elif "." in given:
             continue
+        elif name.startswith("no-"):
+            problem = value_problem(q.release.flags[known], not value) if isinstance(value, bool) else IS_SWITCH
+            if problem:
+                yield Problem(key, value, f"--{name}: {problem}", f"Set {name.removeprefix('no-')} instead.")
         elif problem := value_problem(q.release.flags[known], value):
             yield Problem(key, value, f"--{known}: {problem}", "Mend the value.")
 

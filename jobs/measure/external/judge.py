@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jobs.config import Config
-from jobs.measure import saturation, validity
+from jobs.measure import objective, saturation, validity
 from jobs.measure.external.around import made
 from jobs.measure.external.asked import requests
 from jobs.measure.external.result import Result
@@ -28,11 +28,14 @@ def figures(config: Config, result: Result, window: Window, cpu_share: float | N
     growth = window.growth
     hits = (growth.prefix_hits or 0) / growth.prefix_queries if growth.prefix_queries else None
     counted = {"prefix_hit_share": hits, "preemptions": growth.preemptions, "client_cpu_share": cpu_share}
+    grows = queue_grows(config, result, window) is not None
+    limits = objective.limits(config.bench.slo)
     return {
         **result.figures,
         **counted,
         **of_series(window),
-        "saturated": queue_grows(config, result, window) is not None,
+        "saturated": grows,
+        "slo_kept": False if grows and limits else objective.kept_by(result.figures, limits),
     }
 
 

@@ -4,7 +4,7 @@
 const COLOURS = ["#3b7dd8", "#d9772b", "#2f9e6b", "#b5529f", "#c0392b", "#7a6fd0", "#8a8f2a", "#1f9bb5", "#a0694b", "#6b7a8f"];
 const LATENCIES = ["ttft_ms_p50", "ttft_ms_p99", "tpot_ms_p50", "tpot_ms_p99", "e2el_ms_p50", "e2el_ms_p99"];
 const plotState = { latency: "ttft_ms_p50", length: DATA.lengths[0] || null,
-  ttft: DATA.slo.ttft_ms_p99 || 2000, tpot: DATA.slo.tpot_ms_p99 || 50 };
+  limits: { ...(Object.keys(DATA.slo).length ? DATA.slo : DATA.example) }, changed: false };
 let waiting = [];
 
 function layoutOf(x, y, more = {}) {
@@ -86,8 +86,16 @@ function curveTraces(curves) {
   });
 }
 
-/** The largest load of each series and length at which every limit is kept by a valid row. */
+/** Whether the figures of a row are within all limits of the page; null: one that matters is unknown. */
+function isWithin(row) {
+  const limits = Object.entries(plotState.limits);
+  if (row.saturated || limits.some(([name, limit]) => row[name] > limit)) return false;
+  return limits.every(([name]) => typeof row[name] === "number") ? true : null;
+}
+
+/** The largest load of each series and length at which every limit is kept by a valid row; null: it cannot be told. */
 function largestLoads(key) {
+  if (!plotState.changed) return DATA.largest.filter((one) => one.key === key);
   const found = new Map();
   for (const row of DATA.rows) {
     const length = row._lengths[key];
@@ -95,11 +103,15 @@ function largestLoads(key) {
     const name = DATA.swept.filter((swept) => ![key, row._load_key].includes(swept))
       .map((swept) => `${swept.split(".").pop()}=${row[swept]}`).concat(simulatedRow(row) ? ["(simulator)"] : []).join(" ");
     const line = found.get(name) || new Map();
-    const kept = row.ttft_ms_p99 <= plotState.ttft && (row.tpot_ms_p99 === undefined || row.tpot_ms_p99 <= plotState.tpot);
-    line.set(length, Math.max(line.get(length) || 0, kept ? row._load : 0));
+    const kept = isWithin(row);
+    line.set(length, [...(line.get(length) || []), kept === null ? null : kept ? row._load : 0]);
     found.set(name, line);
   }
-  return found;
+  return [...found].map(([series, line]) => {
+    const x = [...line.keys()].sort((a, b) => a - b);
+    const most = (loads) => Math.max(...loads) || (loads.includes(null) ? null : 0);
+    return { series, x, y: x.map((length) => most(line.get(length))), curve: null };
+  });
 }
 
 function lengthsSection(place) {
@@ -121,14 +133,12 @@ function lengthsSection(place) {
     body.append(h("p", {}, t(!mine.length ? "none.valid" : few ? "lengths.few" : "lengths.curve", { least: DATA.lengths_for_line })), plots);
     if (some && mine.some((one) => !one.curve)) body.append(h("p", { class: "soft" }, t("lengths.some")));
     body.append(h("h3", {}, t("objective.title")), h("p", {}, t(Object.keys(DATA.slo).length ? "objective.given" : "objective.example")));
-    const limit = (name, id) => h("label", {}, `${columnName(`${id}_ms_p99`)} ≤ `, h("input", { type: "number", min: "1", id: `limit-${id}`,
-      value: plotState[id], onchange: (event) => { plotState[id] = Number(event.target.value); draw(); } }));
-    body.append(h("div", { class: "controls" }, limit("TTFT", "ttft"), limit("TPOT", "tpot")));
-    plot(body, "plot-objective", () => [...largestLoads(key)].map(([name, line], index) => {
-      const lengths = [...line.keys()].sort((a, b) => a - b);
-      return { name: name || t("plot.rows"), x: lengths, y: lengths.map((length) => line.get(length)), mode: "lines+markers",
-        line: { color: COLOURS[index % COLOURS.length], dash: "dot" }, marker: { size: 9 } };
-    }), () => layoutOf(columnName(key), t("objective.axis")));
+    const limit = (name) => h("label", {}, `${columnName(name)} ≤ `, h("input", { type: "number", min: "1",
+      id: `limit-${name.split("_")[0]}`, value: plotState.limits[name],
+      onchange: (event) => { plotState.limits[name] = Number(event.target.value); plotState.changed = true; draw(); } }));
+    const loads = largestLoads(key);
+    body.append(h("div", { class: "controls" }, ...Object.keys(plotState.limits).map(limit)), h("p", { class: "soft" }, t("objective.gaps")));
+    plot(body, "plot-objective", () => curveTraces(loads), () => layoutOf(columnName(key), t("objective.axis")));
     drawPlots();
   };
   if (DATA.lengths.length > 1) {

@@ -3,8 +3,6 @@
 
 const USUAL = ["engine", "valid", "point", "completed", "failed", "ttft_ms_p50", "ttft_ms_p99", "tpot_ms_p50", "e2el_ms_p50",
   "output_tok_s", "tok_s_per_user", "price_per_m_output_tok", "invalid_reason"];
-const LOW_IS_BEST = ["ttft_ms_p50", "ttft_ms_p99", "tpot_ms_p50", "e2el_ms_p50", "price_per_m_output_tok"];
-const HIGH_IS_BEST = ["output_tok_s", "tok_s_per_user"];
 const tableState = { sort: null, up: true, words: "", validity: "all", all: false };
 
 function tableColumns() {
@@ -34,9 +32,10 @@ function tableRows(columns) {
 
 /** Whether no valid row of the same work and kind has a better value; a row without a rival is not the best. */
 function isBest(row, name) {
-  const low = LOW_IS_BEST.includes(name);
-  if (!row.valid || typeof row[name] !== "number" || !(low || HIGH_IS_BEST.includes(name))) return false;
-  const rivals = DATA.rows.filter((other) => other !== row && other.valid && typeof other[name] === "number"
+  const low = DATA.starred[name] === "low";
+  const counts = (one) => one.valid && typeof one[name] === "number" && (!low || one[name] > 0);  // a latency of 0 is none
+  if (!(name in DATA.starred) || !counts(row)) return false;
+  const rivals = DATA.rows.filter((other) => other !== row && counts(other)
     && other._work === row._work && (other.engine === "simulator") === (row.engine === "simulator"));
   return rivals.length > 0 && rivals.every((other) => (low ? row[name] <= other[name] : row[name] >= other[name]));
 }

@@ -1,0 +1,58 @@
+"""Which rows keep a service-level objective, and the largest load that does at each context length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jobs.measure import objective
+from jobs.results.gather import Run, dotted
+from jobs.results.loads import load_of
+
+EXAMPLE = {"ttft_ms_p99": 2000.0, "tpot_ms_p99": 50.0}
+"""Limits that the report begins with where the sweep set none."""
+
+NAMES = ("ttft_ms_p99", "tpot_ms_p99", "itl_ms_p99", "e2el_ms_p99")
+"""Columns that `bench.slo` can limit."""
+
+
+def limits(run: Run, row: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """Return the objective (`bench.slo`) of a row: column to limit; None: of the sweep's first point."""
+    shared = dotted(run.config, "bench.slo")
+    found = dict(shared) if isinstance(shared, Mapping) else {}
+    swept = {key: key.removeprefix("bench.slo.") for key in run.swept if key.startswith("bench.slo.")}
+    if row is not None:
+        found |= {name: row[key] for key, name in swept.items()}
+    return {name: value for name, value in found.items() if isinstance(value, int | float)}
+
+
+def is_set(run: Run) -> bool:
+    """Return whether any row has an objective."""
+    return any(limits(run, row) for row in run.rows)
+
+
+def kept(run: Run, row: Mapping[str, Any], asked: Mapping[str, float] | None = None) -> bool | None:
+    """Return whether a row keeps its own objective, or the limits that are asked; None: its figures do not tell.
+
+    A saturated row keeps none. For its own objective stands what was told while its requests were at hand.
+    """
+    own = limits(run, row)
+    asked = own if asked is None else asked
+    if not asked:
+        return None
+    if row.get("saturated"):
+        return False
+    told = row.get("slo_kept") if asked == own else None
+    return bool(told) if told is not None else objective.kept_by(row, asked)
+
+
+def largest(run: Run, row: Mapping[str, Any], asked: Mapping[str, float] | None = None) -> float | None:
+    """Return the load of a row that keeps its own objective, or the limits that are asked, and 0 for one that does not.
+
+    None: it cannot be told.
+    """
+    verdict = kept(run, row, asked)
+    if verdict is None:
+        return None
+    load = load_of(run, row) if verdict else 0
+    return float(load) if isinstance(load, int | float) else None
