@@ -5,11 +5,12 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 said=$(mktemp)
 .venv/bin/python tools/engines.py ais_bench >"$said" 2>&1 &
-other=$!
-trap 'kill "$other" 2>/dev/null; rm -f "$said"' EXIT # a job in the background does not hear Ctrl-C
+beside=$!
+trap 'kill "$beside" 2>/dev/null; rm -f "$said"' EXIT # a job in the background does not hear Ctrl-C
 .venv/bin/python tools/engines.py vllm_cpu tiny_llama tiny_moe
 code=$?
-wait "$other"
+wait "$beside"
 other=$?
+trap 'rm -f "$said"' EXIT # that job has ended, its number may be another's
 cat "$said"
 exit $((code ? code : other))
