@@ -35,7 +35,8 @@ def same(source: Path, target: Path) -> bool:
 def worker(source: Path, root: Path, result: Path) -> subprocess.Popen[str]:
     """Start what a rank starts."""
     order = result.with_suffix(".order")
-    asked = {"source": str(source), "stage_to": str(root), "check": True, "weights": True, "result": str(result)}
+    asked = {"source": str(source), "stage_to": str(root), "result": str(result)}
+    asked |= {"check": True, "sampled": 0, "w8a8": False, "weights": True}
     order.write_text(json.dumps(asked))
     return subprocess.Popen(
         [sys.executable, "-m", "jobs.weights", str(order)],
