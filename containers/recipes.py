@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -24,6 +25,7 @@ class Recipe:
     arch: tuple[str, ...]
 
 
+@cache
 def recipes() -> dict[str, Recipe]:
     """Return all recipes by their tag."""
     found = [yaml.safe_load(path.read_text()) for path in sorted(FOLDER.glob("*.yaml"))]

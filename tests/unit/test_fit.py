@@ -97,6 +97,9 @@ def test_weights_that_do_not_fit_are_refused() -> None:
     assert refusal.endswith("by this sum no length fits")
 
 
+CPU = ("model=tiny_llama", "engine=vllm_cpu", "parallel=dp2_tp1")
+
+
 def test_nothing_known_is_no_refusal(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": "large"}))
     for overrides, word in (
@@ -104,7 +107,7 @@ def test_nothing_known_is_no_refusal(tmp_path: Path) -> None:
         (["model.name=other", f"model.path={tmp_path}"], "a whole number of at least 1 is needed"),
         (["engine.name=another"], "engine another: its memory is not modelled"),
         (["engine.args.pipeline-parallel-size=2", "cluster.npus_per_node=16"], "not predicted for pipeline stages"),
-        (["model=tiny_llama", "engine=vllm_cpu", "engine.env.VLLM_CPU_KVCACHE_SPACE=null"], "has no size"),
+        ([*CPU, "engine.env.VLLM_CPU_KVCACHE_SPACE=null"], "has no size"),
         (["engine.args.speculative-config='{'"], "it is not JSON"),
     ):
         made = planned("parallel.max_model_len=131072", *overrides)
