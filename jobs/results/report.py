@@ -64,6 +64,7 @@ def _shown(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if value is not None} | {
         "_load": load_of(run, row),
         "_load_key": key_of(run, row),
+        "_p99": slo.p99(run, row) if row["valid"] and any(key in run.swept for key in LENGTHS) else {},
         "_lengths": {key: run.value(row, key) for key in LENGTHS},
         "_work": keys.words(tuple(key for key in run.swept if keys.is_work(key)), row),
         "_setting": series(run, row, leave_out=(*LOADS, *(key for key in run.swept if keys.is_work(key)))),
