@@ -124,7 +124,8 @@ def largest_loads(run: Run) -> list[dict[str, Any]]:
         for name, line in lines.items():
             xs = sorted(line)
             ys = [_most(line[x]) for x in xs]
-            told = [(x, y) for x, y in zip(xs, ys, strict=True) if y is not None]
+            # 0 is less than the least load that was measured, no figure that a curve could go through.
+            told = [(x, y) for x, y in zip(xs, ys, strict=True) if y]
             curve = fit(*zip(*told, strict=True)) if told else None
             found.append({"key": key, "series": name, "x": xs, "y": ys, "curve": asdict(curve) if curve else None})
     return found
