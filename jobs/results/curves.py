@@ -57,12 +57,10 @@ def fit(x: Sequence[float], y: Sequence[float]) -> Curve | None:
     centre = rows @ coefficients
     half = t_quantile(0.975, free) * np.sqrt(np.einsum("ij,jk,ik->i", rows, covariance, rows).clip(min=0))
     least = 0.0 if values.min() >= 0 else -np.inf  # a time or a rate below 0 cannot be
+    lines = (one.clip(min=least) for one in (centre, centre - half, centre + half))
     return Curve(
         tuple(float(c) / scale**k for k, c in enumerate(coefficients)),
-        *(
-            tuple(float(value) for value in line)
-            for line in (grid, *(one.clip(min=least) for one in (centre, centre - half, centre + half)))
-        ),
+        *(tuple(float(value) for value in line) for line in (grid, *lines)),
     )
 
 

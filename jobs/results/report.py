@@ -64,6 +64,7 @@ def _shown(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if value is not None} | {
         "_load": load_of(run, row),
         "_load_key": key_of(run, row),
+        "_p99": slo.p99(run, row) if row["valid"] and any(key in run.swept for key in LENGTHS) else {},
         "_lengths": {key: run.value(row, key) for key in LENGTHS},
         "_work": keys.words(tuple(key for key in run.swept if keys.is_work(key)), row),
         "_setting": series(run, row, leave_out=(*LOADS, *(key for key in run.swept if keys.is_work(key)))),
@@ -123,7 +124,8 @@ def largest_loads(run: Run) -> list[dict[str, Any]]:
         for name, line in lines.items():
             xs = sorted(line)
             ys = [_most(line[x]) for x in xs]
-            told = [(x, y) for x, y in zip(xs, ys, strict=True) if y is not None]
+            # 0 is less than the least load that was measured, no figure that a curve could go through.
+            told = [(x, y) for x, y in zip(xs, ys, strict=True) if y]
             curve = fit(*zip(*told, strict=True)) if told else None
             found.append({"key": key, "series": name, "x": xs, "y": ys, "curve": asdict(curve) if curve else None})
     return found

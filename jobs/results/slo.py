@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from jobs.measure import objective
 from jobs.results.gather import Run, dotted
 from jobs.results.loads import load_of
+from jobs.results.requests import Floats, of_row
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EXAMPLE = {"ttft_ms_p99": 2000.0, "tpot_ms_p99": 50.0}
 """Limits that the report begins with where the sweep set none."""
@@ -31,6 +37,31 @@ def is_set(run: Run) -> bool:
     return any(limits(run, row) for row in run.rows)
 
 
+def p99(run: Run, row: Mapping[str, Any]) -> dict[str, float]:
+    """Return the 99th percentiles of a row that a limit can be held against, by column; the unknown ones are missing.
+
+    The row's own where it shows one. Else that of its single requests, however few: nearly their maximum, which is on
+    the safe side of a limit (as jobs/measure/statistics.py `broken` has it). Of several windows the worst counts.
+    """
+    found = {name: float(row[name]) for name in NAMES if isinstance(row.get(name), int | float)}
+    missing = [name for name in NAMES if name not in found]
+    requests = of_row(run, row) if missing and row.get("completed") else None
+    for name in missing if requests is not None else ():
+        figure = name.removesuffix("_p99")
+        each = [_values(frame, figure) for frame in (requests.windows if requests else ())]
+        known = [float(np.percentile(values, 99)) for values in each if values.size]
+        if known:
+            found[name] = max(known)
+    return found
+
+
+def _values(frame: pd.DataFrame, figure: str) -> Floats:
+    if figure == "itl_ms":
+        gaps = [np.asarray(one, dtype=np.float64) for one in frame["itl_ms"] if one is not None]
+        return np.concatenate(gaps) if gaps else np.empty(0)
+    return frame[figure].dropna().to_numpy(dtype=np.float64)
+
+
 def kept(run: Run, row: Mapping[str, Any], asked: Mapping[str, float] | None = None) -> bool | None:
     """Return whether a row keeps its own objective, or the limits that are asked; None: its figures do not tell.
 
@@ -43,7 +74,10 @@ def kept(run: Run, row: Mapping[str, Any], asked: Mapping[str, float] | None = N
     if row.get("saturated"):
         return False
     told = row.get("slo_kept") if asked == own else None
-    return bool(told) if told is not None else objective.kept_by(row, asked)
+    if told is not None:
+        return bool(told)
+    by_row = objective.kept_by(row, asked)
+    return objective.kept_by(p99(run, row), asked) if by_row is None else by_row
 
 
 def largest(run: Run, row: Mapping[str, Any], asked: Mapping[str, float] | None = None) -> float | None:

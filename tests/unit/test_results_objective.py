@@ -18,6 +18,7 @@ from jobs.measure.keep import keep
 from jobs.measure.records import RequestRecord, Window
 from jobs.measure.repeats import combine
 from jobs.plan import Plan
+from jobs.results import slo
 from jobs.results.compare import compare, text
 from jobs.results.export import vllm_bench
 from jobs.results.gather import read_run
@@ -95,10 +96,21 @@ def test_a_length_of_which_nothing_is_known_is_a_gap(tmp_path: Path) -> None:
     for point, told in zip(made.points, (None, False), strict=True):
         path = found.point(point.point).row
         write_json(path, read_json(path) | {"slo_kept": told})
+        found.point(point.point).requests.unlink()
     run = read_run(found.path)
     assert data(run)["largest"][0]["y"] == [None, 0]
     said = {one.id: one.values for one in judge(run).sentences}
     assert said["slo_unknown"] == {"count": 1}
+
+
+def test_rows_of_earlier_versions_are_judged_by_their_requests(tmp_path: Path) -> None:
+    found, made = planned(tmp_path / "a", LENGTHS, "bench.slo.ttft_ms_p99=55", "bench.slo.itl_ms_p99=6")
+    for point, mean in zip(made.points, (100.0, 150.0), strict=True):
+        measured(found, point, mean, ttft_ms_p99=None, completed=60)
+        requests(found, point, latencies(mean, n=60, spread=0.01))
+    run = read_run(found.path)
+    assert [slo.kept(run, row) for row in run.rows] == [True, False]
+    assert [slo.kept(run, row, {"e2el_ms_p99": 1.0}) for row in run.rows] == [False, False]
 
 
 def test_each_row_has_its_own_limits(tmp_path: Path) -> None:

@@ -94,8 +94,8 @@ function curveTraces(curves) {
 /** Whether the figures of a row are within all limits of the page; null: one that matters is unknown. */
 function isWithin(row) {
   const limits = Object.entries(plotState.limits);
-  if (row.saturated || limits.some(([name, limit]) => row[name] > limit)) return false;
-  return limits.every(([name]) => typeof row[name] === "number") ? true : null;
+  if (row.saturated || limits.some(([name, limit]) => row._p99[name] > limit)) return false;
+  return limits.every(([name]) => typeof row._p99[name] === "number") ? true : null;
 }
 
 /** The largest load of each series and length at which every limit is kept by a valid row; null: it cannot be told. */
