@@ -13,6 +13,7 @@ from containers import digest
 from containers.digest import Digests
 from jobs.config import Config
 from jobs.preflight import look
+from jobs.preflight.facts import UNKNOWN
 from jobs.service import container, fingerprint
 
 
@@ -135,4 +136,4 @@ def test_the_checks_of_nodes_read_no_image(tmp_path: Path, image: Path, monkeypa
 
     monkeypatch.setattr(Digests, "read", read)
     assert look._contents(in_image(tmp_path, image))["image"] == "3 bytes"
-    assert "image" not in look._contents(in_image(tmp_path, tmp_path / "nothing"))
+    assert look._contents(in_image(tmp_path, tmp_path / "nothing"))["image"] == UNKNOWN
