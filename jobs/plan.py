@@ -13,6 +13,7 @@ from jobs import schema
 from jobs.calibration import Outlook
 from jobs.config import Config
 from jobs.errors import ConfigError
+from jobs.layout import local_sizes
 from jobs.service import checks, command, container, environment, placement
 from jobs.service.checks import Shared
 from jobs.services import Dropped, group, refusals, unknown, warnings, within_budget
@@ -215,7 +216,7 @@ def pack(services: Sequence[Service]) -> tuple[Allocation, ...]:
     allocations: list[Allocation] = []
     card: str | None = None
     for service in services:
-        nodes = len(placement.local_sizes(service.config))
+        nodes = len(local_sizes(service.config))
         limit = limit_seconds(service.config.cluster.time_limit)
         last = allocations[-1] if allocations and card == service.config.hccl.socket_ifname else None
         card = service.config.hccl.socket_ifname

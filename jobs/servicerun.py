@@ -18,6 +18,7 @@ from jobs.diagnose import explain
 from jobs.errors import RunError, UserError
 from jobs.files import read_json, write_json, write_text
 from jobs.jobstate import others_wait
+from jobs.layout import local_sizes
 from jobs.measure import dataset
 from jobs.measure.external import asked
 from jobs.measure.external import run as external
@@ -31,7 +32,7 @@ from jobs.service import container, environment, fingerprint, logs, watch
 from jobs.service.engine import Engine
 from jobs.service.logs import say
 from jobs.service.peers import Hub
-from jobs.service.placement import Placement, local_sizes
+from jobs.service.placement import Placement
 from jobs.service.supervisor import ServiceFailed, Supervisor
 from jobs.service.task import AllocationTask, ServiceTask, read_config
 from jobs.settings import from_root

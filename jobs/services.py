@@ -17,7 +17,7 @@ from jobs.calibration import Outlook
 from jobs.config import Config
 from jobs.errors import ConfigError
 from jobs.fit import DOES_NOT_FIT, Fit, queueing
-from jobs.service import placement
+from jobs.layout import local_sizes
 from jobs.timing import Phases, measure_seconds, phases
 from jobs.walltime import never_fits
 
@@ -91,7 +91,7 @@ def _in_order(services: Sequence[Service]) -> tuple[Service, ...]:
     first: dict[tuple[Any, ...], int] = {}
     keys: list[tuple[int, int, int, Service]] = []
     for service in sorted(services, key=demand):  # a stable sort: the order of asking decides between equals
-        shared = (len(placement.local_sizes(service.config)), service.config.hccl.socket_ifname)
+        shared = (len(local_sizes(service.config)), service.config.hccl.socket_ifname)
         path = (*shared, service.config.model.path)
         keys.append((first.setdefault(shared, len(first)), first.setdefault(path, len(first)), len(keys), service))
     return tuple(service for *_, service in sorted(keys, key=lambda key: key[:3]))
@@ -119,7 +119,7 @@ def within_budget(
     """Return what is left of the services, and the points that the budget does not reach."""
     if limit is None:
         return services, ()
-    nodes = {service.service: len(placement.local_sizes(service.config)) for service in services}
+    nodes = {service.service: len(local_sizes(service.config)) for service in services}
     starts = []
     for service in services:
         hours = {p: nodes[service.service] * measure_seconds(points[p].config) / 3600 for p in service.points}

@@ -18,7 +18,7 @@ from jobs.ascend.rules.base import is_true
 from jobs.ascend.weights import weights
 from jobs.config import Config
 from jobs.errors import ConfigError
-from jobs.service.placement import local_sizes
+from jobs.layout import local_sizes
 
 HCCL_KEYS = {
     "HCCL_BUFFSIZE": "buffsize",

@@ -15,8 +15,8 @@ from jobs.diagnose.diagnosis import Diagnosis, RankLog
 from jobs.diagnose.sift import sift
 from jobs.errors import RunError, UserError
 from jobs.files import read_json
+from jobs.layout import local_sizes
 from jobs.rundir import AllocationDir, RankDir, ServiceDir, SweepDir
-from jobs.service.placement import local_sizes
 from jobs.service.task import read_config
 
 _SUFFIXES = frozenset((".log", ".out", ".err"))

@@ -14,12 +14,13 @@ from jobs.ascend.rules import Finding, Question
 from jobs.cluster import choose_interface, derive_ports
 from jobs.config import Config
 from jobs.errors import ConfigError
+from jobs.layout import local_sizes, span
 from jobs.measure.checks import BENCH_LOOKS
 from jobs.preflight.findings import check_names
 from jobs.service import command, container, environment
 from jobs.service.command import check_args
 from jobs.service.environment import check_env
-from jobs.service.placement import local_sizes, planned, span
+from jobs.service.placement import planned
 from jobs.simulator.faults import parse_faults
 
 SEE = "see python -m jobs check"

@@ -9,7 +9,8 @@ from typing import Any
 
 from jobs.config import Config
 from jobs.errors import ConfigError
-from jobs.service.placement import Placement, first_data_parallel_rank, local_sizes, span
+from jobs.layout import local_sizes, span
+from jobs.service.placement import Placement, first_data_parallel_rank
 from jobs.settings import from_root
 
 OWNED = {

@@ -16,8 +16,8 @@ import aiohttp
 
 from jobs.cluster import node_of
 from jobs.config import Config
+from jobs.layout import local_sizes
 from jobs.measure.records import Target
-from jobs.service.placement import local_sizes
 from jobs.service.probe import counters, one_token
 
 TICK_S = 1.0

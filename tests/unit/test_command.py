@@ -11,6 +11,7 @@ from core_help import ROOT, change, config
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs import layout
 from jobs.ascend import release, releases
 from jobs.config import Config
 from jobs.errors import ConfigError
@@ -210,7 +211,7 @@ def test_every_flag_that_says_where_a_rank_stands_is_owned_or_has_a_key(name: st
     ],
 )
 def test_local_sizes(values: dict[str, Any], sizes: tuple[int, ...]) -> None:
-    assert placement.local_sizes(change(config("parallel=dp2_tp1"), **values)) == sizes
+    assert layout.local_sizes(change(config("parallel=dp2_tp1"), **values)) == sizes
 
 
 @pytest.mark.parametrize(
@@ -235,7 +236,7 @@ def test_local_sizes(values: dict[str, Any], sizes: tuple[int, ...]) -> None:
 )
 def test_layouts_that_cannot_be(values: dict[str, Any], key: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        placement.local_sizes(change(config(), **values))
+        layout.local_sizes(change(config(), **values))
     assert caught.value.key.endswith(key)
     assert words in caught.value.reason
 

@@ -9,8 +9,9 @@ from core_help import ROOT, change, composer, config
 
 from jobs import compose, plan, sweep
 from jobs.errors import ConfigError
+from jobs.layout import local_sizes, span
 from jobs.service import command
-from jobs.service.placement import local_sizes, planned, span
+from jobs.service.placement import planned
 
 
 def preset(*overrides: str) -> plan.Plan:
