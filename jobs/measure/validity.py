@@ -218,8 +218,9 @@ def _foreign(window: Window, figures: Mapping[str, Any], probes: int) -> str | N
 def _may_have_finished(window: Window) -> list[bool]:
     """Tell of each request whether an engine may have finished it: whole, failed, or cut off near its end.
 
-    One that we cut off may have gone on since its last chunk. It is taken to be finished if that time is at least
-    half of what the fastest of the others needed for the rest.
+    One that we cut off may have gone on since its last chunk, until the counters were read: a busy server hears late
+    that we are gone. It is taken to be finished if that time is at least half of what the fastest of the others needed
+    for the rest.
     """
     whole = [record for record in window.records if record.status == "ok"]
     least = min((len(record.chunk_times) for record in whole), default=0)
@@ -231,7 +232,7 @@ def _may_have_finished(window: Window) -> list[bool]:
         chunks = len(record.chunk_times)
         since = float(record.chunk_times[-1]) if chunks else record.start_s
         needed = max(0, least - chunks) * gap if chunks else fastest
-        return record.end_s - since >= needed / 2
+        return max(record.end_s, window.ended_s) - since >= needed / 2
 
     return [record.status != "truncated" or may(record) for record in window.records]
 

@@ -123,6 +123,9 @@ def test_a_request_that_was_not_ours_is_seen_in_the_engines_counters() -> None:
     assert reason(window(*records, up_to_date, finished=11)) is not None
     for old in (replace(fresh, end_s=11.5), replace(up_to_date, end_s=11.25)):
         assert reason(window(*records, old, finished=11)) is None, "the engine may have finished it meanwhile"
+    heard_late = replace(window(*records, up_to_date, finished=12), ended_s=11.5)
+    assert reason(heard_late) is None, "both went on until the counters were read"
+    assert reason(replace(heard_late, finished=13)) is not None
 
 
 def test_tokens_that_were_not_ours_are_seen_too() -> None:
