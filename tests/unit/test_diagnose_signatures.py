@@ -5,12 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis.strategies import from_regex
 
 from jobs.diagnose.classify import classify
 from jobs.diagnose.diagnosis import Diagnosis, RankLog
-from jobs.diagnose.sift import may_matter
 from jobs.diagnose.signatures import Signature, load, signatures
 
 CATALOGUE = {
@@ -72,16 +69,6 @@ def test_every_signature_wins_on_its_own_example(signature: Signature) -> None:
         assert found.signature == signature.id
         assert found.cause == signature.cause
         assert signature.id in found.summary()
-
-
-@pytest.mark.parametrize("signature", signatures(), ids=lambda signature: signature.id)
-def test_every_line_that_a_signature_can_match_passes_the_sift(signature: Signature) -> None:
-    @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-    @given(from_regex(signature.pattern))
-    def check(line: str) -> None:
-        assert may_matter(line)
-
-    check()
 
 
 def test_the_37_known_failures_are_all_recognised() -> None:
