@@ -58,7 +58,7 @@ while alive "$1"; do
 done
 """
 
-_guards: dict[str, subprocess.Popen[bytes]] = {}
+_guards: dict[str, list[Guard]] = {}
 """By mark. Held here, since a guard acts when its pipe is closed: also when nobody refers to it any more."""
 
 _GUARD_TRIES = 15
@@ -206,7 +206,7 @@ class Ended:
 class Process:
     """One engine process in a process group and session of its own."""
 
-    def __init__(self, process: asyncio.subprocess.Process, mark: str, guard: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, mark: str, guard: Guard) -> None:
         """Args: the process, its mark, and what ends its tree should this process die."""
         self._process, self.mark, self._guard = process, mark, guard
         self.pid = process.pid
@@ -237,9 +237,7 @@ class Process:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), 5.0)
         if not strays:
-            _dismiss(self._guard)  # its pid may be given away from now on
-            if _guards.get(self.mark) is self._guard:
-                del _guards[self.mark]
+            _dismiss(self.mark)  # their pids may be given away from now on
         return [f"pid {p.pid} {_name(p)}" for p in strays]
 
     def _stands_still(self) -> bool:
@@ -268,26 +266,55 @@ def _name(process: psutil.Process) -> str:
         return "(gone)"
 
 
-def _guard(mark: str, path: str) -> subprocess.Popen[bytes]:
-    """Start what ends everything with this mark once this process is gone. A mark has one guard: the newest."""
-    if (before := _guards.pop(mark, None)) is not None:
-        _dismiss(before)  # of a helper that has ended by itself
-    _guards[mark] = subprocess.Popen(
-        ["bash", "-c", _GUARD, "serving-sweep-guard", f"{MARK}={mark}", str(_GUARD_TRIES)],
-        env={"PATH": f"{path}{os.pathsep}{os.defpath}"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    return _guards[mark]
+class Guard:
+    """What ends everything with a mark, and the group of one process that has it, once this process is gone."""
+
+    def __init__(self, mark: str, path: str) -> None:
+        """Start it. `path`: a PATH that finds the tools of its script."""
+        self.minds: asyncio.subprocess.Process | None = None
+        self.over = False
+        self._process = subprocess.Popen(
+            ["bash", "-c", _GUARD, "serving-sweep-guard", f"{MARK}={mark}", str(_GUARD_TRIES)],
+            env={"PATH": f"{path}{os.pathsep}{os.defpath}"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def mind(self, process: asyncio.subprocess.Process) -> None:
+        """Tell it whose group it minds."""
+        assert self._process.stdin is not None
+        self.minds = process
+        self._process.stdin.write(f"{process.pid}\n".encode())
+        self._process.stdin.flush()
+
+    def dismiss(self) -> None:
+        """End it without an act."""
+        self._process.kill()
+        self._process.wait()
+        if self._process.stdin:
+            self._process.stdin.close()
 
 
-def _dismiss(guard: subprocess.Popen[bytes]) -> None:
-    guard.kill()
-    guard.wait()
-    if guard.stdin:
-        guard.stdin.close()
+def _guard(mark: str, path: str) -> Guard:
+    """Start a guard. Several processes may have one mark at once: what stages weights, and what brings an image."""
+    _dismiss(mark)
+    guard = Guard(mark, path)
+    _guards.setdefault(mark, []).append(guard)
+    return guard
+
+
+def _dismiss(mark: str) -> None:
+    """Dismiss the guards of a mark whose processes have ended, or were never there: they would end what came after."""
+    kept = []
+    for one in _guards.pop(mark, []):
+        if one.over or (one.minds is not None and one.minds.returncode is not None):
+            one.dismiss()
+        else:
+            kept.append(one)
+    if kept:
+        _guards[mark] = kept
 
 
 async def start(
@@ -316,7 +343,7 @@ async def start(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     command = ["bash", "-c", _WRAPPER, "bash", *source, "--", *argv]
-    guard: subprocess.Popen[bytes] | None = None
+    guard: Guard | None = None
     try:
         guard = _guard(mark, env.get("PATH", ""))  # before the engine: there is no moment in which nobody minds it
         with log.open("ab") as output:
@@ -329,12 +356,10 @@ async def start(
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        assert guard.stdin is not None
-        guard.stdin.write(f"{process.pid}\n".encode())
-        guard.stdin.flush()
+        guard.mind(process)
     except (OSError, ValueError) as error:
         if guard:
-            _dismiss(guard)
-            _guards.pop(mark, None)
+            guard.over = True
+            _dismiss(mark)
         raise RunError(argv[0], "(start)", str(error), "Check engine.command, engine.env and engine.args.") from None
     return Process(process, mark, guard)

@@ -292,13 +292,27 @@ async def test_a_helper_that_ended_by_itself_takes_nothing_of_the_same_mark_with
     ready = pipe("ready")
     started = await start(tmp_path, python("import signal, sys\n" + READY + "signal.pause()", ready.path))
     assert await ready.heard() == "up"
-    [guard] = [one for mark, one in process._guards.items() if mark == started.mark]
+    [guard] = process._guards[started.mark]
     gc.collect()
-    assert guard.poll() is None
+    assert guard._process.poll() is None
     assert started.ended is None
     assert await started.stop(grace_s=20) == []
     assert started.mark not in process._guards
-    assert guard.poll() is not None
+    assert guard._process.poll() is not None
+
+
+async def test_helpers_of_one_mark_may_start_at_once(tmp_path: Path, pipe: MakePipe) -> None:
+    """The weights are staged while the image is unpacked: each has its guard, and none closes the other's pipe."""
+    ready = [pipe("one"), pipe("other")]
+    words = [python("import signal, sys\n" + READY + "signal.pause()", one.path) for one in ready]
+    one, other = await asyncio.gather(*(start(tmp_path, argv) for argv in words))
+    assert [await each.heard() for each in ready] == ["up", "up"]
+    assert len(process._guards[one.mark]) == 2
+    assert (one.ended, other.ended) == (None, None)
+    assert await one.stop(grace_s=20) == []
+    await other.wait()
+    assert await other.stop(grace_s=20) == []
+    assert one.mark not in process._guards
 
 
 OWNER = """
