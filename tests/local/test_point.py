@@ -154,9 +154,9 @@ async def test_preemptions_are_counted() -> None:
 
 @pytest.mark.parametrize(("recall_tokens", "score"), [(8192, 1.0), (1000, 0.0)])
 async def test_questions_on_long_texts_are_asked_once_a_service(recall_tokens: int, score: float) -> None:
-    config = asked(quality="needle", quality_tokens=16, canary="off", num_requests=8)
+    config = asked(quality="needle", quality_tokens=16, canary="off", num_requests=60)
     shared, phases = OfService(), []  # type: ignore[var-annotated]
-    async with service(*FLAGS, recall_tokens=recall_tokens, overhead_ms=0.1) as made:
+    async with service(*FLAGS, recall_tokens=recall_tokens, overhead_ms=2.0) as made:
         await made.both()
         first, second = [await measured(made, config, shared, phases) for _ in range(2)]
     assert phases.count("quality") == 1 and phases[0] == "quality"
