@@ -62,7 +62,7 @@ def _ahead(task: dict[str, object], host: dict[str, str]) -> int:
             dead.remove_containers(host, _say)
             _pull(str(task["reference"]), host, remote=bool(task["remote"]))
         elif task["image"] is not None:
-            made["file"] = _import(task, _paths(task), host)
+            _import(task, _paths(task), host)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         write_json(Path(str(task["result"])), {"error": error.args})
@@ -121,10 +121,10 @@ def _pull(reference: str, host: dict[str, str], *, remote: bool) -> None:
     if not remote:
         reason = "docker's daemon on this node has no such image"
         raise RunError("container.image", reference, reason, "Load it there, or name a registry.")
-    code, output = process.stream(docker.pull_argv(reference), host, sys.stderr)
+    argv = docker.pull_argv(reference)
+    code, output = process.stream(argv, host, sys.stderr)
     if code != 0:
-        reason = f"`docker pull` ended with code {code}: {' '.join(output.split())[-300:]}"
-        raise RunError("container.image", reference, reason, "Try it by hand on this node.")
+        raise docker.failure(argv, code, output, "container.image", reference)
 
 
 def _prepare_pyxis(task: dict[str, object], host: dict[str, str]) -> None:
@@ -146,8 +146,7 @@ def _prepare_docker(task: dict[str, object], host: dict[str, str]) -> None:
             name = str(task["name"])
             raise docker.clash(name, process.run(docker.holder_argv(name), env=host).stdout)
         if code != 0:
-            reason = f"`{' '.join(argv[:2])}` ended with code {code}: {' '.join(output.split())[-300:]}"
-            raise RunError("container.runtime", "docker", reason, "Try it by hand on this node.")
+            raise docker.failure(argv, code, output)
 
 
 def _say(text: str) -> None:

@@ -25,11 +25,12 @@ def remove_containers(env: Mapping[str, str], say: Callable[[str], None]) -> lis
         RunError: there is no docker, or its daemon hangs.
     """
     shown = process.run(docker.list_argv(), env=env, timeout_s=ANSWER_S).stdout.splitlines()
-    living = {f"{os.getuid()}:{mark}" for mark in process.marks()}  # asked last: see enroot.leftovers
+    uid = os.getuid()
+    living = {docker.owner(uid, mark) for mark in process.marks()}  # asked last: see enroot.leftovers
     removed = []
     for line in shown:
         name, _, owner = line.partition(" ")
-        if owner.startswith(f"{os.getuid()}:") and owner not in living:  # not of another user of this daemon
+        if owner.startswith(docker.owner(uid, "")) and owner not in living:  # not of another user of this daemon
             say(f"removing {name}, which was left behind")
             process.run(docker.remove_argv(name), env=env, timeout_s=REMOVE_S)
             removed.append(name)

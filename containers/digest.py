@@ -16,12 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jobs.errors import RunError
-from jobs.files import write_json
+from jobs.files import sha256, write_json
 
 KEPT = ".digests"
 """Name of the directory of records, beside the imported images."""
 
-CHUNK_BYTES = 8 << 20
 WORTH_SAYING_BYTES = 1 << 30
 """Reading a file of this length takes so long that a person should know what is being waited for."""
 
@@ -70,8 +69,11 @@ class Digests:
             return kept if now else None
         if now.bytes >= WORTH_SAYING_BYTES:
             print(f"reading {path} for its digest, once: {now.bytes / 2**30:.1f} GiB", file=sys.stderr, flush=True)
-        content = _sha256(path, stop)
-        if content is None or state(path) != now:
+        try:
+            content = sha256(path, stop)
+        except OSError:  # given up, too
+            return None
+        if state(path) != now:
             return None
         digest = f"sha256:{content}"
         with contextlib.suppress(RunError):  # not ours to write, or full: then it is read again the next time
@@ -88,14 +90,3 @@ class Digests:
             digest = str(record.pop("digest", ""))
             return digest if record == asdict(now) and digest.startswith("sha256:") else None
         return None
-
-
-def _sha256(path: Path, stop: Callable[[], bool]) -> str | None:
-    digest = hashlib.sha256()
-    with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
-        while chunk := file.read(CHUNK_BYTES):
-            if stop():
-                return None
-            digest.update(chunk)
-        return digest.hexdigest()
-    return None

@@ -172,6 +172,14 @@ def clash(name: str, holder: str) -> RunError:
     )
 
 
+def failure(
+    argv: Sequence[str], code: int, output: str, key: str = "container.runtime", value: str = "docker"
+) -> RunError:
+    """Return the error for a command of docker's that failed."""
+    reason = f"`{' '.join(argv[:2])}` ended with code {code}: {' '.join(output.split())[-300:]}"
+    return RunError(key, value, reason, "Try it by hand on this node.")
+
+
 def mount_words(mount: Mount) -> list[str]:
     """Return the options of one mount.
 

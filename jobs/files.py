@@ -6,12 +6,15 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from jobs.errors import RunError
+
+CHUNK_BYTES = 8 << 20
 
 
 def write_bytes(path: Path, data: bytes, mode: int = 0o644) -> None:
@@ -82,10 +85,20 @@ def is_there(path: Path) -> bool | None:
     return True
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a whole file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256(path: Path, stop: Callable[[], bool] = lambda: False) -> str:
+    """Return the SHA-256 of a whole file.
+
+    Raises:
+        InterruptedError: `stop`, which is asked meanwhile, was true.
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(CHUNK_BYTES):
+            if stop():
+                raise InterruptedError(str(path))
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def append_json(path: Path, value: Any) -> None:

@@ -206,9 +206,8 @@ class Ended:
 class Process:
     """One engine process in a process group and session of its own."""
 
-    def __init__(self, process: asyncio.subprocess.Process, mark: str, guard: Guard) -> None:
-        """Args: the process, its mark, and what ends its tree should this process die."""
-        self._process, self.mark, self._guard = process, mark, guard
+    def __init__(self, process: asyncio.subprocess.Process, mark: str) -> None:
+        self._process, self.mark = process, mark
         self.pid = process.pid
 
     async def wait(self) -> Ended:
@@ -272,7 +271,6 @@ class Guard:
     def __init__(self, mark: str, path: str) -> None:
         """Start it. `path`: a PATH that finds the tools of its script."""
         self.minds: asyncio.subprocess.Process | None = None
-        self.over = False
         self._process = subprocess.Popen(
             ["bash", "-c", _GUARD, "serving-sweep-guard", f"{MARK}={mark}", str(_GUARD_TRIES)],
             env={"PATH": f"{path}{os.pathsep}{os.defpath}"},
@@ -306,14 +304,12 @@ def _guard(mark: str, path: str) -> Guard:
 
 
 def _dismiss(mark: str) -> None:
-    """Dismiss the guards of a mark whose processes have ended, or were never there: they would end what came after."""
-    kept = []
-    for one in _guards.pop(mark, []):
-        if one.over or (one.minds is not None and one.minds.returncode is not None):
-            one.dismiss()
-        else:
-            kept.append(one)
-    if kept:
+    """Dismiss the guards of a mark whose processes have ended: they would end what came after."""
+    guards = _guards.pop(mark, [])
+    over = [one for one in guards if one.minds is not None and one.minds.returncode is not None]
+    for one in over:
+        one.dismiss()
+    if kept := [one for one in guards if one not in over]:
         _guards[mark] = kept
 
 
@@ -359,7 +355,7 @@ async def start(
         guard.mind(process)
     except (OSError, ValueError) as error:
         if guard:
-            guard.over = True
-            _dismiss(mark)
+            guard.dismiss()
+            _guards[mark].remove(guard)
         raise RunError(argv[0], "(start)", str(error), "Check engine.command, engine.env and engine.args.") from None
-    return Process(process, mark, guard)
+    return Process(process, mark)

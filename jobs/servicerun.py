@@ -288,8 +288,8 @@ class ServiceRun:
             if not container.client_inside(config):  # the model's path may be one of the inside
                 model = replace(model, path=str(container.checkpoint(engine.config)))
             bench = replace(config.bench, seed=config.bench.seed + external.SALTED * salt)
-            asked = replace(config, model=model, bench=bench)
-            return external.measure(asked, target, folder, room, mark, stop=stop, on_phase=entered)
+            whole = replace(config, model=model, bench=bench)
+            return external.measure(whole, target, folder, room, mark, stop=stop, on_phase=entered)
 
         if supervisor.watch:
             # What the point before left in flight may still be read when this one begins.

@@ -6,6 +6,7 @@ says (CANN, HDK, images, official recipe) and is kept by hand. Every item there 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -170,6 +171,16 @@ def utilization(name: str, asked: float | None = None) -> float:
     if asked is not None:
         return asked
     return float(release(name if name in releases() else releases()[-1]).flags["gpu-memory-utilization"].default)
+
+
+def as_mapping(value: Any) -> Mapping[str, Any]:
+    """Return what is given to a flag that takes a mapping, or its JSON text; empty where it is neither."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return {}
+    return value if isinstance(value, Mapping) else {}
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -9,11 +9,10 @@ What vLLM captures by itself is twice the largest decode step, 512 at most (vllm
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.ascend import version
+from jobs.ascend import as_mapping, version
 from jobs.ascend.architecture import Architecture
 from jobs.config import Config
 
@@ -113,14 +112,8 @@ def _flags(config: Config) -> dict[str, Any]:
 def _inside(config: Config, flag: str) -> dict[str, Any]:
     """Return what a flag that takes a mapping says: as a mapping, as JSON, or as `--flag.name value`."""
     flags, name = _flags(config), flag.replace("-", "_")
-    value = flags.get(name)
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            value = None
     dotted = {key.partition(".")[2]: one for key, one in flags.items() if key.startswith(f"{name}.")}
-    return {**(value if isinstance(value, Mapping) else {}), **dotted}
+    return {**as_mapping(flags.get(name)), **dotted}
 
 
 def _round_up(value: int, step: int) -> int:

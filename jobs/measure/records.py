@@ -99,6 +99,11 @@ class Growth:
     prefix_queries: int | None = None
     prefix_hits: int | None = None
 
+    @property
+    def prefix_hit_share(self) -> float | None:
+        """Part of the prompts' tokens that the prefix caches found; None: it is not told."""
+        return (self.prefix_hits or 0) / self.prefix_queries if self.prefix_queries else None
+
 
 @dataclass(frozen=True, eq=False)
 class Window:

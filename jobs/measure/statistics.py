@@ -111,7 +111,7 @@ def summarize(window: Window, bench: Bench) -> dict[str, Figure]:
     row["input_tokens_mean"] = _mean(r.prompt_tokens for r in counted if r.status == "ok")
     row["output_tokens_mean"] = _mean(r.output_tokens for r in counted if r.status == "ok")
     growth = window.growth
-    row["prefix_hit_share"] = (growth.prefix_hits or 0) / growth.prefix_queries if growth.prefix_queries else None
+    row["prefix_hit_share"] = growth.prefix_hit_share
     row["preemptions"] = growth.preemptions
     return row
 

@@ -173,12 +173,17 @@ def other_length(real: float, asked: float) -> str | None:
 
 
 def _silent(config: Config, window: Window) -> str | None:
-    served, ranks = window.engine_tokens, config.parallel.data_parallel_size
-    load = config.bench.concurrency or ranks
+    served = window.engine_tokens
+    return silent_ranks(config, served) or took_no_part(config, served, _requests(window))
+
+
+def silent_ranks(config: Config, served: Mapping[str, int]) -> str | None:
+    """Return a reason where a data-parallel rank made no token; `served`: tokens by rank, empty: not told."""
+    ranks = config.parallel.data_parallel_size
     silent = [str(rank) for rank in range(ranks) if not served.get(str(rank))]
-    if served and silent and load >= ranks:
+    if served and silent and (config.bench.concurrency or ranks) >= ranks:
         return f"data-parallel rank {', '.join(silent)} served no token in the window"
-    return took_no_part(config, served, _requests(window))
+    return None
 
 
 def took_no_part(config: Config, served: Mapping[str, int], requests: int) -> str | None:

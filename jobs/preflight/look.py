@@ -19,7 +19,6 @@ from jobs.config import Config
 from jobs.preflight.facts import GIB, UNKNOWN, Card, Host, Space
 from jobs.service import container, fingerprint
 from jobs.service.clean import SEGMENTS, SHM
-from jobs.service.container import in_container
 from jobs.service.environment import PROXIES
 from jobs.settings import ROOT, from_root
 
@@ -88,7 +87,7 @@ def _contents(config: Config) -> dict[str, str]:
     seen, file = fingerprint.at_once(config), container.image_file(config)
     length = digest.state(file) if file else None
     image = f"{length.bytes:,} bytes" if length else None if file else container.known_digest(config)
-    image = image or (UNKNOWN if in_container(config) else None)
+    image = image or (UNKNOWN if container.in_container(config) else None)
     known = {"engine": seen.engine_version, "image": image, "model": seen.model_digest}
     return {name: value for name, value in known.items() if value}
 

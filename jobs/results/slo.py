@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jobs.config import Slo
 from jobs.measure import objective
 from jobs.results.gather import Run, dotted
 from jobs.results.loads import load_of
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 EXAMPLE = {"ttft_ms_p99": 2000.0, "tpot_ms_p99": 50.0}
 """Limits that the report begins with where the sweep set none."""
 
-NAMES = ("ttft_ms_p99", "tpot_ms_p99", "itl_ms_p99", "e2el_ms_p99")
+NAMES = tuple(one.name for one in fields(Slo))
 """Columns that `bench.slo` can limit."""
 
 

@@ -188,17 +188,15 @@ def prepare(
     client = runtime_env(host)
     command = entry.command(files, argv)
     paths = container.enroot_paths(config, job, place.rank) if spec.runtime == "enroot" else None
-    task: dict[str, Any] = {"runtime": spec.runtime, "name": spec.name, "mark": mark, "env": client | dict(spec.env)}
-    task["folder"] = str(scratch)
-    store = container.images(config)
+    task = image.order(config, spec, place.rank, mark) | {"env": client | dict(spec.env), "folder": str(scratch)}
     if spec.runtime == "enroot":
         assert paths is not None
         task["argv"] = enroot.start_argv(spec, str(spec.name), files.rc, command)
         task["env"] |= enroot.start_env(spec, paths)
-        task |= {"enroot": {key: str(value) for key, value in asdict(paths).items()}, "store": str(store)}
-        task |= {"image": asdict(spec.image), "file": spec.image.path, "unpacked": unpacked}
+        task["unpacked"] = unpacked
     elif spec.runtime == "pyxis":
-        found = None if spec.image.path or not shutil.which("unsquashfs") else Store(store).find(spec.image)
+        store = Store(container.images(config))
+        found = None if spec.image.path or not shutil.which("unsquashfs") else store.find(spec.image)
         if found:
             spec = replace(spec, image=replace(spec.image, path=found.path))
         task["argv"] = pyxis.step_argv(spec, job, node_name(inherited), command)
@@ -248,8 +246,7 @@ def _here(config: Config, rank: int, mark: str, points: Iterable[Config]) -> tup
     if spec.image.path:
         image.check_file(spec.image.path)
     lent = ascend.lend(spec.devices, driver, unseen=spec.runtime == "docker")
-    name = spec.name or (None if spec.runtime == "pyxis" else enroot.root_name(mark))
-    return replace(spec, name=name, devices=lent.devices, mounts=(*lent.mounts, *asked)), lent.missing
+    return replace(spec, devices=lent.devices, mounts=(*lent.mounts, *asked)), lent.missing
 
 
 def _check_shm(spec: Spec) -> None:

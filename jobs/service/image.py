@@ -13,7 +13,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,9 @@ def program(order: Path) -> list[str]:
 
 
 def wanted(config: Config, rank: int, mark: str, points: Iterable[Config] = ()) -> Spec:
-    """Return the container that is asked for, for a rank of this node."""
-    return container.wanted(config, rank, points, job=mark.partition("/")[0], host=socket.gethostname())
-
-
-def root_of(spec: Spec, mark: str) -> str:
-    """Return the name of a rank's root, or of its container."""
-    return spec.name or enroot.root_name(mark)
+    """Return the container that is asked for, for a rank of this node. Only pyxis' may be without a name."""
+    spec = container.wanted(config, rank, points, job=mark.partition("/")[0], host=socket.gethostname())
+    return replace(spec, name=spec.name or (None if spec.runtime == "pyxis" else enroot.root_name(mark)))
 
 
 async def prepare(
@@ -68,11 +64,12 @@ async def prepare(
     if not container.in_container(config):
         return {}
     await asyncio.to_thread(container.check_host, config)
-    if path := wanted(config, rank, mark).image.path:
-        check_file(path)
+    spec = wanted(config, rank, mark)
+    if spec.image.path:
+        check_file(spec.image.path)
     limit = config.limits.image_s
     folder.image.unlink(missing_ok=True)
-    write_json(folder.image_order, order(config, rank, mark) | {"result": str(folder.image)})
+    write_json(folder.image_order, order(config, spec, rank, mark) | {"result": str(folder.image)})
     folder.enter("unpacking")
     env = with_us(outside(inherited))
     worker = await process.start(program(folder.image_order), env, folder.image_log, mark)
@@ -105,11 +102,10 @@ def check_file(path: str) -> None:
         raise RunError("container.image", path, "there is no such file on this node", "Copy it there.")
 
 
-def order(config: Config, rank: int, mark: str) -> dict[str, Any]:
-    """Return what `python -m containers` has to do for one rank."""
-    spec = wanted(config, rank, mark)
+def order(config: Config, spec: Spec, rank: int, mark: str) -> dict[str, Any]:
+    """Return what `python -m containers` has to know of one rank's container."""
     paths = container.enroot_paths(config, mark.partition("/")[0], rank)
-    made: dict[str, Any] = {"runtime": spec.runtime, "name": root_of(spec, mark), "mark": mark, "file": spec.image.path}
+    made: dict[str, Any] = {"runtime": spec.runtime, "name": spec.name, "mark": mark, "file": spec.image.path}
     made |= {"image": asdict(spec.image), "store": str(container.images(config))}
     made |= {"enroot": {key: str(value) for key, value in asdict(paths).items()}}
     if spec.runtime == "docker":
@@ -129,7 +125,7 @@ def discard(config: Config, rank: int, mark: str, inherited: Mapping[str, str]) 
     """Remove what was unpacked for an engine that did not start. Returns what is left of it."""
     if config.container.runtime != "enroot":
         return []
-    name = root_of(wanted(config, rank, mark), mark)
+    name = str(wanted(config, rank, mark).name)
     paths = container.enroot_paths(config, mark.partition("/")[0], rank)
     try:
         return enroot.remove_made(name, mark, paths, outside(inherited))

@@ -168,6 +168,4 @@ def _lost(reason: str) -> RunError:
 def _run(argv: Sequence[str], env: Mapping[str, str]) -> None:
     done = process.run(argv, env=env, timeout_s=COPY_S)
     if done.returncode != 0:
-        words = " ".join(done.stderr.split())[-300:]
-        reason = f"`{' '.join(argv[:2])}` ended with code {done.returncode}: {words}"
-        raise RunError("container.runtime", "docker", reason, "Try it by hand on this node.")
+        raise docker.failure(argv, done.returncode, done.stderr)

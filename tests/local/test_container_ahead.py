@@ -99,13 +99,18 @@ async def test_pyxis_gets_one_import_for_all_nodes(tmp_path: Path, fakes: Fakes)
     assert f"--container-image={tmp_path}/images/{DIGEST.replace(':', '-')}+{os.uname().machine}.sqsh" in step
 
 
+def without_enroot(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make this a node that has no enroot."""
+    (fakes.folder / "enroot").unlink()
+    monkeypatch.setenv("PATH", f"{fakes.folder}:/usr/bin:/bin")
+
+
 async def test_pyxis_alone_imports_by_itself(
     tmp_path: Path,
     fakes: Fakes,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (fakes.folder / "enroot").unlink()
-    monkeypatch.setenv("PATH", f"{fakes.folder}:/usr/bin:/bin")
+    without_enroot(fakes, monkeypatch)
     await prepare(engine(tmp_path, "pyxis"))
     assert not (tmp_path / "images").exists()
 
@@ -143,8 +148,7 @@ async def test_a_runtime_that_is_not_there_ends_the_staging_of_the_weights(
     fakes: Fakes,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (fakes.folder / "enroot").unlink()
-    monkeypatch.setenv("PATH", f"{fakes.folder}:/usr/bin:/bin")
+    without_enroot(fakes, monkeypatch)
     model = tmp_path / "R1"
     model.mkdir()
     one = engine(

@@ -65,10 +65,15 @@ def the_sweep(root: Path) -> SweepDir:
     return SweepDir((root / "latest").resolve())
 
 
+def entered(root: Path, state: str) -> bool:
+    """Return whether the service has come to this state."""
+    states = (root / "latest").glob("services/*/*/rank0/state.jsonl")
+    return any(entry["state"] == state for path in states for entry in read_lines(path))
+
+
 def measuring(root: Path) -> bool:
     """Return whether a window is open."""
-    states = (root / "latest").glob("services/*/*/rank0/state.jsonl")
-    return any(entry["state"] == "measuring" for path in states for entry in read_lines(path))
+    return entered(root, "measuring")
 
 
 def engines(root: Path) -> list[int]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from test_rehearsal import SHORT, finish, measuring, start, the_sweep, until, verb
+from test_rehearsal import SHORT, entered, finish, start, the_sweep, until, verb
 
-from jobs.files import read_json, read_lines
+from jobs.files import read_json
 from jobs.results.row import NOT_RUN
 from jobs.resume import unfinished
 from jobs.rundir import SweepDir
@@ -25,27 +25,24 @@ def reasons(sweep: SweepDir) -> list[str]:
     return [str(read_json(sweep.point(point).row)["invalid_reason"]) for point in service["points"]]
 
 
-def loading(root: Path) -> bool:
-    states = (root / "latest").glob("services/*/*/rank0/state.jsonl")
-    return any(entry["state"] == "loading" for path in states for entry in read_lines(path))
+def cancelled(root: Path, state: str, *words: str) -> SweepDir:
+    """Run three points, cancel them in this state, and return the sweep when all is over."""
+    process = start(root, *THREE, *words)
+    until(lambda: entered(root, state), state)
+    sweep = the_sweep(root)
+    verb("cancel", str(sweep.path))
+    finish(process, 1)
+    return sweep
 
 
 def test_points_of_a_service_that_was_cancelled_while_loading_are_left(tmp_path: Path) -> None:
-    process = start(tmp_path, *THREE, "engine.rehearsal.load_s=60")
-    until(lambda: loading(tmp_path), "the load")
-    sweep = the_sweep(tmp_path)
-    verb("cancel", str(sweep.path))
-    finish(process, 1)
+    sweep = cancelled(tmp_path, "loading", "engine.rehearsal.load_s=60")
     assert reasons(sweep) == [NOT_RUN + "cancelled or preempted (SIGTERM)"] * 3
     assert len(left(sweep)) == 3
 
 
 def test_points_that_were_not_begun_when_the_first_was_cancelled_are_left(tmp_path: Path) -> None:
-    process = start(tmp_path, *THREE, "bench.window_s=60")
-    until(lambda: measuring(tmp_path), "the window")
-    sweep = the_sweep(tmp_path)
-    verb("cancel", str(sweep.path))
-    finish(process, 1)
+    sweep = cancelled(tmp_path, "measuring", "bench.window_s=60")
     signalled = "cancelled or preempted (SIGTERM)"
     assert reasons(sweep) == [signalled, NOT_RUN + signalled, NOT_RUN + signalled]
     assert len(left(sweep)) == 3, "the one that was cut short too"

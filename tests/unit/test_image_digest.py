@@ -11,6 +11,7 @@ from core_help import change, config
 
 from containers import digest
 from containers.digest import Digests
+from jobs import files
 from jobs.config import Config
 from jobs.preflight import look
 from jobs.preflight.facts import UNKNOWN
@@ -78,7 +79,7 @@ def test_what_was_given_up_or_changed_meanwhile_is_not_kept(
 ) -> None:
     kept = Digests(tmp_path / "kept")
     assert kept.read(image, lambda: True) is None
-    monkeypatch.setattr(digest, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(files, "CHUNK_BYTES", 1)
     asked = []
 
     def grows() -> bool:

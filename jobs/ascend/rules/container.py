@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from containers.spec import size_bytes
 from jobs.ascend import release as described
 from jobs.ascend import releases
 from jobs.ascend.rules.base import NPU, Problem, Question, rule
+from jobs.errors import ConfigError
 
 RUN = "vllm-ascend v0.13.0, docs/source/tutorials/DeepSeek-R1.md, docker run"
 TOOLS = ("hccn_tool", "hccn.conf")
@@ -26,16 +28,15 @@ def _tag(q: Question) -> str:
 def moving_tag(q: Question) -> Iterator[Problem]:
     """A tag that changes its content: two runs of one config may be two engines."""
     tag, image = _tag(q), q.config.container.image
+    reason = "it is the tag of a branch: its content changes, and rows of two days may be of two engines"
     for name in releases() if tag else ():
         if fixed := described(name).moving_images.get(tag):
             base = described(name).images.get(str(fixed.value))
-            reason = "it is the tag of a branch: its content changes, and rows of two days may be of two engines"
             remedy = f"Pin {fixed.value}" + (f" ({base.value})." if base else ".")
             yield Problem("container.image", image, reason, remedy, source=fixed.source)
             return
     if tag and (tag in ("latest", "main") or tag.endswith("-dev") or "-dev-" in tag):
         pinned = " or ".join(q.release.images) if q.release else "a release's tag"
-        reason = "it is the tag of a branch: its content changes, and rows of two days may be of two engines"
         yield Problem("container.image", image, reason, f"Pin {pinned}.")
 
 
@@ -66,10 +67,11 @@ def hccn_mounts(q: Question) -> Iterator[Problem]:
 def large_shm(q: Question) -> Iterator[Problem]:
     """/dev/shm may take the node's memory up to its size."""
     container = q.config.container
-    text = (container.shm_size or "").lower().removesuffix("b")
-    size, unit = text[:-1], text[-1:]
-    gigabytes = {"g": 1.0, "t": 1024.0}.get(unit, 0.0) * (float(size) if size.isdigit() else 0.0)
-    if container.runtime != "none" and gigabytes > 64:
+    try:
+        size = size_bytes(container.shm_size) if container.shm_size else 0
+    except ConfigError:  # a finding of its own
+        return
+    if container.runtime != "none" and size > 64 << 30:
         reason = "the official commands have 1g; what a larger one holds is missing in the page cache of the weights"
         yield Problem("container.shm_size", container.shm_size, reason, "Set 1g.")
 

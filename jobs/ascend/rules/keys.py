@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.ascend import as_mapping
 from jobs.ascend.rules.base import Problem, Question, covers, is_true, rule
 
 Condition = Callable[[Question], bool]
@@ -32,13 +32,7 @@ class Needs:
 
 def _role(q: Question) -> str | None:
     """Return `kv_role` of --kv-transfer-config; None: prefill and decode are not disaggregated."""
-    transfer = q.settings.get("kv-transfer-config")
-    if isinstance(transfer, str):
-        try:
-            transfer = json.loads(transfer)
-        except ValueError:
-            return None
-    role = transfer.get("kv_role") if isinstance(transfer, Mapping) else None
+    role = as_mapping(q.settings.get("kv-transfer-config")).get("kv_role")
     return role if isinstance(role, str) else None
 
 

@@ -26,8 +26,8 @@ LEAST_S = 10.0
 def figures(config: Config, result: Result, window: Window, cpu_share: float | None = None) -> dict[str, Any]:
     """Return the columns of a row: the client's own, and what was seen of the service's counters and the client."""
     growth = window.growth
-    hits = (growth.prefix_hits or 0) / growth.prefix_queries if growth.prefix_queries else None
-    counted = {"prefix_hit_share": hits, "preemptions": growth.preemptions, "client_cpu_share": cpu_share}
+    counted: dict[str, Any] = {"prefix_hit_share": growth.prefix_hit_share, "preemptions": growth.preemptions}
+    counted["client_cpu_share"] = cpu_share
     grows = queue_grows(config, result, window) is not None
     limits = objective.limits(config.bench.slo)
     return {

@@ -19,6 +19,7 @@ from jobs.measure.external.asked import requests
 from jobs.measure.external.result import Result
 from jobs.measure.metrics import generated_tokens, growth
 from jobs.measure.records import Target
+from jobs.measure.validity import silent_ranks
 from jobs.measure.wire import Connections
 from jobs.service import logs
 
@@ -197,11 +198,9 @@ def judge(config: Config, result: Result, engine_tokens: Mapping[str, int]) -> s
         short = sum(length < bench.output_tokens * (1 - MISCOUNT) for length in result.output_lengths)
         if short:
             return f"{short} answers are shorter than bench.output_tokens={bench.output_tokens}: broken streams"
-    ranks = config.parallel.data_parallel_size
-    silent = [str(rank) for rank in range(ranks) if not engine_tokens.get(str(rank))]
-    if len(engine_tokens) == ranks:
-        if silent and (bench.concurrency or ranks) >= ranks:
-            return f"data-parallel rank {', '.join(silent)} served no token in the window"
+    if len(engine_tokens) == config.parallel.data_parallel_size:
+        if silent := silent_ranks(config, engine_tokens):
+            return silent
         made = sum(engine_tokens.values())
         if made < result.output_tokens * (1 - MISCOUNT):
             return f"it counted {result.output_tokens} tokens, and the engines made {made}"
