@@ -24,7 +24,7 @@ def lab() -> Iterator[Lab]:
     Where the machine cannot hold it the test is skipped with the reason; under CI=true that is a failure.
     """
     lab = Lab()
-    was_there = lab.layout.marker.exists()
+    was_there = lab.is_up()
     try:
         lab.up()
     except LabUnavailableError as error:

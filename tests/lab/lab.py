@@ -76,6 +76,10 @@ class Lab:
         lab.root.mkdir(exist_ok=True)
         lab.marker.touch()
         spools = [lab.spool(node) for node in lab.nodes]
+        if self.process("slurmctld") is None and not any(self._on_nodes()):
+            # All went down at once with the lab up: no job has a process left, and Slurm would wait for them.
+            for directory in (lab.controller_state, *spools):
+                shutil.rmtree(directory, ignore_errors=True)
         for directory in (lab.etc / "plugstack.conf.d", lab.log, lab.run, lab.controller_state, *spools):
             directory.mkdir(exist_ok=True, parents=True)
         if packages := debian.missing():
@@ -128,9 +132,8 @@ class Lab:
             self._end(daemon_names(lab))
             processes.end(database_setup(lab).session(), grace=1)
             # What jobs and `node_exec` left behind is known by its namespace.
-            for node in lab.nodes:
-                while left := processes.inside(lab.namespace(node, "net")):
-                    processes.end(left, grace=1)
+            while left := self._on_nodes():
+                processes.end(left, grace=1)
             netns.remove(lab)
             before = HOSTS.read_text()
             if (after := slurm_conf.without_hosts_block(before, lab)) != before:
@@ -248,6 +251,10 @@ class Lab:
             raise LabError(f"not idle after {timeout:.0f} s: nodes {self.node_states()}, jobs {jobs}") from None
 
     # -- parts ---------------------------------------------------------------------------------------------
+
+    def _on_nodes(self) -> list[Process]:
+        lab = self.layout
+        return [process for node in lab.nodes for process in processes.inside(lab.namespace(node, "net"))]
 
     def _changed_files(self) -> dict[Path, str]:
         controller = socket.gethostname().split(".")[0]

@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import debian
+import netns
 import processes
 import pytest
 import slurm_conf
 import submitit
-from daemons import SERVICES
+from daemons import SERVICES, daemon_names
 from lab import Lab, main
 from layout import HOSTS, SYSTEM_SLURM_CONF, Layout
 from processes import LabError, Process, wait_until
@@ -193,6 +194,30 @@ def test_down_leaves_nothing_even_after_crashes(lab: Lab) -> None:
     spare.down()  # twice is fine
     assert SYSTEM_SLURM_CONF.readlink() == lab.layout.slurm_conf
     assert lab.is_up()
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("network", ["stays", "goes"])
+def test_a_machine_that_went_down_leaves_no_job_behind(lab: Lab, network: str) -> None:
+    """A second lab with a running job loses every process at once; `up` then finds no job."""
+    root = lab.layout.root.with_name("serving-lab-spare")
+    layout = Layout(root, name="spare", subnet="10.214.0", first_port=27817, system_conf=False)
+    spare = Lab(layout)
+    spare.down()
+    try:
+        spare.up()
+        wait_state(spare, submit(spare, "--nodes=2"), "RUNNING")
+        everything = [process for name in daemon_names(layout) if (process := spare.process(name)) is not None]
+        for process in (*everything, *on_its_nodes(layout)):
+            process.signal(signal.SIGKILL)
+        wait_until(lambda: not any(process.alive for process in everything), 10, "all are gone")
+        if network == "goes":
+            netns.remove(layout)
+        spare.up()
+        assert spare.slurm("squeue", "--noheader") == ""
+        spare.wait_idle()
+    finally:
+        spare.down()
 
 
 def on_its_nodes(layout: Layout) -> list[Process]:
