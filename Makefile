@@ -18,8 +18,8 @@ demo: .venv/made
 	fi
 
 # Everything: style, types, unit and golden tests, then the lab (real Slurm, real vLLM).
-test: lint
-	@tests/run.sh
+test:
+	@PYTHON=$(PYTHON) MAKE=$(MAKE) tests/run.sh
 
 unit: .venv/made
 	@$(TOOL) -m pytest -q -n 2 --dist worksteal tests/unit
@@ -30,7 +30,7 @@ lint: .venv/made
 	@$(TOOL) -m mypy
 
 setup: .venv/made
-	@tools/setup.sh
+	@PYTHON=$(TOOL) tools/setup.sh
 
 lab-up: .venv/made
 	@$(PYTHON) tests/lab/lab.py up

