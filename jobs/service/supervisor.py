@@ -29,7 +29,10 @@ SETTLE_S = 1.5
 """A failure on one rank soon ends the others: wait this long, then name the one that was first."""
 
 STOP_MARGIN_S = 15.0
-"""A rank may take limits.stop_s, SIGKILL and a message; after that it counts as lost."""
+"""A rank may take its time for the stop, SIGKILL and a message; after that it counts as lost.
+
+With HASTE_S it is less than KillWait, Slurm's 30 s between SIGTERM and SIGKILL: rank 0 still has its rows to end.
+"""
 
 
 class ServiceFailed(Exception):
@@ -230,16 +233,18 @@ class Supervisor:
         """End the engine on every rank. Returns what was left behind, by rank; an empty list is clean."""
         for watcher in self._watchers[1:]:
             watcher.cancel()
-        grace_s = HASTE_S if self._failed.is_set() or self._stopping.done() else None
+        hurry = self._failed.is_set() or self._stopping.done()
+        grace_s = HASTE_S if hurry else self._engine.config.limits.stop_s
         await self._hub.send({"type": "stop", "grace_s": grace_s})
         leftovers = [f"rank 0: {item}" for item in await self._engine.stop(grace_s)]
-        limit = self._engine.config.limits.stop_s + STOP_MARGIN_S
+        limit = grace_s + STOP_MARGIN_S
         try:
             self._check_all_stopped()
             await asyncio.wait_for(self._all_stopped.wait(), limit)
         except TimeoutError:
             missing = self._ranks & self._hub.present - self._stopped.keys()
-            leftovers += [f"rank {rank}: did not stop within {limit:g} s (limits.stop_s)" for rank in sorted(missing)]
+            whose = "" if hurry else " (limits.stop_s)"
+            leftovers += [f"rank {rank}: did not stop within {limit:g} s{whose}" for rank in sorted(missing)]
         self._watchers[0].cancel()
         for rank, items in self._stopped.items():
             leftovers += [f"rank {rank}: {item}" for item in items]

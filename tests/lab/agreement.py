@@ -10,7 +10,7 @@ from scipy import stats
 
 FLOOR = 0.15
 """Difference that is never held against a client, however steady the runs: clients start their clocks at other lines
-of their code, and count the ramps of 100 requests otherwise."""
+of their code, and count the ramps of some dozens of requests otherwise."""
 
 CEILING = 1.0
 """Difference that no noise excuses: on a machine that is busy elsewhere the runs would else agree on anything."""

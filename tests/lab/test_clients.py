@@ -16,8 +16,8 @@ from jobs.rundir import SweepDir
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = (
     "launch.py -m cluster=slurm engine=vllm_cpu model=tiny_llama parallel=dp2_tp1 parallel.max_model_len=8192"
-    " bench.concurrency=4 bench.input_tokens=128 bench.output_tokens=64 bench.num_requests=100 bench.warmup_s=3"
-    " bench.window_s=8 bench.seed=0,1 bench.client=window,vllm_bench,ais_bench results.name=clients"
+    " bench.concurrency=4 bench.input_tokens=128 bench.output_tokens=64 bench.num_requests=60 bench.warmup_s=2"
+    " bench.window_s=6 bench.seed=0,1 bench.client=window,vllm_bench,ais_bench results.name=clients"
 )
 
 RUNS = 2

@@ -18,7 +18,8 @@ ServeSubcommand().subparser_init(parser.add_subparsers(dest="subparser"))
 lines = json.load(sys.stdin)
 for line in lines:
     parser.parse_args(line)
-print("accepted", len(lines))
+print("accepted", len(lines), flush=True)
+parser.parse_args([*lines[0], "--no-such-flag"])
 """
 
 FILLED = {"{api_port}": "8000", "{rpc_port}": "9000", "{master_address}": "127.0.0.1"}
@@ -43,5 +44,4 @@ def test_every_rendered_flag_is_accepted(real_vllm: Path) -> None:
             lines.append([FILLED.get(word, word) for word in words[words.index("serve") :]])
     done = ask(real_vllm, lines)
     assert f"accepted {len(lines)}" in done.stdout, done.stderr[-2000:]
-    refused = ask(real_vllm, [[*lines[0], "--no-such-flag"]])
-    assert "unrecognized arguments: --no-such-flag" in refused.stderr
+    assert "unrecognized arguments: --no-such-flag" in done.stderr

@@ -154,7 +154,7 @@ def any_record(draw: st.DrawFn) -> RequestRecord:
     )
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(st.lists(any_record(), max_size=12))
 def test_every_figure_equals_its_plain_formula(records: list[RequestRecord]) -> None:
     row = summarize(window(*records), BENCH)

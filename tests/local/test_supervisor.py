@@ -293,8 +293,17 @@ async def test_an_engine_that_ignores_sigterm_is_killed(run: Make) -> None:
     assert marked(running.stage) == []
 
 
-async def test_a_rank_that_does_not_answer_stop_is_left_behind(run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("signal", "words"),
+    [(None, "0.3 s (limits.stop_s)"), ("cancelled or preempted (SIGTERM)", "0.1 s")],
+    ids=["at its end", "told to end"],
+)
+async def test_a_rank_that_does_not_answer_stop_is_left_behind(
+    run: Make, monkeypatch: pytest.MonkeyPatch, signal: str | None, words: str
+) -> None:
+    """Told to end, rank 0 waits no longer than Slurm does, whatever limits.stop_s is."""
     monkeypatch.setattr(supervisor, "STOP_MARGIN_S", 0.1)
+    monkeypatch.setattr(supervisor, "HASTE_S", 0.0)
 
     async def deaf(link: Link) -> str | None:
         while (message := await link.receive()) is not None:
@@ -306,7 +315,9 @@ async def test_a_rank_that_does_not_answer_stop_is_left_behind(run: Make, monkey
 
     running = await run(serve=deaf, roles={"head": {"alone": True}}, settings={"limits__stop_s": 0.2})
     await running.start()
-    assert await running.stop() == ["rank 1: did not stop within 0.3 s (limits.stop_s)"]
+    if signal:
+        running.stage.stopping.set_result(signal)
+    assert await running.stop() == [f"rank 1: did not stop within {words}"]
 
 
 @pytest.mark.parametrize(
