@@ -19,7 +19,7 @@ EARLY_S, LATE_S = 5.0, 60.0
 """Around the time limit that we know, in which Slurm ends a job for it: it tells the time left in whole seconds, and
 looks at limits every 30 s. After that it is something else: somebody has extended the limit."""
 
-TIME_IS_UP = "the time limit is near (SIGUSR2)"
+TIME_IS_UP = "the time limit is near"
 """Reason for ending early after which the rest is submitted again."""
 
 
