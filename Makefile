@@ -19,7 +19,7 @@ demo: .venv/made
 
 # Everything: style, types, unit and golden tests, then the lab (real Slurm, real vLLM).
 test:
-	@PYTHON=$(PYTHON) MAKE=$(MAKE) tests/run.sh
+	@PYTHON=$(PYTHON) tests/run.sh
 
 unit: .venv/made
 	@$(TOOL) -m pytest -q -n 2 --dist worksteal tests/unit

@@ -11,7 +11,7 @@ trap 'rm -f "$said"' EXIT
 # Beside the engines. Where the lab's packages cannot come, the lab says why.
 "$base" tests/lab/lab.py install --log /dev/null >/dev/null 2>&1 &
 packages=$!
-"${MAKE:-make}" --no-print-directory lint >"$said" 2>&1 &
+make --no-print-directory PYTHON="$base" lint >"$said" 2>&1 &
 lint=$!
 tools/setup.sh
 engines=$?

@@ -36,7 +36,7 @@ _SPECIAL = (
     "required plugin", "ignoring --", "encountered", "Dumping ", "Process ", "Waiting ", "is gone", "is lost",
     "sign of life", "no new line", "in time", "connection to rank", "left something", "service ", "ready after",
     "startup complete", "shutdown trigger", "trigger received", "SIGTERM", "SIGUSR2", "SIGINT", "SystemExit",
-    "invaild", "SUMM-",
+    "time limit", "invaild", "SUMM-",
 )  # fmt: skip
 """Some word of every signature that has none of the above (a test sees to it), and of what classify.py looks for."""
 
