@@ -76,7 +76,7 @@ class Lab:
         lab.root.mkdir(exist_ok=True)
         lab.marker.touch()
         spools = [lab.spool(node) for node in lab.nodes]
-        if self.process("slurmctld") is None and not any(self._on_nodes()):
+        if self.process("slurmctld") is None and not any(self.on_nodes()):
             # All went down at once with the lab up: no job has a process left, and Slurm would wait for them.
             for directory in (lab.controller_state, *spools):
                 shutil.rmtree(directory, ignore_errors=True)
@@ -132,7 +132,7 @@ class Lab:
             self._end(daemon_names(lab))
             processes.end(database_setup(lab).session(), grace=1)
             # What jobs and `node_exec` left behind is known by its namespace.
-            while left := self._on_nodes():
+            while left := self.on_nodes():
                 processes.end(left, grace=1)
             netns.remove(lab)
             before = HOSTS.read_text()
@@ -224,6 +224,11 @@ class Lab:
         the node's name; None if it does not run."""
         return daemon(self.layout, name).process()
 
+    def on_nodes(self) -> list[Process]:
+        """Return every process on the nodes: those in their network namespaces."""
+        lab = self.layout
+        return [process for node in lab.nodes for process in processes.inside(lab.namespace(node, "net"))]
+
     def node_states(self) -> dict[str, str]:
         """Return the state of each node in sinfo's words (`idle`, `down*`, ...); empty without slurmctld."""
         if self.process("slurmctld") is None:
@@ -251,10 +256,6 @@ class Lab:
             raise LabError(f"not idle after {timeout:.0f} s: nodes {self.node_states()}, jobs {jobs}") from None
 
     # -- parts ---------------------------------------------------------------------------------------------
-
-    def _on_nodes(self) -> list[Process]:
-        lab = self.layout
-        return [process for node in lab.nodes for process in processes.inside(lab.namespace(node, "net"))]
 
     def _changed_files(self) -> dict[Path, str]:
         controller = socket.gethostname().split(".")[0]

@@ -179,8 +179,8 @@ def test_down_leaves_nothing_even_after_crashes(lab: Lab) -> None:
         job = submit(spare, "--nodes=2", command="trap '' TERM; while :; do sleep 1; done")
         wait_state(spare, job, "RUNNING")
         # Two slurmd, the job's slurmstepd and its shell: the shell comes a moment after the state.
-        wait_until(lambda: len(on_its_nodes(layout)) >= 4, 30, "the job's processes")
-        on_nodes = on_its_nodes(layout)
+        wait_until(lambda: len(spare.on_nodes()) >= 4, 30, "the job's processes")
+        on_nodes = spare.on_nodes()
         services = [process for name in SERVICES if (process := spare.process(name)) is not None]
         assert len(services) == len(SERVICES)
         os.kill(services[-1].pid, signal.SIGKILL)
@@ -208,7 +208,7 @@ def test_a_machine_that_went_down_leaves_no_job_behind(lab: Lab, network: str) -
         spare.up()
         wait_state(spare, submit(spare, "--nodes=2"), "RUNNING")
         everything = [process for name in daemon_names(layout) if (process := spare.process(name)) is not None]
-        for process in (*everything, *on_its_nodes(layout)):
+        for process in (*everything, *spare.on_nodes()):
             process.signal(signal.SIGKILL)
         wait_until(lambda: not any(process.alive for process in everything), 10, "all are gone")
         if network == "goes":
@@ -218,11 +218,6 @@ def test_a_machine_that_went_down_leaves_no_job_behind(lab: Lab, network: str) -
         spare.wait_idle()
     finally:
         spare.down()
-
-
-def on_its_nodes(layout: Layout) -> list[Process]:
-    """Return all processes in the network namespaces of a lab's nodes."""
-    return [p for node in layout.nodes for p in processes.inside(layout.namespace(node, "net"))]
 
 
 def traces(layout: Layout) -> list[str]:
