@@ -1,42 +1,45 @@
 #!/usr/bin/env bash
-# Run all tests: style and types while the engines are made, unit tests side by side, the report in a browser, then
-# what starts services here, then one after the other the lab and its faults.
+# Run all tests: style, types, unit tests and the report in a browser while the engines are made, then what starts
+# services here, then one after the other the lab and its faults.
 # The tests start the lab themselves and stop it at the end.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 base=${PYTHON:-python3}
 python=.venv/bin/python
 said=$(mktemp)
-trap 'rm -f "$said"' EXIT
-# Beside the engines. Where the lab's packages cannot come, the lab says why.
-"$base" tests/lab/lab.py install --log /dev/null >/dev/null 2>&1 &
+# Beside the first tests, which need none of it, each in a process group of its own: Ctrl-C does not reach them.
+# Where the lab's packages cannot come, the lab says why.
+setsid "$base" tests/lab/lab.py install --log /dev/null >/dev/null 2>&1 &
 packages=$!
-make --no-print-directory PYTHON="$base" lint >"$said" 2>&1 &
-lint=$!
-tools/setup.sh
-engines=$?
-wait "$packages"
-wait "$lint"
-lint=$?
-cat "$said"
-[ "$lint" = 0 ] || exit "$lint"
-[ "$engines" = 0 ] || {
-  [ "${CI:-}" = true ] && { echo "CI needs the CPU build of vLLM and AISBench, and they could not be made" >&2; exit 1; }
-  echo "the tests that need them will be skipped"
-}
+PYTHON="$base" setsid tools/setup.sh >"$said" 2>&1 &
+engines=$!
+trap 'kill -- "-$packages" "-$engines" 2>/dev/null; rm -f "$said"' EXIT
 failed=0
-took="set-up, style and types $SECONDS s"
+took=
 phase() { # NAME COMMAND...: run it, remember its exit code and its time
   local name=$1 began=$SECONDS
   shift
   "$@" || failed=1
-  took+=", $name $((SECONDS - began)) s"
+  took+="$name $((SECONDS - began)) s, "
 }
+phase "style and types" make --no-print-directory PYTHON="$base" lint
+[ "$failed" = 0 ] || exit 1
 phase unit $python -m pytest -q -n 2 --dist worksteal tests/unit
+wait "$packages" # apt-get runs once at a time
 # In a process of its own: the driver of the browser keeps an event loop, which asyncio tests cannot share.
 phase browser $python -m pytest -q tests/browser
+began=$SECONDS
+wait "$engines"
+engines=$?
+took+="the rest of the set-up $((SECONDS - began)) s, "
+trap 'rm -f "$said"' EXIT # those jobs have ended, their numbers may be another's
+cat "$said"
+[ "$engines" = 0 ] || {
+  [ "${CI:-}" = true ] && { echo "CI needs the CPU build of vLLM and AISBench, and they could not be made" >&2; exit 1; }
+  echo "the tests that need them will be skipped"
+}
 # These wait more than they compute; a file's tests stay together.
 phase local $python -m pytest -q -n 2 --dist loadfile --durations=5 tests/local
 phase "lab and faults" $python -m pytest --durations=10 tests/lab tests/faults
-echo "$took: $SECONDS s in all"
+echo "$took$SECONDS s in all"
 exit $failed

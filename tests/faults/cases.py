@@ -56,6 +56,7 @@ class Case:
         prepare: before the launcher is started, with its results.root.
         follows: launch.py stays (the fault is about it).
         alone: it takes whole nodes away, so that no other case can run beside it.
+        rehearsed: the tests, which have minutes, take the rehearsal engine for it; the benchmark the real one.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Case:
     prepare: Callable[[Path], None] = injure.nothing
     follows: bool = False
     alone: bool = False
+    rehearsed: bool = False
 
     @property
     def real(self) -> bool:
@@ -146,8 +148,20 @@ def _engines(rank: int) -> list[Case]:
     broken = "RuntimeError: the checkpoint is broken"
     exit_1 = fault(rank, "error_text", "load", text=broken, code=1, after_s=0.3)
     return [
-        case("SIGKILL of the engine tree", injure.engine(rank, signal.SIGKILL), DEAD_S, overrides=VLLM),
-        case("SIGSTOP of the engine tree", injure.engine(rank, signal.SIGSTOP), HANG_S, overrides=VLLM),
+        case(
+            "SIGKILL of the engine tree",
+            injure.engine(rank, signal.SIGKILL),
+            DEAD_S,
+            overrides=VLLM,
+            rehearsed=rank == 0,
+        ),
+        case(
+            "SIGSTOP of the engine tree",
+            injure.engine(rank, signal.SIGSTOP),
+            HANG_S,
+            overrides=VLLM,
+            rehearsed=rank == 1,
+        ),
         case(
             "SIGKILL of the rank's task",
             injure.task(rank, signal.SIGKILL),
@@ -245,7 +259,7 @@ def _jobs() -> list[Case]:
     return [
         Case("scancel", "job", injure.scancel, ("CANCELLED",), (VALID, CUT), signalled, DEAD_S, overrides=VLLM),
         Case("time limit (from SIGUSR2)", "job", injure.time_limit, ("FAILED",), (VALID, CUT),
-             ("the time limit is near",), DEAD_S, overrides=VLLM),
+             ("the time limit is near",), DEAD_S, overrides=VLLM, rehearsed=True),
         Case("preemption by a job in `urgent`", "job", injure.preempt, ("PREEMPTED",), (VALID, CUT), signalled, DEAD_S,
              alone=True),
         Case("a model that dies at its first request, /health 200 before", "job", injure.healthy, ("FAILED",),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from cases import CASES, Case, Result
+from cases import CASES, SIMULATOR, Case, Result
 from lanes import Lanes
 
 SLACK_S = 20.0
@@ -15,7 +17,10 @@ def _param(case: Case) -> object:
     return pytest.param(case, id=case.id, marks=marks)
 
 
-@pytest.mark.parametrize("case", [_param(case) for case in sorted(CASES, key=lambda case: case.alone)])
+TESTED = [replace(case, overrides=SIMULATOR) if case.rehearsed else case for case in CASES]
+
+
+@pytest.mark.parametrize("case", [_param(case) for case in sorted(TESTED, key=lambda c: (c.alone, not c.real))])
 def test_fault(case: Case, lanes: Lanes, request: pytest.FixtureRequest) -> None:
     if case.real:
         request.getfixturevalue("real_vllm")

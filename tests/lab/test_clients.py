@@ -16,14 +16,18 @@ from jobs.rundir import SweepDir
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = (
     "launch.py -m cluster=slurm engine=vllm_cpu model=tiny_llama parallel=dp2_tp1 parallel.max_model_len=8192"
-    " bench.concurrency=4 bench.input_tokens=128 bench.output_tokens=64 bench.num_requests=60 bench.warmup_s=2"
-    " bench.window_s=6 bench.seed=0,1 bench.client=window,vllm_bench,ais_bench results.name=clients"
+    " bench.concurrency=4 bench.input_tokens=512 bench.output_tokens=32 bench.num_requests=40 bench.warmup_s=2"
+    " bench.window_s=6 bench.client=window,vllm_bench,ais_bench"
 )
+"""Prompts that the engine needs time for: clients share two cores with it here, and see a token 10 to 30 ms late."""
 
-RUNS = 2
-"""Of each client, in turn: their scatter is the noise that their agreement is judged by (agreement.py)."""
+ROUNDS = ("0,1", "2,3")
+"""Seeds: two runs of each client in turn, whose scatter is the noise that they are judged by (agreement.py).
 
-FIGURES = ("output_tok_s", "request_s", "ttft_ms_p50", "tpot_ms_mean", "e2el_ms_p50")
+Noise alone sets them apart in one of some thirty tests; then as many more are measured, and all are judged together.
+"""
+
+FIGURES = ("output_tok_s", "ttft_ms_mean", "tpot_ms_mean")
 
 
 @pytest.mark.lab
@@ -31,24 +35,37 @@ FIGURES = ("output_tok_s", "request_s", "ttft_ms_p50", "tpot_ms_mean", "e2el_ms_
 @pytest.mark.timeout(1200)
 def test_the_clients_agree(lab: Lab, real_vllm: Path, real_ais_bench: Path, tmp_path: Path) -> None:
     lab.wait_idle()
-    done = python(lab, *WORDS.split(), f"results.root={tmp_path}", timeout_s=1100)
+    apart, tables = {"": "nothing is measured"}, []
+    for seeds in ROUNDS:
+        if apart:
+            tables.append(measured(lab, tmp_path, seeds))
+            rows = pd.concat(tables)
+            apart = {figure: words for figure in FIGURES if (words := differ(by_client(rows, figure), "window"))}
+    assert not apart, apart
+    lab.wait_idle()
+
+
+def by_client(rows: pd.DataFrame, figure: str) -> dict[str, list[float]]:
+    return {str(name): of_client[figure].tolist() for name, of_client in rows.groupby("bench.client")}
+
+
+def measured(lab: Lab, root: Path, seeds: str) -> pd.DataFrame:
+    """Measure one service with every client, and check each row for itself."""
+    name = f"clients-{seeds.replace(',', '-')}"
+    words = (*WORDS.split(), f"bench.seed={seeds}", f"results.root={root}", f"results.name={name}")
+    done = python(lab, *words, timeout_s=550)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    sweep = SweepDir(tmp_path / "clients")
+    sweep = SweepDir(root / name)
     table = pd.read_parquet(sweep.table("parquet"))
-    assert table["bench.client"].value_counts().to_dict() == dict.fromkeys(("window", "vllm_bench", "ais_bench"), RUNS)
+    runs = len(seeds.split(","))
+    assert table["bench.client"].value_counts().to_dict() == dict.fromkeys(("window", "vllm_bench", "ais_bench"), runs)
     assert table["service"].nunique() == 1
     assert table["valid"].all(), table["invalid_reason"].tolist()
-    apart = {
-        figure: words
-        for figure in FIGURES
-        if (words := differ({name: rows[figure].tolist() for name, rows in table.groupby("bench.client")}, "window"))
-    }
-    assert not apart, apart
-    assert table["input_tokens_mean"].between(128 * 0.99, 128 * 1.01).all(), table["input_tokens_mean"].tolist()
-    assert set(table["output_tokens_mean"]) == {64.0}
+    assert table["input_tokens_mean"].between(512 * 0.99, 512 * 1.01).all(), table["input_tokens_mean"].tolist()
+    assert set(table["output_tokens_mean"]) == {32.0}
     for tokens in table["engine_tokens"]:
         assert min(json.loads(tokens).values()) > 0
     key = next(sweep.allocations()).api_key.read_text()
-    told = [path for path in tmp_path.rglob("*") if path.is_file() and key in path.read_text(errors="replace")]
+    told = [path for path in sweep.path.rglob("*") if path.is_file() and key in path.read_text(errors="replace")]
     assert told == [next(sweep.allocations()).api_key]
-    lab.wait_idle()
+    return table
