@@ -21,6 +21,7 @@ demo: .venv/made
 test:
 	@PYTHON=$(PYTHON) tests/run.sh
 
+# What needs neither services nor the lab, briefly; tests/whole, which make test adds, has whole plans and reports.
 unit: .venv/made
 	@$(TOOL) -m pytest -q -n 2 --dist worksteal tests/unit
 

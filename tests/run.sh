@@ -24,7 +24,7 @@ phase() { # NAME COMMAND...: run it, remember its exit code and its time
 }
 phase "style and types" make --no-print-directory PYTHON="$base" lint
 [ "$failed" = 0 ] || exit 1
-phase unit $python -m pytest -q -n 2 --dist worksteal tests/unit
+phase unit $python -m pytest -q -n 2 --dist worksteal tests/unit tests/whole
 wait "$packages" # apt-get runs once at a time
 # In a process of its own: the driver of the browser keeps an event loop, which asyncio tests cannot share.
 phase browser $python -m pytest -q tests/browser

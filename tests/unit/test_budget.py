@@ -16,7 +16,7 @@ def planned(*overrides: str) -> plan.Plan:
     return sweep.plan(compose.expand(["cluster=slurm", *overrides, "results.root=/there/are/no/runs"]), composer)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=6),
     costs=st.lists(st.floats(0.001, 10), min_size=36, max_size=36),

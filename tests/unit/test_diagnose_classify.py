@@ -403,7 +403,7 @@ TEXTS = st.lists(LINES | STAMPED, max_size=8).map("\n".join)
 SETS = st.lists(st.tuples(st.sampled_from([0, 0, 1, 1, None]), TEXTS), max_size=5)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(SETS.flatmap(lambda logs: st.tuples(st.just(list(enumerate(logs))), st.permutations(list(enumerate(logs))))))
 def test_the_order_of_the_files_does_not_matter(
     both: tuple[list[tuple[int, tuple[int | None, str]]], list[tuple[int, tuple[int | None, str]]]],
@@ -412,7 +412,7 @@ def test_the_order_of_the_files_does_not_matter(
     assert classify(first) == classify(second)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(TEXTS, TEXTS)
 def test_follow_on_errors_change_nothing_where_there_is_anything_else(one: str, two: str) -> None:
     follow_on = {signature.id for signature in signatures() if signature.kind == "follow_on"}

@@ -34,26 +34,26 @@ def lines(data: bytes) -> list[tuple[int, str]]:
 
 def test_a_line_in_the_middle_of_much_noise_is_found_with_its_number() -> None:
     cause = f"(Worker_TP3 pid=1) ERROR 11-24 10:00:01 [w.py:1] {OOM}\n".encode()
-    found = lines(ACCESS * 30_000 + cause + ACCESS * 30_000)
-    assert (30_001, cause.decode().rstrip()) in found
+    found = lines(ACCESS * 15_000 + cause + ACCESS * 15_000)
+    assert (15_001, cause.decode().rstrip()) in found
     assert len(found) == 4  # it and the last three lines
 
 
 def test_a_flood_of_one_message_leaves_its_first_three_and_its_last_line() -> None:
-    found = lines(FLOOD * 5000)
-    assert [number for number, _ in found] == [1, 2, 3, 4998, 4999, 5000]
+    found = lines(FLOOD * 2000)
+    assert [number for number, _ in found] == [1, 2, 3, 1998, 1999, 2000]
 
 
 def test_a_flood_does_not_hide_an_error_in_its_middle_and_needs_little_memory() -> None:
     cause = f"(Worker_TP3 pid=1) ERROR 11-24 10:00:01 [w.py:1] {OOM}\n".encode()
-    data = b"".join(b"ERROR 11-24 10:00:00 [f.py:%d] error %032x\n" % (n % 99, n**5) for n in range(60_000))
+    data = b"".join(b"ERROR 11-24 10:00:00 [f.py:%d] error %032x\n" % (n % 99, n**5) for n in range(20_000))
     stream = io.BytesIO(data + cause + data)
     tracemalloc.start()
     found = sift(stream)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert any(number == 60_001 and OOM in text for number, text in found)
-    assert peak < 24 << 20
+    assert any(number == 20_001 and OOM in text for number, text in found)
+    assert peak < 5 << 20
 
 
 def test_more_distinct_messages_than_are_kept_leave_the_first_and_the_last() -> None:

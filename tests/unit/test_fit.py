@@ -24,7 +24,7 @@ from jobs.simulator.loading import EngineFailed, kv_blocks
 from jobs.simulator.memory import predict_rehearsal
 from jobs.simulator.spec import Spec
 
-QUICK = settings(max_examples=60, deadline=None)
+QUICK = settings(max_examples=30, deadline=None)
 
 
 def load(config: Config) -> architecture.Architecture:

@@ -19,7 +19,7 @@ from jobs import compose, plan, schema, services, sweep, timing
 from jobs.config import Config
 from jobs.errors import ConfigError
 
-QUICK = settings(max_examples=40, deadline=None)
+QUICK = settings(max_examples=25, deadline=None)
 
 
 def leaf(config: Config, name: str) -> Any:

@@ -416,7 +416,7 @@ def test_the_buffer_follows_the_graph_mode() -> None:
     assert not found(config(*too_small, small), "E3", "hccl.buffsize")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(1, 300), st.none() | st.integers(1, 64), st.integers(1, 4))
 def test_the_rule_and_the_plan_are_of_one_mind_about_queueing(users: int, seqs: int | None, ranks: int) -> None:
     made = change(config(), bench__concurrency=users, parallel__max_num_seqs=seqs)
@@ -451,7 +451,7 @@ SOME_VARIABLES = st.sampled_from([
     st.dictionaries(SOME_KEYS, VALUES, max_size=3),
     st.dictionaries(SOME_VARIABLES, VALUES, max_size=3),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_whatever_is_asked_the_answer_is_findings(
     name: str, engine: str, flags: dict[str, Any], extras: dict[str, Any], variables: dict[str, Any]
 ) -> None:

@@ -1,0 +1,72 @@
+"""Every YAML file of conf/ composes, builds and can run, alone and with every other that matters to it."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from core_help import config
+
+from jobs import compose
+from jobs.ascend.lookup import architecture_of
+from jobs.config import Config
+from jobs.errors import ConfigError
+from jobs.service import checks
+
+GROUPS = compose.groups()
+
+
+def test_the_groups_are_those_of_the_issue() -> None:
+    assert set(GROUPS) == {
+        "model", "engine", "parallel", "hccl", "container", "cluster", "bench", "limits", "experiment", "moe",
+    }  # fmt: skip
+    assert {"deepseek_r1_0528_w8a8", "tiny_llama"} <= set(GROUPS["model"])
+    assert {"vllm_ascend", "vllm_cpu", "simulator"} <= set(GROUPS["engine"])
+    assert {"dp2_tp8", "dp4_tp4", "dp2_tp1"} <= set(GROUPS["parallel"])
+    assert {"auto", "slurm", "local"} <= set(GROUPS["cluster"])
+    assert {"article", "demo"} <= set(GROUPS["experiment"])
+    assert {"none", "enroot", "pyxis", "docker"} == set(GROUPS["container"])
+
+
+LATER = {"dp2_tp8_dcp8": "decode-context-parallel-size", "dp1_tp16": "nnodes"}
+"""Layouts that 0.9.1 has no flag for."""
+
+
+def for_layout(layout: str, *overrides: str) -> Config:
+    """Return a config with this layout, of a release that has it."""
+    return config(f"parallel={layout}", *overrides, *(["engine.release=0.13.0"] if layout in LATER else []))
+
+
+@pytest.mark.parametrize("layout", LATER)
+def test_a_layout_that_the_release_has_no_flag_for_is_refused(layout: str) -> None:
+    with pytest.raises(ConfigError, match=f"release 0.9.1 has no --{LATER[layout]}"):
+        checks.check(config(f"parallel={layout}"))
+    checks.check(for_layout(layout))
+
+
+@pytest.mark.parametrize("choice", [f"{group}={option}" for group, options in GROUPS.items() for option in options])
+def test_every_file_composes_builds_and_can_run(choice: str) -> None:
+    group, _, option = choice.partition("=")
+    # A container has no image of its own: which one fits is the engine's and the site's business.
+    image = ["container.image=test/image:v1"] if group == "container" else []
+    # Four heads cannot be cut over eight NPUs; the key of FlashComm 1 came with 0.23.
+    needed = {"tiny_llama": ["parallel=dp2_tp1"], "flashcomm1": ["engine.release=0.23.0"]}.get(option, [])
+    checks.check(for_layout(option) if group == "parallel" else config(choice, *image, *needed))
+
+
+@pytest.mark.parametrize(
+    "choices", list(itertools.product(GROUPS["model"], GROUPS["engine"], GROUPS["parallel"])), ids="-".join
+)
+def test_every_combination_of_model_engine_and_layout_can_run(choices: tuple[str, str, str]) -> None:
+    model, engine, parallel = choices
+    made = for_layout(parallel, f"model={model}", f"engine={engine}")
+    if (engine, parallel) == ("simulator", "dp1_tp16"):
+        with pytest.raises(ConfigError, match="keeps each data-parallel rank in one node"):
+            checks.check(made)
+        return
+    if (arch := architecture_of(made)) and arch.heads % made.parallel.tensor_parallel_size:
+        with pytest.raises(ConfigError, match="attention heads of the model cannot be cut"):
+            checks.check(made)
+        return
+    checks.check(made)
+    assert (made.model.name, made.engine.name) == (model, engine)
