@@ -1,5 +1,7 @@
 # The two commands of the README: make demo, make test.
-PYTHON ?= python3
+ifndef PYTHON
+PYTHON := $(shell tools/python.sh)
+endif
 TOOL := .venv/bin/python
 OVERRIDES ?=
 

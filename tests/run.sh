@@ -4,7 +4,7 @@
 # The tests start the lab themselves and stop it at the end.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-base=${PYTHON:-python3}
+base=${PYTHON:-$(tools/python.sh)}
 python=.venv/bin/python
 said=$(mktemp)
 # Beside the first tests, which need none of it, each in a process group of its own: Ctrl-C does not reach them.

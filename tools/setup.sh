@@ -3,7 +3,7 @@
 # Exit code: 0, or that of tools/engines.py for what could not be made.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python3}
+python=${PYTHON:-$(tools/python.sh)}
 said=$(mktemp)
 "$python" tools/engines.py ais_bench >"$said" 2>&1 &
 beside=$!
