@@ -150,7 +150,8 @@ class Hub:
             line.close()
             return
         rank = hello.get("rank")
-        if rank not in self._expected or rank in self._lines:
+        # What no set can hold would be an exception here, and Python 3.11.2 leaves the connection of one open.
+        if type(rank) is not int or rank not in self._expected or rank in self._lines:
             line.close()
             return
         self._lines[rank] = line

@@ -116,7 +116,7 @@ async def test_a_second_rank_of_the_same_number_is_refused_and_the_first_stays()
         assert await soon(made.inbox.get()) == (1, {"type": "ended", "reason": "still the first"})
 
 
-@pytest.mark.parametrize("rank", [0, 2, -1, "1", [1], {"a": 1}, None])
+@pytest.mark.parametrize("rank", [0, 2, -1, True, "1", [1], {"a": 1}, None])
 async def test_a_number_that_is_not_expected_is_refused(rank: Any) -> None:
     async with hub(2) as (made, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
