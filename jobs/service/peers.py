@@ -141,19 +141,19 @@ class Hub:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         line = _Line(reader, writer, self._silence_s)
-        nonce = secrets.token_hex(16)
-        await line.send({"type": "nonce", "nonce": nonce})
-        hello: Message | None = None
-        with contextlib.suppress(TimeoutError):
-            hello = await line.read()
-        if hello is None or not _proves(hello, self._key, nonce):
-            line.close()
-            return
-        rank = hello.get("rank")
-        # What no set can hold would be an exception here, and Python 3.11.2 leaves the connection of one open.
-        if type(rank) is not int or rank not in self._expected or rank in self._lines:
-            line.close()
-            return
+        with contextlib.ExitStack() as refusal:
+            refusal.callback(line.close)  # after an exception too: Python 3.11.2 does not do it by itself
+            nonce = secrets.token_hex(16)
+            await line.send({"type": "nonce", "nonce": nonce})
+            hello: Message | None = None
+            with contextlib.suppress(TimeoutError):
+                hello = await line.read()
+            if hello is None or not _proves(hello, self._key, nonce):
+                return
+            rank = hello.get("rank")
+            if type(rank) is not int or rank not in self._expected or rank in self._lines:
+                return
+            refusal.pop_all()
         self._lines[rank] = line
         self._tasks.add(asyncio.create_task(self._listen(rank, line)))
         await line.send({"type": "welcome"})

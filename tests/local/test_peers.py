@@ -136,6 +136,7 @@ async def test_a_number_that_is_not_expected_is_refused(rank: Any) -> None:
         b"GET / HTTP/1.1\r\n\r\n",
         b'{"type": "hello", "rank": 1}\n',
         '{"rank": 1, "proof": "ü"}\n'.encode(),
+        b'{"rank": 1, "proof": "\\ud800"}\n',
         b"[1]\n",
         b"\xff\xfe\n",
         b"x" * 100_000,
