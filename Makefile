@@ -1,7 +1,5 @@
 # The two commands of the README: make demo, make test.
-ifndef PYTHON
-PYTHON := $(shell tools/python.sh)
-endif
+PYTHON ?= $(shell tools/python.sh)
 TOOL := .venv/bin/python
 OVERRIDES ?=
 

@@ -13,7 +13,7 @@ setsid "$base" tests/lab/lab.py install --log /dev/null >/dev/null 2>&1 &
 packages=$!
 PYTHON="$base" setsid tools/setup.sh >"$said" 2>&1 &
 engines=$!
-trap 'kill -- "-$packages" "-$engines" 2>/dev/null; rm -f "$said"' EXIT
+trap 'for group in $(jobs -pr); do kill -- "-$group"; done; rm -f "$said"' EXIT
 failed=0
 took=
 phase() { # NAME COMMAND...: run it, remember its exit code and its time
@@ -30,11 +30,10 @@ wait "$packages" # apt-get runs once at a time
 phase browser $python -m pytest -q tests/browser
 began=$SECONDS
 wait "$engines"
-engines=$?
+code=$?
 took+="the rest of the set-up $((SECONDS - began)) s, "
-trap 'rm -f "$said"' EXIT # those jobs have ended, their numbers may be another's
 cat "$said"
-[ "$engines" = 0 ] || {
+[ "$code" = 0 ] || {
   [ "${CI:-}" = true ] && { echo "CI needs the CPU build of vLLM and AISBench, and they could not be made" >&2; exit 1; }
   echo "the tests that need them will be skipped"
 }

@@ -24,12 +24,12 @@ class Lanes:
         self._waiting = ThreadPoolExecutor(1)
         self._begun: dict[str, Future[Any]] = {}
         shared = [case for case in cases if not case.alone]
-        self._real = [case for case in shared if case.real]
-        rehearsed = [case for case in shared if not case.real]
+        others = [case for case in shared if not case.real]
         # Four cases of the real engine take as long as a dozen of the others.
-        self._behind = rehearsed[::4] if self._real else rehearsed[::2]
+        behind = others[::4]
+        self._first = [*(case for case in shared if case.real), *behind]
         lab.wait_idle(120)
-        self._begin(1, [case for case in rehearsed if case not in self._behind])
+        self._begin(1, [case for case in others if case not in behind])
 
     def beside(self, name: str, work: Callable[[Lab, Path], Any]) -> None:
         """Begin something that shares the nodes with the cases; `outcome` returns what it came to."""
@@ -40,13 +40,15 @@ class Lanes:
         return self._begun[name].result()
 
     def result(self, case: Case) -> Result:
-        """Return what a case came to; raise what it raised. The first lane begins when a case of it is asked for."""
+        """Return what a case came to; raise what it raised.
+
+        The first lane begins when a case of it is asked for: of the real engine, where that is here, or else another.
+        """
         if case.alone:
             wait(self._begun.values())
             return run(case, self._lab, self._folder(case.id))
         if case.id not in self._begun:
-            # Where the real engine is not, none of its cases is ever asked for.
-            self._begin(0, [*(self._real if case.real else ()), *self._behind])
+            self._begin(0, [one for one in self._first if case.real or not one.real])
         found: Result = self._begun[case.id].result()
         return found
 

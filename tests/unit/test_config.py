@@ -229,7 +229,7 @@ def test_paths_from_the_root() -> None:
     assert settings.from_root("{python}") == "{python}"
 
 
-# --- the YAML files
+# --- the defaults
 
 
 def test_defaults_are_those_of_the_issue() -> None:

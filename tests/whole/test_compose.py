@@ -94,7 +94,7 @@ GROUP_CHOICES = st.lists(
 )
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(GROUP_CHOICES, st.lists(VALUES, max_size=6))
 @example(["engine=simulator"], ["engine.env={A:1}", "engine.env.A=2", "bench.window_s=7"])
 @example(["experiment=demo"], ["bench.window_s=1", "engine.args.enforce-eager=null"])
@@ -162,7 +162,7 @@ SWEEP_OVERRIDES = st.lists(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(SWEEP_OVERRIDES)
 @example(["bench.seed=1,2", "bench.concurrency=4,8", "bench.seed=3"])
 def test_a_sweep_expands_as_hydras_basic_sweeper_expands_it(overrides: list[str]) -> None:
