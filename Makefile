@@ -2,11 +2,13 @@
 PYTHON ?= $(shell tools/python.sh)
 TOOL := .venv/bin/python
 OVERRIDES ?=
+# It installs packages, for pip is slow (tools/install.py); where it cannot be had, pip does that too.
+UV := uv==0.13.9
 
 # Compiled modules are kept: without them each of the many processes of a service or a test compiles everything anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test unit lint lab setup lab-up lab-down bench clean
+.PHONY: demo test unit lint setup lab-up lab-down
 
 # Real vLLM on this machine's CPU, two ranks on loopback; where it cannot be installed, the rehearsal engine.
 demo: .venv/made
@@ -31,7 +33,7 @@ lint: .venv/made
 	@$(TOOL) -m mypy
 
 setup: .venv/made
-	@PYTHON=$(TOOL) tools/setup.sh
+	@tools/setup.sh
 
 lab-up: .venv/made
 	@$(PYTHON) tests/lab/lab.py up
@@ -44,6 +46,7 @@ lab-down:
 	@echo "making .venv (the tool's environment) ..."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	@$(PYTHON) -m venv .venv
-	@.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.lock
-	@.venv/bin/pip install --quiet --disable-pip-version-check --no-deps -e . --config-settings editable_mode=compat
+	@$(TOOL) -m pip install --quiet --disable-pip-version-check --no-deps $(UV) || true
+	@$(TOOL) tools/install.py $(TOOL) --quiet --compile -r requirements.lock
+	@$(TOOL) tools/install.py $(TOOL) --quiet --no-deps -e . --config-settings editable_mode=compat
 	@touch $@

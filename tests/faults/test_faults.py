@@ -13,7 +13,8 @@ SLACK_S = 20.0
 
 
 def _param(case: Case) -> object:
-    marks = [pytest.mark.lab, pytest.mark.timeout(600), *([pytest.mark.vllm] if case.real else [])]
+    of_its_kind = ([pytest.mark.vllm] if case.real else []) + ([pytest.mark.waits] if case.alone else [])
+    marks = [pytest.mark.lab, pytest.mark.timeout(600), *of_its_kind]
     return pytest.param(case, id=case.id, marks=marks)
 
 

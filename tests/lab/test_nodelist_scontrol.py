@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from jobs.cluster import expand_nodelist
 from jobs.errors import ConfigError
 
+pytestmark = pytest.mark.waits
+
 Scontrol = Callable[[str], tuple[str, ...] | None]
 
 compare = settings(

@@ -20,7 +20,7 @@ ONE, TWO = "npu-node1", "npu-node2"
 RPC_PORT = 13389
 REHEARSAL = ("engine=simulator", "cluster=slurm", "cluster.time_limit=5", f"engine.data_parallel_rpc_port={RPC_PORT}")
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.lab, pytest.mark.waits, pytest.mark.timeout(300)]
 
 
 def sweep(lab: Lab, root: Path, *words: str) -> tuple[list[str], dict[str, Any]]:

@@ -15,6 +15,8 @@ from test_main_job import hosts_of
 from jobs import serving
 from jobs.files import read_json
 
+pytestmark = pytest.mark.waits
+
 
 @pytest.mark.lab
 @pytest.mark.timeout(900)
