@@ -12,6 +12,7 @@ import pandas  # noqa: F401  (for the table: now, not in the last seconds before
 from jobs.config import Config
 from jobs.errors import RunError
 from jobs.files import write_json
+from jobs.here import Here
 from jobs.preflight import evidence, report
 from jobs.preflight.conduct import Preflight
 from jobs.preflight.station import Station, uses_npus
@@ -20,7 +21,7 @@ from jobs.service import logs
 from jobs.service.logs import say
 from jobs.service.peers import Hub
 from jobs.service.task import ServiceTask
-from jobs.servicerun import Here, ServiceRun
+from jobs.servicerun import ServiceRun
 from jobs.walltime import TIME_IS_UP
 
 

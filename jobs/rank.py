@@ -17,11 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs import deadline, head, process
+from jobs import deadline, process
 from jobs.cluster import Task, check_master, derive_ports, find_card, interface_addresses, same_subnet, task_from_slurm
 from jobs.config import Config
 from jobs.ending import Ending
 from jobs.errors import ConfigError, RunError, UserError
+from jobs.here import Here
 from jobs.preflight.findings import named
 from jobs.preflight.station import Station, make_station
 from jobs.rundir import AllocationDir
@@ -31,7 +32,6 @@ from jobs.service.logs import say
 from jobs.service.peers import Message, join
 from jobs.service.placement import LOOPBACK, Placement
 from jobs.service.task import read_config, read_task
-from jobs.servicerun import Here
 from jobs.sharing import let_group_read
 from jobs.timing import limit_seconds
 from jobs.walltime import Walltime
@@ -74,6 +74,8 @@ async def _run(folder: AllocationDir, task: Task) -> int:
     card = (name, address, prefix)
     station = make_station(first, task, card, problem, ports, work, results, here.inherited)
     if task.rank == 0:
+        from jobs import head  # with what measures and makes the table: a second of start that no other rank needs
+
         code, lost = await head.conduct(here, first, stopping, station)
     else:
         code, lost = await _obey(here, first, prefix, stopping, station)

@@ -7,7 +7,6 @@ from dataclasses import MISSING, fields
 from functools import cache
 from typing import Any, get_type_hints
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
@@ -123,6 +122,8 @@ def register() -> None:
     OmegaConf marks frozen dataclasses read-only, which would refuse the YAML files themselves: the flag is
     lifted on the node. The frozen object comes back from `build`.
     """
+    from hydra.core.config_store import ConfigStore  # ranks, which only build a config, need no Hydra
+
     OmegaConf.register_new_resolver("minus", lambda a, b: a - b, replace=True)  # ${minus:${a},${b}} in conf/
     node = OmegaConf.structured(Config)
     _thaw(node)

@@ -7,16 +7,16 @@ import getpass
 import threading
 import time
 from collections.abc import Awaitable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from jobs import calibration, reuse, serving
 from jobs.calibration import Outlook
-from jobs.cluster import Ports, Task
 from jobs.config import Config
 from jobs.diagnose import explain
 from jobs.errors import RunError, UserError
 from jobs.files import read_json, write_json, write_text
+from jobs.here import Here
 from jobs.jobstate import others_wait
 from jobs.layout import local_sizes
 from jobs.measure import dataset
@@ -34,28 +34,9 @@ from jobs.service.logs import say
 from jobs.service.peers import Hub
 from jobs.service.placement import Placement
 from jobs.service.supervisor import ServiceFailed, Supervisor
-from jobs.service.task import AllocationTask, ServiceTask, read_config
+from jobs.service.task import ServiceTask, read_config
 from jobs.settings import from_root
-from jobs.walltime import TIME_IS_UP, Walltime, point_seconds, service_seconds
-
-
-@dataclass(frozen=True)
-class Here:
-    """Where this task runs and what its allocation has to do."""
-
-    task: Task
-    interface: str
-    address: str
-    ports: Ports
-    folder: AllocationDir
-    work: AllocationTask
-    inherited: Mapping[str, str]
-    walltime: Walltime
-    started: float = field(default_factory=time.time)
-
-    def mark(self, service: str) -> str:
-        """Return the mark of this rank's engine processes."""
-        return f"{self.task.job_id}/{service}/{self.task.rank}"
+from jobs.walltime import TIME_IS_UP, point_seconds, service_seconds
 
 
 class ServiceRun:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Run all tests: style, types, unit tests and the report in a browser while the engines are made; then what starts
-# services here and, beside it, what waits in the lab; then the rest of the lab and of its faults.
+# services here and, beside it, what waits in the lab; then the rest of the lab and of its faults. What runs beside
+# something else prints when it is over.
 # The tests start the lab themselves and stop it at the end.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -8,11 +9,12 @@ base=${PYTHON:-$(tools/python.sh)}
 python=.venv/bin/python
 said=$(mktemp)
 waited=$(mktemp)
+browsed=$(mktemp)
 # Beside the first tests, which need none of it, each in a process group of its own: Ctrl-C does not reach them.
 # Where the lab's packages cannot come, the lab says why.
 setsid "$base" tests/lab/lab.py install --log /dev/null >/dev/null 2>&1 &
 packages=$!
-trap 'for group in $(jobs -pr); do kill -- "-$group" 2>/dev/null; done; rm -f "$said" "$waited"' EXIT
+trap 'for group in $(jobs -pr); do kill -- "-$group" 2>/dev/null || kill "$group"; done; rm -f "$said" "$waited" "$browsed"' EXIT
 failed=0
 took=
 phase() { # NAME COMMAND...: run it, remember its exit code and its time
@@ -27,10 +29,16 @@ setsid tools/setup.sh >"$said" 2>&1 &
 engines=$!
 phase "style and types" make --no-print-directory PYTHON="$base" lint
 [ "$failed" = 0 ] || exit 1
-phase unit $python -m pytest -q -n 2 --dist worksteal tests/unit tests/whole
-wait "$packages" # apt-get runs once at a time
 # In a process of its own: the driver of the browser keeps an event loop, which asyncio tests cannot share.
-phase browser $python -m pytest -q tests/browser
+# It may call apt-get, which runs once at a time.
+{
+  tail --pid="$packages" -f /dev/null
+  exec env --default-signal=INT $python -m pytest -q tests/browser
+} >"$browsed" 2>&1 &
+browser=$!
+phase unit $python -m pytest -q -n 2 --dist worksteal tests/unit tests/whole
+phase "the rest of the browser" wait "$browser"
+cat "$browsed"
 began=$SECONDS
 wait "$engines"
 code=$?

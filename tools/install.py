@@ -51,7 +51,7 @@ def told(config: str) -> dict[str, str]:
         section, _, name = key.rpartition(".")
         if section in found and name in WORDS:
             found[section][name] = str(ast.literal_eval(value))
-    said = {}
+    said: dict[str, str] = {}
     for name, value in (found["global"] | found["install"] | found[":env:"]).items():
         # pip parts several by white space everywhere, uv parts places of packages by commas.
         together = ("," if name == "find-links" else " ").join(value.split())

@@ -11,7 +11,6 @@ from jobs.ascend import release
 from jobs.errors import ConfigError
 from jobs.simulator.faults import parse_faults
 from jobs.simulator.flags import CommandLine, UsageError, parse
-from jobs.simulator.head import Head, HeadFailed
 from jobs.simulator.headless import run_headless
 from jobs.simulator.log import Log, traceback_line
 from jobs.simulator.player import Player
@@ -25,6 +24,8 @@ async def _run(settings: Settings, spec: Spec, log: Log) -> int:
     await player.loads.wait()
     if settings.headless:
         return await run_headless(settings, spec, player, log)
+    from jobs.simulator.head import Head  # with the HTTP server, which a headless rank has not
+
     return await Head(settings, spec, player, log).run()
 
 
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     _greet(line, spec, log)
     try:
         return asyncio.run(_run(settle(line.args, spec, os.environ), spec, log))
-    except (StartError, HeadFailed) as error:
+    except StartError as error:
         traceback_line(str(error))
         return 1
 

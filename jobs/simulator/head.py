@@ -19,7 +19,7 @@ from jobs.simulator.loading import EngineFailed, load_engine
 from jobs.simulator.log import Log, server_line, traceback_line
 from jobs.simulator.player import Player
 from jobs.simulator.scheduler import Request
-from jobs.simulator.settings import Settings
+from jobs.simulator.settings import Settings, StartError
 from jobs.simulator.spec import Spec
 from jobs.simulator.wire import Message, pack, pack_request, receive, unpack_output
 
@@ -29,7 +29,7 @@ POLL_S = 10.0
 WATCHDOG_S = 5.0
 
 
-class HeadFailed(Exception):
+class HeadFailed(StartError):
     """The head cannot start; the text is the exception that vLLM would print."""
 
 
@@ -239,7 +239,7 @@ class Head:
             )
         else:
             remote.writer, remote.state = writer, "CONNECTED"
-            writer.write(pack("init", common_settings(self._settings)))
+            writer.write(pack("init", self._settings.common))
             self._log.debug("utils.py:547", f"HELLO from remote core engine process {rank}.")
             self._changed.set()
             return remote
@@ -252,20 +252,6 @@ class Head:
     def _receive(self, output: Output) -> None:
         if self._frontend:
             self._frontend.receive(output)
-
-
-def common_settings(settings: Settings) -> dict[str, Any]:
-    """Return the settings that should be the same on every rank; 0.9.1 does not compare them."""
-    return {
-        "model": settings.model,
-        "max_model_len": settings.max_model_len,
-        "max_num_batched_tokens": settings.max_num_batched_tokens,
-        "max_num_seqs": settings.max_num_seqs,
-        "tensor_parallel_size": settings.tensor_parallel,
-        "data_parallel_size": settings.data_parallel,
-        "enable_expert_parallel": settings.expert_parallel,
-        "gpu_memory_utilization": settings.utilization,
-    }
 
 
 def _bind(address: tuple[str, int]) -> socket.socket:

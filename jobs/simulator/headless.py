@@ -12,7 +12,6 @@ import signal
 from typing import Any
 
 from jobs.simulator.engine import Output
-from jobs.simulator.head import common_settings
 from jobs.simulator.loading import EngineFailed, load_engine
 from jobs.simulator.log import Log
 from jobs.simulator.player import Player, leave
@@ -64,7 +63,7 @@ async def _serve_rank(
         log.error("core.py:497", f"EngineCore failed to start.\nTraceback (most recent call last):\n{words}")
         raise EngineFailed(words) from None
     writers.append(writer)
-    for name, value in common_settings(settings).items():
+    for name, value in settings.common.items():
         if theirs.get(name) != value:
             log.warning(
                 "rehearsal:1", f"the head has {name}={theirs.get(name)}, this rank {value}: vLLM 0.9.1 does not check"
@@ -96,7 +95,7 @@ async def _meet(rank: int, settings: Settings) -> tuple[asyncio.StreamReader, as
         except OSError:
             await asyncio.sleep(RETRY_S)
             continue
-        writer.write(pack("hello", rank, common_settings(settings)))
+        writer.write(pack("hello", rank, settings.common))
         answer = await receive(reader)
         if answer is not None and answer[0] == "init":
             return reader, writer, answer[1]

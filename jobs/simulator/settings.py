@@ -56,6 +56,20 @@ class Settings:
         """Whether every data-parallel rank is in this process, so that no RPC port is needed."""
         return not self.headless and len(self.local) == self.data_parallel
 
+    @property
+    def common(self) -> dict[str, Any]:
+        """What should be the same on every rank; 0.9.1 does not compare it."""
+        return {
+            "model": self.model,
+            "max_model_len": self.max_model_len,
+            "max_num_batched_tokens": self.max_num_batched_tokens,
+            "max_num_seqs": self.max_num_seqs,
+            "tensor_parallel_size": self.tensor_parallel,
+            "data_parallel_size": self.data_parallel,
+            "enable_expert_parallel": self.expert_parallel,
+            "gpu_memory_utilization": self.utilization,
+        }
+
 
 def settle(args: argparse.Namespace, spec: Spec, environment: Mapping[str, str]) -> Settings:
     """Resolve vLLM's defaults and check what vLLM checks before it starts an engine.

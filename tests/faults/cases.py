@@ -257,7 +257,8 @@ def _jobs() -> list[Case]:
     }
     flood = {**goes_on, "follows": False}
     return [
-        Case("scancel", "job", injure.scancel, ("CANCELLED",), (VALID, CUT), signalled, DEAD_S, overrides=VLLM),
+        Case("scancel", "job", injure.scancel, ("CANCELLED",), (VALID, CUT), signalled, DEAD_S, overrides=VLLM,
+             rehearsed=True),
         Case("time limit (from SIGUSR2)", "job", injure.time_limit, ("FAILED",), (VALID, CUT),
              ("the time limit is near",), DEAD_S, overrides=VLLM, rehearsed=True),
         Case("preemption by a job in `urgent`", "job", injure.preempt, ("PREEMPTED",), (VALID, CUT), signalled, DEAD_S,

@@ -127,7 +127,9 @@ def heal(node: str) -> Repair:
 def node_down(node: str) -> Act:
     """Kill slurmd and everything else on a node, all at once as a power cut does.
 
-    Killed one by one, srun could outlive its tasks for a moment, and tell the other node to kill its own.
+    What outlives the others for a moment acts on their deaths: srun tells the other node to kill its tasks. So all are
+    stopped before one is killed; and srun is the first, for the kernel lets go on what was stopped when a parent dies
+    and leaves its process group without one.
     """
 
     def act(started: Started) -> float:
@@ -135,12 +137,18 @@ def node_down(node: str) -> Act:
         layout = started.lab.layout
         moment = time.time()
         for number in (signal.SIGSTOP, signal.SIGKILL):
-            for process in processes.inside(layout.namespace(layout.node(node), "net")):
+            for process in sorted(processes.inside(layout.namespace(layout.node(node), "net")), key=_is_not_srun):
                 process.signal(number)
         started.lab.kill_slurmd(node)
         return moment
 
     return act
+
+
+def _is_not_srun(process: processes.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(process.pid).name() != "srun"
+    return True
 
 
 def node_up(node: str) -> Repair:

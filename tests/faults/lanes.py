@@ -14,18 +14,19 @@ from lab import Lab
 class Lanes:
     """Two lanes. The first has the cases with the real vLLM, one at a time: they need the processor.
 
-    A third one is for what only waits. What takes whole nodes away (`Case.alone`) runs when all lanes are empty.
+    The second has the others, two at a time. A third one is for what only waits. What takes whole nodes away
+    (`Case.alone`) runs when all lanes are empty.
     """
 
     def __init__(self, lab: Lab, cases: Sequence[Case], folder: Callable[[str], Path]) -> None:
         """Args: the lab, the cases that will be asked for, and what makes the directory of a case."""
         self._lab, self._folder = lab, folder
-        self._lanes = [ThreadPoolExecutor(1), ThreadPoolExecutor(1)]
+        self._lanes = [ThreadPoolExecutor(1), ThreadPoolExecutor(2)]
         self._waiting = ThreadPoolExecutor(1)
         self._begun: dict[str, Future[Any]] = {}
         shared = [case for case in cases if not case.alone]
         others = [case for case in shared if not case.real]
-        # Four cases of the real engine take as long as a dozen of the others.
+        # Behind the real engine's, so that three run at a time to the end.
         behind = others[::4]
         self._first = [*(case for case in shared if case.real), *behind]
         lab.wait_idle(120)

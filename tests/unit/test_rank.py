@@ -15,11 +15,11 @@ from supervisor_help import free_port
 from jobs import rank
 from jobs.cluster import Ports, Task
 from jobs.config import Config
+from jobs.here import Here
 from jobs.preflight.station import make_station
 from jobs.rundir import AllocationDir
 from jobs.service.peers import Hub
 from jobs.service.task import AllocationTask
-from jobs.servicerun import Here
 from jobs.walltime import Walltime
 
 JOB = 4711
