@@ -73,8 +73,11 @@ def main(argv: Sequence[str]) -> int:
     if uv.exists():
         config = subprocess.run([*pip, "config", "list"], capture_output=True, text=True, check=False).stdout
         command = [str(uv), "pip", "install", "--python", python, *words]
-        if subprocess.run(command, env=environment(config, os.environ), check=False).returncode == 0:
-            return 0
+        try:
+            if subprocess.run(command, env=environment(config, os.environ), check=False).returncode == 0:
+                return 0
+        except OSError as error:  # of another processor, or not allowed to run
+            print(f"{uv}: {error.strerror}", file=sys.stderr)
         print("uv cannot install this here: pip does it", file=sys.stderr, flush=True)
     general = ["--no-input", "--disable-pip-version-check", "--python", python]
     return subprocess.run([*pip, *general, "install", "--progress-bar=off", *words], check=False).returncode

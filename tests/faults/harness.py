@@ -166,8 +166,8 @@ class Started:
         with Path(os.devnull).open("w") as nowhere:
             follow(self.sweep, Console(file=nowhere))
         with contextlib.suppress(Late):
-            # A semaphore of somebody else has its name for a moment only.
-            until(lambda: not self._leaked(), 5, "shared memory to be given back", ASK_SLURM_S)
+            # What an engine of another case leaves, which was killed, goes when that one's rank has cleaned up.
+            until(lambda: not self._leaked(), 30, "shared memory to be given back", ASK_SLURM_S)
         outcome = self.allocation.outcome
         return End(
             state=slurm_state(self.job),

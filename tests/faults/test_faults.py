@@ -21,7 +21,7 @@ def _param(case: Case) -> object:
 TESTED = [replace(case, overrides=SIMULATOR) if case.rehearsed else case for case in CASES]
 
 
-# Of the real engine first: what is asked for first begins the first lane (lanes.py).
+# Of the real engine first: what is asked for first says whether it is here (lanes.py).
 @pytest.mark.parametrize("case", [_param(case) for case in sorted(TESTED, key=lambda c: (c.alone, not c.real))])
 def test_fault(case: Case, lanes: Lanes, request: pytest.FixtureRequest) -> None:
     if case.real:

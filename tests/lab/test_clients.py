@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from agreement import differ
+from agreement import FLOOR, differ
 from lab import Lab
 from launching import python
 
@@ -17,17 +17,26 @@ ROOT = Path(__file__).resolve().parents[2]
 WORDS = (
     "launch.py -m cluster=slurm engine=vllm_cpu model=tiny_llama parallel=dp2_tp1 parallel.max_model_len=8192"
     " bench.concurrency=4 bench.input_tokens=512 bench.output_tokens=32 bench.num_requests=40 bench.warmup_s=2"
-    " bench.window_s=6 bench.client=window,vllm_bench,ais_bench"
+    " bench.window_s=6"
 )
 """Prompts that the engine needs time for: clients share two cores with it here, and see a token 10 to 30 ms late."""
 
 ROUNDS = ("0,1", "2,3")
-"""Seeds: two runs of each client in turn, whose scatter is the noise that they are judged by (agreement.py).
+"""Seeds: two runs of each client, in turn, whose scatter is the noise that they are judged by (agreement.py).
 
 Noise alone sets them apart in one of some thirty tests; then as many more are measured, and all are judged together.
 """
 
-FIGURES = ("output_tok_s", "request_s", "ttft_ms_p50", "ttft_ms_mean", "tpot_ms_mean", "e2el_ms_p50")
+CLIENTS = "bench.client=window,vllm_bench,ais_bench"
+
+LATENCIES = ("ttft_ms_p50", "ttft_ms_mean", "tpot_ms_mean", "e2el_ms_p50")
+RATES = ("output_tok_s", "request_s")
+
+SHARED_CORES = 0.30
+"""Floor for rates: on two cores the engine lacks what a client computes (AISBench: a sixth of the rate, measured), and
+a fixed number of requests ends with fewer than four at a time."""
+
+FIGURES = dict.fromkeys(LATENCIES, FLOOR) | dict.fromkeys(RATES, SHARED_CORES)
 
 
 @pytest.mark.lab
@@ -39,7 +48,8 @@ def test_the_clients_agree(lab: Lab, real_vllm: Path, real_ais_bench: Path, tmp_
     for seeds in ROUNDS:
         tables.append(measured(lab, tmp_path, seeds))
         rows = pd.concat(tables)
-        apart = {figure: words for figure in FIGURES if (words := differ(by_client(rows, figure), "window"))}
+        asked = ((figure, differ(by_client(rows, figure), "window", floor)) for figure, floor in FIGURES.items())
+        apart = {figure: words for figure, words in asked if words}
         if not apart:
             break
     assert not apart, apart
@@ -53,7 +63,8 @@ def by_client(rows: pd.DataFrame, figure: str) -> dict[str, list[float]]:
 def measured(lab: Lab, root: Path, seeds: str) -> pd.DataFrame:
     """Measure one service with every client, and check each row for itself."""
     name = f"clients-{seeds.replace(',', '-')}"
-    words = (*WORDS.split(), f"bench.seed={seeds}", f"results.root={root}", f"results.name={name}")
+    # The last one varies fastest: every client meets the same machine in turn.
+    words = (*WORDS.split(), f"bench.seed={seeds}", CLIENTS, f"results.root={root}", f"results.name={name}")
     done = python(lab, *words, timeout_s=550)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     sweep = SweepDir(root / name)

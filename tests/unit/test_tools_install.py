@@ -72,6 +72,16 @@ PIP = ["-I", "-m", "pip", "--no-input", "--disable-pip-version-check", "--python
 WORDS = ["/env/bin/python", "--no-deps", "-r", "lock"]
 
 
+def test_a_uv_that_cannot_run_here_is_no_end(
+    python: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    python.with_name("uv").write_bytes(b"of another processor")
+    python.with_name("uv").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert install.main(WORDS) == 7
+    assert called(capfd) == [[*PIP, "--progress-bar=off", *WORDS[1:]]]
+
+
 @pytest.mark.parametrize(
     ("of_uv", "code", "calls"),
     [
