@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Make every engine environment and model, with .venv: the two environments side by side, each waits for network and disk.
+# Make every engine environment and model by .venv's Python: the two environments side by side, each waits for network
+# and disk.
 # Exit code: 0, or that of tools/engines.py for what could not be made.
 set -uo pipefail
 cd "$(dirname "$0")/.."

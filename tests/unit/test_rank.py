@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from core_help import change, config
+from core_help import ROOT, change, config
 from fake_slurm import FakeSlurm
 from supervisor_help import free_port
 
@@ -134,3 +136,16 @@ async def test_a_rank_that_loses_rank_0_says_so(
     await made.close()
     assert await soon(obeying) == (1, True)
     assert "ended: rank 0 is gone" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("jobs.rank", ["jobs.head", "pandas", "numpy", "pyarrow", "aiohttp", "hydra"]),
+        ("jobs.simulator.__main__", ["aiohttp", "numpy", "omegaconf"]),
+    ],
+)
+def test_what_only_rank_0_needs_costs_no_other_rank_its_start(module: str, heavy: list[str]) -> None:
+    code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
