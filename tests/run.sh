@@ -7,14 +7,12 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 base=${PYTHON:-$(tools/python.sh)}
 python=.venv/bin/python
-said=$(mktemp)
-waited=$(mktemp)
-browsed=$(mktemp)
+output=$(mktemp -d) # of what runs beside
 # Beside the first tests, which need none of it, each in a process group of its own: Ctrl-C does not reach them.
 # Where the lab's packages cannot come, the lab says why.
 setsid "$base" tests/lab/lab.py install --log /dev/null >/dev/null 2>&1 &
 packages=$!
-trap 'for group in $(jobs -pr); do kill -- "-$group" 2>/dev/null || kill "$group"; done; rm -f "$said" "$waited" "$browsed"' EXIT
+trap 'for group in $(jobs -pr); do kill -- "-$group" 2>/dev/null || kill "$group"; done; rm -r "$output"' EXIT
 failed=0
 took=
 phase() { # NAME COMMAND...: run it, remember its exit code and its time
@@ -25,7 +23,7 @@ phase() { # NAME COMMAND...: run it, remember its exit code and its time
 }
 phase "the tool's environment" make --no-print-directory PYTHON="$base" .venv/made
 [ "$failed" = 0 ] || exit 1
-setsid tools/setup.sh >"$said" 2>&1 &
+setsid tools/setup.sh >"$output/setup" 2>&1 &
 engines=$!
 phase "style and types" make --no-print-directory PYTHON="$base" lint
 [ "$failed" = 0 ] || exit 1
@@ -34,26 +32,26 @@ phase "style and types" make --no-print-directory PYTHON="$base" lint
 {
   tail --pid="$packages" -f /dev/null
   exec env --default-signal=INT $python -m pytest -q tests/browser
-} >"$browsed" 2>&1 &
+} >"$output/browser" 2>&1 &
 browser=$!
 phase unit $python -m pytest -q -n 2 --dist worksteal tests/unit tests/whole
 phase "the rest of the browser" wait "$browser"
-cat "$browsed"
+cat "$output/browser"
 began=$SECONDS
 wait "$engines"
 code=$?
 took+="the rest of the set-up $((SECONDS - began)) s, "
-cat "$said"
+cat "$output/setup"
 [ "$code" = 0 ] || {
   [ "${CI:-}" = true ] && { echo "CI needs the CPU build of vLLM and AISBench, and they could not be made" >&2; exit 1; }
   echo "the tests that need them will be skipped"
 }
 # Ctrl-C does reach this one: it ends the lab.
-env --default-signal=INT $python -m pytest --durations=5 -m waits tests/lab tests/faults >"$waited" 2>&1 &
+env --default-signal=INT $python -m pytest --durations=5 -m waits tests/lab tests/faults >"$output/lab" 2>&1 &
 waiting=$!
 phase local $python -m pytest -q -n 3 --dist worksteal --durations=5 tests/local # they wait a fifth of their time
 phase "the rest of what waits in the lab" wait "$waiting"
-cat "$waited"
+cat "$output/lab"
 phase "lab and faults" $python -m pytest --durations=10 -m "not waits" tests/lab tests/faults
 echo "$took$SECONDS s in all"
 exit $failed

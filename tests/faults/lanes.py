@@ -12,15 +12,15 @@ from lab import Lab
 
 
 class Lanes:
-    """Three lanes; cases with the real vLLM, which need the processor, stay in one of them.
+    """Two lanes; cases with the real vLLM, which need the processor, stay in one of them.
 
-    A fourth one is for what only waits. What takes whole nodes away (`Case.alone`) runs when all lanes are empty.
+    A third one is for what only waits. What takes whole nodes away (`Case.alone`) runs when all lanes are empty.
     """
 
     def __init__(self, lab: Lab, cases: Sequence[Case], folder: Callable[[str], Path]) -> None:
         """Args: the lab, the cases that will be asked for, and what makes the directory of a case."""
         self._lab, self._folder = lab, folder
-        self._lanes, self._waiting = ThreadPoolExecutor(3), ThreadPoolExecutor(1)
+        self._lanes, self._waiting = ThreadPoolExecutor(2), ThreadPoolExecutor(1)
         self._shared = [case for case in cases if not case.alone]
         self._begun: dict[str, Future[Any]] = {}
         lab.wait_idle(120)
