@@ -45,7 +45,7 @@ lab-down:
 .venv/made: requirements.lock pyproject.toml
 	@echo "making .venv (the tool's environment) ..."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv --clear .venv
 	@$(TOOL) -m pip install --quiet --disable-pip-version-check --no-deps $(UV) || true
 	@$(TOOL) tools/install.py $(TOOL) --quiet --compile -r requirements.lock
 	@$(TOOL) tools/install.py $(TOOL) --quiet --no-deps -e . --config-settings editable_mode=compat

@@ -92,12 +92,14 @@ class Growth:
 
     Attributes:
         tokens: generated, by engine number; empty: not told.
+        until_s: moment until which the service may have counted: a busy one hears late that it is asked.
     """
 
     tokens: Mapping[str, int]
     preemptions: int | None = None
     prefix_queries: int | None = None
     prefix_hits: int | None = None
+    until_s: float | None = None
 
     @property
     def prefix_hit_share(self) -> float | None:

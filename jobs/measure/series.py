@@ -18,10 +18,11 @@ PERIOD_S = 1.0
 
 @dataclass(frozen=True)
 class Page:
-    """The lines of one page that matter, and the moment at which they were asked for."""
+    """The lines of one page that matter, and the moments at which they were asked for and had come."""
 
     time_s: float
     text: str
+    came_s: float
 
 
 def samples(pages: list[Page]) -> tuple[Sample, ...]:
@@ -84,7 +85,7 @@ class Scraper:
     async def _read(self) -> Page | None:
         now = clock()
         text = await metrics.read_page(self._connections, self._limit_s)
-        return None if text is None else Page(now, text)
+        return None if text is None else Page(now, text, clock())
 
 
 def result(task: asyncio.Task[Page | None]) -> Page | None:
@@ -104,7 +105,9 @@ def grown(before: Page | None, after: Page | None) -> Growth:
     tokens = metrics.growth(
         metrics.engine_counters(before.text, metrics.GENERATED), metrics.engine_counters(after.text, metrics.GENERATED)
     )
-    return Growth(tokens, total(metrics.PREEMPTIONS), total(*metrics.PREFIX_QUERIES), total(*metrics.PREFIX_HITS))
+    return Growth(
+        tokens, total(metrics.PREEMPTIONS), total(*metrics.PREFIX_QUERIES), total(*metrics.PREFIX_HITS), after.came_s
+    )
 
 
 def finished_between(before: Page | None, after: Page | None) -> int | None:

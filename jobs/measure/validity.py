@@ -16,7 +16,7 @@ import numpy as np
 from jobs.config import Bench, Config
 from jobs.measure import lengths, saturation
 from jobs.measure.records import RequestRecord, Window
-from jobs.measure.statistics import in_one_piece, latencies
+from jobs.measure.statistics import arrived_tokens, in_one_piece, latencies
 
 LENGTH_TOLERANCE = 0.01
 """Mean prompt length against what was asked."""
@@ -62,7 +62,7 @@ def invalid_reason(config: Config, window: Window, figures: Mapping[str, Any], p
         _unanswered(config.bench, window, figures)
         or _lengths(window)
         or _silent(config, window)
-        or _foreign(window, figures, probes)
+        or _foreign(window, probes)
         or hits(config, figures)
         or slow_client(figures)
     )
@@ -206,13 +206,13 @@ def _least_share(
     return rank, tokens * ranks / sum(served.values())
 
 
-def _foreign(window: Window, figures: Mapping[str, Any], probes: int) -> str | None:
+def _foreign(window: Window, probes: int) -> str | None:
     """Compare the engines' own counters with what we asked of them: nobody else may have used the service."""
     if window.finished is not None:
         ours = probes + sum(_may_have_finished(window))
         if window.finished > ours:
             return f"{window.finished - ours} requests that were not ours ran on the service"
-    arrived = (figures["output_tok_s"] or 0.0) * window.seconds
+    arrived = arrived_tokens(window, max(window.closed_s, window.growth.until_s or 0.0))
     generated = sum(window.engine_tokens.values())
     in_flight = sum(r.start_s < window.closed_s <= r.end_s for r in window.records)
     if generated > arrived * (1 + FOREIGN_SHARE) + FOREIGN_IN_FLIGHT * (in_flight + 1):

@@ -44,7 +44,7 @@ def test_a_new_or_restarted_engine_counts_from_zero() -> None:
 
 
 def page(time_s: float, text: str) -> Page:
-    return Page(time_s, text)
+    return Page(time_s, text, came_s=time_s + 0.5)
 
 
 BEFORE = page(
@@ -83,9 +83,11 @@ def test_the_first_name_that_the_page_has_is_taken() -> None:
 
 
 def test_what_was_counted_between_two_pages() -> None:
-    assert grown(BEFORE, AFTER) == Growth({"0": 50, "1": 20}, preemptions=3, prefix_queries=100, prefix_hits=25)
+    assert grown(BEFORE, AFTER) == Growth(
+        {"0": 50, "1": 20}, preemptions=3, prefix_queries=100, prefix_hits=25, until_s=AFTER.came_s
+    )
     assert grown(None, AFTER) == grown(BEFORE, None) == Growth({})
-    assert grown(page(0, ""), page(1, "")) == Growth({}), "a page that says nothing is no zero"
+    assert grown(page(0, ""), page(1, "")) == Growth({}, until_s=1.5), "a page that says nothing is no zero"
 
 
 def test_aborted_requests_are_not_finished() -> None:
