@@ -134,14 +134,17 @@ def sbatch_command(job_id: str, record: str, folder: AllocationDir) -> list[str]
         record: what `scontrol -o show job` says of it.
         folder: the new allocation, with its script.
     """
-    values = dict(re.findall(r"(\w+)=(\S*)", record))
+    # A name or a path may have spaces; a field ends where the next one begins.
+    values = dict(re.findall(r"(\w+)=(.*?)(?= [\w:/]+=|$)", record.strip()))
     carried = [
         f"--{option}={values[key].removeprefix('gres:')}"
         for key, option in CARRIED.items()
         if values.get(key) not in (None, "", "(null)", "N/A")
     ]
-    # scontrol names the file of this job, with its number for %j (sbatch(1), filename pattern).
-    if output := values.get("StdOut", "").replace(job_id, "%j"):
-        carried.append(f"--output={output}")
+    # scontrol names the file of this job, with its number for %j (sbatch(1), filename pattern). Directories keep their
+    # names, whatever digits they have: a job whose output cannot be opened fails without a word.
+    if output := values.get("StdOut"):
+        name = re.sub(rf"(?<!\d){re.escape(job_id)}(?!\d)", "%j", Path(output).name)
+        carried.append(f"--output={Path(output).with_name(name)}")
     after = f"--dependency=afterany:{job_id}"
     return ["sbatch", "--parsable", after, *carried, str(folder.submission), "--allocation", str(folder.path)]

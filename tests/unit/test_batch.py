@@ -151,6 +151,21 @@ def test_the_rest_is_submitted_by_the_same_script(
     assert list(folder.sweep.allocations()) == [after]
 
 
+@pytest.mark.parametrize(
+    ("output", "next_one"),
+    [
+        ("/data/run-47/4711/slurm-4711.out", "/data/run-47/4711/slurm-%j.out"),
+        ("/data/14711/4711-147110.log", "/data/14711/%j-147110.log"),
+        ("/data/my runs/sweep.log", "/data/my runs/sweep.log"),
+    ],
+)
+def test_the_next_job_writes_into_the_directory_of_this_one(tmp_path: Path, output: str, next_one: str) -> None:
+    record = RECORD.replace("/home/me/logs/slurm-4711.out", output).replace("serving-sweep", "my sweep", 1)
+    words = batch.sbatch_command("4711", record, prepare(tmp_path))
+    assert f"--output={next_one}" in words
+    assert "--job-name=my sweep" in words
+
+
 def test_a_rest_that_cannot_be_submitted_gets_rows(tmp_path: Path, slurm: FakeSlurm) -> None:
     sbatch(tmp_path, slurm, refuse='sys.exit("sbatch: error: the partition is closed")')
     folder = prepare(tmp_path)
