@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -12,6 +12,7 @@ import pytest
 from lab import Lab, LabUnavailableError
 
 ROOT = Path(__file__).resolve().parent.parent
+LAST_LINES = 60
 
 # A busy machine is slow, not wrong.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -24,6 +25,17 @@ gc.set_threshold(100_000, 50, 100)
 
 def pytest_collection_finish() -> None:
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep what Slurm's daemons said last beside the failure of a test in the lab: the lab goes away with its logs."""
+    report = yield
+    if report.failed and "lab" in getattr(item, "fixturenames", ()):
+        for log in sorted(Lab().layout.log.glob("slurm*.log")):
+            lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+            report.sections.append((log.name, "\n".join(lines)))
+    return report
 
 
 @pytest.fixture(scope="session")

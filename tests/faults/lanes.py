@@ -12,15 +12,15 @@ from lab import Lab
 
 
 class Lanes:
-    """Two lanes; cases with the real vLLM, which need the processor, stay in one of them.
+    """Four lanes: one for the real vLLM, which needs the processor, two for the rehearsal engine, one for the rest.
 
-    A third one is for what only waits. What takes whole nodes away (`Case.alone`) runs when all lanes are empty.
+    What takes whole nodes away (`Case.alone`) runs when all lanes are empty.
     """
 
     def __init__(self, lab: Lab, cases: Sequence[Case], folder: Callable[[str], Path]) -> None:
         """Args: the lab, the cases that will be asked for, and what makes the directory of a case."""
         self._lab, self._folder = lab, folder
-        self._lanes, self._waiting = ThreadPoolExecutor(2), ThreadPoolExecutor(1)
+        self._real, self._rehearsed, self._waiting = (ThreadPoolExecutor(lanes) for lanes in (1, 2, 1))
         self._shared = [case for case in cases if not case.alone]
         self._begun: dict[str, Future[Any]] = {}
         lab.wait_idle(120)
@@ -42,30 +42,14 @@ class Lanes:
             wait(self._begun.values())
             return run(case, self._lab, self._folder(case.id))
         if case.id not in self._begun:
-            self._begin([one for one in self._shared if one.id not in self._begun and (case.real or not one.real)])
+            for one in self._shared:
+                if one.id not in self._begun and (case.real or not one.real):
+                    lane = self._real if one.real else self._rehearsed
+                    self._begun[one.id] = lane.submit(run, one, self._lab, self._folder(one.id), shared=True)
         found: Result = self._begun[case.id].result()
         return found
 
-    def _begin(self, cases: Sequence[Case]) -> None:
-        self._begun |= {case.id: Future() for case in cases}
-        folders = [(case, self._folder(case.id)) for case in cases]
-        self._lanes.submit(self._in_turn, [one for one in folders if one[0].real])
-        for one in folders:
-            if not one[0].real:
-                self._lanes.submit(self._in_turn, [one])
-
-    def _in_turn(self, cases: Sequence[tuple[Case, Path]]) -> None:
-        for case, folder in cases:
-            outcome = self._begun[case.id]
-            if outcome.set_running_or_notify_cancel():
-                try:
-                    outcome.set_result(run(case, self._lab, folder, shared=True))
-                except BaseException as error:  # it is raised where the case is asked for
-                    outcome.set_exception(error)
-
     def close(self) -> None:
         """End what has not begun and wait for what has."""
-        for outcome in self._begun.values():
-            outcome.cancel()
-        for lane in (self._lanes, self._waiting):
+        for lane in (self._real, self._rehearsed, self._waiting):
             lane.shutdown(cancel_futures=True)
