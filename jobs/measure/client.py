@@ -21,7 +21,7 @@ from jobs.measure import dataset
 from jobs.measure.arrivals import poisson
 from jobs.measure.load import Load
 from jobs.measure.records import Growth, RequestRecord, Target, Window
-from jobs.measure.series import Page, Scraper, finished_between, grown, result, samples
+from jobs.measure.series import Page, Scraper, finished_between, generated_between, grown, result, samples
 from jobs.measure.wire import Connections, clock
 from jobs.measure.workload import Workload
 
@@ -98,6 +98,7 @@ async def measure(
             begun_s=begun,
             ended_s=clock(),
             finished=finished_between(result(before), result(after)),
+            generated=generated_between(result(before), result(after)),
             series=samples(scraper.pages),
             records=tuple(_placed(record, window) for record in window.records),
         )

@@ -123,7 +123,8 @@ class Window:
         truncated: the window or its drain was ended early from outside, or it never opened.
         growth: what else the engines' counters say of the time between opening and closing.
         begun_s, ended_s: from before the first request to after the last one, on the clock of the records.
-        finished: requests that came to their end on the engines in that time; None: the service does not tell.
+        finished, generated: requests that came to their end on the engines in that time, and tokens that these made;
+            None: the service does not tell.
         series: what the service said of itself, once a second.
         late_s: the limit at which a fixed number of requests was cut off, s; None: it was not.
     """
@@ -140,6 +141,7 @@ class Window:
     begun_s: float = 0.0
     ended_s: float = 0.0
     finished: int | None = None
+    generated: int | None = None
     series: tuple[Sample, ...] = ()
     late_s: float | None = None
 

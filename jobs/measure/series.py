@@ -115,3 +115,9 @@ def finished_between(before: Page | None, after: Page | None) -> int | None:
     if before is None or after is None or not (now := metrics.finished(after.text)):
         return None
     return sum(metrics.growth(metrics.finished(before.text), now).values())
+
+
+def generated_between(before: Page | None, after: Page | None) -> int | None:
+    """Return how many tokens were made between two pages, or None."""
+    tokens = grown(before, after).tokens
+    return sum(tokens.values()) if tokens else None

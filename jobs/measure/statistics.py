@@ -183,23 +183,29 @@ def _mean_total(samples: Iterable[tuple[float, float | None]]) -> float | None:
     return float(np.mean(list(totals.values()))) if totals else None
 
 
-def arrived_tokens(window: Window, until_s: float | None = None) -> float:
-    """Return the output tokens that arrived in [opened, closed), or [opened, until), of all requests but failed ones.
+def arrived_tokens(window: Window, since_s: float | None = None, until_s: float | None = None) -> float:
+    """Return the output tokens that arrived in [since, until) of all requests but failed ones; usually in the window.
 
     A chunk may carry several tokens, and the engine tells their number at the end of an answer alone: so the
-    tokens of an answer are shared out evenly over its chunks. A chunk of a truncated request counts for as many
-    tokens as the mean chunk of the whole answers, or one where there is none.
+    tokens of an answer are shared out evenly over its chunks. A chunk of a truncated request counts for
+    `tokens_a_chunk`.
     """
-    whole = [r for r in window.records if r.status == "ok" and r.output_tokens]
-    chunks = sum(len(r.chunk_times) for r in whole)
-    mean = sum(r.output_tokens or 0 for r in whole) / chunks if chunks else 1.0
-    total, until = 0.0, window.closed_s if until_s is None else until_s
+    since = window.opened_s if since_s is None else since_s
+    until = window.closed_s if until_s is None else until_s
+    mean, total = tokens_a_chunk(window), 0.0
     for record in window.records:
         times = record.chunk_times
         if record.status != "failed" and len(times):
-            inside = int(np.count_nonzero((times >= window.opened_s) & (times < until)))
+            inside = int(np.count_nonzero((times >= since) & (times < until)))
             total += inside * (record.output_tokens / len(times) if record.output_tokens else mean)
     return total
+
+
+def tokens_a_chunk(window: Window) -> float:
+    """Return the tokens of the mean chunk of the whole answers, 1 where there is none."""
+    whole = [r for r in window.records if r.status == "ok" and r.output_tokens]
+    chunks = sum(len(r.chunk_times) for r in whole)
+    return sum(r.output_tokens or 0 for r in whole) / chunks if chunks else 1.0
 
 
 def series_table(windows: Sequence[Window]) -> pa.Table:

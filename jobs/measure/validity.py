@@ -15,8 +15,8 @@ import numpy as np
 
 from jobs.config import Bench, Config
 from jobs.measure import lengths, saturation
-from jobs.measure.records import RequestRecord, Window
-from jobs.measure.statistics import arrived_tokens, in_one_piece, latencies
+from jobs.measure.records import Window
+from jobs.measure.statistics import arrived_tokens, in_one_piece, latencies, tokens_a_chunk
 
 LENGTH_TOLERANCE = 0.01
 """Mean prompt length against what was asked."""
@@ -208,11 +208,9 @@ def _least_share(
 
 def _foreign(window: Window, probes: int) -> str | None:
     """Compare the engines' own counters with what we asked of them: nobody else may have used the service."""
-    if window.finished is not None:
-        ours = probes + sum(_may_have_finished(window))
-        if window.finished > ours:
-            return f"{window.finished - ours} requests that were not ours ran on the service"
-    arrived = arrived_tokens(window, max(window.closed_s, window.growth.until_s or 0.0))
+    if strangers := _strangers(window, probes):
+        return f"{strangers} requests that were not ours ran on the service"
+    arrived = arrived_tokens(window, until_s=max(window.closed_s, window.growth.until_s or 0.0))
     generated = sum(window.engine_tokens.values())
     in_flight = sum(r.start_s < window.closed_s <= r.end_s for r in window.records)
     if generated > arrived * (1 + FOREIGN_SHARE) + FOREIGN_IN_FLIGHT * (in_flight + 1):
@@ -220,26 +218,22 @@ def _foreign(window: Window, probes: int) -> str | None:
     return None
 
 
-def _may_have_finished(window: Window) -> list[bool]:
-    """Tell of each request whether an engine may have finished it: whole, failed, or cut off near its end.
+def _strangers(window: Window, probes: int) -> int:
+    """Return how many requests the engines finished that cannot be ours.
 
-    One that we cut off may have gone on since its last chunk, until the counters were read: a busy server hears late
-    that we are gone. It is taken to be finished if that time is at least half of what the fastest of the others needed
-    for the rest.
+    One that we cut off may have been finished all the same: an engine may be ahead of what we have read of it, and a
+    busy one hears late that we are gone. Then the rest of its answer is among the tokens that were made and that we
+    did not see; so many are taken for ours as these are enough for, those near their end first.
     """
-    whole = [record for record in window.records if record.status == "ok"]
-    least = min((len(record.chunk_times) for record in whole), default=0)
-    fastest = min((record.end_s - record.start_s for record in whole), default=0.0)
-    gaps = [float(np.ptp(r.chunk_times)) / (len(r.chunk_times) - 1) for r in whole if len(r.chunk_times) > 1]
-    gap = min(gaps, default=0.0)
-
-    def may(record: RequestRecord) -> bool:
-        chunks = len(record.chunk_times)
-        since = float(record.chunk_times[-1]) if chunks else record.start_s
-        needed = max(0, least - chunks) * gap if chunks else fastest
-        return max(record.end_s, window.ended_s) - since >= needed / 2
-
-    return [record.status != "truncated" or may(record) for record in window.records]
+    cut = [record for record in window.records if record.status == "truncated"]
+    beyond = max(0, (window.finished or 0) - probes - (len(window.records) - len(cut)))
+    if window.generated is None:
+        return max(0, beyond - len(cut))
+    unseen = round(window.generated - probes - arrived_tokens(window, -np.inf, np.inf))
+    asked = min((r.output_tokens or 0 for r in window.records if r.status == "ok"), default=0)
+    seen = tokens_a_chunk(window)
+    rests = sorted(max(0.0, asked - seen * len(record.chunk_times)) for record in cut)
+    return beyond - int(np.searchsorted(np.cumsum(rests[:beyond]), unseen, side="right"))
 
 
 def intended_hits(config: Config) -> tuple[float, float] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jobs.measure.metrics import GENERATED, PREFIX_HITS, engine_counters, finished, growth
 from jobs.measure.records import Growth
-from jobs.measure.series import Page, finished_between, grown, samples
+from jobs.measure.series import Page, finished_between, generated_between, grown, samples
 
 PAGE = """
 # HELP vllm:generation_tokens_total Number of generation tokens processed.
@@ -94,6 +94,8 @@ def test_aborted_requests_are_not_finished() -> None:
     assert finished(AFTER.text) == {"0": 9.0}
     assert finished_between(BEFORE, AFTER) == 6
     assert finished_between(BEFORE, page(2.0, "")) is None
+    assert generated_between(BEFORE, AFTER) == 70
+    assert generated_between(BEFORE, page(2.0, "")) is generated_between(None, AFTER) is None
 
 
 def test_samples_hold_what_the_page_says_of_each_engine() -> None:

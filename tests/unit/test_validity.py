@@ -113,19 +113,31 @@ def test_an_engine_that_hardly_served_is_a_reason_where_chance_cannot_explain_it
 
 
 def test_a_request_that_was_not_ours_is_seen_in_the_engines_counters() -> None:
-    # The others need 1 s for two chunks, half a second of it between them.
-    fresh = request(status="truncated", start_s=11.0, chunk_times=np.empty(0), end_s=11.4, in_window=False)
-    records = [*many(10), fresh]
-    assert reason(window(*records, finished=10)) is None
-    assert reason(window(*records, finished=12), probes=2) is None
-    assert reason(window(*records, finished=12), probes=1) == "1 requests that were not ours ran on the service"
-    up_to_date = request(status="truncated", chunk_times=np.array([11.0]), end_s=11.2, in_window=False)
-    assert reason(window(*records, up_to_date, finished=11)) is not None
-    for old in (replace(fresh, end_s=11.5), replace(up_to_date, end_s=11.25)):
-        assert reason(window(*records, old, finished=11)) is None, "the engine may have finished it meanwhile"
-    heard_late = replace(window(*records, up_to_date, finished=12), ended_s=11.5)
-    assert reason(heard_late) is None, "both went on until the counters were read"
-    assert reason(replace(heard_late, finished=13)) is not None
+    ten = many(10)
+    assert reason(window(*ten, finished=10, generated=20)) is None
+    assert reason(window(*ten, finished=12, generated=22), probes=2) is None
+    found = reason(window(*ten, finished=12, generated=22), probes=1)
+    assert found == "1 requests that were not ours ran on the service"
+    assert reason(window(*ten, finished=11)) is not None, "it tells no tokens"
+
+
+def test_a_request_that_we_cut_off_may_have_been_finished_all_the_same() -> None:
+    def cut(chunks: int) -> RequestRecord:
+        return request(status="truncated", output_tokens=None, chunk_times=np.full(chunks, 11.0), in_window=False)
+
+    # Eight tokens are asked for: one lacks three of them, the other seven.
+    ten = many(10, chunk_times=np.linspace(1.5, 2.0, 8), output_tokens=8)
+    measured = window(*ten, cut(5), cut(1), finished=11, generated=86)
+    assert reason(measured) == "1 requests that were not ours ran on the service", "nothing was made unseen"
+    assert reason(replace(measured, generated=88)) is not None
+    assert reason(replace(measured, generated=89)) is None
+    assert reason(replace(measured, finished=12, generated=95)) is not None
+    assert reason(replace(measured, finished=12, generated=96)) is None
+    assert reason(replace(measured, finished=13, generated=999)) is not None, "only two were cut off"
+    assert reason(replace(measured, finished=12, generated=None)) is None, "it tells no tokens"
+    pieces = [replace(record, chunk_times=record.chunk_times[::2]) for record in ten]
+    assert reason(replace(measured, records=(*pieces, cut(3)), generated=87)) is not None, "two tokens a chunk"
+    assert reason(replace(measured, records=(*pieces, cut(3)), generated=88)) is None
 
 
 def test_tokens_that_were_not_ours_are_seen_too() -> None:
