@@ -25,7 +25,8 @@ FOREIGN_SHARE = 0.05
 """Tokens beyond ours of which the rest is taken to be the difference of moments: a page is read, a token on its way."""
 
 FOREIGN_IN_FLIGHT = 4
-"""Further tokens for each request in flight, for the same reason."""
+"""Further tokens for each request in flight, for the same reason. vLLM renders a page in a thread beside its event
+loop (prometheus-fastapi-instrumentator), so that one counter of a page may be some steps ahead of another."""
 
 LEAST_SHARE, NOTED_SHARE = 0.25, 0.75
 """Of an even part of the tokens: below the first a data-parallel rank took no part, below the second it is noted."""
@@ -223,13 +224,15 @@ def _strangers(window: Window, probes: int) -> int:
 
     One that we cut off may have been finished all the same: an engine may be ahead of what we have read of it, and a
     busy one hears late that we are gone. Then the rest of its answer is among the tokens that were made and that we
-    did not see; so many are taken for ours as these are enough for, those near their end first.
+    did not see; so many are taken for ours as these, and `FOREIGN_IN_FLIGHT`, are enough for, those near their end
+    first.
     """
     cut = [record for record in window.records if record.status == "truncated"]
     beyond = max(0, (window.finished or 0) - probes - (len(window.records) - len(cut)))
     if window.generated is None:
         return max(0, beyond - len(cut))
-    unseen = round(window.generated - probes - arrived_tokens(window, -np.inf, np.inf))
+    made = window.generated - probes + FOREIGN_IN_FLIGHT * (len(cut) + 1)
+    unseen = round(made - arrived_tokens(window, -np.inf, np.inf))
     asked = min((r.output_tokens or 0 for r in window.records if r.status == "ok"), default=0)
     seen = tokens_a_chunk(window)
     rests = sorted(max(0.0, asked - seen * len(record.chunk_times)) for record in cut)

@@ -125,19 +125,19 @@ def test_a_request_that_we_cut_off_may_have_been_finished_all_the_same() -> None
     def cut(chunks: int) -> RequestRecord:
         return request(status="truncated", output_tokens=None, chunk_times=np.full(chunks, 11.0), in_window=False)
 
-    # Eight tokens are asked for: one lacks three of them, the other seven.
-    ten = many(10, chunk_times=np.linspace(1.5, 2.0, 8), output_tokens=8)
-    measured = window(*ten, cut(5), cut(1), finished=11, generated=86)
-    assert reason(measured) == "1 requests that were not ours ran on the service", "nothing was made unseen"
-    assert reason(replace(measured, generated=88)) is not None
-    assert reason(replace(measured, generated=89)) is None
-    assert reason(replace(measured, finished=12, generated=95)) is not None
-    assert reason(replace(measured, finished=12, generated=96)) is None
-    assert reason(replace(measured, finished=13, generated=999)) is not None, "only two were cut off"
+    # Forty tokens are asked for: one lacks 3 of them, the other 39. Four for each of them and four more may be late.
+    ten = many(10, chunk_times=np.linspace(1.5, 2.0, 40), output_tokens=40)
+    measured = window(*ten, cut(37), cut(1), finished=11, generated=438)
+    assert reason(measured) is None
+    assert reason(replace(measured, generated=428)) == "1 requests that were not ours ran on the service"
+    assert reason(replace(measured, generated=429)) is None
+    assert reason(replace(measured, finished=12, generated=467)) == "1 requests that were not ours ran on the service"
+    assert reason(replace(measured, finished=12, generated=468)) is None
+    assert reason(replace(measured, finished=13, generated=9999)) is not None, "only two were cut off"
     assert reason(replace(measured, finished=12, generated=None)) is None, "it tells no tokens"
     pieces = [replace(record, chunk_times=record.chunk_times[::2]) for record in ten]
-    assert reason(replace(measured, records=(*pieces, cut(3)), generated=87)) is not None, "two tokens a chunk"
-    assert reason(replace(measured, records=(*pieces, cut(3)), generated=88)) is None
+    assert reason(replace(measured, records=(*pieces, cut(10)), generated=431)) is not None, "two tokens a chunk"
+    assert reason(replace(measured, records=(*pieces, cut(10)), generated=432)) is None
 
 
 def test_tokens_that_were_not_ours_are_seen_too() -> None:
