@@ -18,7 +18,7 @@ CEILING = 1.0
 CONFIDENCE = 0.99
 
 
-def tolerance(runs: Mapping[str, Sequence[float]], one: str, other: str, floor: float = FLOOR) -> float:
+def tolerance(runs: Mapping[str, Sequence[float]], one: str, other: str) -> float:
     """Return the largest difference of two clients' means that is noise, as a share.
 
     Half the width of the interval of a difference of two means, in logarithms, by the scatter of the runs of every
@@ -29,15 +29,15 @@ def tolerance(runs: Mapping[str, Sequence[float]], one: str, other: str, floor: 
     spread = math.sqrt(sum(float(((values - values.mean()) ** 2).sum()) for values in logs.values()) / freedom)
     width = spread * math.sqrt(1 / len(logs[one]) + 1 / len(logs[other]))
     quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
-    return min(CEILING, max(floor, math.expm1(quantile * width)))
+    return min(CEILING, max(FLOOR, math.expm1(quantile * width)))
 
 
-def differ(runs: Mapping[str, Sequence[float]], base: str, floor: float = FLOOR) -> dict[str, str]:
+def differ(runs: Mapping[str, Sequence[float]], base: str) -> dict[str, str]:
     """Return words for each client whose mean differs from that of `base` by more than noise."""
     found = {}
     for client in runs.keys() - {base}:
         apart = abs(float(np.log(runs[client]).mean() - np.log(runs[base]).mean()))
-        allowed = tolerance(runs, client, base, floor)
+        allowed = tolerance(runs, client, base)
         if math.expm1(apart) > allowed:
             shown = {name: [round(value, 3) for value in values] for name, values in runs.items()}
             found[client] = f"{math.expm1(apart):.0%} apart, {allowed:.0%} are noise: {shown}"

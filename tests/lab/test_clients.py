@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from agreement import FLOOR, differ
+from agreement import differ
 from lab import Lab
 from launching import python
 
@@ -16,10 +16,11 @@ from jobs.rundir import SweepDir
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = (
     "launch.py -m cluster=slurm engine=vllm_cpu model=tiny_llama parallel=dp2_tp1 parallel.max_model_len=8192"
-    " bench.concurrency=4 bench.input_tokens=512 bench.output_tokens=32 bench.num_requests=40 bench.warmup_s=2"
-    " bench.window_s=6"
+    " bench.concurrency=1 bench.input_tokens=512 bench.output_tokens=32 bench.num_requests=24 bench.warmup_s=2"
 )
-"""Prompts that the engine needs time for: clients share two cores with it here, and see a token 10 to 30 ms late."""
+"""Prompts that the engine needs time for: clients share two cores with it here, and see a token 10 to 30 ms late. One
+request at a time, for chance decides how several of them meet in two engines: by that alone the first tokens of two
+runs were 50 % apart (measured)."""
 
 ROUNDS = ("0,1", "2,3")
 """Seeds: two runs of each client, in turn, whose scatter is the noise that they are judged by (agreement.py).
@@ -29,14 +30,7 @@ Noise alone sets them apart in one of some thirty tests; then as many more are m
 
 CLIENTS = "bench.client=window,vllm_bench,ais_bench"
 
-LATENCIES = ("ttft_ms_p50", "ttft_ms_mean", "tpot_ms_mean", "e2el_ms_p50")
-RATES = ("output_tok_s", "request_s")
-
-SHARED_CORES = 0.30
-"""Floor for rates: on two cores the engine lacks what a client computes (AISBench: a sixth of the rate, measured), and
-a fixed number of requests ends with fewer than four at a time."""
-
-FIGURES = dict.fromkeys(LATENCIES, FLOOR) | dict.fromkeys(RATES, SHARED_CORES)
+FIGURES = ("ttft_ms_p50", "ttft_ms_mean", "tpot_ms_mean", "e2el_ms_p50", "output_tok_s", "request_s")
 
 
 @pytest.mark.lab
@@ -48,7 +42,7 @@ def test_the_clients_agree(lab: Lab, real_vllm: Path, real_ais_bench: Path, tmp_
     for seeds in ROUNDS:
         tables.append(measured(lab, tmp_path, seeds))
         rows = pd.concat(tables)
-        asked = ((figure, differ(by_client(rows, figure), "window", floor)) for figure, floor in FIGURES.items())
+        asked = ((figure, differ(by_client(rows, figure), "window")) for figure in FIGURES)
         apart = {figure: words for figure, words in asked if words}
         if not apart:
             break
