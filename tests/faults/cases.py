@@ -160,7 +160,7 @@ def _engines(rank: int) -> list[Case]:
             injure.engine(rank, signal.SIGSTOP),
             HANG_S,
             overrides=VLLM,
-            rehearsed=rank == 1,
+            rehearsed=True,
         ),
         case(
             "SIGKILL of the rank's task",
