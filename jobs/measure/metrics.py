@@ -64,6 +64,11 @@ def finished(text: str) -> dict[str, float]:
     return engine_counters(text, FINISHED, without=_ABORTED)
 
 
+def generated(text: str) -> dict[str, float]:
+    """Return the tokens that each engine generated so far."""
+    return engine_counters(text, GENERATED)
+
+
 def growth(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, int]:
     """Return how far each engine's counter rose, by engine number.
 
@@ -96,4 +101,4 @@ async def read_page(connections: Connections, limit_s: float) -> str | None:
 async def generated_tokens(connections: Connections, limit_s: float) -> dict[str, float] | None:
     """Return the generated tokens of each engine so far; None where the service does not tell in `limit_s`."""
     page = await read_page(connections, limit_s)
-    return None if page is None else engine_counters(page, GENERATED)
+    return None if page is None else generated(page)

@@ -6,7 +6,7 @@ Pages are kept as they came and read after the window: parsing them would take t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from jobs.measure import metrics
@@ -99,12 +99,9 @@ def grown(before: Page | None, after: Page | None) -> Growth:
         return Growth({})
 
     def total(*names: str) -> int | None:
-        now = metrics.engine_counters(after.text, *names)
-        return sum(metrics.growth(metrics.engine_counters(before.text, *names), now).values()) if now else None
+        return _total(before, after, lambda text: metrics.engine_counters(text, *names))
 
-    tokens = metrics.growth(
-        metrics.engine_counters(before.text, metrics.GENERATED), metrics.engine_counters(after.text, metrics.GENERATED)
-    )
+    tokens = metrics.growth(metrics.generated(before.text), metrics.generated(after.text))
     return Growth(
         tokens, total(metrics.PREEMPTIONS), total(*metrics.PREFIX_QUERIES), total(*metrics.PREFIX_HITS), after.came_s
     )
@@ -112,12 +109,16 @@ def grown(before: Page | None, after: Page | None) -> Growth:
 
 def finished_between(before: Page | None, after: Page | None) -> int | None:
     """Return how many requests came to their end between two pages, or None."""
-    if before is None or after is None or not (now := metrics.finished(after.text)):
-        return None
-    return sum(metrics.growth(metrics.finished(before.text), now).values())
+    return _total(before, after, metrics.finished)
 
 
 def generated_between(before: Page | None, after: Page | None) -> int | None:
     """Return how many tokens were made between two pages, or None."""
-    tokens = grown(before, after).tokens
-    return sum(tokens.values()) if tokens else None
+    return _total(before, after, metrics.generated)
+
+
+def _total(before: Page | None, after: Page | None, read: Callable[[str], Mapping[str, float]]) -> int | None:
+    """Return how far the counters of all engines rose together; None where a page is missing or does not tell."""
+    if before is None or after is None or not (now := read(after.text)):
+        return None
+    return sum(metrics.growth(read(before.text), now).values())

@@ -9,7 +9,7 @@ from cases import CASES, SIMULATOR, Case, Result
 from lanes import Lanes
 
 SLACK_S = 20.0
-"""A busy machine, with two cases at a time. The exact figures are those of benchmarks/faults.py (docs/faults.md)."""
+"""A busy machine, with three cases at a time. The exact figures are those of benchmarks/faults.py (docs/faults.md)."""
 
 
 def _param(case: Case) -> object:
