@@ -1,6 +1,6 @@
 """What one task of an allocation does, start to end. Rank 0 conducts, every other rank obeys.
 
-Entry points: submitit (jobs/submit.py), and `python -m jobs.rank ALLOCATION_DIR` under srun.
+Entry points: submitit (jobs/entry.py), and `python -m jobs.rank ALLOCATION_DIR` under srun.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs import submit
+from jobs.entry import run_task
 from jobs.errors import RunError
 from jobs.files import read_json
 from jobs.jobstate import ENDED, job_state
@@ -65,7 +66,7 @@ def resume(sweep: SweepDir, *, retry_failed: bool) -> int:
             for point in task.points:
                 sweep.point(point).row.unlink(missing_ok=True)
         config = by_name[allocation.services[0]].config
-        submit.submit_allocation(sweep, index + number, attempt, tasks, config, allocation.nodes)
+        submit.submit_allocation(sweep, index + number, attempt, tasks, config, allocation.nodes, run_task)
     return sum(len(service.points) for service in left)
 
 

@@ -1,6 +1,6 @@
 """Allocation to executor: Slurm, or local processes.
 
-submitit is imported only where a job is submitted, and what a rank needs (`jobs.rank`) only in a rank.
+submitit is imported only where a job is submitted. What a task runs is handed in: this file knows no rank.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from containers.pyxis import check_strays
 from jobs import process
-from jobs.cluster import Task, task_from_slurm
 from jobs.config import Cluster, Config
 from jobs.errors import ConfigError, RunError, UserError
 from jobs.files import read_json, write_json
@@ -38,6 +36,10 @@ UNLIMITED_MIN = 365 * 24 * 60
 
 QUEUE_S = 86_400.0
 """How long an interactive srun may queue and run."""
+
+
+Entry = Callable[[str, str], None]
+"""What a task runs, by the allocation's directory and the kind of cluster (jobs/entry.py)."""
 
 
 @dataclass(frozen=True)
@@ -154,10 +156,13 @@ def submit_allocation(
     services: Sequence[ServiceTask],
     config: Config,
     nodes: int,
+    entry: Entry,
     *,
     serve: bool = False,
 ) -> Submitted:
     """Write what an allocation has to do, and submit it; at most `cluster.max_allocations` of a sweep run at a time.
+
+    `entry` is what each of its tasks runs.
 
     Raises:
         RunError: the cluster refused it.
@@ -167,7 +172,7 @@ def submit_allocation(
         let_group_read()  # Slurm takes the umask over for the job and its output
     folder = new_allocation(sweep, index, attempt, services, local=local, serve=serve)
     config = without_sick(config, sweep.root)
-    return submit(folder, config, nodes, job_name(sweep, index % config.cluster.max_allocations))
+    return submit(folder, config, nodes, job_name(sweep, index % config.cluster.max_allocations), entry)
 
 
 def job_name(sweep: SweepDir, slot: int) -> str:
@@ -179,8 +184,10 @@ def job_name(sweep: SweepDir, slot: int) -> str:
     return f"sweep-{sweep.path.name}-{mark}-{slot}"
 
 
-def submit(folder: AllocationDir, config: Config, nodes: int, name: str) -> Submitted:
+def submit(folder: AllocationDir, config: Config, nodes: int, name: str, entry: Entry) -> Submitted:
     """Submit one allocation and write its job.json, submission.sh and links to its output.
+
+    `entry` is what each of its tasks runs.
 
     Raises:
         RunError: the cluster refused it; its own words are the reason.
@@ -196,7 +203,7 @@ def submit(folder: AllocationDir, config: Config, nodes: int, name: str) -> Subm
         executor = executors.local(folder.submitit, nodes, seconds / 60 if seconds else UNLIMITED_MIN)
     submitted = time.time()
     try:
-        job = executor.submit(run_task, str(folder.path), kind)
+        job = executor.submit(entry, str(folder.path), kind)
     except executors.REFUSED as error:
         reason = " ".join(str(error).split())[-400:]
         raise RunError("sbatch", name, reason, "Check the keys of `cluster` against the site's rules.") from None
@@ -251,23 +258,11 @@ def _link(folder: AllocationDir, job: Any, nodes: int) -> None:
         folder.submission.symlink_to(script.relative_to(folder.path))
 
 
-def run_task(folder: str, kind: str) -> None:
-    """Run one rank; submitit calls this in every task. Ends with the rank's exit code."""
-    from jobs import rank
-
-    task = task_from_slurm(os.environ) if kind == "slurm" else _local_task(os.environ)
-    here = AllocationDir(Path(folder))
-    code = rank.main(here, task)
-    if task.rank == 0:
-        submit_rest(here, task.ranks)
-    sys.exit(code)
-
-
 Again = Callable[[SweepDir, int, int, Sequence[ServiceTask], Config, int], Submitted]
 """Submits an allocation once more: sweep, index, attempt, services, config, nodes."""
 
 
-def submit_rest(folder: AllocationDir, nodes: int, again: Again = submit_allocation) -> str | None:
+def submit_rest(folder: AllocationDir, nodes: int, again: Again) -> str | None:
     """Submit what the time limit left of an allocation as a new job, up to `limits.attempts` (issue 3, walltime).
 
     Returns the id of the new job, or None.
@@ -314,10 +309,3 @@ def nodes_of(folder: AllocationDir) -> int:
 
 def _outcome(folder: AllocationDir) -> dict[str, Any]:
     return dict(read_json(folder.outcome)) if folder.outcome.exists() else {}
-
-
-def _local_task(env: Mapping[str, str]) -> Task:
-    ranks = int(env["SUBMITIT_LOCAL_NTASKS"])
-    number = int(env["SUBMITIT_LOCAL_GLOBALID"])
-    hosts = ("localhost",) * ranks
-    return Task(number, ranks, int(env["SUBMITIT_LOCAL_JOB_ID"]), hosts, "localhost")

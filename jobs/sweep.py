@@ -20,6 +20,7 @@ from rich.text import Text
 
 from jobs import calibration, compose, reuse, schema, show, submit
 from jobs.config import Config, Launch
+from jobs.entry import run_task
 from jobs.errors import ConfigError, RunError, UserError
 from jobs.files import is_there, read_json, write_json
 from jobs.follow import follow
@@ -257,7 +258,7 @@ def start(made: Plan, reused: Sequence[Past] = (), *, serve: bool = False) -> Sw
         return sweep
     for index, allocation in enumerate(together(made.allocations) if local else made.allocations):
         tasks = tasks_of(made, allocation)
-        job = submit.submit_allocation(sweep, index, 1, tasks, settings, allocation.nodes, serve=serve)
+        job = submit.submit_allocation(sweep, index, 1, tasks, settings, allocation.nodes, run_task, serve=serve)
         logging.info("allocation %s: job %s (%s)", index, job.job_id, job.kind)
     return sweep
 

@@ -11,6 +11,7 @@ from test_batch import JOB, SCRIPTS, run_script
 
 from jobs import batch, submit, sweep
 from jobs.__main__ import main
+from jobs.entry import run_task
 from jobs.errors import ConfigError
 from jobs.files import read_json, write_json
 from jobs.resume import resume
@@ -73,7 +74,7 @@ def test_a_resume_removes_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_an_allocation_for_slurm_is_not_even_made(tmp_path: Path, slurm: FakeSlurm) -> None:
     made = SweepDir(tmp_path / "runs/s")
     with pytest.raises(ConfigError, match=STRAY):
-        submit.submit_allocation(made, 0, 1, [ServiceTask("s", ("p",))], config("cluster=slurm"), 2)
+        submit.submit_allocation(made, 0, 1, [ServiceTask("s", ("p",))], config("cluster=slurm"), 2, run_task)
     assert not made.path.exists()
     assert not slurm.calls("sbatch")
     submit.new_allocation(made, 0, 1, [ServiceTask("s", ("p",))], local=True)  # no step, no pyxis

@@ -14,6 +14,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from jobs import submit
 from jobs.config import Config
+from jobs.entry import _local_task, run_task
 from jobs.errors import ConfigError, RunError
 from jobs.files import read_json
 from jobs.jobstate import job_state
@@ -154,7 +155,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 def allocate(tmp_path: Path, index: int = 0, **values: Any) -> tuple[AllocationDir, submit.Submitted]:
     made = change(config("cluster=slurm"), **values)
     sweep = SweepDir(tmp_path / "runs/s")
-    job = submit.submit_allocation(sweep, index, 1, [ServiceTask("service", ("p", "q"))], made, 2)
+    job = submit.submit_allocation(sweep, index, 1, [ServiceTask("service", ("p", "q"))], made, 2, run_task)
     return sweep.allocation(index, 1), job
 
 
@@ -210,5 +211,5 @@ def test_no_answer_from_the_controller_is_said(tmp_path: Path, slurm: FakeSlurm)
 
 def test_a_local_rank_knows_its_place() -> None:
     env = {"SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_JOB_ID": "4711"}
-    task = submit._local_task(env)
+    task = _local_task(env)
     assert (task.rank, task.ranks, task.job_id, task.hosts) == (1, 2, 4711, ("localhost", "localhost"))
