@@ -29,10 +29,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from jobs import compose  # noqa: E402
-from jobs.cluster import derive_ports, task_from_slurm  # noqa: E402
+from jobs.cluster import task_from_slurm  # noqa: E402
 from jobs.config import Config  # noqa: E402
 from jobs.measure import client, statistics, validity  # noqa: E402
 from jobs.measure.records import Target  # noqa: E402
+from jobs.ports import derive_ports  # noqa: E402
 from jobs.rank import own_card  # noqa: E402
 from jobs.service import command, environment  # noqa: E402
 from jobs.service.placement import Placement  # noqa: E402

@@ -20,6 +20,7 @@ from jobs.errors import ConfigError, RunError
 from jobs.plan import Allocation, Plan
 from jobs.resume import together
 from jobs.rundir import AllocationDir, SweepDir
+from jobs.sbatch import check_shell
 from jobs.service.task import ServiceTask
 
 CARRIED = {
@@ -63,7 +64,7 @@ def prepare(overrides: Sequence[str], env: Mapping[str, str], script: Path | Non
         RunError: this is no batch job, or the run directory cannot be written.
     """
     job_id, nodes = batch_job(env)
-    submit.check_shell(env, local=False)
+    check_shell(env, local=False)
     compose.check(overrides)
     made = one_service(overrides) if serve else sweep.plan(compose.expand(overrides))
     made = _in_slurm(made)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from jobs.jobstate import seconds_left
-from jobs.timing import limit_seconds
+from jobs.time_limit import limit_seconds
 
 PAUSES_S = (0.0, 2.0, 5.0)
 """Before each question to squeue: slurmctld is busy most of all where many jobs start at once."""

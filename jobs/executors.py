@@ -13,7 +13,7 @@ from submitit.local.local import LocalExecutor, LocalJob
 from submitit.slurm.slurm import SlurmExecutor
 
 from jobs import process
-from jobs.walltime import SIGNAL_DELAY_S
+from jobs.time_limit import SIGNAL_DELAY_S
 
 REFUSED = (FailedJobError, FailedSubmissionError)
 """What submitit raises when the cluster does not take a job."""

@@ -6,7 +6,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from jobs.cluster import Ports, Task
+from jobs.cluster import Task
+from jobs.ports import Ports
 from jobs.rundir import AllocationDir
 from jobs.service.task import AllocationTask
 from jobs.walltime import Walltime

@@ -11,7 +11,7 @@ from jobs import process
 from jobs.errors import ConfigError, RunError
 from jobs.files import read_json
 from jobs.rundir import AllocationDir
-from jobs.timing import limit_seconds
+from jobs.time_limit import limit_seconds
 
 ENDED = frozenset(
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jobs.config import Config
 from jobs.errors import ConfigError
 
@@ -55,3 +57,28 @@ def local_sizes(config: Config) -> tuple[int, ...]:
                 "Lower it or parallel.data_parallel_size_local, or set cluster.npus_per_node.",
             )
     return sizes
+
+
+def start_rank(local_sizes: Sequence[int], node: int) -> int:
+    """Return the first data-parallel rank of a node: the sum of the local sizes before it.
+
+    Args:
+        local_sizes: data-parallel ranks of each node, in order (`parallel.data_parallel_size_local`).
+        node: index of the node, 0 for the head. An index without a node is an IndexError.
+
+    Source: vLLM's data-parallel deployment, --data-parallel-start-rank.
+    """
+    if not 0 <= node < len(local_sizes):
+        raise IndexError(f"node {node} of {len(local_sizes)}")
+    return sum(local_sizes[:node])
+
+
+def node_of(local_sizes: Sequence[int], data_parallel_rank: int) -> int:
+    """Return the node that runs a data-parallel rank; a rank that there is not is an IndexError.
+
+    Args: see `start_rank`.
+    """
+    for node, size in enumerate(local_sizes):
+        if data_parallel_rank < start_rank(local_sizes, node) + size:
+            return node
+    raise IndexError(f"data-parallel rank {data_parallel_rank} of {sum(local_sizes)}")

@@ -19,7 +19,8 @@ from jobs.service.checks import Shared
 from jobs.services import Dropped, group, refusals, unknown, warnings, within_budget
 from jobs.services import Point as Point
 from jobs.services import Service as Service
-from jobs.timing import Phases, limit_seconds
+from jobs.time_limit import limit_seconds
+from jobs.timing import Phases
 
 
 @dataclass(frozen=True)

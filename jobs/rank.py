@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from jobs import deadline, process
-from jobs.cluster import Task, check_master, derive_ports, find_card, interface_addresses, same_subnet, task_from_slurm
+from jobs.cluster import Task, task_from_slurm
 from jobs.config import Config
 from jobs.ending import Ending
 from jobs.errors import ConfigError, RunError, UserError
 from jobs.here import Here
+from jobs.interfaces import check_master, find_card, interface_addresses, same_subnet
+from jobs.ports import derive_ports
 from jobs.preflight.findings import named
 from jobs.preflight.station import Station, make_station
 from jobs.rundir import AllocationDir
@@ -33,7 +35,7 @@ from jobs.service.peers import Message, join
 from jobs.service.placement import LOOPBACK, Placement
 from jobs.service.task import read_config, read_task
 from jobs.sharing import let_group_read
-from jobs.timing import limit_seconds
+from jobs.time_limit import limit_seconds
 from jobs.walltime import Walltime
 
 GIVE_BACK_S = 3.0

@@ -14,6 +14,7 @@ from jobs.plan import Allocation, Service, pack
 from jobs.results.row import is_finished
 from jobs.reuse import launch_view
 from jobs.rundir import SweepDir
+from jobs.sbatch import check_shell
 from jobs.service import fingerprint
 from jobs.service.fingerprint import Fingerprint
 from jobs.service.task import ServiceTask, read_config
@@ -56,7 +57,7 @@ def resume(sweep: SweepDir, *, retry_failed: bool) -> int:
             raise RunError("RUN", sweep.path, f"allocation {folder.index} is {state.lower()}", remedy)
     left = unfinished(sweep, retry_failed=retry_failed)
     if left:  # before any row goes
-        submit.check_shell(local=left[0].config.cluster.kind == "local")
+        check_shell(local=left[0].config.cluster.kind == "local")
     by_name = {service.service: service for service in left}
     index = max((folder.index for folder in sweep.allocations()), default=-1) + 1
     for number, allocation in enumerate(_allocations(left)):

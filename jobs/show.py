@@ -19,7 +19,7 @@ from jobs.results.keys import is_work
 from jobs.results.table import text
 from jobs.service.checks import Shared
 from jobs.services import Point
-from jobs.timing import limit_seconds
+from jobs.time_limit import limit_seconds
 
 if TYPE_CHECKING:
     import pandas as pd

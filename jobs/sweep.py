@@ -34,6 +34,7 @@ from jobs.results.table import read_table, write_table
 from jobs.resume import resume, together
 from jobs.reuse import Past
 from jobs.rundir import Root, SweepDir, new_sweep
+from jobs.sbatch import check_programs, kind_of
 from jobs.service import container, fingerprint
 from jobs.service.task import ServiceTask, read_config, write_config
 from jobs.settings import from_root
@@ -127,7 +128,7 @@ def plan(points: Sequence[Sequence[str]], composer: compose.Composer = compose.d
     settled = []
     for one in configs:
         if one.cluster.kind not in kinds:
-            kinds[one.cluster.kind] = submit.kind_of(one.cluster)
+            kinds[one.cluster.kind] = kind_of(one.cluster)
         settled.append(replace(one, cluster=replace(one.cluster, kind=kinds[one.cluster.kind])))
     root = Root(Path(settled[0].results.root).absolute())
     return make_plan(words, settled, compose.swept_keys(words), calibration.looker(root))
@@ -244,7 +245,7 @@ def start(made: Plan, reused: Sequence[Past] = (), *, serve: bool = False) -> Sw
         RunError: nothing was submitted, or (after some were) which allocation the cluster refused.
     """
     settings = made.points[0].config
-    submit.check_programs(settings.cluster.kind)
+    check_programs(settings.cluster.kind)
     local = settings.cluster.kind == "local"
     for service in made.services:
         container.check_submission(service.config)

@@ -1,14 +1,12 @@
-"""Seconds: what a plan predicts for each phase of a service, and Slurm's time limits. Pure."""
+"""Seconds: what a plan predicts for each phase of a service. Pure."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.calibration import PastRuns
 from jobs.config import Bench, Config
-from jobs.errors import ConfigError
 from jobs.measure.search import usual_windows
 
 START_S = 120.0
@@ -78,44 +76,3 @@ def _window_seconds(bench: Bench) -> float:
     if bench.num_requests and bench.request_rate:
         return usual_windows(bench) * bench.num_requests / bench.request_rate
     return usual_windows(bench) * bench.window_s
-
-
-WEEK_MIN = 7 * 24 * 60
-
-_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
-
-
-def limit_seconds(time_limit: int | str | None) -> int | None:
-    """Return a Slurm time limit in seconds: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S (sbatch(1), --time).
-
-    None is no limit; so is zero, as in sbatch(1).
-
-    Raises:
-        ConfigError: it is none of these.
-    """
-    if time_limit is None or str(time_limit).upper() in ("UNLIMITED", "INFINITE"):
-        return None
-    match = _TIME.fullmatch(str(time_limit))
-    if not match:
-        raise ConfigError(
-            "cluster.time_limit",
-            time_limit,
-            "it is not a Slurm time",
-            "Write minutes, H:MM:SS or D-HH:MM:SS.",
-        )
-    if str(time_limit).isdigit() and int(str(time_limit)) > WEEK_MIN:
-        # YAML reads an unquoted 8:00:00 as the number 28800.
-        raise ConfigError(
-            "cluster.time_limit",
-            time_limit,
-            "it is more than a week of minutes: perhaps YAML read H:MM:SS as a number",
-            'Quote it ("8:00:00"), or write D-HH:MM:SS.',
-        )
-    days, first, second, third = (
-        int(part) if part else None for part in match.group("days", "first", "second", "third")
-    )
-    if days is not None:
-        return (days * 86400 + (first or 0) * 3600 + (second or 0) * 60 + (third or 0)) or None
-    if third is not None:
-        return ((first or 0) * 3600 + (second or 0) * 60 + third) or None
-    return ((first or 0) * 60 + (second or 0)) or None

@@ -10,10 +10,8 @@ from jobs import calibration
 from jobs.config import Config
 from jobs.files import read_json
 from jobs.rundir import SweepDir
-from jobs.timing import limit_seconds, load_seconds, measure_seconds
-
-SIGNAL_DELAY_S = 90
-"""Slurm sends SIGUSR2 this long before the time limit, so that partial results can be kept."""
+from jobs.time_limit import SIGNAL_DELAY_S, limit_seconds
+from jobs.timing import load_seconds, measure_seconds
 
 EARLY_S, LATE_S = 5.0, 60.0
 """Around the time limit that we know, in which Slurm ends a job for it: it tells the time left in whole seconds, and

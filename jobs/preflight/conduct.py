@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from jobs.cluster import Ports
 from jobs.config import Config
+from jobs.ports import Ports
 from jobs.preflight import fabric, host, network, npu
 from jobs.preflight.facts import Facts, Ping, Reached, as_json, facts_of, pings_of, reached_of
 from jobs.preflight.findings import Finding, failures, named, settle, worst

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 
 from containers import digest
-from jobs.cluster import interface_addresses
 from jobs.config import Config
+from jobs.interfaces import interface_addresses
 from jobs.preflight.facts import GIB, UNKNOWN, Card, Host, Space
 from jobs.service import container, fingerprint
 from jobs.service.clean import SEGMENTS, SHM

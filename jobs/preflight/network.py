@@ -8,9 +8,10 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
 
-from jobs.cluster import Address, Ports, find_card, same_subnet
 from jobs.config import Config
 from jobs.errors import ConfigError
+from jobs.interfaces import Address, find_card, same_subnet
+from jobs.ports import Ports
 from jobs.preflight.facts import Card, Facts, Reached
 from jobs.preflight.findings import Finding, State, not_run, passed
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from jobs.cluster import Ports, Task
+from jobs.cluster import Task
 from jobs.config import Config
+from jobs.ports import Ports
 from jobs.preflight import look, runtime
 from jobs.preflight.facts import Facts, Npus, Reached, as_json
 from jobs.preflight.findings import named

@@ -11,11 +11,12 @@ from jobs import fit
 from jobs.ascend import Release, release, releases, rules
 from jobs.ascend.lookup import architecture_of, required
 from jobs.ascend.rules import Finding, Question
-from jobs.cluster import choose_interface, derive_ports
 from jobs.config import Config
 from jobs.errors import ConfigError
+from jobs.interfaces import choose_interface
 from jobs.layout import local_sizes, span
 from jobs.measure.checks import BENCH_LOOKS
+from jobs.ports import derive_ports
 from jobs.preflight.findings import check_names
 from jobs.service import command, container, environment
 from jobs.service.command import check_args

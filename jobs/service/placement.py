@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from jobs.cluster import start_rank
 from jobs.config import Config
-from jobs.layout import local_sizes
+from jobs.layout import local_sizes, start_rank
 
 Role = Literal["head", "headless"]
 

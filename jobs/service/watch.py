@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from jobs.cluster import node_of
 from jobs.config import Config
-from jobs.layout import local_sizes
+from jobs.layout import local_sizes, node_of
 from jobs.measure.records import Target
 from jobs.service.probe import counters, one_token
 

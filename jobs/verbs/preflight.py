@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from jobs import compose, show, submit, sweep
-from jobs.cluster import Task, derive_ports
+from jobs.cluster import Task
 from jobs.config import Config
 from jobs.errors import RunError
 from jobs.files import read_json
 from jobs.plan import Plan
+from jobs.ports import derive_ports
 from jobs.preflight import report
 from jobs.preflight.conduct import Preflight, Result
 from jobs.preflight.findings import Finding
 from jobs.preflight.station import make_station
 from jobs.rundir import new_sweep
+from jobs.sbatch import check_programs
 from jobs.service.peers import Hub
 from jobs.service.task import AllocationTask, ServiceTask, write_config, write_task
 from jobs.verbs import OVERRIDES, Verb
@@ -57,7 +59,7 @@ async def _here(config: Config) -> Result:
 
 def _through_slurm(made: Plan) -> Mapping[str, Any]:
     """Check as many nodes as the largest service needs, in a job of their own."""
-    submit.check_programs("slurm")
+    check_programs("slurm")
     point, config = made.points[0], made.points[0].config
     nodes = max(allocation.nodes for allocation in made.allocations)
     root = Path(config.results.root).absolute()

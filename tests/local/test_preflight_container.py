@@ -16,8 +16,8 @@ from preflight_help import fake_node, node
 from test_preflight_run import WITH_NPUS, free_ports, station
 
 from jobs.__main__ import main
-from jobs.cluster import Ports
 from jobs.config import Config
+from jobs.ports import Ports
 from jobs.preflight import host, runtime
 from jobs.preflight.facts import Need, Runtime
 from jobs.preflight.findings import Finding

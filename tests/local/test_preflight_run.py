@@ -15,8 +15,8 @@ import pytest
 from core_help import change, config, python
 from preflight_help import ONE, TWO, fake_node
 
-from jobs.cluster import Ports
 from jobs.config import Config
+from jobs.ports import Ports
 from jobs.preflight.conduct import Preflight, Result
 from jobs.preflight.facts import NpuPort
 from jobs.preflight.station import Spot, Station, aside

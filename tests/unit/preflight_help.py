@@ -11,8 +11,8 @@ from typing import Any
 
 from core_help import ROOT, config
 
-from jobs.cluster import Ports
 from jobs.config import Config
+from jobs.ports import Ports
 from jobs.preflight import fabric, host, network, npu
 from jobs.preflight.facts import Card, Facts, Host, NpuPort, Npus, Ping, Reached, Runtime, Space
 from jobs.preflight.findings import Finding

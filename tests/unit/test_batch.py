@@ -21,7 +21,8 @@ from jobs.errors import ConfigError, RunError
 from jobs.files import read_json, write_json
 from jobs.rundir import AllocationDir
 from jobs.service.task import read_config, read_task
-from jobs.walltime import SIGNAL_DELAY_S, TIME_IS_UP
+from jobs.time_limit import SIGNAL_DELAY_S
+from jobs.walltime import TIME_IS_UP
 
 JOB = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NUM_NODES": "2"}
 SCRIPTS = ("sweep.sbatch", "serve.sbatch")

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from core_help import change, composer, config
 
-from jobs import submit, sweep
+from jobs import sweep
 from jobs.errors import ConfigError, RunError, UserError
 from jobs.plan import make_plan
+from jobs.sbatch import kind_of
 from jobs.service import checks
 
 BAD: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -89,7 +90,7 @@ def test_slurm_without_sbatch_is_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     made = plan("cluster=slurm", empty_path=tmp_path)  # a plan can be made anywhere
-    assert submit.kind_of(config("cluster=auto").cluster) == "local"
+    assert kind_of(config("cluster=auto").cluster) == "local"
     error = refused(made)
     assert isinstance(error, ConfigError)
     assert (error.key, error.value, error.exit_code) == ("cluster.kind", "slurm", 2)

@@ -8,23 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.cluster import (
+from jobs.cluster import Task, expand_nodelist, task_from_slurm
+from jobs.errors import ConfigError, RunError
+from jobs.interfaces import (
     Address,
-    Ports,
-    Task,
     address_of,
     check_master,
     choose_interface,
-    derive_ports,
-    expand_nodelist,
     find_card,
     interface_addresses,
-    node_of,
     same_subnet,
-    start_rank,
-    task_from_slurm,
 )
-from jobs.errors import ConfigError, RunError
+from jobs.layout import node_of, start_rank
+from jobs.ports import Ports, derive_ports
 
 # Recorded from `scontrol show hostnames` of Slurm 22.05.8.
 GOLDEN = {

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from jobs import compose, plan, schema, services, sweep, timing
 from jobs.config import Config
 from jobs.errors import ConfigError
+from jobs.time_limit import limit_seconds
 
 QUICK = settings(max_examples=25, deadline=None)
 
@@ -325,15 +326,15 @@ def test_the_weights_are_read_once_a_service_and_bound_its_predicted_start() -> 
     ],
 )
 def test_limit_seconds_reads_every_form_of_sbatch(text: Any, seconds: int | None) -> None:
-    assert timing.limit_seconds(text) == seconds
+    assert limit_seconds(text) == seconds
 
 
 @QUICK
 @given(st.integers(0, 99), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
 def test_limit_seconds_of_any_time(days: int, hours: int, minutes: int, seconds: int) -> None:
     total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-    assert timing.limit_seconds(f"{days}-{hours}:{minutes}:{seconds}") == (total or None)
-    assert timing.limit_seconds(f"{days * 24 + hours}:{minutes:02}:{seconds:02}") == (total or None)
+    assert limit_seconds(f"{days}-{hours}:{minutes}:{seconds}") == (total or None)
+    assert limit_seconds(f"{days * 24 + hours}:{minutes:02}:{seconds:02}") == (total or None)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +342,7 @@ def test_limit_seconds_of_any_time(days: int, hours: int, minutes: int, seconds:
 )
 def test_what_is_no_slurm_time_is_refused(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        timing.limit_seconds(text)
+        limit_seconds(text)
     assert caught.value.key == "cluster.time_limit"
     assert caught.value.value == text
 

@@ -15,9 +15,10 @@ from fake_slurm import FakeSlurm
 from supervisor_help import free_port
 
 from jobs import rank
-from jobs.cluster import Ports, Task
+from jobs.cluster import Task
 from jobs.config import Config
 from jobs.here import Here
+from jobs.ports import Ports
 from jobs.preflight.station import make_station
 from jobs.rundir import AllocationDir
 from jobs.service.peers import Hub

@@ -19,12 +19,13 @@ from jobs.errors import ConfigError, RunError
 from jobs.files import read_json
 from jobs.jobstate import job_state
 from jobs.rundir import AllocationDir, SweepDir
+from jobs.sbatch import check_programs, kind_of, sbatch_parameters
 from jobs.service.task import ServiceTask, read_task
 
 
 def script(made: Config, nodes: int = 2, name: str = "sweep-s-0") -> str:
     """Return the batch script as submitit itself renders it."""
-    parameters = submit.sbatch_parameters(made, nodes, name)
+    parameters = sbatch_parameters(made, nodes, name)
     return str(_make_sbatch_string(command="<command>", folder="/runs/s/allocations/0/1/submitit", **parameters))
 
 
@@ -129,7 +130,7 @@ def test_kind_of_cluster(
     for name in programs:
         (tmp_path / name).touch(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert submit.kind_of(config(f"cluster={kind}").cluster) == found
+    assert kind_of(config(f"cluster={kind}").cluster) == found
 
 
 @pytest.mark.parametrize("missing", ["sbatch", "srun"])
@@ -137,9 +138,9 @@ def test_slurm_without_its_programs_is_refused(missing: str, tmp_path: Path, mon
     for name in {"sbatch", "srun"} - {missing}:
         (tmp_path / name).touch(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    submit.check_programs("local")
+    check_programs("local")
     with pytest.raises(ConfigError, match=f"no {missing} on PATH"):
-        submit.check_programs("slurm")
+        check_programs("slurm")
 
 
 # --- a real submission to the stand-in
