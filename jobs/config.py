@@ -9,6 +9,7 @@ The scope is the one place that decides what the planner groups (issue 2, planne
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -417,3 +418,26 @@ class Config(Section):
     preflight: Preflight = section(Preflight, "checks of the nodes before the first service", scope="sweep")
     results: Results = section(Results, "where results go", scope="sweep")
     launch: Launch = section(Launch, "what launch.py does", scope="sweep")
+
+
+def usual_windows(bench: Bench) -> int:
+    """Predict how many windows a point takes: its repeats, or the probes of a search that ends 8 x higher."""
+    if bench.search is None:
+        return bench.repeats
+    return 3 + math.ceil(math.log2(1 / bench.search_precision)) + 1
+
+
+def in_container(config: Config) -> bool:
+    """Return whether the engine runs in a container."""
+    return config.container.runtime != "none"
+
+
+def client_inside(config: Config) -> bool:
+    """Return whether the external client of a point runs in the container of rank 0's engine.
+
+    `vllm bench serve` belongs to the engine and is where the engine is. AISBench wants packages that suit no engine.
+    """
+    bench = config.bench
+    if bench.client == "window" or not in_container(config):
+        return False
+    return bench.where == "container" or (bench.where == "auto" and bench.client == "vllm_bench")

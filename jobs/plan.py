@@ -11,7 +11,7 @@ from typing import Any
 
 from jobs import schema
 from jobs.calibration import Outlook
-from jobs.config import Config
+from jobs.config import Config, in_container
 from jobs.errors import ConfigError
 from jobs.layout import local_sizes
 from jobs.service import checks, command, container, environment, placement
@@ -312,7 +312,7 @@ def _memory_json(outlook: Outlook | None) -> dict[str, Any] | None:
 
 def _container(config: Config, place: placement.Placement) -> dict[str, Any]:
     """Return the commands of a rank's container, where there is one."""
-    if not container.in_container(config):
+    if not in_container(config):
         return {}
     variables = environment.variables(config, place)
     return {"container": container.planned(config, place, command.argv(config, place), variables)}

@@ -12,7 +12,7 @@ from typing import Any
 
 from jobs import calibration, reuse, serving
 from jobs.calibration import Outlook
-from jobs.config import Config
+from jobs.config import Config, client_inside, in_container
 from jobs.diagnose import explain
 from jobs.errors import RunError, UserError
 from jobs.files import read_json, write_json, write_text
@@ -266,7 +266,7 @@ class ServiceRun:
             """Run a client that others made, with other prompts than those of other salts."""
             mark, folder = self._here.mark(f"client/{point}"), self._sweep.point(point).client
             room, model = self._room(config, engine), engine.config.model
-            if not container.client_inside(config):  # the model's path may be one of the inside
+            if not client_inside(config):  # the model's path may be one of the inside
                 model = replace(model, path=str(container.checkpoint(engine.config)))
             bench = replace(config.bench, seed=config.bench.seed + external.SALTED * salt)
             whole = replace(config, model=model, bench=bench)
@@ -289,9 +289,9 @@ class ServiceRun:
 
     def _room(self, config: Config, engine: Engine) -> external.Room:
         """Return where the external client of a point runs."""
-        if container.client_inside(config):
+        if client_inside(config):
             return engine.room()
-        if config.bench.client != "vllm_bench" or container.in_container(config):
+        if config.bench.client != "vllm_bench" or in_container(config):
             return external.Node(environment.whole({}, self._here.inherited))
         # The engine's own program needs what its environment has: the toolkit's libraries, its paths.
         ours = environment.of_client(environment.variables(config, engine.place))

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from jobs import calibration, compose, reuse, schema, show, submit
-from jobs.config import Config, Launch
+from jobs.config import Config, Launch, in_container
 from jobs.entry import run_task
 from jobs.errors import ConfigError, RunError, UserError
 from jobs.files import is_there, read_json, write_json
@@ -297,7 +297,7 @@ def tasks_of(made: Plan, allocation: Allocation) -> list[ServiceTask]:
 
 def _check_here(config: Config) -> None:
     """For local processes this machine is the node: say before the start what is missing."""
-    if container.in_container(config):
+    if in_container(config):
         return  # its runtime was looked for (container.check_submission); the rest is inside
     program = from_root(config.engine.command[0])
     if not config.engine.source and program != "{python}" and not shutil.which(program):

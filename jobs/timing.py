@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.calibration import PastRuns
-from jobs.config import Bench, Config
-from jobs.measure.search import usual_windows
+from jobs.config import Bench, Config, usual_windows
 
 START_S = 120.0
 """Seconds of an engine start that do not depend on the weights: imports, graph capture, warm-up."""

@@ -120,10 +120,3 @@ def saturated(bench: Bench, figures: Mapping[str, Any], lower: Iterable[Mapping[
 
 _WAITING_SHARE, _GAIN = 0.1, 1.05
 """Of the requests in flight; and the gain in tokens per second below which a higher load gives nothing."""
-
-
-def usual_windows(bench: Bench) -> int:
-    """Predict how many windows a point takes: its repeats, or the probes of a search that ends 8 x higher."""
-    if bench.search is None:
-        return bench.repeats
-    return 3 + math.ceil(math.log2(1 / bench.search_precision)) + 1

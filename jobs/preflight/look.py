@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from containers import digest
-from jobs.config import Config
+from jobs.config import Config, in_container
 from jobs.interfaces import interface_addresses
 from jobs.preflight.facts import GIB, UNKNOWN, Card, Host, Space
 from jobs.service import container, fingerprint
@@ -87,7 +87,7 @@ def _contents(config: Config) -> dict[str, str]:
     seen, file = fingerprint.at_once(config), container.image_file(config)
     length = digest.state(file) if file else None
     image = f"{length.bytes:,} bytes" if length else None if file else container.known_digest(config)
-    image = image or (UNKNOWN if container.in_container(config) else None)
+    image = image or (UNKNOWN if in_container(config) else None)
     known = {"engine": seen.engine_version, "image": image, "model": seen.model_digest}
     return {name: value for name, value in known.items() if value}
 

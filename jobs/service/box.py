@@ -19,7 +19,7 @@ from containers.entry import Entry, Files, Proof
 from containers.spec import Mount, Spec, size_bytes
 from containers.store import Store
 from jobs import process
-from jobs.config import Config
+from jobs.config import Config, client_inside
 from jobs.errors import RunError
 from jobs.files import is_there, write_json, write_text
 from jobs.process import MARK, Process
@@ -223,7 +223,7 @@ def node_name(host: Mapping[str, str]) -> str:
 
 def _brings_program(point: Config) -> bool:
     """Whether a point's client needs a program inside that is not the engine's own."""
-    return container.client_inside(point) and bool(point.bench.program or point.bench.client == "ais_bench")
+    return client_inside(point) and bool(point.bench.program or point.bench.client == "ais_bench")
 
 
 def _here(config: Config, rank: int, mark: str, points: Iterable[Config]) -> tuple[Spec, tuple[str, ...]]:

@@ -11,7 +11,7 @@ from jobs import fit
 from jobs.ascend import Release, release, releases, rules
 from jobs.ascend.lookup import architecture_of, required
 from jobs.ascend.rules import Finding, Question
-from jobs.config import Config
+from jobs.config import Config, in_container
 from jobs.errors import ConfigError
 from jobs.interfaces import choose_interface
 from jobs.layout import local_sizes, span
@@ -127,7 +127,7 @@ def image_release(config: Config) -> Finding | None:
     is looked at in the container, before the engine starts.
     """
     image = config.container.image
-    if not container.in_container(config) or image is None or config.engine.name != "vllm_ascend":
+    if not in_container(config) or image is None or config.engine.name != "vllm_ascend":
         return None
     try:
         said = release_of(resolve(image, config.container.registry))

@@ -18,29 +18,13 @@ from containers.recipes import resolve
 from containers.spec import Image, Mount, Spec, host_path, parse_mount, size_bytes
 from containers.store import Store
 from jobs import process
-from jobs.config import Config
+from jobs.config import Config, client_inside, in_container
 from jobs.errors import ConfigError, RunError
 from jobs.rundir import images_path
 from jobs.service.placement import Placement
 from jobs.settings import from_root
 
 PLANNED = Files(Path("/tmp/{scratch}"))
-
-
-def in_container(config: Config) -> bool:
-    """Return whether the engine runs in a container."""
-    return config.container.runtime != "none"
-
-
-def client_inside(config: Config) -> bool:
-    """Return whether the external client of a point runs in the container of rank 0's engine.
-
-    `vllm bench serve` belongs to the engine and is where the engine is. AISBench wants packages that suit no engine.
-    """
-    bench = config.bench
-    if bench.client == "window" or not in_container(config):
-        return False
-    return bench.where == "container" or (bench.where == "auto" and bench.client == "vllm_bench")
 
 
 def dataset(config: Config) -> str | None:

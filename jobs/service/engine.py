@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs import process
-from jobs.config import Config
+from jobs.config import Config, in_container
 from jobs.errors import RunError
 from jobs.files import is_there, write_json
 from jobs.rundir import RankDir
-from jobs.service import box, clean, command, container, effective, environment, image, keeping, logs
+from jobs.service import box, clean, command, effective, environment, image, keeping, logs
 from jobs.service.placement import Placement
 from jobs.service.room import Room
 from jobs.settings import from_root
@@ -61,7 +61,7 @@ class Engine:
         argv = command.argv(self.config, self.place)
         kept = keeping.plog_variables(self.config, self.folder, inherited)
         plogs = keeping.make_plogs(self.folder, kept)
-        if container.in_container(self.config):
+        if in_container(self.config):
             service = self.mark.split("/")[-2]
             kept |= await asyncio.to_thread(keeping.cache_variables, self.config, self.place.rank, service)
         variables = environment.variables(self.config, self.place) | kept
@@ -70,7 +70,7 @@ class Engine:
         write_json(self.folder.command, intended)
         self.folder.enter("staged")
         env = environment.whole(variables, inherited)
-        if not container.in_container(self.config):
+        if not in_container(self.config):
             self._check_node(argv[0], env)
         # Beside the heartbeats: npu-smi may take seconds, and a silent rank counts as lost.
         self._before = await asyncio.to_thread(clean.baseline)
@@ -80,7 +80,7 @@ class Engine:
         )
         env["TMPDIR"] = self._scratch
         try:
-            if container.in_container(self.config):
+            if in_container(self.config):
                 scratch = Path(self._scratch)
                 self._box = box.prepare(
                     self.config,

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jobs.config import Config
+from jobs.config import Config, in_container
 from jobs.service import container
 from jobs.settings import from_root
 
@@ -80,7 +80,7 @@ def here(config: Config, stop: Callable[[], bool] = lambda: False) -> Fingerprin
     An image file that nobody has read before is read as a whole, unless `stop` says meanwhile that it is not worth it.
     """
     seen = at_once(config)
-    if not container.in_container(config):
+    if not in_container(config):
         return seen
     return replace(seen, image_digest=container.known_digest(config, stop))
 
@@ -89,7 +89,7 @@ def at_once(config: Config) -> Fingerprint:
     """Return what this host sees without reading an image."""
     seen = _here(config.engine.command[0], str(container.checkpoint(config)))
     # The engine of an image is not the one that this host may have.
-    return replace(seen, engine_version=None) if container.in_container(config) else seen
+    return replace(seen, engine_version=None) if in_container(config) else seen
 
 
 @lru_cache(maxsize=64)

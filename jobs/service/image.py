@@ -20,7 +20,7 @@ from typing import Any
 from containers import enroot
 from containers.spec import Spec
 from jobs import process
-from jobs.config import Config
+from jobs.config import Config, in_container
 from jobs.errors import RunError
 from jobs.files import is_there, read_json, write_json
 from jobs.rundir import RankDir
@@ -61,7 +61,7 @@ async def prepare(
     Raises:
         RunError: the runtime is not on this node or failed, there is no such image, or `limits.image_s` is over.
     """
-    if not container.in_container(config):
+    if not in_container(config):
         return {}
     await asyncio.to_thread(container.check_host, config)
     spec = wanted(config, rank, mark)

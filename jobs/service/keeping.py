@@ -15,7 +15,7 @@ from pathlib import Path
 
 from containers import docker
 from jobs import process
-from jobs.config import Config
+from jobs.config import Config, in_container
 from jobs.errors import RunError
 from jobs.rundir import RankDir
 from jobs.service import container
@@ -37,7 +37,7 @@ def plog_variables(config: Config, folder: RankDir, inherited: Mapping[str, str]
         folder: of the rank.
         inherited: environment of this task, which an engine on the node itself gets too.
     """
-    inside = container.in_container(config)
+    inside = in_container(config)
     said = {*config.engine.env, *(() if inside else inherited)}
     if config.engine.name != "vllm_ascend" or said & set(PLOGS):
         return {}

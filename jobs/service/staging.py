@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import cast
 
 from jobs import process
-from jobs.config import Config
+from jobs.config import Config, in_container
 from jobs.errors import RunError
 from jobs.files import is_there, read_json, write_json
 from jobs.rundir import RankDir
@@ -33,7 +33,7 @@ Parts = Mapping[str, str]
 
 def wanted(config: Config) -> bool:
     """Return whether there is anything to do: an image to bring, or a checkpoint to stage or check."""
-    return container.in_container(config) or _weights_wanted(config)
+    return in_container(config) or _weights_wanted(config)
 
 
 def _weights_wanted(config: Config) -> bool:
@@ -41,7 +41,7 @@ def _weights_wanted(config: Config) -> bool:
     if not config.engine.checks_model_path:
         return False
     # A path that only the image has, or only docker's daemon sees, cannot be checked from outside.
-    inside = container.in_container(config) and not is_there(container.checkpoint(config))
+    inside = in_container(config) and not is_there(container.checkpoint(config))
     return model.stage_to is not None or (model.verify != "none" and not inside)
 
 

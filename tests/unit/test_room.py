@@ -11,7 +11,7 @@ from core_help import change, check_golden, config, executable
 
 from containers.entry import Entry, Files
 from containers.spec import Image, Mount, Spec
-from jobs.config import Config
+from jobs.config import Config, client_inside
 from jobs.errors import ConfigError, RunError
 from jobs.measure.external import ais_bench, asked, vllm_bench
 from jobs.service import checks, container
@@ -70,8 +70,8 @@ def test_an_engine_that_never_said_where_it_is_cannot_be_joined(tmp_path: Path, 
 )
 def test_who_runs_where(client: str, where: str, inside: bool) -> None:
     one = point(bench__client=client, bench__where=where)
-    assert container.client_inside(one) is inside
-    assert not container.client_inside(change(one, container__runtime="none"))
+    assert client_inside(one) is inside
+    assert not client_inside(change(one, container__runtime="none"))
 
 
 def test_a_container_that_is_none_is_refused() -> None:

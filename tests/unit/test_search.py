@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.config import Bench, Slo
-from jobs.measure.search import Search, begin, most_probes, saturated, usual_windows, with_load
+from jobs.config import Bench, Slo, usual_windows
+from jobs.measure.search import Search, begin, most_probes, saturated, with_load
 
 
 def found(search: Search, edge: float, flaky: set[float] = frozenset()) -> list[float]:  # type: ignore[assignment]

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from jobs.config import Config
+from jobs.config import Config, client_inside
 from jobs.errors import RunError
 from jobs.files import write_text
 from jobs.measure.external.result import Result, figures
 from jobs.measure.records import Target
-from jobs.service import container
 from jobs.settings import from_root
 
 CONFIG = "ais_bench_config.py"
@@ -170,7 +169,7 @@ def argv(config: Config, folder: Path, requests: int) -> list[str]:
 
 def program(config: Config) -> str:
     """Return `bench.program`, or where AISBench is by default: in the node's environment, or on an image's PATH."""
-    return from_root(config.bench.program or (NAME if container.client_inside(config) else DEFAULT_PROGRAM))
+    return from_root(config.bench.program or (NAME if client_inside(config) else DEFAULT_PROGRAM))
 
 
 def read(folder: Path, requests: int) -> Result:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shutil
 
-from jobs.config import Bench, Config
+from jobs.config import Bench, Config, client_inside, in_container
 from jobs.errors import ConfigError, RunError
 from jobs.measure.external import ais_bench, vllm_bench
-from jobs.service import container
 
 WORKLOADS = ("random", "sharegpt")
 """What both clients can send."""
@@ -26,7 +25,7 @@ def check(config: Config) -> None:
         if forms[key] != usual:
             reason = f"bench.client={bench.client} cannot do this"
             raise ConfigError(f"bench.{key}", forms[key], reason, "Leave it out, or use bench.client=window.")
-    if bench.where == "container" and not container.in_container(config):
+    if bench.where == "container" and not in_container(config):
         remedy = "Leave it out, or choose container=enroot, pyxis or docker."
         raise ConfigError("bench.where", bench.where, "the engine runs in no container", remedy)
     if config.engine.name == "simulator":
@@ -45,7 +44,7 @@ def check_node(config: Config, path: str | None) -> None:
     """
     bench = config.bench
     sourced = bench.client == "vllm_bench" and config.engine.source  # a sourced file may extend PATH
-    if bench.client == "window" or container.client_inside(config) or sourced:
+    if bench.client == "window" or client_inside(config) or sourced:
         return
     program = ais_bench.program(config) if bench.client == "ais_bench" else vllm_bench.program(config)
     if shutil.which(program, path=path):
@@ -57,9 +56,7 @@ def check_node(config: Config, path: str | None) -> None:
         )
     else:
         reason = "bench.client=vllm_bench is to run on the node, and there is no such program here"
-        inside = (
-            "Leave bench.where out: then it runs in the engine's container" if container.in_container(config) else ""
-        )
+        inside = "Leave bench.where out: then it runs in the engine's container" if in_container(config) else ""
         remedy = f"{inside or 'Install the engine here'}, or set bench.program."
     raise RunError("bench.program", program, reason, remedy)
 
