@@ -13,12 +13,11 @@ from jobs.config import Config
 from jobs.errors import RunError
 from jobs.files import write_json
 from jobs.here import Here
+from jobs.logtail import own_error, read_tail, say
 from jobs.preflight import evidence, report
 from jobs.preflight.conduct import Preflight
 from jobs.preflight.station import Station, uses_npus
 from jobs.results.table import write_table
-from jobs.service import logs
-from jobs.service.logs import say
 from jobs.service.peers import Hub
 from jobs.service.task import ServiceTask
 from jobs.servicerun import ServiceRun
@@ -147,5 +146,5 @@ async def _carry_out(run: ServiceRun, here: Here) -> str | None:
 def _absent(here: Here, hub: Hub) -> str:
     """Return the last words of the ranks that never joined: Slurm ends us because one of them has ended."""
     absent = sorted(set(range(1, here.task.ranks)) - hub.present)
-    words = {rank: logs.own_error(logs.read_tail(here.folder.stdout(rank))) for rank in absent}
+    words = {rank: own_error(read_tail(here.folder.stdout(rank))) for rank in absent}
     return "".join(f"; rank {rank} (headless): {text}" for rank, text in words.items() if text)

@@ -6,9 +6,9 @@ from typing import Any
 
 from jobs.files import read_json
 from jobs.jobstate import ENDED, job_state
+from jobs.logtail import own_error, read_tail
 from jobs.results.row import NOT_RUN, make_row
 from jobs.rundir import AllocationDir, SweepDir
-from jobs.service import logs
 from jobs.service.task import read_config, read_task
 from jobs.traces import job_id, states
 
@@ -56,6 +56,6 @@ def _errors(folder: AllocationDir) -> str:
     found = [
         f"; rank {rank} ({'headless' if rank else 'head'}): {error}"
         for rank in range(int(read_json(folder.job)["nodes"]) if folder.job.exists() else 0)
-        if (error := logs.own_error(logs.read_tail(folder.stdout(rank))))
+        if (error := own_error(read_tail(folder.stdout(rank))))
     ]
     return "".join(found) or f"; see {folder.stdout(0)}"

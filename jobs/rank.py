@@ -24,13 +24,13 @@ from jobs.ending import Ending
 from jobs.errors import ConfigError, RunError, UserError
 from jobs.here import Here
 from jobs.interfaces import check_master, find_card, interface_addresses, same_subnet
+from jobs.logtail import say
 from jobs.ports import derive_ports
 from jobs.preflight.findings import named
 from jobs.preflight.station import Station, make_station
 from jobs.rundir import AllocationDir
 from jobs.service import agent
 from jobs.service.engine import Engine
-from jobs.service.logs import say
 from jobs.service.peers import Message, join
 from jobs.service.placement import LOOPBACK, Placement
 from jobs.service.task import read_config, read_task

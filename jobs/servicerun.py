@@ -19,6 +19,7 @@ from jobs.files import read_json, write_json, write_text
 from jobs.here import Here
 from jobs.jobstate import others_wait
 from jobs.layout import local_sizes
+from jobs.logtail import read_all, say
 from jobs.measure import dataset
 from jobs.measure.external import asked
 from jobs.measure.external import run as external
@@ -30,7 +31,6 @@ from jobs.results.table import write_table
 from jobs.rundir import AllocationDir
 from jobs.service import container, environment, fingerprint, logs, watch
 from jobs.service.engine import Engine
-from jobs.service.logs import say
 from jobs.service.peers import Hub
 from jobs.service.placement import Placement
 from jobs.service.supervisor import ServiceFailed, Supervisor
@@ -139,7 +139,7 @@ class ServiceRun:
             self._known["stage_s"] = round(supervisor.prepared_s, 1)
             self._known["load_s"] = round(time.monotonic() - began - supervisor.prepared_s, 1)
             # Beside the heartbeats, as every reading of a whole log: a flooded one takes seconds.
-            log = await asyncio.to_thread(logs.read_all, folder.rank(0).log)
+            log = await asyncio.to_thread(read_all, folder.rank(0).log)
             self._known["kv_cache_tokens"] = logs.kv_cache_tokens(log)
             say(f"service {service}: ready after {self._known['load_s']} s")
             await supervisor.during(reading)
@@ -200,7 +200,7 @@ class ServiceRun:
 
     def _remember(self, outlook: Outlook) -> None:
         """Keep what this run showed for later plans: its memory beside the prediction, and its times."""
-        figures = logs.memory_figures(logs.read_all(self._folder.rank(0).log))
+        figures = logs.memory_figures(read_all(self._folder.rank(0).log))
         known = self._known
         try:
             calibration.remember(

@@ -15,9 +15,9 @@ from jobs import process
 from jobs.config import Config
 from jobs.errors import RunError
 from jobs.files import is_there
+from jobs.logtail import say
 from jobs.preflight.facts import GIB, Need, Runtime
 from jobs.service import container, image
-from jobs.service.logs import say
 
 ANSWER_S = 20.0
 

@@ -14,6 +14,7 @@ from jobs import process
 from jobs.config import Config, in_container
 from jobs.errors import RunError
 from jobs.files import is_there, write_json
+from jobs.logtail import last_words, read_all, read_tail
 from jobs.rundir import RankDir
 from jobs.service import box, clean, command, effective, environment, image, keeping, logs
 from jobs.service.placement import Placement
@@ -120,13 +121,13 @@ class Engine:
         """Wait until the engine's main process has ended; return how, with its own last words."""
         assert self._process is not None
         how = await self._process.wait()
-        return f"engine {how}: {logs.last_words(logs.read_tail(self.folder.log))}"
+        return f"engine {how}: {last_words(read_tail(self.folder.log))}"
 
     def inspect(self) -> tuple[effective.Difference, ...]:
         """Compare the running engine with its intended command, and write effective.json (issue 3)."""
         assert self._process is not None
         argv, env = self._box.read_process() if self._box else effective.read_process(self._process.pid)
-        reported = effective.reported_args(logs.read_all(self.folder.log))
+        reported = effective.reported_args(read_all(self.folder.log))
         intended = environment.variables(self.config, self.place)
         found = effective.compare(command.argv(self.config, self.place), intended, argv, env, reported)
         inside: dict[str, Any] = {}
@@ -151,7 +152,7 @@ class Engine:
         """Record how far the load is, where the engine's log has said more than before: its ranks met, shards."""
         if self._loaded:
             return
-        tail = logs.read_tail(self.folder.log)
+        tail = read_tail(self.folder.log)
         if not self._met and logs.ranks_met(tail):
             self._met = True
             self.folder.note("rendezvous")

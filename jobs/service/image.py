@@ -23,8 +23,9 @@ from jobs import process
 from jobs.config import Config, in_container
 from jobs.errors import RunError
 from jobs.files import is_there, read_json, write_json
+from jobs.logtail import last_line
 from jobs.rundir import RankDir
-from jobs.service import container, logs
+from jobs.service import container
 from jobs.service.environment import SCRUBBED
 from jobs.settings import ROOT
 
@@ -77,7 +78,7 @@ async def prepare(
         async with asyncio.timeout(limit):
             ended = await worker.wait()
     except TimeoutError:
-        reason = f"the image was not on this node in time: {logs.last_line(folder.image_log)}"
+        reason = f"the image was not on this node in time: {last_line(folder.image_log)}"
         remedy = f"Raise the limit, or import it before: python -m jobs image import. See {folder.image_log}."
         raise RunError("limits.image_s", limit, reason, remedy) from None
     finally:
@@ -88,7 +89,7 @@ async def prepare(
     if found.get("error"):
         raise RunError(*found["error"])
     if "error" in found:
-        reason = f"its preparation {ended}: {logs.last_line(folder.image_log)}"
+        reason = f"its preparation {ended}: {last_line(folder.image_log)}"
         raise RunError("container.image", config.container.image, reason, f"See {folder.image_log}.")
     return found
 

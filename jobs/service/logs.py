@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import dataclass
-from pathlib import Path
 
 _KV_TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens")
 _WEIGHTS = re.compile(r"(?:Loading model weights|Model loading) took ([\d.]+) Gi?B")
@@ -14,38 +12,6 @@ _AVAILABLE_0_9_1 = re.compile(r"Available memory: (-?\d+), total memory: (\d+)")
 _SHARDS = re.compile(r"checkpoint shards:\s+\d+% Completed \| (\d+/\d+)")
 _MET = re.compile(r"\brank \d+ in world size \d+ is assigned as DP rank")
 """vLLM's parallel_state.py, from 0.9.1 to 0.32: its process group is made, so that every rank of it has come."""
-
-_ERROR = re.compile(r"\b(?:[A-Z]\w*(?:Error|Exception)\b|ERROR|error:|FATAL|CRITICAL)|E[IJZ]\d{4}|not found")
-_NOISE = re.compile(
-    r"Engine core initialization failed|ERR02200|EI0009|resource_tracker|leaked|Traceback|^\s*\^+\s*$|raise "
-)
-"""Follow-on errors that only repeat what another line said first."""
-
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-
-TAIL_BYTES = 256 * 1024
-
-
-def read_tail(path: Path, size: int = TAIL_BYTES) -> str:
-    """Return the last `size` bytes of a log as text; an empty string where there is none."""
-    try:
-        with path.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - size))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""
-
-
-def last_line(path: Path) -> str:
-    """Return the last line of a log of our own."""
-    lines = read_tail(path, 4096).strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
-
-
-def read_all(path: Path) -> str:
-    """Return a whole log as text; an empty string where there is none."""
-    return read_tail(path, 64 * 1024 * 1024)
 
 
 def kv_cache_tokens(text: str) -> int | None:
@@ -92,23 +58,3 @@ def load_progress(text: str) -> str | None:
 def ranks_met(text: str) -> bool:
     """Return whether an engine's processes have found each other."""
     return _MET.search(text) is not None
-
-
-def last_words(text: str) -> str:
-    """Return the line that says most about a failure: the last real error line, else the last line."""
-    lines = [line.strip() for line in _COLOUR.sub("", text).splitlines() if line.strip()]
-    errors = [line for line in lines if _ERROR.search(line) and not _NOISE.search(line)]
-    if errors:
-        return errors[-1][:400]
-    return lines[-1][:400] if lines else "(its log is empty)"
-
-
-def own_error(text: str) -> str | None:
-    """Return the error with which a rank of ours ended (its output, see jobs/rank.py), or None."""
-    found = [line for line in text.splitlines() if line.startswith("error: ")]
-    return found[-1].removeprefix("error: ")[:400] if found else None
-
-
-def say(text: str) -> None:
-    """Write one line of a task's own output, with the time of day."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)

@@ -19,8 +19,9 @@ from jobs import process
 from jobs.config import Config, in_container
 from jobs.errors import RunError
 from jobs.files import is_there, read_json, write_json
+from jobs.logtail import last_line, read_tail
 from jobs.rundir import RankDir
-from jobs.service import container, environment, logs
+from jobs.service import container, environment
 from jobs.service.engine import Engine
 from jobs.weights.verify import SAMPLED
 
@@ -95,7 +96,7 @@ async def _stage(engine: Engine, inherited: Mapping[str, str]) -> Parts:
         async with asyncio.timeout(limit):
             await _attend(worker, folder)
     except TimeoutError:
-        reason = f"the checkpoint was not staged and checked in time: {logs.last_line(folder.staging_log)}"
+        reason = f"the checkpoint was not staged and checked in time: {last_line(folder.staging_log)}"
         raise RunError("limits.stage_s", limit, reason, "Raise the limit, or stage it before.") from None
     finally:
         if worker.ended is None:
@@ -106,7 +107,7 @@ async def _stage(engine: Engine, inherited: Mapping[str, str]) -> Parts:
         raise RunError(*found["error"])
     if not found:
         remedy = f"See {folder.staging_log}."
-        reason = f"staging {worker.ended}: {logs.last_line(folder.staging_log)}"
+        reason = f"staging {worker.ended}: {last_line(folder.staging_log)}"
         raise RunError("model.path", model.path, reason, remedy)
     if model.stage_to:
         engine.config = served_from(config, str(found["path"]))
@@ -119,7 +120,7 @@ async def _attend(worker: process.Process, folder: RankDir) -> None:
     try:
         while not ended.done():
             await asyncio.wait({ended}, timeout=POLL_S)
-            found = _PROGRESS.findall(logs.read_tail(folder.staging_log, 4096))
+            found = _PROGRESS.findall(read_tail(folder.staging_log, 4096))
             if found and found[-1] != told:
                 told = found[-1]
                 folder.note("staging", staged=told)

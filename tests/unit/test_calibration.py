@@ -13,8 +13,9 @@ from core_help import change, composer, config
 from jobs import calibration, compose, show, sweep, timing, walltime
 from jobs.calibration import KEPT, Outlook, looker, recall, remember
 from jobs.config import Config
+from jobs.logtail import read_all
 from jobs.rundir import Root, SweepDir
-from jobs.service.logs import MemoryFigures, memory_figures, read_all
+from jobs.service.logs import MemoryFigures, memory_figures
 
 LOGS = Path(__file__).resolve().parents[1] / "fixtures/logs"
 R1 = config("parallel=dp2_tp8", "cluster=slurm")

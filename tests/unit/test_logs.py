@@ -8,6 +8,7 @@ import pytest
 from core_help import config
 
 from jobs.files import read_lines
+from jobs.logtail import last_words, read_all, read_tail
 from jobs.rundir import RankDir
 from jobs.service import logs
 from jobs.service.engine import Engine
@@ -56,17 +57,17 @@ def test_kv_cache_tokens(text: str, tokens: int | None) -> None:
     ],
 )
 def test_last_words_are_the_line_that_says_most(text: str, words: str) -> None:
-    assert logs.last_words(text) == words
+    assert last_words(text) == words
 
 
 def test_only_the_tail_of_a_long_log_is_read_and_broken_text_does_no_harm(tmp_path: Path) -> None:
     path = tmp_path / "server.log"
     path.write_bytes(b"\xff\xfe" * 10 + b"a" * 1000 + "ü end".encode())
-    assert logs.read_tail(path, 6) == "ü end"
-    assert logs.read_tail(path, 5) == "� end"
-    assert logs.read_tail(path).endswith("a" * 1000 + "ü end")
-    assert logs.read_all(path) == logs.read_tail(path)
-    assert logs.read_tail(tmp_path / "none") == ""
+    assert read_tail(path, 6) == "ü end"
+    assert read_tail(path, 5) == "� end"
+    assert read_tail(path).endswith("a" * 1000 + "ü end")
+    assert read_all(path) == read_tail(path)
+    assert read_tail(tmp_path / "none") == ""
 
 
 @pytest.mark.parametrize(

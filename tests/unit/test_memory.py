@@ -14,7 +14,8 @@ from jobs.ascend.architecture import from_hf_config
 from jobs.ascend.memory import GIB, Layout, predict, predict_config
 from jobs.ascend.weights import kv_bytes_per_token, weights
 from jobs.errors import ConfigError
-from jobs.service.logs import kv_cache_tokens, read_all
+from jobs.logtail import read_all
+from jobs.service.logs import kv_cache_tokens
 
 R1 = architecture.load("deepseek_r1_0528_w8a8", Path("/there/is/no/such/path"))
 LOGS = Path(__file__).resolve().parents[1] / "fixtures/logs"

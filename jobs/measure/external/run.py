@@ -14,6 +14,7 @@ from typing import Protocol
 from jobs import process
 from jobs.config import Config
 from jobs.errors import RunError
+from jobs.logtail import last_words, read_tail
 from jobs.measure.external import ais_bench, prompts, vllm_bench
 from jobs.measure.external.asked import requests
 from jobs.measure.external.result import Result
@@ -21,7 +22,6 @@ from jobs.measure.metrics import generated_tokens, growth
 from jobs.measure.records import Target
 from jobs.measure.validity import silent_ranks
 from jobs.measure.wire import Connections
-from jobs.service import logs
 
 LOG = "client.log"
 SCRAPE_S = 5.0
@@ -150,7 +150,7 @@ async def measure(
     try:
         result = (ais_bench if config.bench.client == "ais_bench" else vllm_bench).read(folder, count)
     except RunError as error:
-        said = await asyncio.to_thread(logs.last_words, logs.read_tail(folder / LOG))
+        said = await asyncio.to_thread(last_words, read_tail(folder / LOG))
         reason = f"{config.bench.client} left no result ({how}): {error.reason}; its last words: {said}"
         return External(None, reason, tokens, seconds)
     return External(result, how if "limit" in how else judge(config, result, tokens), tokens, seconds)
