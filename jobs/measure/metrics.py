@@ -102,3 +102,12 @@ async def generated_tokens(connections: Connections, limit_s: float) -> dict[str
     """Return the generated tokens of each engine so far; None where the service does not tell in `limit_s`."""
     page = await read_page(connections, limit_s)
     return None if page is None else generated(page)
+
+
+def complete(tokens: Mapping[str, int], arrived: int, size: int) -> dict[str, int]:
+    """Return tokens by rank, with the one rank that shows no counter taken from what arrived at the client."""
+    missing = [rank for rank in range(size) if str(rank) not in tokens]
+    if not tokens or len(missing) != 1:
+        return dict(tokens)
+    rest = max(0, arrived - sum(tokens.values()))
+    return dict(sorted({**tokens, str(missing[0]): rest}.items()))

@@ -13,12 +13,12 @@ from jobs.config import Bench, Config
 from jobs.errors import RunError
 from jobs.measure import canary, client, npu, objective, quality, saturation, search, statistics, validity
 from jobs.measure.external import around, judge
+from jobs.measure.metrics import complete
 from jobs.measure.npu import Reading
 from jobs.measure.quality import Quality
 from jobs.measure.records import Target, Window
 from jobs.measure.repeats import combine
 from jobs.measure.wire import Connections
-from jobs.service.probe import complete
 
 Value = TypeVar("Value")
 

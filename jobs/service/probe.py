@@ -64,12 +64,3 @@ def silent_ranks(before: Mapping[str, float], after: Mapping[str, float], asked:
     hidden = [rank for rank in range(size) if str(rank) not in after]
     silent = [rank for rank in range(size) if rank not in hidden and grown[str(rank)] <= 0]
     return sorted(silent + (hidden if asked <= sum(grown.values()) else []))
-
-
-def complete(tokens: Mapping[str, int], arrived: int, size: int) -> dict[str, int]:
-    """Return tokens by rank, with the one rank that shows no counter taken from what arrived at the client."""
-    missing = [rank for rank in range(size) if str(rank) not in tokens]
-    if not tokens or len(missing) != 1:
-        return dict(tokens)
-    rest = max(0, arrived - sum(tokens.values()))
-    return dict(sorted({**tokens, str(missing[0]): rest}.items()))
