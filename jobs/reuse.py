@@ -9,18 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.config import Config
 from jobs.errors import RunError
 from jobs.files import read_json, write_json
 from jobs.plan import Point
-from jobs.results.row import NOT_RUN
+from jobs.results.stale import _kind
 from jobs.rundir import SweepDir, sweeps_in
 from jobs.service import fingerprint
 from jobs.service.fingerprint import Fingerprint
-from jobs.service.task import read_config
-
-STALE = NOT_RUN + "stale: "
-"""Begins the reason of a row that was taken over and that the allocation then proved to be of another time."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +68,6 @@ def _age(one: _Row) -> float:
     return one.written
 
 
-def _kind(config: Config) -> tuple[str, ...]:
-    """Points of one kind run the same program on the same checkpoint."""
-    return (config.engine.name, *config.engine.command, config.model.path, str(config.container))
-
-
 def _rows(sweep: SweepDir, wanted: Collection[str]) -> Iterator[_Row]:
     names = sweep.point_names() & set(wanted)
     seen = launch_view(sweep) if names else {}
@@ -105,27 +95,6 @@ def take(sweep: SweepDir, found: Iterable[Past]) -> None:
         write_json(target.row, dict(past.row) | {"reused_from": origin})
         with suppress(OSError):  # without them the row is still the row
             shutil.copyfile(source.requests, target.requests)
-
-
-def retire(sweep: SweepDir, config: Config, now: Fingerprint) -> list[str]:
-    """Take back valid rows that differ from what this allocation is made of. Returns one sentence for each.
-
-    The launching host may not see a driver; the nodes do. A resume runs these points again.
-
-    Args:
-        sweep: whose rows are looked at; those of another engine or checkpoint are left alone.
-        config: of the service that runs now.
-        now: what its node sees.
-    """
-    said = []
-    for name in sorted(sweep.point_names()):
-        path = sweep.point(name).row
-        row = read_json(path) if path.exists() else {"valid": False}
-        if row["valid"] and (changes := now.changes(row)) and _kind(read_config(sweep, name)) == _kind(config):
-            since = f" since {row['reused_from']}" if row.get("reused_from") else ""
-            write_json(path, row | {"valid": False, "invalid_reason": STALE + ", ".join(changes) + since})
-            said.append(f"point {name}: {STALE}{', '.join(changes)}{since}")
-    return said
 
 
 def offer_text(found: Mapping[str, Past], *, taken: bool) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from jobs import calibration, reuse, serving
+from jobs import calibration, serving
 from jobs.calibration import Outlook
 from jobs.config import Config, client_inside, in_container
 from jobs.diagnose import explain
@@ -27,6 +27,7 @@ from jobs.measure.keep import keep
 from jobs.measure.point import Measured, OfService, PointRun
 from jobs.measure.records import Target
 from jobs.results.row import NOT_RUN, make_row, tokens_text
+from jobs.results.stale import retire
 from jobs.results.table import write_table
 from jobs.rundir import AllocationDir
 from jobs.service import container, environment, fingerprint, logs, watch
@@ -145,7 +146,7 @@ class ServiceRun:
             await supervisor.during(reading)
             now = await asyncio.to_thread(fingerprint.here, self._config, given_up.is_set)
             self._known |= asdict(now)
-            for sentence in reuse.retire(self._sweep, self._config, now):
+            for sentence in retire(self._sweep, self._config, now):
                 say(sentence)
             for warning in supervisor.warnings:
                 say(f"service {service}: warning: {warning}")

@@ -12,6 +12,7 @@ from core_help import composer, config
 from jobs import compose, plan, reuse, sweep
 from jobs.files import read_json, write_json
 from jobs.results.row import is_finished, make_row
+from jobs.results.stale import retire
 from jobs.resume import unfinished
 from jobs.rundir import SweepDir
 from jobs.service import fingerprint
@@ -140,7 +141,7 @@ def test_the_allocation_takes_back_what_its_nodes_prove_stale(tmp_path: Path) ->
     found = write(tmp_path / "a", made)
     put(found, one, reused_from="/elsewhere")
     put(found, two, print_=NEW)
-    [sentence] = reuse.retire(found, one.config, NEW)
+    [sentence] = retire(found, one.config, NEW)
     row = read_json(found.point(one.point).row)
     assert not row["valid"]
     assert row["invalid_reason"] == ("not run: stale: engine_version vllm 0.9.1 -> vllm 0.9.2 since /elsewhere")
@@ -153,7 +154,7 @@ def test_rows_of_another_checkpoint_are_not_compared(tmp_path: Path) -> None:
     made = planned()
     found = write(tmp_path / "a", made)
     put(found, made.points[0])
-    assert reuse.retire(found, config("cluster=local", "model.path=/other"), NEW) == []
+    assert retire(found, config("cluster=local", "model.path=/other"), NEW) == []
 
 
 def test_a_resume_runs_stale_points_again(tmp_path: Path, sees: dict[str, Fingerprint]) -> None:
@@ -184,5 +185,5 @@ def test_an_image_file_that_was_replaced_makes_its_rows_stale(tmp_path: Path) ->
     [past, _] = reuse.find(made.points, [tmp_path / "r"]).values()
     assert past.stale == (f"image_digest {measured.image_digest} -> {now.image_digest}",)
     assert [service.points for service in unfinished(first, retry_failed=False)] == [(one.point, two.point)]
-    [said, _] = reuse.retire(first, one.config, now)
+    [said, _] = retire(first, one.config, now)
     assert f"stale: image_digest {measured.image_digest} -> {now.image_digest}" in said

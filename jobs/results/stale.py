@@ -1,0 +1,39 @@
+"""Rows that an allocation proves to be of another time than their points are asked for."""
+
+from __future__ import annotations
+
+from jobs.config import Config
+from jobs.files import read_json, write_json
+from jobs.results.row import NOT_RUN
+from jobs.rundir import SweepDir
+from jobs.service.fingerprint import Fingerprint
+from jobs.service.task import read_config
+
+STALE = NOT_RUN + "stale: "
+"""Begins the reason of a row that was taken over and that the allocation then proved to be of another time."""
+
+
+def _kind(config: Config) -> tuple[str, ...]:
+    """Points of one kind run the same program on the same checkpoint."""
+    return (config.engine.name, *config.engine.command, config.model.path, str(config.container))
+
+
+def retire(sweep: SweepDir, config: Config, now: Fingerprint) -> list[str]:
+    """Take back valid rows that differ from what this allocation is made of. Returns one sentence for each.
+
+    The launching host may not see a driver; the nodes do. A resume runs these points again.
+
+    Args:
+        sweep: whose rows are looked at; those of another engine or checkpoint are left alone.
+        config: of the service that runs now.
+        now: what its node sees.
+    """
+    said = []
+    for name in sorted(sweep.point_names()):
+        path = sweep.point(name).row
+        row = read_json(path) if path.exists() else {"valid": False}
+        if row["valid"] and (changes := now.changes(row)) and _kind(read_config(sweep, name)) == _kind(config):
+            since = f" since {row['reused_from']}" if row.get("reused_from") else ""
+            write_json(path, row | {"valid": False, "invalid_reason": STALE + ", ".join(changes) + since})
+            said.append(f"point {name}: {STALE}{', '.join(changes)}{since}")
+    return said
