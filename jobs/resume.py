@@ -11,12 +11,12 @@ from jobs.errors import RunError
 from jobs.files import read_json
 from jobs.jobstate import ENDED, job_state
 from jobs.plan import Allocation, Service, pack
+from jobs.results.fingerprint import Fingerprint
 from jobs.results.row import is_finished
 from jobs.reuse import launch_view
 from jobs.rundir import SweepDir
 from jobs.sbatch import check_shell
 from jobs.service import fingerprint
-from jobs.service.fingerprint import Fingerprint
 from jobs.service.task import ServiceTask, read_config
 from jobs.timing import load_seconds, measure_seconds
 

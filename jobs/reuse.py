@@ -12,10 +12,10 @@ from typing import Any
 from jobs.errors import RunError
 from jobs.files import read_json, write_json
 from jobs.plan import Point
+from jobs.results.fingerprint import Fingerprint, of_mapping
 from jobs.results.stale import _kind
 from jobs.rundir import SweepDir, sweeps_in
 from jobs.service import fingerprint
-from jobs.service.fingerprint import Fingerprint
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def find(points: Iterable[Point], roots: Iterable[Path]) -> dict[str, Past]:
     newest: dict[tuple[str, ...], Fingerprint] = {}
     for one in rows:
         kind = _kind(wanted[one.point].config)
-        newest[kind] = fingerprint.of_mapping(one.row).or_else(newest.get(kind, Fingerprint()))
+        newest[kind] = of_mapping(one.row).or_else(newest.get(kind, Fingerprint()))
     found: dict[str, Past] = {}
     for one in rows:
         config = wanted[one.point].config
@@ -83,7 +83,7 @@ def launch_view(sweep: SweepDir) -> dict[str, Fingerprint]:
     """Return by service what the launching host saw when this sweep was started."""
     with suppress(RunError):
         services = read_json(sweep.plan)["services"]
-        return {item["service"]: fingerprint.of_mapping(item.get("seen", {})) for item in services}
+        return {item["service"]: of_mapping(item.get("seen", {})) for item in services}
     return {}
 
 

@@ -15,11 +15,11 @@ from jobs.files import write_text
 from jobs.results import keys, page, sections, slo, verdict
 from jobs.results.curves import LENGTHS_FOR_LINE, fit
 from jobs.results.direction import STARRED, low_is_best
+from jobs.results.fingerprint import NAMES
 from jobs.results.gather import Run, dotted, read_run
 from jobs.results.keys import LOADS
 from jobs.results.loads import key_of, load_of
 from jobs.rundir import SweepDir
-from jobs.service import fingerprint
 
 LENGTHS = ("bench.input_tokens", "parallel.max_model_len")
 """Keys that are a context length, tokens."""
@@ -171,7 +171,7 @@ def provenance(run: Run) -> dict[str, Any]:
 
 def _seen(run: Run) -> dict[str, list[str]]:
     """Return what the rows say of versions and digests (jobs/service/fingerprint.py): every value that there is."""
-    found = {name: {str(row[name]) for row in run.rows if row.get(name) is not None} for name in fingerprint.NAMES}
+    found = {name: {str(row[name]) for row in run.rows if row.get(name) is not None} for name in NAMES}
     return {name: sorted(values) for name, values in found.items() if values}
 
 

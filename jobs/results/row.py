@@ -10,8 +10,8 @@ from jobs.config import Bench, Config
 from jobs.measure.records import Window
 from jobs.measure.repeats import SPREAD_COLUMNS
 from jobs.measure.statistics import of_series, summarize
+from jobs.results.fingerprint import NAMES
 from jobs.results.migrate import SCHEMA_VERSION
-from jobs.service import fingerprint
 
 NOT_RUN = "not run: "
 """Begins the reason of a row whose point was never measured; a resume runs it."""
@@ -49,7 +49,7 @@ SERVICE = (
 
 def columns(swept: tuple[str, ...]) -> list[str]:
     """Return all columns in order; `swept` are the full dotted names of the swept keys (issue 2, Table)."""
-    return [*HEAD, *swept, *STATE, *FIGURES, *POINT, *SERVICE, *fingerprint.NAMES]
+    return [*HEAD, *swept, *STATE, *FIGURES, *POINT, *SERVICE, *NAMES]
 
 
 def is_finished(row: Mapping[str, Any] | None, *, retry_failed: bool) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from jobs.config import Config
 from jobs.files import read_json, write_json
+from jobs.results.fingerprint import Fingerprint
 from jobs.results.row import NOT_RUN
 from jobs.rundir import SweepDir
-from jobs.service.fingerprint import Fingerprint
 from jobs.service.task import read_config
 
 STALE = NOT_RUN + "stale: "

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from jobs.config import Config, in_container
+from jobs.results.fingerprint import Fingerprint
 from jobs.service import container
 from jobs.settings import from_root
 
@@ -25,53 +25,6 @@ MODEL_FILES = ("config.json", "quant_model_description.json", "model.safetensors
 """Small files that change with the checkpoint: architecture, quantization by tensor, shards by tensor."""
 
 PACKAGES = ("vllm", "vllm_ascend")
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """What one host sees of it. None: it cannot be seen from there."""
-
-    engine_version: str | None = None
-    driver_version: str | None = None
-    image_digest: str | None = None
-    model_digest: str | None = None
-
-    def or_else(self, other: Fingerprint) -> Fingerprint:
-        """Return this one, completed by another where nothing is known."""
-        theirs = asdict(other)
-        return Fingerprint(**{name: value or theirs[name] for name, value in asdict(self).items()})
-
-    def trusted(self, then: Fingerprint, row: Mapping[str, Any]) -> Fingerprint:
-        """Return what of this view counts against a row.
-
-        A login host may have other versions than the nodes: its view counts where, at the launch of the row's sweep,
-        it was the nodes' view too.
-
-        Args:
-            then: what the launching host saw when the row's sweep was started.
-            row: what the nodes saw.
-        """
-        before = asdict(then)
-        return Fingerprint(
-            **{name: value for name, value in asdict(self).items() if value and before[name] == row.get(name)}
-        )
-
-    def changes(self, row: Mapping[str, Any]) -> list[str]:
-        """Return what differs from the time of a row, for people; what only one side knows is no difference."""
-        return [
-            f"{name} {row[name]} -> {value}"
-            for name, value in asdict(self).items()
-            if value and row.get(name) and row[name] != value
-        ]
-
-
-NAMES = tuple(asdict(Fingerprint()))
-"""The columns of the row."""
-
-
-def of_mapping(values: Mapping[str, Any]) -> Fingerprint:
-    """Return the fingerprint that a record or a row holds; older ones lack it."""
-    return Fingerprint(**{name: values.get(name) for name in NAMES})
 
 
 def here(config: Config, stop: Callable[[], bool] = lambda: False) -> Fingerprint:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from core_help import executable
 
-from jobs.service import fingerprint
-from jobs.service.fingerprint import Fingerprint, driver_version, installed, model_digest
+from jobs.results.fingerprint import Fingerprint, of_mapping
+from jobs.service.fingerprint import driver_version, installed, model_digest
 
 
 def environment(root: Path, *packages: str) -> str:
@@ -63,4 +63,4 @@ def test_a_launching_host_counts_where_it_saw_what_the_nodes_saw(then: str | Non
 
 
 def test_a_record_without_a_fingerprint_is_one_that_knows_nothing() -> None:
-    assert fingerprint.of_mapping({"point": "a"}) == Fingerprint()
+    assert of_mapping({"point": "a"}) == Fingerprint()

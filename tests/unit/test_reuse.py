@@ -11,12 +11,12 @@ from core_help import composer, config
 
 from jobs import compose, plan, reuse, sweep
 from jobs.files import read_json, write_json
+from jobs.results.fingerprint import Fingerprint
 from jobs.results.row import is_finished, make_row
 from jobs.results.stale import retire
 from jobs.resume import unfinished
 from jobs.rundir import SweepDir
 from jobs.service import fingerprint
-from jobs.service.fingerprint import Fingerprint
 from jobs.service.task import write_config
 
 OLD, NEW = Fingerprint("vllm 0.9.1", "25.0", None, "aa"), Fingerprint("vllm 0.9.2", "25.0", None, "aa")
