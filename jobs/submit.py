@@ -17,7 +17,6 @@ from jobs import process
 from jobs.config import Config
 from jobs.errors import RunError, UserError
 from jobs.files import read_json, write_json
-from jobs.preflight.evidence import without_sick
 from jobs.results.row import NOT_RUN, make_row
 from jobs.results.table import write_table
 from jobs.rundir import AllocationDir, SweepDir
@@ -25,6 +24,7 @@ from jobs.sbatch import NOT_FOR_SRUN, QUEUE_S, UNLIMITED_MIN, check_shell, kind_
 from jobs.service.task import AllocationTask, ServiceTask, read_config, write_task
 from jobs.settings import ROOT
 from jobs.sharing import let_group_read
+from jobs.sick_nodes import without_sick
 from jobs.time_limit import limit_seconds
 
 Entry = Callable[[str, str], None]

@@ -25,7 +25,6 @@ from jobs.errors import ConfigError, RunError, UserError
 from jobs.files import is_there, read_json, write_json
 from jobs.follow import follow
 from jobs.plan import Allocation, Plan, as_json, make_plan
-from jobs.preflight.evidence import proposal
 from jobs.results import direction
 from jobs.results.provenance import describe
 from jobs.results.report import write_report
@@ -38,6 +37,7 @@ from jobs.sbatch import check_programs, kind_of
 from jobs.service import container, fingerprint
 from jobs.service.task import ServiceTask, read_config, write_config
 from jobs.settings import from_root
+from jobs.sick_nodes import proposal
 
 if TYPE_CHECKING:
     import pandas as pd

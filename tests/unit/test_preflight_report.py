@@ -22,6 +22,7 @@ from jobs.preflight.conduct import Result
 from jobs.preflight.facts import Holder
 from jobs.preflight.findings import CHECKS, Finding
 from jobs.rundir import Root
+from jobs.sick_nodes import proposal, sick, without_sick
 
 SLURM = config("cluster=slurm")
 
@@ -89,14 +90,14 @@ def keep(nodes_dir: Root, findings: list[Finding]) -> None:
 def test_a_sick_node_is_remembered_until_it_is_well_again(tmp_path: Path) -> None:
     known = Root(tmp_path)
     keep(known, judge(nodes(**npu_change(3, health="Alarm"))))
-    [one] = evidence.sick(known, 24.0)
+    [one] = sick(known, 24.0)
     assert one.node == TWO
     assert "NPU 3: npu.health" in one.reason
     assert read_json(known.node(TWO))["job_id"] == "4711"
     keep(known, judge([node(0, npus=None), node(1, npus=None)]))
-    assert len(evidence.sick(known, 24.0)) == 1, "a rehearsal says nothing about NPUs"
+    assert len(sick(known, 24.0)) == 1, "a rehearsal says nothing about NPUs"
     keep(known, judge(nodes()))
-    assert evidence.sick(known, 24.0) == []
+    assert sick(known, 24.0) == []
 
 
 def test_evidence_expires(tmp_path: Path) -> None:
@@ -104,8 +105,8 @@ def test_evidence_expires(tmp_path: Path) -> None:
     keep(known, judge(nodes(**npu_change(3, health="Alarm"))))
     old = read_json(known.node(TWO)) | {"time": time.time() - 3 * 3600}
     known.node(TWO).write_text(json.dumps(old))
-    assert len(evidence.sick(known, 4.0)) == 1
-    assert evidence.sick(known, 2.0) == []
+    assert len(sick(known, 4.0)) == 1
+    assert sick(known, 2.0) == []
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"node": "a", "time": "x", "reasons": ["r"]}'])
@@ -113,27 +114,27 @@ def test_a_broken_file_is_no_evidence(tmp_path: Path, text: str) -> None:
     known = Root(tmp_path)
     known.node(TWO).parent.mkdir()
     known.node(TWO).write_text(text)
-    assert evidence.sick(known, 24.0) == []
+    assert sick(known, 24.0) == []
 
 
 def test_wrong_settings_and_strangers_ports_are_no_fault_of_a_node(tmp_path: Path) -> None:
     known = Root(tmp_path)
     keep(known, judge([node(0, busy={13389: Holder("x")}), node(1, card_problem="no such card")]))
     keep(known, judge(nodes(**port_change(4, tls=True))))
-    assert evidence.sick(known, 24.0) == []
+    assert sick(known, 24.0) == []
 
 
 def test_the_launcher_proposes_and_only_on_request_excludes(tmp_path: Path) -> None:
     known = Root(tmp_path)
-    assert evidence.proposal(SLURM, known) == []
+    assert proposal(SLURM, known) == []
     keep(known, judge(nodes(**npu_change(3, health="Alarm"))))
-    first, last = evidence.proposal(SLURM, known)
+    first, last = proposal(SLURM, known)
     assert first.startswith(f"{TWO} failed its checks 0 min ago: {TWO} NPU 3: npu.health")
     assert f"'cluster.exclude=\"{TWO}\"'" in last
-    assert evidence.without_sick(SLURM, known) is SLURM
+    assert without_sick(SLURM, known) is SLURM
     asked = change(SLURM, preflight__exclude_sick=True, cluster__exclude="bad[1-2]")
-    assert evidence.without_sick(asked, known).cluster.exclude == f"bad[1-2],{TWO}"
-    assert "left out" in evidence.proposal(asked, known)[-1]
+    assert without_sick(asked, known).cluster.exclude == f"bad[1-2],{TWO}"
+    assert "left out" in proposal(asked, known)[-1]
 
 
 @pytest.mark.parametrize("key", ["cluster__exclude", "cluster__nodelist"])
@@ -141,8 +142,8 @@ def test_a_node_that_the_user_names_is_not_proposed(tmp_path: Path, key: str) ->
     known = Root(tmp_path)
     keep(known, judge(nodes(**npu_change(3, health="Alarm"))))
     named = change(SLURM, **{key: "npu-node[1-2]"}, preflight__exclude_sick=True)
-    assert evidence.proposal(named, known) == []
-    assert evidence.without_sick(named, known) is named
+    assert proposal(named, known) == []
+    assert without_sick(named, known) is named
 
 
 def test_the_launcher_says_it_before_it_submits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,7 +157,7 @@ def test_the_launcher_says_it_before_it_submits(tmp_path: Path, capsys: pytest.C
 def test_local_runs_exclude_nothing(tmp_path: Path) -> None:
     known = Root(tmp_path)
     keep(known, judge(nodes(**npu_change(3, health="Alarm"))))
-    assert evidence.proposal(config("engine=simulator"), known) == []
+    assert proposal(config("engine=simulator"), known) == []
 
 
 # -- the card of a rank, the verb ----------------------------------------------------------------------------
