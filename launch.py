@@ -2,8 +2,8 @@
 
 import sys
 
-from jobs.output import until_closed
-from jobs.sweep import main
+from jobs.core.output import until_closed
+from jobs.sweep.launch import main
 
 if __name__ == "__main__":
     sys.exit(until_closed(main))

@@ -32,8 +32,8 @@ sys.path += [str(ROOT), str(ROOT / "tests/lab")]
 import pandas as pd  # noqa: E402
 from lab import Lab  # noqa: E402
 
-from jobs.files import read_json  # noqa: E402
-from jobs.rundir import SweepDir  # noqa: E402
+from jobs.core.files import read_json  # noqa: E402
+from jobs.core.rundir import SweepDir  # noqa: E402
 
 NAME = "stock_launcher"
 

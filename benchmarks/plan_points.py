@@ -18,7 +18,8 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
-from jobs import compose, schema, show, sweep
+from jobs.core import schema
+from jobs.sweep import compose, launch, show
 
 
 def overrides(points: int) -> list[list[str]]:
@@ -49,7 +50,7 @@ def main() -> None:
     for points in options.points:
         grid = overrides(points)
         began = time.perf_counter()
-        plan = sweep.plan(grid)
+        plan = launch.plan(grid)
         show.plan_text(plan)
         ours = time.perf_counter() - began
         sample = grid[:: max(1, len(grid) // options.sample)]

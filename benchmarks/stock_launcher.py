@@ -28,15 +28,15 @@ from omegaconf import DictConfig
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jobs import compose  # noqa: E402
-from jobs.cluster import task_from_slurm  # noqa: E402
-from jobs.config import Config  # noqa: E402
+from jobs.allocation.rank import own_card  # noqa: E402
+from jobs.cluster.nodelist import task_from_slurm  # noqa: E402
+from jobs.cluster.ports import derive_ports  # noqa: E402
+from jobs.core.config import Config  # noqa: E402
+from jobs.engines.placement import Placement  # noqa: E402
+from jobs.engines.vllm import command, environment  # noqa: E402
 from jobs.measure import client, statistics, validity  # noqa: E402
 from jobs.measure.records import Target  # noqa: E402
-from jobs.ports import derive_ports  # noqa: E402
-from jobs.rank import own_card  # noqa: E402
-from jobs.service import command, environment  # noqa: E402
-from jobs.service.placement import Placement  # noqa: E402
+from jobs.sweep import compose  # noqa: E402
 
 
 def overrides(cfg: DictConfig) -> list[str]:

@@ -1,7 +1,7 @@
 """`python -m containers FILE`: prepare the container of one rank on this node, then become its engine.
 
 It runs in the engine's own process group, so that import and unpacking stop with it, and write to its log. What takes
-long is done beforehand, by a first call that starts nothing (jobs/service/image.py).
+long is done beforehand, by a first call that starts nothing (jobs/allocation/node/image.py).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from containers import dead, docker, enroot, pyxis
 from containers.entry import Files
 from containers.spec import Image
 from containers.store import Store, problem
-from jobs import process
-from jobs.errors import RunError, UserError
-from jobs.files import write_json
+from jobs.core import process
+from jobs.core.errors import RunError, UserError
+from jobs.core.files import write_json
 
 
 def main(path: Path) -> NoReturn:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from containers.spec import Mount
-from jobs.files import is_there
+from jobs.core.files import is_there
 
 _NPU = re.compile(r"/dev/davinci\d+")
 

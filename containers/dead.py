@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 
 from containers import docker, enroot
-from jobs import process
+from jobs.core import process
 
 ANSWER_S = 20.0
 """A daemon that needs longer to list its containers hangs."""

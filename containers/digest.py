@@ -15,8 +15,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from jobs.errors import RunError
-from jobs.files import sha256, write_json
+from jobs.core.errors import RunError
+from jobs.core.files import sha256, write_json
 
 KEPT = ".digests"
 """Name of the directory of records, beside the imported images."""

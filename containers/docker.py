@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from containers.spec import Mount, Spec
-from jobs.errors import ConfigError, RunError
+from jobs.core.errors import ConfigError, RunError
 
 LABEL = "serving-sweep"
 """Label of our containers; its value is the user and the rank that they belong to, as UID:MARK."""

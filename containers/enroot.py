@@ -18,9 +18,9 @@ from pathlib import Path
 import psutil
 
 from containers.spec import Image, Mount, Spec, check_flags
-from jobs import process
-from jobs.errors import ConfigError, RunError
-from jobs.lock import exclusive
+from jobs.core import process
+from jobs.core.errors import ConfigError, RunError
+from jobs.core.lock import exclusive
 
 PREFIX = "serving-sweep."
 """Names of our roots: PREFIX job . service . rank, so that the leftovers of a dead job are known by their names."""

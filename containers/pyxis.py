@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from containers.spec import Mount, Spec, check_flags
-from jobs import process
-from jobs.errors import ConfigError, RunError
+from jobs.core import process
+from jobs.core.errors import ConfigError, RunError
 
 STRAY = "PYXIS_CONTAINER_"
 """Every option has an environment twin: a stray one moves plain steps, this tool's own too, into a container."""

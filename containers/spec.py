@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from jobs.errors import ConfigError
-from jobs.settings import ROOT
+from jobs.core.errors import ConfigError
+from jobs.core.fields import ROOT
 
 IMAGE_FORMS = "Write docker://registry#image:tag, registry#image:tag, or a .sqsh path that starts with / or ./."
 

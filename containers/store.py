@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from containers.spec import Image
-from jobs import process
-from jobs.errors import RunError
-from jobs.files import sha256
-from jobs.lock import exclusive, is_free
+from jobs.core import process
+from jobs.core.errors import RunError
+from jobs.core.files import sha256
+from jobs.core.lock import exclusive, is_free
 
 _MAGIC = b"hsqs"
 _BYTES_USED = slice(40, 48)

@@ -46,7 +46,8 @@ class PlannerLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the sweep. Returns one JobReturn a point; sweepers read `return_value`."""
-        from jobs import study, sweep  # imported late: Hydra loads every plugin at every start
+        from jobs.sweep import launch as sweep  # imported late: Hydra loads every plugin at every start
+        from jobs.sweep import study
 
         def compose(groups: list[str]) -> DictConfig:
             return self._context.config_loader.load_sweep_config(self._config, groups)

@@ -6,10 +6,10 @@ import argparse
 import json
 import sys
 
-from jobs import sweep
-from jobs.errors import UserError
-from jobs.output import until_closed
-from jobs.verbs import ask, batch, check, explain, image, logs, model, preflight, results, runs, serve
+from jobs.cli import ask, batch, check, explain, image, logs, model, preflight, results, runs, serve
+from jobs.core.errors import UserError
+from jobs.core.output import until_closed
+from jobs.sweep import launch
 
 MODULES = (ask, check, explain, preflight, runs, results, logs, model, image, serve, batch)
 VERBS = tuple(verb for module in MODULES for verb in module.VERBS)
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
                 )
             )
             return error.exit_code
-        sweep.fail(error)
+        launch.fail(error)
     except KeyboardInterrupt:
         return 130
     return code

@@ -142,7 +142,7 @@ def serve_parser() -> tuple[argparse.ArgumentParser, frozenset[str]]:
 
 
 def type_name(convert: Callable[[str], Any] | None) -> str:
-    """Name a converter of vLLM's arg_utils by what it accepts; jobs/simulator/flags.py has the same names."""
+    """Name a converter of vLLM's arg_utils by what it accepts; jobs/engines/simulator/flags.py has the same names."""
     if convert is None or convert is str:
         return "str"
     if isinstance(convert, type):

@@ -1,11 +1,12 @@
-"""Write jobs/ascend/releases/X.yaml: what a release of vllm-ascend accepts. For maintainers.
+"""Write jobs/engines/ascend/releases/X.yaml: what a release of vllm-ascend accepts. For maintainers.
 
     python tools/extract_release.py 0.26.0 --previous 0.23.0     # a new release
     python tools/extract_release.py --check                       # is what is committed still what is published?
 
 The wheels of `vllm` and `vllm-ascend` come from `pip download`; only their .py files are kept. Flags come from
 vLLM's own parser (extract_flags.py), keys and variables from the source text (extract_keys.py). The output is the
-same for the same wheels. What no wheel says (CANN, drivers, images) is kept by hand in jobs/ascend/facts/X.yaml.
+same for the same wheels. What no wheel says (CANN, drivers, images) is kept by hand, in
+jobs/engines/ascend/facts/X.yaml.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import extract_keys
 import yaml  # type: ignore[import-untyped]
 
 HERE = Path(__file__).resolve().parent
-DATA = HERE.parent / "jobs/ascend/releases"
+DATA = HERE.parent / "jobs/engines/ascend/releases"
 PYTHON = "3.11"
 PLATFORMS = (
     "manylinux1", "manylinux2014", *(f"manylinux_2_{minor}" for minor in (17, 24, 28, 31, 34, 35, 39)),

@@ -19,12 +19,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from jobs.core.layout import node_of
 from jobs.diagnose.diagnosis import Diagnosis, Evidence, RankLog
 from jobs.diagnose.lines import Parsed
 from jobs.diagnose.sift import may_matter
 from jobs.diagnose.signatures import Signature, signatures
 from jobs.diagnose.times import When, timeline
-from jobs.layout import node_of
 
 _TOGETHER = timedelta(seconds=2)
 """Errors of one rank that are one failure: vLLM's times have whole seconds."""

@@ -13,7 +13,7 @@ newline before it."""
 
 _CLOCK = re.compile(r"^\d\d:\d\d:\d\d ")
 _REPORT = re.compile(r"\brank (?P<rank>\d+) \((?:head|headless)\): ")
-"""How rank 0 reports the words of another rank (jobs/service/supervisor.py)."""
+"""How rank 0 reports the words of another rank (jobs/allocation/supervisor.py)."""
 
 _PROCESS_ONLY = re.compile(rf"^{_PROCESS}+")
 _TORCH_RANK = re.compile(r"^\[rank\d+\]: ?")

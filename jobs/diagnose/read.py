@@ -10,14 +10,14 @@ from datetime import datetime
 from itertools import count, takewhile
 from pathlib import Path
 
+from jobs.core.errors import RunError, UserError
+from jobs.core.files import read_json
+from jobs.core.layout import local_sizes
+from jobs.core.rundir import AllocationDir, RankDir, ServiceDir, SweepDir
+from jobs.core.tasks import read_config
 from jobs.diagnose.classify import classify
 from jobs.diagnose.diagnosis import Diagnosis, RankLog
 from jobs.diagnose.sift import sift
-from jobs.errors import RunError, UserError
-from jobs.files import read_json
-from jobs.layout import local_sizes
-from jobs.rundir import AllocationDir, RankDir, ServiceDir, SweepDir
-from jobs.service.task import read_config
 
 _SUFFIXES = frozenset((".log", ".out", ".err"))
 _IF_NOTHING_ELSE = ".txt"

@@ -14,9 +14,9 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, TypeAdapter
 
+from jobs.core.fields import Flag, Section
+from jobs.core.files import from_yaml
 from jobs.diagnose.sift import may_matter
-from jobs.files import from_yaml
-from jobs.settings import Flag, Section
 
 _FILE = Path(__file__).parent / "signatures.yaml"
 

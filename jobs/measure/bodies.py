@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.config import Bench, Model
+from jobs.core.config import Bench, Model
 from jobs.measure.words import WORDS
 
 

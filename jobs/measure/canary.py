@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
-from jobs.config import Bench
+from jobs.core.config import Bench
 from jobs.measure.ask import ask_json
 from jobs.measure.records import Target
 from jobs.measure.wire import Connections

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 
-from jobs.config import Config
-from jobs.errors import ConfigError
+from jobs.core.config import Config
+from jobs.core.errors import ConfigError
 from jobs.measure import lengths
-from jobs.measure.external import asked
+from jobs.measure.clients import asked
 
 
 def _check_length(config: Config) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from jobs.config import Bench
-from jobs.errors import RunError
+from jobs.core.config import Bench
+from jobs.core.errors import RunError
+from jobs.core.fields import from_root
 from jobs.measure.ask import ask_json
 from jobs.measure.wire import Connections
 from jobs.measure.workload import Item
-from jobs.settings import from_root
 
 _SHUFFLE = 4  # a branch of the seed of its own
 _MOST = 1000

@@ -7,11 +7,11 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.errors import RunError
-from jobs.files import write_json, write_text
+from jobs.core.errors import RunError
+from jobs.core.files import write_json, write_text
+from jobs.core.rundir import PointDir
 from jobs.measure import npu, statistics
 from jobs.measure.point import Measured
-from jobs.rundir import PointDir
 
 
 def keep(folder: PointDir, measured: Measured) -> None:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from jobs.config import Bench
+from jobs.core.config import Bench
 
 _LENGTHS = 2  # a branch of the seed of its own, apart from prompts and arrivals
 _FAR = 3.0

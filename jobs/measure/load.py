@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable
 
-from jobs.config import Bench
+from jobs.core.config import Bench
 from jobs.measure.arrivals import poisson
 from jobs.measure.records import RequestRecord, Status
 from jobs.measure.sse import StreamParser, words_of

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from jobs import process
-from jobs.errors import RunError
+from jobs.core import process
+from jobs.core.errors import RunError
+from jobs.engines.ascend import npu_smi
 from jobs.measure.records import Window
 from jobs.measure.wire import clock
-from jobs.preflight import smi
 
 PROGRAM = "npu-smi"
 PERIOD_S = 2.0
@@ -40,7 +40,7 @@ def parse(text: str, time_s: float = 0.0) -> tuple[Reading, ...]:
     A device of two chips (A3) shows its power once; the HBM of its chips is added up.
     """
     found: dict[int, Reading] = {}
-    for one in smi.npus(text):
+    for one in npu_smi.npus(text):
         before = found.setdefault(one.index, Reading(time_s, one.index, one.power_w, 0))
         found[one.index] = replace(before, hbm_mb=(before.hbm_mb or 0) + one.used_mb)
     return tuple(found.values())

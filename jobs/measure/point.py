@@ -9,10 +9,10 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from jobs.config import Bench, Config
-from jobs.errors import RunError
+from jobs.core.config import Bench, Config
+from jobs.core.errors import RunError
 from jobs.measure import canary, client, npu, objective, quality, saturation, search, statistics, validity
-from jobs.measure.external import around, judge
+from jobs.measure.clients import around, judge
 from jobs.measure.metrics import complete
 from jobs.measure.npu import Reading
 from jobs.measure.quality import Quality

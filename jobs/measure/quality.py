@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.config import Bench, Config
+from jobs.core.config import Bench, Config
 from jobs.measure import canary
 from jobs.measure.ask import ask_json
 from jobs.measure.client import headers

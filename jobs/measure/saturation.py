@@ -7,7 +7,7 @@ objective.
 
 from __future__ import annotations
 
-from jobs.config import Bench
+from jobs.core.config import Bench
 from jobs.measure.records import RequestRecord, Window
 
 SHARE = 0.1

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jobs.config import Bench
+from jobs.core.config import Bench
 
 _HALVINGS = 10
 """A first rate that does not keep the objective is halved so often at most."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.config import Bench, Slo
+from jobs.core.config import Bench, Slo
 from jobs.measure.records import RequestRecord, Window
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.config import Bench, Config
+from jobs.core.config import Bench, Config
 from jobs.measure import lengths, saturation
 from jobs.measure.records import Window
 from jobs.measure.statistics import arrived_tokens, in_one_piece, latencies, tokens_a_chunk

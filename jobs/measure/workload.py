@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.config import Bench, Model
+from jobs.core.config import Bench, Model
 from jobs.measure import lengths
 from jobs.measure.bodies import Writer
 from jobs.measure.needle import haystack

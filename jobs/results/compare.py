@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from jobs import schema
-from jobs.errors import ConfigError, RunError
+from jobs.core import schema
+from jobs.core.errors import ConfigError, RunError
+from jobs.core.rundir import SweepDir
 from jobs.results.direction import low_is_best
 from jobs.results.gather import Run, read_config_plain, read_run
 from jobs.results.keys import HOW, is_work
 from jobs.results.noise import LEAST, Sample, difference, sample
 from jobs.results.resampling import Interval, minimum_detectable, paired_difference
 from jobs.results.verdict import REPEATS
-from jobs.rundir import SweepDir
 
 FIGURES = ("output_tok_s", "ttft_ms_mean", "ttft_ms_p99", "tpot_ms_mean", "e2el_ms_mean")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.errors import ConfigError, nearest
+from jobs.core.errors import ConfigError, nearest
 from jobs.results.row import FIGURES, POINT, SERVICE
 
 LOW = (

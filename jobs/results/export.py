@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.errors import RunError
-from jobs.files import write_json, write_text
+from jobs.core.errors import RunError
+from jobs.core.files import write_json, write_text
 from jobs.results.gather import Run, read_config_plain
 from jobs.results.loads import key_of, lines_in_row, load_of
 from jobs.results.requests import of_row

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from jobs.errors import RunError
-from jobs.files import from_yaml, read_json
+from jobs.core.errors import RunError
+from jobs.core.files import from_yaml, read_json
+from jobs.core.rundir import SweepDir
 from jobs.results.migrate import SCHEMA_VERSION, migrate
 from jobs.results.row import columns
 from jobs.results.table import PENDING, cell, column
-from jobs.rundir import SweepDir
 
 if TYPE_CHECKING:
     import pandas as pd

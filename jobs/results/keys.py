@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jobs import schema
+from jobs.core import schema
 
 LOADS = ("bench.concurrency", "bench.request_rate")
 RATE = "bench.request_rate"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.files import read_lines
+from jobs.core.files import read_lines
 from jobs.results.gather import Run
 from jobs.results.keys import LOADS
 

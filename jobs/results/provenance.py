@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from jobs.settings import ROOT
+from jobs.core.fields import ROOT
 
 PACKAGES = ("hydra-core", "numpy", "pandas", "pyarrow", "submitit")
 

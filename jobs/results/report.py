@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from jobs.files import write_text
+from jobs.core.files import write_text
+from jobs.core.rundir import SweepDir
 from jobs.results import keys, page, sections, slo, verdict
 from jobs.results.curves import LENGTHS_FOR_LINE, fit
 from jobs.results.direction import STARRED, low_is_best
@@ -19,7 +20,6 @@ from jobs.results.fingerprint import NAMES
 from jobs.results.gather import Run, dotted, read_run
 from jobs.results.keys import LOADS
 from jobs.results.loads import key_of, load_of
-from jobs.rundir import SweepDir
 
 LENGTHS = ("bench.input_tokens", "parallel.max_model_len")
 """Keys that are a context length, tokens."""
@@ -170,7 +170,7 @@ def provenance(run: Run) -> dict[str, Any]:
 
 
 def _seen(run: Run) -> dict[str, list[str]]:
-    """Return what the rows say of versions and digests (jobs/service/fingerprint.py): every value that there is."""
+    """Return what the rows say of versions and digests (fingerprint.py): every value that there is."""
     found = {name: {str(row[name]) for row in run.rows if row.get(name) is not None} for name in NAMES}
     return {name: sorted(values) for name, values in found.items() if values}
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.config import Bench, Config
+from jobs.core.config import Bench, Config
 from jobs.measure.records import Window
 from jobs.measure.repeats import SPREAD_COLUMNS
 from jobs.measure.statistics import of_series, summarize

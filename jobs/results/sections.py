@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jobs.errors import RunError
-from jobs.files import read_json, read_lines
+from jobs.core.errors import RunError
+from jobs.core.files import read_json, read_lines
+from jobs.core.rundir import AllocationDir, ServiceDir
 from jobs.results.gather import Run
-from jobs.rundir import AllocationDir, ServiceDir
 
 PHASES = ("load_s", "failed_start_s", "warmup_s", "measure_s", "teardown_s")
 """Phases in which nodes are held. Waiting in the queue holds none."""

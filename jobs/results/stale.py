@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from jobs.config import Config
-from jobs.files import read_json, write_json
+from jobs.core.config import Config
+from jobs.core.files import read_json, write_json
+from jobs.core.rundir import SweepDir
+from jobs.core.tasks import read_config
 from jobs.results.fingerprint import Fingerprint
 from jobs.results.row import NOT_RUN
-from jobs.rundir import SweepDir
-from jobs.service.task import read_config
 
 STALE = NOT_RUN + "stale: "
 """Begins the reason of a row that was taken over and that the allocation then proved to be of another time."""

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from jobs.files import read_json, write_bytes, write_text
+from jobs.core.files import read_json, write_bytes, write_text
+from jobs.core.rundir import SweepDir
 from jobs.results.migrate import migrate
 from jobs.results.row import blank, columns
-from jobs.rundir import SweepDir
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,7 @@ Rows = Mapping[str, Mapping[str, Any]]
 def read_table(sweep: SweepDir, lost: Rows = MappingProxyType({})) -> pd.DataFrame:
     """Return the table of a sweep: one row a point, in the order of the plan; nothing is dropped.
 
-    `lost` stands for points that have no row file (jobs/lost.py).
+    `lost` stands for points that have no row file (jobs/sweep/lost.py).
     """
     import pandas as pd
 

@@ -17,8 +17,8 @@ from chromium import DESKTOP, PHONE, Opened
 from PIL import Image
 from playwright.sync_api import Browser
 
+from jobs.core.rundir import SweepDir
 from jobs.results.report import write_report
-from jobs.rundir import SweepDir
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = ROOT / "tests/fixtures/sweep_vllm_cpu"

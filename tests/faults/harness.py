@@ -17,15 +17,15 @@ import psutil
 from lab import Lab
 from rich.console import Console
 
-from jobs.cluster import expand_nodelist
-from jobs.files import read_json, read_lines
-from jobs.follow import follow
-from jobs.jobstate import ENDED, slurm_state
-from jobs.process import MARK
-from jobs.progress import describe
+from jobs.allocation.node.cleanup import SEGMENTS, SHM, unused
+from jobs.cluster.nodelist import expand_nodelist
+from jobs.cluster.slurm import ENDED, slurm_state
+from jobs.core.files import read_json, read_lines
+from jobs.core.process import MARK
+from jobs.core.rundir import AllocationDir, SweepDir
 from jobs.results.table import read_table
-from jobs.rundir import AllocationDir, SweepDir
-from jobs.service.clean import SEGMENTS, SHM, unused
+from jobs.sweep.follow import follow
+from jobs.sweep.status import describe
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 0.03

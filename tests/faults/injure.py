@@ -16,8 +16,8 @@ import processes
 import psutil
 from harness import Started, until
 
-from jobs.files import read_json
-from jobs.rundir import RankDir
+from jobs.core.files import read_json
+from jobs.core.rundir import RankDir
 
 Act = Callable[[Started], float]
 Repair = Callable[[Started], None]

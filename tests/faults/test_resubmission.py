@@ -13,9 +13,9 @@ from lab import Lab
 from lanes import Lanes
 from processes import wait_until
 
-from jobs.files import read_json
-from jobs.jobstate import ENDED, slurm_state
-from jobs.rundir import AllocationDir, SweepDir
+from jobs.cluster.slurm import ENDED, slurm_state
+from jobs.core.files import read_json
+from jobs.core.rundir import AllocationDir, SweepDir
 
 LIMIT_MIN = 4
 WINDOW_S = 70

@@ -12,8 +12,8 @@ import psutil
 from lab import Lab
 from launching import python
 
-from jobs.process import MARK
-from jobs.rundir import SweepDir
+from jobs.core.process import MARK
+from jobs.core.rundir import SweepDir
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("engine=simulator", "bench.concurrency=2", "bench.warmup_s=1", "limits.stop_s=10")

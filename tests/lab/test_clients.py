@@ -11,7 +11,7 @@ from agreement import differ
 from lab import Lab
 from launching import python
 
-from jobs.rundir import SweepDir
+from jobs.core.rundir import SweepDir
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = (

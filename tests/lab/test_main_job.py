@@ -11,9 +11,9 @@ import pytest
 from lab import Lab
 from launching import python
 
-from jobs.files import read_json, read_lines
-from jobs.process import MARK
-from jobs.rundir import AllocationDir, SweepDir
+from jobs.core.files import read_json, read_lines
+from jobs.core.process import MARK
+from jobs.core.rundir import AllocationDir, SweepDir
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (

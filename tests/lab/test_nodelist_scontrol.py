@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, event, example, given, settings
 from hypothesis import strategies as st
 
-from jobs.cluster import expand_nodelist
-from jobs.errors import ConfigError
+from jobs.cluster.nodelist import expand_nodelist
+from jobs.core.errors import ConfigError
 
 pytestmark = pytest.mark.waits
 

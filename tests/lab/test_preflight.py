@@ -12,8 +12,8 @@ import pytest
 from lab import Lab
 from launching import python
 
-from jobs.files import read_json
-from jobs.rundir import SweepDir
+from jobs.core.files import read_json
+from jobs.core.rundir import SweepDir
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE, TWO = "npu-node1", "npu-node2"

@@ -12,8 +12,8 @@ from batching import ROOT, engines_of, sbatch, the_run, until, verb
 from lab import Lab
 from test_main_job import hosts_of
 
-from jobs import serving
-from jobs.files import read_json
+from jobs.allocation import serving
+from jobs.core.files import read_json
 
 pytestmark = pytest.mark.waits
 

@@ -19,11 +19,11 @@ from container_fakes import REGISTRY, Fakes
 from core_help import ROOT, Pipe, change, executable
 from test_container_engine import INHERITED, engine, failed, fakes, until_says  # noqa: F401
 
-from jobs import process
-from jobs.config import Config
-from jobs.measure.external import run, vllm_bench
+from jobs.allocation.node.engine import Engine
+from jobs.core import process
+from jobs.core.config import Config
+from jobs.measure.clients import run, vllm_bench
 from jobs.measure.records import Target
-from jobs.service.engine import Engine
 
 RUNTIMES = ["enroot", "pyxis", "docker"]
 RESULT = ROOT / "tests/fixtures/clients/vllm_bench" / vllm_bench.RESULT

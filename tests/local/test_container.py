@@ -11,8 +11,8 @@ import pytest
 from container_fakes import DIGEST, REGISTRY, Fakes, need_containers
 from test_rehearsal import ROOT, SHORT, engines, finish, start, the_sweep
 
-from jobs.files import read_json
-from jobs.rundir import SweepDir
+from jobs.core.files import read_json
+from jobs.core.rundir import SweepDir
 
 HARD = 'line one\nline "two" $HOME `id`'
 

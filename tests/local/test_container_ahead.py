@@ -14,11 +14,11 @@ from container_fakes import DIGEST, URI, Fakes
 from core_help import config
 from test_container_engine import INHERITED, engine, fakes, mark_of, until_says  # noqa: F401
 
-from jobs import process
-from jobs.errors import RunError
-from jobs.rundir import RankDir
-from jobs.service import staging
-from jobs.service.engine import Engine
+from jobs.allocation.node import staging
+from jobs.allocation.node.engine import Engine
+from jobs.core import process
+from jobs.core.errors import RunError
+from jobs.core.rundir import RankDir
 
 REFERENCE = URI.removeprefix("docker://").replace("#", "/")
 

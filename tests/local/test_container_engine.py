@@ -18,13 +18,13 @@ from container_fakes import DIGEST, REGISTRY, URI, Fakes, need_containers
 from core_help import change, config
 
 from containers import ascend, enroot
-from jobs import process
-from jobs.errors import RunError
-from jobs.files import read_json
-from jobs.rundir import RankDir
-from jobs.service import fingerprint
-from jobs.service.engine import Engine
-from jobs.service.placement import Placement
+from jobs.allocation.node import fingerprint
+from jobs.allocation.node.engine import Engine
+from jobs.core import process
+from jobs.core.errors import RunError
+from jobs.core.files import read_json
+from jobs.core.rundir import RankDir
+from jobs.engines.placement import Placement
 
 ENGINE = """
 import signal, sys, time

@@ -20,9 +20,9 @@ from container_fakes import DIGEST, REGISTRY, URI, Fakes
 from containers import enroot
 from containers.spec import Image, parse_image
 from containers.store import Entry, Store
-from jobs import process
-from jobs.errors import RunError
-from jobs.lock import exclusive
+from jobs.core import process
+from jobs.core.errors import RunError
+from jobs.core.lock import exclusive
 
 IMAGE = parse_image("test/image:v1", REGISTRY)
 FORK = multiprocessing.get_context("fork")

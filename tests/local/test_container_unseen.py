@@ -15,11 +15,11 @@ from test_container_engine import INHERITED, engine, fakes, until_says  # noqa: 
 
 from containers import ascend
 from containers.spec import Mount
-from jobs.errors import RunError
-from jobs.files import is_there
-from jobs.service import staging
-from jobs.weights import stage
-from jobs.weights.verify import Expected, verify
+from jobs.allocation.node import staging
+from jobs.core.errors import RunError
+from jobs.core.files import is_there
+from jobs.engines.checkpoint import stage
+from jobs.engines.checkpoint.verify import Expected, verify
 
 
 @pytest.fixture

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from core_help import python
 
-from jobs.ending import SIGNALS, Ending
-from jobs.walltime import TIME_IS_UP, Walltime
+from jobs.allocation.signals import SIGNALS, Ending
+from jobs.allocation.walltime import TIME_IS_UP, Walltime
 
 LATE = """
 import asyncio.selector_events, signal, sys
 from pathlib import Path
-from jobs import rank
-from jobs.cluster import Task
-from jobs.rundir import AllocationDir
+from jobs.allocation import rank
+from jobs.cluster.nodelist import Task
+from jobs.core.rundir import AllocationDir
 
 closed = asyncio.selector_events.BaseSelectorEventLoop.close
 

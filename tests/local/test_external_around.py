@@ -10,13 +10,13 @@ import aiohttp
 from simulator_help import LIMIT_S, Service, service
 from test_point import CONFIG, FLAGS, asked
 
-from jobs.measure.external.result import Result, figures
-from jobs.measure.external.run import External
+from jobs.core.rundir import PointDir
+from jobs.measure.clients.result import Result, figures
+from jobs.measure.clients.run import External
 from jobs.measure.keep import keep
 from jobs.measure.point import Measured, OfService, PointRun
 from jobs.measure.records import Target
 from jobs.results.row import make_row
-from jobs.rundir import PointDir
 
 REQUESTS = 12
 BODY = {"model": "tiny", "prompt": list(range(100, 164)), "max_tokens": 8, "ignore_eos": True}

@@ -14,10 +14,10 @@ from container_fakes import Fakes
 from core_help import change, config
 from test_container_engine import ENGINE, INHERITED, engine, fakes, until_says  # noqa: F401
 
-from jobs.errors import ConfigError, RunError
-from jobs.files import read_json
-from jobs.rundir import RankDir
-from jobs.service import container, keeping, staging
+from jobs.allocation.node import artifacts, container, staging
+from jobs.core.errors import ConfigError, RunError
+from jobs.core.files import read_json
+from jobs.core.rundir import RankDir
 
 WRITES = """
 import os
@@ -87,18 +87,18 @@ def test_who_says_where_plogs_go_is_obeyed(
     env: Mapping[str, Any], inherited: Mapping[str, str], runtime: str, set_: bool
 ) -> None:
     made = change(config("cluster=slurm"), engine__env=dict(env), container__runtime=runtime)
-    found = keeping.plog_variables(made, RankDir(Path("/runs/r/rank0")), inherited)
+    found = artifacts.plog_variables(made, RankDir(Path("/runs/r/rank0")), inherited)
     assert found == ({"ASCEND_PROCESS_LOG_PATH": "/runs/r/rank0/ascend"} if set_ else {})
 
 
 def test_other_engines_have_no_plogs() -> None:
-    assert keeping.plog_variables(config("engine=simulator"), RankDir(Path("/r")), {}) == {}
+    assert artifacts.plog_variables(config("engine=simulator"), RankDir(Path("/r")), {}) == {}
 
 
 def test_a_directory_that_no_runtime_can_mount_is_left_out() -> None:
     made = change(config("cluster=slurm"), container__runtime="enroot")
-    assert keeping.plog_variables(made, RankDir(Path("/my runs/rank0")), {}) == {}
-    assert keeping.plog_variables(change(made, container__runtime="none"), RankDir(Path("/my runs/rank0")), {})
+    assert artifacts.plog_variables(made, RankDir(Path("/my runs/rank0")), {}) == {}
+    assert artifacts.plog_variables(change(made, container__runtime="none"), RankDir(Path("/my runs/rank0")), {})
 
 
 def boxed(tmp_path: Path, **more: Any) -> Any:
@@ -107,14 +107,14 @@ def boxed(tmp_path: Path, **more: Any) -> Any:
 
 
 def test_caches_are_the_users_alone_and_apart_by_image(tmp_path: Path) -> None:
-    one = keeping.cache_variables(boxed(tmp_path), 0, "service")
+    one = artifacts.cache_variables(boxed(tmp_path), 0, "service")
     assert stat.S_IMODE((tmp_path / "c").stat().st_mode) == 0o700
-    two = keeping.cache_variables(boxed(tmp_path, container__image="/other.sqsh"), 0, "service")
+    two = artifacts.cache_variables(boxed(tmp_path, container__image="/other.sqsh"), 0, "service")
     assert one["XDG_CACHE_HOME"] != two["XDG_CACHE_HOME"]
     assert one["TORCHAIR_CACHE_HOME"].endswith("/torchair/service-0")
-    mine = keeping.cache_variables(boxed(tmp_path, engine__env={"TRITON_CACHE_DIR": "/mine"}), 0, "service")
+    mine = artifacts.cache_variables(boxed(tmp_path, engine__env={"TRITON_CACHE_DIR": "/mine"}), 0, "service")
     assert set(one) - set(mine) == {"TRITON_CACHE_DIR"}
-    assert keeping.cache_variables(boxed(tmp_path, container__caches_path=None), 0, "service") == {}
+    assert artifacts.cache_variables(boxed(tmp_path, container__caches_path=None), 0, "service") == {}
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def strangers(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_directory_of_somebody_else_is_refused(strangers: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="belongs to somebody else"):
-        keeping.cache_variables(boxed(tmp_path, container__caches_path=str(strangers)), 0, "service")
+        artifacts.cache_variables(boxed(tmp_path, container__caches_path=str(strangers)), 0, "service")
     with pytest.raises(ConfigError, match="it is no mount"):
         container.check(boxed(tmp_path, container__caches_path="relative"))
 

@@ -13,10 +13,11 @@ import pytest
 from core_help import ROOT, composer, python
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
-from jobs import compose, sweep
-from jobs import plan as planner
 from jobs.__main__ import main as jobs_main
-from jobs.errors import ConfigError
+from jobs.core.errors import ConfigError
+from jobs.sweep import compose
+from jobs.sweep import launch as sweep
+from jobs.sweep import plan as planner
 
 LAUNCH = str(ROOT / "launch.py")
 
@@ -92,7 +93,7 @@ def check(bad: Bad, code: int, out: str, err: str, folder: Path) -> None:
 def test_a_command_starts_without_what_only_ranks_and_tables_need(tmp_path: Path) -> None:
     """They took four fifths of the time in which `python -m jobs --help` answers."""
     heavy = ("pandas", "pyarrow", "aiohttp", "requests", "submitit")
-    code = f"import sys, jobs.__main__, jobs.sweep; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, jobs.__main__, jobs.sweep.launch; print([name for name in {heavy} if name in sys.modules])"
     out, err = python("-c", code, cwd=tmp_path).communicate(timeout=60)
     assert (out.strip(), err) == ("[]", "")
 

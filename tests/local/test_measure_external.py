@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from core_help import ROOT, change, check_golden, config, executable
 
-from jobs.config import Config
-from jobs.errors import ConfigError, RunError
-from jobs.measure.external import ais_bench, asked, run, vllm_bench
-from jobs.measure.external.result import COLUMNS, Result, figures
+from jobs.core.config import Config
+from jobs.core.errors import ConfigError, RunError
+from jobs.measure.clients import ais_bench, asked, run, vllm_bench
+from jobs.measure.clients.result import COLUMNS, Result, figures
 from jobs.measure.records import Target
-from jobs.service import checks
+from jobs.sweep import check
 
 FIXTURES = ROOT / "tests/fixtures/clients"
 TARGET = Target("http://127.0.0.1:8123", "r1", "the-key")
@@ -83,7 +83,7 @@ def test_the_articles_test_runs_with_either_client() -> None:
 )
 def test_what_a_client_cannot_do_is_refused(overrides: list[str], key: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        checks.check(point("bench.client=vllm_bench", *overrides))
+        check.check(point("bench.client=vllm_bench", *overrides))
     assert caught.value.key == key
     asked.check(point(*overrides))  # of the window client nothing is asked here
 

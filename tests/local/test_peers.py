@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import pytest
 from core_help import ROOT
 
-from jobs.errors import RunError
-from jobs.service.peers import Hub, Link, _proof, join
+from jobs.allocation.control import Hub, Link, _proof, join
+from jobs.core.errors import RunError
 
 KEY = "the key"
 SILENCE_S = 0.3
@@ -188,7 +188,7 @@ async def test_a_closed_connection_is_a_lost_rank_at_once() -> None:
 
 RANK = """
 import asyncio, sys
-from jobs.service.peers import join
+from jobs.allocation.control import join
 async def main():
     link = await join("127.0.0.1", int(sys.argv[1]), 1, sys.argv[2], float(sys.argv[3]), 30)
     while await link.receive() is not None:

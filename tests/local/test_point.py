@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from simulator_help import LIMIT_S, Service, service
 
-from jobs.config import Bench, Config, Limits, Model, Parallel, Shape, Slo
-from jobs.files import read_json, read_lines
+from jobs.core.config import Bench, Config, Limits, Model, Parallel, Shape, Slo
+from jobs.core.files import read_json, read_lines
+from jobs.core.rundir import PointDir
 from jobs.measure.keep import keep
 from jobs.measure.point import Measured, OfService, PointRun
 from jobs.measure.records import Target
 from jobs.results.row import make_row
-from jobs.rundir import PointDir
 
 # So many requests and not so many seconds: on a busy machine a service may be still for a second.
 BENCH = Bench(

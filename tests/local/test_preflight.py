@@ -14,8 +14,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from jobs.files import read_json
-from jobs.rundir import SweepDir
+from jobs.core.files import read_json
+from jobs.core.rundir import SweepDir
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("engine=simulator", "model=tiny_llama", "parallel=dp2_tp1", "cluster.npus_per_node=2")

@@ -16,12 +16,12 @@ from preflight_help import fake_node, node
 from test_preflight_run import WITH_NPUS, free_ports, station
 
 from jobs.__main__ import main
-from jobs.config import Config
-from jobs.ports import Ports
-from jobs.preflight import host, runtime
-from jobs.preflight.facts import Need, Runtime
-from jobs.preflight.findings import Finding
-from jobs.preflight.tools import Tools
+from jobs.allocation.preflight import host, runtime
+from jobs.allocation.preflight.facts import Need, Runtime
+from jobs.allocation.preflight.findings import Finding
+from jobs.allocation.preflight.tools import Tools
+from jobs.cluster.ports import Ports
+from jobs.core.config import Config
 
 REFERENCE = URI.removeprefix("docker://").replace("#", "/")
 ENV = {"PATH": os.environ["PATH"]}

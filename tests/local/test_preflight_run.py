@@ -15,13 +15,13 @@ import pytest
 from core_help import change, config, python
 from preflight_help import ONE, TWO, fake_node
 
-from jobs.config import Config
-from jobs.ports import Ports
-from jobs.preflight.conduct import Preflight, Result
-from jobs.preflight.facts import NpuPort
-from jobs.preflight.station import Spot, Station, aside
-from jobs.service import agent
-from jobs.service.peers import Hub, Link, join
+from jobs.allocation import headless
+from jobs.allocation.control import Hub, Link, join
+from jobs.allocation.preflight.conduct import Preflight, Result
+from jobs.allocation.preflight.facts import NpuPort
+from jobs.allocation.preflight.station import Spot, Station, aside
+from jobs.cluster.ports import Ports
+from jobs.core.config import Config
 
 KEY, LO = "the key", ("lo", "127.0.0.1", 8)
 HCCL = 12_000 + 16 * (os.getpid() % 200)
@@ -60,7 +60,7 @@ def station(settings: Config, rank: int, ports: Ports, folder: Path, **spot: Any
 
 
 async def obey(link: Link, its: Station) -> None:
-    await agent.serve(link, lambda _: None, {}, its.answer)
+    await headless.serve(link, lambda _: None, {}, its.answer)
 
 
 @asynccontextmanager
@@ -161,7 +161,7 @@ async def test_a_clock_that_is_off_is_measured_over_the_connection(tmp_path: Pat
             reply = await its.answer(message)
             return reply | ({"time": reply["time"] - 90.0} if message["ask"] == "clock" else {})
 
-        await agent.serve(link, lambda _: None, {}, answer)
+        await headless.serve(link, lambda _: None, {}, answer)
 
     async with two_ranks(WITHOUT, (tmp_path, tmp_path), askew) as (checks, _):
         result = await asyncio.wait_for(checks.run(), 30)
@@ -181,7 +181,7 @@ async def test_a_closed_path_is_found(tmp_path: Path) -> None:
                 reply["facts"]["listening"] = free_ports(1)
             return reply
 
-        await agent.serve(link, lambda _: None, {}, answer)
+        await headless.serve(link, lambda _: None, {}, answer)
 
     async with two_ranks(WITHOUT, (tmp_path, tmp_path), closed) as (checks, _):
         result = await asyncio.wait_for(checks.run(), 30)
@@ -229,7 +229,7 @@ async def test_work_aside_returns_or_raises() -> None:
 def test_a_tool_that_never_ends_does_not_keep_the_rank(tmp_path: Path) -> None:
     """The limit is that of a hang: the work would take an hour."""
     code = (
-        "import asyncio, time\nfrom jobs.preflight.station import aside\n"
+        "import asyncio, time\nfrom jobs.allocation.preflight.station import aside\n"
         "async def main():\n"
         "    with __import__('contextlib').suppress(TimeoutError):\n"
         "        await asyncio.wait_for(aside(lambda: time.sleep(3600)), 0.1)\n"

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from preflight_help import fake_node
 
-from jobs.preflight import tools
-from jobs.preflight.facts import Npus
-from jobs.preflight.findings import NO_TIME
-from jobs.preflight.smi import NpuProcess
-from jobs.preflight.tools import Tools
+from jobs.allocation.preflight import tools
+from jobs.allocation.preflight.facts import Npus
+from jobs.allocation.preflight.findings import NO_TIME
+from jobs.allocation.preflight.tools import Tools
+from jobs.engines.ascend.npu_smi import NpuProcess
 
 
 def tools_of(folder: Path, seconds: float = 60.0) -> Tools:

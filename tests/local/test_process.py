@@ -16,9 +16,9 @@ import psutil
 import pytest
 from core_help import Pipe
 
-from jobs import process
-from jobs.errors import RunError
-from jobs.process import MARK, Ended, Process
+from jobs.core import process
+from jobs.core.errors import RunError
+from jobs.core.process import MARK, Ended, Process
 
 ENV = {"PATH": os.environ["PATH"], "HOME": "/"}
 
@@ -318,7 +318,7 @@ async def test_helpers_of_one_mark_may_start_at_once(tmp_path: Path, pipe: MakeP
 OWNER = """
 import asyncio, json, os, sys
 from pathlib import Path
-from jobs import process
+from jobs.core import process
 
 async def own():
     argv, folder = json.loads(sys.argv[1]), Path(sys.argv[2])

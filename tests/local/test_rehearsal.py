@@ -16,9 +16,9 @@ import psutil
 import pytest
 import yaml
 
-from jobs.files import read_json, read_lines
-from jobs.process import MARK
-from jobs.rundir import SweepDir
+from jobs.core.files import read_json, read_lines
+from jobs.core.process import MARK
+from jobs.core.rundir import SweepDir
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ("bench.warmup_s=0.5", "bench.window_s=2", "bench.concurrency=4")

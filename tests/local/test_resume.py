@@ -6,10 +6,10 @@ from pathlib import Path
 
 from test_rehearsal import SHORT, entered, finish, start, the_sweep, until, verb
 
-from jobs.files import read_json
+from jobs.core.files import read_json
+from jobs.core.rundir import SweepDir
 from jobs.results.row import NOT_RUN
-from jobs.resume import unfinished
-from jobs.rundir import SweepDir
+from jobs.sweep.resume import unfinished
 
 THREE = ("cluster=local", "bench.concurrency=1,2,4", "bench.warmup_s=0.2")
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from test_rehearsal import ROOT, engines, hears_ctrl_c, the_sweep, until, verb
 
-from jobs import serving
-from jobs.files import read_json, read_lines
-from jobs.rundir import AllocationDir
+from jobs.allocation import serving
+from jobs.core.files import read_json, read_lines
+from jobs.core.rundir import AllocationDir
 
 
 def serve(root: Path, *words: str) -> subprocess.Popen[str]:

@@ -15,12 +15,12 @@ from core_help import change, config
 from supervisor_help import PATIENCE_S, Running, marked
 from test_supervisor import Make, run  # noqa: F401
 
-from jobs.config import Config
-from jobs.files import read_json
-from jobs.service import staging
-from jobs.service.engine import Engine
-from jobs.service.supervisor import ServiceFailed
-from jobs.weights import stage
+from jobs.allocation.node import staging
+from jobs.allocation.node.engine import Engine
+from jobs.allocation.supervisor import ServiceFailed
+from jobs.core.config import Config
+from jobs.core.files import read_json
+from jobs.engines.checkpoint import stage
 
 CHECKED = {"engine__checks_model_path": True, "model__served_model_name": "deepseek_r1"}
 

@@ -15,13 +15,14 @@ import pytest
 import pytest_asyncio
 from supervisor_help import PATIENCE_S, Running, Stage, free_port, marked
 
-from jobs.errors import RunError
-from jobs.files import read_json, read_lines
-from jobs.rundir import RankDir
-from jobs.service import agent, clean, readiness, supervisor
-from jobs.service.engine import Engine
-from jobs.service.peers import Hub, Link, Message, join
-from jobs.service.supervisor import ServiceFailed, Supervisor
+from jobs.allocation import headless, readiness, supervisor
+from jobs.allocation.control import Hub, Link, Message, join
+from jobs.allocation.node import cleanup
+from jobs.allocation.node.engine import Engine
+from jobs.allocation.supervisor import ServiceFailed, Supervisor
+from jobs.core.errors import RunError
+from jobs.core.files import read_json, read_lines
+from jobs.core.rundir import RankDir
 
 Make = Callable[..., Any]
 
@@ -35,7 +36,7 @@ async def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     made: list[Running] = []
 
     async def make(
-        serve: Callable[[Link], Any] | None = None, make_engine: agent.MakeEngine | None = None, **stage: Any
+        serve: Callable[[Link], Any] | None = None, make_engine: headless.MakeEngine | None = None, **stage: Any
     ) -> Running:
         here = Stage(tmp_path, stage.pop("roles", {}), **stage)
         hub, port = Hub(2, "key", 10.0), free_port()
@@ -43,7 +44,7 @@ async def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
         link = await join("127.0.0.1", port, 1, "key", 10.0, PATIENCE_S)
         await hub.joined(PATIENCE_S)
         engine = make_engine or (lambda _: here.engine(1))
-        work = serve(link) if serve else agent.serve(link, engine, dict(os.environ))
+        work = serve(link) if serve else headless.serve(link, engine, dict(os.environ))
         task = asyncio.create_task(work)
         message: Message = {"type": "start", "ranks": 2}
         running = Running(here, Supervisor(here.engine(0), hub, message, here.stopping), hub, link, task)
@@ -151,7 +152,7 @@ async def test_a_death_that_the_client_saw_first_is_the_reason(run: Make) -> Non
 
 
 async def test_a_service_that_lives_has_no_failure_soon(run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.service.supervisor.SETTLE_S", 0.05)
+    monkeypatch.setattr("jobs.allocation.supervisor.SETTLE_S", 0.05)
     running = await run()
     await running.start()
     assert await running.supervisor.failure_soon() is None
@@ -399,7 +400,7 @@ async def test_cleaning_up_takes_its_time_beside_the_heartbeats(run: Make, monke
     running = await run()
     await running.start()
     others_ran = threading.Event()
-    monkeypatch.setattr(clean, "leftovers", lambda *_: [] if others_ran.wait(PATIENCE_S / 2) else ["it held up all"])
+    monkeypatch.setattr(cleanup, "leftovers", lambda *_: [] if others_ran.wait(PATIENCE_S / 2) else ["it held up all"])
     stopping = asyncio.create_task(running.stop())
     asyncio.get_running_loop().call_later(0.05, others_ran.set)
     assert await stopping == []

@@ -6,8 +6,9 @@ import json
 import subprocess
 from pathlib import Path
 
-from jobs import compose
-from jobs.service import command, placement
+from jobs.engines import placement
+from jobs.engines.vllm import command
+from jobs.sweep import compose
 
 ASK = """
 import json, sys

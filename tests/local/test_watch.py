@@ -12,12 +12,12 @@ import pytest
 from aiohttp import web
 from core_help import change, config
 
-from jobs.errors import RunError
+from jobs.allocation import watch
+from jobs.allocation.readiness import probe_all
+from jobs.allocation.watch import Watch, probe_limit_s, tokens_ahead
+from jobs.core.errors import RunError
 from jobs.measure.metrics import GENERATED
 from jobs.measure.records import Target
-from jobs.service import watch
-from jobs.service.readiness import probe_all
-from jobs.service.watch import Watch, probe_limit_s, tokens_ahead
 
 PATIENCE_S = 20.0
 

@@ -17,12 +17,12 @@ import pytest
 from checkpoint_help import shard, write
 from core_help import ROOT
 
-from jobs import process
-from jobs.errors import RunError
-from jobs.files import read_json
-from jobs.weights import copying, stage
-from jobs.weights.checkpoint import files
-from jobs.weights.copying import Copied
+from jobs.core import process
+from jobs.core.errors import RunError
+from jobs.core.files import read_json
+from jobs.engines.checkpoint import copying, stage
+from jobs.engines.checkpoint.checkpoint import files
+from jobs.engines.checkpoint.copying import Copied
 
 
 def same(source: Path, target: Path) -> bool:
@@ -39,7 +39,7 @@ def worker(source: Path, root: Path, result: Path) -> subprocess.Popen[str]:
     asked |= {"check": True, "sampled": 0, "w8a8": False, "weights": True}
     order.write_text(json.dumps(asked))
     return subprocess.Popen(
-        [sys.executable, "-m", "jobs.weights", str(order)],
+        [sys.executable, "-m", "jobs.engines.checkpoint", str(order)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs import compose
-from jobs.config import Config
+from jobs.core.config import Config
+from jobs.sweep import compose
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/golden"

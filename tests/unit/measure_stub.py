@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
-from jobs.config import Bench, Model
+from jobs.core.config import Bench, Model
 from jobs.measure.client import Target
 
 MODEL = Model(name="stub", path="/models/stub", served_model_name="stub")

@@ -11,12 +11,12 @@ from typing import Any
 
 from core_help import ROOT, config
 
-from jobs.config import Config
-from jobs.ports import Ports
-from jobs.preflight import fabric, host, network, npu
-from jobs.preflight.facts import Card, Facts, Host, NpuPort, Npus, Ping, Reached, Runtime, Space
-from jobs.preflight.findings import Finding
-from jobs.preflight.smi import Npu
+from jobs.allocation.preflight import fabric, host, network, npu
+from jobs.allocation.preflight.facts import Card, Facts, Host, NpuPort, Npus, Ping, Reached, Runtime, Space
+from jobs.allocation.preflight.findings import Finding
+from jobs.cluster.ports import Ports
+from jobs.core.config import Config
+from jobs.engines.ascend.npu_smi import Npu
 
 ONE, TWO = "npu-node1", "npu-node2"
 PORTS = Ports(api=8000, dp_rpc=13389, control=17002)

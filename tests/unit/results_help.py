@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from core_help import composer
 
-from jobs import compose, plan, sweep
-from jobs.files import write_json
+from jobs.core.files import write_json
+from jobs.core.rundir import SweepDir
+from jobs.core.tasks import write_config
 from jobs.results.row import make_row
-from jobs.rundir import SweepDir
-from jobs.service.task import write_config
+from jobs.sweep import compose, launch, plan
 
 RECORDED = Path(__file__).resolve().parents[1] / "fixtures/sweep_vllm_cpu"
 """A sweep of real vLLM on two CPU ranks (its README says how it was recorded)."""
@@ -29,7 +29,7 @@ def copied(tmp_path: Path) -> Path:
 
 def planned(folder: Path, *overrides: str) -> tuple[SweepDir, plan.Plan]:
     """Write a sweep that has not run."""
-    made = sweep.plan(compose.expand(["cluster=local", *overrides]), composer)
+    made = launch.plan(compose.expand(["cluster=local", *overrides]), composer)
     found = SweepDir(folder)
     write_json(found.plan, plan.as_json(made))
     for point in made.points:

@@ -1,4 +1,4 @@
-"""Rehearsal engines as real processes on loopback, for the tests of jobs/simulator."""
+"""Rehearsal engines as real processes on loopback, for the tests of jobs/engines/simulator."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 
 import aiohttp
 
-from jobs.ascend import release
-from jobs.config import Shape
-from jobs.simulator.flags import parse
-from jobs.simulator.settings import Settings, settle
-from jobs.simulator.spec import Spec
+from jobs.core.config import Shape
+from jobs.engines.ascend import release
+from jobs.engines.simulator.flags import parse
+from jobs.engines.simulator.settings import Settings, settle
+from jobs.engines.simulator.spec import Spec
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 20.0
@@ -142,7 +142,7 @@ async def run_rank(*argv: str, spec: str = "", env: Mapping[str, str] | None = N
         await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "jobs.simulator",
+            "jobs.engines.simulator",
             "serve",
             *argv,
             cwd=ROOT,

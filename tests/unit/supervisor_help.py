@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 from core_help import Pipe, change, config
 
-from jobs.config import Config
-from jobs.files import read_lines
+from jobs.allocation.control import Hub, Link
+from jobs.allocation.node.engine import Engine
+from jobs.allocation.supervisor import ServiceFailed, Supervisor
+from jobs.core.config import Config
+from jobs.core.files import read_lines
+from jobs.core.process import MARK
+from jobs.core.rundir import ServiceDir
+from jobs.engines.placement import Placement
 from jobs.measure.records import Target
-from jobs.process import MARK
-from jobs.rundir import ServiceDir
-from jobs.service.engine import Engine
-from jobs.service.peers import Hub, Link
-from jobs.service.placement import Placement
-from jobs.service.supervisor import ServiceFailed, Supervisor
 
 PATIENCE_S = 30.0
 """A test that waits longer for an event fails."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from core_help import GOLDEN, python
 
-from jobs import sweep
+from jobs.sweep import launch
 
 MASTER = "10.226.72.51"
 
@@ -91,7 +91,7 @@ def test_dry_run_prints_commands_that_a_shell_reads_back_as_the_articles(
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # launch sets it: restored afterwards
     monkeypatch.setattr(sys, "argv", ["launch.py", "-m", "experiment=article", "launch.dry_run=true"])
-    sweep.main()
+    launch.main()
     out = capsys.readouterr().out
     lines = out.splitlines()
     commands = [shlex.split(line) for line in lines if line.startswith("vllm serve")]

@@ -16,13 +16,15 @@ import pytest
 from core_help import ROOT, executable
 from fake_slurm import FakeSlurm
 
-from jobs import batch, jobstate, rank, sweep
-from jobs.errors import ConfigError, RunError
-from jobs.files import read_json, write_json
-from jobs.rundir import AllocationDir
-from jobs.service.task import read_config, read_task
-from jobs.time_limit import SIGNAL_DELAY_S
-from jobs.walltime import TIME_IS_UP
+from jobs.allocation import rank
+from jobs.allocation.walltime import TIME_IS_UP
+from jobs.cluster import slurm as jobstate
+from jobs.cluster.time_limit import SIGNAL_DELAY_S
+from jobs.core.errors import ConfigError, RunError
+from jobs.core.files import read_json, write_json
+from jobs.core.rundir import AllocationDir
+from jobs.core.tasks import read_config, read_task
+from jobs.sweep import batch, launch
 
 JOB = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NUM_NODES": "2"}
 SCRIPTS = ("sweep.sbatch", "serve.sbatch")
@@ -64,7 +66,7 @@ def test_one_job_carries_out_the_whole_sweep(tmp_path: Path) -> None:
 
 def test_the_same_question_has_the_same_name_as_from_launch(tmp_path: Path) -> None:
     one = prepare(tmp_path, "bench.concurrency=3")
-    made = sweep.plan([["engine=simulator", "bench.concurrency=3"]])
+    made = launch.plan([["engine=simulator", "bench.concurrency=3"]])
     assert read_task(one).services[0].points == (made.points[0].point,)
     assert read_task(one).services[0].service == made.services[0].service
 
@@ -226,8 +228,8 @@ def run_script(
 ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
     """Run a script as slurmd does, a copy of it elsewhere, with stand-ins for python and srun."""
     project, log = tmp_path / "my project", tmp_path / "calls"
-    (project / "jobs").mkdir(parents=True)
-    (project / "jobs/rank.py").write_text("")
+    (project / "jobs/allocation").mkdir(parents=True)
+    (project / "jobs/allocation/rank.py").write_text("")
     stand_in = STAND_IN.replace("LOG", str(log)).replace("PLACE", "'/runs/my sweep'")
     executable(project / ".venv/bin/python", stand_in.replace("CODE", "0"))
     executable(tmp_path / "bin/srun", stand_in.replace("CODE", str(code)))
@@ -248,7 +250,7 @@ def test_a_sweep_script_runs_prepare_the_ranks_and_the_rest(tmp_path: Path, code
     assert calls == [
         f"{python} -m jobs prepare --script {spool} -- a=1,2 b=x y",
         f"{tmp_path}/bin/srun --nodes=2 --ntasks-per-node=1 --kill-on-bad-exit=1 --wait=60 --unbuffered"
-        f" --output={allocation}/stdout-%t.log {python} -m jobs.rank {allocation}",
+        f" --output={allocation}/stdout-%t.log {python} -m jobs.allocation.rank {allocation}",
         f"{python} -m jobs rest {allocation}",
     ]
     assert "run directory: /runs/my sweep\n" in done.stdout
@@ -258,7 +260,7 @@ def test_a_resubmitted_script_takes_its_allocation(tmp_path: Path) -> None:
     done, calls = run_script(tmp_path, "sweep.sbatch", "--allocation", "/runs/s/allocations/0/2")
     assert done.returncode == 0
     assert not any(" prepare " in call for call in calls)
-    assert calls[0].endswith("-m jobs.rank /runs/s/allocations/0/2")
+    assert calls[0].endswith("-m jobs.allocation.rank /runs/s/allocations/0/2")
 
 
 def test_a_serve_script_leaves_nothing_to_submit_again(tmp_path: Path) -> None:

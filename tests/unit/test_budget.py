@@ -7,13 +7,13 @@ from core_help import composer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs import compose, plan, show, sweep
-from jobs.budget import Start, over_budget
-from jobs.errors import ConfigError
+from jobs.core.errors import ConfigError
+from jobs.sweep import compose, launch, plan, show
+from jobs.sweep.budget import Start, over_budget
 
 
 def planned(*overrides: str) -> plan.Plan:
-    return sweep.plan(compose.expand(["cluster=slurm", *overrides, "results.root=/there/are/no/runs"]), composer)
+    return launch.plan(compose.expand(["cluster=slurm", *overrides, "results.root=/there/are/no/runs"]), composer)
 
 
 @settings(max_examples=80, deadline=None)

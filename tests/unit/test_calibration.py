@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 from core_help import change, composer, config
 
-from jobs import calibration, compose, show, sweep, timing, walltime
-from jobs.calibration import KEPT, Outlook, looker, recall, remember
-from jobs.config import Config
-from jobs.logtail import read_all
-from jobs.rundir import Root, SweepDir
-from jobs.service.logs import MemoryFigures, memory_figures
+from jobs.allocation import walltime
+from jobs.core.config import Config
+from jobs.core.logtail import read_all
+from jobs.core.rundir import Root, SweepDir
+from jobs.engines.vllm.logs import MemoryFigures, memory_figures
+from jobs.forecast import duration, history
+from jobs.forecast.history import KEPT, Outlook, looker, recall, remember
+from jobs.sweep import compose, launch, show
 
 LOGS = Path(__file__).resolve().parents[1] / "fixtures/logs"
 R1 = config("parallel=dp2_tp8", "cluster=slurm")
@@ -134,11 +136,11 @@ def test_the_longest_of_the_last_runs_is_what_a_plan_counts_with(tmp_path: Path)
     past = look(root).past
     assert past is not None
     assert past.load_s == (100.0, 101.0, 102.0, 103.0, 104.0), "the first, cold one is forgotten"
-    spent = timing.phases([R1, R1], past)
+    spent = duration.phases([R1, R1], past)
     assert (spent.load, spent.teardown, spent.window) == (104.0, 7.5, 240.0)
     assert spent.source == "past runs of this model and layout"
-    made = sweep.plan(compose.expand(["cluster=slurm", "parallel=dp2_tp8", f"results.root={tmp_path}"]), composer)
-    assert made.services[0].seconds == pytest.approx(timing.measure_seconds(R1) + 104 + 7.5)
+    made = launch.plan(compose.expand(["cluster=slurm", "parallel=dp2_tp8", f"results.root={tmp_path}"]), composer)
+    assert made.services[0].seconds == pytest.approx(duration.measure_seconds(R1) + 104 + 7.5)
     assert "load from past runs of this model and layout" in show.plan_text(made)
     # The allocation itself counts with it too, where this very service never ran.
     needed = walltime.service_seconds(SweepDir(tmp_path / "b"), "0123456789", R1, None)
@@ -162,7 +164,7 @@ def test_a_broken_file_is_ignored_with_a_word_and_mended_by_the_next_run(tmp_pat
     found = look(root)
     assert (found.past, found.predicted_kv_tokens) == (None, 35_072)
     assert str(found.ignored).startswith(f"{path} is ignored, it cannot be read: ")
-    made = sweep.plan(compose.expand(["cluster=slurm", "parallel=dp2_tp8", f"results.root={tmp_path}"]), composer)
+    made = launch.plan(compose.expand(["cluster=slurm", "parallel=dp2_tp8", f"results.root={tmp_path}"]), composer)
     assert found.ignored in made.warnings
     learn(root, MemoryFigures(kv_tokens=90_112))
     assert look(root).predicted_kv_tokens == 90_112
@@ -214,5 +216,5 @@ def test_past_is_what_is_stored(tmp_path: Path) -> None:
     learn(root, MemoryFigures(kv_tokens=90_112), load_s=800.0, teardown_s=9.0)
     past, _ = recall(root, R1)
     assert past is not None
-    assert past.layout == calibration.layout_of(R1)
+    assert past.layout == history.layout_of(R1)
     assert replace(past, load_s=(800.0,), teardown_s=(9.0,)) == past

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from jobs.config import Bench
+from jobs.core.config import Bench
 from jobs.measure import canary
 from jobs.measure.canary import Answer, differ, fault, insane
 from jobs.measure.records import Target

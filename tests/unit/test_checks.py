@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from core_help import change, composer, config
 
-from jobs import sweep
-from jobs.errors import ConfigError, RunError, UserError
-from jobs.plan import make_plan
-from jobs.sbatch import kind_of
-from jobs.service import checks
+from jobs.cluster.sbatch import kind_of
+from jobs.core.errors import ConfigError, RunError, UserError
+from jobs.sweep import check, launch
+from jobs.sweep.plan import make_plan
 
 BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "sum of local sizes": (
@@ -50,10 +49,10 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
 
 @pytest.mark.parametrize(("values", "key", "words"), BAD.values(), ids=BAD)
 def test_bad_input_is_one_clear_error(values: dict[str, Any], key: str, words: str) -> None:
-    checks.check(config())
+    check.check(config())
     bad = change(config(), **values)
     with pytest.raises(ConfigError) as caught:
-        checks.check(bad)
+        check.check(bad)
     error = caught.value
     assert error.key == key
     assert words in error.reason
@@ -66,22 +65,22 @@ def test_bad_input_is_one_clear_error(values: dict[str, Any], key: str, words: s
 
 
 def test_what_is_allowed() -> None:
-    checks.check(change(config(), parallel__max_model_len=1152))
-    checks.check(change(config(), bench__concurrency=None, bench__request_rate=1.0))
-    checks.check(change(config(), parallel__max_model_len=100, bench__endpoint="chat"))
+    check.check(change(config(), parallel__max_model_len=1152))
+    check.check(change(config(), bench__concurrency=None, bench__request_rate=1.0))
+    check.check(change(config(), parallel__max_model_len=100, bench__endpoint="chat"))
     # A configured port is not held against ports that only a job id will tell.
     for port in range(17000, 17003):
-        checks.check(change(config(), engine__port=port))
-        checks.check(change(config(), cluster__control_port=port))
+        check.check(change(config(), engine__port=port))
+        check.check(change(config(), cluster__control_port=port))
 
 
 def plan(*overrides: str, empty_path: Path) -> Any:
-    return sweep.plan([[*overrides, f"results.root={empty_path / 'runs'}"]], composer)
+    return launch.plan([[*overrides, f"results.root={empty_path / 'runs'}"]], composer)
 
 
 def refused(made: Any) -> UserError:
     with pytest.raises(UserError) as caught:
-        sweep.start(made)
+        launch.start(made)
     return caught.value
 
 
@@ -117,8 +116,8 @@ def test_a_missing_checkpoint_is_refused_before_anything_is_written(tmp_path: Pa
 
 
 def test_a_config_survives_its_file(tmp_path: Path) -> None:
-    from jobs.rundir import SweepDir
-    from jobs.service.task import read_config, write_config
+    from jobs.core.rundir import SweepDir
+    from jobs.core.tasks import read_config, write_config
 
     odd = {"A": "no", "B": "1e3", "C": "08", "D": None, "E": True, "F": "a: b #c\n'\"", "G": "8:00:00", "H": 1.0}
     made = change(config("experiment=article"), engine__env=odd, parallel__data_parallel_size_local=(1, 1))

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from preflight_help import fake_node
 
-from jobs.service import clean
-from jobs.service.clean import SHM, baseline, leftovers, unused
+from jobs.allocation.node import cleanup
+from jobs.allocation.node.cleanup import SHM, baseline, leftovers, unused
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def segment() -> Iterator[SharedMemory]:
 def test_what_a_dead_engine_left_is_removed_and_everything_else_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clean, "SHM", tmp_path)
+    monkeypatch.setattr(cleanup, "SHM", tmp_path)
     (tmp_path / "psm_before").touch()
     before = baseline()
     assert before.segments == {"psm_before"}
@@ -64,7 +64,7 @@ def test_an_open_port_is_named() -> None:
 
 def test_the_memory_of_every_npu_is_read_from_the_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    assert clean.npu_memory() == ()
+    assert cleanup.npu_memory() == ()
     node = fake_node(tmp_path / "node", {"used_mb": 3400, "npus": {"1": {"used_mb": 61000}}}, count=2)
     monkeypatch.setenv("PATH", f"{node}:/usr/bin:/bin")
-    assert clean.npu_memory() == (3400, 61000)
+    assert cleanup.npu_memory() == (3400, 61000)

@@ -8,9 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.cluster import Task, expand_nodelist, task_from_slurm
-from jobs.errors import ConfigError, RunError
-from jobs.interfaces import (
+from jobs.cluster.interfaces import (
     Address,
     address_of,
     check_master,
@@ -19,8 +17,10 @@ from jobs.interfaces import (
     interface_addresses,
     same_subnet,
 )
-from jobs.layout import node_of, start_rank
-from jobs.ports import Ports, derive_ports
+from jobs.cluster.nodelist import Task, expand_nodelist, task_from_slurm
+from jobs.cluster.ports import Ports, derive_ports
+from jobs.core.errors import ConfigError, RunError
+from jobs.core.layout import node_of, start_rank
 
 # Recorded from `scontrol show hostnames` of Slurm 22.05.8.
 GOLDEN = {

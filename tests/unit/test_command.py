@@ -11,12 +11,13 @@ from core_help import ROOT, change, config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import layout
-from jobs.ascend import release, releases
-from jobs.config import Config
-from jobs.errors import ConfigError
-from jobs.service import command, placement
-from jobs.service.placement import Placement
+from jobs.core import layout
+from jobs.core.config import Config
+from jobs.core.errors import ConfigError
+from jobs.engines import placement
+from jobs.engines.ascend import release, releases
+from jobs.engines.placement import Placement
+from jobs.engines.vllm import command
 
 
 def place(rank: int, ranks: int = 2) -> Placement:
@@ -142,7 +143,13 @@ def test_a_flag_that_is_given_in_two_spellings_is_refused() -> None:
 
 def test_program_and_model_are_found_from_the_projects_root() -> None:
     words = command.argv(config("engine=simulator", "model=tiny_llama"), place(0))
-    assert words[:5] == [sys.executable, "-m", "jobs.simulator", "serve", str(ROOT / ".engines/models/tiny_llama")]
+    assert words[:5] == [
+        sys.executable,
+        "-m",
+        "jobs.engines.simulator",
+        "serve",
+        str(ROOT / ".engines/models/tiny_llama"),
+    ]
 
 
 def test_additional_config_is_compact_json() -> None:

@@ -11,11 +11,12 @@ from core_help import config
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from jobs import schema, settings
-from jobs.config import Config
-from jobs.errors import ConfigError
-from jobs.schema import build
-from jobs.settings import Section
+from jobs.core import fields as settings
+from jobs.core import schema
+from jobs.core.config import Config
+from jobs.core.errors import ConfigError
+from jobs.core.fields import Section
+from jobs.core.schema import build
 
 LEAVES = tuple(schema.schema())
 

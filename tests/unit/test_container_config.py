@@ -11,9 +11,9 @@ from container_fakes import Fakes
 from core_help import change, config
 
 from containers import pyxis
-from jobs import sweep
-from jobs.errors import ConfigError, RunError
-from jobs.service import checks, container
+from jobs.allocation.node import container
+from jobs.core.errors import ConfigError, RunError
+from jobs.sweep import check, launch
 
 
 @pytest.fixture
@@ -47,9 +47,9 @@ def test_the_checkpoint_is_looked_for_behind_its_mount() -> None:
 
 
 def submission(tmp_path: Path, *overrides: str) -> None:
-    made = sweep.plan([[*overrides, "container.image=/m.sqsh", f"results.root={tmp_path}/runs"]])
+    made = launch.plan([[*overrides, "container.image=/m.sqsh", f"results.root={tmp_path}/runs"]])
     try:
-        sweep.start(made)
+        launch.start(made)
     finally:
         assert not (tmp_path / "runs").exists(), "nothing was written, nothing submitted"
 
@@ -104,11 +104,11 @@ def test_the_words_in_a_path_are_this_users_and_this_nodes() -> None:
 )
 def test_an_image_of_another_release_is_told(image: str, release: str, severity: str | None) -> None:
     made = change(config("cluster=slurm"), container__runtime="enroot", container__image=image, engine__release=release)
-    found = checks.image_release(made)
+    found = check.image_release(made)
     assert (found.severity if found else None) == severity
-    assert checks.image_release(change(made, container__runtime="none")) is None
+    assert check.image_release(change(made, container__runtime="none")) is None
     if found:
-        assert found in checks.findings(made)
+        assert found in check.findings(made)
         assert "engine.release=" in found.remedy
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from jobs.config import Bench
-from jobs.errors import RunError
+from jobs.core.config import Bench
+from jobs.core.errors import RunError
 from jobs.measure import dataset
 from jobs.measure.wire import Connections
 

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from jobs import deadline
-from jobs.deadline import Deadline
+from jobs.allocation import deadline
+from jobs.allocation.deadline import Deadline
 
 
 @pytest.fixture(autouse=True)

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from core_help import change, config
 
+from jobs.core.errors import RunError
+from jobs.core.rundir import SweepDir
+from jobs.core.tasks import write_config
 from jobs.diagnose import diagnose, diagnose_each, explain, invalid_reason
 from jobs.diagnose.diagnosis import RankLog
 from jobs.diagnose.read import Source, cases, read
 from jobs.diagnose.sift import sift
-from jobs.errors import RunError
-from jobs.rundir import SweepDir
-from jobs.service.task import write_config
 
 OOM = "RuntimeError: NPU out of memory. Tried to allocate 450.00 MiB (NPU 3; 60.96 GiB total capacity)"
 FLOOD = b"(EngineCore_0 pid=24960) ERROR 11-24 10:00:00 [flood.py:1] " + b"x" * 1000 + b"\n"

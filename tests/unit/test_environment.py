@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from core_help import change, config
 
-from jobs.errors import ConfigError
-from jobs.service import environment
-from jobs.service.placement import Placement
-from jobs.simulator.spec import read_spec
+from jobs.core.errors import ConfigError
+from jobs.engines.placement import Placement
+from jobs.engines.simulator.spec import read_spec
+from jobs.engines.vllm import environment
 
 PLACE = Placement(1, 2, "10.0.0.2", "eth0", "10.0.0.1", "8000", "8001")
 SLURM = config("cluster=slurm")

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from jobs.measure.external import busy
-from jobs.measure.external.busy import Usage, share
+from jobs.measure.clients import busy
+from jobs.measure.clients.busy import Usage, share
 
 LOADS, LOOP, IDLE = (7, 7), (8, 8), (8, 9)
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from core_help import ROOT, config
 
-from jobs.config import Config
-from jobs.measure.external import ais_bench, judge
-from jobs.measure.external.around import traffic
-from jobs.measure.external.result import Result, figures
+from jobs.core.config import Config
+from jobs.measure.clients import ais_bench, judge
+from jobs.measure.clients.around import traffic
+from jobs.measure.clients.result import Result, figures
 from jobs.measure.records import Growth, Sample, Window
 
 KNOWN = {"completed": 100, "failed": 0, "input_tokens_mean": 256.0, "tpot_ms_mean": 2.0}

@@ -13,8 +13,8 @@ import pytest
 from aiohttp import web
 from core_help import check_golden, config
 
-from jobs.config import Config
-from jobs.measure.external import ais_bench, prompts
+from jobs.core.config import Config
+from jobs.measure.clients import ais_bench, prompts
 from jobs.measure.records import Target
 
 BEGIN = 1

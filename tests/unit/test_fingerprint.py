@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from core_help import executable
 
+from jobs.allocation.node.fingerprint import driver_version, installed, model_digest
 from jobs.results.fingerprint import Fingerprint, of_mapping
-from jobs.service.fingerprint import driver_version, installed, model_digest
 
 
 def environment(root: Path, *packages: str) -> str:

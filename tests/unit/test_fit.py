@@ -13,16 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulator_help import settled
 
-from jobs import ascend, compose, fit, plan, sweep
-from jobs.ascend import architecture
-from jobs.ascend.memory import Allowance
-from jobs.config import Config
-from jobs.errors import ConfigError
-from jobs.fit import DOES_NOT_FIT, Fit, judge
-from jobs.simulator.flags import parse
-from jobs.simulator.loading import EngineFailed, kv_blocks
-from jobs.simulator.memory import predict_rehearsal
-from jobs.simulator.spec import Spec
+from jobs.core.config import Config
+from jobs.core.errors import ConfigError
+from jobs.engines import ascend
+from jobs.engines.ascend.memory import Allowance
+from jobs.engines.checkpoint import architecture
+from jobs.engines.simulator.flags import parse
+from jobs.engines.simulator.loading import EngineFailed, kv_blocks
+from jobs.engines.simulator.memory import predict_rehearsal
+from jobs.engines.simulator.spec import Spec
+from jobs.forecast import memory as fit
+from jobs.forecast.memory import DOES_NOT_FIT, Fit, judge
+from jobs.sweep import compose, launch, plan
 
 QUICK = settings(max_examples=30, deadline=None)
 
@@ -36,7 +38,7 @@ def judged(*overrides: str) -> Fit:
 
 
 def planned(*overrides: str) -> plan.Plan:
-    return sweep.plan(compose.expand([*overrides, "results.root=/there/are/no/runs"]), composer)
+    return launch.plan(compose.expand([*overrides, "results.root=/there/are/no/runs"]), composer)
 
 
 # --- what the project itself asks for must never be refused

@@ -9,11 +9,11 @@ import pytest
 from results_help import planned
 from rich.console import Console
 
-from jobs import follow as following
-from jobs.files import write_json
-from jobs.follow import follow
-from jobs.jobstate import may_never_start
-from jobs.service.task import AllocationTask, ServiceTask, write_task
+from jobs.cluster.slurm import may_never_start
+from jobs.core.files import write_json
+from jobs.core.tasks import AllocationTask, ServiceTask, write_task
+from jobs.sweep import follow as following
+from jobs.sweep.follow import follow
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from core_help import change, config
 
 from containers import digest
 from containers.digest import Digests
-from jobs import files
-from jobs.config import Config
-from jobs.preflight import look
-from jobs.preflight.facts import UNKNOWN
-from jobs.service import container, fingerprint
+from jobs.allocation.node import container, fingerprint
+from jobs.allocation.preflight import look
+from jobs.allocation.preflight.facts import UNKNOWN
+from jobs.core import files
+from jobs.core.config import Config
 
 
 def of(content: bytes) -> str:

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from fake_slurm import FakeSlurm
 
-from jobs import jobstate, process
-from jobs.errors import RunError
-from jobs.files import write_json
-from jobs.jobstate import ENDED, UNKNOWN, cancel, job_state, slurm_state
-from jobs.rundir import AllocationDir
+from jobs.cluster import slurm as jobstate
+from jobs.cluster.slurm import ENDED, UNKNOWN, cancel, job_state, slurm_state
+from jobs.core import process
+from jobs.core.errors import RunError
+from jobs.core.files import write_json
+from jobs.core.rundir import AllocationDir
 
 
 @pytest.fixture

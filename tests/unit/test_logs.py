@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from core_help import config
 
-from jobs.files import read_lines
-from jobs.logtail import last_words, read_all, read_tail
-from jobs.rundir import RankDir
-from jobs.service import logs
-from jobs.service.engine import Engine
-from jobs.service.placement import Placement
+from jobs.allocation.node.engine import Engine
+from jobs.core.files import read_lines
+from jobs.core.logtail import last_words, read_all, read_tail
+from jobs.core.rundir import RankDir
+from jobs.engines.placement import Placement
+from jobs.engines.vllm import logs
 
 LOGS = Path(__file__).parent.parent / "fixtures/logs"
 PLACE = Placement(1, 2, "127.0.0.1", "lo", "127.0.0.1", "8000", "1")

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from jobs.config import Bench, Config, Parallel, Slo
-from jobs.errors import ConfigError
+from jobs.core.config import Bench, Config, Parallel, Slo
+from jobs.core.errors import ConfigError
 from jobs.measure.checks import BENCH_LOOKS
 
 SLO = Slo(ttft_ms_p99=100.0)

@@ -14,7 +14,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.config import Bench, Slo
+from jobs.core.config import Bench, Slo
 from jobs.measure.records import Growth, RequestRecord, Sample, Window
 from jobs.measure.repeats import SPREAD, combine
 from jobs.measure.statistics import (

@@ -12,7 +12,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.config import Bench, Model, Shape
+from jobs.core.config import Bench, Model, Shape
 from jobs.measure import lengths
 from jobs.measure.needle import haystack
 from jobs.measure.words import WORDS

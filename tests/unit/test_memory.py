@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from core_help import change, config
 
-from jobs.ascend import architecture, memory
-from jobs.ascend.architecture import from_hf_config
-from jobs.ascend.memory import GIB, Layout, predict, predict_config
-from jobs.ascend.weights import kv_bytes_per_token, weights
-from jobs.errors import ConfigError
-from jobs.logtail import read_all
-from jobs.service.logs import kv_cache_tokens
+from jobs.core.errors import ConfigError
+from jobs.core.logtail import read_all
+from jobs.engines.ascend import memory
+from jobs.engines.ascend.memory import GIB, Layout, predict, predict_config
+from jobs.engines.ascend.weights import kv_bytes_per_token, weights
+from jobs.engines.checkpoint import architecture
+from jobs.engines.checkpoint.architecture import from_hf_config
+from jobs.engines.vllm.logs import kv_cache_tokens
 
 R1 = architecture.load("deepseek_r1_0528_w8a8", Path("/there/is/no/such/path"))
 LOGS = Path(__file__).resolve().parents[1] / "fixtures/logs"

@@ -11,13 +11,12 @@ from core_help import change, check_golden, composer, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs import compose
-from jobs.ascend import moves, release, releases
-from jobs.ascend.migration import Change, defaults, migrate
-from jobs.config import Config
-from jobs.plan import as_json, make_plan
-from jobs.service import checks
-from jobs.verbs import explain
+from jobs.cli import explain
+from jobs.core.config import Config
+from jobs.engines.ascend import moves, release, releases
+from jobs.engines.ascend.migration import Change, defaults, migrate
+from jobs.sweep import check, compose
+from jobs.sweep.plan import as_json, make_plan
 
 PRESETS = (
     ("experiment=article",),
@@ -87,10 +86,10 @@ def test_a_migrated_preset_has_no_errors_and_names_only_what_the_release_has(
     preset: tuple[str, ...], name: str
 ) -> None:
     made = config(*preset, f"engine.release={name}")
-    wrong = [f for f in checks.findings(made) if f.severity == "error" or (f.rule.startswith("N") and f.rule != "N4")]
+    wrong = [f for f in check.findings(made) if f.severity == "error" or (f.rule.startswith("N") and f.rule != "N4")]
     assert wrong == []
     known = release(name)
-    for flags in checks.question(made).ranks:
+    for flags in check.question(made).ranks:
         assert {flag for flag, value in flags.items() if value is not None} <= set(known.flags)
     again, changes = migrate(made)
     assert (again, changes) == (made, ())
@@ -133,7 +132,7 @@ def test_what_the_caller_says_stays_and_is_judged() -> None:
     made = config(*words)
     assert made.engine.env["OMP_NUM_THREADS"] == 100
     assert made.hccl.buffsize == 1024
-    assert {f.rule for f in checks.findings(made) if f.severity == "error"} == {"R12"}
+    assert {f.rule for f in check.findings(made) if f.severity == "error"} == {"R12"}
     # The other section stands in the same mapping, which the caller has set.
     assert set(made.engine.additional_config or {}) == {"torchair_graph_config", "ascend_scheduler_config"}
 
@@ -187,7 +186,7 @@ def test_the_ascend_scheduler(section: dict[str, Any], flag: bool | None, left: 
     after, _ = migrated(old(engine__additional_config={"ascend_scheduler_config": section}), "0.13.0")
     assert after.engine.args.get("enable-chunked-prefill") is flag
     assert ("ascend_scheduler_config" in (after.engine.additional_config or {})) is left
-    refused = [f for f in checks.findings(after) if f.rule == "R12"]
+    refused = [f for f in check.findings(after) if f.rule == "R12"]
     assert bool(refused) is left  # a field that has no place in vLLM's scheduler is refused, not lost
 
 
@@ -207,14 +206,14 @@ def test_the_ascend_scheduler(section: dict[str, Any], flag: bool | None, left: 
 def test_flags_that_went_are_moved(to: str, before: dict[str, Any], after: dict[str, Any]) -> None:
     made, changes = migrated(old(engine__args=before), to)
     assert {k: v for k, v in made.engine.args.items() if k != "compilation-config"} == after
-    assert not [f for f in checks.findings(made) if f.rule == "N1"]
+    assert not [f for f in check.findings(made) if f.rule == "N1"]
     assert all(f"engine.args.{key}" in changes for key in before if key not in after)
 
 
 @pytest.mark.parametrize("args", [{"task": "embed"}, {"max-prompt-adapters": 2}, {"enable-lora-bias": True}])
 def test_flags_without_a_successor_are_refused_with_a_remedy(args: dict[str, Any]) -> None:
     made, _ = migrated(old(engine__args=args), "0.23.0")
-    [finding] = [f for f in checks.findings(made) if f.rule == "N1"]
+    [finding] = [f for f in check.findings(made) if f.rule == "N1"]
     assert (finding.key, finding.severity) == (f"engine.args.{next(iter(args))}", "error")
     assert "it was removed" in finding.reason
 
@@ -236,7 +235,7 @@ def test_flags_without_a_successor_are_refused_with_a_remedy(args: dict[str, Any
 def test_keys_that_went_are_moved(to: str, before: dict[str, Any], after: dict[str, Any]) -> None:
     made, _ = migrated(old(engine__additional_config=before), to)
     assert made.engine.additional_config == after
-    assert not [f for f in checks.findings(made) if f.rule == "N3"]
+    assert not [f for f in check.findings(made) if f.rule == "N3"]
 
 
 def test_variables_become_keys_in_0_23() -> None:
@@ -281,7 +280,7 @@ def test_there_is_no_way_back_and_no_guess() -> None:
         wanted = change(new, engine__release=to)
         assert migrate(wanted) == (wanted, ())
     # An older release does not read what the newer one's preset sets: the rules say so.
-    assert "N5" in {f.rule for f in checks.findings(change(new, engine__release="0.13.0"))}
+    assert "N5" in {f.rule for f in check.findings(change(new, engine__release="0.13.0"))}
 
 
 def test_the_tables_lead_somewhere() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from core_help import GOLDEN, config
 
-from jobs.plan import as_json, make_plan
+from jobs.sweep.plan import as_json, make_plan
 
 JSON_FLAGS = ("--speculative-config", "--compilation-config")
 PATHS = ("vllm-ascend/DeepSeek-R1-W8A8", "/models/DeepSeek-R1-0528-W8A8")

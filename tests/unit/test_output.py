@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from jobs import output
+from jobs.core import output
 
 
 def test_a_broken_connection_is_not_taken_for_a_closed_output() -> None:

@@ -15,10 +15,12 @@ from core_help import ROOT, change, check_golden, composer, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs import compose, plan, schema, services, sweep, timing
-from jobs.config import Config
-from jobs.errors import ConfigError
-from jobs.time_limit import limit_seconds
+from jobs.cluster.time_limit import limit_seconds
+from jobs.core import schema
+from jobs.core.config import Config
+from jobs.core.errors import ConfigError
+from jobs.forecast import duration
+from jobs.sweep import compose, grouping, launch, plan
 
 QUICK = settings(max_examples=25, deadline=None)
 
@@ -39,7 +41,7 @@ def leaves(config: Config, *scopes: str) -> str:
 
 def planned(*overrides: str) -> plan.Plan:
     """Plan one sweep."""
-    return sweep.plan(compose.expand(overrides), composer)
+    return launch.plan(compose.expand(overrides), composer)
 
 
 # --- golden plans
@@ -100,7 +102,7 @@ def test_one_service_for_each_distinct_restart_part_and_one_row_for_each_distinc
     points: list[dict[str, Any]],
 ) -> None:
     words = [["cluster=slurm", *(f"{key}={value}" for key, value in point.items())] for point in points]
-    made = sweep.plan(words, composer)
+    made = launch.plan(words, composer)
     by_id = {point.point: point for point in made.points}
     assert len(by_id) == len(made.points) == len({leaves(p.config, "service", "point") for p in made.points})
     assert len(made.services) == len({leaves(p.config, "service") for p in made.points})
@@ -181,7 +183,7 @@ def test_no_plan_exceeds_its_budget_loads_more_than_it_must_or_loses_a_point_sil
     words += ["cluster=slurm", "results.root=/there/are/no/runs", f"launch.infeasible={infeasible}"]
     points = compose.expand([*words, f"launch.budget_node_hours={hours}", f"cluster.time_limit={limit_min}"])
     try:
-        made = sweep.plan(points, composer)
+        made = launch.plan(points, composer)
     except ConfigError as error:
         assert error.key == "launch.budget_node_hours"
         return
@@ -209,7 +211,7 @@ def test_the_memory_of_a_service_is_asked_for_once() -> None:
 
     def look(config: Config) -> Any:
         asked.append(config)
-        return services.unknown(config)
+        return grouping.unknown(config)
 
     made = plan.make_plan(words, compose.configs(words, composer), (), look)
     assert (len(made.points), len(made.services), len(asked)) == (30, 3, 3)
@@ -219,7 +221,7 @@ def test_the_memory_of_a_service_is_asked_for_once() -> None:
 
 
 def test_identity_is_the_same_in_another_process_with_another_hash_seed() -> None:
-    program = "import sys; from core_help import config; from jobs.plan import identity\n"
+    program = "import sys; from core_help import config; from jobs.sweep.plan import identity\n"
     program += "print(identity(config('experiment=article'), 'service', 'point'))"
     env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests/unit'}", "PYTHONHASHSEED": "4711"}
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
@@ -297,10 +299,10 @@ def test_node_hours_are_nodes_times_hours() -> None:
 
 def test_the_weights_are_read_once_a_service_and_bound_its_predicted_start() -> None:
     slow = config("cluster=slurm", "cluster.model_read_gb_s=0.5")
-    assert timing.load_seconds(slow) - timing.START_S == pytest.approx(640 * 1.0737 / 0.5)
+    assert duration.load_seconds(slow) - duration.START_S == pytest.approx(640 * 1.0737 / 0.5)
     [service] = planned("cluster=slurm", "bench.concurrency=1,2,3", "results.root=/there/are/no/runs").services
-    measured = 3 * timing.measure_seconds(config())
-    assert service.seconds == pytest.approx(timing.load_seconds(config()) + measured + config().limits.stop_s)
+    measured = 3 * duration.measure_seconds(config())
+    assert service.seconds == pytest.approx(duration.load_seconds(config()) + measured + config().limits.stop_s)
 
 
 # --- Slurm times

@@ -21,11 +21,11 @@ from preflight_help import (
     wrong,
 )
 
-from jobs.errors import ConfigError
-from jobs.preflight import fabric, network
-from jobs.preflight.facts import UNKNOWN, Card, Holder, NpuPort, Npus, Ping, Problem, Reached, Space
-from jobs.preflight.findings import CHECKS, NO_NPUS, NO_TIME, Finding, check_names, settle, worst
-from jobs.preflight.smi import NpuProcess
+from jobs.allocation.preflight import fabric, network
+from jobs.allocation.preflight.facts import UNKNOWN, Card, Holder, NpuPort, Npus, Ping, Problem, Reached, Space
+from jobs.allocation.preflight.findings import CHECKS, NO_NPUS, NO_TIME, Finding, check_names, settle, worst
+from jobs.core.errors import ConfigError
+from jobs.engines.ascend.npu_smi import NpuProcess
 
 Wrong = tuple[str, str, str, str]
 

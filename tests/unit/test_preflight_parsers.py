@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from core_help import ROOT, change, config
 
-from jobs.preflight import hccn, look, pairing, tools
-from jobs.preflight.facts import UNKNOWN
-from jobs.preflight.smi import NpuProcess, parse_board, parse_info
+from jobs.allocation.preflight import hccn, look, pairing, tools
+from jobs.allocation.preflight.facts import UNKNOWN
+from jobs.engines.ascend.npu_smi import NpuProcess, parse_board, parse_info
 
 FIXTURES = ROOT / "tests/fixtures/npu"
 

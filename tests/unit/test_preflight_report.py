@@ -13,16 +13,17 @@ from core_help import change, composer, config
 from preflight_help import ONE, TWO, judge, node, nodes, npu_change, port_change
 from rich.console import Console
 
-from jobs import rank, submit, sweep
 from jobs.__main__ import main
-from jobs.errors import ConfigError
-from jobs.files import read_json
-from jobs.preflight import evidence, report
-from jobs.preflight.conduct import Result
-from jobs.preflight.facts import Holder
-from jobs.preflight.findings import CHECKS, Finding
-from jobs.rundir import Root
-from jobs.sick_nodes import proposal, sick, without_sick
+from jobs.allocation import rank, submission
+from jobs.allocation.preflight import evidence, report
+from jobs.allocation.preflight.conduct import Result
+from jobs.allocation.preflight.facts import Holder
+from jobs.allocation.preflight.findings import CHECKS, Finding
+from jobs.cluster.sick_nodes import proposal, sick, without_sick
+from jobs.core.errors import ConfigError
+from jobs.core.files import read_json
+from jobs.core.rundir import Root
+from jobs.sweep import launch
 
 SLURM = config("cluster=slurm")
 
@@ -148,7 +149,7 @@ def test_a_node_that_the_user_names_is_not_proposed(tmp_path: Path, key: str) ->
 
 def test_the_launcher_says_it_before_it_submits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keep(Root(tmp_path), judge(nodes(**npu_change(3, health="Alarm"))))
-    sweep.launch([["cluster=slurm", f"results.root={tmp_path}", "launch.dry_run=true"]], composer)
+    launch.launch([["cluster=slurm", f"results.root={tmp_path}", "launch.dry_run=true"]], composer)
     said = capsys.readouterr().out
     assert f"note: {TWO} failed its checks" in said
     assert said.index("note: ") < said.index("dry run: nothing was submitted")
@@ -197,12 +198,12 @@ def test_srun_is_asked_for_the_same_nodes_as_sbatch(tmp_path: Path, monkeypatch:
         asked.append(argv)
         return type("Done", (), {"stderr": "said\n"})()
 
-    monkeypatch.setattr("jobs.process.run", run)
+    monkeypatch.setattr("jobs.core.process.run", run)
     full = change(
         SLURM, cluster__partition="npu", cluster__gres="npu:8", cluster__mem="0", cluster__sbatch_args={"comment": "x"}
     )
-    folder = submit.SweepDir(tmp_path / "s").allocation(0, 1)
-    assert submit.srun(folder, full, 2, "preflight", 420.0) == "said"
+    folder = submission.SweepDir(tmp_path / "s").allocation(0, 1)
+    assert submission.srun(folder, full, 2, "preflight", 420.0) == "said"
     [argv] = asked
     assert argv[0] == "srun"
     assert {"--nodes=2", "--ntasks-per-node=1", "--partition=npu", "--gres=npu:8", "--mem=0", "--exclusive"} <= set(
@@ -210,4 +211,4 @@ def test_srun_is_asked_for_the_same_nodes_as_sbatch(tmp_path: Path, monkeypatch:
     )
     assert {"--kill-on-bad-exit=1", "--time=8", "--comment=x", f"--output={folder.path}/stdout-%t.log"} <= set(argv)
     assert not [word for word in argv if word.startswith(("--no-requeue", "--dependency", "--setup"))]
-    assert argv[-2:] == ["jobs.rank", str(folder.path)]
+    assert argv[-2:] == ["jobs.allocation.rank", str(folder.path)]

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from results_help import planned
 
-from jobs import jobstate, lost, progress
-from jobs.files import write_json, write_text
+from jobs.cluster import slurm
+from jobs.core.files import write_json, write_text
+from jobs.core.rundir import AllocationDir, SweepDir
+from jobs.core.tasks import AllocationTask, ServiceTask, read_config, write_task
 from jobs.results.row import make_row
 from jobs.results.table import read_table
-from jobs.rundir import AllocationDir, SweepDir
-from jobs.service.task import AllocationTask, ServiceTask, read_config, write_task
+from jobs.sweep import lost, status
 
 
 @pytest.fixture
@@ -29,12 +30,12 @@ def folder(tmp_path: Path) -> SweepDir:
 
 
 def cluster_says(monkeypatch: pytest.MonkeyPatch, state: str, **queue: str) -> None:
-    monkeypatch.setattr(jobstate, "job_state", lambda _: state)
-    monkeypatch.setattr(jobstate, "queue_words", lambda _: queue)
+    monkeypatch.setattr(slurm, "job_state", lambda _: state)
+    monkeypatch.setattr(slurm, "queue_words", lambda _: queue)
 
 
 def names(found: SweepDir) -> tuple[list[str], list[str]]:
-    described = progress.describe(found)
+    described = status.describe(found)
     return [p["point"] for p in described["points"]], list(dict.fromkeys(p["service"] for p in described["points"]))
 
 
@@ -45,12 +46,12 @@ def row(found: SweepDir, item: dict[str, Any], **known: Any) -> None:
 
 def test_a_pending_job_says_why_it_waits(folder: SweepDir, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster_says(monkeypatch, "PENDING", reason="Resources", starts="2026-01-01T00:00:00")
-    described = progress.describe(folder)
+    described = status.describe(folder)
     [allocation] = described["allocations"]
     assert (allocation["job_id"], allocation["state"], allocation["reason"]) == ("7", "PENDING", "Resources")
     assert [service["state"] for service in allocation["services"]] == ["waiting", "waiting"]
     assert {point["state"] for point in described["points"]} == {"waiting"}
-    assert progress.lines(described)[0] == (
+    assert status.lines(described)[0] == (
         "allocation 0 attempt 1: job 7 PENDING, reason Resources, starts 2026-01-01T00:00:00"
     )
 
@@ -67,10 +68,10 @@ def test_a_running_one_shows_each_rank_and_the_point_that_is_measured(
     now = folder.service(second, 1)
     now.rank(0).enter("measuring", point=points[2])
     now.rank(1).enter("loading", shards="20/163")
-    row(folder, progress.describe(folder)["points"][0], valid=True)
-    described = progress.describe(folder)
+    row(folder, status.describe(folder)["points"][0], valid=True)
+    described = status.describe(folder)
     assert [point["state"] for point in described["points"]] == ["valid", "waiting", "running", "waiting"]
-    text = progress.lines(described)
+    text = status.lines(described)
     assert (
         text[0] == f"allocation 0 attempt 1: job 7 RUNNING, nodelist n[1-2], left 1:00:00, service {second} measuring"
     )
@@ -87,10 +88,10 @@ def test_a_failed_one_names_reason_and_diagnosis(folder: SweepDir, monkeypatch: 
     write_json(service.record, {"load_s": None, "failure": "rank 1 (headless): NPU out of memory"})
     write_text(service.diagnosis, "cause")
     write_json(folder.allocation(0, 1).outcome, {"ended": "rank 1 is lost", "valid": False})
-    items = progress.describe(folder)["points"]
+    items = status.describe(folder)["points"]
     row(folder, items[0], invalid_reason="rank 1 (headless): NPU out of memory")
     row(folder, items[2], invalid_reason="not run: rank 1 is lost")
-    text = "\n".join(progress.lines(progress.describe(folder)))
+    text = "\n".join(status.lines(status.describe(folder)))
     assert "job 7 FAILED, ended: rank 1 is lost" in text
     assert f"service {first}: failed, rank 1 (headless): NPU out of memory, see {service.diagnosis}" in text
     assert "max_model_len=8192 bench.concurrency=1 invalid: rank 1 (headless): NPU out of memory" in text
@@ -102,7 +103,7 @@ def test_a_failed_one_names_reason_and_diagnosis(folder: SweepDir, monkeypatch: 
 def test_a_job_without_a_number_yet(folder: SweepDir) -> None:
     bare = AllocationDir(folder.allocation(0, 1).path)
     bare.job.unlink()
-    [allocation] = progress.describe(folder)["allocations"]
+    [allocation] = status.describe(folder)["allocations"]
     assert (allocation["job_id"], allocation["state"]) == (None, "UNKNOWN")
 
 
@@ -116,8 +117,8 @@ def test_a_job_without_a_number_yet(folder: SweepDir) -> None:
 )
 def test_squeues_words(answer: str, words: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     done = subprocess.CompletedProcess([], 0, answer + "\n", "")
-    monkeypatch.setattr(jobstate.process, "run", lambda *_, **__: done)
-    assert jobstate.queue_words("7") == words
+    monkeypatch.setattr(slurm.process, "run", lambda *_, **__: done)
+    assert slurm.queue_words("7") == words
 
 
 def test_after_a_job_that_died_every_point_has_its_reason_and_no_row_is_written(
@@ -127,7 +128,7 @@ def test_after_a_job_that_died_every_point_has_its_reason_and_no_row_is_written(
     monkeypatch.setattr(lost, "job_state", lambda _: "NODE_FAIL")
     points, (first, _) = names(folder)
     folder.service(first, 1).rank(0).enter("measuring", point=points[0])
-    described = {point["point"]: point for point in progress.describe(folder)["points"]}
+    described = {point["point"]: point for point in status.describe(folder)["points"]}
     assert described[points[0]]["state"] == "invalid"
     assert described[points[0]]["invalid_reason"].startswith("rank 0 (head): lost in state measuring; its job 7 ended")
     assert {described[point]["state"] for point in points[1:]} == {"not run"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.config import Bench
+from jobs.core.config import Bench
 from jobs.measure.quality import Quality, fault
 
 ASKED = Bench(quality="needle")

@@ -14,16 +14,16 @@ from core_help import ROOT, change, config
 from fake_slurm import FakeSlurm
 from supervisor_help import free_port
 
-from jobs import rank
-from jobs.cluster import Task
-from jobs.config import Config
-from jobs.here import Here
-from jobs.ports import Ports
-from jobs.preflight.station import make_station
-from jobs.rundir import AllocationDir
-from jobs.service.peers import Hub
-from jobs.service.task import AllocationTask
-from jobs.walltime import Walltime
+from jobs.allocation import rank
+from jobs.allocation.context import Here
+from jobs.allocation.control import Hub
+from jobs.allocation.preflight.station import make_station
+from jobs.allocation.walltime import Walltime
+from jobs.cluster.nodelist import Task
+from jobs.cluster.ports import Ports
+from jobs.core.config import Config
+from jobs.core.rundir import AllocationDir
+from jobs.core.tasks import AllocationTask
 
 JOB = 4711
 PATIENCE_S = 20.0
@@ -142,8 +142,8 @@ async def test_a_rank_that_loses_rank_0_says_so(
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        ("jobs.rank", ["jobs.head", "pandas", "numpy", "pyarrow", "aiohttp", "hydra"]),
-        ("jobs.simulator.__main__", ["aiohttp", "numpy", "omegaconf"]),
+        ("jobs.allocation.rank", ["jobs.allocation.head", "pandas", "numpy", "pyarrow", "aiohttp", "hydra"]),
+        ("jobs.engines.simulator.__main__", ["aiohttp", "numpy", "omegaconf"]),
     ],
 )
 def test_what_only_rank_0_needs_costs_no_other_rank_its_start(module: str, heavy: list[str]) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from core_help import ROOT
 
-from jobs import ascend
-from jobs.ascend import Release, release, releases
-from jobs.errors import ConfigError
+from jobs.core.errors import ConfigError
+from jobs.engines import ascend
+from jobs.engines.ascend import Release, release, releases
 
 sys.path.insert(0, str(ROOT / "tools"))
 import extract_keys

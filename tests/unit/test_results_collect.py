@@ -11,14 +11,14 @@ import pytest
 from results_help import RECORDED, copied, measured, planned, row
 
 from jobs.__main__ import main
-from jobs.files import read_json, write_json
+from jobs.core.files import read_json, write_json
+from jobs.core.rundir import SweepDir
 from jobs.results.formats import FORMATS, render
 from jobs.results.gather import collect, read_run, read_runs
 from jobs.results.migrate import SCHEMA_VERSION, migrate
 from jobs.results.report import data
 from jobs.results.row import price
 from jobs.results.table import PENDING, read_table
-from jobs.rundir import SweepDir
 
 
 def test_sweeps_of_different_keys_share_one_table(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from results_help import RECORDED, measured, planned, requests
 
 from jobs.__main__ import main
-from jobs.errors import ConfigError, RunError
-from jobs.files import read_json
+from jobs.core.errors import ConfigError, RunError
+from jobs.core.files import read_json
 from jobs.results.compare import compare, text
 
 LENGTHS = "parallel.max_model_len=8192,32768"

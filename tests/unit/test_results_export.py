@@ -15,7 +15,7 @@ from results_help import copied, measured, planned, row
 from trackers import FakeMlflow, FakeWandb, WandbRun
 
 from jobs.__main__ import main
-from jobs.errors import RunError
+from jobs.core.errors import RunError
 from jobs.results.export import export, prometheus, vllm_bench
 from jobs.results.gather import Run, read_run
 

@@ -11,13 +11,13 @@ import pytest
 from results_help import latencies, measured, planned, requests
 from test_search_probes import searched
 
-from jobs.config import Bench, Slo
-from jobs.files import read_json, write_json, write_text
+from jobs.core.config import Bench, Slo
+from jobs.core.files import read_json, write_json, write_text
+from jobs.core.rundir import SweepDir
 from jobs.measure import objective
 from jobs.measure.keep import keep
 from jobs.measure.records import RequestRecord, Window
 from jobs.measure.repeats import combine
-from jobs.plan import Plan
 from jobs.results import slo
 from jobs.results.compare import compare, text
 from jobs.results.export import vllm_bench
@@ -25,7 +25,7 @@ from jobs.results.gather import read_run
 from jobs.results.noise import sample
 from jobs.results.report import data
 from jobs.results.verdict import judge
-from jobs.rundir import SweepDir
+from jobs.sweep.plan import Plan
 
 LENGTHS = "parallel.max_model_len=8192,16384"
 

@@ -11,8 +11,8 @@ from results_help import measured, planned, row
 from rich.cells import cell_len
 from rich.console import Console
 
-from jobs import show
 from jobs.results.table import read_table
+from jobs.sweep import show
 
 
 def printed(frame: pd.DataFrame, swept: tuple[str, ...], width: int) -> list[str]:

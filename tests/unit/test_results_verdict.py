@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from results_help import measured, planned, row
 
-from jobs.files import read_json, write_json
+from jobs.core.files import read_json, write_json
 from jobs.results import keys, page
 from jobs.results.gather import read_run
 from jobs.results.verdict import Verdict, judge

@@ -9,21 +9,21 @@ from typing import Any
 import pytest
 from core_help import composer, config
 
-from jobs import compose, plan, reuse, sweep
-from jobs.files import read_json, write_json
+from jobs.allocation.node import fingerprint
+from jobs.core.files import read_json, write_json
+from jobs.core.rundir import SweepDir
+from jobs.core.tasks import write_config
 from jobs.results.fingerprint import Fingerprint
 from jobs.results.row import is_finished, make_row
 from jobs.results.stale import retire
-from jobs.resume import unfinished
-from jobs.rundir import SweepDir
-from jobs.service import fingerprint
-from jobs.service.task import write_config
+from jobs.sweep import compose, launch, plan, reuse
+from jobs.sweep.resume import unfinished
 
 OLD, NEW = Fingerprint("vllm 0.9.1", "25.0", None, "aa"), Fingerprint("vllm 0.9.2", "25.0", None, "aa")
 
 
 def planned(*overrides: str) -> plan.Plan:
-    return sweep.plan(compose.expand(["cluster=local", "bench.concurrency=1,4", *overrides]), composer)
+    return launch.plan(compose.expand(["cluster=local", "bench.concurrency=1,4", *overrides]), composer)
 
 
 def write(folder: Path, made: plan.Plan, seen: Fingerprint = OLD) -> SweepDir:

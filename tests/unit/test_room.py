@@ -11,14 +11,15 @@ from core_help import change, check_golden, config, executable
 
 from containers.entry import Entry, Files
 from containers.spec import Image, Mount, Spec
-from jobs.config import Config, client_inside
-from jobs.errors import ConfigError, RunError
-from jobs.measure.external import ais_bench, asked, vllm_bench
-from jobs.service import checks, container
-from jobs.service.box import Box
-from jobs.service.environment import of_client, variables
-from jobs.service.placement import planned
-from jobs.service.room import Room
+from jobs.allocation.node import container
+from jobs.allocation.node.box import Box
+from jobs.allocation.node.client_room import Room
+from jobs.core.config import Config, client_inside
+from jobs.core.errors import ConfigError, RunError
+from jobs.engines.placement import planned
+from jobs.engines.vllm.environment import of_client, variables
+from jobs.measure.clients import ais_bench, asked, vllm_bench
+from jobs.sweep import check
 
 
 def point(*overrides: str, **values: Any) -> Config:
@@ -77,7 +78,7 @@ def test_who_runs_where(client: str, where: str, inside: bool) -> None:
 def test_a_container_that_is_none_is_refused() -> None:
     words = ("cluster=local", "engine=vllm_cpu", "bench.concurrency=1")
     with pytest.raises(ConfigError, match="runs in no container") as caught:
-        checks.check(config(*words, "bench.client=vllm_bench", "bench.where=container"))
+        check.check(config(*words, "bench.client=vllm_bench", "bench.where=container"))
     assert caught.value.key == "bench.where"
     asked.check(config(*words, "bench.where=container"))  # the window client is where it is
 

@@ -11,16 +11,16 @@ from core_help import change, composer, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs import fit
-from jobs.ascend import releases
-from jobs.ascend.mc2 import mc2_buffer_mb, mc2_capacity
-from jobs.ascend.migration import migrate
-from jobs.ascend.rules import RULES, Finding, lengths
-from jobs.ascend.rules.base import Question, covers
-from jobs.config import Config
-from jobs.errors import ConfigError
-from jobs.service import checks
-from jobs.verbs import check as verb
+from jobs.cli import check as verb
+from jobs.core.config import Config
+from jobs.core.errors import ConfigError
+from jobs.engines.ascend import releases
+from jobs.engines.ascend.mc2 import mc2_buffer_mb, mc2_capacity
+from jobs.engines.ascend.migration import migrate
+from jobs.engines.ascend.rules import RULES, Finding, lengths
+from jobs.engines.ascend.rules.base import Question, covers
+from jobs.forecast import memory
+from jobs.sweep import check
 
 NEW = ("experiment=official_0_23",)
 MID = ("experiment=official_0_13",)
@@ -214,7 +214,7 @@ CASES += [
 
 
 def found(made: Config, rule: str, key: str) -> list[Finding]:
-    return [one for one in checks.findings(made) if one.rule == rule and one.key == key]
+    return [one for one in check.findings(made) if one.rule == rule and one.key == key]
 
 
 @pytest.mark.parametrize(
@@ -237,9 +237,9 @@ def test_a_rule_finds_what_it_is_for(
     assert not found(right(base) if right else base, rule, key)
     if severity == "error":
         with pytest.raises(ConfigError):
-            checks.check(broken(base))
+            check.check(broken(base))
     else:
-        checks.check(broken(base))
+        check.check(broken(base))
 
 
 def test_every_rule_has_a_case() -> None:
@@ -249,7 +249,7 @@ def test_every_rule_has_a_case() -> None:
 
 
 def test_ranks_that_do_not_belong_together_are_found() -> None:
-    good = checks.question(config(*NEW))
+    good = check.question(config(*NEW))
     [rule] = [one for one in RULES if one.id == "R2"]
     assert not list(rule.findings(good))
     head, headless = good.ranks
@@ -265,13 +265,13 @@ def test_ranks_that_do_not_belong_together_are_found() -> None:
 
 @pytest.mark.parametrize("flag", [{"headless": True}, {"nnodes": 2}, {"data_parallel_start_rank": 1}])
 def test_a_flag_that_the_tool_owns_is_one_error_and_no_fault_of_the_tool(flag: dict[str, Any]) -> None:
-    errors = [one for one in checks.findings(args(**flag)(config(*NEW))) if one.severity == "error"]
+    errors = [one for one in check.findings(args(**flag)(config(*NEW))) if one.severity == "error"]
     assert [one.rule for one in errors] == ["C1"]
     assert "the tool owns" in errors[0].reason
 
 
 def test_the_articles_configuration_is_accepted_with_the_known_warnings() -> None:
-    made = checks.findings(config("experiment=article"), memory=True)
+    made = check.findings(config("experiment=article"), memory=True)
     assert {(one.severity, one.key) for one in made} == {
         ("warning", "engine.additional_config.torchair_graph_config.graph_batch_sizes"),
         ("warning", "hccl.connect_timeout"),
@@ -284,8 +284,8 @@ def test_the_articles_configuration_is_accepted_with_the_known_warnings() -> Non
 
 
 def test_the_articles_container_is_accepted_with_the_known_warnings() -> None:
-    bare = {(one.rule, one.key) for one in checks.findings(config("experiment=article"))}
-    made = checks.findings(config("experiment=article", "container=docker", "container.registry=registry.example"))
+    bare = {(one.rule, one.key) for one in check.findings(config("experiment=article"))}
+    made = check.findings(config("experiment=article", "container=docker", "container.registry=registry.example"))
     assert {one.severity for one in made} == {"warning"}
     assert {(one.rule, one.key) for one in made} - bare == {
         ("K1", "container.image"),
@@ -312,20 +312,20 @@ def test_the_articles_container_is_accepted_with_the_known_warnings() -> None:
     ],
 )
 def test_where_nothing_is_wrong_nothing_is_found(overrides: tuple[str, ...]) -> None:
-    assert checks.findings(config(*overrides)) == ()
+    assert check.findings(config(*overrides)) == ()
 
 
 def test_a_request_that_cannot_fit_is_for_the_planner_to_decide() -> None:
     made = config("experiment=official_0_23", "parallel.max_model_len=131072")
-    [finding] = [one for one in checks.findings(made, memory=True) if one.severity == "error"]
+    [finding] = [one for one in check.findings(made, memory=True) if one.severity == "error"]
     assert (finding.rule, finding.key) == ("R19", "parallel.max_model_len")
-    checks.check(made)
+    check.check(made)
 
 
 def test_the_first_error_is_raised_with_the_count_of_the_others() -> None:
     made = change(config(*NEW), engine__args={"swap-space": 1, "task": "auto"}, hccl__connect_timeout=1)
     with pytest.raises(ConfigError) as caught:
-        checks.check(made)
+        check.check(made)
     assert caught.value.key == "engine.args.swap-space"
     assert "it was removed" in caught.value.reason
     assert caught.value.remedy == "Remove it. (2 more errors: see python -m jobs check)"
@@ -333,10 +333,10 @@ def test_the_first_error_is_raised_with_the_count_of_the_others() -> None:
 
 def test_an_unknown_release_is_one_finding_and_the_rest_is_still_checked() -> None:
     made = change(config("engine=simulator"), engine__release="0.10.0", parallel__max_num_batched_tokens=1)
-    errors = [one.key for one in checks.findings(made) if one.severity == "error"]
+    errors = [one.key for one in check.findings(made) if one.severity == "error"]
     assert errors == ["engine.release", "parallel.max_num_batched_tokens"]
     # The CPU build has releases of its own.
-    assert not checks.findings(change(config("experiment=demo"), engine__release="1.2.3"))
+    assert not check.findings(change(config("experiment=demo"), engine__release="1.2.3"))
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_an_unknown_release_is_one_finding_and_the_rest_is_still_checked() -> No
     ],
 )
 def test_which_releases_a_rule_holds_for(text: str, inside: str, outside: str | None) -> None:
-    from jobs.ascend import version
+    from jobs.engines.ascend import version
 
     assert covers(text, version(inside))
     assert outside is None or not covers(text, version(outside))
@@ -358,7 +358,7 @@ def test_which_releases_a_rule_holds_for(text: str, inside: str, outside: str | 
 
 def test_the_buffer_of_mc2_as_published() -> None:
     """vllm-ascend issue 5287: 256 sequences, TP8, 16 NPUs."""
-    arch = checks.question(config("experiment=article")).arch
+    arch = check.question(config("experiment=article")).arch
     assert arch is not None
     assert mc2_buffer_mb(arch, tp=8, ep=16, tokens=256) == 240
     assert mc2_buffer_mb(arch, tp=8, ep=16, tokens=512) == 480
@@ -400,7 +400,7 @@ def test_the_tokens_that_mc2_takes(release: str, seqs: int | None, flags: dict[s
 def test_prefill_context_ranks_share_the_experts() -> None:
     words = ("parallel=dp1_tp16", "parallel.tensor_parallel_size=8", "parallel.prefill_context_parallel_size=2")
     made = config("cluster=slurm", "engine.release=0.13.0", *words)
-    assert not [one for one in checks.findings(made) if one.rule == "R23"]
+    assert not [one for one in check.findings(made) if one.rule == "R23"]
     assert made.hccl.buffsize == 512  # 512 tokens over eight tensor parallel ranks, as with dp2_tp8
 
 
@@ -421,8 +421,8 @@ def test_the_buffer_follows_the_graph_mode() -> None:
 def test_the_rule_and_the_plan_are_of_one_mind_about_queueing(users: int, seqs: int | None, ranks: int) -> None:
     made = change(config(), bench__concurrency=users, parallel__max_num_seqs=seqs)
     made = change(made, parallel__data_parallel_size=ranks, parallel__data_parallel_size_local=1)
-    by_rule = any(finding.rule == "R20" for finding in checks.findings(made))
-    limited = fit.queueing(made, fit.Fit(8192, 0.9, None))
+    by_rule = any(finding.rule == "R20" for finding in check.findings(made))
+    limited = memory.queueing(made, memory.Fit(8192, 0.9, None))
     assert by_rule == (limited is not None)
     assert limited is None or limited.capacity == lengths.at_once(made.parallel)
 
@@ -464,13 +464,13 @@ def test_whatever_is_asked_the_answer_is_findings(
         engine__env=variables,
     )
     for one in (made, migrate(made)[0]):
-        found_here = checks.findings(one, memory=True)
+        found_here = check.findings(one, memory=True)
         assert [f.severity for f in found_here] == sorted(f.severity for f in found_here)
         if any(f.severity == "error" and f.rule != "R19" for f in found_here):
             with pytest.raises(ConfigError):
-                checks.check(one)
+                check.check(one)
         else:
-            checks.check(one)
+            check.check(one)
 
 
 # --- the verb

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from core_help import ROOT
 
-from jobs import files
-from jobs.errors import RunError
-from jobs.rundir import AllocationDir, RankDir, SweepDir, new_sweep
+from jobs.core import files
+from jobs.core.errors import RunError
+from jobs.core.rundir import AllocationDir, RankDir, SweepDir, new_sweep
 
 NOW = datetime(2030, 1, 2, 3, 4, 5)
 
@@ -68,8 +68,8 @@ def test_reading_what_is_not_there_or_no_json_is_a_clear_error(tmp_path: Path, t
 FULL = """
 import resource, sys
 from pathlib import Path
-from jobs import files
-from jobs.errors import RunError
+from jobs.core import files
+from jobs.core.errors import RunError
 import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = Path(sys.argv[1])
 files.write_text(folder / "row.json", "old")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.config import Bench, Slo, usual_windows
+from jobs.core.config import Bench, Slo, usual_windows
 from jobs.measure.search import Search, begin, most_probes, saturated, with_load
 
 

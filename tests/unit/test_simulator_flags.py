@@ -6,13 +6,13 @@ import shlex
 import pytest
 from simulator_help import R1, settled
 
-from jobs.ascend import release, releases
-from jobs.config import Rehearsal, Shape
-from jobs.errors import ConfigError
-from jobs.schema import build
-from jobs.simulator.flags import UsageError, converter, normalise, parse
-from jobs.simulator.settings import StartError, settle
-from jobs.simulator.spec import Spec, read_spec, spec_json
+from jobs.core.config import Rehearsal, Shape
+from jobs.core.errors import ConfigError
+from jobs.core.schema import build
+from jobs.engines.ascend import release, releases
+from jobs.engines.simulator.flags import UsageError, converter, normalise, parse
+from jobs.engines.simulator.settings import StartError, settle
+from jobs.engines.simulator.spec import Spec, read_spec, spec_json
 
 R = release("0.9.1")
 

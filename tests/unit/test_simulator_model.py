@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulator_help import R1, settled
 
-from jobs.config import Rehearsal, Shape
-from jobs.simulator.loading import EngineFailed, kv_blocks
-from jobs.simulator.roofline import GIB, Clock, Layout, Work, dense_share, weight_bytes
-from jobs.simulator.scheduler import Request, Scheduler
-from jobs.simulator.spec import Spec
+from jobs.core.config import Rehearsal, Shape
+from jobs.engines.simulator.loading import EngineFailed, kv_blocks
+from jobs.engines.simulator.roofline import GIB, Clock, Layout, Work, dense_share, weight_bytes
+from jobs.engines.simulator.scheduler import Request, Scheduler
+from jobs.engines.simulator.spec import Spec
 
 SPEC = Spec(shape=R1)
 DP2_TP8 = "-tp 8 -dp 2 -dpl 1 --enable-expert-parallel --block-size 128 --max-num-batched-tokens 8192"

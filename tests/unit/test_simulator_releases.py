@@ -6,11 +6,12 @@ import pytest
 from core_help import config
 from simulator_help import R1
 
-from jobs.ascend import release, releases
-from jobs.service import command, placement
-from jobs.simulator.flags import converter, parse
-from jobs.simulator.settings import Settings, StartError, settle
-from jobs.simulator.spec import Spec
+from jobs.engines import placement
+from jobs.engines.ascend import release, releases
+from jobs.engines.simulator.flags import converter, parse
+from jobs.engines.simulator.settings import Settings, StartError, settle
+from jobs.engines.simulator.spec import Spec
+from jobs.engines.vllm import command
 
 FILLED = {"{api_port}": "8000", "{rpc_port}": "9000", "{master_address}": "127.0.0.1"}
 

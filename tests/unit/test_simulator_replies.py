@@ -5,12 +5,12 @@ import json
 import pytest
 from simulator_help import settled
 
-from jobs.simulator.asking import Refused, natural_length, pinned_rank, read_ask, text_tokens
-from jobs.simulator.engine import Output
-from jobs.simulator.metrics import EngineMetrics, one_two_five, render
-from jobs.simulator.replies import Form, dumps, error_event, model_list
-from jobs.simulator.scheduler import Request
-from jobs.simulator.wire import pack_output, pack_request, unpack_output, unpack_request
+from jobs.engines.simulator.asking import Refused, natural_length, pinned_rank, read_ask, text_tokens
+from jobs.engines.simulator.engine import Output
+from jobs.engines.simulator.metrics import EngineMetrics, one_two_five, render
+from jobs.engines.simulator.replies import Form, dumps, error_event, model_list
+from jobs.engines.simulator.scheduler import Request
+from jobs.engines.simulator.wire import pack_output, pack_request, unpack_output, unpack_request
 
 TEXT = Form("cmpl-x", 1, "m", chat=False)
 CHAT = Form("chatcmpl-x", 1, "m", chat=True)

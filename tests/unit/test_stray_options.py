@@ -9,14 +9,15 @@ from core_help import config
 from fake_slurm import FakeSlurm
 from test_batch import JOB, SCRIPTS, run_script
 
-from jobs import batch, submit, sweep
 from jobs.__main__ import main
-from jobs.entry import run_task
-from jobs.errors import ConfigError
-from jobs.files import read_json, write_json
-from jobs.resume import resume
-from jobs.rundir import SweepDir
-from jobs.service.task import ServiceTask
+from jobs.allocation import submission
+from jobs.allocation.entry import run_task
+from jobs.core.errors import ConfigError
+from jobs.core.files import read_json, write_json
+from jobs.core.rundir import SweepDir
+from jobs.core.tasks import ServiceTask
+from jobs.sweep import batch, launch
+from jobs.sweep.resume import resume
 
 STRAY = "PYXIS_CONTAINER_IMAGE"
 
@@ -54,12 +55,12 @@ def test_the_checks_of_the_nodes_do_not_start(
     assert not (tmp_path / "runs").exists()
     sweep_dir = SweepDir(tmp_path / "runs/s")
     with pytest.raises(ConfigError, match=STRAY):
-        submit.srun(sweep_dir.allocation(0, 1), config("cluster=slurm"), 2, "preflight", 1.0)
+        submission.srun(sweep_dir.allocation(0, 1), config("cluster=slurm"), 2, "preflight", 1.0)
     assert not slurm.calls("srun")
 
 
 def test_a_resume_removes_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = sweep.record(sweep.plan([words(tmp_path)]))
+    made = launch.record(launch.plan([words(tmp_path)]))
     [point] = read_json(made.plan)["points"]
     row = made.point(point["point"]).row
     item = {"valid": False, "invalid_reason": "failed", "truncated": False}
@@ -74,10 +75,10 @@ def test_a_resume_removes_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_an_allocation_for_slurm_is_not_even_made(tmp_path: Path, slurm: FakeSlurm) -> None:
     made = SweepDir(tmp_path / "runs/s")
     with pytest.raises(ConfigError, match=STRAY):
-        submit.submit_allocation(made, 0, 1, [ServiceTask("s", ("p",))], config("cluster=slurm"), 2, run_task)
+        submission.submit_allocation(made, 0, 1, [ServiceTask("s", ("p",))], config("cluster=slurm"), 2, run_task)
     assert not made.path.exists()
     assert not slurm.calls("sbatch")
-    submit.new_allocation(made, 0, 1, [ServiceTask("s", ("p",))], local=True)  # no step, no pyxis
+    submission.new_allocation(made, 0, 1, [ServiceTask("s", ("p",))], local=True)  # no step, no pyxis
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

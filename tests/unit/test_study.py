@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from core_help import composer
 
-from jobs import study, sweep
-from jobs.config import Config, Launch, Results
-from jobs.errors import ConfigError
+from jobs.core.config import Config, Launch, Results
+from jobs.core.errors import ConfigError
 from jobs.results.direction import high_is_best, low_is_best
 from jobs.results.row import FIGURES
-from jobs.sweep import Outcome
+from jobs.sweep import launch as sweep
+from jobs.sweep import study
+from jobs.sweep.launch import Outcome
 
 
 def config(objective: str = "output_tok_s", **launch: Any) -> Config:

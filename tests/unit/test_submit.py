@@ -12,15 +12,15 @@ from core_help import change, check_golden, config
 from fake_slurm import FakeSlurm
 from submitit.slurm.slurm import _make_sbatch_string
 
-from jobs import submit
-from jobs.config import Config
-from jobs.entry import _local_task, run_task
-from jobs.errors import ConfigError, RunError
-from jobs.files import read_json
-from jobs.jobstate import job_state
-from jobs.rundir import AllocationDir, SweepDir
-from jobs.sbatch import check_programs, kind_of, sbatch_parameters
-from jobs.service.task import ServiceTask, read_task
+from jobs.allocation import submission
+from jobs.allocation.entry import _local_task, run_task
+from jobs.cluster.sbatch import check_programs, kind_of, sbatch_parameters
+from jobs.cluster.slurm import job_state
+from jobs.core.config import Config
+from jobs.core.errors import ConfigError, RunError
+from jobs.core.files import read_json
+from jobs.core.rundir import AllocationDir, SweepDir
+from jobs.core.tasks import ServiceTask, read_task
 
 
 def script(made: Config, nodes: int = 2, name: str = "sweep-s-0") -> str:
@@ -153,10 +153,10 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     return fake
 
 
-def allocate(tmp_path: Path, index: int = 0, **values: Any) -> tuple[AllocationDir, submit.Submitted]:
+def allocate(tmp_path: Path, index: int = 0, **values: Any) -> tuple[AllocationDir, submission.Submitted]:
     made = change(config("cluster=slurm"), **values)
     sweep = SweepDir(tmp_path / "runs/s")
-    job = submit.submit_allocation(sweep, index, 1, [ServiceTask("service", ("p", "q"))], made, 2, run_task)
+    job = submission.submit_allocation(sweep, index, 1, [ServiceTask("service", ("p", "q"))], made, 2, run_task)
     return sweep.allocation(index, 1), job
 
 

@@ -14,11 +14,11 @@ import pytest
 from results_help import planned as made
 from rich.console import Console
 
-from jobs import plan, show
-from jobs.files import write_json
+from jobs.core.files import write_json
+from jobs.core.rundir import SweepDir
 from jobs.results.row import FIGURES, columns, make_row, tokens_text
 from jobs.results.table import PENDING, markdown, read_table, text, write_table
-from jobs.rundir import SweepDir
+from jobs.sweep import plan, show
 
 ISSUE = [
     "engine", "release", "valid", "invalid_reason", "completed", "failed", "ttft_ms_p50", "output_tok_s",

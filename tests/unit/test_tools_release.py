@@ -11,7 +11,7 @@ import pytest
 import yaml
 from core_help import ROOT
 
-from jobs.ascend import releases
+from jobs.engines.ascend import releases
 
 sys.path.insert(0, str(ROOT / "tools"))
 import extract_release
@@ -19,13 +19,13 @@ import extract_release
 
 @pytest.mark.parametrize("name", releases())
 def test_what_is_committed_is_what_the_tool_writes(name: str) -> None:
-    path = ROOT / f"jobs/ascend/releases/{name}.yaml"
+    path = ROOT / f"jobs/engines/ascend/releases/{name}.yaml"
     assert extract_release.text(yaml.safe_load(path.read_text())) == path.read_text()
 
 
 @pytest.mark.parametrize("name", releases()[1:])
 def test_the_changes_against_the_release_before(name: str) -> None:
-    data = yaml.safe_load((ROOT / f"jobs/ascend/releases/{name}.yaml").read_text())
+    data = yaml.safe_load((ROOT / f"jobs/engines/ascend/releases/{name}.yaml").read_text())
     assert extract_release.changes(data["flags"], data["previous"]["release"]) == data["previous"]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.config import Bench, Config, Parallel
+from jobs.core.config import Bench, Config, Parallel
 from jobs.measure.records import Growth, RequestRecord, Window
 from jobs.measure.statistics import summarize
 from jobs.measure.validity import intended_hits, invalid_reason, notes

@@ -17,11 +17,11 @@ import pytest
 from checkpoint_help import shard, write
 from core_help import executable
 
-from jobs import lock
-from jobs.errors import RunError
-from jobs.weights import fetch, mirror
-from jobs.weights.checkpoint import files
-from jobs.weights.copying import Copied
+from jobs.core import lock
+from jobs.core.errors import RunError
+from jobs.engines.checkpoint import fetch, mirror
+from jobs.engines.checkpoint.checkpoint import files
+from jobs.engines.checkpoint.copying import Copied
 
 
 @dataclass

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from checkpoint_help import CONFIG, layer, safetensors, shard, write
 
-from jobs.ascend.architecture import from_hf_config
-from jobs.errors import RunError
-from jobs.weights import manifest as manifests
-from jobs.weights.manifest import make_manifest, read_manifest
-from jobs.weights.safetensors import Damaged, read_header
-from jobs.weights.verify import Expected, Report, check_sizes, verify
+from jobs.core.errors import RunError
+from jobs.engines.checkpoint import manifest as manifests
+from jobs.engines.checkpoint.architecture import from_hf_config
+from jobs.engines.checkpoint.manifest import make_manifest, read_manifest
+from jobs.engines.checkpoint.safetensors import Damaged, read_header
+from jobs.engines.checkpoint.verify import Expected, Report, check_sizes, verify
 
 W8A8 = Expected(from_hf_config(CONFIG), w8a8=True)
 

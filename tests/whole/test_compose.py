@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from jobs import compose, schema
-from jobs.config import Config
-from jobs.errors import ConfigError
+from jobs.core import schema
+from jobs.core.config import Config
+from jobs.core.errors import ConfigError
+from jobs.sweep import compose
 
 
 def by_hydra(overrides: list[str]) -> Config:

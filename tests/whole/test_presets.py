@@ -7,15 +7,15 @@ import json
 import pytest
 from core_help import ROOT, change, composer, config
 
-from jobs import compose, plan, sweep
-from jobs.errors import ConfigError
-from jobs.layout import local_sizes, span
-from jobs.service import command
-from jobs.service.placement import planned
+from jobs.core.errors import ConfigError
+from jobs.core.layout import local_sizes, span
+from jobs.engines.placement import planned
+from jobs.engines.vllm import command
+from jobs.sweep import compose, launch, plan
 
 
 def preset(*overrides: str) -> plan.Plan:
-    return sweep.plan(compose.expand([*overrides, "cluster=slurm", "results.root=/there/are/no/runs"]), composer)
+    return launch.plan(compose.expand([*overrides, "cluster=slurm", "results.root=/there/are/no/runs"]), composer)
 
 
 def flags(made: plan.Plan, service: int = 0, rank: int = 0) -> list[str]:

@@ -9,12 +9,13 @@ import pytest
 from core_help import composer
 from results_help import RECORDED, copied
 
-from jobs import compose, plan, schema, sweep
 from jobs.__main__ import main
-from jobs.errors import RunError
-from jobs.files import read_json, write_json
-from jobs.results.explain import explain, source_of, text
+from jobs.core import schema
+from jobs.core.errors import RunError
+from jobs.core.files import read_json, write_json
 from jobs.results.gather import dotted
+from jobs.sweep import compose, launch, plan
+from jobs.sweep.explain import explain, source_of, text
 
 
 def test_a_swept_flag_reached_every_rank(tmp_path: Path) -> None:
@@ -64,18 +65,18 @@ def test_a_variable_that_nobody_set_is_said_to_be_so(tmp_path: Path) -> None:
         ("bench.window_s", 10.0, ("experiment=demo",), "conf/experiment/demo.yaml"),
         ("model.name", "tiny_llama", ("experiment=demo",), "conf/model/tiny_llama.yaml"),
         ("limits.stop_s", 31.0, (), "unknown: conf/ has changed since this run"),
-        ("bench.seed", 0, (), "default in jobs/config.py"),
+        ("bench.seed", 0, (), "default in jobs/core/config.py"),
     ],
 )
 def test_what_set_it(key: str, value: object, overrides: tuple[str, ...], source: str) -> None:
     if key == "limits.stop_s" and not (schema.CONF / "limits/default.yaml").read_text().count("stop_s"):
-        source = "default in jobs/config.py"
+        source = "default in jobs/core/config.py"
     assert source_of(key, value, overrides) == source
 
 
 @pytest.mark.parametrize("overrides", [[], ["engine=simulator"], ["experiment=demo"], ["experiment=article"]])
 def test_every_key_of_every_choice_has_a_source(overrides: list[str]) -> None:
-    [point] = sweep.plan(compose.expand(["cluster=local", *overrides]), composer).points
+    [point] = launch.plan(compose.expand(["cluster=local", *overrides]), composer).points
     tree = json.loads(json.dumps(plan.asdict(point.config)))
     for key in schema.schema():
         source = source_of(key, dotted(tree, key), ("cluster=local", *overrides))

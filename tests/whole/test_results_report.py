@@ -13,12 +13,12 @@ from core_help import check_golden
 from results_help import RECORDED, copied, measured, planned, row
 
 from jobs.__main__ import main
-from jobs.files import read_json, write_json
+from jobs.core.files import read_json, write_json
+from jobs.core.rundir import SweepDir
 from jobs.results import page
 from jobs.results.gather import read_run
 from jobs.results.report import data, write_report
 from jobs.results.sections import time_by_phase
-from jobs.rundir import SweepDir
 
 
 def rounded(value: Any) -> Any:

@@ -1,0 +1,1 @@
+"""The node side: what the ranks of an allocation do together."""

@@ -1,0 +1,59 @@
+"""When this job ends: what Slurm says, else what it told at the start, else the limit that was asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from jobs.cluster.slurm import seconds_left
+from jobs.cluster.time_limit import limit_seconds
+
+PAUSES_S = (0.0, 2.0, 5.0)
+"""Before each question to squeue: slurmctld is busy most of all where many jobs start at once."""
+
+ANSWER_S = 10.0
+"""A rank that waits longer for an answer makes the others wait too."""
+
+Ask = Callable[[str, float], float | None]
+"""Asks for the seconds that a job has left (jobs/cluster/slurm.py)."""
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """Seconds that are left, None: there is no limit; and who says so."""
+
+    left_s: float | None
+    source: str
+
+    def __str__(self) -> str:
+        left = "no end" if self.left_s is None else f"{self.left_s:.0f} s left"
+        return f"time limit: {left} ({self.source})"
+
+
+async def find(job_id: str, env: Mapping[str, str], configured: int | str | None, ask: Ask = seconds_left) -> Deadline:
+    """Return when this Slurm job ends. One unanswered question must not let a service begin that cannot end.
+
+    Args:
+        job_id: of this job.
+        env: of this task: SLURM_JOB_END_TIME and SLURM_JOB_START_TIME (newer releases set them; Unix seconds).
+        configured: `cluster.time_limit`.
+        ask: blocks; it is called beside the event loop.
+    """
+    for pause in PAUSES_S:
+        await asyncio.sleep(pause)
+        left = await asyncio.to_thread(ask, job_id, ANSWER_S)
+        if left is not None:
+            return Deadline(None if math.isinf(left) else left, "squeue")
+    silent = "squeue does not answer"
+    end = env.get("SLURM_JOB_END_TIME", "")
+    if end.isdigit():
+        return Deadline(int(end) - time.time(), f"SLURM_JOB_END_TIME; {silent}")
+    limit = limit_seconds(configured)
+    if limit is None:
+        return Deadline(None, f"{silent}, and cluster.time_limit is not set: nothing is held back")
+    start = env.get("SLURM_JOB_START_TIME", "")
+    ran = time.time() - int(start) if start.isdigit() else 0.0
+    return Deadline(limit - ran, f"cluster.time_limit; {silent}")

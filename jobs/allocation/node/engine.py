@@ -1,0 +1,200 @@
+"""Start and stop one rank's engine, and keep its record: command, states, log."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.allocation.node import artifacts, audit, box, cleanup, image
+from jobs.allocation.node.client_room import Room
+from jobs.core import process
+from jobs.core.config import Config, in_container
+from jobs.core.errors import RunError
+from jobs.core.fields import from_root
+from jobs.core.files import is_there, write_json
+from jobs.core.logtail import last_words, read_all, read_tail
+from jobs.core.rundir import RankDir
+from jobs.engines.placement import Placement
+from jobs.engines.vllm import command, environment, logs
+
+
+class Engine:
+    """The engine of one rank of one service."""
+
+    def __init__(
+        self, config: Config, place: Placement, folder: RankDir, mark: str, points: Sequence[Config] = ()
+    ) -> None:
+        """Args: config of the service, this rank, its directory, the mark of its processes, all points (rank 0)."""
+        self.config, self.place, self.folder, self.mark, self._points = config, place, folder, mark, points
+        self._process: process.Process | None = None
+        self._before: cleanup.Baseline | None = None
+        self._scratch: str | None = None
+        self._box: box.Box | None = None
+        self._shards: str | None = None
+        self._met = self._loaded = False
+        self._discard: Callable[[], list[str]] | None = None
+        self._unpacked: str | None = None
+
+    async def unpack(self, inherited: Mapping[str, str]) -> None:
+        """Bring the container's image to this node, and unpack it, before any engine of the service starts.
+
+        Raises:
+            RunError: see `image.prepare`.
+        """
+        config, rank = self.config, self.place.rank
+        self._discard = lambda: image.discard(config, rank, self.mark, inherited)
+        made = await image.prepare(config, rank, self.folder, self.mark, inherited)
+        self._unpacked = made.get("unpacked")
+
+    async def start(self, inherited: Mapping[str, str]) -> None:
+        """Write the intended command and start it.
+
+        Args:
+            inherited: environment of this task; launcher variables are taken out.
+
+        Raises:
+            RunError: the checkpoint, the program or the container's runtime is not on this node.
+        """
+        argv = command.argv(self.config, self.place)
+        kept = artifacts.plog_variables(self.config, self.folder, inherited)
+        plogs = artifacts.make_plogs(self.folder, kept)
+        if in_container(self.config):
+            service = self.mark.split("/")[-2]
+            kept |= await asyncio.to_thread(artifacts.cache_variables, self.config, self.place.rank, service)
+        variables = environment.variables(self.config, self.place) | kept
+        source = [from_root(name) for name in self.config.engine.source]
+        intended = {"argv": argv, "env": audit.masked(variables), "source": source}
+        write_json(self.folder.command, intended)
+        self.folder.enter("staged")
+        env = environment.whole(variables, inherited)
+        if not in_container(self.config):
+            self._check_node(argv[0], env)
+        # Beside the heartbeats: npu-smi may take seconds, and a silent rank counts as lost.
+        self._before = await asyncio.to_thread(cleanup.baseline)
+        # vLLM leaves its sockets in TMPDIR; their paths have a limit of 107 characters, so this one is short.
+        self._scratch = tempfile.mkdtemp(
+            prefix="sv-", dir=env.get("TMPDIR") if len(env.get("TMPDIR", "")) < 40 else "/tmp"
+        )
+        env["TMPDIR"] = self._scratch
+        try:
+            if in_container(self.config):
+                scratch = Path(self._scratch)
+                self._box = box.prepare(
+                    self.config,
+                    self.place,
+                    argv,
+                    variables,
+                    inherited,
+                    scratch,
+                    self.mark,
+                    self._unpacked,
+                    plogs,
+                    self._points,
+                )
+                write_json(self.folder.command, intended | {"container": box.commands(self._box)})
+                argv, env, source = self._box.argv, self._box.env, []
+            self._process = await process.start(argv, env, self.folder.log, self.mark, source)
+        except RunError:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            raise
+        self.folder.enter("loading", pid=self._process.pid)
+
+    def _check_node(self, program: str, env: Mapping[str, str]) -> None:
+        path = Path(from_root(self.config.model.path))
+        if self.config.engine.checks_model_path and not (there := is_there(path)):
+            reason = "there is no such directory on this node" if there is False else "this user cannot see it"
+            raise RunError("model.path", path, reason, "Stage the model there.")
+        # A sourced file may extend PATH: then only the start itself can tell.
+        if not self.config.engine.source and not shutil.which(program, path=env.get("PATH")):
+            raise RunError(
+                "engine.command",
+                program,
+                "there is no such program on this node",
+                "Install it, or give its path.",
+            )
+
+    async def ended(self) -> str:
+        """Wait until the engine's main process has ended; return how, with its own last words."""
+        assert self._process is not None
+        how = await self._process.wait()
+        return f"engine {how}: {last_words(read_tail(self.folder.log))}"
+
+    def inspect(self) -> tuple[audit.Difference, ...]:
+        """Compare the running engine with its intended command, and write effective.json (issue 3)."""
+        assert self._process is not None
+        argv, env = self._box.read_process() if self._box else audit.read_process(self._process.pid)
+        reported = audit.reported_args(read_all(self.folder.log))
+        intended = environment.variables(self.config, self.place)
+        found = audit.compare(command.argv(self.config, self.place), intended, argv, env, reported)
+        inside: dict[str, Any] = {}
+        if self._box:
+            proof = self._box.proof()
+            found += box.differences(self.config, self._box, proof)
+            inside = {"container": box.record(self._box, proof)}
+        write_json(self.folder.effective, audit.record(argv, env, found, reported) | inside)
+        return found
+
+    def room(self) -> Room:
+        """Return where external clients of this rank run, if not on the node: in the container of its engine.
+
+        Raises:
+            RunError: the engine runs in none.
+        """
+        if self._box is None:
+            raise RunError("bench.where", "container", "the engine runs in no container", "Use bench.where=node.")
+        return Room(self._box, environment.of_client(environment.variables(self.config, self.place)))
+
+    def note_progress(self) -> None:
+        """Record how far the load is, where the engine's log has said more than before: its ranks met, shards."""
+        if self._loaded:
+            return
+        tail = read_tail(self.folder.log)
+        if not self._met and logs.ranks_met(tail):
+            self._met = True
+            self.folder.note("rendezvous")
+        shards = logs.load_progress(tail[-4096:])
+        if shards and shards != self._shards:
+            self._shards = shards
+            self.folder.note("loading", shards=shards)
+
+    def note_phase(self, state: str, **details: Any) -> None:
+        """Record a phase of the service, which rank 0 leads; the load is over by then."""
+        self._loaded = True
+        self.folder.note(state, **details)
+
+    def log_size(self) -> int:
+        """Return the bytes of the engine's log: whether it says anything new."""
+        return self.folder.log.stat().st_size if self.folder.log.exists() else 0
+
+    def log_age(self) -> float:
+        """Return the seconds since the engine's log said something; 0 where there is no log."""
+        return max(0.0, time.time() - self.folder.log.stat().st_mtime) if self.folder.log.exists() else 0.0
+
+    async def stop(self, grace_s: float | None = None) -> list[str]:
+        """End the engine and clean up after it. Returns what was left behind.
+
+        Args:
+            grace_s: seconds from SIGTERM to SIGKILL; None: `limits.stop_s`.
+        """
+        if self._process is None:
+            return await asyncio.to_thread(self._discard) if self._discard else []
+        self.folder.note("draining")
+        grace_s = self.config.limits.stop_s if grace_s is None else grace_s
+        if self._box:
+            await self._box.end(self._process, grace_s)
+        leftovers = await self._process.stop(grace_s)
+        if self._box:
+            if self._box.spec.runtime == "docker" and self.config.engine.name == "vllm_ascend":
+                await asyncio.to_thread(artifacts.copy_plogs, str(self._box.spec.name), self.folder, self._box.host)
+            leftovers += await asyncio.to_thread(self._box.remove)
+        if self._scratch:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+        ports = [int(port) for port in (self.place.api_port, self.place.rpc_port) if self.place.rank == 0]
+        leftovers += await asyncio.to_thread(cleanup.leftovers, self._before, ports) if self._before else []
+        self.folder.note("done", leftovers=leftovers)
+        return leftovers

@@ -1,0 +1,143 @@
+"""Before the engines of a service start: each rank stages and checks its checkpoint, and rank 0 compares.
+
+It is a phase of its own, since a headless vLLM gives up five minutes after its start if the head is not there: no
+engine starts before every rank has its weights, and its container's image (image.py), which comes at the same time.
+The work is done by `python -m jobs.engines.checkpoint` (see there, why).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import cast
+
+from jobs.allocation.node import container
+from jobs.allocation.node.engine import Engine
+from jobs.core import process
+from jobs.core.config import Config, in_container
+from jobs.core.errors import RunError
+from jobs.core.files import is_there, read_json, write_json
+from jobs.core.logtail import last_line, read_tail
+from jobs.core.rundir import RankDir
+from jobs.engines.checkpoint.verify import SAMPLED
+from jobs.engines.vllm import environment
+
+POLL_S = 2.0
+_PROGRESS = re.compile(r"^staged (\S+/\S+ GiB)", re.MULTILINE)
+
+Parts = Mapping[str, str]
+"""Short hashes of a rank's checkpoint: of its sizes, and of the files that describe it."""
+
+
+def wanted(config: Config) -> bool:
+    """Return whether there is anything to do: an image to bring, or a checkpoint to stage or check."""
+    return in_container(config) or _weights_wanted(config)
+
+
+def _weights_wanted(config: Config) -> bool:
+    model = config.model
+    if not config.engine.checks_model_path:
+        return False
+    # A path that only the image has, or only docker's daemon sees, cannot be checked from outside.
+    inside = in_container(config) and not is_there(container.checkpoint(config))
+    return model.stage_to is not None or (model.verify != "none" and not inside)
+
+
+def served_from(config: Config, path: str) -> Config:
+    """Return the config of an engine that serves a staged copy; clients keep the name that they know."""
+    name = config.model.name_for_clients
+    return replace(config, model=replace(config.model, path=path, served_model_name=name))
+
+
+async def prepare(engine: Engine, inherited: Mapping[str, str]) -> Parts:
+    """Bring this rank's image and its checkpoint, both at once; what fails first ends the other.
+
+    Raises:
+        RunError: one of them is damaged or cannot be brought, or its limit is over.
+    """
+    both = [asyncio.create_task(engine.unpack(inherited)), asyncio.create_task(_stage(engine, inherited))]
+    try:
+        await asyncio.gather(*both)
+    finally:
+        for one in both:
+            one.cancel()
+        _, parts = await asyncio.gather(*both, return_exceptions=True)
+    return cast(Parts, parts)
+
+
+async def _stage(engine: Engine, inherited: Mapping[str, str]) -> Parts:
+    """Stage and check this rank's checkpoint; the engine then serves the staged copy.
+
+    Raises:
+        RunError: it is damaged, cannot be staged, or `limits.stage_s` is over.
+    """
+    config, folder = engine.config, engine.folder
+    if not _weights_wanted(config):
+        return {}
+    model, limit = config.model, config.limits.stage_s
+    order = {
+        "source": str(container.checkpoint(config)),
+        "stage_to": model.stage_to,
+        "check": model.verify != "none",
+        "sampled": SAMPLED if model.verify == "sampled" else 0,
+        "w8a8": model.quantization == "ascend",
+        "weights": model.load_format != "dummy",
+        "result": str(folder.checkpoint),
+    }
+    folder.checkpoint.unlink(missing_ok=True)
+    write_json(folder.staging, order)
+    folder.enter("staging" if model.stage_to else "checking")
+    argv = [sys.executable, "-m", "jobs.engines.checkpoint", str(folder.staging)]
+    worker = await process.start(argv, environment.whole({}, inherited), folder.staging_log, engine.mark)
+    try:
+        async with asyncio.timeout(limit):
+            await _attend(worker, folder)
+    except TimeoutError:
+        reason = f"the checkpoint was not staged and checked in time: {last_line(folder.staging_log)}"
+        raise RunError("limits.stage_s", limit, reason, "Raise the limit, or stage it before.") from None
+    finally:
+        if worker.ended is None:
+            for left in await worker.stop(0):
+                folder.note("failed", reason=f"left behind: {left}")
+    found = read_json(folder.checkpoint) if folder.checkpoint.exists() else {}
+    if "error" in found:
+        raise RunError(*found["error"])
+    if not found:
+        remedy = f"See {folder.staging_log}."
+        reason = f"staging {worker.ended}: {last_line(folder.staging_log)}"
+        raise RunError("model.path", model.path, reason, remedy)
+    if model.stage_to:
+        engine.config = served_from(config, str(found["path"]))
+    return dict(found.get("parts", {}))
+
+
+async def _attend(worker: process.Process, folder: RankDir) -> None:
+    """Wait for the end of the work, and record how far it is."""
+    ended, told = asyncio.ensure_future(worker.wait()), ""
+    try:
+        while not ended.done():
+            await asyncio.wait({ended}, timeout=POLL_S)
+            found = _PROGRESS.findall(read_tail(folder.staging_log, 4096))
+            if found and found[-1] != told:
+                told = found[-1]
+                folder.note("staging", staged=told)
+    finally:
+        ended.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await ended
+
+
+def difference(prepared: Mapping[int, Parts]) -> tuple[int, str] | None:
+    """Return the first rank whose checkpoint is not rank 0's, and how it differs; None: all have the same."""
+    first = prepared[0]
+    for rank in sorted(prepared):
+        parts = prepared[rank]
+        differing = [name for name in sorted(first.keys() | parts.keys()) if first.get(name) != parts.get(name)]
+        if differing:
+            words = ", ".join(f"{name} ({first.get(name, 'none')} there)" for name in differing)
+            return rank, f"its checkpoint is not that of rank 0: another {words}; see checkpoint.json of both ranks"
+    return None

@@ -1,0 +1,177 @@
+"""Rank 0's part: ask every rank, measure the clocks, compare, judge. Over the hub, so that nothing waits for a disk."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from jobs.allocation.control import Hub, Message
+from jobs.allocation.preflight import fabric, host, network, npu
+from jobs.allocation.preflight.facts import Facts, Ping, Reached, as_json, facts_of, pings_of, reached_of
+from jobs.allocation.preflight.findings import Finding, failures, named, settle, worst
+from jobs.allocation.preflight.station import Station
+from jobs.cluster.ports import Ports
+from jobs.core.config import Config
+
+CLOCK_ROUNDS = 5
+"""Of several rounds the fastest one counts: its answer was delayed least (as NTP does, RFC 5905, section 10)."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the checks of an allocation came to.
+
+    Attributes:
+        findings: in the order of the catalogue.
+        facts: of all ranks that answered.
+        seconds: how long it took.
+        broken: why the checks could not be finished: a rank did not answer. None: they were.
+    """
+
+    findings: tuple[Finding, ...]
+    facts: tuple[Facts, ...]
+    seconds: float
+    broken: str | None = None
+
+    @property
+    def reason(self) -> str | None:
+        """Why the allocation must end: the first failure, for the rows of its points. None: it may go on."""
+        if self.broken:
+            return f"preflight: {self.broken}"
+        bad = failures(self.findings)
+        if not bad:
+            return None
+        more = f" (and {len(bad) - 1} more in preflight.json)" if len(bad) > 1 else ""
+        return f"preflight: {bad[0]}{more}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the record for preflight.json."""
+        return {
+            "time": time.time(),
+            "state": "fail" if self.broken else worst(self.findings),
+            "reason": self.reason,
+            "seconds": round(self.seconds, 2),
+            "findings": [asdict(one) for one in self.findings],
+            "facts": [as_json(one) for one in self.facts],
+        }
+
+
+class _Lost(Exception):
+    """A rank did not answer."""
+
+
+class Preflight:
+    """The checks of one allocation, once."""
+
+    def __init__(self, config: Config, ports: Ports, hub: Hub, station: Station, *, local: bool) -> None:
+        """Args: any config of the allocation, the engine's ports, the hub, and rank 0's own station."""
+        self._config, self._ports, self._hub, self._station, self._local = config, ports, hub, station, local
+        self._end = time.monotonic() + config.limits.preflight_s
+        self._expected = frozenset(hub.present)
+
+    async def run(self) -> Result:
+        """Make all checks. The ports that were held open are free again afterwards."""
+        began = time.monotonic()
+        facts: dict[int, Facts] = {}
+        findings: list[Finding] = []
+        broken: str | None = None
+        try:
+            clocks = await self._clocks()
+            answers = await self._ask({"ask": "facts", "left_s": self._end - time.monotonic()})
+            facts = {rank: facts_of(answer["facts"]) for rank, answer in sorted(answers.items())}
+            facts = {rank: replace(one, clock_s=clocks.get(rank)) for rank, one in facts.items()}
+            reached, pings = await self._reach(facts)
+            findings = self._judge(list(facts.values()), reached, pings)
+        except _Lost as error:
+            broken = str(error)
+        await self._hub.send({"type": "preflight", "ask": "end"})
+        await self._station.close()
+        return Result(tuple(findings), tuple(facts.values()), time.monotonic() - began, broken)
+
+    async def _clocks(self) -> dict[int, float]:
+        """Return how far the clock of each other rank is ahead of ours, s."""
+        best: dict[int, tuple[float, float]] = {}
+        for n in range(CLOCK_ROUNDS if self._expected and not self._local else 0):
+            sent = time.time()
+            for rank, (came, answer) in (await self._hear({"ask": "clock", "n": n})).items():
+                trip = came - sent
+                best[rank] = min(best.get(rank, (trip + 1, 0.0)), (trip, float(answer["time"]) - sent - trip / 2))
+        return {rank: away for rank, (_, away) in best.items()}
+
+    async def _reach(self, facts: Mapping[int, Facts]) -> tuple[tuple[Reached, ...], tuple[Ping, ...]]:
+        work = {} if self._skips("fabric.ping") else fabric.pairs(list(facts.values()))
+        connect = {
+            rank: []
+            if self._skips("network.path")
+            else [[peer, one.address, list(one.listening)] for peer, one in facts.items() if peer != rank]
+            for rank in facts
+        }
+        if len(facts) < 2:
+            return (), ()
+        message = {"ask": "reach", "token": secrets.token_hex(8), "connect": connect, "pings": work}
+        answers = await self._ask(message)
+        return (
+            tuple(one for answer in answers.values() for one in reached_of(answer["reached"])),
+            tuple(one for answer in answers.values() for one in pings_of(answer["pings"])),
+        )
+
+    def _judge(self, facts: Sequence[Facts], reached: Sequence[Reached], pings: Sequence[Ping]) -> list[Finding]:
+        config, settings = self._config, self._config.preflight
+        npus = any(one.npus is not None for one in facts)
+        keys = network.keys_of(self._ports)
+        found = [
+            *host.judge(facts, settings, npus=npus, local=self._local),
+            *network.interfaces(facts, config, local=self._local),
+            *network.ports(facts, keys),
+            *network.paths(facts, reached, keys, self._ports.api),
+            *npu.judge(facts, config),
+            *fabric.judge(facts, pings, local=self._local),
+        ]
+        return settle(found, settings.skip, settings.warn_only)
+
+    def _skips(self, check: str) -> bool:
+        return named(check, self._config.preflight.skip)
+
+    async def _ask(self, message: Message) -> dict[int, Message]:
+        """Ask every rank, ourselves too, and wait for all answers."""
+        own = asyncio.create_task(self._station.answer(_for(0, message)))
+        try:
+            answers = {rank: answer for rank, (_, answer) in (await self._hear(message)).items()}
+            async with asyncio.timeout(max(0.0, self._end - time.monotonic())):
+                answers[0] = await own
+        except TimeoutError:
+            raise _Lost(self._late("rank 0")) from None
+        finally:
+            own.cancel()
+        return answers
+
+    async def _hear(self, message: Message) -> dict[int, tuple[float, Message]]:
+        """Ask every other rank. Returns for each when its answer came (Unix seconds), and the answer."""
+        for rank in self._expected:
+            await self._hub.send({"type": "preflight"} | _for(rank, message), rank)
+        heard: dict[int, tuple[float, Message]] = {}
+        while missing := sorted(self._expected - heard.keys()):
+            try:
+                async with asyncio.timeout(max(0.0, self._end - time.monotonic())):
+                    rank, answer = await self._hub.inbox.get()
+            except TimeoutError:
+                raise _Lost(self._late(", ".join(f"rank {rank}" for rank in missing))) from None
+            if answer["type"] in ("lost", "ended", "signalled"):
+                raise _Lost(f"rank {rank} (headless): {answer['reason']}")
+            if answer.get("ask") == message["ask"] and answer.get("n") == message.get("n"):
+                heard[rank] = (time.time(), answer)
+        return heard
+
+    def _late(self, who: str) -> str:
+        limit = self._config.limits.preflight_s
+        return f"{who} did not finish its checks within {limit:g} s (limits.preflight_s)"
+
+
+def _for(rank: int, message: Message) -> Message:
+    """Return a question as one rank gets it: its own part of the work."""
+    parts: Message = {key: message[key].get(rank, []) for key in ("connect", "pings") if key in message}
+    return {**message, **parts}

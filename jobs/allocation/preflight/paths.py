@@ -1,0 +1,95 @@
+"""Real TCP connections between the nodes, on the ports that the engine will use."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+import struct
+from collections.abc import Iterable
+
+import psutil
+
+from jobs.allocation.preflight.facts import Holder
+
+CONNECT_S = 5.0
+"""A firewall that drops packets gives no answer at all."""
+
+WAIT_S = 10.0
+
+
+class Listeners:
+    """Ports of this node that are held open for the peers, until the engine gets them."""
+
+    def __init__(self) -> None:
+        self._servers: list[asyncio.Server] = []
+        self.ports: list[int] = []
+
+    async def open(self, host: str, ports: Iterable[int]) -> dict[int, Holder]:
+        """Listen on these ports; 0 is one that the kernel chooses. Returns why some could not be bound."""
+        busy = {}
+        for port in ports:
+            try:
+                server = await asyncio.start_server(_answer, host, port)
+            except OSError as error:
+                taken = error.errno == errno.EADDRINUSE
+                busy[port] = await asyncio.to_thread(holder, port) if taken else Holder(str(error))
+                continue
+            self._servers.append(server)
+            self.ports.append(server.sockets[0].getsockname()[1])
+        return busy
+
+    async def close(self) -> None:
+        """Give the ports back."""
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
+
+async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError, TimeoutError, ValueError):
+        writer.write(await asyncio.wait_for(reader.readline(), WAIT_S))
+        await writer.drain()
+        # The peer closes first: our side then keeps no TIME_WAIT on a port that an engine wants.
+        await asyncio.wait_for(reader.read(), WAIT_S)
+    writer.close()
+
+
+async def reach(address: str, port: int, token: str) -> str | None:
+    """Connect to a peer's port and hear our own word back. Returns what went wrong, or None."""
+    writer: asyncio.StreamWriter | None = None
+    try:
+        async with asyncio.timeout(CONNECT_S):
+            reader, writer = await asyncio.open_connection(address, port)
+            writer.write(f"{token}\n".encode())
+            await writer.drain()
+            heard = await reader.readline()
+    except TimeoutError:
+        return f"no answer within {CONNECT_S:g} s: a firewall drops it"
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        if writer:
+            _reset(writer)
+    return None if heard.decode(errors="replace").strip() == token else "something else answered"
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        raw = writer.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.close()
+
+
+def holder(port: int) -> Holder:
+    """Return who holds a port of this host, as far as this user may see it."""
+    with contextlib.suppress(psutil.Error, OSError):
+        held = [one for one in psutil.net_connections("tcp") if one.laddr and one.laddr.port == port]
+        listens = any(one.status == psutil.CONN_LISTEN for one in held) or not held
+        for one in held:
+            if one.pid:
+                process = psutil.Process(one.pid)
+                return Holder(f"process {one.pid} {process.name()} of {process.username()}", listens)
+        return Holder("a process that this user may not see", listens)
+    return Holder("a process that this user may not see")

@@ -1,0 +1,224 @@
+"""One rank's side of the checks: it answers what rank 0 asks. Rank 0 has one for its own node, too."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from jobs.allocation.preflight import look, runtime
+from jobs.allocation.preflight.facts import Facts, Npus, Reached, as_json
+from jobs.allocation.preflight.findings import named
+from jobs.allocation.preflight.paths import Listeners, reach
+from jobs.allocation.preflight.tools import ASCEND, Tools
+from jobs.cluster.nodelist import Task
+from jobs.cluster.ports import Ports
+from jobs.core.config import Config
+from jobs.core.fields import from_root
+from jobs.core.tasks import AllocationTask
+from jobs.engines.placement import Placement
+from jobs.engines.vllm import environment
+
+T = TypeVar("T")
+
+HCCL_BASE_PORT, HCCL_PORTS = 60000, 16
+"""HCCL's host ports (CANN, envref_07_0074)."""
+
+LATE = 0.85
+"""Share of limits.preflight_s after which no tool is asked any more: the answers must still reach rank 0."""
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a station stands.
+
+    Attributes:
+        rank, node: of this task.
+        peers: names of the other nodes.
+        interface, address, prefix: the card that this rank uses.
+        card_problem: why the card of the config cannot be used here.
+        ports: of the engine.
+        local: all ranks are on loopback.
+        results: results.root, as far as it is known.
+        inherited: environment of this task.
+        job: id of the job, for paths that hold it.
+        ascend, dev: where the driver and the device files are.
+    """
+
+    rank: int
+    node: str
+    peers: tuple[str, ...]
+    interface: str
+    address: str
+    prefix: int
+    card_problem: str | None
+    ports: Ports
+    local: bool
+    results: Path
+    inherited: Mapping[str, str]
+    job: str = ""
+    ascend: Path = ASCEND
+    dev: Path = Path("/dev")
+
+
+def uses_npus(config: Config) -> bool:
+    """Return whether NPUs and fabric are checked."""
+    wanted = config.preflight.npus
+    return config.engine.name == "vllm_ascend" if wanted is None else wanted
+
+
+async def aside(work: Callable[[], T]) -> T:
+    """Do blocking work beside the event loop.
+
+    In a daemon thread, unlike asyncio.to_thread: a tool that hangs in its driver cannot be killed, and must not keep
+    this rank, and with it the nodes, from ending.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if not done.done():
+            done.set_exception(error) if error else done.set_result(cast(T, result))
+
+    def run() -> None:
+        result: T | None = None
+        error: BaseException | None = None
+        try:
+            result = work()
+        except BaseException as caught:
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop has ended before the work did
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await done
+
+
+class Station:
+    """The checks of one rank."""
+
+    def __init__(self, config: Config, spot: Spot) -> None:
+        """Args: any config of the allocation, and where this rank is."""
+        self._config, self._spot = config, spot
+        self._listeners = Listeners()
+        self._deadline = time.monotonic() + LATE * config.limits.preflight_s
+        self._stopped = threading.Event()
+
+    async def answer(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer one question of rank 0."""
+        reply: dict[str, Any] = {"type": "preflight", "ask": message["ask"]}
+        match message["ask"]:
+            case "clock":
+                reply |= {"n": message["n"], "time": time.time()}
+            case "facts":
+                self._deadline = time.monotonic() + LATE * float(message["left_s"])
+                reply["facts"] = as_json(await self._facts())
+            case "reach":
+                reply |= await self._reach(message)
+            case "end":
+                await self.close()
+        return reply
+
+    async def close(self) -> None:
+        """Give the ports back, and ask no tool any more."""
+        self._stopped.set()
+        await self._listeners.close()
+
+    def _tools(self) -> Tools:
+        path = self._spot.inherited.get("PATH", os.defpath)
+        return Tools(path, self._deadline, self._stopped, self._spot.ascend, self._spot.dev)
+
+    def _skips(self, check: str) -> bool:
+        return named(check, self._config.preflight.skip)
+
+    async def _facts(self) -> Facts:
+        spot, config = self._spot, self._config
+        npus = uses_npus(config) and not (self._skips("npu") and self._skips("fabric"))
+        where = (config, spot.job, spot.rank, spot.inherited)
+        # First of all: an engine that outlived its job in a container holds NPUs, memory and ports.
+        removed = await aside(lambda: runtime.sweep(*where, npus=npus))
+        hccl = self._hccl_ports() if npus else []
+        mine = [spot.ports.dp_rpc, *hccl] if spot.rank == 0 else hccl
+        busy = await self._listeners.open("0.0.0.0", [*dict.fromkeys(mine), 0])
+        if spot.rank == 0:
+            busy |= await self._listeners.open(config.engine.host, [spot.ports.api])
+        env = environment.whole(environment.variables(config, self._place()), spot.inherited)
+        seen_runtime = await aside(lambda: runtime.look(*where))
+        host = await aside(
+            lambda: look.host(
+                env,
+                spot.inherited,
+                () if spot.local else spot.peers,
+                {"results.root": spot.results, "TMPDIR": Path(env.get("TMPDIR", "/tmp"))},
+                config,
+                hccl,
+            )
+        )
+        seen = await aside(self._npus) if npus else None
+        return Facts(
+            rank=spot.rank,
+            node=spot.node,
+            interface=spot.interface,
+            address=spot.address,
+            prefix=spot.prefix,
+            host=replace(host, runtime=replace(seen_runtime, removed=removed)),
+            cards=look.cards(),
+            card_problem=spot.card_problem,
+            busy=busy,
+            listening=tuple(self._listeners.ports),
+            npus=seen,
+        )
+
+    def _npus(self) -> Npus:
+        sources = [from_root(name) for name in self._config.engine.source]
+        count, fabric = self._config.cluster.npus_per_node, not self._skips("fabric")
+        return self._tools().npus(count, sources, fabric=fabric)
+
+    def _hccl_ports(self) -> list[int]:
+        if self._spot.local and self._spot.rank:
+            return []  # rank 0 holds them on this host
+        base = self._config.hccl.if_base_port or HCCL_BASE_PORT
+        return list(range(base, base + HCCL_PORTS))
+
+    def _place(self) -> Placement:
+        spot = self._spot
+        api, rpc = str(spot.ports.api), str(spot.ports.dp_rpc)
+        return Placement(spot.rank, len(spot.peers) + 1, spot.address, spot.interface, spot.address, api, rpc)
+
+    async def _reach(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Connect to the peers' ports, all at once, and ping their NPUs, one after the other."""
+        token = str(message["token"])
+        targets = [(int(peer), str(at), int(port)) for peer, at, ports in message["connect"] for port in ports]
+
+        async def one(peer: int, address: str, port: int) -> Reached:
+            return Reached(self._spot.rank, peer, port, await reach(address, port, token))
+
+        wanted = [(int(d), str(address), int(peer), int(pd)) for d, address, peer, pd in message["pings"]]
+        pinging = asyncio.create_task(aside(lambda: self._tools().pings(self._spot.rank, wanted)))
+        reached = await asyncio.gather(*(one(*target) for target in targets))
+        pings = await pinging
+        return {"reached": [as_json(item) for item in reached], "pings": [as_json(item) for item in pings]}
+
+
+def make_station(
+    config: Config,
+    task: Task,
+    card: tuple[str, str, int],
+    card_problem: str | None,
+    ports: Ports,
+    work: AllocationTask,
+    results: Path,
+    inherited: Mapping[str, str],
+) -> Station:
+    """Return the station of a task."""
+    peers = tuple(host for rank, host in enumerate(task.hosts) if rank != task.rank)
+    spot = Spot(
+        task.rank, task.host, peers, *card, card_problem, ports, work.local, results, inherited, str(task.job_id)
+    )
+    return Station(config, spot)

@@ -1,0 +1,233 @@
+"""What one task of an allocation does, start to end. Rank 0 conducts, every other rank obeys.
+
+Entry points: submitit (jobs/allocation/entry.py), and `python -m jobs.allocation.rank ALLOCATION_DIR` under srun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jobs.allocation import deadline, headless
+from jobs.allocation.context import Here
+from jobs.allocation.control import Message, join
+from jobs.allocation.node.engine import Engine
+from jobs.allocation.preflight.findings import named
+from jobs.allocation.preflight.station import Station, make_station
+from jobs.allocation.signals import Ending
+from jobs.allocation.walltime import Walltime
+from jobs.cluster.interfaces import check_master, find_card, interface_addresses, same_subnet
+from jobs.cluster.nodelist import Task, task_from_slurm
+from jobs.cluster.ports import derive_ports
+from jobs.cluster.time_limit import limit_seconds
+from jobs.core import process
+from jobs.core.config import Config
+from jobs.core.errors import ConfigError, RunError, UserError
+from jobs.core.logtail import say
+from jobs.core.rundir import AllocationDir
+from jobs.core.sharing import let_group_read
+from jobs.core.tasks import read_config, read_task
+from jobs.engines.placement import LOOPBACK, Placement
+
+GIVE_BACK_S = 3.0
+"""srun ends the other tasks within two seconds after one has ended badly (measured), if it can see it."""
+
+
+def main(folder: AllocationDir, task: Task) -> int:
+    """Run this rank. Returns its exit code; a traceback goes to its log, one clear line to its output."""
+    try:
+        return asyncio.run(_run(folder, task))
+    except UserError as error:
+        print(f"error: {error}", flush=True)
+        return error.exit_code
+    except Exception:  # the top of a rank: nothing may hold the allocation silently
+        traceback.print_exc()
+        sys.stderr.flush()
+        return 1
+
+
+async def _run(folder: AllocationDir, task: Task) -> int:
+    ending = Ending(asyncio.get_running_loop())
+    stopping = ending.stopping
+    work = read_task(folder)
+    first = read_config(folder.sweep, work.services[0].points[0])
+    if first.cluster.share_group:
+        let_group_read()
+    (name, address, prefix), problem = usable_card(first, local=work.local)
+    ports = derive_ports(
+        task.job_id,
+        api=first.engine.port,
+        dp_rpc=first.engine.data_parallel_rpc_port,
+        control=first.cluster.control_port,
+    )
+    ending.walltime = await _walltime(task, first, stopping, local=work.local)
+    here = Here(task, name, address, ports, folder, work, dict(os.environ), ending.walltime)
+    say(f"rank {task.rank} of {task.ranks} on {task.host}, card {name} {address}, job {task.job_id}")
+    results = folder.sweep.path.parent
+    card = (name, address, prefix)
+    station = make_station(first, task, card, problem, ports, work, results, here.inherited)
+    if task.rank == 0:
+        from jobs.allocation import (
+            head,  # with what measures and makes the table: a second of start that no other rank needs
+        )
+
+        code, lost = await head.conduct(here, first, stopping, station)
+    else:
+        code, lost = await _obey(here, first, prefix, stopping, station)
+    if lost and not work.local:
+        await _give_back(task, stopping)
+    return code
+
+
+async def _walltime(task: Task, config: Config, stopping: asyncio.Future[str], *, local: bool) -> Walltime:
+    """Return when this rank has to be done, and say who told so."""
+    if local:
+        return Walltime.of(limit_seconds(config.cluster.time_limit))
+    finding = asyncio.create_task(deadline.find(str(task.job_id), os.environ, config.cluster.time_limit))
+    either: set[asyncio.Future[Any]] = {finding, stopping}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    if not finding.done():
+        finding.cancel()
+        return Walltime(None)
+    say(str(finding.result()))
+    return Walltime.of(finding.result().left_s)
+
+
+async def _give_back(task: Task, stopping: asyncio.Future[str]) -> None:
+    """End the job after another rank was lost. Slurm ends us at once where it can see what happened.
+
+    Where a node does not answer, srun waits for its tasks until slurmctld gives the node up (SlurmdTimeout, five
+    minutes by default), and the other nodes wait with it.
+    """
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(stopping), GIVE_BACK_S)
+    if not stopping.done():
+        say("another rank is lost and Slurm does not end the job: cancelling it")
+        with contextlib.suppress(RunError):
+            process.run(["scancel", str(task.job_id)], timeout_s=30)
+
+
+def usable_card(config: Config, *, local: bool) -> tuple[tuple[str, str, int], str | None]:
+    """Return this rank's card, and why it is only a stand-in for the one of the config.
+
+    With a wrong card the ranks still meet, since they need the host names alone: then the preflight can tell for
+    every node which card would work. Without that check the error ends this rank at once.
+    """
+    try:
+        return own_card(config, local=local), None
+    except ConfigError as error:
+        checks = config.preflight
+        if not checks.enabled or named("network.interface", (*checks.skip, *checks.warn_only)):
+            raise
+        auto = replace(config, hccl=replace(config.hccl, socket_ifname="auto"))
+        return own_card(auto, local=local), f"hccl.socket_ifname={error.value}: {error.reason}"
+
+
+def own_card(config: Config, *, local: bool) -> tuple[str, str, int]:
+    """Return name, IPv4 address and prefix length of the card that the ranks use on this host.
+
+    `hccl.socket_ifname=auto` is the card that holds the address of the host's own name; where the name
+    resolves to loopback only, HCCL's own order of cards decides.
+    """
+    if local:
+        return LOOPBACK, "127.0.0.1", 8
+    cards = interface_addresses()
+    spec = config.hccl.socket_ifname
+    if spec == "auto":
+        names = _resolve(socket.gethostname())
+        for name, addresses in cards.items():
+            for address in addresses:
+                if address.ip in names and name != LOOPBACK:
+                    return name, address.ip, address.prefix
+        spec = None
+    name, found = find_card(spec, cards)
+    return name, found.ip, found.prefix
+
+
+def _resolve(host: str) -> list[str]:
+    with contextlib.suppress(OSError):
+        return sorted({str(info[4][0]) for info in socket.getaddrinfo(host, None, socket.AF_INET)})
+    return []
+
+
+async def _obey(
+    here: Here, first: Config, prefix: int, stopping: asyncio.Future[str], station: Station
+) -> tuple[int, bool]:
+    """Serve rank 0. Returns the exit code, and whether rank 0 was lost."""
+    host = "127.0.0.1" if here.work.local else here.task.hosts[0]
+    limits = first.limits
+    link = await join(
+        host,
+        here.ports.control,
+        here.task.rank,
+        here.folder.key.read_text(),
+        limits.heartbeat_s,
+        limits.rendezvous_s,
+    )
+
+    def make_engine(message: Message) -> Engine | None:
+        if here.task.rank >= int(message["ranks"]):
+            return None
+        config = read_config(here.folder.sweep, str(message["point"]))
+        master = str(message["master_address"])
+        warning = None if here.work.local else check_master(master, _resolve(host), here.address, prefix)
+        if warning and not same_subnet(here.address, master, prefix):
+            say(f"warning: {warning}")
+        place = Placement(
+            rank=here.task.rank,
+            ranks=int(message["ranks"]),
+            address=here.address,
+            interface=here.interface,
+            master_address=master,
+            api_port=str(message["api_port"]),
+            rpc_port=str(message["rpc_port"]),
+        )
+        service = str(message["service"])
+        rank_dir = here.folder.sweep.service(service, int(message["attempt"])).rank(here.task.rank)
+        say(f"service {service}: start")
+        return Engine(config, place, rank_dir, here.mark(service))
+
+    serving = asyncio.create_task(headless.serve(link, make_engine, here.inherited, station.answer))
+    either: set[asyncio.Future[Any]] = {serving, stopping}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    await station.close()
+    if not serving.done():
+        # The signal may have come to this task alone: without a word rank 0 would go on until this rank is gone.
+        await link.send({"type": "signalled", "reason": stopping.result(), "time": time.time()})
+        with contextlib.suppress(TimeoutError):
+            # Rank 0 will stop this engine in good order.
+            await asyncio.wait_for(asyncio.shield(serving), limits.stop_s)
+    if not serving.done():
+        serving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+        say(f"ended: {stopping.result()}")
+        return 1, False
+    reason = serving.result()
+    say(f"ended: {reason}" if reason else "done")
+    return (1, True) if reason else (0, False)
+
+
+def _from_srun(arguments: list[str], env: Mapping[str, str]) -> int:
+    try:
+        [folder] = arguments
+        return main(AllocationDir(Path(folder)), task_from_slurm(env))
+    except ValueError:
+        print("usage: srun python -m jobs.allocation.rank ALLOCATION_DIR", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"error: {error}", flush=True)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(_from_srun(sys.argv[1:], os.environ))

@@ -1,0 +1,106 @@
+"""When a service is ready: /health, the served model, and a token from every data-parallel engine.
+
+/health alone stays 200 while the engines of the other node are dead, and before the first request has shown
+that the engines can run at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+import aiohttp
+
+from jobs.allocation.probe import counters, one_token, silent_ranks
+from jobs.core.config import Config
+from jobs.core.errors import RunError
+from jobs.measure.records import Target
+
+POLL_S = 0.25
+
+
+async def wait_ready(config: Config, api: Target, on_state: Callable[[str], None]) -> None:
+    """Return when the service is ready.
+
+    Args:
+        config: of the service; `limits.load_s` and `limits.first_token_s` apply.
+        api: where it is.
+        on_state: told "healthy" and "ready" as they happen.
+
+    Raises:
+        RunError: a limit was exceeded, the wrong model is served, or a data-parallel rank does not answer.
+    """
+    timeout = aiohttp.ClientTimeout(total=5)
+    async with aiohttp.ClientSession(api.base_url, headers=api.authorization, timeout=timeout) as session:
+        await _until(lambda: _healthy(session), config.limits.load_s, "limits.load_s", "/health was not 200 in time")
+        on_state("healthy")
+        await _check_model(session, api.model)
+        await probe_all(session, config, api)
+        on_state("ready")
+
+
+async def probe_all(session: aiohttp.ClientSession, config: Config, api: Target) -> None:
+    """Get one token from every data-parallel engine; requests go on until each one has answered.
+
+    Raises:
+        RunError: an engine refuses, or `limits.first_token_s` is over.
+    """
+    size, limit = config.parallel.data_parallel_size, config.limits.first_token_s
+    before, asked, late = await counters(session), 0, set(range(size))
+
+    async def ask(rank: int) -> str | None:
+        error = await one_token(session, config, api, rank, limit)
+        if error is None:
+            late.discard(rank)
+        return error
+
+    try:
+        async with asyncio.timeout(limit):
+            while True:
+                errors = await asyncio.gather(*(ask(rank) for rank in range(size)))
+                asked += size
+                for rank, error in enumerate(errors):
+                    if error:
+                        name = f"data-parallel rank {rank}"
+                        raise RunError(name, error, "it did not answer a one-token request", "See its log.")
+                silent = silent_ranks(before, await counters(session), asked, size)
+                if not silent:
+                    return
+                await asyncio.sleep(POLL_S)
+    except TimeoutError:
+        who = ", ".join(f"data-parallel rank {rank}" for rank in sorted(late)) if len(late) < size else ""
+        raise RunError(
+            "limits.first_token_s",
+            limit,
+            f"{who or 'not every data-parallel rank'} answered {'no' if who else 'a'} one-token request in time",
+            "See the logs of the ranks; raise the limit if the first graph compilation takes longer.",
+        ) from None
+
+
+async def _healthy(session: aiohttp.ClientSession) -> bool:
+    with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+        async with session.get("/health") as response:
+            return response.status == 200
+    return False
+
+
+async def _check_model(session: aiohttp.ClientSession, model: str) -> None:
+    try:
+        async with session.get("/v1/models") as response:
+            answer = await response.json()
+        served = [item["id"] for item in answer["data"]]
+    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError) as error:
+        reason = f"the service did not list its models: {error or type(error).__name__}"
+        raise RunError("/v1/models", model, reason, "See the log of rank 0.") from None
+    if model not in served:
+        raise RunError("model.served_model_name", model, f"the service offers {served}", "Is this our service?")
+
+
+async def _until(ask: Callable[[], Awaitable[bool]], limit_s: float, key: str, reason: str) -> None:
+    try:
+        async with asyncio.timeout(limit_s):
+            while not await ask():
+                await asyncio.sleep(POLL_S)
+    except TimeoutError:
+        raise RunError(key, limit_s, reason, "See the logs of the ranks, or raise the limit.") from None

@@ -1,0 +1,400 @@
+"""One service of an allocation, from its start to its rows: rank 0's part."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import threading
+import time
+from collections.abc import Awaitable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from jobs.allocation import serving, watch
+from jobs.allocation.context import Here
+from jobs.allocation.control import Hub
+from jobs.allocation.node import container, fingerprint
+from jobs.allocation.node.engine import Engine
+from jobs.allocation.supervisor import ServiceFailed, Supervisor
+from jobs.allocation.walltime import TIME_IS_UP, point_seconds, service_seconds
+from jobs.cluster.slurm import others_wait
+from jobs.core.config import Config, client_inside, in_container
+from jobs.core.errors import RunError, UserError
+from jobs.core.fields import from_root
+from jobs.core.files import read_json, write_json, write_text
+from jobs.core.layout import local_sizes
+from jobs.core.logtail import read_all, say
+from jobs.core.rundir import AllocationDir
+from jobs.core.tasks import ServiceTask, read_config
+from jobs.diagnose import explain
+from jobs.engines.placement import Placement
+from jobs.engines.vllm import environment, logs
+from jobs.forecast import history
+from jobs.forecast.history import Outlook
+from jobs.measure import dataset
+from jobs.measure.clients import asked
+from jobs.measure.clients import run as external
+from jobs.measure.keep import keep
+from jobs.measure.point import Measured, OfService, PointRun
+from jobs.measure.records import Target
+from jobs.results.row import NOT_RUN, make_row, tokens_text
+from jobs.results.stale import retire
+from jobs.results.table import write_table
+
+
+class ServiceRun:
+    """One service: its engine, its points, their rows."""
+
+    def __init__(self, here: Here, service: ServiceTask, hub: Hub, stopping: asyncio.Future[str], attempt: int) -> None:
+        """Args: where we are, what is to be done, the hub, a future that ends us, and the number of this attempt."""
+        self._here, self._service, self._hub, self._stopping, self._attempt = here, service, hub, stopping, attempt
+        self._sweep = here.folder.sweep
+        self._configs = {point: read_config(self._sweep, point) for point in service.points}
+        self._config = self._configs[service.points[0]]
+        self._folder = self._sweep.service(service.service, attempt)
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._shared = OfService()
+        self.yielded = False
+        self._retryable, self._cause = False, ""
+        self._ahead: int | None = 0
+        self._served = self._outside = False
+        self._api_key = here.folder.api_key.read_text() if self._config.engine.api_key else None
+        self._known: dict[str, Any] = {
+            "queue_s": round(here.started - _submitted(here.folder, here.started), 1),
+            "nodes": here.task.ranks,
+            "job_id": str(here.task.job_id),
+            "attempt": attempt,
+        }
+
+    def lacks_time(self, last_load_s: float | None) -> str | None:
+        """Return why this service cannot begin before the time limit, or None."""
+        service = self._service.service
+        return self._here.walltime.lacks(service_seconds(self._sweep, service, self._config, last_load_s))
+
+    @property
+    def retry(self) -> bool:
+        """Whether the service failed by something that passes (a port, a stale process): once more is worth it."""
+        return self._retryable
+
+    def again(self, attempt: int) -> ServiceRun:
+        """Return a second try at the points without a valid row; the evidence of the first one stays."""
+        points = tuple(point for point in self._service.points if not self._rows[point]["valid"])
+        task = ServiceTask(self._service.service, points)
+        return ServiceRun(self._here, task, self._hub, self._stopping, attempt)
+
+    def _must_yield(self) -> bool:
+        partition = self._here.inherited.get("SLURM_JOB_PARTITION")
+        wanted = self._config.cluster.yield_to_others and partition is not None
+        return wanted and others_wait(str(partition), getpass.getuser())
+
+    @property
+    def load_s(self) -> float | None:
+        """Seconds from start to ready; None: it did not get ready."""
+        return self._known.get("load_s")
+
+    @property
+    def left(self) -> list[ServiceTask]:
+        """What is to be done by another allocation: the points without a row, or cut short by the time limit."""
+        cut = {point for point, row in self._rows.items() if row["invalid_reason"] == TIME_IS_UP}
+        points = tuple(point for point in self._service.points if point not in self._rows or point in cut)
+        return [ServiceTask(self._service.service, points)] if points else []
+
+    @property
+    def valid(self) -> bool:
+        """Whether every row so far is valid."""
+        return self._served or all(row["valid"] for row in self._rows.values())
+
+    def give_up(self, reason: str) -> None:
+        """Write the rows of a service that was not started."""
+        for point in self._service.points:
+            self._write(point, invalid_reason=NOT_RUN + reason)
+
+    async def run(self) -> str | None:
+        """Run the service. Returns why the allocation cannot go on, or None."""
+        service, folder = self._service.service, self._folder
+        place = self._place()
+        engine = Engine(self._config, place, folder.rank(0), self._here.mark(service), tuple(self._configs.values()))
+        outlook = history.looker(self._sweep.root)(self._config)
+        self._known["predicted_kv_tokens"] = outlook.predicted_kv_tokens
+        message = {
+            "type": "start",
+            "service": service,
+            "point": self._service.points[0],
+            "ranks": place.ranks,
+            "attempt": self._attempt,
+            "master_address": place.master_address,
+            "api_port": place.api_port,
+            "rpc_port": place.rpc_port,
+        }
+        supervisor = Supervisor(engine, self._hub, message, self._stopping)
+        target = Target(f"http://127.0.0.1:{place.api_port}", self._config.model.name_for_clients, self._api_key)
+        began, failure, out_of_time = time.monotonic(), None, False
+        say(f"service {service}: start, {len(self._service.points)} points")
+        for config in self._configs.values():
+            dataset.check(replace(config.bench, dataset=container.dataset(config)))
+            if not self._here.work.serve:
+                asked.check_node(config, environment.whole({}, self._here.inherited).get("PATH"))
+        # An image file that nobody has read before is read beside the load, not after it.
+        given_up = threading.Event()
+        reading = asyncio.create_task(asyncio.to_thread(container.known_digest, self._config, given_up.is_set))
+        try:
+            await supervisor.start(self._here.inherited, target)
+            self._known["stage_s"] = round(supervisor.prepared_s, 1)
+            self._known["load_s"] = round(time.monotonic() - began - supervisor.prepared_s, 1)
+            # Beside the heartbeats, as every reading of a whole log: a flooded one takes seconds.
+            log = await asyncio.to_thread(read_all, folder.rank(0).log)
+            self._known["kv_cache_tokens"] = logs.kv_cache_tokens(log)
+            say(f"service {service}: ready after {self._known['load_s']} s")
+            await supervisor.during(reading)
+            now = await asyncio.to_thread(fingerprint.here, self._config, given_up.is_set)
+            self._known |= asdict(now)
+            for sentence in retire(self._sweep, self._config, now):
+                say(sentence)
+            for warning in supervisor.warnings:
+                say(f"service {service}: warning: {warning}")
+            if self._here.work.serve:
+                await self._serve(supervisor, place)
+            for point in () if self._here.work.serve else self._service.points:
+                if lacks := self._here.walltime.lacks(point_seconds(self._configs[point])):
+                    say(f"point {point}: not begun: {lacks}")
+                    out_of_time = True
+                    break
+                await self._measure(point, supervisor, engine, target)
+                if await asyncio.to_thread(self._must_yield):
+                    say("other users' jobs wait: stopping after this point (cluster.yield_to_others)")
+                    out_of_time = self.yielded = True
+                    break
+        except ServiceFailed as error:
+            failure, self._outside = error.reason, supervisor.from_outside
+            engine.folder.note("failed", reason=failure)
+            say(f"service {service}: failed: {failure}")
+        finally:
+            given_up.set()
+            reading.cancel()
+            # Whatever else happens to this rank (a full disk): the engines are stopped.
+            began_stop = time.monotonic()
+            leftovers = await supervisor.stop()
+        self._known["teardown_s"] = round(time.monotonic() - began_stop, 1)
+        if failure and not self._stopping.done():
+            # Beside the heartbeats: a flooded log takes seconds, and a silent rank 0 counts as lost.
+            failure = await asyncio.to_thread(self._diagnose, failure)
+        self._finish(failure, out_of_time)
+        await asyncio.to_thread(self._remember, outlook)
+        write_json(
+            folder.record,
+            {
+                "service": service,
+                "points": list(self._service.points),
+                "failure": failure,
+                "leftovers": leftovers,
+                "warnings": supervisor.warnings,
+            }
+            | self._known,
+        )
+        say(f"service {service}: stopped after {self._known['teardown_s']} s")
+        if self._stopping.done() and not self._served:
+            return self._stopping.result()
+        if leftovers:
+            return f"service {service} left something behind: {'; '.join(leftovers)}"
+        missing = set(range(1, self._here.task.ranks)) - self._hub.present
+        if self._hub.leaving and not self._stopping.done():
+            return f"rank {min(self._hub.leaving)} was told to end"
+        return f"rank {min(missing)} is lost" if missing else None
+
+    def _remember(self, outlook: Outlook) -> None:
+        """Keep what this run showed for later plans: its memory beside the prediction, and its times."""
+        figures = logs.memory_figures(read_all(self._folder.rank(0).log))
+        known = self._known
+        try:
+            history.remember(
+                self._sweep.root,
+                self._config,
+                outlook.fit.prediction,
+                figures,
+                run=self._folder.path,
+                load_s=known.get("load_s"),
+                teardown_s=known["teardown_s"],
+            )
+        except UserError as error:  # a layout without a name, a root that another user owns: the rows are there
+            say(f"nothing is learnt from this run: {error}")
+
+    def _place(self) -> Placement:
+        here, config = self._here, self._config
+        ranks = len(local_sizes(config))
+        if ranks > here.task.ranks:
+            raise RunError("SLURM_NTASKS", here.task.ranks, f"the service needs {ranks} nodes", "Plan again.")
+        return Placement(
+            rank=0,
+            ranks=ranks,
+            address=here.address,
+            interface=here.interface,
+            master_address=config.cluster.master_address or here.address,
+            api_port=str(here.ports.api),
+            rpc_port=str(here.ports.dp_rpc),
+            api_key=self._api_key,
+        )
+
+    async def _serve(self, supervisor: Supervisor, place: Placement) -> None:
+        """Keep the service up for hand tests until this job is told to end: that is its good end."""
+        here, began = self._here, time.monotonic()
+        login = here.inherited.get("SLURM_SUBMIT_HOST")
+        write_json(here.folder.serving, serving.describe(self._config, here.folder, place, here.task.host, login))
+        say(serving.text(here.folder))
+        supervisor.enter("serving")
+        try:
+            await supervisor.during(asyncio.Event().wait())
+        except ServiceFailed:
+            if not self._stopping.done():
+                raise
+        finally:
+            here.folder.serving.unlink(missing_ok=True)
+        self._served = True
+        for point in self._service.points:
+            self._write(
+                point, invalid_reason=f"served for hand tests for {time.monotonic() - began:.0f} s, not measured"
+            )
+
+    async def _measure(self, point: str, supervisor: Supervisor, engine: Engine, target: Target) -> None:
+        config, stop = self._configs[point], asyncio.Event()
+
+        def entered(phase: str) -> None:
+            supervisor.enter({"warmup": "warm", "window": "measuring"}.get(phase, phase), point=point)
+
+        def probes(opened_s: float, closed_s: float) -> Mapping[str, int]:
+            return supervisor.watch.tokens_between(opened_s, closed_s) if supervisor.watch else {}
+
+        say(f"point {point}: {' '.join(f'{k}={v}' for k, v in self._values(point).items()) or 'measure'}")
+
+        def external_client(salt: int) -> Awaitable[external.External]:
+            """Run a client that others made, with other prompts than those of other salts."""
+            mark, folder = self._here.mark(f"client/{point}"), self._sweep.point(point).client
+            room, model = self._room(config, engine), engine.config.model
+            if not client_inside(config):  # the model's path may be one of the inside
+                model = replace(model, path=str(container.checkpoint(engine.config)))
+            bench = replace(config.bench, seed=config.bench.seed + external.SALTED * salt)
+            whole = replace(config, model=model, bench=bench)
+            return external.measure(whole, target, folder, room, mark, stop=stop, on_phase=entered)
+
+        if supervisor.watch:
+            # What the point before left in flight may still be read when this one begins.
+            now = watch.tokens_ahead(config)
+            supervisor.watch.ahead = None if now is None or self._ahead is None else max(now, self._ahead)
+            self._ahead = now
+        run = PointRun(config, target, self._shared, probes, stop, entered, external_client)
+        await supervisor.during(run.run(), stop.set)
+        measured = run.result()
+        failure = await (supervisor.failure_soon() if measured.reason else supervisor.failure())
+        self._outside = failure is not None and supervisor.from_outside
+        # Beside the heartbeats: the tables of a long sweep take a moment, and a silent rank 0 counts as lost.
+        await asyncio.to_thread(self._keep, point, measured, failure)
+        if failure:
+            raise ServiceFailed(failure)
+
+    def _room(self, config: Config, engine: Engine) -> external.Room:
+        """Return where the external client of a point runs."""
+        if client_inside(config):
+            return engine.room()
+        if config.bench.client != "vllm_bench" or in_container(config):
+            return external.Node(environment.whole({}, self._here.inherited))
+        # The engine's own program needs what its environment has: the toolkit's libraries, its paths.
+        ours = environment.of_client(environment.variables(config, engine.place))
+        source = tuple(from_root(name) for name in config.engine.source)
+        return external.Node(environment.whole(ours, self._here.inherited), source)
+
+    def _publish(self, point: str) -> None:
+        row = self._rows[point]
+        write_json(self._sweep.point(point).row, row)
+        write_table(self._sweep)
+        words = "valid" if row["valid"] else row["invalid_reason"]
+        say(f"point {point}: {words}, {row['output_tok_s'] or 0:.1f} output tok/s")
+
+    def _keep(self, point: str, measured: Measured, failure: str | None) -> None:
+        reason = failure or measured.reason
+        warmup = sum(window.warmup_s for window in measured.windows)
+        self._set(
+            point,
+            **measured.figures,
+            valid=reason is None,
+            invalid_reason=reason,
+            # What was ended from outside is to be run again, also between its window and its last canary.
+            truncated=measured.truncated or self._outside,
+            notes="; ".join(measured.notes) or None,
+            engine_tokens=tokens_text(measured.engine_tokens),
+            warmup_s=round(warmup, 1),
+            measure_s=round(measured.measured_s, 1),
+        )
+        keep(self._sweep.point(point), measured)
+        self._publish(point)
+        for note in measured.notes:
+            say(f"point {point}: note: {note}")
+
+    def _set(self, point: str, **figures: Any) -> None:
+        row = make_row(point, self._service.service, self._configs[point], **{**self._known, **figures})
+        self._rows[point] = row
+
+    def _write(self, point: str, **figures: Any) -> None:
+        self._set(point, **figures)
+        write_json(self._sweep.point(point).row, self._rows[point])
+
+    def salvage(self, reason: str) -> None:
+        """Write the rows that are not written yet, after this rank could not go on: no row is lost."""
+        never_begun = self._never_begun(reason)
+        for point in self._service.points:
+            if self._sweep.point(point).row.exists():
+                continue
+            if point not in self._rows:
+                self._set(point, invalid_reason=never_begun)
+            row = self._rows[point]
+            self._rows[point] = row | {"valid": False, "invalid_reason": row["invalid_reason"] or reason}
+            write_json(self._sweep.point(point).row, self._rows[point])
+
+    def _diagnose(self, own: str) -> str:
+        """Return the reason for the rows: the first failing rank's cause from the logs of all ranks, in one line."""
+        self._cause = own
+        found, reason = explain(self._folder, own, sizes=local_sizes(self._config))
+        self._retryable = found.found and found.retryable
+        if found.found:
+            write_text(self._folder.diagnosis, found.text() + "\n")
+        return reason
+
+    def _finish(self, failure: str | None, out_of_time: bool) -> None:
+        """Add what is known only after the end to every row, and rows for the points that were not reached.
+
+        Points for which the time did not suffice get no row here: another allocation will run them.
+        """
+        never_begun = self._never_begun(failure)
+        for point in self._service.points:
+            row = self._rows.get(point)
+            if row is None and (failure == TIME_IS_UP or (out_of_time and failure is None)):
+                continue
+            if row is None:
+                self._write(point, invalid_reason=never_begun)
+            else:
+                if failure and row["invalid_reason"] == self._cause:
+                    row = row | {"invalid_reason": failure}
+                self._rows[point] = row | {"teardown_s": self._known["teardown_s"]}
+                write_json(self._sweep.point(point).row, self._rows[point])
+
+    def _never_begun(self, failure: str | None) -> str:
+        """Return the reason of the points that were not begun.
+
+        A service that failed by itself before its first point would fail again: that is the result of all its points.
+        After a failure in one point the others may well succeed, and an end from outside tells nothing of any: these
+        are not run, so that a resume runs them.
+        """
+        if failure is None:
+            return NOT_RUN + "its service ended before it"
+        return (NOT_RUN if self._rows or self._outside else "") + failure
+
+    def _values(self, point: str) -> Mapping[str, Any]:
+        plan = read_json(self._sweep.plan)
+        values: Mapping[str, Any] = next(p["values"] for p in plan["points"] if p["point"] == point)
+        return values
+
+
+def _submitted(folder: AllocationDir, default: float) -> float:
+    """Return when the allocation was submitted (Unix seconds); its record may come a moment later than we do."""
+    try:
+        return float(read_json(folder.job)["submitted"])
+    except (UserError, KeyError):
+        return default

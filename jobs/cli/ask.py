@@ -1,0 +1,103 @@
+"""Before anything is submitted: what would be done, what each service needs, what can be set."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from typing import Any
+
+from jobs.cli import OVERRIDES, Verb
+from jobs.core import schema
+from jobs.engines.ascend.weights import GIB
+from jobs.sweep import compose, launch, show
+from jobs.sweep.grouping import Service
+from jobs.sweep.plan import as_json
+
+
+def _plan(options: argparse.Namespace) -> int:
+    compose.check(options.overrides)
+    made = launch.plan(compose.expand(options.overrides))
+    if options.json:
+        print(json.dumps(as_json(made), ensure_ascii=False))
+        return 0
+    out = show.console()
+    out.print(show.plan_text(made))
+    if warnings := show.warnings_text(made.findings):
+        out.print(warnings, markup=False)
+    out.print("\n" + show.commands_text(made), markup=False)
+    return 0
+
+
+def _memory(options: argparse.Namespace) -> int:
+    compose.check(options.overrides)
+    # What does not fit is what one asks this verb about: nothing is refused, nothing is cut.
+    words = [*options.overrides, "launch.infeasible=keep", "launch.budget_node_hours=null"]
+    services = launch.plan(compose.expand(words)).services
+    if options.json:
+        values = [_memory_json(service) for service in services]
+        print(json.dumps(values[0] if len(values) == 1 else values))
+        return 0
+    for service in services:
+        print("\n".join([f"service {service.service}", *(f"  {line}" for line in _memory_lines(service))]))
+    return 0
+
+
+def _memory_json(service: Service) -> dict[str, Any]:
+    """Return the sum with what earlier runs showed beside it (issue 4, Memory)."""
+    assert service.outlook
+    fit, past = service.outlook.fit, service.outlook.past
+    found: dict[str, Any] = {"service": service.service, "calibration": asdict(past) if past else None}
+    if fit.prediction is None:
+        return found | {"unknown": fit.unknown}
+    found |= fit.prediction.as_json() | {"max_model_len": fit.length, "lacks_gib": fit.lacks_bytes / GIB}
+    return found | {"full_length_sequences": fit.prediction.sequences(fit.length)}
+
+
+def _memory_lines(service: Service) -> list[str]:
+    """Return the sum line by line, what starts, and what earlier runs showed."""
+    assert service.outlook
+    fit, past = service.outlook.fit, service.outlook.past
+    made = fit.prediction
+    if made is None:
+        return [f"no prediction: {fit.unknown}"]
+    lines = [f"{term.gib:9.3f} GiB  {term.name}  ({term.source})" for term in made.terms]
+    left = f"{made.kv_bytes / GIB:9.3f} GiB  for the KV cache, {made.kv_bytes_per_token:,} bytes a token"
+    lines.append(left + (f", give or take {made.uncertainty_bytes / GIB:.2f} GiB" if made.uncertainty_bytes else ""))
+    lines += [
+        f"{made.kv_tokens_per_rank:,} tokens in each data-parallel rank",
+        f"largest max_model_len that starts: {made.largest_max_model_len:,}",
+        f"full-length sequences at once: {made.sequences(fit.length):,} in each data-parallel rank",
+        f"max_model_len={fit.length:,}: {fit.refusal or fit.doubt or 'fits'}",
+    ]
+    if past is None:
+        return [*lines, "calibration: none, no run of this release and layout is known under results.root"]
+    predicted, measured = past.predicted_kv_tokens, past.kv_tokens
+    lines.append(f"calibration: {past.run}, {past.time}")
+    if predicted is not None and measured:
+        lines.append(f"  KV cache: {measured:,} tokens, predicted {predicted:,} ({predicted / measured - 1:+.1%})")
+    if past.weights_gib and past.predicted_weights_gib:
+        ratio = past.predicted_weights_gib / past.weights_gib - 1
+        lines.append(
+            f"  weights: {past.weights_gib:.2f} GiB, predicted {past.predicted_weights_gib:.2f} ({ratio:+.1%})"
+        )
+    if past.allowance_gib is not None:
+        lines.append(f"  activations and HCCL buffers: {past.allowance_gib:.2f} GiB, used above")
+    return lines
+
+
+def _keys(options: argparse.Namespace) -> int:
+    rows = [{"key": key, "scope": scope, "help": schema.help_of(key)} for key, scope in schema.schema().items()]
+    if options.json:
+        print(json.dumps(rows))
+    else:
+        width = max(len(row["key"]) for row in rows)
+        print("\n".join(f"{row['key']:<{width}}  {row['scope']:<7}  {row['help']}" for row in rows))
+    return 0
+
+
+VERBS = (
+    Verb("plan", _plan, "show points, services, allocations and exact commands", (OVERRIDES,)),
+    Verb("memory", _memory, "predict weights and KV cache of every service, line by line", (OVERRIDES,)),
+    Verb("keys", _keys, "list every config key with its scope and meaning"),
+)

@@ -1,0 +1,75 @@
+"""Before anything is submitted: what is wrong or risky, and what another release changes."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from omegaconf import DictConfig
+
+from jobs.cli import OVERRIDES, Verb
+from jobs.core.errors import ConfigError
+from jobs.engines.ascend.rules import Finding
+from jobs.sweep import check, compose, show
+from jobs.sweep.check import Shared
+
+
+def judge(points: Sequence[Sequence[str]], composer: compose.Composer = compose.default_composer) -> tuple[Shared, ...]:
+    """Return the findings of all points, errors first; a point that cannot be composed is a finding too."""
+
+    @functools.cache
+    def once(groups: tuple[str, ...]) -> DictConfig:
+        return composer(list(groups))
+
+    def look(words: Sequence[str]) -> tuple[Finding, ...]:
+        try:
+            [config] = compose.configs([words], lambda groups: once(tuple(groups)))
+        except ConfigError as error:
+            return (check.from_error(error),)
+        return check.findings(config, memory=True)
+
+    return check.shared(look(words) for words in points)
+
+
+def as_json(found: Sequence[Shared], points: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Return the findings as plain data, each with the override lists of its points."""
+    errors = sum(one.finding.severity == "error" for one in found)
+    return {
+        "points": len(points),
+        "errors": errors,
+        "warnings": len(found) - errors,
+        "findings": [asdict(one.finding) | {"points": [list(points[i]) for i in one.points]} for one in found],
+    }
+
+
+def _check(options: argparse.Namespace) -> int:
+    compose.check(options.overrides)
+    points = [compose.ours(words) for words in compose.expand(options.overrides)]
+    found = judge(points)
+    errors = sum(one.finding.severity == "error" for one in found)
+    if options.json:
+        print(json.dumps(as_json(found, points), default=str))
+    else:
+        for one in found:
+            print(text(one, len(points)))
+        counts = ((len(points), "point"), (errors, "error"), (len(found) - errors, "warning"))
+        asked, *rest = [show.count(number, noun) for number, noun in counts]
+        print(f"{asked}: {', '.join(rest)}")
+    return 2 if errors else 0
+
+
+def text(one: Shared, points: int) -> str:
+    """Return one finding in two lines: what and why; remedy and source."""
+    finding = one.finding
+    some = f" ({len(one.points)} of {points} points)" if len(one.points) < points else ""
+    return (
+        f"{finding.severity} {finding.rule}: {finding.key} = {finding.value}{some}: {finding.reason.rstrip('.')}.\n"
+        f"    {finding.remedy} [{finding.source}]"
+    )
+
+
+VERBS = (Verb("check", _check, "list everything that is wrong or risky with these points", (OVERRIDES,)),)

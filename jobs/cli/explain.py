@@ -1,0 +1,89 @@
+"""What another release changes against the settings as written; and where a setting of a run came from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jobs.cli import OVERRIDES, Verb
+from jobs.core.errors import ConfigError
+from jobs.engines.ascend.migration import defaults, migrate
+from jobs.sweep import check, compose, explain
+
+
+def explain_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
+    """Return for each point the releases, the changes that its engine.release makes, and the defaults that differ.
+
+    Raises:
+        ConfigError: the overrides cannot be composed.
+    """
+    compose.check(overrides)
+    points = [compose.ours(words) for words in compose.expand(overrides)]
+    found = []
+    for words, one in zip(points, compose.written(points), strict=True):
+        made, changes = migrate(one.config, one.explicit)
+        asked = check.question(made)
+        set_here = {**asked.settings, **asked.env, **asked.additional}
+        told = [name for name, value in set_here.items() if value is not None]
+        found.append(
+            {
+                "overrides": list(words),
+                "written_for": one.config.engine.written_for,
+                "release": one.config.engine.release,
+                "changes": [asdict(change) for change in changes],
+                "defaults": [asdict(change) for change in defaults(one.config, told)],
+            }
+        )
+    return found
+
+
+def text(point: dict[str, Any]) -> str:
+    """Return one point's changes as a list for people."""
+    written, release = point["written_for"], point["release"]
+    lines = [" ".join(point["overrides"]) or "(no overrides)"]
+    if not point["changes"]:
+        lines.append(f"  release {release}: everything is as written" + (f" for {written}" if written else ""))
+    else:
+        lines.append(f"  release {release}, written for {written}: {len(point['changes'])} changes")
+    for change in [*point["changes"], *point["defaults"]]:
+        lines.append(f"  {change['key']}: {_value(change['before'])} -> {_value(change['after'])}")
+        lines.append(f"      {change['reason']} [{change['source']}]")
+    return "\n".join(lines)
+
+
+def _value(value: Any) -> str:
+    return "(not set)" if value is None else json.dumps(value)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    if options.key is not None:
+        return _explain_run(options)
+    found = explain_overrides(options.overrides)
+    print(json.dumps(found) if options.json else "\n\n".join(text(point) for point in found))
+    return 0
+
+
+def _explain_run(options: argparse.Namespace) -> int:
+    if len(options.overrides) != 1:
+        reason = "a key is explained in one run"
+        raise ConfigError("--key", options.key, reason, "Write: python -m jobs explain RUN --key KEY.")
+    found = explain.explain(Path(options.overrides[0]), options.key)
+    print(json.dumps(asdict(found), ensure_ascii=False) if options.json else explain.text(found))
+    return 0
+
+
+WHAT = (OVERRIDES[0], {**OVERRIDES[1], "help": "as launch.py -m takes them; with --key: the directory of a sweep"})
+KEY = ("--key", {"metavar": "KEY", "help": "of a run: what set this config key, variable or flag, and what ranks had"})
+
+VERBS = (
+    Verb(
+        "explain",
+        _explain,
+        "say what engine.release changes; with --key: where a setting of a run came from",
+        (WHAT, KEY),
+    ),
+)

@@ -1,0 +1,133 @@
+"""Container images: import once for all nodes, list, verify, prune."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from containers import enroot
+from containers.recipes import recipes, resolve
+from containers.store import Store
+from jobs.allocation.node import container
+from jobs.cli import OVERRIDES, Verb
+from jobs.core import process
+from jobs.core.config import Config
+from jobs.core.errors import ConfigError
+from jobs.sweep import compose
+
+DAY_S = 86_400.0
+
+
+def _image(options: argparse.Namespace) -> int:
+    # What a person types is IMAGE and overrides in any order; an override has a "=" in it.
+    words = [options.image] if options.image else []
+    overrides = [word for word in (*words, *options.overrides) if "=" in word]
+    names = [word for word in (*words, *options.overrides) if "=" not in word]
+    compose.check(overrides)
+    [config] = compose.configs([compose.ours(overrides)])
+    return ACTIONS[options.action](options, config, names)
+
+
+def _import(options: argparse.Namespace, config: Config, names: list[str]) -> int:
+    named = names or ([config.container.image] if config.container.image else [])
+    if not named:
+        known = ", ".join(recipes())
+        raise ConfigError("IMAGE", None, "no image is named", f"Name one, or a recipe: {known}.")
+    signal.signal(signal.SIGTERM, _end)
+    paths, env, store = container.enroot_paths(config), dict(os.environ), Store(container.images(config))
+    made = []
+    for name in named:
+        image = resolve(name, config.container.registry)
+        if image.path:
+            raise ConfigError("IMAGE", name, "it is a file already", "Use it as container.image.")
+        if image.scheme == "docker" and image.registry is None:
+            remedy = "Set container.registry=HOST, or write HOST#image:tag."
+            raise ConfigError("container.registry", None, f"{name} names no registry", remedy)
+        container.check_programs("enroot")
+        entry = store.ensure(
+            image,
+            lambda output, image=image: enroot.fetch(image, output, paths, env, options.arch),  # type: ignore[misc]
+            lambda image=image: enroot.digest(image, env | paths.env()),  # type: ignore[misc]
+            options.arch,
+            lambda text: print(text, file=sys.stderr, flush=True),
+            options.refresh,
+        )
+        made.append(entry)
+    if options.json:
+        print(json.dumps([asdict(entry) for entry in made]))
+    else:
+        print("\n".join(f"{entry.reference}\n  {entry.digest}\n  {entry.path}" for entry in made))
+    return 0
+
+
+def _end(number: int, _: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def _list(options: argparse.Namespace, config: Config, names: list[str]) -> int:
+    entries = Store(container.images(config)).entries()
+    if options.json:
+        found = {"images": [asdict(entry) for entry in entries]}
+        print(json.dumps(found | {"recipes": {tag: asdict(recipe) for tag, recipe in recipes().items()}}))
+        return 0
+    for entry in entries:
+        print(f"{entry.reference} ({entry.arch})  {entry.bytes / 2**30:.2f} GiB\n  {entry.digest}\n  {entry.path}")
+    for tag, recipe in recipes().items():
+        print(f"recipe {tag}: {recipe.repository}:{recipe.tag}, vllm-ascend {recipe.release}, CANN {recipe.cann}")
+    return 0
+
+
+def _verify(options: argparse.Namespace, config: Config, names: list[str]) -> int:
+    store = Store(container.images(config))
+    wanted = {str(resolve(name, config.container.registry)) for name in names}
+    entries = [entry for entry in store.entries() if not wanted or entry.reference in wanted]
+    found = [(entry, store.verify(entry)) for entry in entries]
+    missing = sorted(wanted - {entry.reference for entry in entries})
+    if options.json:
+        results = [{"reference": entry.reference, "path": entry.path, "problem": problem} for entry, problem in found]
+        results += [{"reference": name, "path": None, "problem": "it is not imported"} for name in missing]
+        print(json.dumps(results))
+    else:
+        for entry, problem in found:
+            print(f"{entry.reference}: {problem or 'good'} ({entry.path})")
+        for name in missing:
+            print(f"{name}: it is not imported")
+    return 1 if missing or any(problem for _, problem in found) else 0
+
+
+def _prune(options: argparse.Namespace, config: Config, names: list[str]) -> int:
+    older_s = None if options.older_days is None else options.older_days * DAY_S
+    removed = Store(container.images(config)).prune(older_s)
+    paths = container.enroot_paths(config)
+    if paths.data.is_dir():
+        for name in enroot.leftovers(paths, process.marks):
+            if enroot.remove(name, paths, dict(os.environ)) is None:
+                removed.append(str(Path(paths.data) / name))
+    print(json.dumps({"removed": removed}) if options.json else "\n".join(removed) or "nothing to remove")
+    return 0
+
+
+ACTIONS = {"import": _import, "list": _list, "verify": _verify, "prune": _prune}
+
+VERBS = (
+    Verb(
+        "image",
+        _image,
+        "container images: import once for all nodes, list, verify by content, prune what is left over",
+        (
+            ("action", {"choices": tuple(ACTIONS), "help": "what to do"}),
+            ("image", {"nargs": "?", "metavar": "IMAGE", "help": "a reference, or the tag of a recipe"}),
+            OVERRIDES,
+            ("--arch", {"help": "import: as `uname -m` says it on the nodes; by default this host's"}),
+            ("--refresh", {"action": "store_true", "help": "import: ask the registry whether the tag has moved since"}),
+            ("--older-days", {"type": float, "help": "prune: remove images that were imported longer ago as well"}),
+        ),
+    ),
+)

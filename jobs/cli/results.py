@@ -1,0 +1,89 @@
+"""What came out: one table of many sweeps, the report, comparisons, exports."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from jobs.cli import RUN, Verb
+from jobs.core.files import write_bytes, write_text
+from jobs.results import page
+from jobs.results.compare import compare, text
+from jobs.results.export import TARGETS, export
+from jobs.results.formats import FORMATS, render
+from jobs.results.gather import collect, read_run, read_runs
+from jobs.results.report import data
+from jobs.sweep import launch, show
+
+
+def _collect(options: argparse.Namespace) -> int:
+    runs, skipped = read_runs(options.runs)
+    table = collect(runs)
+    form = "json" if options.json else options.format
+    content = b"" if table.empty and not runs else render(table, form or "csv")
+    if options.out:
+        write_bytes(options.out, content)
+    elif form:
+        sys.stdout.buffer.write(content)
+    elif runs:
+        out = show.console()
+        swept = ("run", *dict.fromkeys(key for run in runs for key in run.swept))
+        out.print(show.table_view(table, swept, out.width if out.is_terminal else None))
+        if reasons := show.reasons_text(table):
+            out.print(reasons, markup=False)
+    for one in skipped:
+        print(f"skipped {one.what}: {one.reason}", file=sys.stderr)
+    return 0 if runs else 1
+
+
+def _report(options: argparse.Namespace) -> int:
+    found = launch.open_sweep(options.run)
+    if options.json:
+        print(json.dumps(data(read_run(found.path)), ensure_ascii=False))
+        return 0
+    shown = data(read_run(found.path))
+    write_text(found.report, page.render(shown))
+    for sentence in shown["verdict"]["sentences"]:
+        print(page.say(sentence))
+    print(f"report: {found.report}")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    pairs = compare(options.a, options.b, options.key, anyway=options.anyway)
+    print(json.dumps([asdict(pair) for pair in pairs], default=str) if options.json else text(pairs))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    written = export(read_run(launch.open_sweep(options.run).path), options.to, options.out)
+    if options.json:
+        print(json.dumps({"to": options.to, "written": [str(path) for path in written]}))
+    else:
+        print("\n".join(f"written: {path}" for path in written) or "nothing to export: no valid row")
+    return 0
+
+
+RUNS = ("runs", {"nargs": "+", "type": Path, "metavar": "RUN", "help": "directories of sweeps, also of other users"})
+FORMAT = ("--format", {"choices": FORMATS, "help": "form of the output; without it a table for people"})
+OUT = ("--out", {"type": Path, "metavar": "FILE", "help": "write here (csv unless --format says otherwise)"})
+SIDE = {"type": Path, "help": "directory of a sweep, or of a point in it (runs/<sweep>/points/<point>)"}
+KEY = ("--key", {"metavar": "KEY", "help": "pair points that are equal in all but this key"})
+ANYWAY = ("--anyway", {"action": "store_true", "help": "compare even if the two did different work"})
+TO = ("--to", {"choices": TARGETS, "required": True, "help": "for which tool"})
+EXPORT_OUT = ("--out", {"type": Path, "metavar": "DIR", "help": "directory to write to; RUN/export by default"})
+
+VERBS = (
+    Verb("collect", _collect, "merge sweeps into one table", (RUNS, FORMAT, OUT)),
+    Verb("report", _report, "write report.html beside the table, and say who won", (RUN,)),
+    Verb(
+        "compare",
+        _compare,
+        "differences of two sweeps or points with their intervals",
+        (("a", {**SIDE, "metavar": "A"}), ("b", {**SIDE, "metavar": "B"}), KEY, ANYWAY),
+    ),
+    Verb("export", _export, "write results for other tools", (RUN, TO, EXPORT_OUT)),
+)

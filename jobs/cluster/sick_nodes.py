@@ -1,0 +1,71 @@
+"""Which nodes failed lately: what the next submission leaves out, or proposes to leave out."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass, replace
+
+from jobs.cluster.nodelist import expand_nodelist
+from jobs.core.config import Config
+from jobs.core.errors import UserError
+from jobs.core.files import read_json
+from jobs.core.rundir import Root
+
+
+@dataclass(frozen=True)
+class Sick:
+    """A node that failed, when (Unix seconds), and by what."""
+
+    node: str
+    time: float
+    reason: str
+
+    def __str__(self) -> str:
+        hours = (time.time() - self.time) / 3600
+        ago = f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.0f} min"
+        return f"{self.node} failed its checks {ago} ago: {self.reason}"
+
+
+def sick(root: Root, hours: float) -> list[Sick]:
+    """Return the nodes whose evidence has not expired."""
+    found = []
+    for path in root.nodes():
+        with contextlib.suppress(UserError, KeyError, TypeError, IndexError, ValueError):  # half a file is no evidence
+            data = read_json(path)
+            one = Sick(str(data["node"]), float(data["time"]), str(data["reasons"][0]))
+            if time.time() - one.time < hours * 3600:
+                found.append(one)
+    return found
+
+
+def to_exclude(config: Config, root: Root) -> list[Sick]:
+    """Return the sick nodes that this config neither excludes nor asks for by name."""
+    named: set[str] = set()
+    for nodelist in (config.cluster.exclude, config.cluster.nodelist):
+        with contextlib.suppress(UserError):  # sbatch will say what is wrong with it
+            named.update(expand_nodelist(nodelist or ""))
+    return [one for one in sick(root, config.preflight.evidence_hours) if one.node not in named]
+
+
+def without_sick(config: Config, root: Root) -> Config:
+    """Return the config with the sick nodes in cluster.exclude, if preflight.exclude_sick asks for it."""
+    found = to_exclude(config, root) if config.preflight.exclude_sick and config.cluster.kind != "local" else []
+    if not found:
+        return config
+    exclude = ",".join([*([config.cluster.exclude] if config.cluster.exclude else []), *(one.node for one in found)])
+    return replace(config, cluster=replace(config.cluster, exclude=exclude))
+
+
+def proposal(config: Config, root: Root) -> list[str]:
+    """Return lines for people before a submission: which nodes are left out, or might be."""
+    found = to_exclude(config, root) if config.cluster.kind != "local" else []
+    if not found:
+        return []
+    names = ",".join(one.node for one in found)
+    if config.preflight.exclude_sick:
+        end = f"left out: cluster.exclude={names} (preflight.exclude_sick)"
+    else:
+        them = "it" if len(found) == 1 else "them"
+        end = f"to leave {them} out: 'cluster.exclude=\"{names}\"', or preflight.exclude_sick=true"
+    return [*(str(one) for one in found), end]

@@ -1,0 +1,85 @@
+"""What sections of the schema are made of: fields with help and scope, checked types, the strict base class."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The project's root: relative `model.path` and `engine.command` are taken from here."""
+
+
+def from_root(text: str) -> str:
+    """Return a relative path with a slash as an absolute one from the project's root; other text as it is."""
+    return text if text.startswith(("/", "{")) or "/" not in text else str(ROOT / text)
+
+
+def one_of(*valid: str) -> AfterValidator:
+    """Return the check of a text that must be one of these words."""
+
+    def check(value: str) -> str:
+        if value not in valid:
+            raise ValueError(f"valid values are {', '.join(valid)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def setting(default: Any, text: str, *, scope: str | None = None) -> Any:
+    """Return a field with its default, its help text and, where it differs from its section's, its scope."""
+    metadata = {"help": text} | ({"scope": scope} if scope else {})
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def section(cls: type, text: str, *, scope: str | None = None) -> Any:
+    """Return a field that is a section of its own."""
+    return field(default_factory=cls, metadata={"help": text} | ({"scope": scope} if scope else {}))
+
+
+def _number_as_text(value: Any) -> Any:
+    """A number stands for its text where text is asked for (`cluster.mem=0`), as in Hydra."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+Whole = Annotated[int, Field(ge=0, strict=True)]
+Port = Annotated[int, Field(ge=1, le=65535, strict=True)]
+Positive = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+Text = Annotated[str, Field(strict=True), BeforeValidator(_number_as_text)]
+
+
+def _one_line(value: str) -> str:
+    """Refuse what would leave the line of a batch script in which it stands: the rest would be options of its own."""
+    if any(unicodedata.category(one) in ("Cc", "Zl", "Zp") for one in value):
+        raise ValueError("it has a line break or another control character")
+    return value
+
+
+def _words_on_one_line(options: dict[str, Any]) -> dict[str, Any]:
+    for key, value in options.items():
+        _one_line(key)
+        if isinstance(value, str):
+            _one_line(value)
+    return options
+
+
+Line = Annotated[Text, AfterValidator(_one_line)]
+"""Text that becomes a part of one line for Slurm."""
+
+Options = Annotated[dict[str, Any], AfterValidator(_words_on_one_line)]
+"""Options by name, each of them on one line for Slurm."""
+
+
+class Section:
+    """Base of all sections: a key that is not a field is an error."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")

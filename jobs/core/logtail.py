@@ -1,0 +1,63 @@
+"""What the end of a log says, and how a rank says something in its own."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+_ERROR = re.compile(r"\b(?:[A-Z]\w*(?:Error|Exception)\b|ERROR|error:|FATAL|CRITICAL)|E[IJZ]\d{4}|not found")
+
+
+_NOISE = re.compile(
+    r"Engine core initialization failed|ERR02200|EI0009|resource_tracker|leaked|Traceback|^\s*\^+\s*$|raise "
+)
+"""Follow-on errors that only repeat what another line said first."""
+
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+TAIL_BYTES = 256 * 1024
+
+
+def read_tail(path: Path, size: int = TAIL_BYTES) -> str:
+    """Return the last `size` bytes of a log as text; an empty string where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - size))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def last_line(path: Path) -> str:
+    """Return the last line of a log of our own."""
+    lines = read_tail(path, 4096).strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
+
+
+def read_all(path: Path) -> str:
+    """Return a whole log as text; an empty string where there is none."""
+    return read_tail(path, 64 * 1024 * 1024)
+
+
+def last_words(text: str) -> str:
+    """Return the line that says most about a failure: the last real error line, else the last line."""
+    lines = [line.strip() for line in _COLOUR.sub("", text).splitlines() if line.strip()]
+    errors = [line for line in lines if _ERROR.search(line) and not _NOISE.search(line)]
+    if errors:
+        return errors[-1][:400]
+    return lines[-1][:400] if lines else "(its log is empty)"
+
+
+def own_error(text: str) -> str | None:
+    """Return the error with which a rank of ours ended (its output, see jobs/allocation/rank.py), or None."""
+    found = [line for line in text.splitlines() if line.startswith("error: ")]
+    return found[-1].removeprefix("error: ")[:400] if found else None
+
+
+def say(text: str) -> None:
+    """Write one line of a task's own output, with the time of day."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)

@@ -1,0 +1,142 @@
+"""The schema as a whole: its keys and their scopes, validation of a tree, registration in Hydra's ConfigStore."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields
+from functools import cache
+from typing import Any, get_type_hints
+
+from omegaconf import OmegaConf
+from pydantic import TypeAdapter, ValidationError
+
+from jobs.core.config import Config
+from jobs.core.errors import ConfigError, nearest
+from jobs.core.fields import ROOT, Section
+
+CONF = ROOT / "conf"
+
+
+@cache
+def schema() -> Mapping[str, str]:
+    """Return the scope of every leaf key by its dotted name; open mappings (`engine.env`) are one leaf."""
+    return dict(_leaves(Config, "", ""))
+
+
+@cache
+def _hints(cls: type) -> Mapping[str, Any]:
+    """Return the types of a section's fields: they are written as text, and to evaluate it takes long."""
+    return get_type_hints(cls)
+
+
+def _leaves(cls: type, prefix: str, scope: str) -> Iterator[tuple[str, str]]:
+    hints = _hints(cls)
+    for item in fields(cls):
+        name, here = prefix + item.name, item.metadata.get("scope", scope)
+        kind = hints[item.name]
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield from _leaves(kind, name + ".", here)
+        else:
+            yield name, here
+
+
+@cache
+def open_mappings() -> frozenset[str]:
+    """Return the dotted names of mappings that take any key (`engine.env`, `engine.args`, ...)."""
+    return _open(Config, "") & schema().keys()
+
+
+def _open(cls: type, prefix: str) -> frozenset[str]:
+    found: frozenset[str] = frozenset()
+    hints = _hints(cls)
+    for item in fields(cls):
+        kind = hints[item.name]
+        if isinstance(kind, type) and issubclass(kind, Section):
+            found |= _open(kind, prefix + item.name + ".")
+        elif item.default_factory is not MISSING or "dict[" in str(item.type).split("tuple")[0]:
+            found |= {prefix + item.name}
+    return found
+
+
+def leaf_of(key: str) -> str | None:
+    """Return the schema leaf that a dotted key sets, or None: `engine.env.FOO` belongs to `engine.env`."""
+    if key in schema():
+        return key
+    for name in open_mappings():
+        if key.startswith(name + "."):
+            return name
+    return None
+
+
+def check_key(key: str, value: object) -> None:
+    """Raise ConfigError with the nearest valid key where `key` is neither a leaf nor a section."""
+    if leaf_of(key) or any(name.startswith(key + ".") for name in schema()):
+        return
+    section = key.partition(".")[0] + "."
+    listed = [name for name in schema() if name.startswith(section)] or [item.name for item in fields(Config)]
+    raise ConfigError(key, value, "there is no such key", nearest(key, schema(), listed))
+
+
+_ADAPTER = TypeAdapter(Config)
+
+
+def build(values: Mapping[str, Any]) -> Config:
+    """Turn plain nested mappings into a validated `Config`.
+
+    Raises:
+        ConfigError: unknown key (with the nearest valid one), wrong type, value out of range. The first
+            error is raised; each names key, value, reason and remedy.
+    """
+    try:
+        return _ADAPTER.validate_python(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "unexpected_keyword_argument":
+            check_key(key, first["input"])
+        # pydantic appends the branch of a union to the location: the leaf is the longest known prefix.
+        leaf = next((name for name in schema() if key == name or key.startswith(name + ".")), key)
+        raise ConfigError(leaf, repr(first["input"]), first["msg"], f"{leaf}: {help_of(leaf)}") from None
+
+
+def help_of(key: str) -> str:
+    """Return the help text of a leaf key."""
+    cls: Any = Config
+    text = ""
+    for part in key.split("."):
+        item = next((f for f in fields(cls) if f.name == part), None)
+        if item is None:
+            break
+        text = item.metadata.get("help", "")
+        kind = _hints(cls)[part]
+        if not (isinstance(kind, type) and issubclass(kind, Section)):
+            break
+        cls = kind
+    return text
+
+
+@cache
+def register() -> None:
+    """Put the schema into Hydra's ConfigStore as `schema`.
+
+    OmegaConf marks frozen dataclasses read-only, which would refuse the YAML files themselves: the flag is
+    lifted on the node. The frozen object comes back from `build`.
+    """
+    from hydra.core.config_store import ConfigStore  # ranks, which only build a config, need no Hydra
+
+    OmegaConf.register_new_resolver("minus", lambda a, b: a - b, replace=True)  # ${minus:${a},${b}} in conf/
+    node = OmegaConf.structured(Config)
+    _thaw(node)
+    for name in open_mappings():
+        child = OmegaConf.select(node, name)
+        if OmegaConf.is_dict(child):
+            OmegaConf.set_struct(child, False)
+    ConfigStore.instance().store(name="schema", node=node, provider="jobs")
+
+
+def _thaw(node: Any) -> None:
+    OmegaConf.set_readonly(node, None)
+    for key in node:
+        child = node._get_node(key)
+        if OmegaConf.is_dict(child):
+            _thaw(child)

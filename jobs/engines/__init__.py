@@ -1,0 +1,1 @@
+"""What is served: command line, environment, memory and log of each engine."""

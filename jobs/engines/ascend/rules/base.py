@@ -1,0 +1,155 @@
+"""What a rule is: a pure function of one question, with its severity, releases and source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+from jobs.core.config import Config
+from jobs.engines.ascend import Release, version
+from jobs.engines.checkpoint.architecture import Architecture
+
+Severity = Literal["error", "warning"]
+
+NPU = ("vllm_ascend",)
+RELEASED = ("vllm_ascend", "simulator")
+EVERY = ("vllm_ascend", "simulator", "vllm_cpu")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong, or risky, with one config.
+
+    Attributes:
+        rule: id of the rule.
+        severity: error: the engine refuses it, or silently does something else; warning: it runs, at a price.
+        key, value: the config key at fault and what it says.
+        reason: why. remedy: what to do instead.
+        source: where the engine or its documentation says so.
+    """
+
+    rule: str
+    severity: Severity
+    key: str
+    value: Any
+    reason: str
+    remedy: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the rules judge: one config and what it renders to.
+
+    Attributes:
+        ranks: flags of each rank by name, without dashes; empty where the layout is impossible.
+        settings: flags that do not depend on the rank.
+        env: variables of rank 0 that the config sets.
+        release: None for an engine whose releases are not described here (vllm_cpu).
+        arch: the model, where its config.json is known.
+    """
+
+    config: Config
+    settings: Mapping[str, Any]
+    env: Mapping[str, str]
+    ranks: tuple[Mapping[str, Any], ...] = ()
+    release: Release | None = None
+    arch: Architecture | None = None
+
+    @property
+    def additional(self) -> Mapping[str, Any]:
+        """`additional_config`, empty where there is none."""
+        return self.config.engine.additional_config or {}
+
+    def section(self, name: str) -> Mapping[str, Any]:
+        """Return a section of `additional_config`, empty where it is none."""
+        found = self.additional.get(name)
+        return found if isinstance(found, Mapping) else {}
+
+    def on(self, flag: str) -> bool:
+        """Whether a switch of the command line is on."""
+        return is_true(self.settings.get(flag))
+
+    def size(self, flag: str) -> int:
+        """Return a parallel size of the command line; 1 where it is not given or not a number."""
+        value = str(self.settings.get(flag, 1))
+        return int(value) if value.isdigit() else 1
+
+    @property
+    def speculative(self) -> bool:
+        """Whether the multi-token prediction layer is used."""
+        return "mtp" in str(self.settings.get("speculative-config"))
+
+
+def is_true(value: Any) -> bool:
+    """Whether a setting is on, as a value of YAML or as the text of a variable."""
+    return str(value).lower() in ("1", "true")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a rule says about one key; the rest of a finding is the rule's own."""
+
+    key: str
+    value: Any
+    reason: str
+    remedy: str
+    severity: Severity | None = None
+    source: str | None = None
+
+
+Check = Callable[[Question], Iterable[Problem]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule.
+
+    Attributes:
+        releases: where it holds: "all", or "0.9.1", "<0.12", ">=0.18", "0.11..0.13" (both ends included).
+        engines: values of engine.name that it holds for. The rehearsal engine refuses what the release refuses,
+            but what is only slow or risky on real NPUs is no matter for a rehearsal.
+    """
+
+    id: str
+    severity: Severity
+    releases: str
+    source: str
+    check: Check = field(compare=False)
+    engines: tuple[str, ...] = RELEASED
+
+    def findings(self, question: Question) -> Iterator[Finding]:
+        """Yield what this rule has against the config; nothing where it does not hold for engine or release."""
+        if question.config.engine.name not in self.engines:
+            return
+        if self.releases != "all" and not (question.release and covers(self.releases, question.release.version)):
+            return
+        for p in self.check(question):
+            yield Finding(
+                self.id, p.severity or self.severity, p.key, p.value, p.reason, p.remedy, p.source or self.source
+            )
+
+
+def rule(
+    id: str, severity: Severity, releases: str, source: str, engines: tuple[str, ...] = RELEASED
+) -> Callable[[Check], Rule]:
+    """Make a rule of the function below it."""
+    return lambda check: Rule(id, severity, releases, source, check, engines)
+
+
+@cache
+def covers(releases: str, at: tuple[int, ...]) -> bool:
+    """Whether a release, as numbers, is one of those that the text of `Rule.releases` names."""
+    if releases == "all":
+        return True
+    low, dots, high = releases.partition("..")
+    if dots:
+        upper = version(high)
+        return version(low) <= at and at[: len(upper)] <= upper
+    if releases.startswith("<"):
+        return at < version(releases[1:])
+    if releases.startswith(">="):
+        return at >= version(releases[2:])
+    return at[: len(version(releases))] == version(releases)

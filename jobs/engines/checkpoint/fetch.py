@@ -1,0 +1,104 @@
+"""Fetch a checkpoint: by the `modelscope` client (the article's source), or from a mirror of the site. Resumable."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from jobs.core import process
+from jobs.core.errors import RunError
+from jobs.core.lock import exclusive
+from jobs.engines.checkpoint.checkpoint import files
+from jobs.engines.checkpoint.copying import Progress, check_space, copy_files, is_copied
+
+CLIENT = "modelscope"
+PARALLEL = 4
+LOCK = ".fetch.lock"
+"""In the checkpoint's directory: of two fetches into it, one works, and the other then finds its files."""
+
+Run = Callable[[list[str]], int]
+"""Runs a program in the foreground, with its own output on the terminal; returns its exit code."""
+
+
+def fetch(
+    origin: str, name: str | None, target: Path, *, client: str = CLIENT, revision: str | None = None,
+    parallel: int = PARALLEL, progress: Progress = lambda _: None, waiting: Callable[[str], None] = lambda _: None,
+    run: Run = process.attend,
+) -> None:  # fmt: skip
+    """Fetch a checkpoint into a directory; what was fetched before is kept.
+
+    Args:
+        origin: `modelscope`, the directory of a mirror, or its http(s) base URL, which the user gives.
+        name: the model's name at ModelScope; for origin=modelscope only.
+        target: where it goes; made where it is missing.
+        client: the `modelscope` program, by name or path.
+        revision: branch or tag at ModelScope.
+        parallel: files at a time.
+        progress: told how far it is; the client shows its own.
+        waiting: called once where another process fetches into the same directory, with who that is.
+        run: how the client is run.
+
+    Raises:
+        RunError: it cannot be fetched; the same command again resumes.
+    """
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError("--to", target, str(error), "Name a directory that you can write.") from None
+    with exclusive(target / LOCK, waiting, required=False):
+        if origin == CLIENT:
+            _by_client(name, target, client, revision, parallel, run)
+        elif origin.startswith(("http://", "https://")):
+            from jobs.engines.checkpoint import mirror  # brings requests along, which no other verb needs
+
+            mirror.download(origin, target, parallel=parallel, progress=progress)
+        else:
+            _from_directory(Path(origin), target, parallel, progress)
+
+
+def find_client(client: str) -> str:
+    """Return the path of the `modelscope` program: on PATH, or beside this Python.
+
+    Raises:
+        RunError: there is none.
+    """
+    beside = Path(sys.executable).parent / client
+    found = shutil.which(client) or (str(beside) if beside.is_file() else None)
+    if not found:
+        remedy = (
+            "Install it in any environment (pip install modelscope) and name it by --client PATH,"
+            " or copy from a mirror of your site: --from DIRECTORY_OR_URL."
+        )
+        raise RunError("--client", client, "there is no such program here", remedy)
+    return found
+
+
+def client_command(program: str, name: str, target: Path, revision: str | None, parallel: int) -> list[str]:
+    """Return the client's command line (`modelscope download --help`, 1.20 and newer)."""
+    words = [program, "download", "--model", name, "--local_dir", str(target), "--max-workers", str(parallel)]
+    return words + (["--revision", revision] if revision else [])
+
+
+def _by_client(name: str | None, target: Path, client: str, revision: str | None, parallel: int, run: Run) -> None:
+    if not name:
+        remedy = "Set model.source=ORGANISATION/NAME, or copy from a mirror: --from DIRECTORY_OR_URL."
+        raise RunError("model.source", name, "the model has no name at ModelScope", remedy)
+    command = client_command(find_client(client), name, target, revision, parallel)
+    code = run(command)
+    if code:
+        remedy = "Its own words stand above. The same command again goes on where it stopped."
+        raise RunError(" ".join(command), "(command)", f"it ended with code {code}", remedy)
+
+
+def _from_directory(origin: Path, target: Path, parallel: int, progress: Progress) -> None:
+    if not origin.is_dir():
+        remedy = "Give `modelscope`, the directory of a mirror, or its http(s) URL."
+        raise RunError("--from", origin, "there is no such directory", remedy)
+    if origin.resolve() == target.resolve():
+        raise RunError("--to", target, "it is the mirror itself", "Name another directory, or set model.path.")
+    sizes = files(origin)
+    needed = sum(size for name, size in sizes.items() if not is_copied(origin / name, target / name))
+    check_space("--to", target, needed, "Free space there, or name another file system.")
+    copy_files(origin, target, sizes, parallel=parallel, progress=progress)

@@ -1,0 +1,61 @@
+"""`python -m jobs.engines.simulator serve MODEL FLAGS...`: see the package's text."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+
+from jobs.core.errors import ConfigError
+from jobs.engines.ascend import release
+from jobs.engines.simulator.faults import parse_faults
+from jobs.engines.simulator.flags import CommandLine, UsageError, parse
+from jobs.engines.simulator.headless import run_headless
+from jobs.engines.simulator.log import Log, traceback_line
+from jobs.engines.simulator.player import Player
+from jobs.engines.simulator.settings import Settings, StartError, settle
+from jobs.engines.simulator.spec import VARIABLE, Spec, read_spec
+
+
+async def _run(settings: Settings, spec: Spec, log: Log) -> int:
+    player = Player(parse_faults(spec.rehearsal.faults), spec.rank, log)
+    player.reach("start")
+    await player.loads.wait()
+    if settings.headless:
+        return await run_headless(settings, spec, player, log)
+    from jobs.engines.simulator.head import Head  # with the HTTP server, which a headless rank has not
+
+    return await Head(settings, spec, player, log).run()
+
+
+def _greet(line: CommandLine, spec: Spec, log: Log) -> None:
+    for name in line.deprecated:
+        log.warning("utils.py:1416", f"argument '{name}' is deprecated")
+    if not line.args.headless:
+        log.info("api_server.py:1287", f"vLLM API server version {spec.release}")
+        log.info("cli_args.py:309", f"non-default args: {dict(line.changed)}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Act as `vllm`; return the exit code (2: bad command line or spec, 1: cannot start, 0: told to stop)."""
+    try:
+        spec = read_spec(os.environ.get(VARIABLE))
+        line = parse(argv, release(spec.release))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except UsageError as error:
+        traceback_line(str(error))
+        return 1
+    log = Log(os.environ.get("VLLM_LOGGING_LEVEL", "INFO"))
+    _greet(line, spec, log)
+    try:
+        return asyncio.run(_run(settle(line.args, spec, os.environ), spec, log))
+    except StartError as error:
+        traceback_line(str(error))
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,197 @@
+"""The HTTP side of the head: vLLM's routes on aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from jobs.engines.simulator.answers import StreamAnswer, WholePart
+from jobs.engines.simulator.asking import Ask, Prompt, Refused, bad, pinned_rank, read_ask, text_tokens
+from jobs.engines.simulator.frontend import Frontend, Listener
+from jobs.engines.simulator.log import Log, server_line
+from jobs.engines.simulator.metrics import render
+from jobs.engines.simulator.player import ENGINE_DEAD
+from jobs.engines.simulator.replies import Form, dumps, error_body, model_list
+from jobs.engines.simulator.settings import Settings
+
+MAX_BODY = 256 * 1024 * 1024
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def _json(body: object, status: int = 200) -> web.Response:
+    return web.Response(text=dumps(body), status=status, headers={"Content-Type": "application/json"})
+
+
+class Api:
+    """Answers HTTP requests with the help of the front end.
+
+    Args:
+        version: vLLM's, for /version.
+        blocks: KV cache blocks of all engines.
+        recall_tokens: longest text of which a question is answered rightly (`engine.rehearsal.recall_tokens`).
+        release_gaps: leave out what 0.9.1 lacks (`engine.rehearsal.release_gaps`).
+        on_dead: called when a request finds the engines dead; vLLM then ends itself (entrypoints/launcher.py).
+    """
+
+    def __init__(
+        self,
+        frontend: Frontend,
+        settings: Settings,
+        log: Log,
+        *,
+        version: str,
+        blocks: int,
+        release_gaps: bool,
+        recall_tokens: int,
+        on_dead: Callable[[], None],
+    ) -> None:
+        self._frontend, self._settings, self._log = frontend, settings, log
+        self._version, self._blocks, self._gaps, self._on_dead = version, blocks, release_gaps, on_dead
+        self._recall_tokens = recall_tokens
+
+    def application(self) -> web.Application:
+        """Return the aiohttp application."""
+        app = web.Application(client_max_size=MAX_BODY, middlewares=[self._guard])
+        app.add_routes(
+            [
+                web.get("/health", self._health),
+                web.get("/ping", self._health),
+                web.get("/v1/models", self._models),
+                web.get("/version", self._show_version),
+                web.get("/metrics", self._metrics),
+                web.post("/tokenize", self._tokenize),
+                web.post("/v1/completions", self._completions),
+                web.post("/v1/chat/completions", self._chat),
+            ]
+        )
+        app.on_response_prepare.append(self._on_response)
+        return app
+
+    async def _on_response(self, request: web.Request, response: web.StreamResponse) -> None:
+        response.headers["Server"] = "uvicorn"
+        if self._settings.access_log:
+            peer = request.transport.get_extra_info("peername") if request.transport else None
+            where = f"{peer[0]}:{peer[1]}" if peer else "-"
+            line = f'{where} - "{request.method} {request.path_qs} HTTP/1.1" {response.status} {response.reason}'
+            server_line(line, access=True)
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        key = self._settings.api_key
+        if key and request.path.startswith("/v1") and request.headers.get("Authorization") != f"Bearer {key}":
+            return _json({"error": "Unauthorized"}, status=401)
+        try:
+            return await handler(request)
+        except Refused as refusal:
+            return _json(refusal.body, status=refusal.status)
+        except web.HTTPException as error:
+            return _json({"detail": error.reason}, status=error.status)
+
+    async def _health(self, request: web.Request) -> web.StreamResponse:
+        if self._frontend.dead:
+            self._on_dead()
+            return web.Response(status=500)
+        return web.Response()
+
+    async def _models(self, request: web.Request) -> web.StreamResponse:
+        settings = self._settings
+        return _json(model_list(settings.names, settings.model, settings.max_model_len))
+
+    async def _show_version(self, request: web.Request) -> web.StreamResponse:
+        return _json({"version": self._version})
+
+    async def _metrics(self, request: web.Request) -> web.StreamResponse:
+        engines = list(enumerate(self._frontend.metrics)) if self._settings.log_stats else []
+        shown = engines[-1:] if self._gaps else engines
+        text = render(shown, self._settings.names[0], self._blocks, self._settings.block_size)
+        return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def _tokenize(self, request: web.Request) -> web.StreamResponse:
+        body = json.loads(await request.read())
+        count = text_tokens(str(body.get("prompt") or ""))
+        return _json({"count": count, "max_model_len": self._settings.max_model_len, "tokens": [0] * count})
+
+    async def _completions(self, request: web.Request) -> web.StreamResponse:
+        return await self._answer(request, chat=False)
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._answer(request, chat=True)
+
+    async def _answer(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
+        if request.content_type != "application/json":
+            raise bad("[\"Unsupported Media Type: Only 'application/json' is allowed\"]")
+        try:
+            body = json.loads(await request.read())
+        except ValueError as error:
+            raise bad(
+                f"[{{'type': 'json_invalid', 'loc': ('body', 0), 'msg': 'JSON decode error: {error}'}}]"
+            ) from None
+        if self._frontend.dead:
+            self._on_dead()
+            raise Refused(500, error_body(ENGINE_DEAD, "Internal Server Error", 500))
+        ask = read_ask(body, chat, self._settings)
+        header = None if self._gaps else request.headers.get("X-data-parallel-rank")
+        pinned = pinned_rank(header, self._settings.data_parallel)
+        identity = request.headers.get("X-Request-Id") or uuid.uuid4().hex
+        form = Form(
+            identity=f"{'chatcmpl' if chat else 'cmpl'}-{identity}",
+            created=int(time.time()),
+            model=ask.model,
+            chat=chat,
+            stream=ask.stream,
+            include_usage=ask.include_usage,
+            continuous_usage=ask.continuous_usage,
+        )
+        if self._settings.log_requests:
+            asked = ", ".join(f"{p.tokens} prompt tokens, max_tokens={m}" for p, (m, _) in
+                              zip(ask.prompts, ask.limits, strict=True))  # fmt: skip
+            self._log.info("logger.py:43", f"Received request {form.identity}: {asked}.")
+        if ask.stream:
+            return await self._stream(request, ask, form, pinned)
+        return await self._whole(ask, form, pinned)
+
+    def _submit(self, ask: Ask, pinned: int | None, listeners: list[Listener]) -> list[int]:
+        return [
+            self._frontend.submit(prompt.tokens, limit, reason, prompt.hashes, pinned, listener)
+            for prompt, (limit, reason), listener in zip(ask.prompts, ask.limits, listeners, strict=True)
+        ]
+
+    async def _stream(self, request: web.Request, ask: Ask, form: Form, pinned: int | None) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        response.enable_chunked_encoding()
+        with contextlib.suppress(ConnectionResetError):  # the client is gone; vLLM says nothing either
+            await response.prepare(request)
+        transport = request.transport
+        if not response.prepared or not isinstance(transport, asyncio.WriteTransport):
+            return response
+        answer = StreamAnswer(transport, form, [prompt.tokens for prompt in ask.prompts])
+        keys = self._submit(ask, pinned, list(answer.parts))
+        try:
+            await answer.ended
+        finally:
+            self._frontend.cancel(keys)
+        with contextlib.suppress(ConnectionResetError):
+            await response.write_eof()
+        return response
+
+    def _recalled(self, prompt: Prompt) -> str:
+        return prompt.answer if prompt.answer and prompt.tokens <= self._recall_tokens else ""
+
+    async def _whole(self, ask: Ask, form: Form, pinned: int | None) -> web.StreamResponse:
+        parts = [WholePart(self._recalled(prompt)) for prompt in ask.prompts]
+        keys = self._submit(ask, pinned, list(parts))
+        try:
+            choices = await asyncio.gather(*(part.ended for part in parts))
+        except RuntimeError as error:
+            raise Refused(500, error_body(str(error), "Internal Server Error", 500)) from None
+        finally:
+            self._frontend.cancel(keys)
+        prompt, made = sum(p.tokens for p in ask.prompts), sum(p.made for p in parts)
+        return _json(form.body(list(choices), prompt, made))

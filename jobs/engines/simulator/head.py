@@ -1,0 +1,281 @@
+"""The head: waits for every data-parallel rank, then serves HTTP (vllm/v1/utils.py wait_for_engine_startup, 0.9.1)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Coroutine, Iterable
+from typing import Any
+
+from aiohttp import web
+
+from jobs.engines.simulator.api import Api
+from jobs.engines.simulator.engine import Engine, Output
+from jobs.engines.simulator.frontend import Frontend
+from jobs.engines.simulator.loading import EngineFailed, load_engine
+from jobs.engines.simulator.log import Log, server_line, traceback_line
+from jobs.engines.simulator.player import Player
+from jobs.engines.simulator.scheduler import Request
+from jobs.engines.simulator.settings import Settings, StartError
+from jobs.engines.simulator.spec import Spec
+from jobs.engines.simulator.wire import Message, pack, pack_request, receive, unpack_output
+
+POLL_S = 10.0
+"""How often vLLM says at level DEBUG whom it waits for."""
+
+WATCHDOG_S = 5.0
+
+
+class HeadFailed(StartError):
+    """The head cannot start; the text is the exception that vLLM would print."""
+
+
+class Local:
+    """An engine in this process."""
+
+    def __init__(self, engine: Engine, player: Player) -> None:
+        self.engine, self._player = engine, player
+
+    def add(self, request: Request) -> None:
+        """Queue a request."""
+        self._player.request(request.limit)
+        self.engine.add(request)
+
+    def abort(self, keys: Iterable[int]) -> None:
+        """Forget requests."""
+        self.engine.abort(keys)
+
+
+class Remote:
+    """The engine of a headless rank. What is sent to one that is gone is lost; nobody notices, as in vLLM."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.state, self.blocks = rank, "NEW", 0
+        self.writer: asyncio.StreamWriter | None = None
+
+    def add(self, request: Request) -> None:
+        """Send a request."""
+        self._send(pack_request(request))
+
+    def abort(self, keys: Iterable[int]) -> None:
+        """Send that requests are to be forgotten."""
+        self._send(pack("abort", list(keys)))
+
+    def _send(self, data: bytes) -> None:
+        if self.writer is not None and not self.writer.is_closing():
+            self.writer.write(data)
+
+
+class Head:
+    """One head from bind to exit."""
+
+    def __init__(self, settings: Settings, spec: Spec, player: Player, log: Log) -> None:
+        self._settings, self._spec, self._player, self._log = settings, spec, player, log
+        self._remotes = {r: Remote(r) for r in range(settings.data_parallel) if r not in settings.local}
+        self._changed = asyncio.Event()
+        self._failure: str | None = None
+        self._ending = asyncio.Event()
+        self._frontend: Frontend | None = None
+        self._engines: list[Engine] = []
+
+    async def run(self) -> int:
+        """Serve until a signal; return the exit code."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        with contextlib.closing(_bind(self._settings.http_address)) as listening:
+            starting = asyncio.ensure_future(self._start())
+            if not await _first(starting, stop.wait()):
+                traceback_line("KeyboardInterrupt: terminated")
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                os.kill(os.getpid(), signal.SIGINT)
+            frontend, blocks = starting.result()
+            return await self._serve(frontend, blocks, listening, stop)
+
+    async def _start(self) -> tuple[Frontend, int]:
+        """Bring all data-parallel ranks up."""
+        server = None if self._settings.local_only else await self._listen()
+        await self._until({"CONNECTED", "READY"}, "connect")
+        loaded = await asyncio.gather(
+            *(load_engine(r, self._settings, self._spec, self._player, self._log, self._receive)
+              for r in self._settings.local),
+            return_exceptions=True,
+        )  # fmt: skip
+        failed = {f"EngineCore_{i}": 1 for i, result in enumerate(loaded) if isinstance(result, EngineFailed)}
+        if failed:
+            raise HeadFailed(
+                f"RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {failed}"
+            )
+        locals_: dict[int, tuple[Engine, int]] = {}
+        for rank, result in zip(self._settings.local, loaded, strict=True):
+            if isinstance(result, BaseException):
+                raise result
+            locals_[rank] = result
+        await self._until({"READY"}, "start")
+        if server:
+            server.close()  # vLLM closes its handshake socket now; the connections stay
+        self._engines = [engine for engine, _ in locals_.values()]
+        backends = [
+            Local(locals_[r][0], self._player) if r in locals_ else self._remotes[r]
+            for r in range(self._settings.data_parallel)
+        ]
+        blocks = sum(b for _, b in locals_.values()) + sum(r.blocks for r in self._remotes.values())
+        self._frontend = Frontend(backends, self._settings.max_model_len, self._log)
+        self._player.on_dead = self._frontend.die
+        return self._frontend, blocks
+
+    async def _serve(self, frontend: Frontend, blocks: int, listening: socket.socket, stop: asyncio.Event) -> int:
+        log, settings = self._log, self._settings
+        api = Api(
+            frontend,
+            settings,
+            log,
+            version=self._spec.release,
+            blocks=blocks,
+            release_gaps=self._spec.rehearsal.release_gaps,
+            recall_tokens=self._spec.rehearsal.recall_tokens,
+            on_dead=self._ending.set,
+        )
+        if settings.log_stats:
+            log.info(
+                "loggers.py:137",
+                f"Engine 000: vllm cache_config_info with initialization after num_gpu_blocks is: {blocks}",
+            )
+        host, port = settings.http_address
+        log.info("api_server.py:1349", f"Starting vLLM API server 0 on http://{host or '0.0.0.0'}:{port}")
+        app = api.application()
+        log.info("launcher.py:29", "Available routes are:")
+        for route in app.router.routes():
+            if route.method != "HEAD" and route.resource:
+                log.info("launcher.py:37", f"Route: {route.resource.canonical}, Methods: {route.method}")
+        runner = web.AppRunner(app, access_log=None, handle_signals=False, handler_cancellation=True)
+        await runner.setup()
+        say = _uvicorn(settings)
+        say(f"Started server process [{os.getpid()}]")
+        say("Waiting for application startup.")
+        await web.SockSite(runner, listening, backlog=2048).start()
+        say("Application startup complete.")  # uvicorn says it just before; so whoever waits for it can connect
+        self._player.reach("ready")
+        jobs: list[Coroutine[Any, Any, None]] = [engine.run() for engine in self._engines]
+        jobs += [frontend.publish(), self._watchdog(frontend)]
+        jobs += [frontend.report()] if settings.log_stats else []
+        tasks = [asyncio.ensure_future(job) for job in jobs]
+        waiting = [asyncio.ensure_future(event.wait()) for event in (stop, self._ending)]
+        done, _ = await asyncio.wait([*tasks, *waiting], return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()  # an engine's own error ends the process with its traceback
+        if stop.is_set():
+            log.info("launcher.py:80", "Shutting down FastAPI HTTP server.")
+        for line in ("Shutting down", "Waiting for application shutdown.", "Application shutdown complete."):
+            say(line)
+        return 0
+
+    async def _watchdog(self, frontend: Frontend) -> None:
+        while True:
+            await asyncio.sleep(WATCHDOG_S)
+            if frontend.dead:
+                self._ending.set()
+
+    async def _listen(self) -> asyncio.Server:
+        host, port = self._settings.rpc_address
+        try:
+            return await asyncio.start_server(self._welcome, host, port)
+        except OSError as error:
+            words = os.strerror(error.errno or 0)
+            raise HeadFailed(f"zmq.error.ZMQError: {words} (addr='tcp://{host}:{port}')") from None
+
+    async def _until(self, states: set[str], step: str) -> None:
+        """Wait until every remote rank is in one of `states`."""
+        while True:
+            if self._failure:
+                raise HeadFailed(self._failure)
+            missing = sum(r.state not in states for r in self._remotes.values())
+            if not missing:
+                return
+            try:
+                async with asyncio.timeout(POLL_S):
+                    await self._changed.wait()
+            except TimeoutError:
+                self._log.debug("utils.py:481", f"Waiting for 0 local, {missing} remote core engine proc(s) to {step}.")
+            self._changed.clear()
+
+    async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve the connection of one data-parallel rank of another node."""
+        with contextlib.suppress(asyncio.CancelledError):  # at exit; asyncio would print it
+            await self._serve_remote(reader, writer)
+
+    async def _serve_remote(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        remote: Remote | None = None
+        while (message := await receive(reader)) is not None:
+            kind = message[0]
+            if kind == "hello":
+                remote = self._hello(message, writer)
+            elif remote is None:
+                break
+            elif kind == "ready":
+                remote.state, remote.blocks = "READY", int(message[2])
+                self._changed.set()
+            elif kind == "out" and self._frontend:
+                self._frontend.receive(unpack_output(message))
+            elif kind == "dead" and self._frontend:
+                self._frontend.die()
+
+    def _hello(self, message: Message, writer: asyncio.StreamWriter) -> Remote | None:
+        """Take a rank in, or fail with vLLM's words for one that does not belong here."""
+        rank = int(message[1])
+        remote = self._remotes.get(rank)
+        if rank in self._settings.local:
+            self._fail(f"RuntimeError: HELLO message from remote engine {rank}, expected it to be local")
+        elif remote is None:
+            self._fail(f"RuntimeError: Message from engine with unexpected data parallel rank: {rank}")
+        elif remote.state != "NEW":
+            self._fail(
+                f"RuntimeError: Unexpected HELLO message for remote engine {rank} in "
+                f"CoreEngineState.{remote.state} state."
+            )
+        else:
+            remote.writer, remote.state = writer, "CONNECTED"
+            writer.write(pack("init", self._settings.common))
+            self._log.debug("utils.py:547", f"HELLO from remote core engine process {rank}.")
+            self._changed.set()
+            return remote
+        return None
+
+    def _fail(self, words: str) -> None:
+        self._failure = words
+        self._changed.set()
+
+    def _receive(self, output: Output) -> None:
+        if self._frontend:
+            self._frontend.receive(output)
+
+
+def _bind(address: tuple[str, int]) -> socket.socket:
+    """Bind the API port without listening: until the engines are ready a connection is refused (api_server.py)."""
+    host = address[0]
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind(address)
+    except OSError as error:
+        listening.close()
+        raise HeadFailed(f"OSError: [Errno {error.errno}] {os.strerror(error.errno or 0)}") from None
+    return listening
+
+
+async def _first(task: asyncio.Future[Any], other: Coroutine[Any, Any, Any]) -> bool:
+    """Wait for either; tell whether the first one was it."""
+    second = asyncio.ensure_future(other)
+    await asyncio.wait([task, second], return_when=asyncio.FIRST_COMPLETED)
+    second.cancel()
+    return task.done()
+
+
+def _uvicorn(settings: Settings) -> Any:
+    shown = settings.uvicorn_level in ("info", "debug", "trace")
+    return lambda text: server_line(text) if shown else None

@@ -1,0 +1,103 @@
+"""A headless rank: meets the head, loads, then runs its engines for the head until it is killed.
+
+It does not notice that the head is gone. When an engine ends, the main process of vLLM 0.9.1 ends too, with code 0
+(entrypoints/cli/serve.py run_headless: it only waits for the first engine process to end).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import signal
+from typing import Any
+
+from jobs.engines.simulator.engine import Output
+from jobs.engines.simulator.loading import EngineFailed, load_engine
+from jobs.engines.simulator.log import Log
+from jobs.engines.simulator.player import Player, leave
+from jobs.engines.simulator.settings import Settings
+from jobs.engines.simulator.spec import Spec
+from jobs.engines.simulator.wire import pack, pack_output, receive, unpack_request
+
+RETRY_S = 0.1
+
+
+async def run_headless(settings: Settings, spec: Spec, player: Player, log: Log) -> int:
+    """Serve the local data-parallel ranks until a signal; return the exit code."""
+    host, port = settings.rpc_address
+    log.info(
+        "serve.py:125",
+        f"Launching {len(settings.local)} data parallel engine(s) in headless mode, with head node address "
+        f"tcp://{host}:{port}.",
+    )
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    writers: list[asyncio.StreamWriter] = []
+    player.on_dead = functools.partial(_tell_dead, writers)
+    ranks = [asyncio.ensure_future(_serve_rank(r, settings, spec, player, log, writers)) for r in settings.local]
+    waiting = asyncio.ensure_future(stop.wait())
+    done, _ = await asyncio.wait([*ranks, waiting], return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        if task.exception() and not isinstance(task.exception(), EngineFailed):
+            task.result()
+    log.info("serve.py:149", "Shutting down.")
+    return 0
+
+
+def _tell_dead(writers: list[asyncio.StreamWriter]) -> None:
+    for writer in writers:
+        writer.write(pack("dead"))
+    asyncio.get_running_loop().call_later(RETRY_S, leave, 0)
+
+
+async def _serve_rank(
+    rank: int, settings: Settings, spec: Spec, player: Player, log: Log, writers: list[asyncio.StreamWriter]
+) -> None:
+    log.info("core.py:455", "Waiting for init message from front-end.")
+    try:
+        async with asyncio.timeout(spec.rehearsal.handshake_s):
+            reader, writer, theirs = await _meet(rank, settings)
+    except TimeoutError:
+        words = "RuntimeError: Did not receive response from front-end process within 5 minutes"
+        log.error("core.py:497", f"EngineCore failed to start.\nTraceback (most recent call last):\n{words}")
+        raise EngineFailed(words) from None
+    writers.append(writer)
+    for name, value in settings.common.items():
+        if theirs.get(name) != value:
+            log.warning(
+                "rehearsal:1", f"the head has {name}={theirs.get(name)}, this rank {value}: vLLM 0.9.1 does not check"
+            )
+
+    def emit(output: Output) -> None:
+        if not writer.is_closing():
+            writer.write(pack_output(output))
+
+    engine, blocks = await load_engine(rank, settings, spec, player, log, emit)
+    writer.write(pack("ready", rank, blocks))
+    player.reach("ready")
+    running = asyncio.ensure_future(engine.run())
+    while (message := await receive(reader)) is not None:
+        if message[0] == "add":
+            request = unpack_request(message)
+            player.request(request.limit)
+            engine.add(request)
+        elif message[0] == "abort":
+            engine.abort(message[1])
+    await running  # the head is gone; vLLM's engines live on
+
+
+async def _meet(rank: int, settings: Settings) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, dict[str, Any]]:
+    """Connect to the head, say hello and wait for its answer, as often as it takes."""
+    while True:
+        try:
+            reader, writer = await asyncio.open_connection(*settings.rpc_address)
+        except OSError:
+            await asyncio.sleep(RETRY_S)
+            continue
+        writer.write(pack("hello", rank, settings.common))
+        answer = await receive(reader)
+        if answer is not None and answer[0] == "init":
+            return reader, writer, answer[1]
+        writer.close()
+        await asyncio.sleep(RETRY_S)

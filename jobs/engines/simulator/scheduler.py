@@ -1,0 +1,221 @@
+"""Continuous batching of one data-parallel rank, without clock or network: vLLM's V1 scheduler in short.
+
+A step gives the running sequences their next tokens first, then admits waiting ones in order of arrival, within
+`max_num_batched_tokens`, `max_num_seqs` and the free KV cache blocks. A running sequence that gets no block preempts
+the youngest, which begins again from the front of the queue (vllm/v1/core/sched/scheduler.py). Without chunked
+prefill a prompt goes into one step whole, and steps with prompts hold nothing else (vllm_ascend/core/scheduler.py).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from jobs.engines.simulator.roofline import Work
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One sequence in an engine.
+
+    Attributes:
+        key: its number, chosen by the front end.
+        prompt: prompt tokens.
+        limit: tokens to make.
+        reason: finish reason once they are made: length or stop.
+        hashes: one for each whole block of the prompt; empty without prefix caching.
+        computed: tokens whose KV cache is there.
+        made: tokens made so far.
+        blocks: KV cache blocks held.
+    """
+
+    key: int
+    prompt: int
+    limit: int
+    reason: str = "length"
+    hashes: tuple[int, ...] = ()
+    computed: int = 0
+    made: int = 0
+    blocks: int = 0
+
+
+@dataclass
+class Batch:
+    """One planned step: how many tokens of each request, and the work that makes."""
+
+    items: list[tuple[Request, int]] = field(default_factory=list)
+    work: Work = field(default_factory=lambda: Work(0, 0, 0.0, 0))
+
+
+@dataclass
+class Counters:
+    """What the scheduler has counted since its start."""
+
+    preemptions: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+
+
+class Scheduler:
+    """The queue, the running sequences and the KV cache of one data-parallel rank.
+
+    Args:
+        blocks: KV cache blocks in all.
+        block_size: tokens of a block.
+        max_tokens: of one step.
+        max_seqs: of one step.
+        chunked: a prompt may be cut over several steps.
+    """
+
+    def __init__(self, blocks: int, block_size: int, max_tokens: int, max_seqs: int, *, chunked: bool = True) -> None:
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self.counters = Counters()
+        self._size, self._max_tokens, self._max_seqs, self._chunked = block_size, max_tokens, max_seqs, chunked
+        self._blocks = self._free = blocks
+        self._known: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.running or self.waiting)
+
+    @property
+    def usage(self) -> float:
+        """Share of the KV cache blocks that are held, 0 to 1."""
+        return 1 - self._free / self._blocks
+
+    def add(self, request: Request) -> None:
+        """Put a request at the end of the queue."""
+        self.waiting.append(request)
+
+    def abort(self, keys: Iterable[int]) -> None:
+        """Forget requests, wherever they are; unknown keys are passed over."""
+        gone = set(keys)
+        for request in [r for r in self.running if r.key in gone]:
+            self.running.remove(request)
+            self._release(request)
+        self.waiting = deque(r for r in self.waiting if r.key not in gone)
+
+    def plan(self) -> Batch:
+        """Choose the next step and take the blocks it needs."""
+        batch = Batch()
+        if self._chunked:
+            budget, preempted = self._continue(batch, self._max_tokens)
+            if not preempted:
+                self._admit(batch, budget)
+        else:
+            self._admit(batch, self._max_tokens)
+            if not batch.items:
+                self._continue(batch, self._max_tokens)
+        batch.work = _work(batch.items)
+        return batch
+
+    def commit(self, batch: Batch) -> tuple[list[int], list[Request]]:
+        """Carry a step out.
+
+        Returns:
+            The keys of the requests that got a token, and those of the requests that are now complete.
+        """
+        got: list[int] = []
+        done: list[Request] = []
+        for request, tokens in batch.items:
+            if request.blocks == 0:  # aborted while the step ran
+                continue
+            request.computed += tokens
+            if request.computed < request.prompt + request.made:
+                continue
+            request.made += 1
+            got.append(request.key)
+            if request.made == 1:
+                self._remember(request.hashes)
+            if request.made >= request.limit:
+                done.append(request)
+        if done:
+            finished = set(map(id, done))
+            self.running = [r for r in self.running if id(r) not in finished]
+            for request in done:
+                self._release(request)
+        return got, done
+
+    def _continue(self, batch: Batch, budget: int) -> tuple[int, bool]:
+        """Give running sequences their next tokens; return what is left of the budget and whether one was preempted."""
+        preempted = False
+        index = 0
+        while index < len(self.running) and budget > 0:
+            request = self.running[index]
+            tokens = min(request.prompt + request.made - request.computed, budget)
+            while not self._hold(request, request.computed + tokens):
+                victim = self.running.pop()
+                self._release(victim)
+                victim.computed = 0
+                self.waiting.appendleft(victim)
+                self.counters.preemptions += 1
+                preempted = True
+                if victim is request:
+                    return budget, True
+            batch.items.append((request, tokens))
+            budget -= tokens
+            index += 1
+        return budget, preempted
+
+    def _admit(self, batch: Batch, budget: int) -> None:
+        """Take waiting requests in, in order of arrival, while there is room."""
+        while self.waiting and budget > 0 and len(self.running) < self._max_seqs:
+            request = self.waiting[0]
+            hits = self._hits(request)
+            needed = request.prompt + request.made - hits
+            tokens = min(needed, budget) if self._chunked else needed
+            if tokens > budget or not self._hold(request, hits + tokens):
+                return
+            self.waiting.popleft()
+            self.running.append(request)
+            request.computed = hits
+            if request.hashes:
+                self.counters.prefix_queries += request.prompt
+                self.counters.prefix_hits += hits
+            batch.items.append((request, tokens))
+            budget -= tokens
+
+    def _hold(self, request: Request, tokens: int) -> bool:
+        """Let a request hold the blocks of `tokens` tokens; False where they are not free."""
+        missing = -(-tokens // self._size) - request.blocks
+        if missing > self._free:
+            return False
+        self._free -= max(0, missing)
+        request.blocks += max(0, missing)
+        return True
+
+    def _release(self, request: Request) -> None:
+        self._free += request.blocks
+        request.blocks = 0
+
+    def _hits(self, request: Request) -> int:
+        """Return the prompt tokens that earlier prompts left in the cache; the last token is always computed."""
+        count = 0
+        for block in request.hashes:
+            if block not in self._known:
+                break
+            count += 1
+        return min(count * self._size, (request.prompt - 1) // self._size * self._size)
+
+    def _remember(self, hashes: Sequence[int]) -> None:
+        for block in hashes:
+            self._known[block] = None
+            self._known.move_to_end(block)
+        while len(self._known) > self._blocks:
+            self._known.popitem(last=False)
+
+
+def _work(items: Sequence[tuple[Request, int]]) -> Work:
+    prompt = new = context = 0
+    pairs = 0.0
+    for request, tokens in items:
+        context += request.computed + tokens
+        pairs += tokens * (request.computed + tokens / 2)
+        if request.made and tokens == 1:
+            new += 1
+        else:
+            prompt += tokens
+    return Work(prompt, new, pairs, context)

@@ -1,0 +1,1 @@
+"""What all engines that are vLLM share."""

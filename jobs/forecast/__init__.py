@@ -1,0 +1,1 @@
+"""What a start will need and take."""

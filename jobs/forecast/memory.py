@@ -1,0 +1,145 @@
+"""Does one request of `max_model_len` fit a service, and does the load of a point fit its KV cache? Pure.
+
+An engine starts if the KV cache holds one sequence of `max_model_len` (vLLM, v1/core/kv_cache_utils.py,
+check_enough_kv_cache_memory); more load than it holds queues or preempts (vllm-ascend FAQ, entry 24).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jobs.core.config import Config
+from jobs.core.errors import ConfigError
+from jobs.engines.ascend import utilization
+from jobs.engines.ascend.memory import DEVICE_GIB, Allowance, Prediction, predict_config
+from jobs.engines.ascend.rules.lengths import at_once
+from jobs.engines.ascend.weights import GIB
+from jobs.engines.checkpoint.architecture import Architecture
+from jobs.engines.simulator.memory import predict_rehearsal
+
+DOES_NOT_FIT = "does not fit: "
+"""Begins the reason of a row whose service was not started because the plan said that it cannot."""
+
+ENGINES = ("vllm_ascend", "vllm_cpu")
+"""Engines whose memory jobs/engines/ascend/memory.py adds up."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What is known of a service's memory before it starts.
+
+    Attributes:
+        length: `max_model_len`, tokens.
+        utilization: share of the NPU that the engine may use.
+        prediction: the sum; None: there is none, and `unknown` says why.
+    """
+
+    length: int
+    utilization: float
+    prediction: Prediction | None
+    unknown: str = ""
+
+    @property
+    def lacks_bytes(self) -> float:
+        """What one longest request lacks, bytes; 0 or less: it fits, or nothing is known."""
+        return self.prediction.lacks_bytes(self.length) if self.prediction else 0.0
+
+    @property
+    def refusal(self) -> str | None:
+        """The arithmetic where one longest request cannot fit, even if the sum is as wrong as it may be."""
+        made = self.prediction
+        return self._sum(made) if made and self.lacks_bytes > made.uncertainty_bytes else None
+
+    @property
+    def doubt(self) -> str | None:
+        """The arithmetic where one longest request lacks less than the sum's own uncertainty."""
+        made = self.prediction
+        if not made or self.lacks_bytes <= 0 or self.refusal:
+            return None
+        return f"may not start: {self._sum(made)}, but the sum is uncertain by {made.uncertainty_bytes / GIB:.2f} GiB"
+
+    def _sum(self, made: Prediction) -> str:
+        need = made.needed_bytes(self.length)
+        text = (
+            f"one request of {self.length:,} tokens needs {need / GIB:.2f} GiB of KV cache on each NPU"
+            f" ({made.kv_bytes_per_token:,} bytes a token) and {made.kv_bytes / GIB:.2f} GiB"
+        )
+        if made.device_bytes and made.budget_bytes:
+            rest = sum(term.bytes for term in made.terms) - made.weights_bytes
+            text += (
+                f" are left ({self.utilization:g} x {made.device_bytes / GIB:.2f} - {made.weights_bytes / GIB:.2f}"
+                f" weights - {rest / GIB:.2f} HCCL buffers and activations"
+                + (f", {made.allowance.source})" if made.allowance.measured else ")")
+            )
+        else:
+            text += " are set aside"
+        longest = made.largest_max_model_len
+        return text + (f"; by this sum {longest:,} would fit" if longest else "; by this sum no length fits")
+
+
+def judge(
+    config: Config,
+    load: Callable[[Config], Architecture],
+    *,
+    allowance: Allowance | None = None,
+    device_gib: float | None = None,
+) -> Fit:
+    """Return what is known of a service's memory; never an error: without a prediction it says why.
+
+    Args:
+        config: of any point of the service.
+        load: returns the architecture of its model, or raises ConfigError.
+        allowance, device_gib: what earlier runs of this release and layout showed; None: the default.
+    """
+    parallel = config.parallel
+    made, unknown = None, ""
+    try:
+        if config.engine.name == "simulator":
+            made = predict_rehearsal(config)
+        elif config.engine.name in ENGINES:
+            made = predict_config(
+                config,
+                arch=load(config),
+                device_gib=device_gib or DEVICE_GIB,
+                allowance=allowance or Allowance(),
+            )
+        else:
+            unknown = f"engine {config.engine.name}: its memory is not modelled"
+    except ConfigError as error:
+        key, value, reason, _ = error.args
+        unknown = f"{key}={value}: {reason}"
+    share = utilization(config.engine.release, parallel.gpu_memory_utilization)
+    return Fit(parallel.max_model_len, share, made, unknown)
+
+
+@dataclass(frozen=True)
+class Queueing:
+    """A closed loop that is larger than the service: what waits is measured as time to first token.
+
+    Attributes:
+        capacity: requests that run at once.
+        cause: what limits them.
+    """
+
+    capacity: int
+    cause: str
+
+
+def queueing(config: Config, fit: Fit) -> Queueing | None:
+    """Return what the concurrency of a point exceeds, or None: rule R20, and the KV capacity of all ranks."""
+    bench, parallel = config.bench, config.parallel
+    if bench.concurrency is None:
+        return None
+    found: list[Queueing] = []
+    ranks = parallel.data_parallel_size
+    if (most := at_once(parallel)) is not None:
+        found.append(Queueing(most, f"max_num_seqs x data-parallel ranks = {parallel.max_num_seqs} x {ranks}"))
+    if fit.prediction and fit.lacks_bytes <= 0:
+        made, length = fit.prediction, bench.input_tokens + bench.output_tokens
+        cause = (
+            f"the predicted KV cache: {made.kv_tokens_per_rank:,} tokens a rank, {length:,} a request, {ranks} ranks"
+        )
+        found.append(Queueing(made.sequences(length) * ranks, cause))
+    exceeded = [one for one in found if bench.concurrency > one.capacity]
+    return min(exceeded, key=lambda one: one.capacity, default=None)

@@ -1,0 +1,248 @@
+"""AISBench (PyPI: ais_bench_benchmark, seen with 3.1): its config file, command line and result files.
+
+URL, rate and concurrency stand in the config file, not in flags. Values of the result files are texts with units.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from jobs.core.config import Config, client_inside
+from jobs.core.errors import RunError
+from jobs.core.fields import from_root
+from jobs.core.files import write_text
+from jobs.measure.clients.result import Result, figures
+from jobs.measure.records import Target
+
+CONFIG = "ais_bench_config.py"
+PROMPTS = "prompts.jsonl"
+"""Prompts of exact lengths (prompts.py), beside the config file; where they are, they are sent."""
+
+MODEL, DATASET = "service", "prompts"
+
+NAME = "ais_bench"
+DEFAULT_PROGRAM = ".engines/ais_bench/bin/ais_bench"
+"""Where `python tools/engines.py ais_bench` puts it: its pins (numpy<2, datasets<=3.6) suit no engine."""
+
+_HEAD = """\
+from ais_bench.benchmark.calculators import DefaultPerfMetricCalculator
+from ais_bench.benchmark.models import {model_type}
+from ais_bench.benchmark.openicl.icl_inferencer import {inferencer}
+from ais_bench.benchmark.openicl.icl_prompt_template import {template}
+from ais_bench.benchmark.openicl.icl_retriever import ZeroRetriever
+from ais_bench.benchmark.summarizers import DefaultPerfSummarizer
+from ais_bench.benchmark.datasets import {datasets}
+"""
+
+_SUMMARY = """\
+summarizer = dict(
+    attr="performance",
+    type=DefaultPerfSummarizer,
+    calculator=dict(
+        type=DefaultPerfMetricCalculator,
+        stats_list=["Average", "Min", "Max", "Median", "P75", "P90", "P99"],
+    ),
+)
+"""
+
+
+def config_text(config: Config, target: Target, requests: int, prompts: Path | None = None) -> str:
+    """Return the config file: Python, since AISBench takes no other form.
+
+    Args:
+        config: of the point.
+        target: the service; its key stands in the file.
+        requests: how many are sent.
+        prompts: file of the random prompts. None: its "tokenid" generator makes them, longer than asked; the "string"
+            one repeats one word, so that every prompt is the same and its length is in words.
+    """
+    bench = config.bench
+    sharegpt = bench.workload == "sharegpt"
+    url = urlsplit(target.base_url)
+    model_type = "VLLMCustomAPIChat" if bench.endpoint == "chat" or sharegpt else "VLLMCustomAPI"
+    model = {
+        "attr": "service",
+        "abbr": MODEL,
+        "path": from_root(config.model.path),
+        "model": target.model,
+        "stream": True,
+        "request_rate": bench.request_rate or 0,
+        "use_timestamp": False,
+        "retry": 1,
+        "api_key": target.api_key or "",
+        "host_ip": url.hostname,
+        "host_port": url.port,
+        "url": "",
+        "max_out_len": bench.output_tokens,
+        "batch_size": bench.concurrency or requests,
+        "trust_remote_code": config.model.trust_remote_code,
+        "generation_kwargs": {"temperature": bench.temperature, "ignore_eos": bench.ignore_eos, "seed": bench.seed},
+    }
+    head = _HEAD.format(
+        model_type=model_type,
+        inferencer="MultiTurnGenInferencer" if sharegpt else "GenInferencer",
+        template="MultiTurnPromptTemplate" if sharegpt else "PromptTemplate",
+        datasets="ShareGPTDataset, ShareGPTEvaluator"
+        if sharegpt
+        else f"{'CustomDataset, ' if prompts else ''}MATHEvaluator{'' if prompts else ', SyntheticDataset'}",
+    )
+    models = f"models = [dict(type={model_type}, **{model!r})]\n"
+    return head + "\n" + models + (_sharegpt(config) if sharegpt else _random(config, requests, prompts)) + _SUMMARY
+
+
+def write_config(config: Config, target: Target, folder: Path, requests: int) -> None:
+    """Write the config file, readable by the owner only: it holds the service's key."""
+    prompts = folder / PROMPTS
+    text = config_text(config, target, requests, prompts if prompts.exists() else None)
+    write_text(folder / CONFIG, text, mode=0o600)
+
+
+def forget_key(config: Config, target: Target, folder: Path, requests: int) -> None:
+    """Take the service's key out of what AISBench wrote: its config, its copies of it, its parameters."""
+    for path in (folder / "tmp", *folder.glob("*/configs")):
+        shutil.rmtree(path, ignore_errors=True)
+    write_config(config, replace(target, api_key="(removed)"), folder, requests)
+
+
+def _random(config: Config, requests: int, prompts: Path | None) -> str:
+    made = {
+        "Type": "tokenid",
+        "RequestCount": requests,
+        "TrustRemoteCode": config.model.trust_remote_code,
+        "TokenIdConfig": {"RequestSize": config.bench.input_tokens},
+    }
+    kind = (
+        f"type=CustomDataset,\n    path={str(prompts)!r}" if prompts else f"type=SyntheticDataset,\n    config={made!r}"
+    )
+    return f"""\
+datasets = [dict(
+    abbr={DATASET!r},
+    {kind},
+    reader_cfg=dict(input_columns=["question", "max_out_len"], output_column="answer"),
+    infer_cfg=dict(
+        prompt_template=dict(type=PromptTemplate, template="{{question}}"),
+        retriever=dict(type=ZeroRetriever),
+        inferencer=dict(type=GenInferencer),
+    ),
+    eval_cfg=dict(evaluator=dict(type=MATHEvaluator, version="v2")),
+)]
+"""
+
+
+def _sharegpt(config: Config) -> str:
+    return f"""\
+datasets = [dict(
+    abbr={DATASET!r},
+    type=ShareGPTDataset,
+    disable_shuffle=True,
+    path={from_root(str(config.bench.dataset))!r},
+    reader_cfg=dict(input_columns=["question", "answer"], output_column="answer"),
+    infer_cfg=dict(
+        prompt_template=dict(
+            type=MultiTurnPromptTemplate,
+            template=dict(round=[
+                dict(role="HUMAN", prompt="{{question}}"),
+                dict(role="BOT", prompt="{{answer}}"),
+            ]),
+        ),
+        retriever=dict(type=ZeroRetriever),
+        inferencer=dict(type=MultiTurnGenInferencer, infer_mode="every"),
+    ),
+    eval_cfg=dict(evaluator=dict(type=ShareGPTEvaluator)),
+)]
+"""
+
+
+def argv(config: Config, folder: Path, requests: int) -> list[str]:
+    """Return the command line; the config file stands in `folder`, and the results come below it."""
+    words = [program(config), str(folder / CONFIG), "--mode", "perf", "--work-dir", str(folder), "--num-warmups", "1"]
+    # A conversation may hold several requests: its dataset is cut by conversations.
+    return [*words, "--num-prompts", str(requests)] if config.bench.workload == "sharegpt" else words
+
+
+def program(config: Config) -> str:
+    """Return `bench.program`, or where AISBench is by default: in the node's environment, or on an image's PATH."""
+    return from_root(config.bench.program or (NAME if client_inside(config) else DEFAULT_PROGRAM))
+
+
+def read(folder: Path, requests: int) -> Result:
+    """Read the newest results below `folder`.
+
+    Raises:
+        RunError: there are none, or they are not whole.
+    """
+    found = sorted(folder.glob(f"*/performances/{MODEL}/{DATASET}.json"))
+    path = found[-1] if found else folder / f"*/performances/{MODEL}/{DATASET}.json"
+    try:
+        common = json.loads(path.read_text())
+        with path.with_suffix(".csv").open(newline="") as file:
+            table = {row["Performance Parameters"]: row for row in csv.DictReader(file)}
+        total, completed = int(_of(common, "Total Requests")), int(_of(common, "Success Requests"))
+        known: dict[str, float | int | None] = {
+            "completed": completed,
+            "failed": int(_of(common, "Failed Requests")),
+            "truncated_requests": 0,
+            "request_s": _of(common, "Request Throughput"),
+            "output_tok_s": _of(common, "Output Token Throughput"),
+            "total_tok_s": _of(common, "Total Token Throughput"),
+            "input_tokens_mean": _mean(table.get("InputTokens")),
+            "output_tokens_mean": _mean(table.get("OutputTokens")),
+        }
+        for metric in ("TTFT", "TPOT", "ITL", "E2EL"):
+            known |= _spread(metric, table.get(metric))
+        return Result(
+            # A ShareGPT conversation is several requests: then its own count is what was asked.
+            requested=max(requests, total),
+            completed=completed,
+            failed=int(_of(common, "Failed Requests")),
+            seconds=_of(common, "Benchmark Duration") / 1e3,
+            output_tokens=int(_of(common, "Total Generated Tokens")),
+            output_lengths=_lengths(path.with_name(f"{DATASET}_details.jsonl")),
+            errors=_errors(path.with_name(f"{DATASET}_failed.jsonl")),
+            figures=figures(known),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(str(path), "(read)", f"{type(error).__name__}: {error}", "See client.log beside it.") from None
+
+
+def number(text: Any) -> float:
+    """Return the number of "18.412 req/s" or "3475.9873 ms"; counts are numbers already."""
+    return float(str(text).split()[0])
+
+
+def _of(common: Mapping[str, Any], name: str) -> float:
+    return number(common[name]["total"])
+
+
+def _spread(metric: str, row: Mapping[str, str] | None) -> dict[str, float | None]:
+    """Return mean, p50, p90, p99 in ms; AISBench gives no standard deviation."""
+    names = {"mean": "Average", "p50": "Median", "p90": "P90", "p99": "P99"}
+    return {f"{metric.lower()}_ms_{name}": number(row[column]) if row else None for name, column in names.items()}
+
+
+def _mean(row: Mapping[str, str] | None) -> float | None:
+    return number(row["Average"]) if row else None
+
+
+def _lengths(path: Path) -> list[int]:
+    """Return the output tokens of each answer that it calls whole, as the service counted them."""
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError):
+        return []
+    return [int(row["output_tokens"]) for row in rows if row.get("success", True) and "output_tokens" in row]
+
+
+def _errors(path: Path) -> list[str]:
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()[:3]]
+    except (OSError, ValueError):
+        return []
+    return [str(row.get("error_info") or row)[:200] for row in rows]

@@ -1,0 +1,57 @@
+"""What an external client's result file says, in the columns of a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from jobs.core.config import Bench
+from jobs.measure.records import Window
+from jobs.measure.statistics import PERCENTILES, Figure, enough, summarize
+
+COLUMNS = tuple(summarize(Window(0.0, 1.0, 0.0, 0.0, (), {}, 0.0, truncated=False), Bench()))
+"""The figures of the window client: an external client fills those that it has."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run of a client.
+
+    Args:
+        requested: requests that it was told to send.
+        completed: answers that it calls whole.
+        failed: requests that it calls failed.
+        seconds: first request to last answer, s.
+        output_tokens: tokens that it counted in all answers.
+        output_lengths: tokens of each answer; empty: the client does not tell.
+        errors: words of failed requests, some of them.
+        figures: columns of the row.
+    """
+
+    requested: int
+    completed: int
+    failed: int
+    seconds: float
+    output_tokens: int
+    output_lengths: Sequence[int]
+    errors: Sequence[str]
+    figures: Mapping[str, Figure]
+
+
+def figures(known: Mapping[str, Figure]) -> dict[str, Figure]:
+    """Return all columns of the window client with what this client knows; the others are None.
+
+    A percentile of too few requests is None, as for the window client (`enough`), and so is a TPOT of 0, which is
+    that of answers in one piece. tok_s_per_user is 1000 / tpot_ms_mean.
+    """
+    unknown = known.keys() - set(COLUMNS)
+    if unknown:
+        raise KeyError(f"no such column: {sorted(unknown)}")
+    row: dict[str, Figure] = dict.fromkeys(COLUMNS)
+    row |= known
+    for percentile in PERCENTILES:
+        if not enough(int(known.get("completed") or 0), percentile):
+            row |= {name: None for name in COLUMNS if name.endswith(f"_ms_p{percentile}")}
+    row |= {name: None for name in COLUMNS if name.startswith("tpot_") and not name.endswith("std") and not row[name]}
+    tpot = row["tpot_ms_mean"]
+    return row | {"tok_s_per_user": 1e3 / tpot if tpot else None}

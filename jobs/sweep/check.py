@@ -1,0 +1,249 @@
+"""What can be said of one config alone, before anything is submitted: everything that is wrong or risky with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from containers.recipes import release_of, resolve
+from jobs.allocation.node import container
+from jobs.allocation.preflight.findings import check_names
+from jobs.cluster.interfaces import choose_interface
+from jobs.cluster.ports import derive_ports
+from jobs.core.config import Config, in_container
+from jobs.core.errors import ConfigError
+from jobs.core.layout import local_sizes, span
+from jobs.engines.ascend import Release, release, releases, rules
+from jobs.engines.ascend.lookup import architecture_of, required
+from jobs.engines.ascend.rules import Finding, Question
+from jobs.engines.placement import planned
+from jobs.engines.simulator.faults import parse_faults
+from jobs.engines.vllm import command, environment
+from jobs.engines.vllm.command import check_args
+from jobs.engines.vllm.environment import check_env
+from jobs.forecast import memory as fit
+from jobs.measure.checks import BENCH_LOOKS
+
+SEE = "see python -m jobs check"
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A finding and the points that share it, by their place in the list that was checked."""
+
+    finding: Finding
+    points: tuple[int, ...]
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError for the first thing in this config that cannot work, with the count of the others.
+
+    Whether one full-length request fits into memory (R19) is not decided here: see launch.infeasible.
+    """
+    refuse(findings(config))
+
+
+def refuse(found: Iterable[Finding]) -> None:
+    """Raise ConfigError for the first error among the findings of one config, with the count of the others."""
+    errors = [finding for finding in found if finding.severity == "error"]
+    if errors:
+        first, others = errors[0], len(errors) - 1
+        more = f" ({others} more error{'s' if others > 1 else ''}: {SEE})" if others else ""
+        raise ConfigError(first.key, first.value, first.reason, first.remedy + more)
+
+
+def findings(config: Config, *, memory: bool = False) -> tuple[Finding, ...]:
+    """Return everything that is wrong or risky with one config, errors first.
+
+    Args:
+        memory: also ask the memory model whether one request of max_model_len fits (rule R19).
+    """
+    own = [caught for look in LOOKS if (caught := _caught(look, config))]
+    found = [*own, *rules.findings(question(config))]
+    if any(one.key.startswith("engine.args.") for one in own):
+        # A refused flag is rendered all the same: what R2 finds in it is no fault of the tool.
+        found = [one for one in found if one.rule != "R2"]
+    if other := image_release(config):
+        found.append(other)
+    if memory and (unfit := fits(config)):
+        found.append(unfit)
+    return tuple(sorted(found, key=lambda finding: finding.severity != "error"))
+
+
+def shared(found: Iterable[Iterable[Finding]]) -> tuple[Shared, ...]:
+    """Return the findings of all points, each one once, errors first.
+
+    Args:
+        found: the findings of each point.
+    """
+    places: dict[str, tuple[Finding, list[int]]] = {}
+    for index, of_point in enumerate(found):
+        for finding in of_point:
+            places.setdefault(repr(finding), (finding, []))[1].append(index)
+    once = [Shared(finding, tuple(dict.fromkeys(points))) for finding, points in places.values()]
+    return tuple(sorted(once, key=lambda one: one.finding.severity != "error"))
+
+
+def question(config: Config) -> Question:
+    """Return what the rules judge: the config and what it renders to."""
+    try:
+        places = planned(config)
+    except ConfigError:  # an impossible layout: a finding of its own
+        places = ()
+    return Question(
+        config=config,
+        settings=command.settings(config),
+        env=_variables(config),
+        ranks=tuple(command.flags(config, place) for place in places),
+        release=_release(config),
+        arch=architecture_of(config),
+    )
+
+
+def fits(config: Config) -> Finding | None:
+    """Return what rule R19 finds: one request of max_model_len must fit into the KV cache of a rank.
+
+    An error where it cannot even if the sum is as wrong as it may be, a warning where it may not.
+    """
+    judged = fit.judge(config, required)
+    reason = judged.refusal or judged.doubt
+    if reason is None:
+        return None
+    return Finding(
+        "R19",
+        "error" if judged.refusal else "warning",
+        "parallel.max_model_len",
+        config.parallel.max_model_len,
+        reason,
+        "Lower it, raise parallel.gpu_memory_utilization, or change the layout; see python -m jobs memory.",
+        "vllm, kv_cache_utils.py, check_enough_kv_cache_memory",
+    )
+
+
+def image_release(config: Config) -> Finding | None:
+    """Return that the tag of the container's image names another release than the one that is rendered for.
+
+    An error where a recipe of this project pins the tag, else a warning: a site may tag as it likes. What is installed
+    is looked at in the container, before the engine starts.
+    """
+    image = config.container.image
+    if not in_container(config) or image is None or config.engine.name != "vllm_ascend":
+        return None
+    try:
+        said = release_of(resolve(image, config.container.registry))
+    except ConfigError:  # a finding of its own
+        return None
+    if said is None or said[0] == config.engine.release:
+        return None
+    release, pinned = said
+    return Finding(
+        "C2",
+        "error" if pinned else "warning",
+        "container.image",
+        image,
+        f"its tag names release {release}, and flags and environment are rendered for {config.engine.release}",
+        f"Set engine.release={release} (python -m jobs explain shows what that changes), or choose another image.",
+        "this tool",
+    )
+
+
+def from_error(error: ConfigError, rule: str = "C1") -> Finding:
+    """Return an error of composing or checking as a finding."""
+    return Finding(rule, "error", error.key, error.value, error.reason, error.remedy, "this tool")
+
+
+def _caught(look: Callable[[Config], object], config: Config) -> Finding | None:
+    try:
+        look(config)
+    except ConfigError as error:
+        return from_error(error, "R1" if look is local_sizes else "C1")
+    return None
+
+
+def _variables(config: Config) -> Mapping[str, str]:
+    """Return what the config sets, as text, whatever the rank: nothing of a node or of a rehearsal."""
+    plain = replace(config.engine, name="", env={k: v for k, v in config.engine.env.items() if _plain(v)})
+    return environment.variables(replace(config, engine=plain), _NOWHERE)
+
+
+def _plain(value: Any) -> bool:
+    return not isinstance(value, Mapping | list | tuple)
+
+
+_NOWHERE = planned(Config())[0]
+
+
+def _release(config: Config) -> Release | None:
+    try:
+        return None if config.engine.name == "vllm_cpu" else release(config.engine.release)
+    except ConfigError:  # a finding of its own
+        return None
+
+
+def _known_release(config: Config) -> None:
+    if config.engine.name != "vllm_cpu":
+        release(config.engine.release)
+
+
+def _layout_of_the_release(config: Config) -> None:
+    """Refuse layouts whose flags the release does not have."""
+    parallel, engine = config.parallel, config.engine
+    across = parallel.tensor_parallel_size if span(config) > 1 else None
+    needed = {
+        "decode-context-parallel-size": ("decode_context_parallel_size", parallel.decode_context_parallel_size),
+        "prefill-context-parallel-size": ("prefill_context_parallel_size", parallel.prefill_context_parallel_size),
+        "nnodes": ("tensor_parallel_size", across),
+    }
+    for flag, (key, value) in needed.items():
+        if value is None:
+            continue
+        if engine.release in releases() and flag not in release(engine.release).flags:
+            reason = f"release {engine.release} has no --{flag}, which this needs"
+            raise ConfigError(
+                f"parallel.{key}", value, reason, "Choose engine.release=0.13.0 or later, or another layout."
+            )
+        if flag == "nnodes" and engine.name == "simulator":
+            reason = "the rehearsal engine keeps each data-parallel rank in one node"
+            raise ConfigError(f"parallel.{key}", value, reason, "Rehearse another layout.")
+
+
+def _ports(config: Config) -> None:
+    ports = (config.engine.port, config.engine.data_parallel_rpc_port, config.cluster.control_port)
+    given = [port for port in ports if port is not None]
+    if len(set(given)) < len(given):  # the others are not known before there is a job id
+        derive_ports(0, api=ports[0], dp_rpc=ports[1], control=ports[2])
+
+
+def _card(config: Config) -> None:
+    if config.hccl.socket_ifname is not None and config.hccl.socket_ifname != "auto":
+        choose_interface(config.hccl.socket_ifname, ())
+
+
+def _token_ids(config: Config) -> None:
+    low, high = config.model.shape.token_ids
+    if not 0 <= low < high:
+        raise ConfigError(
+            "model.shape.token_ids",
+            [low, high],
+            "low must be below high",
+            "Give [low, high) of ordinary ids.",
+        )
+
+
+LOOKS: tuple[Callable[[Config], object], ...] = (
+    _known_release,
+    lambda config: check_args(config.engine.args),
+    lambda config: check_env(config.engine.env),
+    local_sizes,
+    _layout_of_the_release,
+    container.check,
+    lambda config: parse_faults(config.engine.rehearsal.faults),
+    lambda config: check_names("preflight.skip", config.preflight.skip),
+    lambda config: check_names("preflight.warn_only", config.preflight.warn_only),
+    _card,
+    _ports,
+    *BENCH_LOOKS,
+    _token_ids,
+)
+"""What the tool itself asks of a config, in the order in which it is said."""

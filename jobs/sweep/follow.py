@@ -1,0 +1,142 @@
+"""Follow a sweep by its files until its table is there. Ending this never ends the sweep."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from jobs.cluster.slurm import ENDED, job_state, may_never_start, queue_words
+from jobs.core.files import read_json, write_json
+from jobs.core.rundir import AllocationDir, SweepDir
+from jobs.core.tasks import read_task
+from jobs.results.table import write_table
+from jobs.sweep.lost import lost_rows
+from jobs.sweep.status import phase
+from jobs.sweep.traces import job_id, states
+
+POLL_S = 0.5
+ASK_CLUSTER_S = 5.0
+"""The queue is asked this often; files are looked at every POLL_S."""
+
+SETTLE_S = 10.0
+"""A job may leave the queue before its last files are seen on this host."""
+
+
+@dataclass
+class _Allocation:
+    """What is known of one allocation."""
+
+    folder: AllocationDir
+    state: str = "UNKNOWN"
+    asked: float = 0.0
+    gone_since: float | None = None
+    told: set[str] = field(default_factory=set)
+    queue: dict[str, str] = field(default_factory=dict)
+    """Why the job waits, and when it is expected to start, while it waits."""
+
+    def look(self, now: float) -> None:
+        local = self.folder.job.exists() and read_json(self.folder.job)["kind"] == "local"
+        if now - self.asked >= (POLL_S if local else ASK_CLUSTER_S):
+            self.state, self.asked = job_state(self.folder), now
+            self.queue = {} if local or self.state != "PENDING" else queue_words(job_id(self.folder))
+        if self.state not in ENDED:
+            self.gone_since = None
+        elif self.gone_since is None:
+            self.gone_since = now
+
+    def done(self, now: float) -> bool:
+        """Whether it will change no more: its outcome is there, or its job is gone for a while."""
+        if self.folder.outcome.exists():
+            resubmitted = "resubmitted" in read_json(self.folder.outcome)
+            return self.state in ENDED and not resubmitted
+        return self.gone_since is not None and now - self.gone_since >= SETTLE_S
+
+
+def follow(
+    sweep: SweepDir, out: Console, *, bar: bool | None = None, until: Callable[[], bool] = lambda: False
+) -> bool:
+    """Show progress until every allocation has ended, then complete the table.
+
+    Args:
+        sweep: what to follow.
+        out: where to show it; a progress bar on a terminal, else one line for each news.
+        bar: force the bar on or off.
+        until: asked again and again; true ends this early, with the table as it is.
+
+    Returns:
+        whether every row is valid; false where `until` came first.
+    """
+    known: dict[AllocationDir, _Allocation] = {}
+    total = len(read_json(sweep.plan)["points"])
+    with_bar = out.is_terminal if bar is None else bar
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    progress = Progress(*columns, console=out, transient=True, disable=not with_bar)
+    with progress:
+        task = progress.add_task("", total=total)
+        say = progress.console.print if with_bar else out.print
+        while True:
+            now = time.monotonic()
+            # A resubmitted allocation is a new attempt: its directory takes the place of the one before.
+            allocations = [known.setdefault(folder, _Allocation(folder)) for folder in sweep.allocations()]
+            for allocation in allocations:
+                allocation.look(now)
+                _tell(allocation, say)
+            progress.update(task, completed=_rows(sweep), description=_headline(allocations))
+            if until():
+                return False
+            if all(allocation.done(now) for allocation in allocations):
+                break
+            time.sleep(POLL_S)
+    for allocation in allocations:
+        for point, row in lost_rows(allocation.folder, allocation.state).items():
+            write_json(sweep.point(point).row, row)
+    return bool(write_table(sweep)["valid"].all())
+
+
+def _rows(sweep: SweepDir) -> int:
+    return sum(sweep.point(p["point"]).row.exists() for p in read_json(sweep.plan)["points"])
+
+
+def _headline(allocations: list[_Allocation]) -> str:
+    if not allocations:
+        return "every row is there already"
+    current = next((a for a in allocations if a.state not in ENDED), allocations[-1])
+    doing = f"({current.queue['reason']})" if current.queue.get("reason") else phase(current.folder)
+    return f"allocation {current.folder.path.parent.name}: {current.state.lower()} {doing}"
+
+
+def _tell(allocation: _Allocation, say: Callable[[str], None]) -> None:
+    """Say what is new, once: the job's state, each state of the head, each row."""
+    folder = allocation.folder
+    index = folder.path.parent.name
+    news = [f"allocation {index}: job {job_id(folder)} is {allocation.state.lower()}"]
+    reason, starts = (allocation.queue.get(key) for key in ("reason", "starts"))
+    if reason:
+        news.append(f"allocation {index}: job {job_id(folder)} waits: {reason}")
+        if may_never_start(reason):
+            remedy = "see the partition's limits (scontrol show partition) and what `cluster` asks for"
+            news.append(f"warning: allocation {index}: {reason} does not pass by itself: {remedy}, or cancel the sweep")
+    if starts and "starts" not in allocation.told:  # Slurm's estimate changes with every other job
+        say(f"allocation {index}: expected to start at {starts}")
+        allocation.told.add("starts")
+    for service in read_task(folder).services:
+        for entry in states(folder, service.service):
+            text = f"service {service.service}: {entry['state']}"
+            text += f" (point {entry['point']})" if "point" in entry else ""
+            text += f": {entry['reason']}" if "reason" in entry else ""
+            if "shards" not in entry:  # a line for each of 163 shards is no news; the bar shows them
+                news.append(text)
+    for text in news:
+        if text not in allocation.told:
+            say(text)
+    allocation.told.update(news)

@@ -1,0 +1,163 @@
+"""Points to services: what shares an engine start, in which order, what cannot fit, what the budget leaves. Pure.
+
+Services that may fail come first: of one model path, the largest demand on memory leads. One path follows the other,
+so that its weights stay in the page cache; loads inside a service go from low to high.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jobs.allocation.walltime import never_fits
+from jobs.core.config import Config
+from jobs.core.errors import ConfigError
+from jobs.core.layout import local_sizes
+from jobs.engines.ascend import utilization
+from jobs.engines.ascend.rules import Finding
+from jobs.forecast.duration import Phases, measure_seconds, phases
+from jobs.forecast.history import Outlook
+from jobs.forecast.memory import DOES_NOT_FIT, Fit, queueing
+from jobs.sweep import budget
+
+
+@dataclass(frozen=True)
+class Point:
+    """One fully resolved configuration: one row of the table.
+
+    Attributes:
+        values: of the swept keys.
+        findings: what is risky with it; a point with an error is never planned.
+    """
+
+    point: str
+    service: str
+    overrides: tuple[str, ...]
+    values: Mapping[str, Any]
+    config: Config
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True)
+class Service:
+    """One start of the engine and the points it serves, in the order of measuring."""
+
+    service: str
+    points: tuple[str, ...]
+    config: Config
+    seconds: float
+    phases: Phases | None = None
+    outlook: Outlook | None = None
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A point that was asked for and goes, because the budget does not reach for it."""
+
+    point: Point
+    reason: str
+
+
+def unknown(config: Config) -> Outlook:
+    """Return that nothing is known of a service: no sum of its memory, no earlier run."""
+    parallel = config.parallel
+    share = utilization(config.engine.release, parallel.gpu_memory_utilization)
+    return Outlook(Fit(parallel.max_model_len, share, None, "nobody looked"))
+
+
+def group(points: Sequence[Point], look: Callable[[Config], Outlook]) -> tuple[Service, ...]:
+    """Group points by their service; inside a service from low to high load."""
+    groups: dict[str, list[Point]] = {}
+    for point in points:
+        groups.setdefault(point.service, []).append(point)
+    services = []
+    for name, members in groups.items():
+        ordered = sorted(members, key=lambda p: (p.config.bench.concurrency or 0, p.config.bench.request_rate or 0))
+        outlook = look(ordered[0].config)
+        spent = phases([point.config for point in ordered], outlook.past)
+        ids = tuple(point.point for point in ordered)
+        services.append(Service(name, ids, ordered[0].config, spent.total, spent, outlook))
+    return _in_order(services)
+
+
+def _in_order(services: Sequence[Service]) -> tuple[Service, ...]:
+    """Order services: those that can share an allocation, then those of one path, then the largest demand first."""
+
+    def demand(service: Service) -> tuple[float, int]:
+        fit = service.outlook.fit if service.outlook else None
+        return (-(fit.lacks_bytes if fit else 0.0), -service.config.parallel.max_model_len)
+
+    first: dict[tuple[Any, ...], int] = {}
+    keys: list[tuple[int, int, int, Service]] = []
+    for service in sorted(services, key=demand):  # a stable sort: the order of asking decides between equals
+        shared = (len(local_sizes(service.config)), service.config.hccl.socket_ifname)
+        path = (*shared, service.config.model.path)
+        keys.append((first.setdefault(shared, len(first)), first.setdefault(path, len(first)), len(keys), service))
+    return tuple(service for *_, service in sorted(keys, key=lambda key: key[:3]))
+
+
+def refusals(services: Sequence[Service], *, fail: bool) -> dict[str, str]:
+    """Return the points that cannot fit and why, or raise ConfigError for them."""
+    found = [(s, refusal) for s in services if s.outlook and (refusal := s.outlook.fit.refusal)]
+    if found and fail:
+        service, reason = found[0]
+        others = f" (and {len(found) - 1} more services like it)" if len(found) > 1 else ""
+        raise ConfigError(
+            "parallel.max_model_len",
+            service.config.parallel.max_model_len,
+            f"the engine would not start: {reason}{others}",
+            "Lower it, raise parallel.gpu_memory_utilization or lower hccl.buffsize (python -m jobs memory shows the"
+            " sum); launch.infeasible=drop leaves such points out, keep runs them.",
+        )
+    return {point: DOES_NOT_FIT + reason for service, reason in found for point in service.points}
+
+
+def within_budget(
+    services: tuple[Service, ...], points: Mapping[str, Point], limit: float | None
+) -> tuple[tuple[Service, ...], tuple[Dropped, ...]]:
+    """Return what is left of the services, and the points that the budget does not reach."""
+    if limit is None:
+        return services, ()
+    nodes = {service.service: len(local_sizes(service.config)) for service in services}
+    starts = []
+    for service in services:
+        hours = {p: nodes[service.service] * measure_seconds(points[p].config) / 3600 for p in service.points}
+        fixed = nodes[service.service] * service.seconds / 3600 - sum(hours.values())
+        starts.append(budget.Start(service.points, fixed, hours))
+    position = {point: index for index, point in enumerate(points)}
+    gone = budget.over_budget(starts, position, limit)
+    left = []
+    for service in services:
+        if kept := tuple(point for point in service.points if point not in gone):
+            past = service.outlook.past if service.outlook else None
+            spent = phases([points[point].config for point in kept], past)
+            left.append(replace(service, points=kept, config=points[kept[0]].config, seconds=spent.total, phases=spent))
+    if services and not left:
+        least = min(start.fixed + min(start.each.values()) for start in starts)
+        reason = f"the cheapest point alone needs about {least:.3g} node-hours"
+        raise ConfigError("launch.budget_node_hours", limit, reason, "Raise it, or shorten bench.window_s.")
+    return tuple(left), tuple(Dropped(points[point], reason) for point, reason in gone.items())
+
+
+def warnings(services: Sequence[Service], points: Mapping[str, Point]) -> tuple[str, ...]:
+    """Return what may fail or queue, each once, with how often it was found."""
+    found: dict[str, list[str]] = {}
+    for service in services:
+        if service.phases and (short := never_fits(points[service.points[0]].config, service.phases.load)):
+            found.setdefault(short, [])
+        if not (outlook := service.outlook):
+            continue
+        fit = outlook.fit
+        if outlook.ignored:
+            found.setdefault(outlook.ignored, [])
+        if doubt := fit.doubt or (fit.refusal and f"will not start: {fit.refusal}"):
+            found.setdefault(f"max_model_len {service.config.parallel.max_model_len} {doubt}", [])
+        for point in service.points:
+            config = points[point].config
+            if over := queueing(config, fit):
+                text = f"only {over.capacity} requests run at once ({over.cause}): the rest queues or is preempted, "
+                found.setdefault(text + "which TTFT will hold, at bench.concurrency=", []).append(
+                    str(config.bench.concurrency)
+                )
+    return tuple(text + ",".join(dict.fromkeys(loads)) for text, loads in found.items())

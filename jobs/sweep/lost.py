@@ -1,0 +1,61 @@
+"""Rows of the points that an allocation left without one when its job ended: nothing is dropped. Nothing is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.cluster.slurm import ENDED, job_state
+from jobs.core.files import read_json
+from jobs.core.logtail import own_error, read_tail
+from jobs.core.rundir import AllocationDir, SweepDir
+from jobs.core.tasks import read_config, read_task
+from jobs.results.row import NOT_RUN, make_row
+from jobs.sweep.traces import job_id, states
+
+
+def lost_rows(folder: AllocationDir, state: str) -> dict[str, dict[str, Any]]:
+    """Return a row with a reason for every point that an allocation left without one, by point.
+
+    Args:
+        folder: the allocation.
+        state: of its job; while that has not ended, nothing is lost.
+    """
+    sweep = folder.sweep
+    if state not in ENDED or _goes_on(folder):
+        return {}
+    lost = {}
+    for service in read_task(folder).services:
+        for point in service.points:
+            if not sweep.point(point).row.exists():
+                job, config = job_id(folder), read_config(sweep, point)
+                begun = [e["state"] for e in states(folder, service.service) if e.get("point") == point]
+                reason = f"its job {job} ended ({state}) without a result{_errors(folder)}"
+                reason = f"rank 0 (head): lost in state {begun[-1]}; {reason}" if begun else NOT_RUN + reason
+                cut = "measuring" in begun
+                lost[point] = make_row(point, service.service, config, invalid_reason=reason, truncated=cut, job_id=job)
+    return lost
+
+
+def all_lost(sweep: SweepDir) -> dict[str, dict[str, Any]]:
+    """Return such rows of a whole sweep. The cluster is asked only where a row is missing."""
+    lost: dict[str, dict[str, Any]] = {}
+    for folder in sweep.allocations():
+        points = [point for service in read_task(folder).services for point in service.points]
+        if not all(sweep.point(point).row.exists() for point in points):
+            lost |= lost_rows(folder, job_state(folder))
+    return lost
+
+
+def _goes_on(folder: AllocationDir) -> bool:
+    """Whether another job does the rest: its directory comes a moment later."""
+    return folder.outcome.exists() and "resubmitted" in read_json(folder.outcome)
+
+
+def _errors(folder: AllocationDir) -> str:
+    """Return the errors with which the ranks ended, or where to look."""
+    found = [
+        f"; rank {rank} ({'headless' if rank else 'head'}): {error}"
+        for rank in range(int(read_json(folder.job)["nodes"]) if folder.job.exists() else 0)
+        if (error := own_error(read_tail(folder.stdout(rank))))
+    ]
+    return "".join(found) or f"; see {folder.stdout(0)}"

@@ -1,0 +1,115 @@
+"""Rows that other sweeps have for the points of this one: found, judged, taken over (issue 3, resume and reuse)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.allocation.node import fingerprint
+from jobs.core.errors import RunError
+from jobs.core.files import read_json, write_json
+from jobs.core.rundir import SweepDir, sweeps_in
+from jobs.results.fingerprint import Fingerprint, of_mapping
+from jobs.results.stale import _kind
+from jobs.sweep.plan import Point
+
+
+@dataclass(frozen=True)
+class Past:
+    """A valid row of another sweep for one of our points. `stale` says what has changed since."""
+
+    point: str
+    sweep: SweepDir
+    row: Mapping[str, Any]
+    stale: tuple[str, ...]
+
+
+def roots_of(root: str, roots: Sequence[str]) -> tuple[Path, ...]:
+    """Return where rows are looked for: `results.root`, then `results.roots`, each once."""
+    return tuple(dict.fromkeys(Path(one).absolute() for one in (root, *roots)))
+
+
+def find(points: Iterable[Point], roots: Iterable[Path]) -> dict[str, Past]:
+    """Return for each point its newest valid row in other sweeps; one that is not stale goes before one that is.
+
+    What has changed since is judged by what this host sees, where that counts (`Fingerprint.trusted`), and by the
+    newest row of the same engine and model: what it says of a driver is what the nodes have.
+    """
+    wanted = {point.point: point for point in points}
+    rows = sorted((one for root in roots for sweep in sweeps_in(root) for one in _rows(sweep, wanted)), key=_age)
+    newest: dict[tuple[str, ...], Fingerprint] = {}
+    for one in rows:
+        kind = _kind(wanted[one.point].config)
+        newest[kind] = of_mapping(one.row).or_else(newest.get(kind, Fingerprint()))
+    found: dict[str, Past] = {}
+    for one in rows:
+        config = wanted[one.point].config
+        now = fingerprint.here(config).trusted(one.seen, one.row).or_else(newest[_kind(config)])
+        past = Past(one.point, one.sweep, one.row, tuple(now.changes(one.row)))
+        if one.point not in found or not past.stale or found[one.point].stale:
+            found[one.point] = past
+    return found
+
+
+@dataclass(frozen=True)
+class _Row:
+    point: str
+    sweep: SweepDir
+    row: Mapping[str, Any]
+    written: float
+    seen: Fingerprint
+
+
+def _age(one: _Row) -> float:
+    return one.written
+
+
+def _rows(sweep: SweepDir, wanted: Collection[str]) -> Iterator[_Row]:
+    names = sweep.point_names() & set(wanted)
+    seen = launch_view(sweep) if names else {}
+    for name in names:
+        with suppress(RunError, OSError):  # half written, or not ours to read
+            row = read_json(sweep.point(name).row)
+            written = sweep.point(name).row.stat().st_mtime
+            if row["valid"] and not row["truncated"]:
+                yield _Row(name, sweep, row, written, seen.get(str(row["service"]), Fingerprint()))
+
+
+def launch_view(sweep: SweepDir) -> dict[str, Fingerprint]:
+    """Return by service what the launching host saw when this sweep was started."""
+    with suppress(RunError):
+        services = read_json(sweep.plan)["services"]
+        return {item["service"]: of_mapping(item.get("seen", {})) for item in services}
+    return {}
+
+
+def take(sweep: SweepDir, found: Iterable[Past]) -> None:
+    """Copy rows and their requests into a sweep; the column `reused_from` says where they were measured."""
+    for past in found:
+        source, target = past.sweep.point(past.point), sweep.point(past.point)
+        origin = past.row.get("reused_from") or str(past.sweep.path)
+        write_json(target.row, dict(past.row) | {"reused_from": origin})
+        with suppress(OSError):  # without them the row is still the row
+            shutil.copyfile(source.requests, target.requests)
+
+
+def offer_text(found: Mapping[str, Past], *, taken: bool) -> list[str]:
+    """Return what is said of earlier rows before anything is submitted."""
+    fresh = [past for past in found.values() if not past.stale]
+    lines = []
+    if fresh:
+        places = ", ".join(dict.fromkeys(str(past.sweep.path) for past in fresh))
+        count = f"{len(fresh)} point{'' if len(fresh) == 1 else 's'}"
+        lines.append(
+            f"{count} reused from {places}"
+            if taken
+            else f"{count} measured before in {places}: launch.reuse=true takes them"
+        )
+    lines += [
+        f"stale, not reused: point {p.point} of {p.sweep.path}: {', '.join(p.stale)}" for p in found.values() if p.stale
+    ]
+    return lines

@@ -1,0 +1,291 @@
+"""What people see: the plan, the exact commands, the table. Text for a terminal; colour only on one."""
+
+from __future__ import annotations
+
+import io
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from jobs.cluster.time_limit import limit_seconds
+from jobs.results.direction import STARRED, counts, low_is_best
+from jobs.results.keys import is_work
+from jobs.results.table import text
+from jobs.sweep.check import Shared
+from jobs.sweep.grouping import Point
+from jobs.sweep.plan import Allocation, Plan, as_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SHOWN = (
+    "engine",
+    "valid",
+    "completed",
+    "failed",
+    "ttft_ms_p50",
+    "ttft_ms_p99",
+    "tpot_ms_p50",
+    "e2el_ms_p50",
+    "output_tok_s",
+    "tok_s_per_user",
+    "goodput_s",
+    "found_concurrency",
+    "found_request_rate",
+    "needle_score",
+    "price_per_m_output_tok",
+    "engine_tokens",
+    "kv_cache_tokens",
+    "load_s",
+)
+"""Columns of the terminal table; the files hold all."""
+
+DROPPED = (
+    "load_s",
+    "kv_cache_tokens",
+    "engine_tokens",
+    "ttft_ms_p99",
+    "e2el_ms_p50",
+    "completed",
+    "tok_s_per_user",
+    "failed",
+    "price_per_m_output_tok",
+    "tpot_ms_p50",
+    "ttft_ms_p50",
+)
+"""Columns that go first where the terminal is too narrow. The swept keys, the engine, validity and rate always stay."""
+
+
+NOTED = "True*"
+"""Stands under `valid` for a valid row with a note, and before the note below the table."""
+
+
+class _Console(Console):
+    """rich would exit with code 1, as for a failed run, where nobody reads any more (jobs/core/output.py)."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # rich calls this while it handles the error
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return the console; without a terminal lines are never cut or wrapped."""
+    # An engine's words may hold [brackets] and :colons:, which are neither markup nor emoji.
+    found = _Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    if not found.is_terminal:
+        found.width = 2000
+    return found
+
+
+def plan_text(plan: Plan) -> str:
+    """Return the plan in a few lines: points, services, allocations, predicted node-hours."""
+    hours = sum(allocation.node_hours for allocation in plan.allocations)
+    run = len(plan.points) - len(plan.refused)
+    lines = [
+        f"{count(run, 'point')} in {count(len(plan.services), 'service')}"
+        f" (engine starts) in {count(len(plan.allocations), 'allocation')}, about {hours:.2f} node-hours"
+    ]
+    for index, allocation in enumerate(plan.allocations):
+        lines.append(
+            f"  allocation {index}: {count(len(allocation.services), 'service')}"
+            f" on {count(allocation.nodes, 'node')}, about {_duration(allocation.seconds)}"
+            + _too_long(plan, allocation)
+        )
+        for name in allocation.services:
+            lines += [
+                f"    service {name}  point {point.point}  {_values(point)}".rstrip() for point in plan.points_of(name)
+            ]
+    if plan.services:
+        lines.append(f"predicted (queue apart): {phases_text(plan)}")
+    lines += [
+        f"not run: point {point.point}  {_values(point)}  {plan.refused[point.point]}"
+        for point in plan.points
+        if point.point in plan.refused
+    ]
+    lines += [
+        f"beyond the budget: point {one.point.point}  {_values(one.point)}  ({one.reason})" for one in plan.dropped
+    ]
+    lines += [f"warning: {text}" for text in plan.warnings]
+    return "\n".join(lines)
+
+
+def warnings_text(found: Sequence[Shared]) -> str:
+    """Return one line for every warning; errors are not for here: they stop the sweep."""
+    lines = []
+    for one in found:
+        if one.finding.severity == "warning" and one.finding.rule != "R20":  # the plan itself speaks of queueing
+            finding = one.finding
+            lines.append(f"  {finding.rule} {finding.key} = {finding.value}: {finding.reason}. {finding.remedy}")
+    return "\n".join([f"{count(len(lines), 'warning')} (python -m jobs check):", *lines]) if lines else ""
+
+
+def phases_text(plan: Plan) -> str:
+    """Return the predicted time of the whole plan by phase, and what the load times stand on."""
+    spent = [service.phases for service in plan.services if service.phases]
+    names = {"load": "load", "warmup": "warm-up", "window": "windows", "drain": "drain", "teardown": "teardown"}
+    parts = [f"{label} {_duration(sum(getattr(one, name) for one in spent))}" for name, label in names.items()]
+    sources = " and from ".join(dict.fromkeys(one.source for one in spent))
+    return f"{', '.join(parts)}; load from {sources}"
+
+
+def _values(point: Point) -> str:
+    return " ".join(f"{key}={value}" for key, value in point.values.items())
+
+
+def commands_text(plan: Plan) -> str:
+    """Return for every rank of every service its environment and command line, as one would type them."""
+    lines: list[str] = []
+    for service in as_json(plan)["services"]:
+        for rank in service["ranks"]:
+            lines.append(f"# service {service['service']}, rank {rank['rank']} ({rank['role']})")
+            lines += [" ".join(_quote(word) for word in words) for words in rank.get("container", [])]
+            lines += [f"source {shlex.quote(name)}" for name in rank["source"]]
+            lines += [f"export {name}={_quote(value)}" for name, value in rank["env"].items()]
+            lines += [" ".join(_quote(word) for word in rank["argv"]), ""]
+    return "\n".join(lines)
+
+
+def _quote(word: str) -> str:
+    """Quote for a shell, but leave placeholders such as {address} readable."""
+    return word if word.startswith("{") and word.endswith("}") and word[1:-1].isidentifier() else shlex.quote(word)
+
+
+def table_view(frame: pd.DataFrame, swept: tuple[str, ...], width: int | None = None) -> Table:
+    """Return the terminal table: the best value of each column marked, invalid rows dimmed.
+
+    Args:
+        frame: the sweep table.
+        swept: full dotted names of the swept keys.
+        width: of the terminal, characters; then columns of DROPPED go, one after the other, until the rest fits.
+            None: all of SHOWN that hold anything. Where not even the rest fits, each row is a block of lines.
+    """
+    shown = [name for name in (*swept, *SHOWN) if name in (*swept, "valid") or frame[name].notna().any()]
+    dropped = [name for name in DROPPED if name in shown]
+    gone = 0
+    while True:
+        view = _table(frame, swept, [name for name in shown if name not in dropped[:gone]])
+        if width is None or gone == len(dropped) or _width(view) <= width:
+            break
+        gone += 1
+    if width is not None and _width(view) > width:
+        return _cards(frame, swept, shown)
+    if gone:
+        view.caption = Text(f"{count(gone, 'column')} more in the file: {', '.join(dropped[:gone])}")
+    return view
+
+
+def _cards(frame: pd.DataFrame, swept: tuple[str, ...], shown: list[str]) -> Table:
+    """Return each row as lines of name and value, for a terminal that is too narrow for columns."""
+    view = Table.grid(padding=(0, 1, 0, 0))
+    view.add_column(overflow="fold")
+    view.add_column(overflow="fold")
+    for place, row in enumerate(_cells(frame, swept, shown)):
+        if place:
+            view.add_row("", "")
+        style = None if bool(frame["valid"].iloc[place]) else "dim"
+        for name, cell in zip(shown, row, strict=True):
+            if cell.plain:
+                view.add_row(Text(name.rpartition(".")[2] if name in swept else name), cell, style=style)
+    return view
+
+
+def _table(frame: pd.DataFrame, swept: tuple[str, ...], shown: list[str]) -> Table:
+    view = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left", padding=(0, 1, 0, 0))
+    for name in shown:
+        numeric = name not in swept and name not in ("engine", "valid", "engine_tokens")
+        view.add_column(_header(name), justify="right" if numeric else "left", no_wrap=True, vertical="bottom")
+    for valid, cells in zip(frame["valid"], _cells(frame, swept, shown), strict=True):
+        view.add_row(*cells, style=None if valid else "dim")
+    return view
+
+
+def _cells(frame: pd.DataFrame, swept: tuple[str, ...], shown: list[str]) -> list[list[Text]]:
+    best = {name: _best(frame, swept, name) for name in STARRED if name in shown}
+    noted = list(_noted(frame) & frame["valid"].astype(bool))
+    return [
+        [
+            Text(NOTED) if name == "valid" and noted[number] else _cell(row[name], name in best and best[name][number])
+            for name in shown
+        ]
+        for number, (_, row) in enumerate(frame.iterrows())
+    ]
+
+
+def _width(view: Table) -> int:
+    wide = Console(width=100_000, file=io.StringIO())
+    return Measurement.get(wide, wide.options, view).maximum
+
+
+def reasons_text(frame: pd.DataFrame) -> str:
+    """Return one line for every invalid row with its reason, and for every valid one that has a note."""
+    bad = frame[~frame["valid"].astype(bool)]
+    noted = frame[frame["valid"].astype(bool) & _noted(frame)]
+    return "\n".join(
+        [
+            *(f"invalid {row['point']}: {row['invalid_reason']}" for _, row in bad.iterrows()),
+            *(f"{NOTED} {row['point']}: {row['notes']}" for _, row in noted.iterrows()),
+        ]
+    )
+
+
+def _noted(frame: pd.DataFrame) -> pd.Series[Any]:
+    return frame["notes"].notna() & (frame["notes"].astype(str) != "") if "notes" in frame else frame["valid"].isna()
+
+
+def _best(frame: pd.DataFrame, swept: tuple[str, ...], name: str) -> list[bool]:
+    """Return for each row whether its value is the best of the valid rows that did the same work; one alone is not."""
+    import pandas as pd
+
+    values = pd.to_numeric(frame[name], errors="coerce").where(frame["valid"].astype(bool))
+    values = values.where(pd.Series([counts(name, value) for value in values], index=values.index))
+    # Rows of another work do not compare, and simulated rows never with measured ones.
+    kinds = (
+        frame[[key for key in (*swept, "engine") if key == "engine" or is_work(key)]].astype(str).agg(" ".join, axis=1)
+    )
+    groups = values.groupby(kinds)
+    extreme = groups.transform("min" if low_is_best(name) else "max")
+    return list((values == extreme) & (groups.transform("count") > 1))
+
+
+def _cell(value: Any, is_best: bool) -> Text:
+    return Text(f"{text(value)}*", style="bold green") if is_best else Text(text(value))
+
+
+def _header(name: str) -> Text:
+    """A header of two lines: parallel. / max_model_len, ttft ms / p50, output / tok_s."""
+    for mark, instead in (
+        (".", ".\n"),
+        ("_ms_", " ms\n"),
+        ("_per_m_", "\n1M "),
+        ("_per_", "\nper_"),
+        ("output_", "output\n"),
+        ("_tok", "\ntok"),
+    ):
+        if mark in name:
+            return Text(name.replace(mark, instead, 1))
+    return Text(name)
+
+
+def _too_long(plan: Plan, allocation: Allocation) -> str:
+    limit = limit_seconds(plan.points[0].config.cluster.time_limit) if plan.points else None
+    return " (more than cluster.time_limit)" if limit and allocation.seconds > limit else ""
+
+
+def count(number: int, noun: str) -> str:
+    """Return `1 point`, `2 points`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
