@@ -31,6 +31,7 @@ lint: .venv/made
 	@$(TOOL) -m ruff format --check .
 	@$(TOOL) -m ruff check --output-format concise .
 	@$(TOOL) -m mypy
+	@.venv/bin/lint-imports --no-logo
 
 setup: .venv/made
 	@tools/setup.sh
