@@ -28,7 +28,7 @@ from omegaconf import DictConfig
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jobs.allocation.rank import own_card  # noqa: E402
+from jobs.allocation.rank import own_interface  # noqa: E402
 from jobs.cluster.nodelist import task_from_slurm  # noqa: E402
 from jobs.cluster.ports import derive_ports  # noqa: E402
 from jobs.core.config import Config  # noqa: E402
@@ -50,7 +50,7 @@ def main(cfg: DictConfig) -> None:
     """Run one rank of one point."""
     config = resolved(overrides(cfg))
     task = task_from_slurm(os.environ)
-    interface, address, _ = own_card(config, local=False)
+    interface, address, _ = own_interface(config, local=False)
     ports = derive_ports(task.job_id)
     place = Placement(
         rank=task.rank,

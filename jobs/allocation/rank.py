@@ -25,7 +25,7 @@ from jobs.allocation.preflight.findings import named
 from jobs.allocation.preflight.station import Station, make_station
 from jobs.allocation.signals import Ending
 from jobs.allocation.walltime import Walltime
-from jobs.cluster.interfaces import check_master, find_card, interface_addresses, same_subnet
+from jobs.cluster.interfaces import check_master, find_interface, interface_addresses, same_subnet
 from jobs.cluster.nodelist import Task, task_from_slurm
 from jobs.cluster.ports import derive_ports
 from jobs.cluster.time_limit import limit_seconds
@@ -62,7 +62,7 @@ async def _run(folder: AllocationDir, task: Task) -> int:
     first = read_config(folder.sweep, work.services[0].points[0])
     if first.cluster.share_group:
         let_group_read()
-    (name, address, prefix), problem = usable_card(first, local=work.local)
+    (name, address, prefix), problem = usable_interface(first, local=work.local)
     ports = derive_ports(
         task.job_id,
         api=first.engine.port,
@@ -71,10 +71,10 @@ async def _run(folder: AllocationDir, task: Task) -> int:
     )
     ending.walltime = await _walltime(task, first, stopping, local=work.local)
     here = Here(task, name, address, ports, folder, work, dict(os.environ), ending.walltime)
-    say(f"rank {task.rank} of {task.ranks} on {task.host}, card {name} {address}, job {task.job_id}")
+    say(f"rank {task.rank} of {task.ranks} on {task.host}, interface {name} {address}, job {task.job_id}")
     results = folder.sweep.path.parent
-    card = (name, address, prefix)
-    station = make_station(first, task, card, problem, ports, work, results, here.inherited)
+    interface = (name, address, prefix)
+    station = make_station(first, task, interface, problem, ports, work, results, here.inherited)
     if task.rank == 0:
         from jobs.allocation import (
             head,  # with what measures and makes the table: a second of start that no other rank needs
@@ -116,40 +116,40 @@ async def _give_back(task: Task, stopping: asyncio.Future[str]) -> None:
             process.run(["scancel", str(task.job_id)], timeout_s=30)
 
 
-def usable_card(config: Config, *, local: bool) -> tuple[tuple[str, str, int], str | None]:
-    """Return this rank's card, and why it is only a stand-in for the one of the config.
+def usable_interface(config: Config, *, local: bool) -> tuple[tuple[str, str, int], str | None]:
+    """Return this rank's interface, and why it is only a stand-in for the one of the config.
 
-    With a wrong card the ranks still meet, since they need the host names alone: then the preflight can tell for
-    every node which card would work. Without that check the error ends this rank at once.
+    With a wrong interface the ranks still meet, since they need the host names alone: then the preflight can tell for
+    every node which interface would work. Without that check the error ends this rank at once.
     """
     try:
-        return own_card(config, local=local), None
+        return own_interface(config, local=local), None
     except ConfigError as error:
         checks = config.preflight
         if not checks.enabled or named("network.interface", (*checks.skip, *checks.warn_only)):
             raise
         auto = replace(config, hccl=replace(config.hccl, socket_ifname="auto"))
-        return own_card(auto, local=local), f"hccl.socket_ifname={error.value}: {error.reason}"
+        return own_interface(auto, local=local), f"hccl.socket_ifname={error.value}: {error.reason}"
 
 
-def own_card(config: Config, *, local: bool) -> tuple[str, str, int]:
-    """Return name, IPv4 address and prefix length of the card that the ranks use on this host.
+def own_interface(config: Config, *, local: bool) -> tuple[str, str, int]:
+    """Return name, IPv4 address and prefix length of the interface that the ranks use on this host.
 
-    `hccl.socket_ifname=auto` is the card that holds the address of the host's own name; where the name
-    resolves to loopback only, HCCL's own order of cards decides.
+    `hccl.socket_ifname=auto` is the interface that holds the address of the host's own name; where the name
+    resolves to loopback only, HCCL's own order of interfaces decides.
     """
     if local:
         return LOOPBACK, "127.0.0.1", 8
-    cards = interface_addresses()
+    interfaces = interface_addresses()
     spec = config.hccl.socket_ifname
     if spec == "auto":
         names = _resolve(socket.gethostname())
-        for name, addresses in cards.items():
+        for name, addresses in interfaces.items():
             for address in addresses:
                 if address.ip in names and name != LOOPBACK:
                     return name, address.ip, address.prefix
         spec = None
-    name, found = find_card(spec, cards)
+    name, found = find_interface(spec, interfaces)
     return name, found.ip, found.prefix
 
 

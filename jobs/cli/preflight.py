@@ -50,11 +50,11 @@ async def _here(config: Config) -> Result:
 
     ports = derive_ports(os.getpid(), api=config.engine.port, dp_rpc=config.engine.data_parallel_rpc_port, control=None)
     host = socket.gethostname()
-    card, problem = rank.usable_card(config, local=False)
+    interface, problem = rank.usable_interface(config, local=False)
     task = Task(0, 1, os.getpid(), (host,), host)
     work = AllocationTask((), 1, local=False)
     results = Path(config.results.root).absolute()
-    station = make_station(config, task, card, problem, ports, work, results, dict(os.environ))
+    station = make_station(config, task, interface, problem, ports, work, results, dict(os.environ))
     return await Preflight(config, ports, Hub(1, "", 1.0), station, local=False).run()
 
 

@@ -14,28 +14,28 @@ from jobs.core.errors import ConfigError
 
 @dataclass(frozen=True)
 class Address:
-    """One address of a card. `prefix` is the length of its network prefix in bits."""
+    """One address of an interface. `prefix` is the length of its network prefix in bits."""
 
     ip: str
     prefix: int
 
 
 def interface_addresses() -> dict[str, tuple[Address, ...]]:
-    """Return the cards of this host with their addresses, IPv4 first; a card may have none."""
-    cards: dict[str, tuple[Address, ...]] = {}
+    """Return the interfaces of this host with their addresses, IPv4 first; an interface may have none."""
+    interfaces: dict[str, tuple[Address, ...]] = {}
     for adapter in ifaddr.get_adapters(include_unconfigured=True):
         ips = sorted(adapter.ips, key=lambda ip: not ip.is_IPv4)  # stable: the kernel's order otherwise
-        cards[adapter.name] = tuple(
+        interfaces[adapter.name] = tuple(
             Address(ip.ip if isinstance(ip.ip, str) else ip.ip[0], ip.network_prefix) for ip in ips
         )
-    return cards
+    return interfaces
 
 
 def choose_interface(spec: str | None, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the cards that an HCCL_SOCKET_IFNAME setting means, best first (CANN, envref_07_0075).
+    """Return the interfaces that an HCCL_SOCKET_IFNAME setting means, best first (CANN, envref_07_0075).
 
     `eth,enp` means names that begin so, `=eth0,enp0` exactly these, `^eth` all but names that begin so, and
-    `^=eth0` all but exactly this. A plain item prefers the card of exactly that name: GLOO and TP take
+    `^=eth0` all but exactly this. A plain item prefers the interface of exactly that name: GLOO and TP take
     the same setting as an exact name. `^...` and None leave HCCL's own order: by name, then docker, then lo.
 
     Raises:
@@ -63,31 +63,31 @@ def _hccl_order(name: str) -> tuple[int, str]:
     return (2 if name == "lo" else 1 if name.startswith("docker") else 0, name)
 
 
-def find_card(spec: str | None, cards: Mapping[str, tuple[Address, ...]]) -> tuple[str, Address]:
-    """Return name and IPv4 address of the first card that `hccl.socket_ifname` means and that has one.
+def find_interface(spec: str | None, interfaces: Mapping[str, tuple[Address, ...]]) -> tuple[str, Address]:
+    """Return name and IPv4 address of the first interface that `hccl.socket_ifname` means and that has one.
 
     Raises:
-        ConfigError: there is none. The error lists the cards of this host and proposes the likeliest one:
-            a wrong card name is the usual cause of a failed HCCL start.
+        ConfigError: there is none. The error lists the interfaces of this host and proposes the likeliest one:
+            a wrong interface name is the usual cause of a failed HCCL start.
     """
-    order = sorted(cards, key=_hccl_order)
-    first = {name: next((a for a in cards[name] if ":" not in a.ip), None) for name in order}
-    chosen = choose_interface(spec, tuple(cards))
+    order = sorted(interfaces, key=_hccl_order)
+    first = {name: next((a for a in interfaces[name] if ":" not in a.ip), None) for name in order}
+    chosen = choose_interface(spec, tuple(interfaces))
     for name in chosen:
         if address := first[name]:
             return name, address
-    reason = f"{', '.join(chosen)}: no IPv4 address" if chosen else "no card of this host matches"
+    reason = f"{', '.join(chosen)}: no IPv4 address" if chosen else "no interface of this host matches"
     shown = {name: f"{a.ip}/{a.prefix}" if a else "no IPv4 address" for name, a in first.items()}
     found = "; ".join(f"{name} ({what})" for name, what in shown.items())
     usable = [name for name, address in first.items() if address]
     close = difflib.get_close_matches((spec or "").lstrip("^="), usable, n=1) or usable
-    advice = f"Set hccl.socket_ifname={close[0]}" if close else "Give the nodes' card an IPv4 address"
-    raise ConfigError("hccl.socket_ifname", spec, reason, f"{advice}. Cards of this host: {found or 'none'}")
+    advice = f"Set hccl.socket_ifname={close[0]}" if close else "Give the nodes' interface an IPv4 address"
+    raise ConfigError("hccl.socket_ifname", spec, reason, f"{advice}. Interfaces of this host: {found or 'none'}")
 
 
 def address_of(interface: str | None) -> str:
-    """Return the IPv4 address of this host's card that `hccl.socket_ifname` means; errors as `find_card`."""
-    return find_card(interface, interface_addresses())[1].ip
+    """Return the IPv4 address of this host's interface that `hccl.socket_ifname` means; errors as `find_interface`."""
+    return find_interface(interface, interface_addresses())[1].ip
 
 
 def same_subnet(address: str, peer: str, prefix: int) -> bool:
@@ -98,16 +98,16 @@ def same_subnet(address: str, peer: str, prefix: int) -> bool:
 def check_master(published: str, resolved: Sequence[str], own: str, prefix: int) -> str | None:
     """Compare the address that rank 0 published with what this rank derives; return a warning or None.
 
-    It is a warning, not an error: a name may rightly belong to another card than the HCCL card.
+    It is a warning, not an error: a name may rightly belong to another interface than the HCCL interface.
 
     Args:
         published: address that rank 0 bound and published.
         resolved: addresses that the first host's name resolves to on this host.
-        own: address of this rank's own card; `prefix` is the length of its network prefix in bits.
+        own: address of this rank's own interface; `prefix` is the length of its network prefix in bits.
     """
     doubts: list[str] = []
     if not same_subnet(own, published, prefix):
-        doubts.append(f"is not in the network of this rank's own card ({own}/{prefix}): the cards may differ")
+        doubts.append(f"is not in the network of this rank's own interface ({own}/{prefix}): the interfaces may differ")
     if published not in resolved:
         names = ", ".join(resolved) or "nothing"
         doubts.append(f"is not what the first host's name resolves to here ({names})")

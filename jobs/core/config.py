@@ -166,13 +166,13 @@ class Parallel(Section):
 
 @dataclass(frozen=True)
 class Hccl(Section):
-    """Network card and HCCL variables, the same on every node. A null key is not set."""
+    """Network interface and HCCL variables, the same on every node. A null key is not set."""
 
     socket_ifname: Text | None = setting(
         "auto",
-        "card of the nodes' network (HCCL_, TP_, GLOO_SOCKET_IFNAME); auto: the card of the host's name",
+        "interface of the nodes' network (HCCL_, TP_, GLOO_SOCKET_IFNAME); auto: the interface of the host's name",
     )
-    if_ip: Text | None = setting("auto", "HCCL_IF_IP: auto is the card's own address; an address; null")
+    if_ip: Text | None = setting("auto", "HCCL_IF_IP: auto is the interface's own address; an address; null")
     buffsize: Count | None = setting(None, "HCCL_BUFFSIZE, MB; each communicator takes twice this")
     connect_timeout: Count | None = setting(None, "HCCL_CONNECT_TIMEOUT, s")
     exec_timeout: Count | None = setting(None, "HCCL_EXEC_TIMEOUT, s")
@@ -248,7 +248,7 @@ class Cluster(Section):
     max_allocations: Count = setting(1, "allocations of one sweep that may run at a time")
     share_group: Line | None = setting(None, "Unix group that may read the run directory; null: the owner alone")
     yield_to_others: Flag = setting(False, "stop after a point when other users' jobs wait in the partition")
-    master_address: Text | None = setting(None, "null: address of the HCCL card on the first host")
+    master_address: Text | None = setting(None, "null: address of the HCCL interface on the first host")
     control_port: Port | None = setting(None, "port on which the ranks talk; null: derived from the job id")
 
 

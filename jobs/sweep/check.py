@@ -215,7 +215,7 @@ def _ports(config: Config) -> None:
         derive_ports(0, api=ports[0], dp_rpc=ports[1], control=ports[2])
 
 
-def _card(config: Config) -> None:
+def _interface(config: Config) -> None:
     if config.hccl.socket_ifname is not None and config.hccl.socket_ifname != "auto":
         choose_interface(config.hccl.socket_ifname, ())
 
@@ -241,7 +241,7 @@ LOOKS: tuple[Callable[[Config], object], ...] = (
     lambda config: parse_faults(config.engine.rehearsal.faults),
     lambda config: check_names("preflight.skip", config.preflight.skip),
     lambda config: check_names("preflight.warn_only", config.preflight.warn_only),
-    _card,
+    _interface,
     _ports,
     *BENCH_LOOKS,
     _token_ids,

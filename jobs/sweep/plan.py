@@ -216,14 +216,14 @@ def _parts(configs: Sequence[Config], name: str) -> list[str]:
 
 
 def pack(services: Sequence[Service]) -> tuple[Allocation, ...]:
-    """Pack services, in order, into as few allocations as time limit, number of nodes and network card allow."""
+    """Pack services, in order, into as few allocations as time limit, number of nodes and network interface allow."""
     allocations: list[Allocation] = []
-    card: str | None = None
+    interface: str | None = None
     for service in services:
         nodes = len(local_sizes(service.config))
         limit = limit_seconds(service.config.cluster.time_limit)
-        last = allocations[-1] if allocations and card == service.config.hccl.socket_ifname else None
-        card = service.config.hccl.socket_ifname
+        last = allocations[-1] if allocations and interface == service.config.hccl.socket_ifname else None
+        interface = service.config.hccl.socket_ifname
         if last and last.nodes == nodes and (limit is None or last.seconds + service.seconds <= limit):
             allocations[-1] = Allocation((*last.services, service.service), nodes, last.seconds + service.seconds)
         else:

@@ -173,13 +173,13 @@ def table_view(frame: pd.DataFrame, swept: tuple[str, ...], width: int | None = 
             break
         gone += 1
     if width is not None and _width(view) > width:
-        return _cards(frame, swept, shown)
+        return _blocks(frame, swept, shown)
     if gone:
         view.caption = Text(f"{count(gone, 'column')} more in the file: {', '.join(dropped[:gone])}")
     return view
 
 
-def _cards(frame: pd.DataFrame, swept: tuple[str, ...], shown: list[str]) -> Table:
+def _blocks(frame: pd.DataFrame, swept: tuple[str, ...], shown: list[str]) -> Table:
     """Return each row as lines of name and value, for a terminal that is too narrow for columns."""
     view = Table.grid(padding=(0, 1, 0, 0))
     view.add_column(overflow="fold")

@@ -11,7 +11,7 @@ HOSTS = Path("/etc/hosts")
 
 @dataclass(frozen=True)
 class Node:
-    """One node: a network namespace with a host name, an address and a network card `eth0` of its own."""
+    """One node: a network namespace with a host name, an address and a network interface `eth0` of its own."""
 
     name: str
     address: str

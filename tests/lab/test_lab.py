@@ -48,7 +48,7 @@ def test_submitit_runs_one_task_on_each_node_and_accounting_knows_it(quiet: Lab,
         import os
         import socket
 
-        # The name alone is the node's own; the address comes from the card in the node's namespace.
+        # The name alone is the node's own; the address comes from the interface in the node's namespace.
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect(("10.213.0.1", 9))
             return socket.gethostname(), probe.getsockname()[0], os.environ["SLURM_PROCID"]

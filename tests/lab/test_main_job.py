@@ -71,7 +71,7 @@ def test_two_services_four_rows(lab: Lab, real_vllm: Path, tmp_path: Path) -> No
 
     [allocation] = sweep.allocations()
     assert hosts_of(allocation) == ["npu-node1", "npu-node2"]
-    assert read_json(allocation.head)["address"] == "10.213.0.11", "the master address is that of the card"
+    assert read_json(allocation.head)["address"] == "10.213.0.11", "the master address is that of the interface"
     for service in plan["services"]:
         for rank in (0, 1):
             folder = sweep.service(service["service"], 1).rank(rank)

@@ -1,4 +1,4 @@
-"""The checks of the nodes on two real hosts of a real Slurm: a closed port and a wrong card end the allocation."""
+"""The checks of the nodes on two real hosts of a real Slurm: a closed port and a wrong interface end the allocation."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def closed_port(quiet: Lab) -> Iterator[Lab]:
 
 
 @pytest.fixture
-def other_card(quiet: Lab) -> Iterator[Lab]:
-    """A card that only the first node has."""
+def other_interface(quiet: Lab) -> Iterator[Lab]:
+    """An interface that only the first node has."""
     quiet.node_exec(ONE, ["ip", "link", "add", "name", "bond7", "type", "veth", "peer", "name", "bond8"])
     quiet.node_exec(ONE, ["ip", "addr", "add", "192.168.77.1/24", "dev", "bond7"])
     for name in ("bond7", "bond8"):
@@ -66,11 +66,13 @@ def test_a_closed_port_is_named_with_both_nodes_and_the_remedy(closed_port: Lab,
     assert [one["check"] for one in record["findings"] if one["state"] == "fail"] == ["network.path"]
 
 
-def test_a_card_that_one_node_lacks_is_named_and_the_right_one_proposed(other_card: Lab, tmp_path: Path) -> None:
-    reasons, _ = sweep(other_card, tmp_path, "hccl.socket_ifname=bond7")
+def test_an_interface_that_one_node_lacks_is_named_and_the_right_one_proposed(
+    other_interface: Lab, tmp_path: Path
+) -> None:
+    reasons, _ = sweep(other_interface, tmp_path, "hccl.socket_ifname=bond7")
     for reason in reasons:
         assert reason.startswith(
-            f"not run: preflight: {TWO} eth0: network.interface: hccl.socket_ifname=bond7: no card"
+            f"not run: preflight: {TWO} eth0: network.interface: hccl.socket_ifname=bond7: no interface"
         )
         assert "Set hccl.socket_ifname=eth0." in reason
 

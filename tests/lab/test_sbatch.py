@@ -33,7 +33,7 @@ def test_a_sweep_gives_the_same_run_directory_and_table(lab: Lab, tmp_path: Path
     assert (table["queue_s"] >= 0).all()
     [allocation] = run.allocations()
     assert hosts_of(allocation) == ["npu-node1", "npu-node2"]
-    assert read_json(allocation.head)["address"] == "10.213.0.11", "the master address is that of the card"
+    assert read_json(allocation.head)["address"] == "10.213.0.11", "the master address is that of the interface"
     assert allocation.submission.read_text() == (ROOT / "sbatch/sweep.sbatch").read_text()
     lab.wait_idle()
     assert engines_of(job) == []

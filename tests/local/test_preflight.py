@@ -85,7 +85,7 @@ def test_a_sick_device_ends_the_allocation_with_rows_that_say_it(
     assert not (tmp_path / "runs/latest/services").exists(), "no engine was started"
 
 
-def test_the_verb_prints_a_table_and_fails_for_a_sick_card(tmp_path: Path) -> None:
+def test_the_verb_prints_a_table_and_fails_for_a_sick_npu(tmp_path: Path) -> None:
     env = node(tmp_path / "node", {"npus": {"1": {"missing": True}}})
     done = python(env, "-m", "jobs", "preflight", *NPUS, f"results.root={tmp_path}")
     assert done.returncode == 1, done.stderr

@@ -48,7 +48,7 @@ def station(settings: Config, rank: int, ports: Ports, folder: Path, **spot: Any
         "interface": LO[0],
         "address": LO[1],
         "prefix": LO[2],
-        "card_problem": None,
+        "interface_problem": None,
         "ports": ports,
         "local": bool(rank),  # both are on this host: the second one must not want HCCL's ports as well
         "results": folder,
@@ -148,8 +148,8 @@ async def test_a_busy_port_names_who_holds_it(tmp_path: Path) -> None:
     assert "engine.data_parallel_rpc_port" in str(result.reason)
 
 
-async def test_a_wrong_card_ends_it_with_the_one_that_works(tmp_path: Path) -> None:
-    wrong = {1: {"card_problem": "hccl.socket_ifname=eth9: no card of this host matches"}}
+async def test_a_wrong_interface_ends_it_with_the_one_that_works(tmp_path: Path) -> None:
+    wrong = {1: {"interface_problem": "hccl.socket_ifname=eth9: no interface of this host matches"}}
     async with two_ranks(WITHOUT, (tmp_path, tmp_path), spots=wrong) as (checks, _):
         result = await asyncio.wait_for(checks.run(), 30)
     assert bad(result) == [(TWO, "lo", "network.interface")]

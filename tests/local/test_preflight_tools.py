@@ -79,7 +79,7 @@ def test_without_the_tools_it_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
     assert set(seen.closed) == {"davinci0", "davinci1", *tools.DEVICES}
 
 
-def test_no_right_is_not_a_fault_of_the_card(tmp_path: Path) -> None:
+def test_no_right_is_not_a_fault_of_the_npu(tmp_path: Path) -> None:
     state = {"smi": {"says": "dcmi module initialize failed. ret is -8005", "exit": 1}, "hccn": {"denied": True}}
     seen = look(fake_node(tmp_path, state, count=2), 2)
     assert seen.problem is not None and seen.ports_problem is not None

@@ -12,7 +12,7 @@ from typing import Any
 from core_help import ROOT, config
 
 from jobs.allocation.preflight import fabric, host, network, npu
-from jobs.allocation.preflight.facts import Card, Facts, Host, NpuPort, Npus, Ping, Reached, Runtime, Space
+from jobs.allocation.preflight.facts import Facts, Host, Interface, NpuPort, Npus, Ping, Reached, Runtime, Space
 from jobs.allocation.preflight.findings import Finding
 from jobs.cluster.ports import Ports
 from jobs.core.config import Config
@@ -39,10 +39,10 @@ def node(rank: int, **changes: Any) -> Facts:
         address=f"10.0.0.{rank + 1}",
         prefix=24,
         host=HEALTHY,
-        cards={
-            "lo": Card(True, (("127.0.0.1", 8),)),
-            "enp61s0f0": Card(True, ((f"10.0.0.{rank + 1}", 24),)),
-            "docker0": Card(True, (("172.17.0.1", 16),)),
+        interfaces={
+            "lo": Interface(True, (("127.0.0.1", 8),)),
+            "enp61s0f0": Interface(True, ((f"10.0.0.{rank + 1}", 24),)),
+            "docker0": Interface(True, (("172.17.0.1", 16),)),
         },
         listening=(8000, 13389, 40000) if rank == 0 else (40001,),
         npus=Npus(

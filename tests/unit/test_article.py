@@ -78,7 +78,7 @@ def test_command_line_is_the_articles_token_for_token(
 def test_environment_is_the_articles(ranks: list[dict[str, Any]], rank: int, address: str) -> None:
     sourced, exported = article_environment()
     assert len(exported) == 13
-    # The article takes the first address of the host: here each rank has the address of its own card.
+    # The article takes the first address of the host: here each rank has the address of its own interface.
     assert exported.pop("HCCL_IF_IP") == "$(hostname -I | awk '{print $1}')"
     assert ranks[rank]["source"] == sourced == ["/usr/local/Ascend/ascend-toolkit/set_env.sh"]
     assert ranks[rank]["env"] == exported | {"HCCL_IF_IP": address}

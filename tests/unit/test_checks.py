@@ -38,7 +38,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
         "cluster.control_port",
         "engine.port",
     ),
-    "a card that is no name": ({"hccl__socket_ifname": "^"}, "hccl.socket_ifname", "misplaced operator"),
+    "an interface that is no name": ({"hccl__socket_ifname": "^"}, "hccl.socket_ifname", "misplaced operator"),
     "an unknown fault": (
         {"engine__rehearsal__faults": ({"rank": 0, "kind": "nosuch"},)},
         "engine.rehearsal.faults[0].kind",

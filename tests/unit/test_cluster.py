@@ -13,7 +13,7 @@ from jobs.cluster.interfaces import (
     address_of,
     check_master,
     choose_interface,
-    find_card,
+    find_interface,
     interface_addresses,
     same_subnet,
 )
@@ -163,7 +163,7 @@ def test_the_same_port_twice_is_an_error_that_names_both_keys() -> None:
     assert "engine.port" in caught.value.reason
 
 
-CARDS = {
+INTERFACES = {
     "lo": (Address("127.0.0.1", 8),),
     "docker0": (Address("172.17.0.1", 16),),
     "enp61s0f0np0": (Address("10.226.73.51", 24),),
@@ -191,50 +191,52 @@ CARDS = {
     ],
 )
 def test_interface_setting_means_what_hccl_documents(spec: str | None, chosen: Sequence[str]) -> None:
-    assert choose_interface(spec, tuple(CARDS)) == chosen
+    assert choose_interface(spec, tuple(INTERFACES)) == chosen
 
 
 @pytest.mark.parametrize("spec", ["^", "=", "^=", "=^eth", "eth0,", ",eth0", "eth0,^ib0", "==eth0"])
 def test_malformed_interface_setting_is_an_error(spec: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        choose_interface(spec, tuple(CARDS))
+        choose_interface(spec, tuple(INTERFACES))
     assert (caught.value.key, caught.value.value) == ("hccl.socket_ifname", spec)
 
 
-def test_card_is_the_first_match_with_an_ipv4_address() -> None:
-    assert find_card("enp61s0f0", CARDS) == ("enp61s0f0", Address("10.226.72.51", 24))
-    assert find_card("ib,enp61s0f1,lo", CARDS) == ("lo", Address("127.0.0.1", 8))
-    assert find_card(None, CARDS) == ("enp61s0f0", Address("10.226.72.51", 24))
+def test_interface_is_the_first_match_with_an_ipv4_address() -> None:
+    assert find_interface("enp61s0f0", INTERFACES) == ("enp61s0f0", Address("10.226.72.51", 24))
+    assert find_interface("ib,enp61s0f1,lo", INTERFACES) == ("lo", Address("127.0.0.1", 8))
+    assert find_interface(None, INTERFACES) == ("enp61s0f0", Address("10.226.72.51", 24))
 
 
-def test_wrong_card_name_proposes_the_nearest_and_lists_all() -> None:
+def test_wrong_interface_name_proposes_the_nearest_and_lists_all() -> None:
     with pytest.raises(ConfigError) as caught:
-        find_card("=enp61s0f2", CARDS)
+        find_interface("=enp61s0f2", INTERFACES)
     error = caught.value
     assert (error.key, error.value) == ("hccl.socket_ifname", "=enp61s0f2")
-    assert error.reason == "no card of this host matches"
+    assert error.reason == "no interface of this host matches"
     assert error.remedy.startswith("Set hccl.socket_ifname=enp61s0f0.")
     assert "enp61s0f0np0 (10.226.73.51/24)" in error.remedy
     assert "ib0 (no IPv4 address)" in error.remedy
 
 
-def test_card_name_like_no_other_proposes_a_card_of_the_network_and_not_lo() -> None:
+def test_interface_name_like_no_other_proposes_an_interface_of_the_network_and_not_lo() -> None:
     with pytest.raises(ConfigError, match=r"Set hccl\.socket_ifname=ib7\."):
-        find_card("wlan", {"lo": CARDS["lo"], "docker0": CARDS["docker0"], "ib7": (Address("10.0.0.7", 24),)})
+        find_interface(
+            "wlan", {"lo": INTERFACES["lo"], "docker0": INTERFACES["docker0"], "ib7": (Address("10.0.0.7", 24),)}
+        )
 
 
-def test_card_without_ipv4_address_is_named_in_the_reason() -> None:
+def test_interface_without_ipv4_address_is_named_in_the_reason() -> None:
     with pytest.raises(ConfigError) as caught:
-        find_card("=ib0,enp61s0f1", CARDS)
+        find_interface("=ib0,enp61s0f1", INTERFACES)
     assert caught.value.reason == "ib0, enp61s0f1: no IPv4 address"
 
 
 def test_host_without_any_address_gets_another_remedy() -> None:
-    with pytest.raises(ConfigError, match=r"Give the nodes' card an IPv4 address\. .*: ib0 \(no IPv4"):
-        find_card("eth0", {"ib0": ()})
+    with pytest.raises(ConfigError, match=r"Give the nodes' interface an IPv4 address\. .*: ib0 \(no IPv4"):
+        find_interface("eth0", {"ib0": ()})
 
 
-def test_loopback_card_of_this_host_has_its_address() -> None:
+def test_loopback_interface_of_this_host_has_its_address() -> None:
     assert Address("127.0.0.1", 8) in interface_addresses()["lo"]
     assert address_of("=lo") == "127.0.0.1"
 
@@ -288,17 +290,17 @@ def test_master_behind_a_name_that_does_not_resolve_gives_a_warning() -> None:
     assert "(nothing)" in (check_master("10.0.0.1", [], "10.0.0.2", 24) or "")
 
 
-def test_master_outside_the_network_of_the_own_card_gives_a_warning() -> None:
+def test_master_outside_the_network_of_the_own_interface_gives_a_warning() -> None:
     warning = check_master("172.17.0.1", ["172.17.0.1"], "10.0.0.2", 24)
     assert warning is not None
-    assert "own card (10.0.0.2/24)" in warning
+    assert "own interface (10.0.0.2/24)" in warning
     assert "resolves" not in warning
 
 
 def test_master_that_fails_both_checks_gets_one_sentence_with_both() -> None:
     warning = check_master("127.0.0.1", ["10.0.0.1"], "10.0.0.2", 24)
     assert warning is not None
-    assert "own card" in warning
+    assert "own interface" in warning
     assert "resolves" in warning
     assert warning.count("master address") == 1
 

@@ -21,7 +21,7 @@ def variables(**values: Any) -> dict[str, str]:
     return environment.variables(change(SLURM, **values), PLACE)
 
 
-def test_each_rank_has_the_address_of_its_own_card() -> None:
+def test_each_rank_has_the_address_of_its_own_interface() -> None:
     assert variables()["HCCL_IF_IP"] == "10.0.0.2"
     assert variables(hccl__if_ip="10.9.9.9")["HCCL_IF_IP"] == "10.9.9.9"
     assert "HCCL_IF_IP" not in variables(hccl__if_ip=None)
@@ -38,7 +38,7 @@ def test_each_rank_has_the_address_of_its_own_card() -> None:
         (None, None, None),
     ],
 )
-def test_the_card_of_hccl_tp_and_gloo(setting: str | None, hccl: str | None, bare: str | None) -> None:
+def test_the_interface_of_hccl_tp_and_gloo(setting: str | None, hccl: str | None, bare: str | None) -> None:
     made = variables(hccl__socket_ifname=setting)
     assert made.get("HCCL_SOCKET_IFNAME") == hccl
     assert made.get("GLOO_SOCKET_IFNAME") == made.get("TP_SOCKET_IFNAME") == bare

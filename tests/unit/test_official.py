@@ -52,7 +52,7 @@ def test_token_for_token(preset: str, ours_alone: dict[str, str], rank: int) -> 
     exports, words = documented(f"{preset}_{'headless' if rank else 'head'}.sh")
     assert ours["argv"][:3] == [PATHS[1] if word == PATHS[0] else word for word in words[:3]]
     assert flags(ours["argv"]) == flags(words) | {"--data-parallel-address": "{master_address}"}
-    local, card = "{address}" if rank else "{master_address}", "{interface}"
-    filled = {key: {"$local_ip": local, "$nic_name": card}.get(value, value) for key, value in exports.items()}
+    local, interface = "{address}" if rank else "{master_address}", "{interface}"
+    filled = {key: {"$local_ip": local, "$nic_name": interface}.get(value, value) for key, value in exports.items()}
     secret = {} if rank else {"VLLM_API_KEY": "{api_key}"}  # the tool's own, so that the API is not open to all
     assert ours["env"] == filled | ours_alone | secret

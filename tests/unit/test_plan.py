@@ -116,8 +116,8 @@ def test_one_service_for_each_distinct_restart_part_and_one_row_for_each_distinc
         assert loads == sorted(loads)
     assert [name for a in made.allocations for name in a.services] == [s.service for s in made.services]
     for allocation in made.allocations:
-        cards = {p.config.hccl.socket_ifname for p in made.points if p.service in allocation.services}
-        assert len(cards) == 1, "a rank chooses its card once"
+        interfaces = {p.config.hccl.socket_ifname for p in made.points if p.service in allocation.services}
+        assert len(interfaces) == 1, "a rank chooses its interface once"
     # Every override list is answered by the point that it asked for, also where two ask for the same.
     assert len(made.asked) == len(points)
     for asked, words_of_point in zip(made.asked, words, strict=True):

@@ -22,7 +22,7 @@ from preflight_help import (
 )
 
 from jobs.allocation.preflight import fabric, network
-from jobs.allocation.preflight.facts import UNKNOWN, Card, Holder, NpuPort, Npus, Ping, Problem, Reached, Space
+from jobs.allocation.preflight.facts import UNKNOWN, Holder, Interface, NpuPort, Npus, Ping, Problem, Reached, Space
 from jobs.allocation.preflight.findings import CHECKS, NO_NPUS, NO_TIME, Finding, check_names, settle, worst
 from jobs.core.errors import ConfigError
 from jobs.engines.ascend.npu_smi import NpuProcess
@@ -47,17 +47,17 @@ def npus(**changes: Any) -> dict[str, Any]:
 
 
 SICK: dict[str, tuple[dict[str, Any], Wrong, str]] = {
-    "dead card": (npu_change(3, health="Alarm"), ("fail", TWO, "NPU 3", "npu.health"), "Alarm"),
-    "warm card": (npu_change(3, health="Warning"), ("warn", TWO, "NPU 3", "npu.health"), "Warning"),
+    "dead NPU": (npu_change(3, health="Alarm"), ("fail", TWO, "NPU 3", "npu.health"), "Alarm"),
+    "warm NPU": (npu_change(3, health="Warning"), ("warn", TWO, "NPU 3", "npu.health"), "Warning"),
     "wrong chip": (npu_change(5, name="Ascend910"), ("fail", TWO, "NPU 5", "npu.chip"), "910B"),
-    "small card": (npu_change(5, total_mb=32768), ("fail", TWO, "NPU 5", "npu.memory"), "32768"),
+    "small NPU": (npu_change(5, total_mb=32768), ("fail", TWO, "NPU 5", "npu.memory"), "32768"),
     "memory in use": (npu_change(0, used_mb=9000), ("fail", TWO, "NPU 0", "npu.memory"), "9000 MB are in use"),
     "foreign process": (
         npu_change(7, processes=(NpuProcess(4711, "python3", 37709),)),
         ("fail", TWO, "NPU 7", "npu.processes"),
         "process 4711 python3",
     ),
-    "lost card": (npus(npus=node(1).npus.npus[:7]), ("fail", TWO, "NPU 7", "npu.devices"), "does not show"),  # type: ignore[union-attr]
+    "lost NPU": (npus(npus=node(1).npus.npus[:7]), ("fail", TWO, "NPU 7", "npu.devices"), "does not show"),  # type: ignore[union-attr]
     "no right to a device": (
         npus(closed={"davinci2": "this user may not open it"}),
         ("fail", TWO, "/dev/davinci2", "npu.files"),
@@ -120,9 +120,9 @@ SICK: dict[str, tuple[dict[str, Any], Wrong, str]] = {
         "60000-60015",
     ),
     "wrong interface": (
-        {"card_problem": "hccl.socket_ifname=enp61s0f0: no card of this host matches"},
+        {"interface_problem": "hccl.socket_ifname=enp61s0f0: no interface of this host matches"},
         ("fail", TWO, "enp61s0f0", "network.interface"),
-        "no card of this host",
+        "no interface of this host",
     ),
 }
 
@@ -136,7 +136,7 @@ def test_a_sick_node_is_named(name: str) -> None:
     assert words in f"{one.reason} {one.remedy}"
     assert one.remedy or one.state == "not-run"
     assert str(one).count(one.check) == 1
-    # A lost card and a dead port take their pings along; nothing else is blamed for them.
+    # A lost NPU and a dead port take their pings along; nothing else is blamed for them.
     others = {row[3] for row in wrong(found)} - {expected[3]}
     assert others <= ({"fabric.address"} if name == "dead port" else set()), others
 
@@ -157,48 +157,50 @@ def test_a_path_that_is_closed_is_nobodys_fault_but_fails() -> None:
     assert wrong(judge(nodes(), reached=api)) == [("warn", "", "port 8000", "network.path")]
 
 
-# -- the card ------------------------------------------------------------------------------------------------
+# -- the interface ------------------------------------------------------------------------------------------------
 
 
-def cards(**addresses: str) -> dict[str, Card]:
-    return {name: Card(True, ((ip, 24),) if ip else ()) for name, ip in addresses.items()}
+def interfaces(**addresses: str) -> dict[str, Interface]:
+    return {name: Interface(True, ((ip, 24),) if ip else ()) for name, ip in addresses.items()}
 
 
-def test_the_card_that_works_on_all_nodes_is_proposed() -> None:
-    one, two = cards(bond0="10.0.0.1", eth0="192.168.1.1"), cards(bond0="10.0.0.2", eth0="192.168.9.2")
+def test_the_interface_that_works_on_all_nodes_is_proposed() -> None:
+    one, two = interfaces(bond0="10.0.0.1", eth0="192.168.1.1"), interfaces(bond0="10.0.0.2", eth0="192.168.9.2")
     assert network.propose([one, two]) == ("bond0", "bond0")
     assert network.advice([one, two], [ONE, TWO]) == "Set hccl.socket_ifname=bond0."
 
 
-def test_nodes_whose_cards_have_other_names_get_a_list() -> None:
-    one, two = cards(enp1="10.0.0.1"), cards(enp9="10.0.0.2", lo="127.0.0.1")
+def test_nodes_whose_interface_have_other_names_get_a_list() -> None:
+    one, two = interfaces(enp1="10.0.0.1"), interfaces(enp9="10.0.0.2", lo="127.0.0.1")
     assert network.propose([one, two]) == ("enp1", "enp9")
     assert f"'hccl.socket_ifname=\"=enp1,enp9\"' (enp1 on {ONE}, enp9 on {TWO})" in network.advice(
         [one, two], [ONE, TWO]
     )
 
 
-def test_a_list_that_would_mean_another_card_is_not_proposed() -> None:
-    one, two = cards(enp1="10.0.0.1"), cards(enp1="172.30.0.9", enp9="10.0.0.2")
+def test_a_list_that_would_mean_another_interface_is_not_proposed() -> None:
+    one, two = interfaces(enp1="10.0.0.1"), interfaces(enp1="172.30.0.9", enp9="10.0.0.2")
     assert network.propose([one, two]) == ("enp1", "enp9")
     assert "hccl.socket_ifname=auto" in network.advice([one, two], [ONE, TWO])
 
 
-def test_cards_that_lead_nowhere_are_not_proposed() -> None:
-    one = cards(docker0="172.17.0.1", lo="127.0.0.1", veth1="10.5.0.1") | {"eth1": Card(False, (("10.0.0.1", 24),))}
+def test_interface_that_lead_nowhere_are_not_proposed() -> None:
+    one = interfaces(docker0="172.17.0.1", lo="127.0.0.1", veth1="10.5.0.1") | {
+        "eth1": Interface(False, (("10.0.0.1", 24),))
+    }
     assert network.propose([one, one]) is None
-    assert "give the nodes' cards addresses" in network.advice([one, one], [ONE, TWO])
+    assert "give the nodes' interfaces addresses" in network.advice([one, one], [ONE, TWO])
 
 
 @pytest.mark.parametrize(
     ("changes", "settings", "words"),
     [
-        ({"cards": {"enp61s0f0": Card(False, (("10.0.0.2", 24),))}}, {}, "enp61s0f0 is down"),
+        ({"interfaces": {"enp61s0f0": Interface(False, (("10.0.0.2", 24),))}}, {}, "enp61s0f0 is down"),
         ({"address": "10.9.0.2"}, {}, "not in the subnet of 10.0.0.1"),
         ({}, {"hccl__if_ip": "10.0.0.1"}, "hccl.if_ip=10.0.0.1 is no address of this node"),
     ],
 )
-def test_a_card_that_cannot_reach_its_peers(changes: dict[str, Any], settings: dict[str, Any], words: str) -> None:
+def test_an_interface_that_cannot_reach_its_peers(changes: dict[str, Any], settings: dict[str, Any], words: str) -> None:
     found = network.interfaces(nodes(**changes), change(CONFIG, **settings), local=False)
     [one] = [one for one in found if one.state == "fail"]
     assert one.node == TWO
@@ -336,5 +338,5 @@ def test_the_limits_are_settings() -> None:
 
 
 def test_a_finding_reads_as_a_sentence() -> None:
-    one = Finding("npu.health", "fail", TWO, "its health is Alarm", "Reset the card.", "NPU 3")
-    assert str(one) == f"{TWO} NPU 3: npu.health: its health is Alarm. Reset the card."
+    one = Finding("npu.health", "fail", TWO, "its health is Alarm", "Reset the NPU.", "NPU 3")
+    assert str(one) == f"{TWO} NPU 3: npu.health: its health is Alarm. Reset the NPU."

@@ -18,7 +18,7 @@ def text(name: str) -> str:
     return (FIXTURES / name).read_text()
 
 
-def test_npu_smi_of_910b_with_sick_and_busy_cards() -> None:
+def test_npu_smi_of_910b_with_sick_and_busy_npus() -> None:
     info = parse_info(text("info_910b2_busy.txt"))
     assert info.version == "24.1.0.3"
     assert [(n.index, n.name, n.health, n.used_mb, n.total_mb) for n in info.npus] == [
@@ -31,7 +31,7 @@ def test_npu_smi_of_910b_with_sick_and_busy_cards() -> None:
     assert info.npus[2].processes == (NpuProcess(1333928, "python3.11", 23709),)
 
 
-def test_npu_smi_of_an_a3_has_two_dies_a_card() -> None:
+def test_npu_smi_of_an_a3_has_two_dies_a_device() -> None:
     info = parse_info(text("info_a3.txt"))
     assert [(n.index, n.name, n.used_mb) for n in info.npus] == [(0, "Ascend910", 3180), (0, "Ascend910", 2896)]
 

@@ -120,7 +120,7 @@ def test_a_broken_file_is_no_evidence(tmp_path: Path, text: str) -> None:
 
 def test_wrong_settings_and_strangers_ports_are_no_fault_of_a_node(tmp_path: Path) -> None:
     known = Root(tmp_path)
-    keep(known, judge([node(0, busy={13389: Holder("x")}), node(1, card_problem="no such card")]))
+    keep(known, judge([node(0, busy={13389: Holder("x")}), node(1, interface_problem="no such interface")]))
     keep(known, judge(nodes(**port_change(4, tls=True))))
     assert sick(known, 24.0) == []
 
@@ -161,22 +161,22 @@ def test_local_runs_exclude_nothing(tmp_path: Path) -> None:
     assert proposal(config("engine=simulator"), known) == []
 
 
-# -- the card of a rank, the verb ----------------------------------------------------------------------------
+# -- the interface of a rank, the verb ----------------------------------------------------------------------------
 
 
-def test_a_rank_with_a_wrong_card_still_meets_the_others() -> None:
-    wrong = change(SLURM, hccl__socket_ifname="nosuchcard")
-    (name, address, _), problem = rank.usable_card(wrong, local=False)
+def test_a_rank_with_a_wrong_interface_still_meets_the_others() -> None:
+    wrong = change(SLURM, hccl__socket_ifname="nosuchinterface")
+    (name, address, _), problem = rank.usable_interface(wrong, local=False)
     assert problem is not None
-    assert problem.startswith("hccl.socket_ifname=nosuchcard: no card of this host matches")
-    assert (name, address) == rank.own_card(change(SLURM, hccl__socket_ifname="auto"), local=False)[:2]
+    assert problem.startswith("hccl.socket_ifname=nosuchinterface: no interface of this host matches")
+    assert (name, address) == rank.own_interface(change(SLURM, hccl__socket_ifname="auto"), local=False)[:2]
     for setting in (
         {"preflight__enabled": False},
         {"preflight__skip": ("network",)},
         {"preflight__warn_only": ("network.interface",)},
     ):
         with pytest.raises(ConfigError):
-            rank.usable_card(change(wrong, **setting), local=False)
+            rank.usable_interface(change(wrong, **setting), local=False)
 
 
 def test_the_verb_checks_this_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,8 +187,8 @@ def test_the_verb_checks_this_host(tmp_path: Path, capsys: pytest.CaptureFixture
     states = {one["check"]: one["state"] for one in record["findings"]}
     assert states["network.interface"] == "pass"
     assert states["network.path"] == states["npu.health"] == "not-run"
-    assert main(["preflight", *words, "hccl.socket_ifname=nosuchcard"]) == 1
-    assert "network.interface: hccl.socket_ifname=nosuchcard" in capsys.readouterr().out
+    assert main(["preflight", *words, "hccl.socket_ifname=nosuchinterface"]) == 1
+    assert "network.interface: hccl.socket_ifname=nosuchinterface" in capsys.readouterr().out
 
 
 def test_srun_is_asked_for_the_same_nodes_as_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,8 +95,8 @@ def here(tmp_path: Path, port: int) -> Here:
 
 async def obey(place: Here, one: Config, stopping: asyncio.Future[str]) -> tuple[int, bool]:
     """Do what a headless rank does after it has started."""
-    card = (place.interface, place.address, 8)
-    station = make_station(one, place.task, card, None, place.ports, place.work, place.folder.path, {})
+    interface = (place.interface, place.address, 8)
+    station = make_station(one, place.task, interface, None, place.ports, place.work, place.folder.path, {})
     return await rank._obey(place, one, 8, stopping, station)
 
 

@@ -59,7 +59,7 @@ def _node(node: str, ports: Sequence[NpuPort]) -> list[Finding]:
     for port in ports:
         device = f"NPU {port.index}"
         if port.problem:
-            remedy = "The tool fails on a card that is dead: restart the node, or choose another one."
+            remedy = "The tool fails on an NPU that is dead: restart the node, or choose another one."
             found.append(Finding("fabric.link", "fail", node, port.problem.reason, remedy, device))
             continue
         for check, value in (("fabric.link", port.link), ("fabric.health", port.health)):

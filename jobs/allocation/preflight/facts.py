@@ -38,8 +38,8 @@ class Holder:
 
 
 @dataclass(frozen=True)
-class Card:
-    """A network card: whether it is up, and its IPv4 addresses with their prefix lengths in bits."""
+class Interface:
+    """A network interface: whether it is up, and its IPv4 addresses with their prefix lengths in bits."""
 
     up: bool
     addresses: tuple[tuple[str, int], ...] = ()
@@ -155,9 +155,9 @@ class Facts:
 
     Attributes:
         node: host name.
-        interface, address, prefix: the card that this rank uses.
-        card_problem: why the card of the config cannot be used; the one above is then only a stand-in.
-        cards: all cards by name.
+        interface, address, prefix: the interface that this rank uses.
+        interface_problem: why the interface of the config cannot be used; the one above is then only a stand-in.
+        interfaces: all interfaces by name.
         busy: ports of the engine that cannot be bound here, with who holds them.
         listening: ports that were opened for the peers to reach.
         npus: None: they are not looked at.
@@ -170,8 +170,8 @@ class Facts:
     address: str
     prefix: int
     host: Host
-    cards: dict[str, Card] = field(default_factory=dict)
-    card_problem: str | None = None
+    interfaces: dict[str, Interface] = field(default_factory=dict)
+    interface_problem: str | None = None
     busy: dict[int, Holder] = field(default_factory=dict)
     listening: tuple[int, ...] = ()
     npus: Npus | None = None

@@ -40,7 +40,7 @@ CHECKS: dict[str, Check] = {
     "host.container": Check("the container runtime is there and answers"),
     "host.hugepages": Check("static huge pages hold no memory back"),
     "host.proxies": Check("no proxy stands between the nodes"),
-    "network.interface": Check("the card of hccl.socket_ifname is there, up, and in one subnet with its peers"),
+    "network.interface": Check("the interface of hccl.socket_ifname is there, up, and in one subnet with its peers"),
     "network.master": Check("the master address is one of the first node's own"),
     "network.ports": Check("the ports of the engine are free"),
     "network.path": Check("the nodes reach each other on these ports, both ways"),

@@ -1,4 +1,4 @@
-"""Look at one node: memory, disks, cards, versions. Nothing here judges."""
+"""Look at one node: memory, disks, interfaces, versions. Nothing here judges."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import psutil
 from containers import digest
 from jobs.allocation.node import container, fingerprint
 from jobs.allocation.node.cleanup import SEGMENTS, SHM
-from jobs.allocation.preflight.facts import GIB, UNKNOWN, Card, Host, Space
+from jobs.allocation.preflight.facts import GIB, UNKNOWN, Host, Interface, Space
 from jobs.cluster.interfaces import interface_addresses
 from jobs.core.config import Config, in_container
 from jobs.core.fields import ROOT, from_root
@@ -63,11 +63,11 @@ def host(
     )
 
 
-def cards() -> dict[str, Card]:
-    """Return the cards of this host."""
+def interfaces() -> dict[str, Interface]:
+    """Return the interfaces of this host."""
     up = {name: stats.isup for name, stats in psutil.net_if_stats().items()}
     return {
-        name: Card(up.get(name, False), tuple((a.ip, a.prefix) for a in addresses if ":" not in a.ip))
+        name: Interface(up.get(name, False), tuple((a.ip, a.prefix) for a in addresses if ":" not in a.ip))
         for name, addresses in interface_addresses().items()
     }
 

@@ -1,6 +1,6 @@
-"""Judge cards, ports and paths between the nodes, and propose the right card. Pure.
+"""Judge interfaces, ports and paths between the nodes, and propose the right interface. Pure.
 
-HCCL, GLOO and TP take the name of a card. A wrong one is the usual cause of "HCCL init failed" (article, section 5).
+HCCL, GLOO and TP take the name of an interface. A wrong one is the usual cause of "HCCL init failed" (article, 5).
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
 
-from jobs.allocation.preflight.facts import Card, Facts, Reached
+from jobs.allocation.preflight.facts import Facts, Interface, Reached
 from jobs.allocation.preflight.findings import Finding, State, not_run, passed
-from jobs.cluster.interfaces import Address, find_card, same_subnet
+from jobs.cluster.interfaces import Address, find_interface, same_subnet
 from jobs.cluster.ports import Ports
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 
 VIRTUAL = ("docker", "virbr", "veth", "br-", "cni", "flannel", "cali", "tunl", "kube", "podman", "lo")
-"""Beginnings of names of cards that never lead to another node."""
+"""Beginnings of names of interfaces that never lead to another node."""
 
 Keys = Mapping[int, str]
 """Config key that sets a port, by the port."""
@@ -27,63 +27,67 @@ def keys_of(ports: Ports) -> dict[int, str]:
     return {ports.api: "engine.port", ports.dp_rpc: "engine.data_parallel_rpc_port"}
 
 
-def propose(cards: Sequence[Mapping[str, Card]]) -> tuple[str, ...] | None:
-    """Return for each node the card that would work: all are up and lie in one subnet. None: there is no such set.
+def propose(interfaces: Sequence[Mapping[str, Interface]]) -> tuple[str, ...] | None:
+    """Return for each node the interface that would work: all are up and lie in one subnet. None: there is no such set.
 
     One name for all nodes is preferred to several, then the order of HCCL: by name.
     """
-    first = sorted(_usable(cards[0]))
-    choices = [choice for _, network in first if (choice := _in_network(cards, network))]
+    first = sorted(_usable(interfaces[0]))
+    choices = [choice for _, network in first if (choice := _in_network(interfaces, network))]
     choices.sort(key=lambda names: len(set(names)))
     return choices[0] if choices else None
 
 
-def _usable(cards: Mapping[str, Card]) -> Iterator[tuple[str, ipaddress.IPv4Network]]:
-    for name, card in cards.items():
-        if card.up and not name.startswith(VIRTUAL):
-            for ip, prefix in card.addresses:
+def _usable(interfaces: Mapping[str, Interface]) -> Iterator[tuple[str, ipaddress.IPv4Network]]:
+    for name, interface in interfaces.items():
+        if interface.up and not name.startswith(VIRTUAL):
+            for ip, prefix in interface.addresses:
                 yield name, ipaddress.IPv4Interface(f"{ip}/{prefix}").network
 
 
-def _in_network(cards: Sequence[Mapping[str, Card]], network: ipaddress.IPv4Network) -> tuple[str, ...] | None:
-    names = [sorted(name for name, its in _usable(node) if its == network) for node in cards]
+def _in_network(
+    interfaces: Sequence[Mapping[str, Interface]], network: ipaddress.IPv4Network
+) -> tuple[str, ...] | None:
+    names = [sorted(name for name, its in _usable(node) if its == network) for node in interfaces]
     if not all(names):
         return None
     common = set(names[0]).intersection(*names[1:])
     return (min(common),) * len(names) if common else tuple(each[0] for each in names)
 
 
-def advice(cards: Sequence[Mapping[str, Card]], nodes: Sequence[str]) -> str:
+def advice(interfaces: Sequence[Mapping[str, Interface]], nodes: Sequence[str]) -> str:
     """Return what to set `hccl.socket_ifname` to, as a sentence."""
-    names = propose(cards)
+    names = propose(interfaces)
     if not names:
-        return "No card of one subnet is up on all nodes: give the nodes' cards addresses of one network."
+        return "No interface of one subnet is up on all nodes: give the nodes' interfaces addresses of one network."
     if len(set(names)) == 1:
         return f"Set hccl.socket_ifname={names[0]}."
     each = ", ".join(f"{name} on {node}" for node, name in zip(nodes, names, strict=True))
     spec = "=" + ",".join(dict.fromkeys(names))
-    if all(_means(spec, its) == name for its, name in zip(cards, names, strict=True)):
+    if all(_means(spec, its) == name for its, name in zip(interfaces, names, strict=True)):
         return f"Set 'hccl.socket_ifname=\"{spec}\"' ({each})."
     return f"Use {each}: set hccl.socket_ifname=auto, and let the names of the nodes resolve to that network."
 
 
-def _means(spec: str, cards: Mapping[str, Card]) -> str | None:
-    known = {name: tuple(Address(ip, prefix) for ip, prefix in card.addresses) for name, card in cards.items()}
+def _means(spec: str, interfaces: Mapping[str, Interface]) -> str | None:
+    known = {
+        name: tuple(Address(ip, prefix) for ip, prefix in interface.addresses) for name, interface in interfaces.items()
+    }
     try:
-        return find_card(spec, known)[0]
+        return find_interface(spec, known)[0]
     except ConfigError:
         return None
 
 
 def interfaces(facts: Sequence[Facts], config: Config, *, local: bool) -> list[Finding]:
-    """Return whether every rank's card is there, up, and in one subnet with rank 0's."""
+    """Return whether every rank's interface is there, up, and in one subnet with rank 0's."""
     if local:
         return not_run(("network.interface", "network.master"), facts[0].node, "all ranks are on loopback")
-    remedy = advice([one.cards for one in facts], [one.node for one in facts])
+    remedy = advice([one.interfaces for one in facts], [one.node for one in facts])
     head = facts[0]
     found = []
     for one in facts:
-        reason = _wrong_card(one, head, config.hccl.if_ip)
+        reason = _wrong_interface(one, head, config.hccl.if_ip)
         if reason:
             found.append(Finding("network.interface", "fail", one.node, reason, remedy, one.interface))
         else:
@@ -91,13 +95,13 @@ def interfaces(facts: Sequence[Facts], config: Config, *, local: bool) -> list[F
     return [*found, _master(head, config.cluster.master_address)]
 
 
-def _wrong_card(one: Facts, head: Facts, if_ip: str | None) -> str | None:
-    if one.card_problem:
-        return one.card_problem
-    card = one.cards.get(one.interface)
-    if card and not card.up:
-        return f"card {one.interface} is down"
-    mine = [ip for its in one.cards.values() for ip, _ in its.addresses]
+def _wrong_interface(one: Facts, head: Facts, if_ip: str | None) -> str | None:
+    if one.interface_problem:
+        return one.interface_problem
+    interface = one.interfaces.get(one.interface)
+    if interface and not interface.up:
+        return f"interface {one.interface} is down"
+    mine = [ip for its in one.interfaces.values() for ip, _ in its.addresses]
     if if_ip not in (None, "auto") and if_ip not in mine:
         return f"hccl.if_ip={if_ip} is no address of this node ({', '.join(mine)}); auto takes each node's own"
     if not same_subnet(one.address, head.address, one.prefix):
@@ -106,7 +110,7 @@ def _wrong_card(one: Facts, head: Facts, if_ip: str | None) -> str | None:
 
 
 def _master(head: Facts, master: str | None) -> Finding:
-    mine = [ip for its in head.cards.values() for ip, _ in its.addresses]
+    mine = [ip for its in head.interfaces.values() for ip, _ in its.addresses]
     if master is None or master in mine:
         return passed("network.master", head.node, master or head.address)
     reason = f"cluster.master_address={master} is no address of the first node ({', '.join(mine)})"

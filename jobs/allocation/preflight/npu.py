@@ -38,7 +38,7 @@ def _node(node: str, npus: Npus, config: Config) -> list[Finding]:
     if npus.problem:
         reason = npus.problem.reason
         if npus.problem.broken:
-            remedy = "A dead card makes npu-smi hang or fail: restart the node, or choose another one."
+            remedy = "A dead NPU makes npu-smi hang or fail: restart the node, or choose another one."
             found.append(Finding("npu.devices", "fail", node, reason, remedy))
             found += not_run(FROM_SMI, node, "npu-smi info gave no answer")
         else:
@@ -47,7 +47,7 @@ def _node(node: str, npus: Npus, config: Config) -> list[Finding]:
     present = {npu.index for npu in npus.npus}
     for index in range(count):
         if index not in present:
-            remedy = "The card is lost: restart the node, or choose another one."
+            remedy = "The NPU is lost: restart the node, or choose another one."
             found.append(Finding("npu.devices", "fail", node, "npu-smi does not show it", remedy, f"NPU {index}"))
     if not found:
         found.append(passed("npu.devices", node, f"{len(npus.npus)} NPUs"))
@@ -55,7 +55,7 @@ def _node(node: str, npus: Npus, config: Config) -> list[Finding]:
         device = f"NPU {npu.index}"
         if npu.health != GOOD:
             state: State = "warn" if npu.health == POOR else "fail"
-            remedy = f"See npu-smi info -t health -i {npu.index} -c 0; reset the card, or choose another node."
+            remedy = f"See npu-smi info -t health -i {npu.index} -c 0; reset the NPU, or choose another node."
             found.append(Finding("npu.health", state, node, f"its health is {npu.health}", remedy, device))
         if not npu.name.startswith(settings.chip):
             reason = f"it is a {npu.name}, and preflight.chip is {settings.chip}"
@@ -67,7 +67,7 @@ def _node(node: str, npus: Npus, config: Config) -> list[Finding]:
             found.append(Finding("npu.memory", "fail", node, reason, remedy, device))
         elif npu.used_mb > settings.npu_idle_mb:
             reason = f"{npu.used_mb} MB are in use before the start; {settings.npu_idle_mb} is the most for an idle one"
-            remedy = "End what uses it, or reset the card, or choose another node."
+            remedy = "End what uses it, or reset the NPU, or choose another node."
             found.append(Finding("npu.memory", "fail", node, reason, remedy, device))
         for process in npu.processes or ():
             reason = f"process {process.pid} {process.name or '(no name)'} runs on it with {process.memory_mb} MB"
@@ -94,7 +94,7 @@ def _files(node: str, closed: Mapping[str, str], count: int) -> list[Finding]:
         return [Finding("npu.files", "fail", node, "there is no /dev/davinci*: no NPUs, or no driver", remedy)]
     found = []
     for name, reason in closed.items():
-        remedy = "The card is lost: restart the node, or choose another one."
+        remedy = "The NPU is lost: restart the node, or choose another one."
         if reason != GONE:
             remedy = "Let the admin add the user to the driver's group (HwHiAiUser)."
         found.append(Finding("npu.files", "fail", node, reason, remedy, f"/dev/{name}"))

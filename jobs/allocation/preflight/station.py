@@ -41,8 +41,8 @@ class Spot:
     Attributes:
         rank, node: of this task.
         peers: names of the other nodes.
-        interface, address, prefix: the card that this rank uses.
-        card_problem: why the card of the config cannot be used here.
+        interface, address, prefix: the interface that this rank uses.
+        interface_problem: why the interface of the config cannot be used here.
         ports: of the engine.
         local: all ranks are on loopback.
         results: results.root, as far as it is known.
@@ -57,7 +57,7 @@ class Spot:
     interface: str
     address: str
     prefix: int
-    card_problem: str | None
+    interface_problem: str | None
     ports: Ports
     local: bool
     results: Path
@@ -168,8 +168,8 @@ class Station:
             address=spot.address,
             prefix=spot.prefix,
             host=replace(host, runtime=replace(seen_runtime, removed=removed)),
-            cards=look.cards(),
-            card_problem=spot.card_problem,
+            interfaces=look.interfaces(),
+            interface_problem=spot.interface_problem,
             busy=busy,
             listening=tuple(self._listeners.ports),
             npus=seen,
@@ -209,8 +209,8 @@ class Station:
 def make_station(
     config: Config,
     task: Task,
-    card: tuple[str, str, int],
-    card_problem: str | None,
+    interface: tuple[str, str, int],
+    interface_problem: str | None,
     ports: Ports,
     work: AllocationTask,
     results: Path,
@@ -219,6 +219,15 @@ def make_station(
     """Return the station of a task."""
     peers = tuple(host for rank, host in enumerate(task.hosts) if rank != task.rank)
     spot = Spot(
-        task.rank, task.host, peers, *card, card_problem, ports, work.local, results, inherited, str(task.job_id)
+        task.rank,
+        task.host,
+        peers,
+        *interface,
+        interface_problem,
+        ports,
+        work.local,
+        results,
+        inherited,
+        str(task.job_id),
     )
     return Station(config, spot)

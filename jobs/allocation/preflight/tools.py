@@ -27,7 +27,7 @@ PLACES = ("/usr/local/bin", "/usr/local/sbin", "/usr/bin", str(ASCEND / "driver/
 """Where the driver puts its tools; a batch job's PATH often lacks them."""
 
 ANSWER_S = 15.0
-"""A tool that needs longer for one answer hangs, as npu-smi does on a dead card."""
+"""A tool that needs longer for one answer hangs, as npu-smi does on a dead NPU."""
 
 BUSY_S = 0.3
 GONE = "it is not there"

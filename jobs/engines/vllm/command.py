@@ -16,7 +16,7 @@ from jobs.engines.placement import Placement, first_data_parallel_rank
 OWNED = {
     "headless": "the rank decides it",
     "data-parallel-start-rank": "it follows from the local sizes of the nodes",
-    "data-parallel-address": "it is the address of the HCCL card on the first host; cluster.master_address sets it",
+    "data-parallel-address": "the address of the HCCL interface on the first host; cluster.master_address sets it",
     "data-parallel-rpc-port": "it derives from the job id; engine.data_parallel_rpc_port sets it",
     "data-parallel-rank": "each node runs the ranks that follow from the local sizes",
     "data-parallel-backend": "the ranks are Slurm tasks, not Ray actors",
@@ -25,7 +25,7 @@ OWNED = {
     "data-parallel-multi-port-external-lb": "the head alone serves and balances, on one port",
     "nnodes": "it follows from the NPUs that one data-parallel rank needs",
     "node-rank": "the rank decides it",
-    "master-addr": "it is the address of the HCCL card on the first host; cluster.master_address sets it",
+    "master-addr": "the address of the HCCL interface on the first host; cluster.master_address sets it",
     "master-port": "it derives from the job id; engine.data_parallel_rpc_port sets it",
     "host": "engine.host sets it",
     "port": "it derives from the job id; engine.port sets it",

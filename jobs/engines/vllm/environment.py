@@ -65,9 +65,9 @@ def check_env(env: Mapping[str, Any]) -> None:
 def variables(config: Config, place: Placement) -> dict[str, str]:
     """Return the variables that the config sets for one rank; a null setting is left out.
 
-    HCCL_IF_IP is the address of this node's own card (article, 3.2, which takes the first address of
-    `hostname -I`: that may be a docker or management card). GLOO_ and TP_SOCKET_IFNAME take the bare name;
-    HCCL_SOCKET_IFNAME the setting as it is (`=name` means exactly this card).
+    HCCL_IF_IP is the address of this node's own interface (article, 3.2, which takes the first address of
+    `hostname -I`: that may be a docker or management interface). GLOO_ and TP_SOCKET_IFNAME take the bare name;
+    HCCL_SOCKET_IFNAME the setting as it is (`=name` means exactly this interface).
     """
     known = {
         "address": place.address,
