@@ -261,6 +261,20 @@ def test_the_metadata_of_vllm_is_found_and_can_be_uninstalled(tmp_path):
     assert sorted(tmp_path / file for file in found.files) == sorted(directory.iterdir())
 
 
+def test_every_python_of_the_environment_may_use_amx_where_there_is_amx(tmp_path):
+    engines.write_amx_permission(tmp_path)
+    code = f"""
+import ctypes, os, site
+site.addsitedir({str(tmp_path)!r})
+bits = ctypes.c_uint64()
+asked = ctypes.CDLL(None).syscall(158, 0x1022, ctypes.byref(bits))  # ARCH_GET_XCOMP_PERM
+flags = open("/proc/cpuinfo").read().split()
+print(os.uname().machine != "x86_64" or asked != 0 or "amx_tile" not in flags or bool(bits.value >> 18 & 1))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
 def test_every_source_of_the_recipes_is_there():
     for recipe in engines.RECIPES.values():
         assert recipe.digest(Path("/x")) != recipe.digest(Path("/y"))
