@@ -1,4 +1,4 @@
-"""Seconds from a fault to the released allocation, on the two-node Slurm lab: writes docs/faults.md (issue 3).
+"""Seconds from a fault to the released allocation, on the two-node Slurm lab: writes docs/faults.md.
 
     python benchmarks/faults.py [--runs 3] [--vllm-runs 3] [--only WORDS] [--raw runs/faults.json] [--render]
 
@@ -144,7 +144,7 @@ each of them.
 **{totals}.**
 
 Seconds from the fault until no node that is alive is held any more (`squeue`): median and worst of the runs.
-Goals (issue 3): 10 s for a dead process, `limits.heartbeat_s` + 10 s for a hang or a cut.
+Goals: 10 s for a dead process, `limits.heartbeat_s` + 10 s for a hang or a cut.
 
 | fault | on | engine | median s | worst s | goal s | met | job ends | rows | runs |
 |---|---|---|---|---|---|---|---|---|---|

@@ -1,4 +1,4 @@
-"""Allocation-seconds per valid row: this tool beside the stock Hydra submitit launcher (issue 4, Proof: <= 0.35).
+"""Allocation-seconds per valid row: this tool beside the stock Hydra submitit launcher.
 
 The same grid (2 max_model_len x 4 concurrencies), the same real vLLM on the same two-node Slurm of tests/lab, one
 after the other. The stock way is one job a point and one engine start a job (benchmarks/stock_launcher.py); this tool

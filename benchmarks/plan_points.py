@@ -1,6 +1,6 @@
 """Planning time of large sweeps beside Hydra's basic launcher, in one run.
 
-Goals: 1,000 points in under 10 s (issue 2), 10,000 points in under 60 s (issue 4).
+Goals: 1,000 points in under 10 s, 10,000 points in under 60 s.
 
 Hydra's basic launcher composes the whole tree for every point by `load_sweep_config`; only that is timed here,
 on a sample of the points. The planner's time holds everything up to the finished plan: composing, checking, the

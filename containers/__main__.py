@@ -46,7 +46,7 @@ def main(path: Path) -> NoReturn:
             _prepare_pyxis(task, host)
         elif runtime == "docker":
             _prepare_docker(task, host)
-        process.become(argv, env | {process.MARK: host.get(process.MARK, "")})
+        process.become(argv, env | {process.TAG: host.get(process.TAG, "")})
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
@@ -84,12 +84,12 @@ def _paths(task: dict[str, object]) -> enroot.Paths:
 
 def _unpack(task: dict[str, object], host: dict[str, str]) -> Path:
     """Make the root of this rank, and remove what dead ones left. Returns its directory."""
-    paths, name, mark = _paths(task), str(task["name"]), str(task["mark"])
+    paths, name, tag = _paths(task), str(task["name"]), str(task["mark"])
     paths.make()
     dead.remove_roots(paths, host, _say)
     if (paths.data / name).exists():
-        whose = mark if name == enroot.root_name(mark) else enroot.owner(paths.data / name)
-        if whose != mark and (whose is None or whose in process.marks()):
+        whose = tag if name == enroot.root_name(tag) else enroot.owner(paths.data / name)
+        if whose != tag and (whose is None or whose in process.tags()):
             raise enroot.clash(name, paths)
         # Of an earlier attempt of this rank, or of a dead one.
         _say(f"removing {name}, which was left behind and may have been changed")
@@ -99,7 +99,7 @@ def _unpack(task: dict[str, object], host: dict[str, str]) -> Path:
         file = _import(task, paths, host)
     elif wrong := problem(Path(str(file))):
         raise RunError("container.image", file, wrong, "Copy it again, or import it: python -m jobs image import.")
-    return enroot.create(Path(str(file)), name, paths, host, mark)
+    return enroot.create(Path(str(file)), name, paths, host, tag)
 
 
 def _import(task: dict[str, object], paths: enroot.Paths, host: dict[str, str]) -> str:

@@ -26,7 +26,7 @@ def remove_containers(env: Mapping[str, str], say: Callable[[str], None]) -> lis
     """
     shown = process.run(docker.list_argv(), env=env, timeout_s=ANSWER_S).stdout.splitlines()
     uid = os.getuid()
-    living = {docker.owner(uid, mark) for mark in process.marks()}  # asked last: see enroot.leftovers
+    living = {docker.owner(uid, tag) for tag in process.tags()}  # asked last: see enroot.leftovers
     removed = []
     for line in shown:
         name, _, owner = line.partition(" ")
@@ -43,7 +43,7 @@ def remove_roots(paths: enroot.Paths, env: Mapping[str, str], say: Callable[[str
     Raises:
         RunError: there is no enroot, or it hangs.
     """
-    dead = enroot.leftovers(paths, process.marks)
+    dead = enroot.leftovers(paths, process.tags)
     for name in dead:
         say(f"removing {name}, which was left behind")
         enroot.remove(name, paths, env)

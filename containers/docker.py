@@ -143,9 +143,9 @@ def root_argv() -> list[str]:
     return ["docker", "info", "--format", "{{.DockerRootDir}}"]
 
 
-def owner(uid: int, mark: str) -> str:
+def owner(uid: int, tag: str) -> str:
     """Return the value of our label: the user and the rank that a container belongs to."""
-    return f"{uid}:{mark}"
+    return f"{uid}:{tag}"
 
 
 def is_clash(output: str) -> bool:
@@ -162,8 +162,8 @@ def holder_argv(name: str) -> list[str]:
 def clash(name: str, holder: str) -> RunError:
     """Return the error that says who has a name; `holder`: what holder_argv told."""
     state, image, owned = (*holder.split(), "", "", "")[:3]
-    uid, _, mark = owned.partition(":")
-    whose = f"of the rank {mark} (job/service/rank) of user {uid}" if mark else "that this tool did not make"
+    uid, _, tag = owned.partition(":")
+    whose = f"of the rank {tag} (job/service/rank) of user {uid}" if tag else "that this tool did not make"
     return RunError(
         "container.name",
         name,

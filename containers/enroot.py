@@ -227,7 +227,7 @@ def digest(image: Image, env: Mapping[str, str]) -> str | None:
     return match.group() if match and found.returncode == 0 else None
 
 
-def create(file: Path, name: str, paths: Paths, env: Mapping[str, str], mark: str) -> Path:
+def create(file: Path, name: str, paths: Paths, env: Mapping[str, str], tag: str) -> Path:
     """Make a root of a squashfs file for a rank, or take the one that it has. Returns its directory.
 
     A root of this name is always whole: it is made under another name, under a lock of this node, then renamed.
@@ -236,14 +236,14 @@ def create(file: Path, name: str, paths: Paths, env: Mapping[str, str], mark: st
         RunError: enroot failed, or the name is somebody else's.
     """
     paths.make()
-    root, whole, own = paths.data / name, dict(env) | paths.env(), root_name(mark)
+    root, whole, own = paths.data / name, dict(env) | paths.env(), root_name(tag)
 
     def waiting(who: str) -> None:
         print(f"{who} creates a root here: waiting to create {name}", file=sys.stderr)
 
     with exclusive(paths.data / ".serving-sweep.lock", waiting):
         if root.exists():
-            if owner(root) == mark:
+            if owner(root) == tag:
                 return root
             raise clash(name, paths)
         for dead in paths.data.glob(f"{own}{PART}*"):  # whoever made it held this lock, and is gone
@@ -256,7 +256,7 @@ def create(file: Path, name: str, paths: Paths, env: Mapping[str, str], mark: st
                 raise failure("create", "container.image", file, code, output)
             if wrong := _half_made(paths.data / part):
                 raise RunError("container.image", file, f"enroot create ended without an error, but {wrong}", "Retry.")
-            _mark(paths.data / part, mark)
+            _tag(paths.data / part, tag)
             (paths.data / part).rename(root)
             made = True
         finally:
@@ -265,9 +265,9 @@ def create(file: Path, name: str, paths: Paths, env: Mapping[str, str], mark: st
     return root
 
 
-def _mark(root: Path, mark: str) -> None:
+def _tag(root: Path, tag: str) -> None:
     try:
-        (root / MARKER).write_text(f"{mark}\n{identity(root)}\n")
+        (root / MARKER).write_text(f"{tag}\n{identity(root)}\n")
     except OSError as error:
         raise RunError(str(root), "(mark)", str(error), "enroot itself has to write into a root; look there.") from None
 
@@ -275,16 +275,16 @@ def _mark(root: Path, mark: str) -> None:
 def owner(root: Path) -> str | None:
     """Return the mark of the rank that a root was made for; None: we did not make it."""
     try:
-        mark, made = (root / MARKER).read_text().splitlines()
-        return mark if made == identity(root) else None
+        tag, made = (root / MARKER).read_text().splitlines()
+        return tag if made == identity(root) else None
     except (OSError, ValueError):
         return None
 
 
 def clash(name: str, paths: Paths) -> RunError:
     """Return the error that says whose a root is that stands in the way."""
-    mark = owner(paths.data / name)
-    whose = f"of the rank {mark} (job/service/rank), which lives" if mark else "that this tool did not make"
+    tag = owner(paths.data / name)
+    whose = f"of the rank {tag} (job/service/rank), which lives" if tag else "that this tool did not make"
     return RunError(
         "container.name",
         name,
@@ -314,19 +314,19 @@ def remove(name: str, paths: Paths, env: Mapping[str, str]) -> str | None:
     return f"container {root}" if root.exists() else None
 
 
-def remove_made(name: str, mark: str, paths: Paths, env: Mapping[str, str]) -> list[str]:
+def remove_made(name: str, tag: str, paths: Paths, env: Mapping[str, str]) -> list[str]:
     """Remove the root that was made for a rank, and what unfinished creations left of it. Returns what is left."""
-    own = root_name(mark)
+    own = root_name(tag)
     names = {path.name for path in paths.data.glob(f"{own}{PART}*")} | {own}
-    if owner(paths.data / name) == mark:
+    if owner(paths.data / name) == tag:
         names.add(name)
     left = [remove(one, paths, env) for one in sorted(names)]
     return [one for one in left if one]
 
 
-def root_name(mark: str) -> str:
+def root_name(tag: str) -> str:
     """Return the name of the root of one rank, from its mark job/service/rank."""
-    return PREFIX + mark.replace("/", ".")
+    return PREFIX + tag.replace("/", ".")
 
 
 def leftovers(paths: Paths, living: Callable[[], set[str]]) -> list[str]:
@@ -338,7 +338,7 @@ def leftovers(paths: Paths, living: Callable[[], set[str]]) -> list[str]:
             a rank that begins meanwhile is then not among them.
     """
     names = sorted(path.name for path in paths.data.glob(f"{PREFIX}*") if path.is_dir())
-    used = {root_name(mark) for mark in living()}
+    used = {root_name(tag) for tag in living()}
     return [name for name in names if name.partition(PART)[0] not in used]
 
 

@@ -3,7 +3,7 @@
 It is the one way that is the same for every runtime. `enroot start -e` cuts a value at its first newline and strips
 outer quotes; pyxis lets the image's value win; a login profile may replace PATH; no shell of a batch job reads
 ~/.bashrc. Here values are quoted text in a file that only its owner can read, and never stand on a command line.
-The script also proves, from inside, that it is in the asked container with the asked mounts (issue 5, Containers).
+The script also proves, from inside, that it is in the asked container with the asked mounts.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from jobs.core.tasks import AllocationTask
 
 
 @dataclass(frozen=True)
-class Here:
+class RankContext:
     """Where this task runs and what its allocation has to do."""
 
     task: Task
@@ -27,6 +27,6 @@ class Here:
     walltime: Walltime
     started: float = field(default_factory=time.time)
 
-    def mark(self, service: str) -> str:
+    def tag(self, service: str) -> str:
         """Return the mark of this rank's engine processes."""
         return f"{self.task.job_id}/{service}/{self.task.rank}"

@@ -73,7 +73,7 @@ def _proves(hello: Message, key: str, nonce: str) -> bool:
     return hmac.compare_digest(str(hello.get("proof")).encode(), _proof(key, nonce).encode())
 
 
-class Hub:
+class ControlServer:
     """Rank 0's end: every other rank connects to it."""
 
     def __init__(self, ranks: int, key: str, silence_s: float) -> None:
@@ -176,7 +176,7 @@ class Hub:
         self.inbox.put_nowait((rank, {"type": "lost", "reason": reason}))
 
 
-class Link:
+class ControlClient:
     """The end of every rank but 0."""
 
     def __init__(self, line: _Line) -> None:
@@ -201,7 +201,7 @@ class Link:
         self._line.close()
 
 
-async def join(host: str, port: int, rank: int, key: str, silence_s: float, timeout_s: float) -> Link:
+async def join(host: str, port: int, rank: int, key: str, silence_s: float, timeout_s: float) -> ControlClient:
     """Connect this rank to rank 0, trying again until it answers.
 
     Raises:
@@ -216,7 +216,7 @@ async def join(host: str, port: int, rank: int, key: str, silence_s: float, time
                     nonce = await line.read() or {}
                     await line.send({"type": "hello", "rank": rank, "proof": _proof(key, str(nonce.get("nonce")))})
                     if (await line.read() or {}).get("type") == "welcome":
-                        return Link(line)
+                        return ControlClient(line)
                     line.close()
                     last = "rank 0 refused this rank"
                 except (OSError, TimeoutError) as error:

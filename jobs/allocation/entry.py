@@ -17,10 +17,10 @@ from jobs.core.rundir import AllocationDir
 def run_task(folder: str, kind: str) -> None:
     """Run one rank; submitit calls this in every task. Ends with the rank's exit code."""
     task = task_from_slurm(os.environ) if kind == "slurm" else _local_task(os.environ)
-    here = AllocationDir(Path(folder))
-    code = rank.main(here, task)
+    allocation = AllocationDir(Path(folder))
+    code = rank.main(allocation, task)
     if task.rank == 0:
-        submit_rest(here, task.ranks, partial(submit_allocation, entry=run_task))
+        submit_rest(allocation, task.ranks, partial(submit_allocation, entry=run_task))
     sys.exit(code)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas  # noqa: F401  (for the table: now, not in the last seconds before a kill)
 
-from jobs.allocation.context import Here
-from jobs.allocation.control import Hub
+from jobs.allocation.context import RankContext
+from jobs.allocation.control import ControlServer
 from jobs.allocation.preflight import evidence, report
 from jobs.allocation.preflight.conduct import Preflight
 from jobs.allocation.preflight.station import Station, uses_npus
@@ -24,37 +24,39 @@ from jobs.core.tasks import ServiceTask
 from jobs.results.table import write_table
 
 
-async def conduct(here: Here, first: Config, stopping: asyncio.Future[str], station: Station) -> tuple[int, bool]:
+async def conduct(
+    context: RankContext, first: Config, stopping: asyncio.Future[str], station: Station
+) -> tuple[int, bool]:
     """Run all services of this allocation.
 
     Returns:
         0 if every row is valid and nothing was left behind, else 1; and whether another rank is lost.
     """
-    hub = Hub(here.task.ranks, here.folder.key.read_text(), first.limits.heartbeat_s)
-    await hub.open(here.ports.control)
+    control = ControlServer(context.task.ranks, context.folder.key.read_text(), first.limits.heartbeat_s)
+    await control.open(context.ports.control)
     write_json(
-        here.folder.head,
+        context.folder.head,
         {
-            "host": here.task.host,
-            "address": here.address,
-            "interface": here.interface,
-            "api_port": here.ports.api,
-            "data_parallel_rpc_port": here.ports.dp_rpc,
-            "control_port": here.ports.control,
+            "host": context.task.host,
+            "address": context.address,
+            "interface": context.interface,
+            "api_port": context.ports.api,
+            "data_parallel_rpc_port": context.ports.dp_rpc,
+            "control_port": context.ports.control,
         },
     )
-    here.folder.take_reserve()
+    context.folder.take_reserve()
     valid, ended = True, None
     try:
-        waiting = asyncio.create_task(hub.joined(first.limits.rendezvous_s))
+        waiting = asyncio.create_task(control.joined(first.limits.rendezvous_s))
         either: set[asyncio.Future[Any]] = {waiting, stopping}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():
             waiting.cancel()
-            ended = stopping.result() + _absent(here, hub)
+            ended = stopping.result() + _absent(context, control)
         else:
             waiting.result()
-            ended = await _check_nodes(here, first, hub, stopping, station)
+            ended = await _check_nodes(context, first, control, stopping, station)
     except RunError as error:
         ended = str(error)
     left: list[ServiceTask] = []
@@ -62,8 +64,8 @@ async def conduct(here: Here, first: Config, stopping: asyncio.Future[str], stat
     load_s: float | None = None
     too_short: str | None = None
     began = False
-    for service in () if here.work.checks_only else here.work.services:
-        run = ServiceRun(here, service, hub, stopping, here.work.attempt)
+    for service in () if context.work.checks_only else context.work.services:
+        run = ServiceRun(context, service, control, stopping, context.work.attempt)
         if ended is None and not left and not yielded:
             lacks = run.lacks_time(load_s)
             if lacks:
@@ -71,38 +73,38 @@ async def conduct(here: Here, first: Config, stopping: asyncio.Future[str], stat
                 say(f"service {service.service}: not begun: {lacks}")
             else:
                 began = True
-                ended = await _carry_out(run, here)
+                ended = await _carry_out(run, context)
                 if ended is None and run.retry:
-                    again = here.folder.sweep.next_attempt([service.service])
+                    again = context.folder.sweep.next_attempt([service.service])
                     say(f"service {service.service}: once more, since its failure may pass: attempt {again}")
                     run = run.again(again)
-                    ended = await _carry_out(run, here)
+                    ended = await _carry_out(run, context)
                 load_s = run.load_s or load_s
                 yielded = run.yielded
         elif ended not in (None, TIME_IS_UP):
             run.give_up(str(ended))
         left += run.left
         valid = run.valid and valid
-        await asyncio.to_thread(write_table, here.folder.sweep)
-    lost = len(hub.present) < here.task.ranks - 1
-    await hub.send({"type": "bye"})
-    await hub.close()
+        await asyncio.to_thread(write_table, context.folder.sweep)
+    lost = len(control.present) < context.task.ranks - 1
+    await control.send({"type": "bye"})
+    await control.close()
     outcome = {"ended": ended, "valid": valid, "time": time.time(), "left": [asdict(service) for service in left]}
     outcome["yielded"] = yielded
     if too_short and not began:
         outcome["too_short"] = too_short  # the next job would have no more time than this one
-    here.folder.free_reserve()
-    write_json(here.folder.outcome, outcome)
+    context.folder.free_reserve()
+    write_json(context.folder.outcome, outcome)
     return 0 if valid and ended is None else 1, lost
 
 
 async def _check_nodes(
-    here: Here, first: Config, hub: Hub, stopping: asyncio.Future[str], station: Station
+    context: RankContext, first: Config, control: ControlServer, stopping: asyncio.Future[str], station: Station
 ) -> str | None:
     """Check all nodes before the first service. Returns why the allocation cannot go on, or None."""
     if not first.preflight.enabled:
         return None
-    checks = Preflight(first, here.ports, hub, station, local=here.work.local)
+    checks = Preflight(first, context.ports, control, station, local=context.work.local)
     running = asyncio.create_task(checks.run())
     either: set[asyncio.Future[Any]] = {running, stopping}
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -111,10 +113,10 @@ async def _check_nodes(
         await station.close()
         return stopping.result()
     result = running.result()
-    write_json(here.folder.preflight, result.as_json())
-    if not here.work.local:
+    write_json(context.folder.preflight, result.as_json())
+    if not context.work.local:
         hosts = [one.node for one in result.facts]
-        evidence.keep(here.folder.sweep.root, hosts, result.findings, str(here.task.job_id))
+        evidence.keep(context.folder.sweep.root, hosts, result.findings, str(context.task.job_id))
     say(report.summary(result.findings, result.seconds))
     # A rehearsal cannot check NPUs, and that is no news. Where they are used, what could not be checked is.
     everything = bool(result.reason) or uses_npus(first)
@@ -127,7 +129,7 @@ async def _check_nodes(
     return result.reason
 
 
-async def _carry_out(run: ServiceRun, here: Here) -> str | None:
+async def _carry_out(run: ServiceRun, context: RankContext) -> str | None:
     """Run one service. Returns why the allocation cannot go on, or None.
 
     Raises:
@@ -138,13 +140,13 @@ async def _carry_out(run: ServiceRun, here: Here) -> str | None:
     except RunError as error:  # a full disk, most often; the engines are stopped by now
         reason = f"rank 0 (head): {error}"
         say(reason)
-        here.folder.free_reserve()
+        context.folder.free_reserve()
         run.salvage(reason)
         return reason
 
 
-def _absent(here: Here, hub: Hub) -> str:
+def _absent(context: RankContext, control: ControlServer) -> str:
     """Return the last words of the ranks that never joined: Slurm ends us because one of them has ended."""
-    absent = sorted(set(range(1, here.task.ranks)) - hub.present)
-    words = {rank: own_error(read_tail(here.folder.stdout(rank))) for rank in absent}
+    absent = sorted(set(range(1, context.task.ranks)) - control.present)
+    words = {rank: own_error(read_tail(context.folder.stdout(rank))) for rank in absent}
     return "".join(f"; rank {rank} (headless): {text}" for rank, text in words.items() if text)

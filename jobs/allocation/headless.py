@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
-from jobs.allocation.control import Link, Message
+from jobs.allocation.control import ControlClient, Message
 from jobs.allocation.node import staging
 from jobs.allocation.node.engine import Engine
 from jobs.core.errors import UserError
@@ -28,7 +28,7 @@ Answer = Callable[[Message], Awaitable[Message]]
 
 
 async def serve(
-    link: Link, make_engine: MakeEngine, inherited: Mapping[str, str], answer: Answer | None = None
+    control: ControlClient, make_engine: MakeEngine, inherited: Mapping[str, str], answer: Answer | None = None
 ) -> str | None:
     """Obey rank 0 until it says goodbye.
 
@@ -44,28 +44,28 @@ async def serve(
     engine: Engine | None = None
     watch: asyncio.Task[None] | None = None
     try:
-        while (message := await link.receive()) is not None:
+        while (message := await control.receive()) is not None:
             match message["type"]:
                 case "prepare":
-                    engine, watch = await _prepare(link, make_engine, message, inherited)
+                    engine, watch = await _prepare(control, make_engine, message, inherited)
                 case "preflight":
-                    await _tell(link, answer, message)
+                    await _tell(control, answer, message)
                 case "start":
-                    engine, watch = await _start(link, engine, make_engine, message, inherited)
+                    engine, watch = await _start(control, engine, make_engine, message, inherited)
                 case "inspect":
-                    await _inspect(link, engine if watch and not watch.done() else None)
+                    await _inspect(control, engine if watch and not watch.done() else None)
                 case "phase":
                     _note_phase(engine, message)
                 case "stop":
                     leftovers = await _stop(engine, watch, message.get("grace_s"))
                     engine = watch = None
-                    await link.send({"type": "stopped", "leftovers": leftovers})
+                    await control.send({"type": "stopped", "leftovers": leftovers})
                 case "bye":
                     return None
         return "rank 0 is gone"
     finally:
         await asyncio.shield(_stop(engine, watch, HASTE_S))
-        link.close()
+        control.close()
 
 
 def _note_phase(engine: Engine | None, message: Message) -> None:
@@ -75,71 +75,75 @@ def _note_phase(engine: Engine | None, message: Message) -> None:
         engine.note_phase(str(message["state"]), **details)
 
 
-async def _tell(link: Link, answer: Answer | None, message: Message) -> None:
+async def _tell(control: ControlClient, answer: Answer | None, message: Message) -> None:
     if answer:
         try:
-            await link.send(await answer(message))
+            await control.send(await answer(message))
         except UserError as error:
-            await link.send({"type": "ended", "reason": str(error), "time": time.time()})
+            await control.send({"type": "ended", "reason": str(error), "time": time.time()})
 
 
-async def _inspect(link: Link, engine: Engine | None) -> None:
+async def _inspect(control: ControlClient, engine: Engine | None) -> None:
     try:
         found = await asyncio.to_thread(engine.inspect) if engine else ()
     except UserError as error:  # a full disk
-        await link.send({"type": "ended", "reason": str(error), "time": time.time()})
+        await control.send({"type": "ended", "reason": str(error), "time": time.time()})
     else:
         answer = [{"text": str(one), "error": one.error} for one in found]
-        await link.send({"type": "inspected", "differences": answer})
+        await control.send({"type": "inspected", "differences": answer})
 
 
 async def _prepare(
-    link: Link, make_engine: MakeEngine, message: Message, inherited: Mapping[str, str]
+    control: ControlClient, make_engine: MakeEngine, message: Message, inherited: Mapping[str, str]
 ) -> tuple[Engine | None, asyncio.Task[None] | None]:
     try:
         engine = make_engine(message)
     except UserError as error:
-        await link.send({"type": "ended", "reason": str(error), "time": time.time()})
+        await control.send({"type": "ended", "reason": str(error), "time": time.time()})
         return None, None
-    return engine, asyncio.create_task(_prepared(link, engine, inherited)) if engine else None
+    return engine, asyncio.create_task(_prepared(control, engine, inherited)) if engine else None
 
 
-async def _prepared(link: Link, engine: Engine, inherited: Mapping[str, str]) -> None:
+async def _prepared(control: ControlClient, engine: Engine, inherited: Mapping[str, str]) -> None:
     try:
         parts = await staging.prepare(engine, inherited)
     except UserError as error:
-        await link.send({"type": "ended", "reason": str(error), "time": time.time()})
+        await control.send({"type": "ended", "reason": str(error), "time": time.time()})
         engine.folder.note("failed", reason=str(error))
     else:
-        await link.send({"type": "prepared", "parts": parts})
+        await control.send({"type": "prepared", "parts": parts})
 
 
 async def _start(
-    link: Link, engine: Engine | None, make_engine: MakeEngine, message: Message, inherited: Mapping[str, str]
+    control: ControlClient,
+    engine: Engine | None,
+    make_engine: MakeEngine,
+    message: Message,
+    inherited: Mapping[str, str],
 ) -> tuple[Engine | None, asyncio.Task[None] | None]:
     """Start the engine: the one that was prepared, or a new one."""
     try:
         engine = engine or make_engine(message)
         if engine:
             await engine.start(inherited)
-            return engine, asyncio.create_task(_report_end(link, engine, engine.folder))
+            return engine, asyncio.create_task(_report_end(control, engine, engine.folder))
     except UserError as error:
-        await link.send({"type": "ended", "reason": str(error), "time": time.time()})
+        await control.send({"type": "ended", "reason": str(error), "time": time.time()})
         if engine:
             engine.folder.note("failed", reason=str(error))
     return engine, None
 
 
-async def _report_end(link: Link, engine: Engine, folder: RankDir) -> None:
+async def _report_end(control: ControlClient, engine: Engine, folder: RankDir) -> None:
     ended = asyncio.ensure_future(engine.ended())
     size = -1
     while not ended.done():
         if size != (size := engine.log_size()):
-            await link.send({"type": "progress", "age": engine.log_age()})
+            await control.send({"type": "progress", "age": engine.log_age()})
             await asyncio.to_thread(engine.note_progress)
         await asyncio.wait({ended}, timeout=PROGRESS_S)
     reason = ended.result()
-    await link.send({"type": "ended", "reason": reason, "time": time.time()})
+    await control.send({"type": "ended", "reason": reason, "time": time.time()})
     folder.note("failed", reason=reason)
 
 

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from jobs.allocation import deadline, headless
-from jobs.allocation.context import Here
+from jobs.allocation.context import RankContext
 from jobs.allocation.control import Message, join
 from jobs.allocation.node.engine import Engine
 from jobs.allocation.preflight.findings import named
 from jobs.allocation.preflight.station import Station, make_station
-from jobs.allocation.signals import Ending
+from jobs.allocation.signals import Signals
 from jobs.allocation.walltime import Walltime
 from jobs.cluster.interfaces import check_master, find_interface, interface_addresses, same_subnet
 from jobs.cluster.nodelist import Task, task_from_slurm
@@ -56,8 +56,8 @@ def main(folder: AllocationDir, task: Task) -> int:
 
 
 async def _run(folder: AllocationDir, task: Task) -> int:
-    ending = Ending(asyncio.get_running_loop())
-    stopping = ending.stopping
+    signals = Signals(asyncio.get_running_loop())
+    stopping = signals.stopping
     work = read_task(folder)
     first = read_config(folder.sweep, work.services[0].points[0])
     if first.cluster.share_group:
@@ -69,20 +69,20 @@ async def _run(folder: AllocationDir, task: Task) -> int:
         dp_rpc=first.engine.data_parallel_rpc_port,
         control=first.cluster.control_port,
     )
-    ending.walltime = await _walltime(task, first, stopping, local=work.local)
-    here = Here(task, name, address, ports, folder, work, dict(os.environ), ending.walltime)
+    signals.walltime = await _walltime(task, first, stopping, local=work.local)
+    context = RankContext(task, name, address, ports, folder, work, dict(os.environ), signals.walltime)
     say(f"rank {task.rank} of {task.ranks} on {task.host}, interface {name} {address}, job {task.job_id}")
     results = folder.sweep.path.parent
     interface = (name, address, prefix)
-    station = make_station(first, task, interface, problem, ports, work, results, here.inherited)
+    station = make_station(first, task, interface, problem, ports, work, results, context.inherited)
     if task.rank == 0:
         from jobs.allocation import (
             head,  # with what measures and makes the table: a second of start that no other rank needs
         )
 
-        code, lost = await head.conduct(here, first, stopping, station)
+        code, lost = await head.conduct(context, first, stopping, station)
     else:
-        code, lost = await _obey(here, first, prefix, stopping, station)
+        code, lost = await _obey(context, first, prefix, stopping, station)
     if lost and not work.local:
         await _give_back(task, stopping)
     return code
@@ -160,49 +160,49 @@ def _resolve(host: str) -> list[str]:
 
 
 async def _obey(
-    here: Here, first: Config, prefix: int, stopping: asyncio.Future[str], station: Station
+    context: RankContext, first: Config, prefix: int, stopping: asyncio.Future[str], station: Station
 ) -> tuple[int, bool]:
     """Serve rank 0. Returns the exit code, and whether rank 0 was lost."""
-    host = "127.0.0.1" if here.work.local else here.task.hosts[0]
+    host = "127.0.0.1" if context.work.local else context.task.hosts[0]
     limits = first.limits
-    link = await join(
+    control = await join(
         host,
-        here.ports.control,
-        here.task.rank,
-        here.folder.key.read_text(),
+        context.ports.control,
+        context.task.rank,
+        context.folder.key.read_text(),
         limits.heartbeat_s,
         limits.rendezvous_s,
     )
 
     def make_engine(message: Message) -> Engine | None:
-        if here.task.rank >= int(message["ranks"]):
+        if context.task.rank >= int(message["ranks"]):
             return None
-        config = read_config(here.folder.sweep, str(message["point"]))
+        config = read_config(context.folder.sweep, str(message["point"]))
         master = str(message["master_address"])
-        warning = None if here.work.local else check_master(master, _resolve(host), here.address, prefix)
-        if warning and not same_subnet(here.address, master, prefix):
+        warning = None if context.work.local else check_master(master, _resolve(host), context.address, prefix)
+        if warning and not same_subnet(context.address, master, prefix):
             say(f"warning: {warning}")
         place = Placement(
-            rank=here.task.rank,
+            rank=context.task.rank,
             ranks=int(message["ranks"]),
-            address=here.address,
-            interface=here.interface,
+            address=context.address,
+            interface=context.interface,
             master_address=master,
             api_port=str(message["api_port"]),
             rpc_port=str(message["rpc_port"]),
         )
         service = str(message["service"])
-        rank_dir = here.folder.sweep.service(service, int(message["attempt"])).rank(here.task.rank)
+        rank_dir = context.folder.sweep.service(service, int(message["attempt"])).rank(context.task.rank)
         say(f"service {service}: start")
-        return Engine(config, place, rank_dir, here.mark(service))
+        return Engine(config, place, rank_dir, context.tag(service))
 
-    serving = asyncio.create_task(headless.serve(link, make_engine, here.inherited, station.answer))
+    serving = asyncio.create_task(headless.serve(control, make_engine, context.inherited, station.answer))
     either: set[asyncio.Future[Any]] = {serving, stopping}
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     await station.close()
     if not serving.done():
         # The signal may have come to this task alone: without a word rank 0 would go on until this rank is gone.
-        await link.send({"type": "signalled", "reason": stopping.result(), "time": time.time()})
+        await control.send({"type": "signalled", "reason": stopping.result(), "time": time.time()})
         with contextlib.suppress(TimeoutError):
             # Rank 0 will stop this engine in good order.
             await asyncio.wait_for(asyncio.shield(serving), limits.stop_s)

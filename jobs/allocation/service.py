@@ -11,8 +11,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from jobs.allocation import serving, watch
-from jobs.allocation.context import Here
-from jobs.allocation.control import Hub
+from jobs.allocation.context import RankContext
+from jobs.allocation.control import ControlServer
 from jobs.allocation.node import container, fingerprint
 from jobs.allocation.node.engine import Engine
 from jobs.allocation.supervisor import ServiceFailed, Supervisor
@@ -30,7 +30,7 @@ from jobs.diagnose import explain
 from jobs.engines.placement import Placement
 from jobs.engines.vllm import environment, logs
 from jobs.forecast import history
-from jobs.forecast.history import Outlook
+from jobs.forecast.history import Forecast
 from jobs.measure import dataset
 from jobs.measure.clients import asked
 from jobs.measure.clients import run as external
@@ -45,10 +45,18 @@ from jobs.results.table import write_table
 class ServiceRun:
     """One service: its engine, its points, their rows."""
 
-    def __init__(self, here: Here, service: ServiceTask, hub: Hub, stopping: asyncio.Future[str], attempt: int) -> None:
-        """Args: where we are, what is to be done, the hub, a future that ends us, and the number of this attempt."""
-        self._here, self._service, self._hub, self._stopping, self._attempt = here, service, hub, stopping, attempt
-        self._sweep = here.folder.sweep
+    def __init__(
+        self,
+        context: RankContext,
+        service: ServiceTask,
+        control: ControlServer,
+        stopping: asyncio.Future[str],
+        attempt: int,
+    ) -> None:
+        """Args: where we are, what is to be done, the channel, a future that ends us, this attempt's number."""
+        self._context, self._service, self._control = context, service, control
+        self._stopping, self._attempt = stopping, attempt
+        self._sweep = context.folder.sweep
         self._configs = {point: read_config(self._sweep, point) for point in service.points}
         self._config = self._configs[service.points[0]]
         self._folder = self._sweep.service(service.service, attempt)
@@ -58,18 +66,18 @@ class ServiceRun:
         self._retryable, self._cause = False, ""
         self._ahead: int | None = 0
         self._served = self._outside = False
-        self._api_key = here.folder.api_key.read_text() if self._config.engine.api_key else None
+        self._api_key = context.folder.api_key.read_text() if self._config.engine.api_key else None
         self._known: dict[str, Any] = {
-            "queue_s": round(here.started - _submitted(here.folder, here.started), 1),
-            "nodes": here.task.ranks,
-            "job_id": str(here.task.job_id),
+            "queue_s": round(context.started - _submitted(context.folder, context.started), 1),
+            "nodes": context.task.ranks,
+            "job_id": str(context.task.job_id),
             "attempt": attempt,
         }
 
     def lacks_time(self, last_load_s: float | None) -> str | None:
         """Return why this service cannot begin before the time limit, or None."""
         service = self._service.service
-        return self._here.walltime.lacks(service_seconds(self._sweep, service, self._config, last_load_s))
+        return self._context.walltime.lacks(service_seconds(self._sweep, service, self._config, last_load_s))
 
     @property
     def retry(self) -> bool:
@@ -80,10 +88,10 @@ class ServiceRun:
         """Return a second try at the points without a valid row; the evidence of the first one stays."""
         points = tuple(point for point in self._service.points if not self._rows[point]["valid"])
         task = ServiceTask(self._service.service, points)
-        return ServiceRun(self._here, task, self._hub, self._stopping, attempt)
+        return ServiceRun(self._context, task, self._control, self._stopping, attempt)
 
     def _must_yield(self) -> bool:
-        partition = self._here.inherited.get("SLURM_JOB_PARTITION")
+        partition = self._context.inherited.get("SLURM_JOB_PARTITION")
         wanted = self._config.cluster.yield_to_others and partition is not None
         return wanted and others_wait(str(partition), getpass.getuser())
 
@@ -113,9 +121,9 @@ class ServiceRun:
         """Run the service. Returns why the allocation cannot go on, or None."""
         service, folder = self._service.service, self._folder
         place = self._place()
-        engine = Engine(self._config, place, folder.rank(0), self._here.mark(service), tuple(self._configs.values()))
-        outlook = history.looker(self._sweep.root)(self._config)
-        self._known["predicted_kv_tokens"] = outlook.predicted_kv_tokens
+        engine = Engine(self._config, place, folder.rank(0), self._context.tag(service), tuple(self._configs.values()))
+        forecast = history.forecaster(self._sweep.root)(self._config)
+        self._known["predicted_kv_tokens"] = forecast.predicted_kv_tokens
         message = {
             "type": "start",
             "service": service,
@@ -126,19 +134,19 @@ class ServiceRun:
             "api_port": place.api_port,
             "rpc_port": place.rpc_port,
         }
-        supervisor = Supervisor(engine, self._hub, message, self._stopping)
+        supervisor = Supervisor(engine, self._control, message, self._stopping)
         target = Target(f"http://127.0.0.1:{place.api_port}", self._config.model.name_for_clients, self._api_key)
         began, failure, out_of_time = time.monotonic(), None, False
         say(f"service {service}: start, {len(self._service.points)} points")
         for config in self._configs.values():
             dataset.check(replace(config.bench, dataset=container.dataset(config)))
-            if not self._here.work.serve:
-                asked.check_node(config, environment.whole({}, self._here.inherited).get("PATH"))
+            if not self._context.work.serve:
+                asked.check_node(config, environment.whole({}, self._context.inherited).get("PATH"))
         # An image file that nobody has read before is read beside the load, not after it.
         given_up = threading.Event()
         reading = asyncio.create_task(asyncio.to_thread(container.known_digest, self._config, given_up.is_set))
         try:
-            await supervisor.start(self._here.inherited, target)
+            await supervisor.start(self._context.inherited, target)
             self._known["stage_s"] = round(supervisor.prepared_s, 1)
             self._known["load_s"] = round(time.monotonic() - began - supervisor.prepared_s, 1)
             # Beside the heartbeats, as every reading of a whole log: a flooded one takes seconds.
@@ -146,16 +154,16 @@ class ServiceRun:
             self._known["kv_cache_tokens"] = logs.kv_cache_tokens(log)
             say(f"service {service}: ready after {self._known['load_s']} s")
             await supervisor.during(reading)
-            now = await asyncio.to_thread(fingerprint.here, self._config, given_up.is_set)
+            now = await asyncio.to_thread(fingerprint.of_this_host, self._config, given_up.is_set)
             self._known |= asdict(now)
             for sentence in retire(self._sweep, self._config, now):
                 say(sentence)
             for warning in supervisor.warnings:
                 say(f"service {service}: warning: {warning}")
-            if self._here.work.serve:
+            if self._context.work.serve:
                 await self._serve(supervisor, place)
-            for point in () if self._here.work.serve else self._service.points:
-                if lacks := self._here.walltime.lacks(point_seconds(self._configs[point])):
+            for point in () if self._context.work.serve else self._service.points:
+                if lacks := self._context.walltime.lacks(point_seconds(self._configs[point])):
                     say(f"point {point}: not begun: {lacks}")
                     out_of_time = True
                     break
@@ -179,7 +187,7 @@ class ServiceRun:
             # Beside the heartbeats: a flooded log takes seconds, and a silent rank 0 counts as lost.
             failure = await asyncio.to_thread(self._diagnose, failure)
         self._finish(failure, out_of_time)
-        await asyncio.to_thread(self._remember, outlook)
+        await asyncio.to_thread(self._remember, forecast)
         write_json(
             folder.record,
             {
@@ -196,12 +204,12 @@ class ServiceRun:
             return self._stopping.result()
         if leftovers:
             return f"service {service} left something behind: {'; '.join(leftovers)}"
-        missing = set(range(1, self._here.task.ranks)) - self._hub.present
-        if self._hub.leaving and not self._stopping.done():
-            return f"rank {min(self._hub.leaving)} was told to end"
+        missing = set(range(1, self._context.task.ranks)) - self._control.present
+        if self._control.leaving and not self._stopping.done():
+            return f"rank {min(self._control.leaving)} was told to end"
         return f"rank {min(missing)} is lost" if missing else None
 
-    def _remember(self, outlook: Outlook) -> None:
+    def _remember(self, forecast: Forecast) -> None:
         """Keep what this run showed for later plans: its memory beside the prediction, and its times."""
         figures = logs.memory_figures(read_all(self._folder.rank(0).log))
         known = self._known
@@ -209,7 +217,7 @@ class ServiceRun:
             history.remember(
                 self._sweep.root,
                 self._config,
-                outlook.fit.prediction,
+                forecast.fit.prediction,
                 figures,
                 run=self._folder.path,
                 load_s=known.get("load_s"),
@@ -219,27 +227,29 @@ class ServiceRun:
             say(f"nothing is learnt from this run: {error}")
 
     def _place(self) -> Placement:
-        here, config = self._here, self._config
+        context, config = self._context, self._config
         ranks = len(local_sizes(config))
-        if ranks > here.task.ranks:
-            raise RunError("SLURM_NTASKS", here.task.ranks, f"the service needs {ranks} nodes", "Plan again.")
+        if ranks > context.task.ranks:
+            raise RunError("SLURM_NTASKS", context.task.ranks, f"the service needs {ranks} nodes", "Plan again.")
         return Placement(
             rank=0,
             ranks=ranks,
-            address=here.address,
-            interface=here.interface,
-            master_address=config.cluster.master_address or here.address,
-            api_port=str(here.ports.api),
-            rpc_port=str(here.ports.dp_rpc),
+            address=context.address,
+            interface=context.interface,
+            master_address=config.cluster.master_address or context.address,
+            api_port=str(context.ports.api),
+            rpc_port=str(context.ports.dp_rpc),
             api_key=self._api_key,
         )
 
     async def _serve(self, supervisor: Supervisor, place: Placement) -> None:
         """Keep the service up for hand tests until this job is told to end: that is its good end."""
-        here, began = self._here, time.monotonic()
-        login = here.inherited.get("SLURM_SUBMIT_HOST")
-        write_json(here.folder.serving, serving.describe(self._config, here.folder, place, here.task.host, login))
-        say(serving.text(here.folder))
+        context, began = self._context, time.monotonic()
+        login = context.inherited.get("SLURM_SUBMIT_HOST")
+        write_json(
+            context.folder.serving, serving.describe(self._config, context.folder, place, context.task.host, login)
+        )
+        say(serving.text(context.folder))
         supervisor.enter("serving")
         try:
             await supervisor.during(asyncio.Event().wait())
@@ -247,7 +257,7 @@ class ServiceRun:
             if not self._stopping.done():
                 raise
         finally:
-            here.folder.serving.unlink(missing_ok=True)
+            context.folder.serving.unlink(missing_ok=True)
         self._served = True
         for point in self._service.points:
             self._write(
@@ -265,15 +275,15 @@ class ServiceRun:
 
         say(f"point {point}: {' '.join(f'{k}={v}' for k, v in self._values(point).items()) or 'measure'}")
 
-        def external_client(salt: int) -> Awaitable[external.External]:
-            """Run a client that others made, with other prompts than those of other salts."""
-            mark, folder = self._here.mark(f"client/{point}"), self._sweep.point(point).client
+        def external_client(seed_offset: int) -> Awaitable[external.External]:
+            """Run an external client, with other prompts than those of other seed offsets."""
+            tag, folder = self._context.tag(f"client/{point}"), self._sweep.point(point).client
             room, model = self._room(config, engine), engine.config.model
             if not client_inside(config):  # the model's path may be one of the inside
                 model = replace(model, path=str(container.checkpoint(engine.config)))
-            bench = replace(config.bench, seed=config.bench.seed + external.SALTED * salt)
+            bench = replace(config.bench, seed=config.bench.seed + external.SEEDS_APART * seed_offset)
             whole = replace(config, model=model, bench=bench)
-            return external.measure(whole, target, folder, room, mark, stop=stop, on_phase=entered)
+            return external.measure(whole, target, folder, room, tag, stop=stop, on_phase=entered)
 
         if supervisor.watch:
             # What the point before left in flight may still be read when this one begins.
@@ -295,11 +305,11 @@ class ServiceRun:
         if client_inside(config):
             return engine.room()
         if config.bench.client != "vllm_bench" or in_container(config):
-            return external.Node(environment.whole({}, self._here.inherited))
+            return external.Node(environment.whole({}, self._context.inherited))
         # The engine's own program needs what its environment has: the toolkit's libraries, its paths.
         ours = environment.of_client(environment.variables(config, engine.place))
         source = tuple(from_root(name) for name in config.engine.source)
-        return external.Node(environment.whole(ours, self._here.inherited), source)
+        return external.Node(environment.whole(ours, self._context.inherited), source)
 
     def _publish(self, point: str) -> None:
         row = self._rows[point]

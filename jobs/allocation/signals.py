@@ -17,7 +17,7 @@ SIGNALS = {
 """Signals that end our work in good order; submitit's own handlers would swallow the first two."""
 
 
-class Ending:
+class Signals:
     """Listens to the signals, from now to the end of the process.
 
     Not by `loop.add_signal_handler`: when its loop is closed, asyncio first closes the pipe that signals are written

@@ -92,8 +92,8 @@ def job_name(sweep: SweepDir, slot: int) -> str:
 
     Under two roots two sweeps may have one name: that of the second in which they began, or a `results.name`.
     """
-    mark = hashlib.sha256(str(sweep.path.resolve()).encode()).hexdigest()[:4]
-    return f"sweep-{sweep.path.name}-{mark}-{slot}"
+    tag = hashlib.sha256(str(sweep.path.resolve()).encode()).hexdigest()[:4]
+    return f"sweep-{sweep.path.name}-{tag}-{slot}"
 
 
 def submit(folder: AllocationDir, config: Config, nodes: int, name: str, entry: Entry) -> Submitted:
@@ -172,7 +172,7 @@ Again = Callable[[SweepDir, int, int, Sequence[ServiceTask], Config, int], Submi
 
 
 def submit_rest(folder: AllocationDir, nodes: int, again: Again) -> str | None:
-    """Submit what the time limit left of an allocation as a new job, up to `limits.attempts` (issue 3, walltime).
+    """Submit what the time limit left of an allocation as a new job, up to `limits.attempts`.
 
     Returns the id of the new job, or None.
 

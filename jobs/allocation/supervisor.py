@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from jobs.allocation import readiness
-from jobs.allocation.control import Hub, Message
+from jobs.allocation.control import ControlServer, Message
 from jobs.allocation.headless import HASTE_S, PROGRESS_S
 from jobs.allocation.node import staging
 from jobs.allocation.node.engine import Engine
@@ -61,16 +61,16 @@ class _Failure:
 class Supervisor:
     """One service on all its ranks."""
 
-    def __init__(self, engine: Engine, hub: Hub, start: Message, stopping: asyncio.Future[str]) -> None:
+    def __init__(self, engine: Engine, control: ControlServer, start: Message, stopping: asyncio.Future[str]) -> None:
         """Args: this rank's engine, the hub, the "start" message for the others, and a future that ends us."""
-        self._engine, self._hub, self._message, self._stopping = engine, hub, start, stopping
+        self._engine, self._control, self._message, self._stopping = engine, control, start, stopping
         self._failures: list[_Failure] = []
         self._told = 0.0
         stopping.add_done_callback(self._note_stopping)
         self._failed = asyncio.Event()
         self._stopped: dict[int, list[str]] = {}
         self._all_stopped = asyncio.Event()
-        self._ranks = hub.present
+        self._ranks = control.present
         self._watchers: list[asyncio.Task[None]] = []
         self._telling: set[asyncio.Task[None]] = set()
         self._heard: dict[int, float] = {}
@@ -96,7 +96,7 @@ class Supervisor:
         await self.during(self._prepare(inherited))
         self.prepared_s = time.monotonic() - self._begun
         self._begun = time.monotonic()
-        await self._hub.send(self._message)
+        await self._control.send(self._message)
         try:
             await self._engine.start(inherited)
         except UserError as error:
@@ -120,7 +120,7 @@ class Supervisor:
     def enter(self, state: str, **details: Any) -> None:
         """Record a phase of the service on every rank."""
         self._engine.note_phase(state, **details)
-        telling = asyncio.create_task(self._hub.send({"type": "phase", "state": state, **details}))
+        telling = asyncio.create_task(self._control.send({"type": "phase", "state": state, **details}))
         self._telling.add(telling)
         telling.add_done_callback(self._telling.discard)
 
@@ -128,7 +128,7 @@ class Supervisor:
         """Bring image and checkpoint to every rank, and compare the checkpoints: all must see the same one."""
         if not staging.wanted(self._engine.config):
             return
-        await self._hub.send(self._message | {"type": "prepare"})
+        await self._control.send(self._message | {"type": "prepare"})
         try:
             self._prepared[0] = await staging.prepare(self._engine, inherited)
         except UserError as error:
@@ -165,7 +165,7 @@ class Supervisor:
         mine = await asyncio.to_thread(self._engine.inspect)
         own = [{"text": str(one), "error": one.error} for one in mine]
         self._inspected = {0: own}
-        await self._hub.send({"type": "inspect"})
+        await self._control.send({"type": "inspect"})
         self._check_all_inspected()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._all_inspected.wait(), INSPECT_S)
@@ -236,20 +236,20 @@ class Supervisor:
             watcher.cancel()
         hurry = self._failed.is_set() or self._stopping.done()
         grace_s = HASTE_S if hurry else self._engine.config.limits.stop_s
-        await self._hub.send({"type": "stop", "grace_s": grace_s})
+        await self._control.send({"type": "stop", "grace_s": grace_s})
         leftovers = [f"rank 0: {item}" for item in await self._engine.stop(grace_s)]
         limit = grace_s + STOP_MARGIN_S
         try:
             self._check_all_stopped()
             await asyncio.wait_for(self._all_stopped.wait(), limit)
         except TimeoutError:
-            missing = self._ranks & self._hub.present - self._stopped.keys()
+            missing = self._ranks & self._control.present - self._stopped.keys()
             whose = "" if hurry else " (limits.stop_s)"
             leftovers += [f"rank {rank}: did not stop within {limit:g} s{whose}" for rank in sorted(missing)]
         self._watchers[0].cancel()
         for rank, items in self._stopped.items():
             leftovers += [f"rank {rank}: {item}" for item in items]
-        leftovers += [f"rank {rank}: lost, nothing is known" for rank in sorted(self._ranks - self._hub.present)]
+        leftovers += [f"rank {rank}: lost, nothing is known" for rank in sorted(self._ranks - self._control.present)]
         return leftovers
 
     async def _watch_engine(self) -> None:
@@ -259,12 +259,12 @@ class Supervisor:
 
     async def _watch_inbox(self) -> None:
         while True:
-            rank, message = await self._hub.inbox.get()
+            rank, message = await self._control.inbox.get()
             match message["type"]:
                 case "ended":
                     self._fail(rank, str(message["reason"]), float(message["time"]), engine=True)
                 case "signalled":
-                    self._hub.leaving.add(rank)
+                    self._control.leaving.add(rank)
                     self._fail(rank, str(message["reason"]), float(message["time"]), signalled=True)
                 case "lost":
                     self._fail(rank, str(message["reason"]), time.time())
@@ -286,11 +286,11 @@ class Supervisor:
         self._failed.set()
 
     def _check_all_stopped(self) -> None:
-        if not (self._ranks & self._hub.present) - self._stopped.keys():
+        if not (self._ranks & self._control.present) - self._stopped.keys():
             self._all_stopped.set()
 
     def _check_all_inspected(self) -> None:
-        if not (self._ranks & self._hub.present) - self._inspected.keys():
+        if not (self._ranks & self._control.present) - self._inspected.keys():
             self._all_inspected.set()
 
     async def _reason(self) -> str:

@@ -1,4 +1,4 @@
-"""The time limit of an allocation: do not begin what cannot end before it (issue 3, walltime)."""
+"""The time limit of an allocation: do not begin what cannot end before it."""
 
 from __future__ import annotations
 

@@ -44,9 +44,9 @@ def _memory(options: argparse.Namespace) -> int:
 
 
 def _memory_json(service: Service) -> dict[str, Any]:
-    """Return the sum with what earlier runs showed beside it (issue 4, Memory)."""
-    assert service.outlook
-    fit, past = service.outlook.fit, service.outlook.past
+    """Return the sum with what earlier runs showed beside it."""
+    assert service.forecast
+    fit, past = service.forecast.fit, service.forecast.past
     found: dict[str, Any] = {"service": service.service, "calibration": asdict(past) if past else None}
     if fit.prediction is None:
         return found | {"unknown": fit.unknown}
@@ -56,8 +56,8 @@ def _memory_json(service: Service) -> dict[str, Any]:
 
 def _memory_lines(service: Service) -> list[str]:
     """Return the sum line by line, what starts, and what earlier runs showed."""
-    assert service.outlook
-    fit, past = service.outlook.fit, service.outlook.past
+    assert service.forecast
+    fit, past = service.forecast.fit, service.forecast.past
     made = fit.prediction
     if made is None:
         return [f"no prediction: {fit.unknown}"]

@@ -107,7 +107,7 @@ def _prune(options: argparse.Namespace, config: Config, names: list[str]) -> int
     removed = Store(container.images(config)).prune(older_s)
     paths = container.enroot_paths(config)
     if paths.data.is_dir():
-        for name in enroot.leftovers(paths, process.marks):
+        for name in enroot.leftovers(paths, process.tags):
             if enroot.remove(name, paths, dict(os.environ)) is None:
                 removed.append(str(Path(paths.data) / name))
     print(json.dumps({"removed": removed}) if options.json else "\n".join(removed) or "nothing to remove")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.allocation import submission
-from jobs.allocation.control import Hub
+from jobs.allocation.control import ControlServer
 from jobs.allocation.preflight import report
 from jobs.allocation.preflight.conduct import Preflight, Result
 from jobs.allocation.preflight.findings import Finding
@@ -55,7 +55,7 @@ async def _here(config: Config) -> Result:
     work = AllocationTask((), 1, local=False)
     results = Path(config.results.root).absolute()
     station = make_station(config, task, interface, problem, ports, work, results, dict(os.environ))
-    return await Preflight(config, ports, Hub(1, "", 1.0), station, local=False).run()
+    return await Preflight(config, ports, ControlServer(1, "", 1.0), station, local=False).run()
 
 
 def _through_slurm(made: Plan) -> Mapping[str, Any]:

@@ -54,7 +54,7 @@ def check_shell(env: Mapping[str, str] = os.environ, *, local: bool) -> None:
 
 
 def sbatch_parameters(config: Config, nodes: int, name: str) -> dict[str, Any]:
-    """Return submitit's parameters of one allocation. Pure; a null key is not emitted (issue 2, cluster).
+    """Return submitit's parameters of one allocation. Pure; a null key is not emitted.
 
     Args:
         config: any config of the sweep.

@@ -4,7 +4,7 @@ Each field carries `help` (for people) and, where it differs from its section, `
     service  a change needs a restart of the engine (a new weight load)
     point    a change needs only another measuring window on the same service
     sweep    a change does not alter what is asked; it cannot be swept
-The scope is the one place that decides what the planner groups (issue 2, planner; issue 4, "one place").
+The scope is the one place that decides what the planner groups.
 """
 
 from __future__ import annotations

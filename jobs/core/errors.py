@@ -39,7 +39,7 @@ class RunError(UserError):
 
 
 def nearest(name: str, valid: Iterable[str], listed: Iterable[str] = ()) -> str:
-    """Return a sentence that offers the nearest valid name, or lists the valid ones (issue 2, Config).
+    """Return a sentence that offers the nearest valid name, or lists the valid ones.
 
     Args:
         name: what was given.

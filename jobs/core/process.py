@@ -19,7 +19,7 @@ import psutil
 
 from jobs.core.errors import RunError
 
-MARK = "SERVING_SWEEP_RANK"
+TAG = "SERVING_SWEEP_RANK"
 """Environment variable that marks every process of an engine, so that strays are found wherever they went."""
 
 KILL_S = 10.0
@@ -151,13 +151,13 @@ def become(argv: Sequence[str], env: Mapping[str, str]) -> NoReturn:
         raise RunError(argv[0], "(program)", str(error), "Install it or mend PATH.") from None
 
 
-def marks() -> set[str]:
+def tags() -> set[str]:
     """Return the marks of all living engines and of what prepares them, as far as this user can see them."""
     found = set()
     for one in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if one.status() != psutil.STATUS_ZOMBIE:
-                found.add(one.environ().get(MARK, ""))
+                found.add(one.environ().get(TAG, ""))
     return found - {""}
 
 
@@ -206,8 +206,8 @@ class Ended:
 class Process:
     """One engine process in a process group and session of its own."""
 
-    def __init__(self, process: asyncio.subprocess.Process, mark: str) -> None:
-        self._process, self.mark = process, mark
+    def __init__(self, process: asyncio.subprocess.Process, tag: str) -> None:
+        self._process, self.tag = process, tag
         self.pid = process.pid
 
     async def wait(self) -> Ended:
@@ -236,7 +236,7 @@ class Process:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), 5.0)
         if not strays:
-            _dismiss(self.mark)  # their pids may be given away from now on
+            _dismiss(self.tag)  # their pids may be given away from now on
         return [f"pid {p.pid} {_name(p)}" for p in strays]
 
     def _stands_still(self) -> bool:
@@ -253,7 +253,7 @@ class Process:
         try:
             if process.status() == psutil.STATUS_ZOMBIE:
                 return False
-            return os.getpgid(process.pid) == self.pid or process.environ().get(MARK) == self.mark
+            return os.getpgid(process.pid) == self.pid or process.environ().get(TAG) == self.tag
         except (psutil.Error, OSError):
             return False
 
@@ -268,11 +268,11 @@ def _name(process: psutil.Process) -> str:
 class Guard:
     """What ends everything with a mark, and the group of one process that has it, once this process is gone."""
 
-    def __init__(self, mark: str, path: str) -> None:
+    def __init__(self, tag: str, path: str) -> None:
         """Start it. `path`: a PATH that finds the tools of its script."""
         self.minds: asyncio.subprocess.Process | None = None
         self._process = subprocess.Popen(
-            ["bash", "-c", _GUARD, "serving-sweep-guard", f"{MARK}={mark}", str(_GUARD_TRIES)],
+            ["bash", "-c", _GUARD, "serving-sweep-guard", f"{TAG}={tag}", str(_GUARD_TRIES)],
             env={"PATH": f"{path}{os.pathsep}{os.defpath}"},
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -295,29 +295,29 @@ class Guard:
             self._process.stdin.close()
 
 
-def _guard(mark: str, path: str) -> Guard:
+def _guard(tag: str, path: str) -> Guard:
     """Start a guard. Several processes may have one mark at once: what stages weights, and what brings an image."""
-    _dismiss(mark)
-    guard = Guard(mark, path)
-    _guards.setdefault(mark, []).append(guard)
+    _dismiss(tag)
+    guard = Guard(tag, path)
+    _guards.setdefault(tag, []).append(guard)
     return guard
 
 
-def _dismiss(mark: str) -> None:
+def _dismiss(tag: str) -> None:
     """Dismiss the guards of a mark whose processes have ended: they would end what came after."""
-    guards = _guards.pop(mark, [])
+    guards = _guards.pop(tag, [])
     over = [one for one in guards if one.minds is not None and one.minds.returncode is not None]
     for one in over:
         one.dismiss()
     if kept := [one for one in guards if one not in over]:
-        _guards[mark] = kept
+        _guards[tag] = kept
 
 
 async def start(
     argv: Sequence[str],
     env: Mapping[str, str],
     log: Path,
-    mark: str,
+    tag: str,
     source: Sequence[str] = (),
     cwd: Path | None = None,
 ) -> Process:
@@ -341,11 +341,11 @@ async def start(
     command = ["bash", "-c", _WRAPPER, "bash", *source, "--", *argv]
     guard: Guard | None = None
     try:
-        guard = _guard(mark, env.get("PATH", ""))  # before the engine: there is no moment in which nobody minds it
+        guard = _guard(tag, env.get("PATH", ""))  # before the engine: there is no moment in which nobody minds it
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *command,
-                env=dict(env) | {MARK: mark},
+                env=dict(env) | {TAG: tag},
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -356,6 +356,6 @@ async def start(
     except (OSError, ValueError) as error:
         if guard:
             guard.dismiss()
-            _guards[mark].remove(guard)
+            _guards[tag].remove(guard)
         raise RunError(argv[0], "(start)", str(error), "Check engine.command, engine.env and engine.args.") from None
-    return Process(process, mark)
+    return Process(process, tag)

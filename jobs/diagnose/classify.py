@@ -1,6 +1,6 @@
 """Logs of all ranks -> the first failing rank, its cause and the remedy. Pure.
 
-Order of trust (issue 3, Diagnosis):
+Order of trust:
     1. Every line is one hit: of a signature, or an error that none knows. Follow-on errors never decide while there is
        anything else, whatever their time: they are often printed before the error that they wrap.
     2. A cause decides. On one rank, causes within two seconds are one failure: there the order of signatures.yaml,

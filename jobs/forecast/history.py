@@ -1,7 +1,7 @@
 """What earlier runs of an engine, release, model and layout showed: memory and times, one small file a layout.
 
 After each run the figures of the log are set beside the prediction. What they leave for activations and HCCL buffers
-is the allowance of the next prediction of that layout; the times are those of the next plan (issue 4, Memory, Planner).
+is the allowance of the next prediction of that layout; the times are those of the next plan.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def _measured(made: Prediction, figures: MemoryFigures) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class Forecast:
     """What is known of a service before it starts."""
 
     fit: Fit
@@ -183,7 +183,7 @@ class Outlook:
         return self.fit.prediction.kv_tokens_per_rank if self.fit.prediction else None
 
 
-def look(root: Root, config: Config, load: Callable[[Config], Architecture]) -> Outlook:
+def look(root: Root, config: Config, load: Callable[[Config], Architecture]) -> Forecast:
     """Return what is known of a service: the sum, corrected by what earlier runs under `root` showed. Never an error.
 
     Args:
@@ -195,9 +195,9 @@ def look(root: Root, config: Config, load: Callable[[Config], Architecture]) -> 
         source = f"measured by {past.run}, {past.time}"
         allowance = Allowance(past.allowance_gib, source, measured=True)
         fit = judge(config, load, allowance=allowance, device_gib=past.device_gib)
-    return Outlook(fit, past, ignored)
+    return Forecast(fit, past, ignored)
 
 
-def looker(root: Root) -> Callable[[Config], Outlook]:
+def forecaster(root: Root) -> Callable[[Config], Forecast]:
     """Return `look` for the services of one results.root."""
     return lambda config: look(root, config, required)

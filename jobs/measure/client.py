@@ -3,7 +3,7 @@
 The window opens while the load already runs and closes while it still runs, so that it holds no ramp at either
 end. Latencies count for the requests that *start* in [opened, closed); the load stays on until each of them has
 its answer (`bench.hold_load`), so the last ones meet the same load as the first. Requests that our own limits
-cut off are truncated, never failed, and stand in no latency figure (issue 2, Measure).
+cut off are truncated, never failed, and stand in no latency figure.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ async def measure(
     model: Model,
     target: Target,
     *,
-    salt: int = 0,
+    seed_offset: int = 0,
     stop: asyncio.Event | None = None,
     on_phase: Callable[[str], None] = _silent,
 ) -> Window:
@@ -69,7 +69,7 @@ async def measure(
         limits: `warmup_s`, `window_s` (of a fixed number of requests) and `drain_s` are used.
         model: ordinary token ids for the prompts.
         target: the service.
-        salt: keeps prompts apart from those of other windows (see workload.py); 0: none.
+        seed_offset: keeps prompts apart from those of other windows (see workload.py); 0: none.
         stop: once set, sending stops at once and what was measured so far comes back within about a second.
         on_phase: told "warmup", "window" and "drain" as they begin.
 
@@ -83,7 +83,7 @@ async def measure(
     stop = stop or asyncio.Event()
     with closing(Connections(target.base_url, headers(target))) as connections:
         items = await dataset.load(bench, connections, target.model)
-        workload = Workload(bench, model, target.model, items=items, salt=salt)
+        workload = Workload(bench, model, target.model, items=items, seed_offset=seed_offset)
         begun = clock()
         async with asyncio.TaskGroup() as group:
             scraper = Scraper(group, connections, _SCRAPE_S)
@@ -110,7 +110,7 @@ async def warm(
     model: Model,
     target: Target,
     *,
-    salt: int,
+    seed_offset: int,
     stop: asyncio.Event,
     on_phase: Callable[[str], None] = _silent,
 ) -> str | None:
@@ -123,7 +123,7 @@ async def warm(
     """
     with closing(Connections(target.base_url, headers(target))) as connections:
         items = await dataset.load(bench, connections, target.model)
-        workload = Workload(bench, model, target.model, items=items, salt=salt).apart()
+        workload = Workload(bench, model, target.model, items=items, seed_offset=seed_offset).apart()
         load = Load(connections, workload, bench, first=_APART)
         async with asyncio.TaskGroup() as group:
             run = _Run(bench, limits, connections, workload, stop, on_phase, Scraper(group, connections, _SCRAPE_S))

@@ -31,11 +31,11 @@ class OfService:
     """What the points of one service share.
 
     Attributes:
-        salts: numbers for its windows, none twice.
+        seed_offsets: numbers for its windows, none twice.
         quality: answers to the questions on long texts; None: not asked yet.
     """
 
-    salts: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    seed_offsets: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     quality: Quality | None = None
 
 
@@ -54,7 +54,7 @@ class Measured:
         truncated: a window was ended early, or never opened.
         quality: questions on long texts; None: they are off.
         readings: of the head's NPUs, by window.
-        measured_s: windows and their drains, s; of a client that others made its whole run.
+        measured_s: windows and their drains, s; of an external client its whole run.
         in_row: numbers (from 1) of the windows whose figures are the row's: of a search one alone.
     """
 
@@ -83,7 +83,7 @@ class PointRun:
         probes: what our own watch sent.
         stop: once set, the point ends within about a second.
         on_phase: told "canary", "quality", "warmup", "window" and "drain" as they begin.
-        client: runs the client that others made; where `bench.client` names one.
+        client: runs the external client; where `bench.client` names one.
     """
 
     config: Config
@@ -180,7 +180,7 @@ class PointRun:
         power = asyncio.create_task(npu.watch(readings))
         measured = await client.measure(
             bench, config.limits, config.model, self.target,
-            salt=self._salt(), stop=self.stop, on_phase=self.on_phase,
+            seed_offset=self._seed_offset(), stop=self.stop, on_phase=self.on_phase,
         )  # fmt: skip
         power.cancel()
         window = self._without_probes(measured)
@@ -197,9 +197,9 @@ class PointRun:
         self._lines.append({**about, **load, "valid": reason is None, "invalid_reason": reason} | figures)
         return window, figures, reason
 
-    def _salt(self) -> int:
-        """Return the salt of the next window: none where nothing is cached, so that prompts are the same bytes."""
-        number = next(self.service.salts)
+    def _seed_offset(self) -> int:
+        """Return the seed offset of the next window: 0 where nothing is cached, for the same bytes."""
+        number = next(self.service.seed_offsets)
         return 0 if self.config.parallel.enable_prefix_caching is False else number
 
     def _without_probes(self, window: Window) -> Window:
@@ -228,12 +228,12 @@ class PointRun:
             self._take(bench, window, figures, reason, f"repeat {number}: " if bench.repeats > 1 else "")
 
     async def _run_client(self, client: around.Client) -> None:
-        """Let a client that others made stand in the row; what is around it is ours all the same."""
+        """Let an external client stand in the row; what is around it is ours all the same."""
         if self.stop.is_set():
             return
         config = self.config
         seen = await around.measure(
-            config, self.target, client, salt=self._salt(), stop=self.stop, on_phase=self.on_phase
+            config, self.target, client, seed_offset=self._seed_offset(), stop=self.stop, on_phase=self.on_phase
         )  # fmt: skip
         run, window = seen.run, seen.window
         self._windows.append(window)

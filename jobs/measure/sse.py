@@ -1,7 +1,7 @@
 """Reader of a streamed completion (server-sent events), made to cost next to nothing per token.
 
 Events are told apart by their bytes; JSON is parsed only for those that say more than "one more token": the first
-and last chunk, usage and errors. What is a success is decided here and nowhere else (issue 2, Measure; faults:
+and last chunk, usage and errors. What is a success is decided here and nowhere else (faults:
 an engine that dies ends its streams with HTTP 200, an error event and [DONE]).
 """
 

@@ -10,8 +10,8 @@
 
 **Prefix caches.** Two points on one service send the same prompts, and with caching on the second would find those
 of the first. No endpoint that empties the cache is there on every release. So where caching is not off, each window
-has a *salt*: it shifts one of a prompt's first numbers (or stands before its text), and since the key of a cached
-block holds all blocks before it, nothing of another window is found. With caching off there is no salt and the
+has a *seed offset*: it shifts one of a prompt's first numbers (or stands before its text), and since the key of a
+cached block holds all blocks before it, nothing of another window is found. With caching off there is no seed offset and the
 prompts are the same byte for byte. Whether it worked is seen in the engine's own counters (validity.py).
 """
 
@@ -35,11 +35,11 @@ _HASH_BLOCK = 512
 """Tokens of one `hash_ids` entry of a trace (Mooncake, FAST'25 release: FAST25-release/traces)."""
 
 
-def numbers(seed: int, index: int, count: int, low: int, high: int, salt: int = 0) -> NDArray[np.int32]:
+def numbers(seed: int, index: int, count: int, low: int, high: int, seed_offset: int = 0) -> NDArray[np.int32]:
     """Return prompt number `index`: `count` integers of [low, high), shape (count,).
 
     The first ones are the digits of `index`, lowest first, and the rest is random. So two prompts differ
-    for certain, and already in their first numbers: no prefix cache can help (issue 2, Measure). `salt` shifts the
+    for certain, and already in their first numbers: no prefix cache can help. `seed_offset` shifts the
     number after the digits.
     """
     if count < 1 or high <= low:
@@ -50,8 +50,8 @@ def numbers(seed: int, index: int, count: int, low: int, high: int, salt: int = 
         rest, digit = divmod(rest, base) if base > 1 else (0, 0)
         drawn[place] = low + digit
         place += 1
-    if salt and place < count:
-        drawn[place] = low + (drawn[place] - low + salt) % base
+    if seed_offset and place < count:
+        drawn[place] = low + (drawn[place] - low + seed_offset) % base
     return drawn
 
 
@@ -82,15 +82,17 @@ class Workload:
         model: ordinary token ids.
         name: the value of "model" in each request.
         items: of the data set, where the workload has one.
-        salt: number that no other window on this service has, where its engine caches prefixes; else 0.
+        seed_offset: number that no other window on this service has, where its engine caches prefixes; else 0.
 
     Attributes:
         turns: requests that are sent one after the other: 1, or those of a conversation.
         arrivals: times of the requests in s, where the workload itself has them.
     """
 
-    def __init__(self, bench: Bench, model: Model, name: str, *, items: Sequence[Item] = (), salt: int = 0) -> None:
-        self._bench, self._items, self._salt = bench, items, salt
+    def __init__(
+        self, bench: Bench, model: Model, name: str, *, items: Sequence[Item] = (), seed_offset: int = 0
+    ) -> None:
+        self._bench, self._items, self._seed_offset = bench, items, seed_offset
         self._model, self._name = model, name
         self._writer = Writer(bench, model, name)
         self.path = self._writer.path
@@ -98,18 +100,18 @@ class Workload:
         self.arrivals = tuple(item.at_s for item in items) if bench.workload == "trace" else None
 
     def apart(self) -> Workload:
-        """Return the same requests under another salt, where there is one: what they leave in a cache helps no one."""
-        return Workload(self._bench, self._model, self._name, items=self._items, salt=-self._salt)
+        """Return the same requests under another offset, where there is one: what they leave in a cache helps no one."""
+        return Workload(self._bench, self._model, self._name, items=self._items, seed_offset=-self._seed_offset)
 
     def body(self, index: int) -> bytes:
         """Return the body of request number `index`."""
         kind, output = self._bench.workload, self.asked_output(index)
         if kind == "needle":
-            return self._writer.text(self._salted(self._haystack(index)), output)
+            return self._writer.text(self._apart(self._haystack(index)), output)
         if kind in ("sharegpt", "trace"):
             item = self._item(index)
             if item.text is not None:
-                return self._writer.text(self._salted(item.text), output)
+                return self._writer.text(self._apart(item.text), output)
             return self._writer.numbers(self._of_item(item, index), output)
         if kind == "multi_turn":
             return self._turn(*divmod(index, self.turns), output)
@@ -140,7 +142,7 @@ class Workload:
 
     def _numbers(self, index: int, count: int) -> NDArray[np.int32]:
         writer = self._writer
-        return numbers(self._bench.seed, index, count, writer.low, writer.high, self._salt)
+        return numbers(self._bench.seed, index, count, writer.low, writer.high, self._seed_offset)
 
     def _with_prefix(self, index: int, count: int) -> NDArray[np.int32]:
         shared = round(self._bench.prefix_share * count)
@@ -172,5 +174,5 @@ class Workload:
         count, _ = lengths.drawn(self._bench, index)
         return haystack(self._bench.seed, index, count, self._bench.needle_depth).prompt
 
-    def _salted(self, text: str) -> str:
-        return f"[{self._salt}] {text}" if self._salt else text
+    def _apart(self, text: str) -> str:
+        return f"[{self._seed_offset}] {text}" if self._seed_offset else text

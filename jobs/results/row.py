@@ -48,7 +48,7 @@ SERVICE = (
 
 
 def columns(swept: tuple[str, ...]) -> list[str]:
-    """Return all columns in order; `swept` are the full dotted names of the swept keys (issue 2, Table)."""
+    """Return all columns in order; `swept` are the full dotted names of the swept keys."""
     return [*HEAD, *swept, *STATE, *FIGURES, *POINT, *SERVICE, *NAMES]
 
 

@@ -35,7 +35,7 @@ def attempts(run: Run) -> Iterator[tuple[str, ServiceDir]]:
 def time_by_phase(run: Run) -> dict[str, Any]:
     """Return seconds and node-hours of each phase.
 
-    `measure_s` of a row is its windows and their drains, or the whole run of a client that others made. `share` of a
+    `measure_s` of a row is its windows and their drains, or the whole run of an external client. `share` of a
     phase is of all node-hours that were held; the useful share is that of `measure_s`. What a job held beyond its
     phases, from the start of rank 0 to its outcome, stands as `other_s`: canary and quality questions among it.
     """

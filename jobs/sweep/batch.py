@@ -92,11 +92,11 @@ def prepare(overrides: Sequence[str], env: Mapping[str, str], script: Path | Non
 def _in_slurm(made: Plan) -> Plan:
     """Return the plan for the job that we are in, whatever `cluster` says of how a job would be submitted."""
 
-    def here(config: Config) -> Config:
+    def ours(config: Config) -> Config:
         return replace(config, cluster=replace(config.cluster, kind="slurm"))
 
-    points = tuple(replace(point, config=here(point.config)) for point in made.points)
-    services = tuple(replace(service, config=here(service.config)) for service in made.services)
+    points = tuple(replace(point, config=ours(point.config)) for point in made.points)
+    services = tuple(replace(service, config=ours(service.config)) for service in made.services)
     return replace(made, points=points, services=services)
 
 

@@ -1,7 +1,7 @@
 """From override lists to validated configs, fast: Hydra composes once a choice of groups.
 
 Hydra's basic launcher composes the whole tree for every point (about 150 ms each). Here a value override is
-applied to a plain copy of the composed tree and validated by the schema (issue 2, launcher plugin).
+applied to a plain copy of the composed tree and validated by the schema.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ def quoted(text: str) -> str:
     if not equals or "#" not in value or "{" in value:
         return text
 
-    def mark(match: re.Match[str]) -> str:
+    def tag(match: re.Match[str]) -> str:
         word = match.group()
         return f'"{word}"' if "#" in word and word[0] not in "'\"" else word
 
-    return key + equals + _WORD.sub(mark, value)
+    return key + equals + _WORD.sub(tag, value)
 
 
 class _Options:

@@ -17,7 +17,7 @@ from jobs.core.layout import local_sizes
 from jobs.engines.ascend import utilization
 from jobs.engines.ascend.rules import Finding
 from jobs.forecast.duration import Phases, measure_seconds, phases
-from jobs.forecast.history import Outlook
+from jobs.forecast.history import Forecast
 from jobs.forecast.memory import DOES_NOT_FIT, Fit, queueing
 from jobs.sweep import budget
 
@@ -48,7 +48,7 @@ class Service:
     config: Config
     seconds: float
     phases: Phases | None = None
-    outlook: Outlook | None = None
+    forecast: Forecast | None = None
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ class Dropped:
     reason: str
 
 
-def unknown(config: Config) -> Outlook:
+def unknown(config: Config) -> Forecast:
     """Return that nothing is known of a service: no sum of its memory, no earlier run."""
     parallel = config.parallel
     share = utilization(config.engine.release, parallel.gpu_memory_utilization)
-    return Outlook(Fit(parallel.max_model_len, share, None, "nobody looked"))
+    return Forecast(Fit(parallel.max_model_len, share, None, "nobody looked"))
 
 
-def group(points: Sequence[Point], look: Callable[[Config], Outlook]) -> tuple[Service, ...]:
+def group(points: Sequence[Point], look: Callable[[Config], Forecast]) -> tuple[Service, ...]:
     """Group points by their service; inside a service from low to high load."""
     groups: dict[str, list[Point]] = {}
     for point in points:
@@ -74,10 +74,10 @@ def group(points: Sequence[Point], look: Callable[[Config], Outlook]) -> tuple[S
     services = []
     for name, members in groups.items():
         ordered = sorted(members, key=lambda p: (p.config.bench.concurrency or 0, p.config.bench.request_rate or 0))
-        outlook = look(ordered[0].config)
-        spent = phases([point.config for point in ordered], outlook.past)
+        forecast = look(ordered[0].config)
+        spent = phases([point.config for point in ordered], forecast.past)
         ids = tuple(point.point for point in ordered)
-        services.append(Service(name, ids, ordered[0].config, spent.total, spent, outlook))
+        services.append(Service(name, ids, ordered[0].config, spent.total, spent, forecast))
     return _in_order(services)
 
 
@@ -85,7 +85,7 @@ def _in_order(services: Sequence[Service]) -> tuple[Service, ...]:
     """Order services: those that can share an allocation, then those of one path, then the largest demand first."""
 
     def demand(service: Service) -> tuple[float, int]:
-        fit = service.outlook.fit if service.outlook else None
+        fit = service.forecast.fit if service.forecast else None
         return (-(fit.lacks_bytes if fit else 0.0), -service.config.parallel.max_model_len)
 
     first: dict[tuple[Any, ...], int] = {}
@@ -99,7 +99,7 @@ def _in_order(services: Sequence[Service]) -> tuple[Service, ...]:
 
 def refusals(services: Sequence[Service], *, fail: bool) -> dict[str, str]:
     """Return the points that cannot fit and why, or raise ConfigError for them."""
-    found = [(s, refusal) for s in services if s.outlook and (refusal := s.outlook.fit.refusal)]
+    found = [(s, refusal) for s in services if s.forecast and (refusal := s.forecast.fit.refusal)]
     if found and fail:
         service, reason = found[0]
         others = f" (and {len(found) - 1} more services like it)" if len(found) > 1 else ""
@@ -130,7 +130,7 @@ def within_budget(
     left = []
     for service in services:
         if kept := tuple(point for point in service.points if point not in gone):
-            past = service.outlook.past if service.outlook else None
+            past = service.forecast.past if service.forecast else None
             spent = phases([points[point].config for point in kept], past)
             left.append(replace(service, points=kept, config=points[kept[0]].config, seconds=spent.total, phases=spent))
     if services and not left:
@@ -146,11 +146,11 @@ def warnings(services: Sequence[Service], points: Mapping[str, Point]) -> tuple[
     for service in services:
         if service.phases and (short := never_fits(points[service.points[0]].config, service.phases.load)):
             found.setdefault(short, [])
-        if not (outlook := service.outlook):
+        if not (forecast := service.forecast):
             continue
-        fit = outlook.fit
-        if outlook.ignored:
-            found.setdefault(outlook.ignored, [])
+        fit = forecast.fit
+        if forecast.ignored:
+            found.setdefault(forecast.ignored, [])
         if doubt := fit.doubt or (fit.refusal and f"will not start: {fit.refusal}"):
             found.setdefault(f"max_model_len {service.config.parallel.max_model_len} {doubt}", [])
         for point in service.points:

@@ -134,7 +134,7 @@ def plan(points: Sequence[Sequence[str]], composer: compose.Composer = compose.d
             kinds[one.cluster.kind] = kind_of(one.cluster)
         settled.append(replace(one, cluster=replace(one.cluster, kind=kinds[one.cluster.kind])))
     root = Root(Path(settled[0].results.root).absolute())
-    return make_plan(words, settled, compose.swept_keys(words), history.looker(root))
+    return make_plan(words, settled, compose.swept_keys(words), history.forecaster(root))
 
 
 def launch(points: Sequence[Sequence[str]], composer: compose.Composer = compose.default_composer) -> Outcome:
@@ -280,7 +280,7 @@ def record(made: Plan) -> SweepDir:
     _log_to(sweep)
     record = as_json(made)
     for item, service in zip(record["services"], made.services, strict=True):
-        item["seen"] = asdict(fingerprint.here(service.config))
+        item["seen"] = asdict(fingerprint.of_this_host(service.config))
     write_json(sweep.plan, record)
     write_json(sweep.provenance, describe(sys.argv))
     for point in made.points:

@@ -18,7 +18,7 @@ from jobs.core.layout import local_sizes
 from jobs.engines import placement
 from jobs.engines.vllm import command, environment
 from jobs.forecast.duration import Phases
-from jobs.forecast.history import Outlook
+from jobs.forecast.history import Forecast
 from jobs.sweep import check
 from jobs.sweep.check import Shared
 from jobs.sweep.grouping import Dropped, group, refusals, unknown, warnings, within_budget
@@ -86,7 +86,7 @@ def make_plan(
     overrides: Sequence[Sequence[str]],
     configs: Sequence[Config],
     swept: Sequence[str],
-    look: Callable[[Config], Outlook] = unknown,
+    look: Callable[[Config], Forecast] = unknown,
 ) -> Plan:
     """Group points into services and services into allocations.
 
@@ -232,7 +232,7 @@ def pack(services: Sequence[Service]) -> tuple[Allocation, ...]:
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """Return the plan as plain data (issue 2: the form of `python -m jobs plan --json`)."""
+    """Return the plan as plain data (the form of `python -m jobs plan --json`)."""
     return {
         "points": [
             {
@@ -251,7 +251,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
                 "release": service.config.engine.release,
                 "predicted_s": round(service.seconds),
                 "phases": _phases_json(service.phases),
-                "memory": _memory_json(service.outlook),
+                "memory": _memory_json(service.forecast),
                 "ranks": [
                     {
                         "rank": place.rank,
@@ -298,13 +298,13 @@ def _phases_json(spent: Phases | None) -> dict[str, Any] | None:
     return seconds | {"source": spent.source}
 
 
-def _memory_json(outlook: Outlook | None) -> dict[str, Any] | None:
+def _memory_json(forecast: Forecast | None) -> dict[str, Any] | None:
     """Return what is known of a service's memory; `unknown` says why there is no sum."""
-    if outlook is None:
+    if forecast is None:
         return None
-    made = outlook.fit.prediction
+    made = forecast.fit.prediction
     if made is None:
-        return {"unknown": outlook.fit.unknown}
+        return {"unknown": forecast.fit.unknown}
     return {
         "predicted_kv_tokens": made.kv_tokens_per_rank,
         "largest_max_model_len": made.largest_max_model_len,

@@ -1,4 +1,4 @@
-"""Finish a sweep: finished points are never run again, failed ones only if asked (issue 3, resume)."""
+"""Finish a sweep: finished points are never run again, failed ones only if asked."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def unfinished(sweep: SweepDir, *, retry_failed: bool) -> list[Service]:
     views = launch_view(sweep)
     for item in read_json(sweep.plan)["services"]:
         then = views.get(item["service"], Fingerprint())
-        now = fingerprint.here(read_config(sweep, item["points"][0]))  # the same for all points of a service
+        now = fingerprint.of_this_host(read_config(sweep, item["points"][0]))  # the same for all points of a service
         points = tuple(p for p in item["points"] if not _done(sweep, p, then, now, retry_failed=retry_failed))
         if points:
             configs = [read_config(sweep, point) for point in points]

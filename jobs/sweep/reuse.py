@@ -1,4 +1,4 @@
-"""Rows that other sweeps have for the points of this one: found, judged, taken over (issue 3, resume and reuse)."""
+"""Rows that other sweeps have for the points of this one: found, judged, taken over."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def find(points: Iterable[Point], roots: Iterable[Path]) -> dict[str, Past]:
     found: dict[str, Past] = {}
     for one in rows:
         config = wanted[one.point].config
-        now = fingerprint.here(config).trusted(one.seen, one.row).or_else(newest[_kind(config)])
+        now = fingerprint.of_this_host(config).trusted(one.seen, one.row).or_else(newest[_kind(config)])
         past = Past(one.point, one.sweep, one.row, tuple(now.changes(one.row)))
         if one.point not in found or not past.stale or found[one.point].stale:
             found[one.point] = past

@@ -258,7 +258,7 @@ def _cell(value: Any, is_best: bool) -> Text:
 
 def _header(name: str) -> Text:
     """A header of two lines: parallel. / max_model_len, ttft ms / p50, output / tok_s."""
-    for mark, instead in (
+    for tag, instead in (
         (".", ".\n"),
         ("_ms_", " ms\n"),
         ("_per_m_", "\n1M "),
@@ -266,8 +266,8 @@ def _header(name: str) -> Text:
         ("output_", "output\n"),
         ("_tok", "\ntok"),
     ):
-        if mark in name:
-            return Text(name.replace(mark, instead, 1))
+        if tag in name:
+            return Text(name.replace(tag, instead, 1))
     return Text(name)
 
 

@@ -1,4 +1,4 @@
-"""The fault matrix of issue 3: what is done, at which moment, and how it must end. Test and benchmark both run it."""
+"""The fault matrix: what is done, at which moment, and how it must end. Test and benchmark both run it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ HEARTBEAT_S = 4.0
 """limits.heartbeat_s of every case (harness.SHORT)."""
 
 DEAD_S = 10.0
-"""The goal for a dead process (issue 3)."""
+"""The goal for a dead process."""
 
 HANG_S = HEARTBEAT_S + 10.0
-"""The goal for a hang or a cut (issue 3)."""
+"""The goal for a hang or a cut."""
 
 SLURM_GIVES_UP_S = 20.0
 """The node with srun is cut off: so long does slurmstepd on the other node try to tell srun that its task has ended

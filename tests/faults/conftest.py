@@ -21,7 +21,7 @@ def lanes(lab: Lab, request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
     cases = [words["case"] for words in parameters if isinstance(words.get("case"), Case)]
     made = Lanes(lab, cases, lambda name: tmp_path_factory.mktemp(name, numbered=False) / "runs")
     for item in chosen:
-        if mark := item.get_closest_marker("beside"):
-            made.beside(item.name, mark.kwargs["work"])
+        if tag := item.get_closest_marker("beside"):
+            made.beside(item.name, tag.kwargs["work"])
     yield made
     made.close()

@@ -21,7 +21,7 @@ from jobs.allocation.node.cleanup import SEGMENTS, SHM, unused
 from jobs.cluster.nodelist import expand_nodelist
 from jobs.cluster.slurm import ENDED, slurm_state
 from jobs.core.files import read_json, read_lines
-from jobs.core.process import MARK
+from jobs.core.process import TAG
 from jobs.core.rundir import AllocationDir, SweepDir
 from jobs.results.table import read_table
 from jobs.sweep.follow import follow
@@ -195,7 +195,7 @@ class Started:
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 env = process.environ()
-                ours = env.get(MARK, "").startswith(f"{self.job}/") or env.get("SLURM_JOB_ID") == self.job
+                ours = env.get(TAG, "").startswith(f"{self.job}/") or env.get("SLURM_JOB_ID") == self.job
                 if ours and process.name() != "srun" and process.status() != psutil.STATUS_ZOMBIE:
                     found.add(process.pid)
         return [f"{pid} {_command(pid)}" for pid in sorted(found)]

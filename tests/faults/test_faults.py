@@ -1,4 +1,4 @@
-"""The fault matrix on a real two-node Slurm: what is left of a sweep, of its processes and of its nodes (issue 3)."""
+"""The fault matrix on a real two-node Slurm: what is left of a sweep, of its processes and of its nodes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ SLACK_S = 20.0
 
 def _param(case: Case) -> object:
     of_its_kind = ([pytest.mark.vllm] if case.real else []) + ([pytest.mark.waits] if case.alone else [])
-    marks = [pytest.mark.lab, pytest.mark.timeout(600), *of_its_kind]
-    return pytest.param(case, id=case.id, marks=marks)
+    tags = [pytest.mark.lab, pytest.mark.timeout(600), *of_its_kind]
+    return pytest.param(case, id=case.id, tags=tags)
 
 
 TESTED = [replace(case, overrides=SIMULATOR) if case.rehearsed else case for case in CASES]

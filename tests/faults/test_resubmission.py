@@ -1,4 +1,4 @@
-"""What the time limit of a batch job leaves is submitted again (issue 3, walltime): minutes of waiting, in a lane."""
+"""What the time limit of a batch job leaves is submitted again: minutes of waiting, in a lane."""
 
 from __future__ import annotations
 

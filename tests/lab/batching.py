@@ -12,7 +12,7 @@ import psutil
 from lab import Lab
 from launching import python
 
-from jobs.core.process import MARK
+from jobs.core.process import TAG
 from jobs.core.rundir import SweepDir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +54,7 @@ def engines_of(*jobs: str) -> list[int]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK, "").partition("/")[0] in jobs and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(TAG, "").partition("/")[0] in jobs and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process.pid)
         except psutil.Error:
             continue

@@ -1,4 +1,4 @@
-"""Three clients, one real service on the lab: they must tell the same story (issue 6, Clients)."""
+"""Three clients, one real service on the lab: they must tell the same story."""
 
 from __future__ import annotations
 

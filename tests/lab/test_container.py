@@ -1,4 +1,4 @@
-"""A Slurm without pyxis and nodes without enroot: said clearly, before the job or in seconds (issue 5, Proof)."""
+"""A Slurm without pyxis and nodes without enroot: said clearly, before the job or in seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The main job on real parts: submitit, Slurm with two nodes, real vLLM, one table (issue 2, item 3)."""
+"""The main job on real parts: submitit, Slurm with two nodes, real vLLM, one table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lab import Lab
 from launching import python
 
 from jobs.core.files import read_json, read_lines
-from jobs.core.process import MARK
+from jobs.core.process import TAG
 from jobs.core.rundir import AllocationDir, SweepDir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,12 +22,12 @@ COMMAND = (
 )
 
 
-def marked() -> list[int]:
+def tagged() -> list[int]:
     """Return the pids of all living engine processes, on both nodes: the machine is shared by them."""
     found = []
     for process in psutil.process_iter():
         try:
-            if MARK in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
+            if TAG in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process.pid)
         except psutil.Error:
             continue
@@ -82,7 +82,7 @@ def test_two_services_four_rows(lab: Lab, real_vllm: Path, tmp_path: Path) -> No
             assert (last["state"], last["leftovers"]) == ("done", [])
 
     lab.wait_idle()  # fails unless the allocation is released and both nodes are idle
-    assert marked() == [], "no process of an engine may be left"
+    assert tagged() == [], "no process of an engine may be left"
     assert {p for p in Path("/dev/shm").iterdir() if p not in before and p.name.startswith("psm_")} == set()
 
 

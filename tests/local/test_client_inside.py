@@ -90,7 +90,7 @@ async def measured(one: Engine, stop: asyncio.Event | None = None, **more: Any) 
         TARGET,
         folder,
         one.room(),
-        one.mark + ".client",
+        one.tag + ".client",
         stop=stop or asyncio.Event(),
         on_phase=lambda _: None,
     )
@@ -146,7 +146,7 @@ async def test_a_client_that_is_over_its_limit_is_ended(
     assert (found.result, found.truncated) == (None, False)
     assert found.reason is not None
     assert "limits.client_s=0.5 is over" in found.reason
-    assert started.mark + ".client" not in process.marks()
+    assert started.tag + ".client" not in process.tags()
     check_nothing_left(started, tmp_path)
 
 

@@ -156,7 +156,7 @@ async def test_a_runtime_that_is_not_there_ends_the_staging_of_the_weights(
     )
     with pytest.raises(RunError, match="no enroot on PATH"):
         await prepare(one)
-    assert mark_of(tmp_path) not in process.marks()
+    assert mark_of(tmp_path) not in process.tags()
 
 
 async def test_the_limit_has_its_own_reason(tmp_path: Path, fakes: Fakes) -> None:
@@ -165,7 +165,7 @@ async def test_the_limit_has_its_own_reason(tmp_path: Path, fakes: Fakes) -> Non
     with pytest.raises(RunError) as caught:
         await prepare(one)
     assert (caught.value.key, caught.value.value) == ("limits.image_s", 2.0)
-    assert mark_of(tmp_path) not in process.marks()
+    assert mark_of(tmp_path) not in process.tags()
     assert not list((tmp_path / "images").glob(".*.part"))
 
 
@@ -181,5 +181,5 @@ async def test_a_stop_ends_an_import(tmp_path: Path, fakes: Fakes) -> None:
     with pytest.raises(asyncio.CancelledError):
         await running
     assert await one.stop() == []
-    assert mark_of(tmp_path) not in process.marks()
+    assert mark_of(tmp_path) not in process.tags()
     assert list((tmp_path / "node/temp").iterdir()) == []

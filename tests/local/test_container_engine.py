@@ -133,16 +133,16 @@ async def test_an_engine_lives_and_dies_in_its_container(tmp_path: Path, fakes: 
         assert [path.name for path in (tmp_path / "node/data").iterdir()] == [".serving-sweep.lock"]
     if runtime == "docker":
         assert json.loads((fakes.folder / "daemon/state.json").read_text()) == {}
-    assert mark_of(tmp_path) not in process.marks()
+    assert mark_of(tmp_path) not in process.tags()
 
 
 async def test_the_image_of_the_store_serves_pyxis_too_and_its_digest_is_known(tmp_path: Path, fakes: Fakes) -> None:
     first = engine(tmp_path, "enroot")
-    assert fingerprint.here(first.config).image_digest is None
+    assert fingerprint.of_this_host(first.config).image_digest is None
     await first.start(dict(os.environ) | INHERITED)
     await until_says(first, "up")
     await first.stop()
-    assert fingerprint.here(first.config).image_digest == DIGEST
+    assert fingerprint.of_this_host(first.config).image_digest == DIGEST
     second = engine(tmp_path, "pyxis")
     await second.start(dict(os.environ) | INHERITED)
     await until_says(second, "up")
@@ -269,7 +269,7 @@ async def test_a_named_root_of_a_dead_job_is_removed_and_that_of_a_living_one_is
     assert await one.stop() == []
     root.mkdir()
     (root / enroot.MARKER).write_text(f"6/living/0\n{enroot.identity(root)}\n")
-    with subprocess.Popen(["sleep", "600"], env=dict(os.environ) | {process.MARK: "6/living/0"}) as holder:
+    with subprocess.Popen(["sleep", "600"], env=dict(os.environ) | {process.TAG: "6/living/0"}) as holder:
         reason = await failed(engine(tmp_path, "enroot", container__name="mine"))
         holder.kill()
     assert "of the rank 6/living/0" in reason
@@ -335,16 +335,16 @@ async def test_docker_is_lent_the_npus_that_the_job_may_open(
 
 async def test_docker_is_asked_what_image_the_container_was_made_of(tmp_path: Path, fakes: Fakes) -> None:
     one = engine(tmp_path, "docker")
-    assert fingerprint.here(one.config).image_digest is None
+    assert fingerprint.of_this_host(one.config).image_digest is None
     await one.start(dict(os.environ) | INHERITED)
     await until_says(one, "up")
-    assert fingerprint.here(one.config).image_digest == DIGEST
+    assert fingerprint.of_this_host(one.config).image_digest == DIGEST
     assert one.inspect() == ()
     made = read_json(one.folder.effective)["container"]["image_id"]
     assert made.startswith("sha256:")
     assert made != DIGEST
     fakes.tell(node="node1", images={URI: None})  # the tag has moved to an image that was built here
-    assert fingerprint.here(one.config).image_digest not in (DIGEST, made, None)
+    assert fingerprint.of_this_host(one.config).image_digest not in (DIGEST, made, None)
     [difference] = one.inspect()
     assert (difference.key, difference.effective, difference.error) == ("container.image", made, True)
     assert await one.stop() == []
@@ -359,7 +359,7 @@ async def test_an_import_that_hangs_ends_with_its_rank(tmp_path: Path, fakes: Fa
         assert time.monotonic() < end
         await asyncio.sleep(0.02)
     assert await one.stop(5) == []
-    assert mark_of(tmp_path) not in process.marks()
+    assert mark_of(tmp_path) not in process.tags()
     assert not list((tmp_path / "images").glob(".*.part"))
 
 

@@ -279,7 +279,7 @@ def test_twenty_creates_at_once(tmp_path: Path, fakes: Fakes, seed: int, kill: i
     made = len(fakes.calls("enroot", "create"))
     assert made == 1 if not kill else 1 <= made <= 1 + kill
     wait_for_orphans(fakes)
-    for old in enroot.leftovers(where, lambda: process.marks() | {"7/s/0"}):
+    for old in enroot.leftovers(where, lambda: process.tags() | {"7/s/0"}):
         assert enroot.PART in old or old == name
     assert enroot.remove(name, where, env) is None
 

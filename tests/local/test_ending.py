@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from core_help import python
 
-from jobs.allocation.signals import SIGNALS, Ending
+from jobs.allocation.signals import SIGNALS, Signals
 from jobs.allocation.walltime import TIME_IS_UP, Walltime
 
 LATE = """
@@ -53,7 +53,7 @@ def test_a_signal_that_comes_when_the_work_is_done_neither_kills_nor_complains(t
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 async def test_the_first_signal_is_the_reason(handlers: None, number: signal.Signals) -> None:
-    ending = Ending(asyncio.get_running_loop())
+    ending = Signals(asyncio.get_running_loop())
     assert not ending.stopping.done()
     signal.raise_signal(number)
     assert await asyncio.wait_for(ending.stopping, 20) == SIGNALS[number]
@@ -78,14 +78,14 @@ CANCELLED = SIGNALS[signal.SIGTERM]
     ],
 )
 async def test_a_sigterm_at_the_time_limit_is_the_time_limit(handlers: None, left_s: float | None, reason: str) -> None:
-    ending = Ending(asyncio.get_running_loop())
+    ending = Signals(asyncio.get_running_loop())
     ending.walltime = Walltime.of(left_s)
     signal.raise_signal(signal.SIGTERM)
     assert await asyncio.wait_for(ending.stopping, 20) == reason
 
 
 async def test_ctrl_c_at_the_time_limit_is_still_ctrl_c(handlers: None) -> None:
-    ending = Ending(asyncio.get_running_loop())
+    ending = Signals(asyncio.get_running_loop())
     ending.walltime = Walltime.of(1.0)
     signal.raise_signal(signal.SIGINT)
     assert await asyncio.wait_for(ending.stopping, 20) == SIGNALS[signal.SIGINT]

@@ -1,4 +1,4 @@
-"""A client that others made on a rehearsed service: it is warmed up before, and watched meanwhile."""
+"""An external client on a rehearsed service: it is warmed up before, and watched meanwhile."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ async def measured(made: Service, phases: list[str], sent: int = REQUESTS, **ben
     def no_probes(begin_s: float, end_s: float) -> Mapping[str, int]:
         return {}
 
-    async def client(salt: int) -> External:
-        phases.append(f"client {salt}")
+    async def client(seed_offset: int) -> External:
+        phases.append(f"client {seed_offset}")
         async with aiohttp.ClientSession(made.url) as session:
             for _ in range(sent):
                 async with session.post("/v1/completions", json=BODY) as response:

@@ -54,7 +54,7 @@ ISSUE: dict[str, Bad] = {
         ("model.path = /no/such/model", "no such directory"),
     ),
 }
-"""The list of issue 2, "Bad input"."""
+"""One of each kind of bad input."""
 
 FURTHER: dict[str, Bad] = {
     "sweeper": Bad(("-m", "hydra/sweeper=nosuch"), 2, ("hydra/sweeper = nosuch", "basic")),

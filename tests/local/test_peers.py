@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pytest
 from core_help import ROOT
 
-from jobs.allocation.control import Hub, Link, _proof, join
+from jobs.allocation.control import ControlClient, ControlServer, _proof, join
 from jobs.core.errors import RunError
 
 KEY = "the key"
@@ -37,8 +37,8 @@ async def soon(work: Awaitable[T]) -> T:
 
 
 @asynccontextmanager
-async def hub(ranks: int = 2, silence_s: float = 5.0) -> AsyncIterator[tuple[Hub, int]]:
-    made, port = Hub(ranks, KEY, silence_s), free_port()
+async def control(ranks: int = 2, silence_s: float = 5.0) -> AsyncIterator[tuple[ControlServer, int]]:
+    made, port = ControlServer(ranks, KEY, silence_s), free_port()
     await made.open(port)
     try:
         yield made, port
@@ -47,7 +47,7 @@ async def hub(ranks: int = 2, silence_s: float = 5.0) -> AsyncIterator[tuple[Hub
 
 
 @asynccontextmanager
-async def peer(port: int, rank: int = 1, key: str = KEY, silence_s: float = 5.0) -> AsyncIterator[Link]:
+async def peer(port: int, rank: int = 1, key: str = KEY, silence_s: float = 5.0) -> AsyncIterator[ControlClient]:
     link = await join("127.0.0.1", port, rank, key, silence_s, PATIENCE_S)
     try:
         yield link
@@ -55,14 +55,14 @@ async def peer(port: int, rank: int = 1, key: str = KEY, silence_s: float = 5.0)
         link.close()
 
 
-async def lost(made: Hub) -> tuple[int, str]:
+async def lost(made: ControlServer) -> tuple[int, str]:
     rank, message = await soon(made.inbox.get())
     assert message["type"] == "lost"
     return rank, message["reason"]
 
 
 async def test_messages_pass_both_ways_in_their_order() -> None:
-    async with hub(3) as (made, port), peer(port, 1) as one, peer(port, 2) as two:
+    async with control(3) as (made, port), peer(port, 1) as one, peer(port, 2) as two:
         await made.joined(PATIENCE_S)
         assert made.present == {1, 2}
         for n in range(20):
@@ -75,13 +75,13 @@ async def test_messages_pass_both_ways_in_their_order() -> None:
 
 
 async def test_one_rank_alone_waits_for_nobody() -> None:
-    async with hub(1) as (made, _):
+    async with control(1) as (made, _):
         await made.joined(0.01)
         assert made.present == set()
 
 
 async def test_joined_names_the_ranks_that_are_missing() -> None:
-    async with hub(4) as (made, port), peer(port, 2):
+    async with control(4) as (made, port), peer(port, 2):
         with pytest.raises(RunError) as caught:
             await made.joined(0.1)
         assert caught.value.key == "limits.rendezvous_s"
@@ -89,7 +89,7 @@ async def test_joined_names_the_ranks_that_are_missing() -> None:
 
 
 async def test_a_rank_may_come_before_rank_0_is_there() -> None:
-    made, port = Hub(2, KEY, 5.0), free_port()
+    made, port = ControlServer(2, KEY, 5.0), free_port()
     early = asyncio.create_task(join("127.0.0.1", port, 1, KEY, 5.0, PATIENCE_S))
     await asyncio.sleep(0)
     await made.open(port)
@@ -100,7 +100,7 @@ async def test_a_rank_may_come_before_rank_0_is_there() -> None:
 
 
 async def test_a_wrong_key_is_refused() -> None:
-    async with hub() as (made, port):
+    async with control() as (made, port):
         with pytest.raises(RunError, match=r"rank 1 did not reach rank 0 at 127.0.0.1:.*refused this rank"):
             await join("127.0.0.1", port, 1, "another key", 5.0, 0.3)
         assert made.present == set()
@@ -108,7 +108,7 @@ async def test_a_wrong_key_is_refused() -> None:
 
 
 async def test_a_second_rank_of_the_same_number_is_refused_and_the_first_stays() -> None:
-    async with hub(3) as (made, port), peer(port, 1) as first:
+    async with control(3) as (made, port), peer(port, 1) as first:
         with pytest.raises(RunError, match="refused"):
             await join("127.0.0.1", port, 1, KEY, 5.0, 0.3)
         assert made.present == {1}
@@ -118,7 +118,7 @@ async def test_a_second_rank_of_the_same_number_is_refused_and_the_first_stays()
 
 @pytest.mark.parametrize("rank", [0, 2, -1, True, "1", [1], {"a": 1}, None])
 async def test_a_number_that_is_not_expected_is_refused(rank: Any) -> None:
-    async with hub(2) as (made, port):
+    async with control(2) as (made, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         nonce = json.loads(await soon(reader.readline()))["nonce"]
         hello = {"type": "hello", "rank": rank, "proof": _proof(KEY, nonce)}
@@ -143,7 +143,7 @@ async def test_a_number_that_is_not_expected_is_refused(rank: Any) -> None:
     ],
 )
 async def test_what_speaks_another_language_is_sent_away(words: bytes) -> None:
-    async with hub() as (made, port):
+    async with control() as (made, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(words)
         with contextlib.suppress(ConnectionError):
@@ -155,7 +155,7 @@ async def test_what_speaks_another_language_is_sent_away(words: bytes) -> None:
 
 
 async def test_a_proof_of_another_connection_is_worth_nothing() -> None:
-    async with hub() as (made, port):
+    async with control() as (made, port):
         one, writer = await asyncio.open_connection("127.0.0.1", port)
         nonce = json.loads(await soon(one.readline()))["nonce"]
         other, second = await asyncio.open_connection("127.0.0.1", port)
@@ -168,7 +168,7 @@ async def test_a_proof_of_another_connection_is_worth_nothing() -> None:
 
 
 async def test_a_rank_that_only_beats_is_not_lost() -> None:
-    async with hub(silence_s=SILENCE_S) as (made, port), peer(port, silence_s=SILENCE_S) as link:
+    async with control(silence_s=SILENCE_S) as (made, port), peer(port, silence_s=SILENCE_S) as link:
         news = asyncio.create_task(made.inbox.get())
         told = asyncio.create_task(link.receive())
         done, _ = await asyncio.wait({news, told}, timeout=3 * SILENCE_S)
@@ -179,7 +179,7 @@ async def test_a_rank_that_only_beats_is_not_lost() -> None:
 
 
 async def test_a_closed_connection_is_a_lost_rank_at_once() -> None:
-    async with hub() as (made, port):
+    async with control() as (made, port):
         async with peer(port):
             await made.joined(PATIENCE_S)
         assert await lost(made) == (1, "its connection to rank 0 ended")
@@ -211,7 +211,7 @@ async def process(port: int) -> AsyncIterator[asyncio.subprocess.Process]:
 
 
 async def test_a_stopped_process_is_lost_within_the_silence_limit() -> None:
-    async with hub(silence_s=SILENCE_S) as (made, port), process(port) as child:
+    async with control(silence_s=SILENCE_S) as (made, port), process(port) as child:
         await made.joined(PATIENCE_S)
         os.kill(child.pid, signal.SIGSTOP)
         assert await lost(made) == (1, f"no sign of life for {SILENCE_S} s (limits.heartbeat_s)")
@@ -219,14 +219,14 @@ async def test_a_stopped_process_is_lost_within_the_silence_limit() -> None:
 
 
 async def test_a_killed_process_is_lost_at_once() -> None:
-    async with hub(silence_s=60) as (made, port), process(port) as child:
+    async with control(silence_s=60) as (made, port), process(port) as child:
         await made.joined(PATIENCE_S)
         child.kill()
         assert await lost(made) == (1, "its connection to rank 0 ended")
 
 
 async def test_rank_0_gone_is_the_end_of_the_link() -> None:
-    async with hub() as (made, port), peer(port) as link:
+    async with control() as (made, port), peer(port) as link:
         await made.joined(PATIENCE_S)
         await made.send({"type": "stop"})
         await made.close()
@@ -262,14 +262,14 @@ async def test_nobody_there_is_said_with_the_address() -> None:
 
 
 async def test_a_taken_port_is_said() -> None:
-    async with hub() as (_, port):
+    async with control() as (_, port):
         with pytest.raises(RunError) as caught:
-            await Hub(2, KEY, 5.0).open(port)
+            await ControlServer(2, KEY, 5.0).open(port)
         assert (caught.value.key, caught.value.value) == ("cluster.control_port", port)
 
 
 async def test_long_messages_arrive_whole() -> None:
-    async with hub() as (made, port), peer(port) as link:
+    async with control() as (made, port), peer(port) as link:
         await made.joined(PATIENCE_S)
         await link.send({"type": "preflight", "pings": "x" * 200_000})
         await made.send({"type": "preflight", "connect": "y" * 200_000})
@@ -279,7 +279,7 @@ async def test_long_messages_arrive_whole() -> None:
 
 
 async def test_one_rank_alone_can_be_told_something() -> None:
-    async with hub(3) as (made, port), peer(port, 1) as one, peer(port, 2) as two:
+    async with control(3) as (made, port), peer(port, 1) as one, peer(port, 2) as two:
         await made.joined(PATIENCE_S)
         await made.send({"type": "preflight", "n": 1}, 2)
         await made.send({"type": "bye"})

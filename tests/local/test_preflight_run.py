@@ -16,10 +16,10 @@ from core_help import change, config, python
 from preflight_help import ONE, TWO, fake_node
 
 from jobs.allocation import headless
-from jobs.allocation.control import Hub, Link, join
+from jobs.allocation.control import ControlClient, ControlServer, join
 from jobs.allocation.preflight.conduct import Preflight, Result
 from jobs.allocation.preflight.facts import NpuPort
-from jobs.allocation.preflight.station import Spot, Station, aside
+from jobs.allocation.preflight.station import Station, StationContext, aside
 from jobs.cluster.ports import Ports
 from jobs.core.config import Config
 
@@ -29,7 +29,7 @@ HCCL = 12_000 + 16 * (os.getpid() % 200)
 
 WITH_NPUS = config("engine=simulator", "preflight.npus=true", "cluster.npus_per_node=2", f"hccl.if_base_port={HCCL}")
 WITHOUT = config("engine=simulator")
-Serve = Callable[[Link, Station], Any]
+Serve = Callable[[ControlClient, Station], Any]
 
 
 def free_ports(count: int) -> list[int]:
@@ -56,10 +56,10 @@ def station(settings: Config, rank: int, ports: Ports, folder: Path, **spot: Any
         "ascend": folder / "no-ascend",
         "dev": folder / "dev",
     }
-    return Station(settings, Spot(**(made | spot)))
+    return Station(settings, StationContext(**(made | spot)))
 
 
-async def obey(link: Link, its: Station) -> None:
+async def obey(link: ControlClient, its: Station) -> None:
     await headless.serve(link, lambda _: None, {}, its.answer)
 
 
@@ -68,17 +68,17 @@ async def two_ranks(
     settings: Config, folders: tuple[Path, Path], serve: Serve = obey, spots: Mapping[int, dict[str, Any]] = {}
 ) -> AsyncIterator[tuple[Preflight, Ports]]:
     ports = Ports(*free_ports(3))
-    hub = Hub(2, KEY, 5.0)
-    await hub.open(ports.control)
+    control = ControlServer(2, KEY, 5.0)
+    await control.open(ports.control)
     link = await join("127.0.0.1", ports.control, 1, KEY, 5.0, 20.0)
-    await hub.joined(20.0)
+    await control.joined(20.0)
     first, second = (station(settings, rank, ports, folders[rank], **spots.get(rank, {})) for rank in (0, 1))
     work = asyncio.create_task(serve(link, second))
     try:
-        yield Preflight(settings, ports, hub, first, local=False), ports
+        yield Preflight(settings, ports, control, first, local=False), ports
     finally:
-        await hub.send({"type": "bye"})
-        await hub.close()
+        await control.send({"type": "bye"})
+        await control.close()
         work.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await work
@@ -156,7 +156,7 @@ async def test_a_wrong_interface_ends_it_with_the_one_that_works(tmp_path: Path)
 
 
 async def test_a_clock_that_is_off_is_measured_over_the_connection(tmp_path: Path) -> None:
-    async def askew(link: Link, its: Station) -> None:
+    async def askew(link: ControlClient, its: Station) -> None:
         async def answer(message: dict[str, Any]) -> dict[str, Any]:
             reply = await its.answer(message)
             return reply | ({"time": reply["time"] - 90.0} if message["ask"] == "clock" else {})
@@ -174,7 +174,7 @@ async def test_a_clock_that_is_off_is_measured_over_the_connection(tmp_path: Pat
 async def test_a_closed_path_is_found(tmp_path: Path) -> None:
     """A peer that says it listens, and does not: as behind a firewall that refuses."""
 
-    async def closed(link: Link, its: Station) -> None:
+    async def closed(link: ControlClient, its: Station) -> None:
         async def answer(message: dict[str, Any]) -> dict[str, Any]:
             reply = await its.answer(message)
             if message["ask"] == "facts":
@@ -191,7 +191,7 @@ async def test_a_closed_path_is_found(tmp_path: Path) -> None:
 
 
 async def test_a_rank_that_does_not_answer_runs_into_its_own_limit(tmp_path: Path) -> None:
-    async def silent(link: Link, its: Station) -> None:
+    async def silent(link: ControlClient, its: Station) -> None:
         await asyncio.Event().wait()
 
     settings = change(WITHOUT, limits__preflight_s=0.3)
@@ -202,7 +202,7 @@ async def test_a_rank_that_does_not_answer_runs_into_its_own_limit(tmp_path: Pat
 
 
 async def test_a_rank_that_goes_is_named_at_once(tmp_path: Path) -> None:
-    async def gone(link: Link, its: Station) -> None:
+    async def gone(link: ControlClient, its: Station) -> None:
         await link.receive()
         link.close()
 

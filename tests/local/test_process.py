@@ -18,7 +18,7 @@ from core_help import Pipe
 
 from jobs.core import process
 from jobs.core.errors import RunError
-from jobs.core.process import MARK, Ended, Process
+from jobs.core.process import TAG, Ended, Process
 
 ENV = {"PATH": os.environ["PATH"], "HOME": "/"}
 
@@ -87,7 +87,7 @@ async def test_words_and_variables_reach_the_engine_unchanged(tmp_path: Path) ->
     words, seen = json.loads((tmp_path / "log").read_text())
     assert words == ODD
     own = {name: text for name, text in seen.items() if name not in ("PWD", "SHLVL", "_", "LC_CTYPE")}
-    assert own == env | {MARK: f"the mark of {tmp_path}"}
+    assert own == env | {TAG: f"the mark of {tmp_path}"}
     assert not list(tmp_path.rglob("pwned"))
 
 
@@ -292,12 +292,12 @@ async def test_a_helper_that_ended_by_itself_takes_nothing_of_the_same_mark_with
     ready = pipe("ready")
     started = await start(tmp_path, python("import signal, sys\n" + READY + "signal.pause()", ready.path))
     assert await ready.heard() == "up"
-    [guard] = process._guards[started.mark]
+    [guard] = process._guards[started.tag]
     gc.collect()
     assert guard._process.poll() is None
     assert started.ended is None
     assert await started.stop(grace_s=20) == []
-    assert started.mark not in process._guards
+    assert started.tag not in process._guards
     assert guard._process.poll() is not None
 
 
@@ -307,12 +307,12 @@ async def test_helpers_of_one_mark_may_start_at_once(tmp_path: Path, pipe: MakeP
     words = [python("import signal, sys\n" + READY + "signal.pause()", one.path) for one in ready]
     one, other = await asyncio.gather(*(start(tmp_path, argv) for argv in words))
     assert [await each.heard() for each in ready] == ["up", "up"]
-    assert len(process._guards[one.mark]) == 2
+    assert len(process._guards[one.tag]) == 2
     assert (one.ended, other.ended) == (None, None)
     assert await one.stop(grace_s=20) == []
     await other.wait()
     assert await other.stop(grace_s=20) == []
-    assert one.mark not in process._guards
+    assert one.tag not in process._guards
 
 
 OWNER = """

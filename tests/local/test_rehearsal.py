@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from jobs.core.files import read_json, read_lines
-from jobs.core.process import MARK
+from jobs.core.process import TAG
 from jobs.core.rundir import SweepDir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,7 +81,7 @@ def engines(root: Path) -> list[int]:
     found = []
     for process in psutil.process_iter():
         try:
-            if MARK in process.environ() and any(str(root) in file.path for file in process.open_files()):
+            if TAG in process.environ() and any(str(root) in file.path for file in process.open_files()):
                 found.append(process.pid)
         except psutil.Error:
             continue

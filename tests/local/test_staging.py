@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from checkpoint_help import shard, write
 from core_help import change, config
-from supervisor_help import PATIENCE_S, Running, marked
+from supervisor_help import PATIENCE_S, Running, tagged
 from test_supervisor import Make, run  # noqa: F401
 
 from jobs.allocation.node import staging
@@ -50,7 +50,7 @@ async def test_both_ranks_serve_the_staged_copy(run: Make, tmp_path: Path) -> No
         assert states.index("staging") < states.index("staged") < states.index("loading")
         assert read_json(running.stage.folder.rank(rank).checkpoint)["path"] == str(copy)
     assert await running.stop() == []
-    assert marked(running.stage) == []
+    assert tagged(running.stage) == []
 
 
 async def test_without_staging_sizes_are_checked(run: Make, tmp_path: Path) -> None:  # noqa: F811
@@ -143,13 +143,13 @@ async def test_a_stop_while_staging_leaves_nothing(run: Make, tmp_path: Path) ->
     running = await run(settings=CHECKED | {"model__path": str(source), "model__stage_to": str(local)})
     starting = asyncio.create_task(running.start())
     async with asyncio.timeout(PATIENCE_S):
-        while len(marked(running.stage)) < 2:
+        while len(tagged(running.stage)) < 2:
             await asyncio.sleep(0.02)
     running.stage.stopping.set_result("cancelled or preempted (SIGTERM)")
     with pytest.raises(ServiceFailed, match="cancelled or preempted"):
         await starting
     assert await running.stop() == []
-    assert marked(running.stage) == []
+    assert tagged(running.stage) == []
     os.close(handle)
 
 

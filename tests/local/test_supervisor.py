@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from supervisor_help import PATIENCE_S, Running, Stage, free_port, marked
+from supervisor_help import PATIENCE_S, Running, Stage, free_port, tagged
 
 from jobs.allocation import headless, readiness, supervisor
-from jobs.allocation.control import Hub, Link, Message, join
+from jobs.allocation.control import ControlClient, ControlServer, Message, join
 from jobs.allocation.node import cleanup
 from jobs.allocation.node.engine import Engine
 from jobs.allocation.supervisor import ServiceFailed, Supervisor
@@ -36,18 +36,20 @@ async def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     made: list[Running] = []
 
     async def make(
-        serve: Callable[[Link], Any] | None = None, make_engine: headless.MakeEngine | None = None, **stage: Any
+        serve: Callable[[ControlClient], Any] | None = None,
+        make_engine: headless.MakeEngine | None = None,
+        **stage: Any,
     ) -> Running:
         here = Stage(tmp_path, stage.pop("roles", {}), **stage)
-        hub, port = Hub(2, "key", 10.0), free_port()
-        await hub.open(port)
+        control, port = ControlServer(2, "key", 10.0), free_port()
+        await control.open(port)
         link = await join("127.0.0.1", port, 1, "key", 10.0, PATIENCE_S)
-        await hub.joined(PATIENCE_S)
+        await control.joined(PATIENCE_S)
         engine = make_engine or (lambda _: here.engine(1))
         work = serve(link) if serve else headless.serve(link, engine, dict(os.environ))
         task = asyncio.create_task(work)
         message: Message = {"type": "start", "ranks": 2}
-        running = Running(here, Supervisor(here.engine(0), hub, message, here.stopping), hub, link, task)
+        running = Running(here, Supervisor(here.engine(0), control, message, here.stopping), control, link, task)
         made.append(running)
         return running
 
@@ -55,10 +57,10 @@ async def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     for one in made:
         with contextlib.suppress(Exception):
             await one.supervisor.stop()
-        await one.hub.send({"type": "bye"})
+        await one.control.send({"type": "bye"})
         with contextlib.suppress(BaseException):
             await asyncio.wait_for(one.agent, PATIENCE_S)
-        await one.hub.close()
+        await one.control.close()
         for pipe in one.stage.orders.values():
             pipe.close()
 
@@ -67,7 +69,7 @@ async def test_a_service_starts_works_and_stops_on_both_ranks(run: Make) -> None
     running = await run()
     await running.start()
     stage = running.stage
-    assert {stage.pid(0), stage.pid(1)} <= set(marked(stage))
+    assert {stage.pid(0), stage.pid(1)} <= set(tagged(stage))
 
     async def work() -> str:
         return "figures"
@@ -75,7 +77,7 @@ async def test_a_service_starts_works_and_stops_on_both_ranks(run: Make) -> None
     assert await running.supervisor.during(work()) == "figures"
     assert await running.supervisor.failure() is None
     assert await running.stop() == []
-    assert marked(stage) == []
+    assert tagged(stage) == []
     assert stage.states(0) == ["staged", "loading", "healthy", "ready", "draining", "done"]
     assert stage.states(1) == ["staged", "loading", "healthy", "ready", "draining", "done"], "as rank 0 tells it"
     for rank in (0, 1):
@@ -105,11 +107,11 @@ async def test_any_exit_of_any_rank_ends_the_service_and_is_named(
         reason = await running.failed()
     assert reason == f"rank {rank} ({role}): engine exited with code {code}: {words}"
     assert await running.stop() == []
-    assert marked(running.stage) == []
+    assert tagged(running.stage) == []
     assert "failed" in running.stage.states(rank)
 
 
-async def obedient(link: Link, failed: asyncio.Event | None = None) -> str | None:
+async def obedient(link: ControlClient, failed: asyncio.Event | None = None) -> str | None:
     """A rank without an engine; it reports a failure of a second ago once it is told to."""
     while (message := await link.receive()) is not None:
         match message["type"]:
@@ -245,7 +247,7 @@ async def test_a_lost_rank_ends_the_service_and_is_counted_as_left_behind(run: M
     assert await running.stop() == ["rank 1: lost, nothing is known"]
     # The rank itself sees the end of the connection and stops its engine.
     assert await asyncio.wait_for(running.agent, PATIENCE_S) == "rank 0 is gone"
-    assert marked(running.stage) == []
+    assert tagged(running.stage) == []
 
 
 async def test_what_is_missing_on_one_node_is_said_by_that_rank(run: Make) -> None:
@@ -291,7 +293,7 @@ async def test_an_engine_that_ignores_sigterm_is_killed(run: Make) -> None:
     running = await run(roles=stubborn, settings={"limits__stop_s": 0.2})
     await running.start()
     assert await running.stop() == []
-    assert marked(running.stage) == []
+    assert tagged(running.stage) == []
 
 
 @pytest.mark.parametrize(
@@ -306,7 +308,7 @@ async def test_a_rank_that_does_not_answer_stop_is_left_behind(
     monkeypatch.setattr(supervisor, "STOP_MARGIN_S", 0.1)
     monkeypatch.setattr(supervisor, "HASTE_S", 0.0)
 
-    async def deaf(link: Link) -> str | None:
+    async def deaf(link: ControlClient) -> str | None:
         while (message := await link.receive()) is not None:
             if message["type"] == "inspect":
                 await link.send({"type": "inspected", "differences": []})
@@ -364,7 +366,7 @@ async def test_a_rank_that_says_nothing_while_it_loads_is_named(run: Make) -> No
 async def test_of_two_ranks_that_load_too_long_the_one_that_is_silent_is_named(
     run: Make, talks: bool, named: str
 ) -> None:
-    async def loading(link: Link) -> str | None:
+    async def loading(link: ControlClient) -> str | None:
         async def tell() -> None:
             while True:  # a log that grew this moment, or one that has not for ten minutes
                 await link.send({"type": "progress", "age": 0.0 if talks else 600.0})
@@ -393,7 +395,7 @@ async def test_a_full_disk_does_not_keep_an_engine_alive(run: Make, monkeypatch:
     os.kill(running.stage.pid(1), 9)
     assert (await running.failed()).startswith("rank 1 (headless): engine killed by SIGKILL")
     assert await running.stop() == []
-    assert running.stage.pid(0) not in marked(running.stage)
+    assert running.stage.pid(0) not in tagged(running.stage)
 
 
 async def test_cleaning_up_takes_its_time_beside_the_heartbeats(run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,11 +412,11 @@ async def test_a_second_service_may_follow_on_the_same_ranks(run: Make) -> None:
     running = await run()
     await running.start()
     assert await running.stop() == []
-    again = Supervisor(running.stage.engine(0), running.hub, {"type": "start", "ranks": 2}, running.stage.stopping)
+    again = Supervisor(running.stage.engine(0), running.control, {"type": "start", "ranks": 2}, running.stage.stopping)
     await asyncio.wait_for(again.start(dict(os.environ), running.stage.target), PATIENCE_S)
     assert await again.failure() is None
     assert await again.stop() == []
-    assert marked(running.stage) == []
+    assert tagged(running.stage) == []
 
 
 async def test_every_rank_records_what_the_service_does(run: Make) -> None:
@@ -437,7 +439,7 @@ async def test_a_signal_to_another_rank_alone_ends_the_service_at_once_and_names
     await running.link.send({"type": "signalled", "reason": SIGTERM, "time": time.time()})
     assert await running.failed() == f"rank 1 (headless): {SIGTERM}"
     assert running.supervisor.from_outside
-    assert running.hub.leaving == {1}
+    assert running.control.leaving == {1}
     assert await running.stop() == []
 
 

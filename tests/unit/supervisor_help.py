@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from core_help import Pipe, change, config
 
-from jobs.allocation.control import Hub, Link
+from jobs.allocation.control import ControlClient, ControlServer
 from jobs.allocation.node.engine import Engine
 from jobs.allocation.supervisor import ServiceFailed, Supervisor
 from jobs.core.config import Config
 from jobs.core.files import read_lines
-from jobs.core.process import MARK
+from jobs.core.process import TAG
 from jobs.core.rundir import ServiceDir
 from jobs.engines.placement import Placement
 from jobs.measure.records import Target
@@ -127,9 +127,9 @@ class Stage:
 
     def engine(self, rank: int) -> Engine:
         place = Placement(rank, self.ranks, "127.0.0.1", "lo", "127.0.0.1", str(self.port), "1")
-        return Engine(self.config(rank), place, self.folder.rank(rank), self.mark(rank))
+        return Engine(self.config(rank), place, self.folder.rank(rank), self.tag(rank))
 
-    def mark(self, rank: int) -> str:
+    def tag(self, rank: int) -> str:
         """The whole path: two workers give their directories the same names."""
         return f"{self.path}/{rank}"
 
@@ -151,8 +151,8 @@ class Running:
 
     stage: Stage
     supervisor: Supervisor
-    hub: Hub
-    link: Link
+    control: ControlServer
+    link: ControlClient
     agent: asyncio.Task[str | None]
 
     async def start(self) -> None:
@@ -168,12 +168,12 @@ class Running:
         return caught.value.reason
 
 
-def marked(stage: Stage) -> list[int]:
+def tagged(stage: Stage) -> list[int]:
     """Return the pids of all living processes of the stage's engines."""
     found = []
     for folder in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            mark = f"{MARK}={stage.mark(0)[:-1]}".encode()
-            if folder.name.isdigit() and mark in (folder / "environ").read_bytes():
+            tag = f"{TAG}={stage.tag(0)[:-1]}".encode()
+            if folder.name.isdigit() and tag in (folder / "environ").read_bytes():
                 found.append(int(folder.name))
     return found

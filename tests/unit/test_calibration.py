@@ -16,15 +16,15 @@ from jobs.core.logtail import read_all
 from jobs.core.rundir import Root, SweepDir
 from jobs.engines.vllm.logs import MemoryFigures, memory_figures
 from jobs.forecast import duration, history
-from jobs.forecast.history import KEPT, Outlook, looker, recall, remember
+from jobs.forecast.history import KEPT, Forecast, forecaster, recall, remember
 from jobs.sweep import compose, launch, show
 
 LOGS = Path(__file__).resolve().parents[1] / "fixtures/logs"
 R1 = config("parallel=dp2_tp8", "cluster=slurm")
 
 
-def look(root: Root, made: Config = R1) -> Outlook:
-    return looker(root)(made)
+def look(root: Root, made: Config = R1) -> Forecast:
+    return forecaster(root)(made)
 
 
 def learn(root: Root, figures: MemoryFigures, made: Config = R1, **times: float) -> None:

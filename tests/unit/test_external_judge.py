@@ -1,4 +1,4 @@
-"""The gate on clients that others made: the same checks as for our own, without records of single requests."""
+"""The gate on external clients: the same checks as for our own, without records of single requests."""
 
 from __future__ import annotations
 

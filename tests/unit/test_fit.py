@@ -114,8 +114,8 @@ def test_nothing_known_is_no_refusal(tmp_path: Path) -> None:
     ):
         made = planned("parallel.max_model_len=131072", *overrides)
         [service] = made.services
-        assert service.outlook is not None
-        found = service.outlook.fit
+        assert service.forecast is not None
+        found = service.forecast.fit
         assert (found.prediction, found.refusal, found.doubt) == (None, None, None)
         assert word in found.unknown
         assert plan.as_json(made)["services"][0]["memory"] == {"unknown": found.unknown}

@@ -123,11 +123,11 @@ def in_image(tmp_path: Path, image: Path) -> Config:
 def test_a_fingerprint_has_the_digest_of_an_image_file(tmp_path: Path, image: Path) -> None:
     one = in_image(tmp_path, image)
     assert fingerprint.at_once(one).image_digest is None
-    before = fingerprint.here(one)
+    before = fingerprint.of_this_host(one)
     assert before.image_digest == of(b"one")
     image.write_bytes(b"two")
-    assert fingerprint.here(one).changes(vars(before)) == [f"image_digest {of(b'one')} -> {of(b'two')}"]
-    assert fingerprint.here(change(one, container__runtime="none")).image_digest is None
+    assert fingerprint.of_this_host(one).changes(vars(before)) == [f"image_digest {of(b'one')} -> {of(b'two')}"]
+    assert fingerprint.of_this_host(change(one, container__runtime="none")).image_digest is None
     assert container.image_file(change(one, container__runtime="none")) is None
 
 

@@ -19,9 +19,9 @@ from jobs.measure.words import WORDS
 from jobs.measure.workload import Item, Workload, numbers
 
 
-def made(items: list[Item] | None = None, salt: int = 0, **bench: object) -> Workload:
+def made(items: list[Item] | None = None, seed_offset: int = 0, **bench: object) -> Workload:
     model = Model(shape=Shape(token_ids=(100, 1000)))
-    return Workload(Bench(**bench), model, "m", items=items or [], salt=salt)  # type: ignore[arg-type]
+    return Workload(Bench(**bench), model, "m", items=items or [], seed_offset=seed_offset)  # type: ignore[arg-type]
 
 
 def prompt(workload: Workload, index: int) -> list[int]:
@@ -160,7 +160,7 @@ def test_drawn_lengths_reach_the_body() -> None:
 
 @given(st.integers(0, 10**6), st.integers(1, 899), st.integers(1, 899))
 def test_a_salt_changes_one_of_the_first_numbers_and_no_other(index: int, one: int, other: int) -> None:
-    plain, first, second = (numbers(3, index, 64, 100, 1000, salt) for salt in (0, one, other))
+    plain, first, second = (numbers(3, index, 64, 100, 1000, seed_offset) for seed_offset in (0, one, other))
     assert (plain != first).sum() == 1 and (plain != first)[:4].any()
     assert first.min() >= 100 and first.max() < 1000
     assert ((first != second).sum() == 1) == (one != other)
@@ -173,9 +173,9 @@ def test_a_shared_prefix_is_that_of_the_group_and_salted() -> None:
     assert {len(ids) for ids in prompts} == {100}
     assert common(prompts[0], prompts[2]) == 60 == common(prompts[1], prompts[3])
     assert common(prompts[0], prompts[1]) < 4
-    assert common(prompt(made(salt=1, **bench), 0), prompts[0]) < 8, "no block of another window is found"
+    assert common(prompt(made(seed_offset=1, **bench), 0), prompts[0]) < 8, "no block of another window is found"
     assert prompt(workload.apart(), 0) == prompts[0], "without a salt there is nothing to keep apart"
-    salted = made(salt=5, **bench)
+    salted = made(seed_offset=5, **bench)
     assert common(prompt(salted.apart(), 0), prompt(salted, 0)) < 8
 
 
@@ -240,4 +240,4 @@ def test_items_of_a_data_set_are_sent_as_they_are() -> None:
     assert (len(two), len(three), len(prompt(workload, 3))) == (1100, 600, 20)
     assert common(two, three) == 512, "equal hash ids are equal tokens"
     assert json.loads(workload.body(4))["prompt"] == 'say "hi"', "a data set begins again at its end"
-    assert json.loads(made(items, workload="trace", salt=3).body(0))["prompt"] == '[3] say "hi"'
+    assert json.loads(made(items, workload="trace", seed_offset=3).body(0))["prompt"] == '[3] say "hi"'

@@ -200,7 +200,9 @@ def test_interface_that_lead_nowhere_are_not_proposed() -> None:
         ({}, {"hccl__if_ip": "10.0.0.1"}, "hccl.if_ip=10.0.0.1 is no address of this node"),
     ],
 )
-def test_an_interface_that_cannot_reach_its_peers(changes: dict[str, Any], settings: dict[str, Any], words: str) -> None:
+def test_an_interface_that_cannot_reach_its_peers(
+    changes: dict[str, Any], settings: dict[str, Any], words: str
+) -> None:
     found = network.interfaces(nodes(**changes), change(CONFIG, **settings), local=False)
     [one] = [one for one in found if one.state == "fail"]
     assert one.node == TWO

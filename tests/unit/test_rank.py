@@ -15,8 +15,8 @@ from fake_slurm import FakeSlurm
 from supervisor_help import free_port
 
 from jobs.allocation import rank
-from jobs.allocation.context import Here
-from jobs.allocation.control import Hub
+from jobs.allocation.context import RankContext
+from jobs.allocation.control import ControlServer
 from jobs.allocation.preflight.station import make_station
 from jobs.allocation.walltime import Walltime
 from jobs.cluster.nodelist import Task
@@ -78,22 +78,22 @@ async def test_a_cluster_that_does_not_answer_does_not_hold_the_rank(
 
 
 @pytest.fixture
-async def hub() -> AsyncIterator[tuple[Hub, int]]:
-    made, port = Hub(2, "key", 5.0), free_port()
+async def control() -> AsyncIterator[tuple[ControlServer, int]]:
+    made, port = ControlServer(2, "key", 5.0), free_port()
     await made.open(port)
     yield made, port
     await made.close()
 
 
-def here(tmp_path: Path, port: int) -> Here:
+def here(tmp_path: Path, port: int) -> RankContext:
     folder = AllocationDir(tmp_path / "sweep/allocations/0/1")
     folder.path.mkdir(parents=True)
     folder.key.write_text("key")
     work = AllocationTask((), 1, local=True)
-    return Here(task(), "lo", "127.0.0.1", Ports(1, 2, port), folder, work, {}, Walltime(None))
+    return RankContext(task(), "lo", "127.0.0.1", Ports(1, 2, port), folder, work, {}, Walltime(None))
 
 
-async def obey(place: Here, one: Config, stopping: asyncio.Future[str]) -> tuple[int, bool]:
+async def obey(place: RankContext, one: Config, stopping: asyncio.Future[str]) -> tuple[int, bool]:
     """Do what a headless rank does after it has started."""
     interface = (place.interface, place.address, 8)
     station = make_station(one, place.task, interface, None, place.ports, place.work, place.folder.path, {})
@@ -101,9 +101,9 @@ async def obey(place: Here, one: Config, stopping: asyncio.Future[str]) -> tuple
 
 
 async def test_a_signalled_rank_serves_until_rank_0_says_goodbye(
-    hub: tuple[Hub, int], tmp_path: Path, stopping: asyncio.Future[str]
+    control: tuple[ControlServer, int], tmp_path: Path, stopping: asyncio.Future[str]
 ) -> None:
-    made, port = hub
+    made, port = control
     obeying = asyncio.create_task(obey(here(tmp_path, port), config("cluster=local"), stopping))
     await soon(made.joined(PATIENCE_S))
     stopping.set_result("cancelled or preempted (SIGTERM)")
@@ -116,9 +116,9 @@ async def test_a_signalled_rank_serves_until_rank_0_says_goodbye(
 
 
 async def test_a_signalled_rank_does_not_wait_for_rank_0_for_ever(
-    hub: tuple[Hub, int], tmp_path: Path, stopping: asyncio.Future[str]
+    control: tuple[ControlServer, int], tmp_path: Path, stopping: asyncio.Future[str]
 ) -> None:
-    made, port = hub
+    made, port = control
     hasty = change(config("cluster=local"), limits__stop_s=0.1)
     obeying = asyncio.create_task(obey(here(tmp_path, port), hasty, stopping))
     await soon(made.joined(PATIENCE_S))
@@ -129,9 +129,12 @@ async def test_a_signalled_rank_does_not_wait_for_rank_0_for_ever(
 
 
 async def test_a_rank_that_loses_rank_0_says_so(
-    hub: tuple[Hub, int], tmp_path: Path, stopping: asyncio.Future[str], capsys: pytest.CaptureFixture[str]
+    control: tuple[ControlServer, int],
+    tmp_path: Path,
+    stopping: asyncio.Future[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    made, port = hub
+    made, port = control
     obeying = asyncio.create_task(obey(here(tmp_path, port), config("cluster=local"), stopping))
     await soon(made.joined(PATIENCE_S))
     await made.close()

@@ -159,9 +159,9 @@ async def test_a_search_marks_the_window_of_its_row(tmp_path: Path, monkeypatch:
     found, made = planned(tmp_path / "a")
     folder = found.point(made.points[0].point)
     keep(folder, point)
-    marked = pq.read_table(folder.requests).to_pandas()
-    assert set(marked.loc[marked["in_row"], "window"]) == {number}
-    assert marked["window"].nunique() == len(point.windows) > 3
+    tagged = pq.read_table(folder.requests).to_pandas()
+    assert set(tagged.loc[tagged["in_row"], "window"]) == {number}
+    assert tagged["window"].nunique() == len(point.windows) > 3
 
 
 def test_an_export_of_repeats_is_one_window(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Rows of other sweeps: offered, taken, stale (issue 3, resume and reuse)."""
+"""Rows of other sweeps: offered, taken, stale."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def put(found: SweepDir, point: plan.Point, age: float = 0.0, print_: Fingerprin
 def sees(monkeypatch: pytest.MonkeyPatch) -> dict[str, Fingerprint]:
     """What this host sees; a test may change `here`."""
     view = {"here": OLD}
-    monkeypatch.setattr(fingerprint, "here", lambda _: view["here"])
+    monkeypatch.setattr(fingerprint, "of_this_host", lambda _: view["here"])
     return view
 
 
@@ -174,14 +174,14 @@ def test_an_image_file_that_was_replaced_makes_its_rows_stale(tmp_path: Path) ->
     root = f"results.root={tmp_path}/r"
     made = planned("cluster=slurm", "container=enroot", f"container.image={image}", root)
     one, two = made.points
-    measured = fingerprint.here(one.config)
+    measured = fingerprint.of_this_host(one.config)
     first = write(tmp_path / "r/a", made, measured)
     put(first, one, print_=measured)
     put(first, two, print_=measured)
     [fresh, _] = reuse.find(made.points, [tmp_path / "r"]).values()
     assert fresh.stale == ()
     image.write_bytes(b"another")
-    now = fingerprint.here(one.config)
+    now = fingerprint.of_this_host(one.config)
     [past, _] = reuse.find(made.points, [tmp_path / "r"]).values()
     assert past.stale == (f"image_digest {measured.image_digest} -> {now.image_digest}",)
     assert [service.points for service in unfinished(first, retry_failed=False)] == [(one.point, two.point)]

@@ -25,7 +25,7 @@ ISSUE = [
     "tok_s_per_user", "engine_tokens", "kv_cache_tokens", "queue_s", "load_s", "warmup_s", "measure_s", "teardown_s",
     "nodes", "job_id", "attempt",
 ]  # fmt: skip
-"""The columns of issue 2 after point, service and the swept keys, without its dots."""
+"""The columns after point, service and the swept keys, without those with dots."""
 
 
 def result(folder: SweepDir, point: plan.Point, **known: Any) -> None:

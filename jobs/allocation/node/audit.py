@@ -1,6 +1,6 @@
 """Intended against effective: what the running engine really got, read back from /proc and from its own log.
 
-srun, a container runtime or a sourced shell file may change argv and environment without a word (issue 3).
+srun, a container runtime or a sourced shell file may change argv and environment without a word.
 """
 
 from __future__ import annotations

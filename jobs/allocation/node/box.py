@@ -25,7 +25,7 @@ from jobs.core.config import Config, client_inside
 from jobs.core.errors import RunError
 from jobs.core.fields import from_root
 from jobs.core.files import is_there, write_json, write_text
-from jobs.core.process import MARK, Process
+from jobs.core.process import TAG, Process
 from jobs.engines.placement import Placement
 from jobs.engines.vllm.environment import SCRUBBED
 
@@ -38,7 +38,7 @@ CLIENT = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TERM", "TMPDIR", "SLURM_CO
 class Box:
     """The container of a rank on its node. `argv`, `env`: of the process that prepares it and becomes the engine."""
 
-    mark: str
+    tag: str
     spec: Spec
     files: Files
     entry: Entry
@@ -112,7 +112,7 @@ class Box:
         try:
             if self.spec.runtime == "enroot":
                 assert self.paths is not None
-                return enroot.remove_made(name, self.mark, self.paths, self.host)
+                return enroot.remove_made(name, self.tag, self.paths, self.host)
             if self.spec.runtime == "docker":
                 return self._remove_docker(name)
             return self._remove_named(name)
@@ -123,7 +123,7 @@ class Box:
         """Remove what pyxis keeps. Where the entry script did not run, somebody else may have made it: it is told."""
         if not self.files.entered.exists() and not self.files.free.exists():
             return []
-        env, job = pyxis.enroot_env(self.host), self.mark.partition("/")[0]
+        env, job = pyxis.enroot_env(self.host), self.tag.partition("/")[0]
         found = pyxis.roots(name, job, process.run(pyxis.list_argv(), env=env).stdout)
         if self.files.entered.exists():
             for root in found:
@@ -133,7 +133,7 @@ class Box:
         return [f"container {root}: remove it if nobody else made it: `enroot remove {root}`" for root in found]
 
     def _remove_docker(self, name: str) -> list[str]:
-        mine = f"{name} {docker.owner(os.getuid(), self.mark)}"
+        mine = f"{name} {docker.owner(os.getuid(), self.tag)}"
         if mine not in process.run(docker.list_argv(), env=self.host).stdout.splitlines():
             return []
         if not self.spec.writable:
@@ -150,7 +150,7 @@ def prepare(
     variables: Mapping[str, str],
     inherited: Mapping[str, str],
     scratch: Path,
-    mark: str,
+    tag: str,
     unpacked: str | None = None,
     kept: Path | None = None,
     points: Iterable[Config] = (),
@@ -166,13 +166,13 @@ def prepare(
     """
     container.check_host(config)
     points = (*points,) or (config,)
-    job, files = mark.partition("/")[0], Files(scratch)
-    spec, missing = _here(config, place.rank, mark, points)
+    job, files = tag.partition("/")[0], Files(scratch)
+    spec, missing = _here(config, place.rank, tag, points)
     handed_on = {name: inherited[name] for name in ascend.HANDED_ON if name in inherited}
     if not handed_on:
         spec = replace(spec, devices=ascend.own(spec.devices, lambda name: os.access(name, os.R_OK | os.W_OK)))
     _check_shm(spec)
-    env = handed_on | dict(variables) | {MARK: mark, "TMPDIR": str(scratch)}
+    env = handed_on | dict(variables) | {TAG: tag, "TMPDIR": str(scratch)}
     if spec.runtime != "docker" or not spec.writable:
         spec = replace(spec, mounts=(*spec.mounts, Mount(str(scratch), str(scratch))))
     if spec.runtime != "docker":
@@ -188,7 +188,7 @@ def prepare(
     client = runtime_env(host)
     command = entry.command(files, argv)
     paths = container.enroot_paths(config, job, place.rank) if spec.runtime == "enroot" else None
-    task = image.order(config, spec, place.rank, mark) | {"env": client | dict(spec.env), "folder": str(scratch)}
+    task = image.order(config, spec, place.rank, tag) | {"env": client | dict(spec.env), "folder": str(scratch)}
     if spec.runtime == "enroot":
         assert paths is not None
         task["argv"] = enroot.start_argv(spec, str(spec.name), files.rc, command)
@@ -202,12 +202,12 @@ def prepare(
         task["argv"] = pyxis.step_argv(spec, job, node_name(inherited), command)
     else:
         name = str(spec.name)
-        run = docker.detached(docker.run_argv(spec), docker.owner(os.getuid(), mark))
+        run = docker.detached(docker.run_argv(spec), docker.owner(os.getuid(), tag))
         copies = docker.copy_argvs(name, str(scratch)) if spec.writable else []
         task |= {"argv": docker.exec_argv(name, command), "prepare": [run, *copies]}
     write_json(scratch / "task.json", task, mode=0o600)
     return Box(
-        mark, spec, files, inside, image.program(scratch / "task.json"), image.with_us(host), host, missing, paths
+        tag, spec, files, inside, image.program(scratch / "task.json"), image.with_us(host), host, missing, paths
     )
 
 
@@ -226,9 +226,9 @@ def _brings_program(point: Config) -> bool:
     return client_inside(point) and bool(point.bench.program or point.bench.client == "ais_bench")
 
 
-def _here(config: Config, rank: int, mark: str, points: Iterable[Config]) -> tuple[Spec, tuple[str, ...]]:
+def _here(config: Config, rank: int, tag: str, points: Iterable[Config]) -> tuple[Spec, tuple[str, ...]]:
     """Return the container with what this node has, and the names of what it lacks."""
-    spec = image.wanted(config, rank, mark, points)
+    spec = image.wanted(config, rank, tag, points)
     driver = container.driver_mounts(config)
     asked = spec.mounts[len(driver) :]
     for mount in asked:

@@ -21,7 +21,7 @@ from jobs.allocation.node.box import Box, node_name, runtime_env
 from jobs.core import process
 from jobs.core.errors import RunError
 from jobs.core.files import write_text
-from jobs.core.process import MARK, Ended, Process
+from jobs.core.process import TAG, Ended, Process
 from jobs.engines.vllm.environment import OURS_ALONE, SCRUBBED
 
 COPY_S = 600.0
@@ -84,18 +84,18 @@ class Room:
         place.mkdir(mode=0o700, exist_ok=True)
         return place
 
-    async def start(self, words: Sequence[str], env: Mapping[str, str], log: Path, mark: str) -> Guest:
+    async def start(self, words: Sequence[str], env: Mapping[str, str], log: Path, tag: str) -> Guest:
         """Start a client in the container, with its output in `log` on the node.
 
         Raises:
             RunError: the container cannot be joined.
         """
-        await asyncio.to_thread(self._write, env, mark)
+        await asyncio.to_thread(self._write, env, tag)
         argv = self.argv(entry.command(self._box.files, words))
         starter_env = runtime_env(self._box.host)
         if self._box.paths is not None:
             starter_env |= enroot.start_env(self._box.spec, self._box.paths)
-        return Guest(await process.start(argv, starter_env, log, mark), self._box)
+        return Guest(await process.start(argv, starter_env, log, tag), self._box)
 
     def argv(self, command: Sequence[str]) -> list[str]:
         """Return what runs a command in the container.
@@ -116,10 +116,10 @@ class Room:
             raise _lost("its step is not known")
         return pyxis.join_argv(spec, step.partition(".")[0], node_name(self._box.host), spec.name or step, command)
 
-    def _write(self, env: Mapping[str, str], mark: str) -> None:
+    def _write(self, env: Mapping[str, str], tag: str) -> None:
         """Write the script that runs first inside."""
         known = self._box.entry
-        own = {"TMPDIR": known.env["TMPDIR"], MARK: mark}
+        own = {"TMPDIR": known.env["TMPDIR"], TAG: tag}
         what = replace(
             known,
             env={**self._variables, **env, **own},

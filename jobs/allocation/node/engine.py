@@ -27,10 +27,10 @@ class Engine:
     """The engine of one rank of one service."""
 
     def __init__(
-        self, config: Config, place: Placement, folder: RankDir, mark: str, points: Sequence[Config] = ()
+        self, config: Config, place: Placement, folder: RankDir, tag: str, points: Sequence[Config] = ()
     ) -> None:
         """Args: config of the service, this rank, its directory, the mark of its processes, all points (rank 0)."""
-        self.config, self.place, self.folder, self.mark, self._points = config, place, folder, mark, points
+        self.config, self.place, self.folder, self.tag, self._points = config, place, folder, tag, points
         self._process: process.Process | None = None
         self._before: cleanup.Baseline | None = None
         self._scratch: str | None = None
@@ -47,8 +47,8 @@ class Engine:
             RunError: see `image.prepare`.
         """
         config, rank = self.config, self.place.rank
-        self._discard = lambda: image.discard(config, rank, self.mark, inherited)
-        made = await image.prepare(config, rank, self.folder, self.mark, inherited)
+        self._discard = lambda: image.discard(config, rank, self.tag, inherited)
+        made = await image.prepare(config, rank, self.folder, self.tag, inherited)
         self._unpacked = made.get("unpacked")
 
     async def start(self, inherited: Mapping[str, str]) -> None:
@@ -64,7 +64,7 @@ class Engine:
         kept = artifacts.plog_variables(self.config, self.folder, inherited)
         plogs = artifacts.make_plogs(self.folder, kept)
         if in_container(self.config):
-            service = self.mark.split("/")[-2]
+            service = self.tag.split("/")[-2]
             kept |= await asyncio.to_thread(artifacts.cache_variables, self.config, self.place.rank, service)
         variables = environment.variables(self.config, self.place) | kept
         source = [from_root(name) for name in self.config.engine.source]
@@ -91,14 +91,14 @@ class Engine:
                     variables,
                     inherited,
                     scratch,
-                    self.mark,
+                    self.tag,
                     self._unpacked,
                     plogs,
                     self._points,
                 )
                 write_json(self.folder.command, intended | {"container": box.commands(self._box)})
                 argv, env, source = self._box.argv, self._box.env, []
-            self._process = await process.start(argv, env, self.folder.log, self.mark, source)
+            self._process = await process.start(argv, env, self.folder.log, self.tag, source)
         except RunError:
             shutil.rmtree(self._scratch, ignore_errors=True)
             raise
@@ -125,7 +125,7 @@ class Engine:
         return f"engine {how}: {last_words(read_tail(self.folder.log))}"
 
     def inspect(self) -> tuple[audit.Difference, ...]:
-        """Compare the running engine with its intended command, and write effective.json (issue 3)."""
+        """Compare the running engine with its intended command, and write effective.json."""
         assert self._process is not None
         argv, env = self._box.read_process() if self._box else audit.read_process(self._process.pid)
         reported = audit.reported_args(read_all(self.folder.log))

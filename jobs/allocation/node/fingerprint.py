@@ -1,7 +1,6 @@
 """What a figure depends on beside its config: versions and contents that may change under the same names.
 
-A row keeps them. A row of another engine version, driver, image or model is stale: it answers an old question
-(issue 3, resume and reuse).
+A row keeps them. A row of another engine version, driver, image or model is stale: it answers an old question.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ MODEL_FILES = ("config.json", "quant_model_description.json", "model.safetensors
 PACKAGES = ("vllm", "vllm_ascend")
 
 
-def here(config: Config, stop: Callable[[], bool] = lambda: False) -> Fingerprint:
+def of_this_host(config: Config, stop: Callable[[], bool] = lambda: False) -> Fingerprint:
     """Return what this host sees: of the engine, the driver, the image and the model that this config names.
 
     An image file that nobody has read before is read as a whole, unless `stop` says meanwhile that it is not worth it.

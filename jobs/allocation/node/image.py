@@ -48,14 +48,14 @@ def program(order: Path) -> list[str]:
     return [sys.executable, "-m", "containers", str(order)]
 
 
-def wanted(config: Config, rank: int, mark: str, points: Iterable[Config] = ()) -> Spec:
+def wanted(config: Config, rank: int, tag: str, points: Iterable[Config] = ()) -> Spec:
     """Return the container that is asked for, for a rank of this node. Only pyxis' may be without a name."""
-    spec = container.wanted(config, rank, points, job=mark.partition("/")[0], host=socket.gethostname())
-    return replace(spec, name=spec.name or (None if spec.runtime == "pyxis" else enroot.root_name(mark)))
+    spec = container.wanted(config, rank, points, job=tag.partition("/")[0], host=socket.gethostname())
+    return replace(spec, name=spec.name or (None if spec.runtime == "pyxis" else enroot.root_name(tag)))
 
 
 async def prepare(
-    config: Config, rank: int, folder: RankDir, mark: str, inherited: Mapping[str, str]
+    config: Config, rank: int, folder: RankDir, tag: str, inherited: Mapping[str, str]
 ) -> Mapping[str, Any]:
     """Import, pull or unpack the image of one rank. Returns what was made: `unpacked`, the identity of enroot's root.
 
@@ -65,15 +65,15 @@ async def prepare(
     if not in_container(config):
         return {}
     await asyncio.to_thread(container.check_host, config)
-    spec = wanted(config, rank, mark)
+    spec = wanted(config, rank, tag)
     if spec.image.path:
         check_file(spec.image.path)
     limit = config.limits.image_s
     folder.image.unlink(missing_ok=True)
-    write_json(folder.image_order, order(config, spec, rank, mark) | {"result": str(folder.image)})
+    write_json(folder.image_order, order(config, spec, rank, tag) | {"result": str(folder.image)})
     folder.enter("unpacking")
     env = with_us(outside(inherited))
-    worker = await process.start(program(folder.image_order), env, folder.image_log, mark)
+    worker = await process.start(program(folder.image_order), env, folder.image_log, tag)
     try:
         async with asyncio.timeout(limit):
             ended = await worker.wait()
@@ -103,10 +103,10 @@ def check_file(path: str) -> None:
         raise RunError("container.image", path, "there is no such file on this node", "Copy it there.")
 
 
-def order(config: Config, spec: Spec, rank: int, mark: str) -> dict[str, Any]:
+def order(config: Config, spec: Spec, rank: int, tag: str) -> dict[str, Any]:
     """Return what `python -m containers` has to know of one rank's container."""
-    paths = container.enroot_paths(config, mark.partition("/")[0], rank)
-    made: dict[str, Any] = {"runtime": spec.runtime, "name": spec.name, "mark": mark, "file": spec.image.path}
+    paths = container.enroot_paths(config, tag.partition("/")[0], rank)
+    made: dict[str, Any] = {"runtime": spec.runtime, "name": spec.name, "mark": tag, "file": spec.image.path}
     made |= {"image": asdict(spec.image), "store": str(container.images(config))}
     made |= {"enroot": {key: str(value) for key, value in asdict(paths).items()}}
     if spec.runtime == "docker":
@@ -122,13 +122,13 @@ def may_import(spec: Spec) -> bool:
     return bool(tools) and spec.image.path is None and spec.image.scheme == "docker"
 
 
-def discard(config: Config, rank: int, mark: str, inherited: Mapping[str, str]) -> list[str]:
+def discard(config: Config, rank: int, tag: str, inherited: Mapping[str, str]) -> list[str]:
     """Remove what was unpacked for an engine that did not start. Returns what is left of it."""
     if config.container.runtime != "enroot":
         return []
-    name = str(wanted(config, rank, mark).name)
-    paths = container.enroot_paths(config, mark.partition("/")[0], rank)
+    name = str(wanted(config, rank, tag).name)
+    paths = container.enroot_paths(config, tag.partition("/")[0], rank)
     try:
-        return enroot.remove_made(name, mark, paths, outside(inherited))
+        return enroot.remove_made(name, tag, paths, outside(inherited))
     except RunError as error:
         return [f"container {name}: {error.reason}"]

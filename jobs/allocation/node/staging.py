@@ -92,7 +92,7 @@ async def _stage(engine: Engine, inherited: Mapping[str, str]) -> Parts:
     write_json(folder.staging, order)
     folder.enter("staging" if model.stage_to else "checking")
     argv = [sys.executable, "-m", "jobs.engines.checkpoint", str(folder.staging)]
-    worker = await process.start(argv, environment.whole({}, inherited), folder.staging_log, engine.mark)
+    worker = await process.start(argv, environment.whole({}, inherited), folder.staging_log, engine.tag)
     try:
         async with asyncio.timeout(limit):
             await _attend(worker, folder)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from jobs.allocation.control import Hub, Message
+from jobs.allocation.control import ControlServer, Message
 from jobs.allocation.preflight import fabric, host, network, npu
 from jobs.allocation.preflight.facts import Facts, Ping, Reached, as_json, facts_of, pings_of, reached_of
 from jobs.allocation.preflight.findings import Finding, failures, named, settle, worst
@@ -67,11 +67,11 @@ class _Lost(Exception):
 class Preflight:
     """The checks of one allocation, once."""
 
-    def __init__(self, config: Config, ports: Ports, hub: Hub, station: Station, *, local: bool) -> None:
+    def __init__(self, config: Config, ports: Ports, control: ControlServer, station: Station, *, local: bool) -> None:
         """Args: any config of the allocation, the engine's ports, the hub, and rank 0's own station."""
-        self._config, self._ports, self._hub, self._station, self._local = config, ports, hub, station, local
+        self._config, self._ports, self._control, self._station, self._local = config, ports, control, station, local
         self._end = time.monotonic() + config.limits.preflight_s
-        self._expected = frozenset(hub.present)
+        self._expected = frozenset(control.present)
 
     async def run(self) -> Result:
         """Make all checks. The ports that were held open are free again afterwards."""
@@ -88,7 +88,7 @@ class Preflight:
             findings = self._judge(list(facts.values()), reached, pings)
         except _Lost as error:
             broken = str(error)
-        await self._hub.send({"type": "preflight", "ask": "end"})
+        await self._control.send({"type": "preflight", "ask": "end"})
         await self._station.close()
         return Result(tuple(findings), tuple(facts.values()), time.monotonic() - began, broken)
 
@@ -152,12 +152,12 @@ class Preflight:
     async def _hear(self, message: Message) -> dict[int, tuple[float, Message]]:
         """Ask every other rank. Returns for each when its answer came (Unix seconds), and the answer."""
         for rank in self._expected:
-            await self._hub.send({"type": "preflight"} | _for(rank, message), rank)
+            await self._control.send({"type": "preflight"} | _for(rank, message), rank)
         heard: dict[int, tuple[float, Message]] = {}
         while missing := sorted(self._expected - heard.keys()):
             try:
                 async with asyncio.timeout(max(0.0, self._end - time.monotonic())):
-                    rank, answer = await self._hub.inbox.get()
+                    rank, answer = await self._control.inbox.get()
             except TimeoutError:
                 raise _Lost(self._late(", ".join(f"rank {rank}" for rank in missing))) from None
             if answer["type"] in ("lost", "ended", "signalled"):

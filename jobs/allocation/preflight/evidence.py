@@ -1,4 +1,4 @@
-"""Which nodes failed lately: what the next submission leaves out, or proposes to leave out (issue 5, Preflight).
+"""Which nodes failed lately: what the next submission leaves out, or proposes to leave out.
 
 One file a node under results.root. It goes when the node passes again, and counts for `preflight.evidence_hours`.
 """

@@ -17,7 +17,7 @@ STYLE: dict[State, str] = {"pass": "green", "fail": "bold red", "warn": "yellow"
 WIDTH = 200
 """Of the table in a log, characters."""
 
-MARK: dict[State, str] = {"pass": "pass", "fail": "FAIL", "warn": "warn", "not-run": "not run"}
+TAG: dict[State, str] = {"pass": "pass", "fail": "FAIL", "warn": "warn", "not-run": "not run"}
 
 
 def table(findings: Sequence[Finding], nodes: Sequence[str]) -> Table:
@@ -40,9 +40,7 @@ def _cell(found: Sequence[Finding]) -> Text:
         return Text("-", style="dim")
     state = worst(found)
     count = sum(one.state == state for one in found)
-    return Text(
-        f"{MARK[state]} x{count}" if state in ("fail", "warn") and count > 1 else MARK[state], style=STYLE[state]
-    )
+    return Text(f"{TAG[state]} x{count}" if state in ("fail", "warn") and count > 1 else TAG[state], style=STYLE[state])
 
 
 def text(findings: Sequence[Finding], nodes: Sequence[str]) -> str:
@@ -55,7 +53,7 @@ def text(findings: Sequence[Finding], nodes: Sequence[str]) -> str:
 def details(findings: Sequence[Finding], *, all_of: bool = True) -> list[Text]:
     """Return one line for each failure and warning, and with `all_of` for each reason for which checks did not run."""
     lines = [
-        Text.assemble((MARK[one.state], STYLE[one.state]), f" {one}")
+        Text.assemble((TAG[one.state], STYLE[one.state]), f" {one}")
         for state in ("fail", "warn")
         for one in findings
         if one.state == state
@@ -68,7 +66,7 @@ def details(findings: Sequence[Finding], *, all_of: bool = True) -> list[Text]:
                 checks.append(one.check)
     for (node, reason), checks in reasons.items():
         where = f"{node}: " if node else ""
-        lines.append(Text.assemble((MARK["not-run"], STYLE["not-run"]), f" {where}{', '.join(checks)}: {reason}"))
+        lines.append(Text.assemble((TAG["not-run"], STYLE["not-run"]), f" {where}{', '.join(checks)}: {reason}"))
     return lines
 
 

@@ -35,7 +35,7 @@ LATE = 0.85
 
 
 @dataclass(frozen=True)
-class Spot:
+class StationContext:
     """Where a station stands.
 
     Attributes:
@@ -103,9 +103,9 @@ async def aside(work: Callable[[], T]) -> T:
 class Station:
     """The checks of one rank."""
 
-    def __init__(self, config: Config, spot: Spot) -> None:
+    def __init__(self, config: Config, context: StationContext) -> None:
         """Args: any config of the allocation, and where this rank is."""
-        self._config, self._spot = config, spot
+        self._config, self._context = config, context
         self._listeners = Listeners()
         self._deadline = time.monotonic() + LATE * config.limits.preflight_s
         self._stopped = threading.Event()
@@ -131,45 +131,45 @@ class Station:
         await self._listeners.close()
 
     def _tools(self) -> Tools:
-        path = self._spot.inherited.get("PATH", os.defpath)
-        return Tools(path, self._deadline, self._stopped, self._spot.ascend, self._spot.dev)
+        path = self._context.inherited.get("PATH", os.defpath)
+        return Tools(path, self._deadline, self._stopped, self._context.ascend, self._context.dev)
 
     def _skips(self, check: str) -> bool:
         return named(check, self._config.preflight.skip)
 
     async def _facts(self) -> Facts:
-        spot, config = self._spot, self._config
+        context, config = self._context, self._config
         npus = uses_npus(config) and not (self._skips("npu") and self._skips("fabric"))
-        where = (config, spot.job, spot.rank, spot.inherited)
+        where = (config, context.job, context.rank, context.inherited)
         # First of all: an engine that outlived its job in a container holds NPUs, memory and ports.
         removed = await aside(lambda: runtime.sweep(*where, npus=npus))
         hccl = self._hccl_ports() if npus else []
-        mine = [spot.ports.dp_rpc, *hccl] if spot.rank == 0 else hccl
+        mine = [context.ports.dp_rpc, *hccl] if context.rank == 0 else hccl
         busy = await self._listeners.open("0.0.0.0", [*dict.fromkeys(mine), 0])
-        if spot.rank == 0:
-            busy |= await self._listeners.open(config.engine.host, [spot.ports.api])
-        env = environment.whole(environment.variables(config, self._place()), spot.inherited)
+        if context.rank == 0:
+            busy |= await self._listeners.open(config.engine.host, [context.ports.api])
+        env = environment.whole(environment.variables(config, self._place()), context.inherited)
         seen_runtime = await aside(lambda: runtime.look(*where))
         host = await aside(
             lambda: look.host(
                 env,
-                spot.inherited,
-                () if spot.local else spot.peers,
-                {"results.root": spot.results, "TMPDIR": Path(env.get("TMPDIR", "/tmp"))},
+                context.inherited,
+                () if context.local else context.peers,
+                {"results.root": context.results, "TMPDIR": Path(env.get("TMPDIR", "/tmp"))},
                 config,
                 hccl,
             )
         )
         seen = await aside(self._npus) if npus else None
         return Facts(
-            rank=spot.rank,
-            node=spot.node,
-            interface=spot.interface,
-            address=spot.address,
-            prefix=spot.prefix,
+            rank=context.rank,
+            node=context.node,
+            interface=context.interface,
+            address=context.address,
+            prefix=context.prefix,
             host=replace(host, runtime=replace(seen_runtime, removed=removed)),
             interfaces=look.interfaces(),
-            interface_problem=spot.interface_problem,
+            interface_problem=context.interface_problem,
             busy=busy,
             listening=tuple(self._listeners.ports),
             npus=seen,
@@ -181,15 +181,17 @@ class Station:
         return self._tools().npus(count, sources, fabric=fabric)
 
     def _hccl_ports(self) -> list[int]:
-        if self._spot.local and self._spot.rank:
+        if self._context.local and self._context.rank:
             return []  # rank 0 holds them on this host
         base = self._config.hccl.if_base_port or HCCL_BASE_PORT
         return list(range(base, base + HCCL_PORTS))
 
     def _place(self) -> Placement:
-        spot = self._spot
-        api, rpc = str(spot.ports.api), str(spot.ports.dp_rpc)
-        return Placement(spot.rank, len(spot.peers) + 1, spot.address, spot.interface, spot.address, api, rpc)
+        context = self._context
+        api, rpc = str(context.ports.api), str(context.ports.dp_rpc)
+        return Placement(
+            context.rank, len(context.peers) + 1, context.address, context.interface, context.address, api, rpc
+        )
 
     async def _reach(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """Connect to the peers' ports, all at once, and ping their NPUs, one after the other."""
@@ -197,10 +199,10 @@ class Station:
         targets = [(int(peer), str(at), int(port)) for peer, at, ports in message["connect"] for port in ports]
 
         async def one(peer: int, address: str, port: int) -> Reached:
-            return Reached(self._spot.rank, peer, port, await reach(address, port, token))
+            return Reached(self._context.rank, peer, port, await reach(address, port, token))
 
         wanted = [(int(d), str(address), int(peer), int(pd)) for d, address, peer, pd in message["pings"]]
-        pinging = asyncio.create_task(aside(lambda: self._tools().pings(self._spot.rank, wanted)))
+        pinging = asyncio.create_task(aside(lambda: self._tools().pings(self._context.rank, wanted)))
         reached = await asyncio.gather(*(one(*target) for target in targets))
         pings = await pinging
         return {"reached": [as_json(item) for item in reached], "pings": [as_json(item) for item in pings]}
@@ -218,7 +220,7 @@ def make_station(
 ) -> Station:
     """Return the station of a task."""
     peers = tuple(host for rank, host in enumerate(task.hosts) if rank != task.rank)
-    spot = Spot(
+    context = StationContext(
         task.rank,
         task.host,
         peers,
@@ -230,4 +232,4 @@ def make_station(
         inherited,
         str(task.job_id),
     )
-    return Station(config, spot)
+    return Station(config, context)

@@ -179,7 +179,7 @@ class Tools:
 
 def _refusal(name: str, words: Sequence[str], code: int, said: str) -> Problem | None:
     plain = " ".join(said.split())
-    if any(mark in said for mark in NO_RIGHT) or any(mark in said.lower() for mark in hccn.DENIED):
+    if any(tag in said for tag in NO_RIGHT) or any(tag in said.lower() for tag in hccn.DENIED):
         return Problem(f"no right to ask {name}: {plain[:160]}")
     if code == 0:
         return None

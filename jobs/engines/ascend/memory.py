@@ -192,7 +192,7 @@ class Prediction:
         return Allowance(self.allowance.gib + (self.kv_bytes - kv_bytes) / GIB, source, measured=True)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the JSON form of `python -m jobs memory --json` (issue 4)."""
+        """Return the JSON form of `python -m jobs memory --json`."""
         return {
             "weights_gib": self.weights_bytes / GIB,
             "kv_bytes_per_token": self.kv_bytes_per_token,

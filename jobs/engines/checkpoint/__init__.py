@@ -1,1 +1,1 @@
-"""The checkpoint on disk: fetch it, verify it, stage it to a node's own disk (issue 5, part Weights)."""
+"""The checkpoint on disk: fetch it, verify it, stage it to a node's own disk."""

@@ -181,13 +181,13 @@ class _Mirror:
         return int(str(length)), hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
 
     def _get(self, name: str, add: Callable[[int], None]) -> None:
-        length, mark = self._head(name)
+        length, tag = self._head(name)
         if self.has(name, length):
             return
         # Another state of the file at the mirror is another half: two states are never mixed.
-        part = self._target / f"{name}.{mark}{PART}"
+        part = self._target / f"{name}.{tag}{PART}"
         part.parent.mkdir(parents=True, exist_ok=True)
-        for old in part.parent.glob(f"{part.name.removesuffix(mark + PART)}*{PART}"):
+        for old in part.parent.glob(f"{part.name.removesuffix(tag + PART)}*{PART}"):
             if old != part:
                 old.unlink()
         have = part.stat().st_size if part.exists() else 0

@@ -1,4 +1,4 @@
-"""What this tool does around a client that others made: the warm-up before it, and the watch on the service beside it.
+"""What this tool does around an external client: the warm-up before it, and the watch on the service beside it.
 
 Such a client gives figures of its own; whether the service was warm, whose requests it served, what its caches found
 and whether its queue grew is seen from here, as for the window client.
@@ -24,7 +24,7 @@ from jobs.measure.wire import Connections, clock
 SCRAPE_S = 5.0
 
 Client = Callable[[int], Awaitable[External]]
-"""Runs the client with prompts of this salt."""
+"""Runs the client with prompts of this seed offset."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ async def measure(
     target: Target,
     run_client: Client,
     *,
-    salt: int,
+    seed_offset: int,
     stop: asyncio.Event,
     on_phase: Callable[[str], None],
 ) -> Seen:
@@ -59,7 +59,7 @@ async def measure(
         config: of the point.
         target: the service.
         run_client: runs it once.
-        salt: number that no other window on this service has, where its engine caches prefixes; else 0.
+        seed_offset: number that no other window on this service has, where its engine caches prefixes; else 0.
         stop: once set, it ends within seconds.
         on_phase: told "warmup"; the client itself tells "window".
 
@@ -68,7 +68,7 @@ async def measure(
     """
     begun = clock()
     cold = await client.warm(
-        config.bench, config.limits, config.model, target, salt=salt, stop=stop, on_phase=on_phase
+        config.bench, config.limits, config.model, target, seed_offset=seed_offset, stop=stop, on_phase=on_phase
     )  # fmt: skip
     warmed = clock()
     if cold:
@@ -86,7 +86,7 @@ async def measure(
                 await asyncio.wait((before,))
                 polling = group.create_task(scraper.run())
                 try:
-                    found = await run_client(salt)
+                    found = await run_client(seed_offset)
                 except RunError as error:  # raised below: a task group would wrap it
                     found = error
                 polling.cancel()

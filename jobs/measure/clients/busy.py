@@ -1,4 +1,4 @@
-"""How busy a client that others made was: a full processor would be what was measured, not the service.
+"""How busy an external client was: a full processor would be what was measured, not the service.
 
 Its processes are the children that this process got since the client began. One that a container's daemon starts is no
 child of ours: then nothing is known.

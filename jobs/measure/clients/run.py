@@ -27,8 +27,8 @@ LOG = "client.log"
 SCRAPE_S = 5.0
 STOP_S = 2.0
 
-SALTED = 1_000_003
-"""Distance of the seeds of two salts: the clients know no salt, and prompts of one seed are the same prompts."""
+SEEDS_APART = 1_000_003
+"""Distance of the seeds of two offsets: the clients know no offset, and prompts of one seed are the same prompts."""
 
 MISCOUNT = 0.01
 """A client's count of tokens may differ by this share from the engines' own: it re-encodes the answers' text."""
@@ -58,7 +58,7 @@ class Room(Protocol):
     def place(self, folder: Path) -> Path:
         """Return the directory that the client works in, whose content ends up in `folder`."""
 
-    async def start(self, words: Sequence[str], env: Mapping[str, str], log: Path, mark: str) -> Client:
+    async def start(self, words: Sequence[str], env: Mapping[str, str], log: Path, tag: str) -> Client:
         """Start a client, with its output in `log`."""
 
     async def close(self, folder: Path) -> None:
@@ -81,9 +81,9 @@ class Node:
         """Return the directory that the client works in."""
         return folder
 
-    async def start(self, words: Sequence[str], env: Mapping[str, str], log: Path, mark: str) -> process.Process:
+    async def start(self, words: Sequence[str], env: Mapping[str, str], log: Path, tag: str) -> process.Process:
         """Start a client beside its log."""
-        return await process.start(words, env, log, mark, self.source, cwd=log.parent)
+        return await process.start(words, env, log, tag, self.source, cwd=log.parent)
 
     async def close(self, folder: Path) -> None:
         """Do nothing: all of it is there."""
@@ -105,7 +105,7 @@ async def measure(
     target: Target,
     folder: Path,
     room: Room,
-    mark: str,
+    tag: str,
     *,
     stop: asyncio.Event,
     on_phase: Callable[[str], None],
@@ -135,7 +135,7 @@ async def measure(
     before = await _counters(target)
     began = time.monotonic()
     try:
-        how = await _ended(config, words, environment(room.inherited, target), room, folder / LOG, mark, stop)
+        how = await _ended(config, words, environment(room.inherited, target), room, folder / LOG, tag, stop)
     finally:
         try:
             await room.close(folder)
@@ -157,10 +157,10 @@ async def measure(
 
 
 async def _ended(
-    config: Config, words: list[str], env: Mapping[str, str], room: Room, log: Path, mark: str, stop: asyncio.Event
+    config: Config, words: list[str], env: Mapping[str, str], room: Room, log: Path, tag: str, stop: asyncio.Event
 ) -> str:
     """Start the client and wait for its end, the limit, or `stop`. Returns how it ended."""
-    client = await room.start(words, env, log, mark)
+    client = await room.start(words, env, log, tag)
     waits = {asyncio.create_task(client.wait()), asyncio.create_task(stop.wait())}
     try:
         await asyncio.wait(waits, timeout=config.limits.client_s, return_when=asyncio.FIRST_COMPLETED)
