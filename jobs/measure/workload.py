@@ -11,8 +11,8 @@
 **Prefix caches.** Two points on one service send the same prompts, and with caching on the second would find those
 of the first. No endpoint that empties the cache is there on every release. So where caching is not off, each window
 has a *seed offset*: it shifts one of a prompt's first numbers (or stands before its text), and since the key of a
-cached block holds all blocks before it, nothing of another window is found. With caching off there is no seed offset and the
-prompts are the same byte for byte. Whether it worked is seen in the engine's own counters (validity.py).
+cached block holds all blocks before it, nothing of another window is found. With caching off there is no offset and
+the prompts are the same byte for byte. Whether it worked is seen in the engine's own counters (validity.py).
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Workload:
         self.arrivals = tuple(item.at_s for item in items) if bench.workload == "trace" else None
 
     def apart(self) -> Workload:
-        """Return the same requests under another offset, where there is one: what they leave in a cache helps no one."""
+        """Return the same requests under another offset, where there is one: what they leave in a cache helps none."""
         return Workload(self._bench, self._model, self._name, items=self._items, seed_offset=-self._seed_offset)
 
     def body(self, index: int) -> bytes:
