@@ -1,8 +1,8 @@
 """What vllm-ascend refuses, silently ignores or does badly, as pure functions of one config.
 
 R: layout, lengths, memory, graphs, keys; E: environment; N: names that the release does not know, or refuses;
-K: container; L: what the layout asks of the model. R19 (one request of max_model_len must fit into the KV cache) needs the memory
-model: jobs/sweep/check.py asks it.
+K: container; L: what the layout asks of the model. R19 (one request of max_model_len must fit into the KV cache) needs
+the memory model: jobs/sweep/check.py asks it.
 """
 
 from __future__ import annotations
