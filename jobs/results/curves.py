@@ -13,6 +13,10 @@ LENGTHS_FOR_LINE = 4
 LENGTHS_FOR_PARABOLA = 5
 """Different lengths that a curve needs. One more than coefficients would give an interval that says nothing."""
 
+ROUNDING = 64
+"""How many units of rounding error a least-squares fit may add up (a bound from Higham, Accuracy and Stability, 20.1,
+is a small multiple of the condition number; this is that multiple)."""
+
 GRID = 33
 """Lengths at which a curve is drawn."""
 
@@ -49,8 +53,12 @@ def fit(x: Sequence[float], y: Sequence[float]) -> Curve | None:
     scale = float(lengths.max())  # of order 1: the normal equations stay well conditioned
     design = _powers(lengths / scale, degree)
     coefficients, *_ = np.linalg.lstsq(design, values, rcond=None)
+    # What is smaller than this is rounding, and another processor's libraries would say another number.
+    noise = ROUNDING * np.finfo(float).eps * float(np.linalg.cond(design)) * float(np.abs(values).max())
+    coefficients = np.where(np.abs(coefficients) > noise, coefficients, 0.0)
     free = len(values) - degree - 1
-    variance = float(np.sum((values - design @ coefficients) ** 2)) / free
+    residuals = values - design @ coefficients
+    variance = float(np.sum(np.where(np.abs(residuals) > noise, residuals, 0.0) ** 2)) / free
     covariance = variance * np.linalg.inv(design.T @ design)
     grid = np.linspace(lengths.min(), scale, GRID)
     rows = _powers(grid / scale, degree)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 import os
 import subprocess
 import sys
@@ -68,6 +70,37 @@ def check_golden(name: str, text: str, scratch: Path) -> None:
     kept.write_text(text)
     assert expected.exists(), f"new: cp {kept} {expected}"
     assert text == expected.read_text(), f"changed: diff {expected} {kept}; if it is right: cp {kept} {expected}"
+
+
+FIGURES = 1e-5
+"""Relative difference that a golden file allows computed figures: it holds six digits of them, and the last digit of a
+fit or a quantile may differ between processors."""
+
+
+def check_golden_figures(name: str, found: Any, scratch: Path) -> None:
+    """Compare nested data with its golden JSON file: floats to FIGURES, all else exactly."""
+    text = json.dumps(_rounded(found), indent=1, ensure_ascii=False) + "\n"
+    expected = GOLDEN / name
+    if not expected.exists() or not _alike(json.loads(text), json.loads(expected.read_text())):
+        check_golden(name, text, scratch)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(child) for key, child in value.items()}
+    return [_rounded(child) for child in value] if isinstance(value, list | tuple) else value
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=FIGURES)  # 0 is 0: a figure below its noise is not published
+    if isinstance(one, dict) and isinstance(other, dict):
+        return list(one) == list(other) and all(_alike(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(_alike(a, b) for a, b in zip(one, other, strict=True))
+    return bool(one == other)
 
 
 class Pipe:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_help import check_golden
+from core_help import check_golden_figures
 from results_help import RECORDED, copied, measured, planned, row
 
 from jobs.__main__ import main
@@ -21,24 +21,15 @@ from jobs.results.report import data, write_report
 from jobs.results.sections import time_by_phase
 
 
-def rounded(value: Any) -> Any:
-    """Round figures: the last digits of a fit may differ between machines."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, dict):
-        return {key: rounded(child) for key, child in value.items()}
-    return [rounded(child) for child in value] if isinstance(value, list) else value
-
-
 def test_the_data_of_the_recorded_sweep(tmp_path: Path) -> None:
-    found = rounded(data(read_run(RECORDED)))
+    found = data(read_run(RECORDED))
     # The config and command lines of the run stand in the fixture already; the rows are its row files.
     found["provenance"] = {key: value for key, value in found["provenance"].items() if key not in ("config", "ranks")}
     found["rows"] = [
         {key: value for key, value in one.items() if key.startswith("_") or key in ("point", "valid")}
         for one in found["rows"]
     ]
-    check_golden("report_vllm_cpu.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n", tmp_path)
+    check_golden_figures("report_vllm_cpu.json", found, tmp_path)
 
 
 def test_the_page_is_one_file_that_asks_no_network(tmp_path: Path) -> None:

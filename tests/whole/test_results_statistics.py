@@ -61,6 +61,19 @@ def test_no_band_of_times_goes_below_nothing() -> None:
     assert min(below.low) < 0
 
 
+def test_a_coefficient_that_is_rounding_is_zero_on_every_processor() -> None:
+    x = [64, 128, 512, 1024, 1536]
+    for value in (4.0, 1e6, 0.0):
+        found = fit(x, [value] * 5)
+        assert found is not None
+        assert found.coefficients == (pytest.approx(value, rel=1e-12), 0.0, 0.0)
+        assert found.low == found.high == found.y
+    slope = fit(x, [2.0 + 1e-6 * one for one in x])  # small, and no rounding
+    assert slope is not None
+    assert slope.coefficients[1] == pytest.approx(1e-6, rel=1e-6)
+    assert slope.coefficients[2] == 0.0
+
+
 def test_too_few_lengths_make_no_curve_however_many_points_there_are() -> None:
     assert fit([8192, 16384, 32768] * 5, list(range(15))) is None
     assert fit(list(range(1, LENGTHS_FOR_LINE + 1)), [1, 2, 3, 5]) is not None
