@@ -19,7 +19,7 @@ from jobs.allocation.walltime import TIME_IS_UP
 from jobs.core.config import Config
 from jobs.core.errors import RunError
 from jobs.core.files import write_json
-from jobs.core.logtail import own_error, read_tail, say
+from jobs.core.log import log, own_error, read_tail
 from jobs.core.tasks import ServiceTask
 from jobs.results.table import write_table
 
@@ -70,13 +70,13 @@ async def conduct(
             lacks = run.lacks_time(load_s)
             if lacks:
                 too_short = too_short or lacks
-                say(f"service {service.service}: not begun: {lacks}")
+                log(f"service {service.service}: not begun: {lacks}")
             else:
                 began = True
                 ended = await _carry_out(run, context)
                 if ended is None and run.retry:
                     again = context.folder.sweep.next_attempt([service.service])
-                    say(f"service {service.service}: once more, since its failure may pass: attempt {again}")
+                    log(f"service {service.service}: once more, since its failure may pass: attempt {again}")
                     run = run.again(again)
                     ended = await _carry_out(run, context)
                 load_s = run.load_s or load_s
@@ -117,15 +117,15 @@ async def _check_nodes(
     if not context.work.local:
         hosts = [one.node for one in result.facts]
         evidence.keep(context.folder.sweep.root, hosts, result.findings, str(context.task.job_id))
-    say(report.summary(result.findings, result.seconds))
+    log(report.summary(result.findings, result.seconds))
     # A rehearsal cannot check NPUs, and that is no news. Where they are used, what could not be checked is.
     everything = bool(result.reason) or uses_npus(first)
     if everything and result.findings:
         print(report.text(result.findings, list(dict.fromkeys(one.node for one in result.facts))), flush=True)
     for line in report.details(result.findings, all_of=everything):
-        say(line.plain)
+        log(line.plain)
     if result.broken:
-        say(result.broken)
+        log(result.broken)
     return result.reason
 
 
@@ -139,7 +139,7 @@ async def _carry_out(run: ServiceRun, context: RankContext) -> str | None:
         return await run.run()
     except RunError as error:  # a full disk, most often; the engines are stopped by now
         reason = f"rank 0 (head): {error}"
-        say(reason)
+        log(reason)
         context.folder.free_reserve()
         run.salvage(reason)
         return reason

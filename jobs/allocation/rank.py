@@ -32,7 +32,7 @@ from jobs.cluster.time_limit import limit_seconds
 from jobs.core import process
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError, RunError, UserError
-from jobs.core.logtail import say
+from jobs.core.log import log
 from jobs.core.rundir import AllocationDir
 from jobs.core.sharing import let_group_read
 from jobs.core.tasks import read_config, read_task
@@ -71,7 +71,7 @@ async def _run(folder: AllocationDir, task: Task) -> int:
     )
     signals.walltime = await _walltime(task, first, stopping, local=work.local)
     context = RankContext(task, name, address, ports, folder, work, dict(os.environ), signals.walltime)
-    say(f"rank {task.rank} of {task.ranks} on {task.host}, interface {name} {address}, job {task.job_id}")
+    log(f"rank {task.rank} of {task.ranks} on {task.host}, interface {name} {address}, job {task.job_id}")
     results = folder.sweep.path.parent
     interface = (name, address, prefix)
     station = make_station(first, task, interface, problem, ports, work, results, context.inherited)
@@ -98,7 +98,7 @@ async def _walltime(task: Task, config: Config, stopping: asyncio.Future[str], *
     if not finding.done():
         finding.cancel()
         return Walltime(None)
-    say(str(finding.result()))
+    log(str(finding.result()))
     return Walltime.of(finding.result().left_s)
 
 
@@ -111,7 +111,7 @@ async def _give_back(task: Task, stopping: asyncio.Future[str]) -> None:
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(asyncio.shield(stopping), GIVE_BACK_S)
     if not stopping.done():
-        say("another rank is lost and Slurm does not end the job: cancelling it")
+        log("another rank is lost and Slurm does not end the job: cancelling it")
         with contextlib.suppress(RunError):
             process.run(["scancel", str(task.job_id)], timeout_s=30)
 
@@ -181,7 +181,7 @@ async def _obey(
         master = str(message["master_address"])
         warning = None if context.work.local else check_master(master, _resolve(host), context.address, prefix)
         if warning and not same_subnet(context.address, master, prefix):
-            say(f"warning: {warning}")
+            log(f"warning: {warning}")
         place = Placement(
             rank=context.task.rank,
             ranks=int(message["ranks"]),
@@ -193,7 +193,7 @@ async def _obey(
         )
         service = str(message["service"])
         rank_dir = context.folder.sweep.service(service, int(message["attempt"])).rank(context.task.rank)
-        say(f"service {service}: start")
+        log(f"service {service}: start")
         return Engine(config, place, rank_dir, context.tag(service))
 
     serving = asyncio.create_task(headless.serve(control, make_engine, context.inherited, station.answer))
@@ -210,10 +210,10 @@ async def _obey(
         serving.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await serving
-        say(f"ended: {stopping.result()}")
+        log(f"ended: {stopping.result()}")
         return 1, False
     reason = serving.result()
-    say(f"ended: {reason}" if reason else "done")
+    log(f"ended: {reason}" if reason else "done")
     return (1, True) if reason else (0, False)
 
 

@@ -23,7 +23,7 @@ from jobs.core.errors import RunError, UserError
 from jobs.core.fields import from_root
 from jobs.core.files import read_json, write_json, write_text
 from jobs.core.layout import local_sizes
-from jobs.core.logtail import read_all, say
+from jobs.core.log import log, read_all
 from jobs.core.rundir import AllocationDir
 from jobs.core.tasks import ServiceTask, read_config
 from jobs.diagnose import explain
@@ -137,7 +137,7 @@ class ServiceRun:
         supervisor = Supervisor(engine, self._control, message, self._stopping)
         target = Target(f"http://127.0.0.1:{place.api_port}", self._config.model.name_for_clients, self._api_key)
         began, failure, out_of_time = time.monotonic(), None, False
-        say(f"service {service}: start, {len(self._service.points)} points")
+        log(f"service {service}: start, {len(self._service.points)} points")
         for config in self._configs.values():
             dataset.check(replace(config.bench, dataset=container.dataset(config)))
             if not self._context.work.serve:
@@ -150,32 +150,32 @@ class ServiceRun:
             self._known["stage_s"] = round(supervisor.prepared_s, 1)
             self._known["load_s"] = round(time.monotonic() - began - supervisor.prepared_s, 1)
             # Beside the heartbeats, as every reading of a whole log: a flooded one takes seconds.
-            log = await asyncio.to_thread(read_all, folder.rank(0).log)
-            self._known["kv_cache_tokens"] = logs.kv_cache_tokens(log)
-            say(f"service {service}: ready after {self._known['load_s']} s")
+            text = await asyncio.to_thread(read_all, folder.rank(0).log)
+            self._known["kv_cache_tokens"] = logs.kv_cache_tokens(text)
+            log(f"service {service}: ready after {self._known['load_s']} s")
             await supervisor.during(reading)
             now = await asyncio.to_thread(fingerprint.of_this_host, self._config, given_up.is_set)
             self._known |= asdict(now)
             for sentence in retire(self._sweep, self._config, now):
-                say(sentence)
+                log(sentence)
             for warning in supervisor.warnings:
-                say(f"service {service}: warning: {warning}")
+                log(f"service {service}: warning: {warning}")
             if self._context.work.serve:
                 await self._serve(supervisor, place)
             for point in () if self._context.work.serve else self._service.points:
                 if lacks := self._context.walltime.lacks(point_seconds(self._configs[point])):
-                    say(f"point {point}: not begun: {lacks}")
+                    log(f"point {point}: not begun: {lacks}")
                     out_of_time = True
                     break
                 await self._measure(point, supervisor, engine, target)
                 if await asyncio.to_thread(self._must_yield):
-                    say("other users' jobs wait: stopping after this point (cluster.yield_to_others)")
+                    log("other users' jobs wait: stopping after this point (cluster.yield_to_others)")
                     out_of_time = self.yielded = True
                     break
         except ServiceFailed as error:
             failure, self._outside = error.reason, supervisor.from_outside
             engine.folder.note("failed", reason=failure)
-            say(f"service {service}: failed: {failure}")
+            log(f"service {service}: failed: {failure}")
         finally:
             given_up.set()
             reading.cancel()
@@ -199,7 +199,7 @@ class ServiceRun:
             }
             | self._known,
         )
-        say(f"service {service}: stopped after {self._known['teardown_s']} s")
+        log(f"service {service}: stopped after {self._known['teardown_s']} s")
         if self._stopping.done() and not self._served:
             return self._stopping.result()
         if leftovers:
@@ -224,7 +224,7 @@ class ServiceRun:
                 teardown_s=known["teardown_s"],
             )
         except UserError as error:  # a layout without a name, a root that another user owns: the rows are there
-            say(f"nothing is learnt from this run: {error}")
+            log(f"nothing is learnt from this run: {error}")
 
     def _place(self) -> Placement:
         context, config = self._context, self._config
@@ -249,7 +249,7 @@ class ServiceRun:
         write_json(
             context.folder.serving, serving.describe(self._config, context.folder, place, context.task.host, login)
         )
-        say(serving.text(context.folder))
+        log(serving.text(context.folder))
         supervisor.enter("serving")
         try:
             await supervisor.during(asyncio.Event().wait())
@@ -273,7 +273,7 @@ class ServiceRun:
         def probes(opened_s: float, closed_s: float) -> Mapping[str, int]:
             return supervisor.watch.tokens_between(opened_s, closed_s) if supervisor.watch else {}
 
-        say(f"point {point}: {' '.join(f'{k}={v}' for k, v in self._values(point).items()) or 'measure'}")
+        log(f"point {point}: {' '.join(f'{k}={v}' for k, v in self._values(point).items()) or 'measure'}")
 
         def external_client(seed_offset: int) -> Awaitable[external.External]:
             """Run an external client, with other prompts than those of other seed offsets."""
@@ -316,7 +316,7 @@ class ServiceRun:
         write_json(self._sweep.point(point).row, row)
         write_table(self._sweep)
         words = "valid" if row["valid"] else row["invalid_reason"]
-        say(f"point {point}: {words}, {row['output_tok_s'] or 0:.1f} output tok/s")
+        log(f"point {point}: {words}, {row['output_tok_s'] or 0:.1f} output tok/s")
 
     def _keep(self, point: str, measured: Measured, failure: str | None) -> None:
         reason = failure or measured.reason
@@ -336,7 +336,7 @@ class ServiceRun:
         keep(self._sweep.point(point), measured)
         self._publish(point)
         for note in measured.notes:
-            say(f"point {point}: note: {note}")
+            log(f"point {point}: note: {note}")
 
     def _set(self, point: str, **figures: Any) -> None:
         row = make_row(point, self._service.service, self._configs[point], **{**self._known, **figures})

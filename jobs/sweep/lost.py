@@ -6,7 +6,7 @@ from typing import Any
 
 from jobs.cluster.slurm import ENDED, job_state
 from jobs.core.files import read_json
-from jobs.core.logtail import own_error, read_tail
+from jobs.core.log import own_error, read_tail
 from jobs.core.rundir import AllocationDir, SweepDir
 from jobs.core.tasks import read_config, read_task
 from jobs.results.row import NOT_RUN, make_row

@@ -12,7 +12,7 @@ from core_help import change, composer, config
 
 from jobs.allocation import walltime
 from jobs.core.config import Config
-from jobs.core.logtail import read_all
+from jobs.core.log import read_all
 from jobs.core.rundir import Root, SweepDir
 from jobs.engines.vllm.logs import MemoryFigures, memory_figures
 from jobs.forecast import duration, history

@@ -9,7 +9,7 @@ from core_help import config
 
 from jobs.allocation.node.engine import Engine
 from jobs.core.files import read_lines
-from jobs.core.logtail import last_words, read_all, read_tail
+from jobs.core.log import last_words, read_all, read_tail
 from jobs.core.rundir import RankDir
 from jobs.engines.placement import Placement
 from jobs.engines.vllm import logs

@@ -10,7 +10,7 @@ import pytest
 from core_help import change, config
 
 from jobs.core.errors import ConfigError
-from jobs.core.logtail import read_all
+from jobs.core.log import read_all
 from jobs.engines.ascend import memory
 from jobs.engines.ascend.memory import GIB, Layout, predict, predict_config
 from jobs.engines.ascend.weights import kv_bytes_per_token, weights

@@ -17,7 +17,7 @@ from jobs.core.config import Config, in_container
 from jobs.core.errors import RunError
 from jobs.core.fields import from_root
 from jobs.core.files import is_there, write_json
-from jobs.core.logtail import last_words, read_all, read_tail
+from jobs.core.log import last_words, read_all, read_tail
 from jobs.core.rundir import RankDir
 from jobs.engines.placement import Placement
 from jobs.engines.vllm import command, environment, logs

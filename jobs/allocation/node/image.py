@@ -25,7 +25,7 @@ from jobs.core.config import Config, in_container
 from jobs.core.errors import RunError
 from jobs.core.fields import ROOT
 from jobs.core.files import is_there, read_json, write_json
-from jobs.core.logtail import last_line
+from jobs.core.log import last_line
 from jobs.core.rundir import RankDir
 from jobs.engines.vllm.environment import SCRUBBED
 

@@ -21,7 +21,7 @@ from jobs.core import process
 from jobs.core.config import Config, in_container
 from jobs.core.errors import RunError
 from jobs.core.files import is_there, read_json, write_json
-from jobs.core.logtail import last_line, read_tail
+from jobs.core.log import last_line, read_tail
 from jobs.core.rundir import RankDir
 from jobs.engines.checkpoint.verify import SAMPLED
 from jobs.engines.vllm import environment

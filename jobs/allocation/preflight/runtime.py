@@ -17,7 +17,7 @@ from jobs.core import process
 from jobs.core.config import Config
 from jobs.core.errors import RunError
 from jobs.core.files import is_there
-from jobs.core.logtail import say
+from jobs.core.log import log
 
 ANSWER_S = 20.0
 
@@ -42,10 +42,10 @@ def sweep(config: Config, job: str, rank: int, inherited: Mapping[str, str], *, 
     runtime = config.container.runtime
     if runtime == "enroot":
         with contextlib.suppress(RunError, OSError):
-            removed += dead.remove_roots(container.enroot_paths(config, job, rank), env, say)
+            removed += dead.remove_roots(container.enroot_paths(config, job, rank), env, log)
     if runtime == "docker" or (npus and shutil.which("docker", path=env.get("PATH"))):
         with contextlib.suppress(RunError):
-            removed += dead.remove_containers(env, say)
+            removed += dead.remove_containers(env, log)
     return tuple(removed)
 
 

@@ -14,7 +14,7 @@ from typing import Protocol
 from jobs.core import process
 from jobs.core.config import Config
 from jobs.core.errors import RunError
-from jobs.core.logtail import last_words, read_tail
+from jobs.core.log import last_words, read_tail
 from jobs.measure.clients import ais_bench, prompts, vllm_bench
 from jobs.measure.clients.asked import requests
 from jobs.measure.clients.result import Result

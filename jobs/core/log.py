@@ -1,4 +1,4 @@
-"""What the end of a log says, and how a rank says something in its own."""
+"""What the end of a log says, and how a rank writes a line of its own."""
 
 from __future__ import annotations
 
@@ -58,6 +58,6 @@ def own_error(text: str) -> str | None:
     return found[-1].removeprefix("error: ")[:400] if found else None
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Write one line of a task's own output, with the time of day."""
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
