@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
+from jobs.core import registry
 from jobs.core.fields import (
     Count,
     Flag,
@@ -28,6 +29,7 @@ from jobs.core.fields import (
     Text,
     Whole,
     one_of,
+    registered,
     section,
     setting,
 )
@@ -266,7 +268,7 @@ class Slo(Section):
 class Bench(Section):
     """The load of one point."""
 
-    client: Annotated[Text, one_of("window", "vllm_bench", "ais_bench")] = setting(
+    client: Annotated[Text, registered(registry.CLIENTS, "window")] = setting(
         "window", "window: this tool's own steady-state client; `vllm bench serve`; AISBench"
     )
     program: Text | None = setting(

@@ -9,6 +9,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
+from jobs.core.registry import Registry
+
 ROOT = Path(__file__).resolve().parents[2]
 """The project's root: relative `model.path` and `engine.command` are taken from here."""
 
@@ -24,6 +26,17 @@ def one_of(*valid: str) -> AfterValidator:
     def check(value: str) -> str:
         if value not in valid:
             raise ValueError(f"valid values are {', '.join(valid)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def registered(registry: Registry[Any], *besides: str) -> AfterValidator:
+    """Return the check of a text that must be one of the words `besides` or name a back end of this registry."""
+
+    def check(value: str) -> str:
+        if value not in besides and value not in registry:
+            raise ValueError(f"valid values are {', '.join((*besides, *registry.names()))}")
         return value
 
     return AfterValidator(check)
