@@ -64,12 +64,17 @@ def executable(path: Path, text: str) -> Path:
 
 
 def check_golden(name: str, text: str, scratch: Path) -> None:
-    """Compare a text with its golden file; on a difference the new text is kept, to be looked at and copied."""
+    """Compare a text with its golden file, or write that anew where `make golden` says so (WRITE_GOLDEN=1).
+
+    On a difference the new text is kept, to be looked at.
+    """
     expected = GOLDEN / name
+    if os.environ.get("WRITE_GOLDEN"):
+        expected.write_text(text)
     kept = scratch / name
     kept.write_text(text)
-    assert expected.exists(), f"new: cp {kept} {expected}"
-    assert text == expected.read_text(), f"changed: diff {expected} {kept}; if it is right: cp {kept} {expected}"
+    assert expected.exists(), f"new: look at {kept}; if it is right: make golden"
+    assert text == expected.read_text(), f"changed: diff {expected} {kept}; if it is right: make golden"
 
 
 FIGURES = 1e-5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from conftest import ROOT
+from core_help import ROOT
 
 ROOMS = {
     "allocation", "cli", "cluster", "core", "diagnose", "engines", "forecast", "measure", "results", "sweep"
