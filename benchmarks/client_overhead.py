@@ -37,7 +37,9 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from jobs.core.config import Bench, Limits, Model, Shape  # noqa: E402
+from jobs.core.config import Bench, Model  # noqa: E402
+from jobs.core.service_config import Shape  # noqa: E402
+from jobs.core.sweep_settings import Limits  # noqa: E402
 from jobs.measure.client import Target, measure  # noqa: E402
 from jobs.measure.workload import Workload, numbers  # noqa: E402
 

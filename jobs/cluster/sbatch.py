@@ -10,8 +10,9 @@ from typing import Any
 
 from containers.pyxis import check_strays
 from jobs.cluster.time_limit import SIGNAL_DELAY_S, limit_seconds
-from jobs.core.config import Cluster, Config
+from jobs.core.config import Config
 from jobs.core.errors import ConfigError
+from jobs.core.sweep_settings import Cluster
 
 UNLIMITED_MIN = 365 * 24 * 60
 """submitit's local executor wants a number of minutes."""

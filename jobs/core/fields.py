@@ -1,4 +1,4 @@
-"""What sections of the schema are made of: fields with help and scope, checked types, the strict base class."""
+"""What sections of the schema are made of: fields with a help text, checked types, the strict base class."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ def registered(registry: Registry[Any], *besides: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def setting(default: Any, text: str, *, scope: str | None = None) -> Any:
-    """Return a field with its default, its help text and, where it differs from its section's, its scope."""
-    metadata = {"help": text} | ({"scope": scope} if scope else {})
+def setting(default: Any, text: str) -> Any:
+    """Return a field with its default and its help text."""
+    metadata = {"help": text}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def section(cls: type, text: str, *, scope: str | None = None) -> Any:
+def section(cls: type, text: str) -> Any:
     """Return a field that is a section of its own."""
-    return field(default_factory=cls, metadata={"help": text} | ({"scope": scope} if scope else {}))
+    return field(default_factory=cls, metadata={"help": text})
 
 
 def _number_as_text(value: Any) -> Any:

@@ -10,9 +10,10 @@ from typing import Any, get_type_hints
 from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
-from jobs.core.config import Config
+from jobs.core.config import Config, ServiceConfig
 from jobs.core.errors import ConfigError, nearest
 from jobs.core.fields import ROOT, Section
+from jobs.core.load import Load
 
 CONF = ROOT / "conf"
 
@@ -20,7 +21,14 @@ CONF = ROOT / "conf"
 @cache
 def schema() -> Mapping[str, str]:
     """Return the scope of every leaf key by its dotted name; open mappings (`engine.env`) are one leaf."""
-    return dict(_leaves(Config, "", ""))
+    return dict(_leaves(Config, "", "sweep"))
+
+
+@cache
+def _scopes() -> Mapping[type, str]:
+    """Return the scope of each part of the three types (config.py)."""
+    service = dict.fromkeys(get_type_hints(ServiceConfig).values(), "service")
+    return service | {Load: "point"}
 
 
 @cache
@@ -32,12 +40,13 @@ def _hints(cls: type) -> Mapping[str, Any]:
 def _leaves(cls: type, prefix: str, scope: str) -> Iterator[tuple[str, str]]:
     hints = _hints(cls)
     for item in fields(cls):
-        name, here = prefix + item.name, item.metadata.get("scope", scope)
-        kind = hints[item.name]
+        name, kind = prefix + item.name, hints[item.name]
+        owner = next(base for base in cls.__mro__ if item.name in vars(base).get("__annotations__", {}))
+        scope_of_it = _scopes().get(owner, scope)
         if isinstance(kind, type) and issubclass(kind, Section):
-            yield from _leaves(kind, name + ".", here)
+            yield from _leaves(kind, name + ".", _scopes().get(kind, scope_of_it))
         else:
-            yield name, here
+            yield name, scope_of_it
 
 
 @cache

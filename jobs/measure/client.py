@@ -15,8 +15,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
 
-from jobs.core.config import Bench, Limits, Model
+from jobs.core.config import Bench, Model
 from jobs.core.errors import ConfigError
+from jobs.core.sweep_settings import Limits
 from jobs.measure import dataset
 from jobs.measure.arrivals import poisson
 from jobs.measure.load import Load

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from jobs.core.config import Bench, Slo
+from jobs.core.config import Bench
+from jobs.core.load import Slo
 from jobs.measure import saturation, statistics
 from jobs.measure.records import Window
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.core.config import Bench, Slo
+from jobs.core.config import Bench
+from jobs.core.load import Slo
 from jobs.measure.records import RequestRecord, Window
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.core.config import Slo
+from jobs.core.load import Slo
 from jobs.measure import objective
 from jobs.results.gather import Run, dotted
 from jobs.results.loads import load_of

@@ -24,11 +24,12 @@ from jobs.allocation.node import container, fingerprint
 from jobs.cluster.sbatch import check_programs, kind_of
 from jobs.cluster.sick_nodes import proposal
 from jobs.core import schema
-from jobs.core.config import Config, Launch, in_container
+from jobs.core.config import Config, in_container
 from jobs.core.errors import ConfigError, RunError, UserError
 from jobs.core.fields import from_root
 from jobs.core.files import is_there, read_json, write_json
 from jobs.core.rundir import Root, SweepDir, new_sweep
+from jobs.core.sweep_settings import Launch
 from jobs.core.tasks import ServiceTask, read_config, write_config
 from jobs.forecast import history
 from jobs.results import direction

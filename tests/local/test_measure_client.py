@@ -14,8 +14,9 @@ from aiohttp import web
 from core_help import config
 from measure_stub import MODEL, Answer, Stub, serving
 
-from jobs.core.config import Bench, Limits
+from jobs.core.config import Bench
 from jobs.core.errors import ConfigError
+from jobs.core.sweep_settings import Limits
 from jobs.measure import client, series
 from jobs.measure.client import Target, Window, measure, usual_limit_s
 from jobs.measure.records import RequestRecord

@@ -10,7 +10,8 @@ import pytest
 from aiohttp import web
 from measure_stub import MODEL, Answer, event, serving, token
 
-from jobs.core.config import Bench, Limits
+from jobs.core.config import Bench
+from jobs.core.sweep_settings import Limits
 from jobs.measure.client import RequestRecord, Target, Window, measure
 from jobs.measure.statistics import summarize
 

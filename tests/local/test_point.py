@@ -12,9 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from simulator_help import LIMIT_S, Service, service
 
-from jobs.core.config import Bench, Config, Limits, Model, Parallel, Shape, Slo
+from jobs.core.config import Bench, Config, Model
 from jobs.core.files import read_json, read_lines
+from jobs.core.load import Slo
 from jobs.core.rundir import PointDir
+from jobs.core.service_config import Parallel, Shape
+from jobs.core.sweep_settings import Limits
 from jobs.measure.keep import keep
 from jobs.measure.point import Measured, OfService, PointRun
 from jobs.measure.records import Target

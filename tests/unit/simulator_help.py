@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 
-from jobs.core.config import Shape
+from jobs.core.service_config import Shape
 from jobs.engines.ascend import release
 from jobs.engines.simulator.flags import parse
 from jobs.engines.simulator.settings import Settings, settle

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from jobs.core.config import Bench, Config, Parallel, Slo
+from jobs.core.config import Bench, Config
 from jobs.core.errors import ConfigError
+from jobs.core.load import Slo
+from jobs.core.service_config import Parallel
 from jobs.measure.checks import BENCH_LOOKS
 
 SLO = Slo(ttft_ms_p99=100.0)

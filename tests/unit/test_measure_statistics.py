@@ -14,7 +14,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.core.config import Bench, Slo
+from jobs.core.config import Bench
+from jobs.core.load import Slo
 from jobs.measure.records import Growth, RequestRecord, Sample, Window
 from jobs.measure.repeats import SPREAD, combine
 from jobs.measure.statistics import (

@@ -12,7 +12,8 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.core.config import Bench, Model, Shape
+from jobs.core.config import Bench, Model
+from jobs.core.service_config import Shape
 from jobs.measure import lengths
 from jobs.measure.needle import haystack
 from jobs.measure.words import WORDS

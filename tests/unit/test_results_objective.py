@@ -11,8 +11,9 @@ import pytest
 from results_help import latencies, measured, planned, requests
 from test_search_probes import searched
 
-from jobs.core.config import Bench, Slo
+from jobs.core.config import Bench
 from jobs.core.files import read_json, write_json, write_text
+from jobs.core.load import Slo
 from jobs.core.rundir import SweepDir
 from jobs.measure import objective
 from jobs.measure.keep import keep

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.core.config import Bench, Slo, usual_windows
+from jobs.core.config import Bench, usual_windows
+from jobs.core.load import Slo
 from jobs.measure.search import Search, begin, most_probes, saturated, with_load
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.core.config import Bench, Config, Slo
+from jobs.core.config import Bench, Config
+from jobs.core.load import Slo
 from jobs.measure.point import Measured, OfService, PointRun
 from jobs.measure.records import RequestRecord, Target, Window
 from jobs.measure.statistics import of_series, summarize

@@ -6,9 +6,9 @@ import shlex
 import pytest
 from simulator_help import R1, settled
 
-from jobs.core.config import Rehearsal, Shape
 from jobs.core.errors import ConfigError
 from jobs.core.schema import build
+from jobs.core.service_config import Rehearsal, Shape
 from jobs.engines.ascend import release, releases
 from jobs.engines.simulator.flags import UsageError, converter, normalise, parse
 from jobs.engines.simulator.settings import StartError, settle

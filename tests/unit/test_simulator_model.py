@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulator_help import R1, settled
 
-from jobs.core.config import Rehearsal, Shape
+from jobs.core.service_config import Rehearsal, Shape
 from jobs.engines.simulator.loading import EngineFailed, kv_blocks
 from jobs.engines.simulator.roofline import GIB, Clock, Layout, Work, dense_share, weight_bytes
 from jobs.engines.simulator.scheduler import Request, Scheduler

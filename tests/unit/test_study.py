@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from core_help import composer
 
-from jobs.core.config import Config, Launch, Results
+from jobs.core.config import Config
 from jobs.core.errors import ConfigError
+from jobs.core.sweep_settings import Launch, Results
 from jobs.results.direction import high_is_best, low_is_best
 from jobs.results.row import FIGURES
 from jobs.sweep import launch as sweep

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.core.config import Bench, Config, Parallel
+from jobs.core.config import Bench, Config
+from jobs.core.service_config import Parallel
 from jobs.measure.records import Growth, RequestRecord, Window
 from jobs.measure.statistics import summarize
 from jobs.measure.validity import intended_hits, invalid_reason, notes

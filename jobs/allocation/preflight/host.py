@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from jobs.allocation.preflight.facts import UNKNOWN, Facts, Space
 from jobs.allocation.preflight.findings import Finding, State, not_run, passed
-from jobs.core.config import Preflight
+from jobs.core.sweep_settings import Preflight
 
 CLOCK_WARN_S = 0.5
 """Below preflight.clock_s, but more than any clock that is kept by NTP or PTP."""

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jobs.core.config import Rehearsal, Shape
+from jobs.core.service_config import Rehearsal, Shape
 
 GIB = 1 << 30
 

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field
 
 from pydantic import TypeAdapter, ValidationError
 
-from jobs.core.config import Config, Rehearsal, Shape
+from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.core.fields import Count, Section, Text, Whole
+from jobs.core.service_config import Rehearsal, Shape
 from jobs.engines.simulator.faults import parse_faults
 
 VARIABLE = "REHEARSAL_SPEC"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from jobs.core.config import Parallel
+from jobs.core.service_config import Parallel
 from jobs.engines.ascend.rules.base import EVERY, NPU, Problem, Question, is_true, rule
 
 LEN, BATCHED, SEQS = "parallel.max_model_len", "parallel.max_num_batched_tokens", "parallel.max_num_seqs"

@@ -1,0 +1,158 @@
+"""What belongs to a service: a change needs a restart of the engine, a new weight load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from jobs.core.fields import (
+    Count,
+    Flag,
+    NotNegative,
+    Port,
+    Positive,
+    Section,
+    Text,
+    Whole,
+    one_of,
+    section,
+    setting,
+)
+
+
+def _local_sizes(value: Any) -> Any:
+    sizes = value if isinstance(value, list | tuple) else [value]
+    if not sizes or any(type(size) is not int or size < 1 for size in sizes):
+        raise ValueError("a whole number of at least 1 is needed, or a list of them")
+    return tuple(sizes) if isinstance(value, list | tuple) else value
+
+
+@dataclass(frozen=True)
+class Shape(Section):
+    """What a model costs, for prompts, the rehearsal engine and first estimates."""
+
+    parameters: Positive = setting(1e6, "all parameters, a count")
+    active_parameters: Positive = setting(1e6, "parameters used for one token, a count")
+    weight_gib: Positive = setting(0.01, "weights of the whole model in GiB")
+    kv_bytes_per_token: Count = setting(1024, "KV cache bytes of one token in one data-parallel rank")
+    max_position_embeddings: Count = setting(131072, "longest sequence that the model was made for, tokens")
+    token_ids: tuple[int, int] = setting((100, 1000), "[low, high): ordinary token ids for random prompts")
+
+
+@dataclass(frozen=True)
+class ServedModel(Section):
+    """The checkpoint that is served."""
+
+    name: Text = setting("", "short name, used in tables")
+    path: Text = setting("", "checkpoint directory on the nodes (in the container, where one is used)")
+    served_model_name: Text | None = setting(None, "--served-model-name; null: clients use the path")
+    trust_remote_code: Flag = setting(False, "--trust-remote-code")
+    quantization: Text | None = setting(None, "--quantization; null: not emitted")
+    load_format: Text | None = setting(None, "--load-format; null: not emitted")
+    shape: Shape = section(Shape, "sizes of the model")
+
+    @property
+    def name_for_clients(self) -> str:
+        """The value of "model" in a request."""
+        return self.served_model_name or self.path
+
+
+@dataclass(frozen=True)
+class Rehearsal(Section):
+    """The hardware that the rehearsal engine pretends to be, and the faults it acts out.
+
+    The defaults are fitted to published figures of DeepSeek-R1 W8A8 on 16 NPUs (jobs/engines/simulator/roofline.py).
+    """
+
+    peak_tflops: Positive = setting(376.0, "dense compute of one NPU, TFLOP/s")
+    hbm_gb_s: Positive = setting(1600.0, "memory bandwidth of one NPU, GB/s")
+    npu_memory_gib: Positive = setting(61.2, "memory of one NPU that the engine can see, GiB")
+    allowance_gib: NotNegative = setting(4.5, "memory of one NPU for activations and HCCL buffers, GiB")
+    replicated_share: NotNegative = setting(0.00124, "share of the weights that every NPU holds in full")
+    overhead_ms: NotNegative = setting(22.0, "fixed cost of one engine step: launch, collectives, ms")
+    prefill_overhead_ms: NotNegative = setting(200.0, "further fixed cost of a step that holds prompt tokens, ms")
+    prefill_efficiency: Positive = setting(0.22, "share of peak compute that is reached")
+    decode_efficiency: Positive = setting(0.8, "share of memory bandwidth that is reached")
+    attention_flops_per_kv_byte: NotNegative = setting(
+        71.0, "compute of one query token on one context token, per KV cache byte of that token, FLOP (MLA: 71)"
+    )
+    load_s: NotNegative = setting(0.5, "seconds that loading takes")
+    recall_tokens: Whole = setting(131072, "questions on longer texts get a wrong answer (bench.quality=needle)")
+    handshake_s: Positive = setting(300.0, "how long a headless rank waits for the head (vLLM: 5 minutes), s")
+    release_gaps: Flag = setting(
+        False, "act out what 0.9.1 lacks: X-data-parallel-rank is ignored, /metrics shows the last engine only"
+    )
+    faults: tuple[dict[str, Any], ...] = setting((), "faults to act out; see jobs/engines/simulator/faults.py")
+
+
+@dataclass(frozen=True)
+class ServedEngine(Section):
+    """The program that serves."""
+
+    name: Text = setting("vllm_ascend", "vllm_ascend, vllm_cpu or simulator; stands in every row")
+    release: Text = setting("0.9.1", "release whose flags and environment are rendered")
+    command: tuple[Text, ...] = setting(("vllm",), "program and first words; {python}: this Python")
+    source: tuple[Text, ...] = setting((), "shell files sourced before the engine starts, in this order")
+    env: dict[str, Any] = setting({}, "environment of the engine; null: not set")
+    args: dict[str, Any] = setting({}, "further `vllm serve` flags by name, without dashes; null: not emitted")
+    additional_config: dict[str, Any] | None = setting({}, "--additional-config; null or empty: not emitted")
+    rehearsal: Rehearsal = section(Rehearsal, "for engine=simulator only")
+
+
+@dataclass(frozen=True)
+class Parallel(Section):
+    """Layout, lengths and batch sizes: the `vllm serve` flags of the same names."""
+
+    data_parallel_size: Count = setting(2, "data-parallel ranks in all")
+    data_parallel_size_local: Annotated[Any, AfterValidator(_local_sizes)] = setting(
+        1, "data-parallel ranks of a node: one number for all nodes, or a list in node order"
+    )
+    tensor_parallel_size: Count = setting(8, "NPUs of one data-parallel rank")
+    decode_context_parallel_size: Count | None = setting(
+        None, "spread the KV cache of a sequence over so many tensor parallel ranks (from 0.13); null: not emitted"
+    )
+    prefill_context_parallel_size: Count | None = setting(
+        None, "cut long prompts over so many further groups of NPUs (from 0.13); null: not emitted"
+    )
+    enable_expert_parallel: Flag = setting(False, "shard experts over all NPUs (DeepSeek-R1 on 16 NPUs needs it)")
+    max_model_len: Count = setting(8192, "longest prompt plus output, tokens")
+    max_num_batched_tokens: Count | None = setting(8192, "tokens of one engine step")
+    max_num_seqs: Count | None = setting(256, "sequences of one engine step, per data-parallel rank")
+    block_size: Count | None = setting(None, "tokens of one KV cache block")
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1, strict=True)] | None = setting(
+        None, "share of device memory that the engine may use"
+    )
+    enable_prefix_caching: Flag | None = setting(False, "null: the engine's own default")
+    seed: Whole | None = setting(1024, "engine seed")
+
+
+@dataclass(frozen=True)
+class Hccl(Section):
+    """Network interface and HCCL variables, the same on every node. A null key is not set."""
+
+    socket_ifname: Text | None = setting(
+        "auto",
+        "interface of the nodes' network (HCCL_, TP_, GLOO_SOCKET_IFNAME); auto: the interface of the host's name",
+    )
+    if_ip: Text | None = setting("auto", "HCCL_IF_IP: auto is the interface's own address; an address; null")
+    buffsize: Count | None = setting(None, "HCCL_BUFFSIZE, MB; each communicator takes twice this")
+    connect_timeout: Count | None = setting(None, "HCCL_CONNECT_TIMEOUT, s")
+    exec_timeout: Count | None = setting(None, "HCCL_EXEC_TIMEOUT, s")
+    op_expansion_mode: Text | None = setting(None, "HCCL_OP_EXPANSION_MODE")
+    if_base_port: Port | None = setting(None, "HCCL_IF_BASE_PORT")
+    intra_pcie_enable: Whole | None = setting(None, "HCCL_INTRA_PCIE_ENABLE")
+    intra_roce_enable: Whole | None = setting(None, "HCCL_INTRA_ROCE_ENABLE")
+    rdma_timeout: Count | None = setting(None, "HCCL_RDMA_TIMEOUT")
+
+
+@dataclass(frozen=True)
+class ServedContainer(Section):
+    """Where the engine runs."""
+
+    runtime: Annotated[Text, one_of("none", "enroot", "pyxis", "docker")] = setting(
+        "none", "none: directly on the node; enroot, pyxis or docker"
+    )
+    image: Text | None = setting(None, "registry#image:tag, registry/image:tag, or a .sqsh path")
+    mounts: tuple[Text, ...] = setting((), "SRC:DST[:FLAGS], flags joined by +; SRC alone: the same path inside")

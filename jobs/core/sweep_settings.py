@@ -1,0 +1,205 @@
+"""What belongs to a sweep as a whole: it does not alter what is asked, and cannot be swept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from jobs.core.fields import (
+    Count,
+    Flag,
+    Line,
+    NotNegative,
+    Options,
+    Port,
+    Positive,
+    Section,
+    Text,
+    one_of,
+    setting,
+)
+
+
+@dataclass(frozen=True)
+class ModelSettings(Section):
+    """How the checkpoint comes to the nodes."""
+
+    source: Text | None = setting(None, "name at ModelScope, for `python -m jobs model fetch`")
+    stage_to: Text | None = setting(
+        None,
+        "directory on each node's own disk: the checkpoint is copied there once and served from there; with a"
+        " container it must be mounted under the same path. null: not staged",
+    )
+    verify: Annotated[Text, one_of("sizes", "sampled", "none")] = setting(
+        "sizes",
+        "before a load: whole shards, W8A8 if asked for, equal nodes; sampled: their content too",
+    )
+
+
+@dataclass(frozen=True)
+class EngineSettings(Section):
+    """Where the engine listens, who may call it, and what is checked of it."""
+
+    written_for: Text | None = setting(
+        None,
+        "release that this preset was written for; another engine.release migrates it: python -m jobs explain",
+    )
+    api_key: Annotated[Text, one_of("auto")] | None = setting(
+        "auto", "auto: a new key for each allocation; null: the API is open to every user of the cluster"
+    )
+    host: Text = setting("0.0.0.0", "bind address of the API server")
+    port: Port | None = setting(None, "API port; null: derived from the job id")
+    data_parallel_rpc_port: Port | None = setting(None, "null: derived from the job id")
+    checks_release: Flag = setting(True, "refuse an image of another vllm-ascend; false: warn")
+    checks_model_path: Flag = setting(True, "model.path must exist on every node")
+
+
+@dataclass(frozen=True)
+class ContainerSettings(Section):
+    """How a container is made on a node."""
+
+    registry: Text | None = setting(None, "host put before an image that names no registry")
+    devices: tuple[Text, ...] | None = setting(None, "null: the NPU devices, for engine=vllm_ascend")
+    driver_mounts: tuple[Text, ...] | None = setting(
+        None, "mounts of which those that exist are made; null: driver, tools and version files"
+    )
+    name: Text | None = setting(None, "null: made of job, service and rank; pyxis: no name")
+    workdir: Text | None = setting(None, "directory inside; null: a writable one of the node")
+    writable: Flag = setting(True, "the image's files may be changed; the changes go with the container")
+    remap_root: Flag = setting(True, "the user is root inside")
+    mount_home: Flag = setting(False, "mount the user's home directory")
+    shm_size: Text | None = setting(
+        "1g", "size of /dev/shm; enroot and pyxis show the node's own, so there it is the least that is accepted",
+    )  # fmt: skip
+    publish: tuple[Text, ...] = setting((), "docker run -p; without effect, since the network is the node's")
+    enroot_conf: Text | None = setting(None, "enroot start --conf: a script of the site")
+    images_path: Text | None = setting(
+        None, "imported images, on the shared file system; null: .images in results.root"
+    )
+    data_path: Text = setting("/tmp/enroot-{uid}/data", "ENROOT_DATA_PATH: unpacked images, on the node")
+    cache_path: Text = setting("/tmp/enroot-{uid}/cache", "ENROOT_CACHE_PATH: downloaded layers")
+    runtime_path: Text = setting("/tmp/enroot-{uid}/run", "ENROOT_RUNTIME_PATH, on the node")
+    caches_path: Text | None = setting(
+        "/tmp/serving-sweep-{uid}/caches", "compiled kernels, on the node; null: lost with the container"
+    )
+    temp_path: Text = setting("/tmp", "ENROOT_TEMP_PATH: two to three times the image, for an import")
+
+
+@dataclass(frozen=True)
+class ClientSettings(Section):
+    """Where an external client is and runs."""
+
+    program: Text | None = setting(
+        None,
+        "program of an external client; null: the engine's own vllm, or .engines/ais_bench (in an image: ais_bench)",
+    )
+    where: Annotated[Text, one_of("auto", "node", "container")] = setting(
+        "auto",
+        "where an external client runs. auto: vllm_bench where the engine runs, its container or the node; ais_bench"
+        " on the node, in an environment of its own. container: the image has the client",
+    )
+
+
+@dataclass(frozen=True)
+class Cluster(Section):
+    """How an allocation is asked for. A null key is not emitted."""
+
+    kind: Annotated[Text, one_of("auto", "slurm", "local")] = setting("auto", "auto: Slurm where sbatch is found")
+    partition: Line | None = setting(None, "sbatch --partition")
+    account: Line | None = setting(None, "sbatch --account")
+    qos: Line | None = setting(None, "sbatch --qos")
+    gres: Line | None = setting(None, "sbatch --gres of one node, for example npu:8")
+    reservation: Line | None = setting(None, "sbatch --reservation")
+    constraint: Line | None = setting(None, "sbatch --constraint")
+    nodelist: Line | None = setting(None, "sbatch --nodelist")
+    exclude: Line | None = setting(None, "sbatch --exclude")
+    nodes: Count | None = setting(None, "null: as many as the data-parallel ranks need")
+    time_limit: Line | None = setting("8:00:00", "of one allocation: minutes, or a Slurm time")
+    exclusive: Flag = setting(True, "sbatch --exclusive")
+    mem: Line | None = setting(None, "sbatch --mem; 0 is all memory of a node")
+    model_read_gb_s: Positive = setting(1.0, "rate at which one node reads the weights, GB/s; for the plan")
+    cpus_per_task: Count | None = setting(None, "sbatch --cpus-per-task")
+    sbatch_args: Options = setting({}, "further sbatch options by name, without dashes")
+    srun_args: tuple[Line, ...] = setting((), "further srun options, word by word")
+    setup: tuple[Text, ...] = setting((), "shell lines of the batch script before srun, for example module load")
+    npus_per_node: Count = setting(8, "local ranks x tensor parallel size must fit in this")
+    max_allocations: Count = setting(1, "allocations of one sweep that may run at a time")
+    share_group: Line | None = setting(None, "Unix group that may read the run directory; null: the owner alone")
+    yield_to_others: Flag = setting(False, "stop after a point when other users' jobs wait in the partition")
+    master_address: Text | None = setting(None, "null: address of the HCCL interface on the first host")
+    control_port: Port | None = setting(None, "port on which the ranks talk; null: derived from the job id")
+
+
+@dataclass(frozen=True)
+class Limits(Section):
+    """How long each phase may take, in seconds. Each has its own reason when it is exceeded."""
+
+    rendezvous_s: Positive = setting(300.0, "until all ranks of the allocation have met")
+    stage_s: Positive = setting(7200.0, "staging and checking the checkpoint on every node")
+    image_s: Positive = setting(3600.0, "importing, pulling and unpacking the container's image on every node")
+    preflight_s: Positive = setting(120.0, "all checks of the nodes before the first service")
+    load_s: Positive = setting(5400.0, "engine start until /health is 200")
+    load_silence_s: Positive = setting(1800.0, "time without a new line in a rank's log before the service is ready")
+    first_token_s: Positive = setting(300.0, "first token of every data-parallel rank (graph compilation)")
+    probe_s: Positive = setting(10.0, "one-token request on an engine in use, plus 1 ms a token that may be read first")
+    warmup_s: Positive = setting(600.0, "after bench.warmup_s until the first answer; then the window does not open")
+    window_s: Positive | None = setting(
+        None, "a window of bench.num_requests or of a trace; null: an hour, more where its requests need it"
+    )
+    drain_s: Positive = setting(600.0, "end of the window until its last request has ended")
+    idle_s: Positive = setting(900.0, "a ready service in which no request ran for so long ends")
+    client_s: Positive = setting(3600.0, "one run of an external client (vllm_bench, ais_bench)")
+    stop_s: Positive = setting(30.0, "SIGTERM until SIGKILL")
+    heartbeat_s: Positive = setting(15.0, "silence after which a rank counts as lost")
+    attempts: Count = setting(3, "jobs in a row for one allocation: what the time limit left is submitted again")
+    srun_wait_s: Count = setting(60, "srun --wait: from the first task's end to the step's end")
+
+
+@dataclass(frozen=True)
+class Preflight(Section):
+    """Checks of all nodes before the first service loads. One that fails ends the allocation."""
+
+    enabled: Flag = setting(True, "check the nodes at all")
+    npus: Flag | None = setting(None, "check NPUs and their fabric; null: where the engine is vllm_ascend")
+    skip: tuple[Text, ...] = setting((), "ids or groups (host, network, npu, fabric) of checks that are not made")
+    warn_only: tuple[Text, ...] = setting((), "ids or groups of checks whose failure is only a warning")
+    chip: Text = setting("910B", "beginning of the chip's name in npu-smi; an Atlas 800I A2 has 910B1 to 910B4")
+    npu_memory_mb: Count = setting(65536, "least memory of one NPU as npu-smi shows it, MB")
+    npu_idle_mb: Count = setting(4500, "most memory of an idle NPU that is in use, MB (2.9 to 3.5 GB are usual)")
+    shm_gib: NotNegative = setting(1.0, "least size of /dev/shm, and of what is free in it, GiB")
+    memory_gib: NotNegative = setting(2.0, "least memory that is available on a node, GiB")
+    disk_gib: NotNegative = setting(1.0, "least free space in results.root and in TMPDIR, GiB")
+    image_gib: NotNegative = setting(
+        15.0, "unpacked size of an image that is not on the node yet, GiB; an import needs several times this"
+    )
+    clock_s: Positive = setting(5.0, "largest difference of a node's clock from the first node's, s")
+    evidence_hours: NotNegative = setting(24.0, "how long a failed node is proposed for --exclude, hours")
+    exclude_sick: Flag = setting(False, "add those nodes to --exclude instead of only proposing it")
+
+
+@dataclass(frozen=True)
+class Results(Section):
+    """Where results go."""
+
+    root: Line = setting("runs", "directory on the shared file system that holds the sweeps")
+    name: Line | None = setting(None, "name of the sweep's directory; null: the time of day")
+    roots: tuple[Text, ...] = setting((), "further directories of sweeps whose valid rows may be reused")
+    objective: Text = setting("output_tok_s", "column that decides who won, and that hydra/sweeper=optuna optimises")
+    price_node_hour: Positive | None = setting(None, "price of a node for an hour, any currency; null: no price column")
+
+
+@dataclass(frozen=True)
+class Launch(Section):
+    """What launch.py does."""
+
+    dry_run: Flag = setting(False, "print plan and exact commands, submit nothing")
+    resume: Text | None = setting(None, "directory of a sweep that is to be finished; its own points are run")
+    retry_failed: Flag = setting(False, "with resume: run failed points again as well")
+    reuse: Flag = setting(False, "take valid rows of the same points from results.root and results.roots")
+    infeasible: Annotated[Text, one_of("fail", "drop", "keep")] = setting(
+        "fail", "points whose longest request cannot fit: fail: refuse the sweep; drop: rows without a run; keep: run"
+    )
+    budget_node_hours: Positive | None = setting(
+        None, "cut the plan to so many predicted node-hours: the least informative points go; null: no limit"
+    )
+    follow: Flag = setting(True, "stay and show progress until the table is there; Ctrl-C detaches")
