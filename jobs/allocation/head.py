@@ -74,7 +74,7 @@ async def conduct(
             else:
                 began = True
                 ended = await _carry_out(run, context)
-                if ended is None and run.retry:
+                if ended is None and run.rows.to_retry:
                     again = context.folder.sweep.next_attempt([service.service])
                     log(f"service {service.service}: once more, since its failure may pass: attempt {again}")
                     run = run.again(again)
@@ -84,7 +84,7 @@ async def conduct(
         elif ended not in (None, TIME_IS_UP):
             run.give_up(str(ended))
         left += run.left
-        valid = run.valid and valid
+        valid = run.rows.valid and valid
         await asyncio.to_thread(write_table, context.folder.sweep)
     lost = len(control.present) < context.task.ranks - 1
     await control.send({"type": "bye"})

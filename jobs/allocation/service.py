@@ -6,7 +6,7 @@ import asyncio
 import getpass
 import threading
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,8 +15,9 @@ from jobs.allocation.context import RankContext
 from jobs.allocation.control import ControlServer
 from jobs.allocation.node import container, fingerprint
 from jobs.allocation.node.engine import Engine
+from jobs.allocation.rows import End, Row, RowLedger
 from jobs.allocation.supervisor import ServiceFailed, Supervisor
-from jobs.allocation.walltime import TIME_IS_UP, point_seconds, service_seconds
+from jobs.allocation.walltime import point_seconds, service_seconds
 from jobs.cluster.slurm import others_wait
 from jobs.core.config import Config, client_inside, in_container
 from jobs.core.errors import RunError, UserError
@@ -37,7 +38,6 @@ from jobs.measure.clients import run as external
 from jobs.measure.keep import keep
 from jobs.measure.point import Measured, OfService, PointRun
 from jobs.measure.records import Target
-from jobs.results.row import NOT_RUN, make_row, tokens_text
 from jobs.results.stale import retire
 from jobs.results.table import write_table
 
@@ -60,14 +60,14 @@ class ServiceRun:
         self._configs = {point: read_config(self._sweep, point) for point in service.points}
         self._config = self._configs[service.points[0]]
         self._folder = self._sweep.service(service.service, attempt)
-        self._rows: dict[str, dict[str, Any]] = {}
+        self.rows = RowLedger(service.service, self._configs)
         self._shared = OfService()
         self.yielded = False
-        self._retryable, self._cause = False, ""
         self._ahead: int | None = 0
-        self._served = self._outside = False
+        self._served = False
         self._api_key = context.folder.api_key.read_text() if self._config.engine.api_key else None
-        self._known: dict[str, Any] = {
+        self._known = self.rows.known
+        self._known |= {
             "queue_s": round(context.started - _submitted(context.folder, context.started), 1),
             "nodes": context.task.ranks,
             "job_id": str(context.task.job_id),
@@ -79,15 +79,9 @@ class ServiceRun:
         service = self._service.service
         return self._context.walltime.lacks(service_seconds(self._sweep, service, self._config, last_load_s))
 
-    @property
-    def retry(self) -> bool:
-        """Whether the service failed by something that passes (a port, a stale process): once more is worth it."""
-        return self._retryable
-
     def again(self, attempt: int) -> ServiceRun:
         """Return a second try at the points without a valid row; the evidence of the first one stays."""
-        points = tuple(point for point in self._service.points if not self._rows[point]["valid"])
-        task = ServiceTask(self._service.service, points)
+        task = ServiceTask(self._service.service, self.rows.to_retry)
         return ServiceRun(self._context, task, self._control, self._stopping, attempt)
 
     def _must_yield(self) -> bool:
@@ -102,20 +96,12 @@ class ServiceRun:
 
     @property
     def left(self) -> list[ServiceTask]:
-        """What is to be done by another allocation: the points without a row, or cut short by the time limit."""
-        cut = {point for point, row in self._rows.items() if row["invalid_reason"] == TIME_IS_UP}
-        points = tuple(point for point in self._service.points if point not in self._rows or point in cut)
-        return [ServiceTask(self._service.service, points)] if points else []
-
-    @property
-    def valid(self) -> bool:
-        """Whether every row so far is valid."""
-        return self._served or all(row["valid"] for row in self._rows.values())
+        """What is to be done by another allocation."""
+        return [ServiceTask(self._service.service, points)] if (points := self.rows.left) else []
 
     def give_up(self, reason: str) -> None:
         """Write the rows of a service that was not started."""
-        for point in self._service.points:
-            self._write(point, invalid_reason=NOT_RUN + reason)
+        self._write(self.rows.give_up(reason))
 
     async def run(self) -> str | None:
         """Run the service. Returns why the allocation cannot go on, or None."""
@@ -173,7 +159,7 @@ class ServiceRun:
                     out_of_time = self.yielded = True
                     break
         except ServiceFailed as error:
-            failure, self._outside = error.reason, supervisor.from_outside
+            failure, self.rows.from_outside = error.reason, supervisor.from_outside
             engine.folder.note("failed", reason=failure)
             log(f"service {service}: failed: {failure}")
         finally:
@@ -182,18 +168,18 @@ class ServiceRun:
             # Whatever else happens to this rank (a full disk): the engines are stopped.
             began_stop = time.monotonic()
             leftovers = await supervisor.stop()
-        self._known["teardown_s"] = round(time.monotonic() - began_stop, 1)
+        end = End(failure, out_of_time=out_of_time, teardown_s=round(time.monotonic() - began_stop, 1))
         if failure and not self._stopping.done():
             # Beside the heartbeats: a flooded log takes seconds, and a silent rank 0 counts as lost.
-            failure = await asyncio.to_thread(self._diagnose, failure)
-        self._finish(failure, out_of_time)
+            end = await asyncio.to_thread(self._diagnose, end, failure)
+        self._write(self.rows.finish(end))
         await asyncio.to_thread(self._remember, forecast)
         write_json(
             folder.record,
             {
                 "service": service,
                 "points": list(self._service.points),
-                "failure": failure,
+                "failure": end.failure,
                 "leftovers": leftovers,
                 "warnings": supervisor.warnings,
             }
@@ -259,10 +245,7 @@ class ServiceRun:
         finally:
             context.folder.serving.unlink(missing_ok=True)
         self._served = True
-        for point in self._service.points:
-            self._write(
-                point, invalid_reason=f"served for hand tests for {time.monotonic() - began:.0f} s, not measured"
-            )
+        self._write(self.rows.served(time.monotonic() - began))
 
     async def _measure(self, point: str, supervisor: Supervisor, engine: Engine, target: Target) -> None:
         config, stop = self._configs[point], asyncio.Event()
@@ -294,7 +277,7 @@ class ServiceRun:
         await supervisor.during(run.run(), stop.set)
         measured = run.result()
         failure = await (supervisor.failure_soon() if measured.reason else supervisor.failure())
-        self._outside = failure is not None and supervisor.from_outside
+        self.rows.from_outside = failure is not None and supervisor.from_outside
         # Beside the heartbeats: the tables of a long sweep take a moment, and a silent rank 0 counts as lost.
         await asyncio.to_thread(self._keep, point, measured, failure)
         if failure:
@@ -311,90 +294,31 @@ class ServiceRun:
         source = tuple(from_root(name) for name in config.engine.source)
         return external.Node(environment.whole(ours, self._context.inherited), source)
 
-    def _publish(self, point: str) -> None:
-        row = self._rows[point]
-        write_json(self._sweep.point(point).row, row)
+    def _keep(self, point: str, measured: Measured, failure: str | None) -> None:
+        row = self.rows.measured(point, measured, failure)
+        keep(self._sweep.point(point), measured)
+        self._write([row])
         write_table(self._sweep)
         words = "valid" if row["valid"] else row["invalid_reason"]
         log(f"point {point}: {words}, {row['output_tok_s'] or 0:.1f} output tok/s")
-
-    def _keep(self, point: str, measured: Measured, failure: str | None) -> None:
-        reason = failure or measured.reason
-        warmup = sum(window.warmup_s for window in measured.windows)
-        self._set(
-            point,
-            **measured.figures,
-            valid=reason is None,
-            invalid_reason=reason,
-            # What was ended from outside is to be run again, also between its window and its last canary.
-            truncated=measured.truncated or self._outside,
-            notes="; ".join(measured.notes) or None,
-            engine_tokens=tokens_text(measured.engine_tokens),
-            warmup_s=round(warmup, 1),
-            measure_s=round(measured.measured_s, 1),
-        )
-        keep(self._sweep.point(point), measured)
-        self._publish(point)
         for note in measured.notes:
             log(f"point {point}: note: {note}")
 
-    def _set(self, point: str, **figures: Any) -> None:
-        row = make_row(point, self._service.service, self._configs[point], **{**self._known, **figures})
-        self._rows[point] = row
-
-    def _write(self, point: str, **figures: Any) -> None:
-        self._set(point, **figures)
-        write_json(self._sweep.point(point).row, self._rows[point])
+    def _write(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            write_json(self._sweep.point(row["point"]).row, row)
 
     def salvage(self, reason: str) -> None:
         """Write the rows that are not written yet, after this rank could not go on: no row is lost."""
-        never_begun = self._never_begun(reason)
-        for point in self._service.points:
-            if self._sweep.point(point).row.exists():
-                continue
-            if point not in self._rows:
-                self._set(point, invalid_reason=never_begun)
-            row = self._rows[point]
-            self._rows[point] = row | {"valid": False, "invalid_reason": row["invalid_reason"] or reason}
-            write_json(self._sweep.point(point).row, self._rows[point])
+        written = {point for point in self._service.points if self._sweep.point(point).row.exists()}
+        self._write(self.rows.salvage(reason, written))
 
-    def _diagnose(self, own: str) -> str:
-        """Return the reason for the rows: the first failing rank's cause from the logs of all ranks, in one line."""
-        self._cause = own
+    def _diagnose(self, end: End, own: str) -> End:
+        """Give an end its reason for the rows: the first failing rank's cause from the logs of all ranks."""
         found, reason = explain(self._folder, own, sizes=local_sizes(self._config))
-        self._retryable = found.found and found.retryable
         if found.found:
             write_text(self._folder.diagnosis, found.text() + "\n")
-        return reason
-
-    def _finish(self, failure: str | None, out_of_time: bool) -> None:
-        """Add what is known only after the end to every row, and rows for the points that were not reached.
-
-        Points for which the time did not suffice get no row here: another allocation will run them.
-        """
-        never_begun = self._never_begun(failure)
-        for point in self._service.points:
-            row = self._rows.get(point)
-            if row is None and (failure == TIME_IS_UP or (out_of_time and failure is None)):
-                continue
-            if row is None:
-                self._write(point, invalid_reason=never_begun)
-            else:
-                if failure and row["invalid_reason"] == self._cause:
-                    row = row | {"invalid_reason": failure}
-                self._rows[point] = row | {"teardown_s": self._known["teardown_s"]}
-                write_json(self._sweep.point(point).row, self._rows[point])
-
-    def _never_begun(self, failure: str | None) -> str:
-        """Return the reason of the points that were not begun.
-
-        A service that failed by itself before its first point would fail again: that is the result of all its points.
-        After a failure in one point the others may well succeed, and an end from outside tells nothing of any: these
-        are not run, so that a resume runs them.
-        """
-        if failure is None:
-            return NOT_RUN + "its service ended before it"
-        return (NOT_RUN if self._rows or self._outside else "") + failure
+        return replace(end, failure=reason, cause=own, passing=found.found and found.retryable)
 
     def _values(self, point: str) -> Mapping[str, Any]:
         plan = read_json(self._sweep.plan)
