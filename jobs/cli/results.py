@@ -13,9 +13,9 @@ from jobs.core.files import write_bytes, write_text
 from jobs.results import page
 from jobs.results.compare import compare, text
 from jobs.results.export import TARGETS, export
-from jobs.results.formats import FORMATS, render
 from jobs.results.gather import collect, read_run, read_runs
 from jobs.results.report import data
+from jobs.results.table import FORMATS, render
 from jobs.sweep import launch, show
 
 

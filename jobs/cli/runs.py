@@ -11,9 +11,8 @@ from jobs.cli import RUN, Verb
 from jobs.cluster import slurm
 from jobs.core.files import read_json
 from jobs.core.rundir import SweepDir
-from jobs.results.formats import FORMATS, render
 from jobs.results.report import write_report
-from jobs.results.table import read_table, write_table
+from jobs.results.table import FORMATS, read_table, render, write_table
 from jobs.sweep import launch, show, status
 from jobs.sweep.follow import follow
 from jobs.sweep.lost import all_lost

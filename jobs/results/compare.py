@@ -12,9 +12,8 @@ import numpy as np
 from jobs.core import schema
 from jobs.core.errors import ConfigError, RunError
 from jobs.core.rundir import SweepDir
-from jobs.results.direction import low_is_best
+from jobs.results.columns import HOW, is_work, low_is_best
 from jobs.results.gather import Run, read_config_plain, read_run
-from jobs.results.keys import HOW, is_work
 from jobs.results.noise import LEAST, Sample, difference, sample
 from jobs.results.resampling import Interval, minimum_detectable, paired_difference
 from jobs.results.verdict import REPEATS

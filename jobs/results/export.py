@@ -1,18 +1,18 @@
-"""Results for tools that people use: Prometheus text, `vllm bench serve` JSON, MLflow, Weights & Biases (offline)."""
+"""Results for tools that people use: `vllm bench serve` JSON and MLflow."""
 
 from __future__ import annotations
 
 import importlib
-import re
+import os
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.core.errors import RunError
-from jobs.core.files import write_json, write_text
-from jobs.results.gather import Run, read_config_plain
-from jobs.results.loads import key_of, lines_in_row, load_of
+from jobs.core.files import write_json
+from jobs.results.columns import key_of, lines_in_row, load_of
+from jobs.results.gather import Run
 from jobs.results.requests import of_row
 
 if TYPE_CHECKING:
@@ -38,46 +38,6 @@ def export(run: Run, target: str, out: Path | None) -> list[Path]:
         RunError: the tool's package is missing, or the directory cannot be written.
     """
     return _EXPORTERS[target](run, out or run.sweep.exported(target))
-
-
-def figures(row: Row) -> dict[str, float]:
-    """Return the figures of a row: every number that is known, without its numbers that are names."""
-    names = {
-        name: value for name, value in row.items() if isinstance(value, int | float) and not isinstance(value, bool)
-    }
-    return {name: float(value) for name, value in names.items() if "." not in name and name not in ("schema_version",)}
-
-
-def _labels(run: Run, row: Row) -> dict[str, str]:
-    return {
-        "run": run.name,
-        "point": str(row["point"]),
-        "service": str(row["service"]),
-        "engine": str(row["engine"]),
-        "valid": str(bool(row["valid"])).lower(),
-    } | {key: str(row[key]) for key in run.swept}
-
-
-def prometheus(run: Run) -> str:
-    """Return the rows in Prometheus' text format 0.0.4: a gauge for each figure, a sample for each row.
-
-    Invalid rows are there too, with the label valid="false". Names of labels have `_` for what is not allowed in them.
-    """
-    samples: dict[str, list[str]] = {}
-    for row in run.rows:
-        labels = ",".join(f'{_label(name)}="{_escaped(value)}"' for name, value in _labels(run, row).items())
-        for name, value in figures(row).items():
-            samples.setdefault(name, []).append(f"sweep_{name}{{{labels}}} {value!r}")
-    lines = [line for name, found in samples.items() for line in (f"# TYPE sweep_{name} gauge", *found)]
-    return "\n".join(lines) + "\n" if lines else ""
-
-
-def _label(name: str) -> str:
-    return re.sub(r"[^a-zA-Z0-9_]", "_", name)
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def vllm_bench(run: Run, row: Row) -> dict[str, Any]:
@@ -134,12 +94,6 @@ def _requests(run: Run, row: Row, number: int | None) -> pd.DataFrame | None:
     return found.windows[0] if number is None else of_number.get(number)
 
 
-def _write_prometheus(run: Run, out: Path) -> list[Path]:
-    path = out / "sweep.prom"
-    write_text(path, prometheus(run))
-    return [path]
-
-
 def _write_vllm_bench(run: Run, out: Path) -> list[Path]:
     paths = []
     for row in run.rows:
@@ -149,9 +103,28 @@ def _write_vllm_bench(run: Run, out: Path) -> list[Path]:
     return paths
 
 
+def figures(row: Row) -> dict[str, float]:
+    """Return the figures of a row: every number that is known, without its numbers that are names."""
+    names = {
+        name: value for name, value in row.items() if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    return {name: float(value) for name, value in names.items() if "." not in name and name not in ("schema_version",)}
+
+
+def _labels(run: Run, row: Row) -> dict[str, str]:
+    return {
+        "run": run.name,
+        "point": str(row["point"]),
+        "service": str(row["service"]),
+        "engine": str(row["engine"]),
+        "valid": str(bool(row["valid"])).lower(),
+    } | {key: str(row[key]) for key in run.swept}
+
+
 def _write_mlflow(run: Run, out: Path) -> list[Path]:
-    mlflow = _package("mlflow", "mlflow")
-    _package("sqlalchemy", "mlflow")  # what MLflow keeps its file with
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would tell its makers
+    mlflow = _package("mlflow")
+    _package("sqlalchemy")  # what MLflow keeps its file with
     out.mkdir(parents=True, exist_ok=True)
     mlflow.set_tracking_uri(f"sqlite:///{(out / 'mlflow.db').resolve()}")
     if mlflow.get_experiment_by_name(run.name) is None:
@@ -165,32 +138,13 @@ def _write_mlflow(run: Run, out: Path) -> list[Path]:
     return [out / "mlflow.db"]
 
 
-def _write_wandb(run: Run, out: Path) -> list[Path]:
-    wandb = _package("wandb", "wandb")
-    out.mkdir(parents=True, exist_ok=True)
-    for row in run.rows:
-        config = read_config_plain(run.sweep.point(row["point"]).config)
-        started = wandb.init(
-            project=_label(run.name), name=str(row["point"]), dir=str(out), mode="offline", config=config, reinit=True
-        )
-        started.log(figures(row))
-        started.summary.update({"valid": bool(row["valid"]), "invalid_reason": row["invalid_reason"]})
-        started.finish(exit_code=0 if row["valid"] else 1)
-    return sorted((out / "wandb").glob("offline-run-*"))
-
-
-def _package(name: str, extra: str) -> Any:
+def _package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
-        remedy = f"Install it: pip install 'ascend-serving-sweep[{extra}]'."
+        remedy = "Install it: pip install 'ascend-serving-sweep[mlflow]'."
         raise RunError("export", name, f"the package {name} is not installed", remedy) from None
 
 
-_EXPORTERS: Mapping[str, Callable[[Run, Path], list[Path]]] = {
-    "prometheus": _write_prometheus,
-    "vllm_bench": _write_vllm_bench,
-    "mlflow": _write_mlflow,
-    "wandb": _write_wandb,
-}
+_EXPORTERS: Mapping[str, Callable[[Run, Path], list[Path]]] = {"vllm_bench": _write_vllm_bench, "mlflow": _write_mlflow}
 TARGETS = tuple(_EXPORTERS)

@@ -13,8 +13,7 @@ import yaml
 from jobs.core.errors import RunError
 from jobs.core.files import from_yaml, read_json
 from jobs.core.rundir import SweepDir
-from jobs.results.migrate import SCHEMA_VERSION, migrate
-from jobs.results.row import columns
+from jobs.results.row import blank, columns
 from jobs.results.table import PENDING, cell, column
 
 if TYPE_CHECKING:
@@ -112,21 +111,14 @@ def _row(
     sweep: SweepDir, point: Mapping[str, Any], config: Mapping[str, Any], skipped: list[Skipped]
 ) -> dict[str, Any]:
     values = {key: cell(value) for key, value in point["values"].items()}
-    known = dict.fromkeys(columns(())) | {
-        "point": point["point"],
-        "service": point["service"],
-        "engine": values.get("engine.name", dotted(config, "engine.name")),
-        "release": values.get("engine.release", dotted(config, "engine.release")),
-        "valid": False,
-        "truncated": False,
-        "schema_version": SCHEMA_VERSION,
-    }
+    name, release = (values.get(key, dotted(config, key)) for key in ("engine.name", "engine.release"))
+    known = blank(point["point"], point["service"], name, release)
     path = sweep.point(point["point"]).row
     reason = PENDING
     try:
         found = json.loads(path.read_bytes())
         if isinstance(found, dict) and "valid" in found:
-            return known | migrate(found) | values  # a row of another version may lack columns
+            return known | found | values  # a row of another version may lack columns
         reason = "it is not a row"
     except FileNotFoundError:
         pass

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from jobs.results.columns import key_of, load_of
 from jobs.results.gather import Run
-from jobs.results.loads import key_of, load_of
 from jobs.results.requests import BLOCK, Requests, of_row
 from jobs.results.resampling import Floats, Interval, Statistic, per_time, relative_difference, spanning
 

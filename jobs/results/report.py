@@ -13,13 +13,11 @@ import yaml
 
 from jobs.core.files import write_text
 from jobs.core.rundir import SweepDir
-from jobs.results import keys, page, sections, slo, verdict
+from jobs.results import columns, page, sections, slo, verdict
+from jobs.results.columns import LOADS, STARRED, key_of, load_of, low_is_best
 from jobs.results.curves import LENGTHS_FOR_LINE, fit
-from jobs.results.direction import STARRED, low_is_best
 from jobs.results.fingerprint import NAMES
 from jobs.results.gather import Run, dotted, read_run
-from jobs.results.keys import LOADS
-from jobs.results.loads import key_of, load_of
 
 LENGTHS = ("bench.input_tokens", "parallel.max_model_len")
 """Keys that are a context length, tokens."""
@@ -66,8 +64,8 @@ def _shown(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
         "_load_key": key_of(run, row),
         "_p99": slo.p99(run, row) if row["valid"] and any(key in run.swept for key in LENGTHS) else {},
         "_lengths": {key: run.value(row, key) for key in LENGTHS},
-        "_work": keys.words(tuple(key for key in run.swept if keys.is_work(key)), row),
-        "_setting": series(run, row, leave_out=(*LOADS, *(key for key in run.swept if keys.is_work(key)))),
+        "_work": columns.setting_text(tuple(key for key in run.swept if columns.is_work(key)), row),
+        "_setting": series(run, row, leave_out=(*LOADS, *(key for key in run.swept if columns.is_work(key)))),
         "_series": series(run, row, leave_out=LOADS),
     }
 

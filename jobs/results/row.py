@@ -11,7 +11,9 @@ from jobs.measure.records import Window
 from jobs.measure.repeats import SPREAD_COLUMNS
 from jobs.measure.statistics import of_series, summarize
 from jobs.results.fingerprint import NAMES
-from jobs.results.migrate import SCHEMA_VERSION
+
+SCHEMA_VERSION = 4
+"""Stands in every row as `schema_version`. A new column needs no new version; a changed meaning does."""
 
 NOT_RUN = "not run: "
 """Begins the reason of a row whose point was never measured; a resume runs it."""

@@ -112,30 +112,31 @@ def _held(job: AllocationDir, queues: Mapping[str, float]) -> tuple[float, float
 def against_plan(run: Run) -> dict[str, Any]:
     """Return what was planned beside what came: points, and the seconds of each service."""
     counts = Counter("valid" if row["valid"] else "invalid" for row in run.rows)
-    services = []
-    for service in run.plan["services"]:
-        rows = [row for row in run.rows if row["service"] == service["service"] and not row.get("reused_from")]
-        records = [tolerant(folder.record) for name, folder in attempts(run) if name == service["service"]]
-        took = sum(row.get(name) or 0.0 for row in rows for name in ("warmup_s", "measure_s"))
-        took += sum(record.get(name) or 0.0 for record in records for name in ("load_s", "teardown_s"))
-        took += sum(_failed_start(folder) for name, folder in attempts(run) if name == service["service"])
-        services.append(
-            {
-                "service": service["service"],
-                "points": len(service["points"]),
-                "valid": sum(bool(row["valid"]) for row in run.rows if row["service"] == service["service"]),
-                "attempts": len(records),
-                "predicted_s": service.get("predicted_s"),
-                "seconds": round(took, 1) if records else None,
-            }
-        )
     return {
         "points": len(run.rows),
         "valid": counts["valid"],
         "invalid": counts["invalid"],
-        "services": services,
+        "services": [_service_against_plan(run, service) for service in run.plan["services"]],
         "allocations": len(run.plan["allocations"]),
         "predicted_node_hours": sum(item.get("node_hours") or 0.0 for item in run.plan["allocations"]),
+    }
+
+
+def _service_against_plan(run: Run, service: Mapping[str, Any]) -> dict[str, Any]:
+    rows = [row for row in run.rows if row["service"] == service["service"]]
+    folders = [folder for name, folder in attempts(run) if name == service["service"]]
+    records = [tolerant(folder.record) for folder in folders]
+    own = [row for row in rows if not row.get("reused_from")]
+    took = sum(row.get(name) or 0.0 for row in own for name in ("warmup_s", "measure_s"))
+    took += sum(record.get(name) or 0.0 for record in records for name in ("load_s", "teardown_s"))
+    took += sum(map(_failed_start, folders))
+    return {
+        "service": service["service"],
+        "points": len(service["points"]),
+        "valid": sum(bool(row["valid"]) for row in rows),
+        "attempts": len(records),
+        "predicted_s": service.get("predicted_s"),
+        "seconds": round(took, 1) if records else None,
     }
 
 

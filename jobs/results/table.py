@@ -1,23 +1,25 @@
-"""The sweep table, made from the plan and the row files: csv, parquet, markdown, and text for a terminal.
+"""The sweep table, made from the plan and the row files, and any table in the forms that people and programs want.
 
 pandas is imported where a table is made: half the time in which a command starts would be its.
 """
 
 from __future__ import annotations
 
+import html
 import io
 import json
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from jobs.core.files import read_json, write_bytes, write_text
+from jobs.core.files import read_json, write_bytes
 from jobs.core.rundir import SweepDir
-from jobs.results.migrate import migrate
 from jobs.results.row import blank, columns
 
 if TYPE_CHECKING:
     import pandas as pd
+
+FORMATS = ("csv", "json", "md", "html", "parquet")
 
 PENDING = "not run yet"
 """Reason of a point that has no row file."""
@@ -59,7 +61,7 @@ def _row(sweep: SweepDir, point: dict[str, Any], service: dict[str, Any], lost: 
     point, and a sweep may have a thousand configs."""
     path = sweep.point(point["point"]).row
     if path.exists():
-        row = migrate(read_json(path))
+        row: dict[str, Any] = read_json(path)
     elif point["point"] in lost:
         row = dict(lost[point["point"]])
     else:
@@ -77,11 +79,8 @@ def cell(value: Any) -> Any:
 def write_table(sweep: SweepDir, lost: Rows = MappingProxyType({})) -> pd.DataFrame:
     """Write table.csv, table.parquet and table.md, and return the table."""
     table = read_table(sweep, lost)
-    write_text(sweep.table("csv"), table.to_csv(index=False))
-    buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False)
-    write_bytes(sweep.table("parquet"), buffer.getvalue())
-    write_text(sweep.table("md"), markdown(table))
+    for form in ("csv", "parquet", "md"):
+        write_bytes(sweep.table(form), render(table, form))
     return table
 
 
@@ -103,3 +102,46 @@ def text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return str(value).replace("|", "/").replace("\n", " ")
+
+
+def render(table: pd.DataFrame, form: str) -> bytes:
+    """Return a table as the content of a file.
+
+    Args:
+        table: any table of rows.
+        form: one of FORMATS. json: a list with one object a row; html: a plain page with the table alone.
+
+    Raises:
+        ValueError: another form.
+    """
+    if form == "csv":
+        return table.to_csv(index=False).encode()
+    if form == "json":
+        return (table.to_json(orient="records", force_ascii=False) + "\n").encode()
+    if form == "md":
+        return markdown(table).encode()
+    if form == "html":
+        return _page(table).encode()
+    if form == "parquet":
+        buffer = io.BytesIO()
+        table.to_parquet(buffer, index=False)
+        return buffer.getvalue()
+    raise ValueError(f"{form} is none of {', '.join(FORMATS)}")
+
+
+def _page(table: pd.DataFrame) -> str:
+    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in table.columns)
+    body = "\n".join(
+        f"<tr{'' if row.get('valid', True) else ' class=invalid'}>"
+        + "".join(f"<td>{html.escape(text(row[name]))}</td>" for name in table.columns)
+        + "</tr>"
+        for row in table.to_dict(orient="records")
+    )
+    style = (
+        ":root{color-scheme:light dark}body{font:14px sans-serif}table{border-collapse:collapse}"
+        "td,th{padding:2px 8px;border-bottom:1px solid #8886;text-align:left;white-space:nowrap}.invalid{opacity:.55}"
+    )
+    return (
+        f'<!doctype html>\n<meta charset="utf-8"><title>table</title><style>{style}</style>\n'
+        f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>\n"
+    )

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.results import keys, slo
-from jobs.results.direction import counts, low_is_best
+from jobs.results import columns, slo
+from jobs.results.columns import counts, low_is_best
 from jobs.results.gather import Run, dotted
 from jobs.results.noise import difference, sample
 from jobs.results.resampling import minimum_detectable
@@ -74,26 +74,15 @@ def objective(run: Run) -> str:
 
 def judge(run: Run) -> Verdict:
     """Judge one sweep. Simulated rows are never set against measured ones, nor rows of different work."""
-    column, said = objective(run), []
-    rows: list[Row] = [row for row in run.rows if row["valid"] and counts(column, row.get(column))]
-    if saturated := sum(bool(row.get("saturated")) for row in rows):
-        said.append(Sentence("left_out_saturated", {"count": saturated}))
-        rows = [row for row in rows if not row.get("saturated")]
-    measured = [row for row in rows if row["engine"] != "simulator"]
-    simulated = bool(rows) and not measured
-    if measured and len(measured) < len(rows):
-        said.append(Sentence("left_out_simulated", {"count": len(rows) - len(measured)}))
-    rows = measured or rows
-    if slo.is_set(run):
-        kept, words = _under_objective(run, rows)
-        said += words
-        rows = kept
+    column = objective(run)
+    rows, said = _compared(run, column)
     if not rows:
         return Verdict("no", None, (Sentence("nothing", {"count": len(run.rows)}), *said, *_invalid(run)))
+    simulated = rows[0]["engine"] == "simulator"
     contests = _contests(run, rows, column)
     first, winner = _headline(contests)
-    best = contests[0].best if len(contests) == 1 else winner
-    if best is not None and len(contests) == 1:
+    if len(contests) == 1:
+        best = contests[0].best
         said.append(Sentence("user", {name: best.get(name) for name in ("ttft_ms_p50", "tpot_ms_p50", "e2el_ms_p50")}))
     said += _cautions(run, contests)
     if simulated:
@@ -101,6 +90,23 @@ def judge(run: Run) -> Verdict:
     sure = winner is not None and all(one.outcome == "clear" and one.starts >= STARTS and one.agree for one in contests)
     believe = "no" if simulated else "yes" if sure else "care"
     return Verdict(believe, None if winner is None else str(winner["point"]), (*first, *said, *_invalid(run)))
+
+
+def _compared(run: Run, column: str) -> tuple[list[Row], list[Sentence]]:
+    """Return the rows that take part, and what is left out; all are simulated, or none is."""
+    said = []
+    rows: list[Row] = [row for row in run.rows if row["valid"] and counts(column, row.get(column))]
+    if saturated := sum(bool(row.get("saturated")) for row in rows):
+        said.append(Sentence("left_out_saturated", {"count": saturated}))
+        rows = [row for row in rows if not row.get("saturated")]
+    measured = [row for row in rows if row["engine"] != "simulator"]
+    if measured and len(measured) < len(rows):
+        said.append(Sentence("left_out_simulated", {"count": len(rows) - len(measured)}))
+    rows = measured or rows
+    if slo.is_set(run):
+        rows, told = _under_objective(run, rows)
+        said += told
+    return rows, said
 
 
 def _under_objective(run: Run, rows: Sequence[Row]) -> tuple[list[Row], list[Sentence]]:
@@ -120,11 +126,11 @@ def _words(limits: Mapping[str, float]) -> str:
 
 def _contests(run: Run, rows: Sequence[Row], column: str) -> list[_Contest]:
     # A rate is offered, not reached: more of it is no merit, so rows compare at the same one.
-    work = tuple(key for key in run.swept if keys.is_work(key) or key == keys.RATE)
-    shown = tuple(key for key in run.swept if key not in (*work, *keys.RESTARTS))
+    work = tuple(key for key in run.swept if columns.is_work(key) or key == columns.RATE)
+    shown = tuple(key for key in run.swept if key not in (*work, *columns.RESTARTS))
     kinds: dict[str, list[Row]] = {}
     for row in rows:
-        kinds.setdefault(keys.words(work, row), []).append(row)
+        kinds.setdefault(columns.setting_text(work, row), []).append(row)
     found = []
     for kind, members in kinds.items():
         ordered = sorted(members, key=lambda row: row[column], reverse=not low_is_best(column))
@@ -162,13 +168,13 @@ def _agree(sides: Sequence[Sequence[Row]], column: str) -> bool:
 
 def _settings(run: Run, rows: Sequence[Row]) -> tuple[str, ...]:
     """Return the swept keys that are settings of the service and differ between these rows."""
-    asked = [key for key in run.swept if not keys.is_work(key) and not key.startswith("bench.")]
-    asked = [key for key in asked if key not in keys.RESTARTS]
+    asked = [key for key in run.swept if not columns.is_work(key) and not key.startswith("bench.")]
+    asked = [key for key in asked if key not in columns.RESTARTS]
     return tuple(key for key in asked if len({str(row[key]) for row in rows}) > 1)
 
 
 def _name(shown: tuple[str, ...], row: Row) -> str:
-    return keys.words(shown, row) or f"point {row['point']}"
+    return columns.setting_text(shown, row) or f"point {row['point']}"
 
 
 def _margin(run: Run, best: Row, second: Row | None, column: str) -> tuple[str, dict[str, Any]]:
@@ -197,10 +203,12 @@ def _headline(contests: Sequence[_Contest]) -> tuple[list[Sentence], Row | None]
     settings = tuple(dict.fromkeys(key for one in contests for key in one.settings))
     clear = [one for one in contests if one.outcome in LEADS]
     sure = all(one.outcome == "clear" for one in clear)
-    same = len({keys.words(settings, one.best) for one in clear}) == 1
+    same = len({columns.setting_text(settings, one.best) for one in clear}) == 1
     values = {"kinds": len(contests), "clear": len(clear)}
     if clear and same:
-        said = Sentence("same" if sure else "same_ahead", values | {"setting": keys.words(settings, clear[0].best)})
+        said = Sentence(
+            "same" if sure else "same_ahead", values | {"setting": columns.setting_text(settings, clear[0].best)}
+        )
     else:
         said = Sentence("differ" if clear else "none_clear" if settings else "kinds", values)
     listed = [Sentence(f"{one.outcome}_for", one.values) for one in contests[:MOST_KINDS]]
@@ -220,6 +228,16 @@ def _cautions(run: Run, contests: Sequence[_Contest]) -> Sequence[Sentence]:
         said.append(Sentence("once", {"window": run.value(rows[0], "bench.window_s")}))
     else:
         said.append(Sentence("repeated", {"count": least}))
+    said += _starts_caution(contests)
+    if (fewest := min(row.get("completed") or 0 for row in rows)) < FEW:
+        said.append(Sentence("few", {"count": fewest}))
+    notes = dict.fromkeys((str(row["point"]), str(row["notes"])) for row in rows if row.get("notes"))
+    said += [Sentence("note", {"point": point, "note": note}) for point, note in list(notes)[:MOST_KINDS]]
+    return said
+
+
+def _starts_caution(contests: Sequence[_Contest]) -> list[Sentence]:
+    said = []
     ahead = [one for one in contests if one.outcome in LEADS]
     if ahead and min(one.starts for one in ahead) < STARTS:
         said.append(Sentence("one_start", {}))
@@ -227,10 +245,6 @@ def _cautions(run: Run, contests: Sequence[_Contest]) -> Sequence[Sentence]:
         said.append(Sentence("starts", {"count": min(one.starts for one in ahead)}))
     if not all(one.agree for one in contests):
         said.append(Sentence("starts_differ", {}))
-    if (fewest := min(row.get("completed") or 0 for row in rows)) < FEW:
-        said.append(Sentence("few", {"count": fewest}))
-    notes = dict.fromkeys((str(row["point"]), str(row["notes"])) for row in rows if row.get("notes"))
-    said += [Sentence("note", {"point": point, "note": note}) for point, note in list(notes)[:MOST_KINDS]]
     return said
 
 

@@ -32,7 +32,7 @@ from jobs.core.rundir import Root, SweepDir, new_sweep
 from jobs.core.sweep_settings import Launch
 from jobs.core.tasks import ServiceTask, read_config, write_config
 from jobs.forecast import history
-from jobs.results import direction
+from jobs.results.columns import check_objective
 from jobs.results.provenance import describe
 from jobs.results.report import write_report
 from jobs.results.row import make_row
@@ -127,7 +127,7 @@ def plan(points: Sequence[Sequence[str]], composer: compose.Composer = compose.d
     """
     words = [compose.ours(point) for point in points]
     configs = compose.configs(words, composer)
-    direction.check(configs[0].results.objective)
+    check_objective(configs[0].results.objective)
     kinds: dict[str, str] = {}
     settled = []
     for one in configs:

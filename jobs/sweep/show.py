@@ -14,8 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.cluster.time_limit import limit_seconds
-from jobs.results.direction import STARRED, counts, low_is_best
-from jobs.results.keys import is_work
+from jobs.results.columns import STARRED, counts, is_work, low_is_best
 from jobs.results.table import text
 from jobs.sweep.check import Shared
 from jobs.sweep.grouping import Point

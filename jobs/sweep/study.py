@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError, UserError
 from jobs.core.files import read_json
-from jobs.results.direction import check as check_column
-from jobs.results.direction import high_is_best, low_is_best
+from jobs.results.columns import check_objective, high_is_best, low_is_best
 from jobs.sweep import compose, reuse, show
 from jobs.sweep import launch as sweep
 from jobs.sweep.follow import follow
@@ -94,7 +93,7 @@ def worst(direction: str) -> float:
 def check(config: Config, direction: str) -> None:
     """Raise ConfigError for a study that cannot be, or that would look for the worst setting."""
     column = config.results.objective
-    check_column(column)
+    check_objective(column)
     wanted = "maximize" if high_is_best(column) else "minimize" if low_is_best(column) else direction
     if direction != wanted:
         reason = f"of {column} this direction is that of the worst setting"

@@ -13,12 +13,10 @@ from results_help import RECORDED, copied, measured, planned, row
 from jobs.__main__ import main
 from jobs.core.files import read_json, write_json
 from jobs.core.rundir import SweepDir
-from jobs.results.formats import FORMATS, render
 from jobs.results.gather import collect, read_run, read_runs
-from jobs.results.migrate import SCHEMA_VERSION, migrate
 from jobs.results.report import data
-from jobs.results.row import price
-from jobs.results.table import PENDING, read_table
+from jobs.results.row import SCHEMA_VERSION, price
+from jobs.results.table import FORMATS, PENDING, read_table, render
 
 
 def test_sweeps_of_different_keys_share_one_table(tmp_path: Path) -> None:
@@ -81,33 +79,14 @@ def test_rows_of_older_and_newer_versions(tmp_path: Path) -> None:
     assert data(read_run(found.path))["plan"]["valid"] == 2, "a row of another version may lack columns"
     measured(found, made.points[0], 50.0)
     old, new = (read_json(found.point(point.point).row) for point in made.points)
-    for name in ("schema_version", "price_per_m_output_tok"):
-        del old[name]
+    del old["price_per_m_output_tok"]
     write_json(found.point(made.points[0].point).row, old)
     write_json(found.point(made.points[1].point).row, new | {"schema_version": 99, "joules": 7})
     table = collect([read_run(found.path)])
     assert list(table["schema_version"]) == [SCHEMA_VERSION, 99]
     assert table.columns[-1] == "joules"
     assert list(table["joules"].astype(object))[1] == 7
-    assert migrate(migrate(old)) == migrate(old)
     assert list(read_table(found)["schema_version"]) == [SCHEMA_VERSION, 99]
-
-
-def test_a_row_of_version_2_tells_whose_power_it_is() -> None:
-    old = {"schema_version": 2, "npu_power_w": 2400.0, "output_tok_s": 9.0}
-    assert migrate(old) == {"schema_version": SCHEMA_VERSION, "head_npu_power_w": 2400.0, "output_tok_s": 9.0}
-    assert migrate({"npu_power_w": None})["head_npu_power_w"] is None
-
-
-def test_a_row_of_version_3_shows_no_percentile_of_too_few_values() -> None:
-    old = {"schema_version": 3, "completed": 22, "output_tokens_mean": 16.0, "ttft_ms_p50": 5.0, "ttft_ms_p90": 7.0,
-           "ttft_ms_p99": 9.0, "itl_ms_p99": 3.0, "tpot_ms_p50": 0.0, "tpot_ms_p90": 2.0}  # fmt: skip
-    new = migrate(old)
-    assert [new[name] for name in ("ttft_ms_p50", "ttft_ms_p90", "ttft_ms_p99")] == [5.0, 7.0, None]
-    assert new["itl_ms_p99"] == 3.0, "22 answers have 330 gaps"
-    assert (new["tpot_ms_p50"], new["tpot_ms_p90"]) == (None, 2.0), "a time of 0 is that of an answer in one piece"
-    assert migrate(old | {"completed": 100})["ttft_ms_p99"] == 9.0
-    assert migrate(old | {"schema_version": SCHEMA_VERSION})["ttft_ms_p99"] == 9.0
 
 
 def test_the_price_of_tokens(tmp_path: Path) -> None:

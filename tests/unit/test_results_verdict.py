@@ -10,7 +10,7 @@ import pytest
 from results_help import measured, planned, row
 
 from jobs.core.files import read_json, write_json
-from jobs.results import keys, page
+from jobs.results import columns, page
 from jobs.results.gather import read_run
 from jobs.results.verdict import Verdict, judge
 
@@ -208,9 +208,9 @@ def test_every_sentence_has_its_words_in_both_languages() -> None:
 
 
 def test_what_is_work_and_what_is_load() -> None:
-    assert all(keys.is_work(key) for key in ("bench.input_tokens", "bench.client", "engine.name", "model.path"))
+    assert all(columns.is_work(key) for key in ("bench.input_tokens", "bench.client", "engine.name", "model.path"))
     others = ("bench.concurrency", "bench.request_rate", "bench.window_s", "bench.slo.ttft_ms_p99", "parallel.seed")
-    assert not any(keys.is_work(key) for key in others)
+    assert not any(columns.is_work(key) for key in others)
 
 
 def test_a_sentence_in_words() -> None:

@@ -12,7 +12,7 @@ from core_help import composer
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.core.sweep_settings import Launch, Results
-from jobs.results.direction import high_is_best, low_is_best
+from jobs.results.columns import high_is_best, low_is_best
 from jobs.results.row import FIGURES
 from jobs.sweep import launch as sweep
 from jobs.sweep import study
