@@ -61,5 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def program() -> None:
+    """The console script `serving-sweep`: a command where the first argument names one, else launch.py."""
+    ours = {verb.name.split()[0] for verb in VERBS}.intersection(sys.argv[1:2])
+    sys.exit(until_closed(main if ours else launch.main))
+
+
 if __name__ == "__main__":
     sys.exit(until_closed(main))

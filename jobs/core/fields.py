@@ -11,8 +11,12 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from jobs.core.registry import Registry
 
-ROOT = Path(__file__).resolve().parents[2]
-"""The project's root: relative `model.path` and `engine.command` are taken from here."""
+CODE = Path(__file__).resolve().parents[2]
+"""Where this package lies: a checkout, or the packages of an environment."""
+
+ROOT = CODE if (CODE / "launch.py").exists() else Path.cwd()
+"""What relative paths (`model.path`, `engine.command`, images, mounts) begin at: the checkout; of an installed wheel
+the directory that it is called in, which is also that of every job it submits."""
 
 
 def from_root(text: str) -> str:

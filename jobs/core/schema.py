@@ -12,10 +12,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from jobs.core.config import Config, ServiceConfig
 from jobs.core.errors import ConfigError, nearest
-from jobs.core.fields import ROOT, Section
+from jobs.core.fields import CODE, ROOT, Section
 from jobs.core.load import Load
 
-CONF = ROOT / "conf"
+CONF = CODE / "conf" if ROOT == CODE else CODE / "jobs/conf"
+"""The presets: of a checkout, or those that setup.py puts into the wheel."""
 
 
 @cache

@@ -8,9 +8,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from jobs.core.fields import ROOT
+from jobs.core.fields import CODE
 
-PACKAGES = ("hydra-core", "numpy", "pandas", "pyarrow", "submitit")
+PACKAGES = ("ascend-serving-sweep", "hydra-core", "numpy", "pandas", "pyarrow", "submitit")
 
 
 def describe(command: Sequence[str]) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def describe(command: Sequence[str]) -> dict[str, Any]:
     """
     return {
         "command": list(command),
-        "commit": commit(ROOT),
+        "commit": commit(CODE),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "host": platform.node(),

