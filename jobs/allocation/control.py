@@ -1,8 +1,8 @@
 """The channel between the ranks: TCP with heartbeats, so that a lost rank is seen in seconds.
 
 The shared file system is the record, not the messenger: its attribute caches may delay a file by a minute.
-Messages are JSON objects, one a line. A rank proves itself by an HMAC over the hub's nonce with the key in
-the allocation's directory, so that another user of the cluster cannot join.
+A rank proves itself by an HMAC over the head's nonce with the key in the allocation's directory, so that another user
+of the cluster cannot join.
 """
 
 from __future__ import annotations
@@ -11,13 +11,10 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
-import json
 import secrets
-from typing import Any
 
+from jobs.allocation.messages import Beat, Hello, Lost, Message, Nonce, Welcome, decode, encode
 from jobs.core.errors import RunError
-
-Message = dict[str, Any]
 
 BEATS_PER_LIMIT = 4
 """Heartbeats sent within one silence limit: three may be late before a rank counts as lost."""
@@ -36,7 +33,7 @@ class _Line:
     async def send(self, message: Message) -> None:
         """Send one message; a broken connection is noticed by the reading side."""
         with contextlib.suppress(OSError, RuntimeError):
-            self._writer.write(json.dumps(message).encode() + b"\n")
+            self._writer.write(encode(message))
             await self._writer.drain()
 
     async def read(self) -> Message | None:
@@ -44,21 +41,21 @@ class _Line:
 
         Raises:
             TimeoutError: silence for longer than the limit.
+            ValueError: not our protocol.
         """
         try:
             async with asyncio.timeout(self._silence_s):  # not wait_for: see watch.py
                 line = await self._reader.readline()
-            message = json.loads(line) if line else None
         except TimeoutError:
             raise
-        except (OSError, ValueError):  # reset, unreachable; not our protocol
+        except OSError:  # reset, unreachable
             return None
-        return message if isinstance(message, dict) else None
+        return decode(line) if line else None
 
     async def beat(self) -> None:
         while True:
             await asyncio.sleep(self._silence_s / BEATS_PER_LIMIT)
-            await self.send({"type": "beat"})
+            await self.send(Beat())
 
     def close(self) -> None:
         with contextlib.suppress(RuntimeError):
@@ -67,10 +64,6 @@ class _Line:
 
 def _proof(key: str, nonce: str) -> str:
     return hmac.new(key.encode(), nonce.encode(), hashlib.sha256).hexdigest()
-
-
-def _proves(hello: Message, key: str, nonce: str) -> bool:
-    return hmac.compare_digest(str(hello.get("proof")).encode(), _proof(key, nonce).encode())
 
 
 class ControlServer:
@@ -83,7 +76,7 @@ class ControlServer:
         self._joined = asyncio.Event()
         self._server: asyncio.Server | None = None
         self.inbox: asyncio.Queue[tuple[int, Message]] = asyncio.Queue()
-        """(rank, message); a lost rank is the message {"type": "lost", "reason": ...}."""
+        """(rank, message); a lost rank is the message `Lost`."""
         self.leaving: set[int] = set()
         """Ranks whose task was told to end: they only stop their engine."""
         if not self._expected:
@@ -144,19 +137,20 @@ class ControlServer:
         with contextlib.ExitStack() as refusal:
             refusal.callback(line.close)  # after an exception too: Python 3.11.2 does not do it by itself
             nonce = secrets.token_hex(16)
-            await line.send({"type": "nonce", "nonce": nonce})
+            await line.send(Nonce(nonce))
             hello: Message | None = None
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError, ValueError):
                 hello = await line.read()
-            if hello is None or not _proves(hello, self._key, nonce):
+            if not isinstance(hello, Hello):
                 return
-            rank = hello.get("rank")
-            if type(rank) is not int or rank not in self._expected or rank in self._lines:
+            proven = hmac.compare_digest(hello.proof.encode(), _proof(self._key, nonce).encode())
+            rank = hello.rank
+            if not proven or rank not in self._expected or rank in self._lines:
                 return
             refusal.pop_all()
         self._lines[rank] = line
         self._tasks.add(asyncio.create_task(self._listen(rank, line)))
-        await line.send({"type": "welcome"})
+        await line.send(Welcome())
         if self._expected == self._lines.keys():
             self._joined.set()
 
@@ -165,15 +159,17 @@ class ControlServer:
         beat = asyncio.create_task(line.beat())
         try:
             while (message := await line.read()) is not None:
-                if message.get("type") != "beat":
+                if not isinstance(message, Beat):
                     self.inbox.put_nowait((rank, message))
         except TimeoutError:
             reason = f"no sign of life for {self._silence_s:g} s (limits.heartbeat_s)"
+        except ValueError as error:
+            reason = f"it sent what is no message of ours: {error}"
         finally:
             beat.cancel()
         self._lines.pop(rank, None)
         line.close()
-        self.inbox.put_nowait((rank, {"type": "lost", "reason": reason}))
+        self.inbox.put_nowait((rank, Lost(reason)))
 
 
 class ControlClient:
@@ -189,9 +185,9 @@ class ControlClient:
 
     async def receive(self) -> Message | None:
         """Return the next message of rank 0, or None when rank 0 is gone or silent beyond the limit."""
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, ValueError):
             while (message := await self._line.read()) is not None:
-                if message.get("type") != "beat":
+                if not isinstance(message, Beat):
                     return message
         return None
 
@@ -213,13 +209,13 @@ async def join(host: str, port: int, rank: int, key: str, silence_s: float, time
             while True:
                 try:
                     line = _Line(*await asyncio.open_connection(host, port, limit=LONGEST), silence_s)
-                    nonce = await line.read() or {}
-                    await line.send({"type": "hello", "rank": rank, "proof": _proof(key, str(nonce.get("nonce")))})
-                    if (await line.read() or {}).get("type") == "welcome":
-                        return ControlClient(line)
+                    if isinstance(challenge := await line.read(), Nonce):
+                        await line.send(Hello(rank, _proof(key, challenge.nonce)))
+                        if isinstance(await line.read(), Welcome):
+                            return ControlClient(line)
                     line.close()
                     last = "rank 0 refused this rank"
-                except (OSError, TimeoutError) as error:
+                except (OSError, TimeoutError, ValueError) as error:
                     last = str(error) or type(error).__name__
                 await asyncio.sleep(0.2)
     raise RunError(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import asdict
-from typing import Any
 
 import pandas  # noqa: F401  (for the table: now, not in the last seconds before a kill)
 
 from jobs.allocation.context import RankContext
 from jobs.allocation.control import ControlServer
+from jobs.allocation.messages import Bye
 from jobs.allocation.preflight import evidence, report
 from jobs.allocation.preflight.conduct import Preflight
 from jobs.allocation.preflight.station import Station, uses_npus
@@ -21,6 +21,7 @@ from jobs.core.errors import RunError
 from jobs.core.files import write_json
 from jobs.core.log import log, own_error, read_tail
 from jobs.core.tasks import ServiceTask
+from jobs.core.waiting import aside, first_of
 from jobs.results.table import write_table
 
 
@@ -48,14 +49,10 @@ async def conduct(
     context.folder.take_reserve()
     valid, ended = True, None
     try:
-        waiting = asyncio.create_task(control.joined(first.limits.rendezvous_s))
-        either: set[asyncio.Future[Any]] = {waiting, stopping}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not waiting.done():
-            waiting.cancel()
+        if not (joined := await first_of(control.joined(first.limits.rendezvous_s), stopping)):
             ended = stopping.result() + _absent(context, control)
         else:
-            waiting.result()
+            joined.result()
             ended = await _check_nodes(context, first, control, stopping, station)
     except RunError as error:
         ended = str(error)
@@ -85,9 +82,9 @@ async def conduct(
             run.give_up(str(ended))
         left += run.left
         valid = run.rows.valid and valid
-        await asyncio.to_thread(write_table, context.folder.sweep)
+        await aside(write_table, context.folder.sweep)
     lost = len(control.present) < context.task.ranks - 1
-    await control.send({"type": "bye"})
+    await control.send(Bye())
     await control.close()
     outcome = {"ended": ended, "valid": valid, "time": time.time(), "left": [asdict(service) for service in left]}
     outcome["yielded"] = yielded
@@ -105,14 +102,10 @@ async def _check_nodes(
     if not first.preflight.enabled:
         return None
     checks = Preflight(first, context.ports, control, station, local=context.work.local)
-    running = asyncio.create_task(checks.run())
-    either: set[asyncio.Future[Any]] = {running, stopping}
-    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-    if not running.done():
-        running.cancel()
+    if not (checked := await first_of(checks.run(), stopping)):
         await station.close()
         return stopping.result()
-    result = running.result()
+    result = checked.result()
     write_json(context.folder.preflight, result.as_json())
     if not context.work.local:
         hosts = [one.node for one in result.facts]

@@ -7,11 +7,27 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
-from jobs.allocation.control import ControlClient, Message
+from jobs.allocation.control import ControlClient
+from jobs.allocation.messages import (
+    Bye,
+    Ended,
+    EngineStart,
+    Inspect,
+    Inspected,
+    Message,
+    Phase,
+    Prepare,
+    Prepared,
+    Progress,
+    Stop,
+    Stopped,
+)
 from jobs.allocation.node import staging
 from jobs.allocation.node.engine import Engine
+from jobs.allocation.preflight.questions import EndChecks, Question
 from jobs.core.errors import UserError
 from jobs.core.rundir import RankDir
+from jobs.core.waiting import aside
 
 PROGRESS_S = 2.0
 """How often a rank says that its engine's log has grown."""
@@ -19,12 +35,12 @@ PROGRESS_S = 2.0
 HASTE_S = 3.0
 """SIGTERM until SIGKILL when the service has failed: most healthy ones need less than 2 s, a hung one never answers."""
 
-MakeEngine = Callable[[Message], Engine | None]
-"""Makes the engine of a "start" message; None where the service needs fewer nodes than the allocation has."""
+MakeEngine = Callable[[EngineStart], Engine | None]
+"""Makes the engine of a service; None where it needs fewer nodes than the allocation has."""
 
 
-Answer = Callable[[Message], Awaitable[Message]]
-"""Answers a question about this node ("preflight")."""
+Answer = Callable[[Message], Awaitable[Message | None]]
+"""Answers a question of the preflight about this node, where it wants an answer."""
 
 
 async def serve(
@@ -33,7 +49,7 @@ async def serve(
     """Obey rank 0 until it says goodbye.
 
     Args:
-        link: to rank 0.
+        control: the channel to rank 0.
         make_engine: makes the engine of a service.
         inherited: environment of this task.
         answer: answers what rank 0 asks about this node before the first service.
@@ -45,22 +61,23 @@ async def serve(
     watch: asyncio.Task[None] | None = None
     try:
         while (message := await control.receive()) is not None:
-            match message["type"]:
-                case "prepare":
-                    engine, watch = await _prepare(control, make_engine, message, inherited)
-                case "preflight":
+            match message:
+                case Prepare():
+                    engine, watch = await _prepare(control, make_engine, message.start, inherited)
+                case Question() | EndChecks():
                     await _tell(control, answer, message)
-                case "start":
+                case EngineStart():
                     engine, watch = await _start(control, engine, make_engine, message, inherited)
-                case "inspect":
+                case Inspect():
                     await _inspect(control, engine if watch and not watch.done() else None)
-                case "phase":
-                    _note_phase(engine, message)
-                case "stop":
-                    leftovers = await _stop(engine, watch, message.get("grace_s"))
+                case Phase():
+                    if engine:  # nobody looks at rank 0's record to learn of this one
+                        engine.note_phase(message.state, **message.details)
+                case Stop():
+                    leftovers = await _stop(engine, watch, message.grace_s)
                     engine = watch = None
-                    await control.send({"type": "stopped", "leftovers": leftovers})
-                case "bye":
+                    await control.send(Stopped(tuple(leftovers)))
+                case Bye():
                     return None
         return "rank 0 is gone"
     finally:
@@ -68,38 +85,35 @@ async def serve(
         control.close()
 
 
-def _note_phase(engine: Engine | None, message: Message) -> None:
-    """Let this rank's record say what the service does: nobody looks at rank 0's to learn of rank 1."""
-    if engine:
-        details = {key: value for key, value in message.items() if key not in ("type", "state")}
-        engine.note_phase(str(message["state"]), **details)
+async def _fail(control: ControlClient, error: UserError) -> None:
+    await control.send(Ended(str(error), time.time()))
 
 
 async def _tell(control: ControlClient, answer: Answer | None, message: Message) -> None:
     if answer:
         try:
-            await control.send(await answer(message))
+            if (told := await answer(message)) is not None:
+                await control.send(told)
         except UserError as error:
-            await control.send({"type": "ended", "reason": str(error), "time": time.time()})
+            await _fail(control, error)
 
 
 async def _inspect(control: ControlClient, engine: Engine | None) -> None:
     try:
-        found = await asyncio.to_thread(engine.inspect) if engine else ()
+        found = await aside(engine.inspect) if engine else ()
     except UserError as error:  # a full disk
-        await control.send({"type": "ended", "reason": str(error), "time": time.time()})
+        await _fail(control, error)
     else:
-        answer = [{"text": str(one), "error": one.error} for one in found]
-        await control.send({"type": "inspected", "differences": answer})
+        await control.send(Inspected(found))
 
 
 async def _prepare(
-    control: ControlClient, make_engine: MakeEngine, message: Message, inherited: Mapping[str, str]
+    control: ControlClient, make_engine: MakeEngine, start: EngineStart, inherited: Mapping[str, str]
 ) -> tuple[Engine | None, asyncio.Task[None] | None]:
     try:
-        engine = make_engine(message)
+        engine = make_engine(start)
     except UserError as error:
-        await control.send({"type": "ended", "reason": str(error), "time": time.time()})
+        await _fail(control, error)
         return None, None
     return engine, asyncio.create_task(_prepared(control, engine, inherited)) if engine else None
 
@@ -108,27 +122,27 @@ async def _prepared(control: ControlClient, engine: Engine, inherited: Mapping[s
     try:
         parts = await staging.prepare(engine, inherited)
     except UserError as error:
-        await control.send({"type": "ended", "reason": str(error), "time": time.time()})
+        await _fail(control, error)
         engine.folder.note("failed", reason=str(error))
     else:
-        await control.send({"type": "prepared", "parts": parts})
+        await control.send(Prepared(dict(parts)))
 
 
 async def _start(
     control: ControlClient,
     engine: Engine | None,
     make_engine: MakeEngine,
-    message: Message,
+    start: EngineStart,
     inherited: Mapping[str, str],
 ) -> tuple[Engine | None, asyncio.Task[None] | None]:
     """Start the engine: the one that was prepared, or a new one."""
     try:
-        engine = engine or make_engine(message)
+        engine = engine or make_engine(start)
         if engine:
             await engine.start(inherited)
             return engine, asyncio.create_task(_report_end(control, engine, engine.folder))
     except UserError as error:
-        await control.send({"type": "ended", "reason": str(error), "time": time.time()})
+        await _fail(control, error)
         if engine:
             engine.folder.note("failed", reason=str(error))
     return engine, None
@@ -139,11 +153,11 @@ async def _report_end(control: ControlClient, engine: Engine, folder: RankDir) -
     size = -1
     while not ended.done():
         if size != (size := engine.log_size()):
-            await control.send({"type": "progress", "age": engine.log_age()})
-            await asyncio.to_thread(engine.note_progress)
+            await control.send(Progress(engine.log_age()))
+            await aside(engine.note_progress)
         await asyncio.wait({ended}, timeout=PROGRESS_S)
     reason = ended.result()
-    await control.send({"type": "ended", "reason": reason, "time": time.time()})
+    await control.send(Ended(reason, time.time()))
     folder.note("failed", reason=reason)
 
 

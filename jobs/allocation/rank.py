@@ -15,11 +15,11 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from jobs.allocation import deadline, headless
 from jobs.allocation.context import RankContext
-from jobs.allocation.control import Message, join
+from jobs.allocation.control import join
+from jobs.allocation.messages import EngineStart, Signalled
 from jobs.allocation.node.engine import Engine
 from jobs.allocation.preflight.findings import named
 from jobs.allocation.preflight.station import Station, make_station
@@ -36,6 +36,7 @@ from jobs.core.log import log
 from jobs.core.rundir import AllocationDir
 from jobs.core.sharing import let_group_read
 from jobs.core.tasks import read_config, read_task
+from jobs.core.waiting import first_of
 from jobs.engines.placement import LOOPBACK, Placement
 
 GIVE_BACK_S = 3.0
@@ -92,14 +93,11 @@ async def _walltime(task: Task, config: Config, stopping: asyncio.Future[str], *
     """Return when this rank has to be done, and say who told so."""
     if local:
         return Walltime.of(limit_seconds(config.cluster.time_limit))
-    finding = asyncio.create_task(deadline.find(str(task.job_id), os.environ, config.cluster.time_limit))
-    either: set[asyncio.Future[Any]] = {finding, stopping}
-    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-    if not finding.done():
-        finding.cancel()
+    finding = deadline.find(str(task.job_id), os.environ, config.cluster.time_limit)
+    if not (found := await first_of(finding, stopping)):
         return Walltime(None)
-    log(str(finding.result()))
-    return Walltime.of(finding.result().left_s)
+    log(str(found.result()))
+    return Walltime.of(found.result().left_s)
 
 
 async def _give_back(task: Task, stopping: asyncio.Future[str]) -> None:
@@ -174,35 +172,33 @@ async def _obey(
         limits.rendezvous_s,
     )
 
-    def make_engine(message: Message) -> Engine | None:
-        if context.task.rank >= int(message["ranks"]):
+    def make_engine(start: EngineStart) -> Engine | None:
+        if context.task.rank >= start.ranks:
             return None
-        config = read_config(context.folder.sweep, str(message["point"]))
-        master = str(message["master_address"])
+        config = read_config(context.folder.sweep, start.point)
+        master = start.master_address
         warning = None if context.work.local else check_master(master, _resolve(host), context.address, prefix)
         if warning and not same_subnet(context.address, master, prefix):
             log(f"warning: {warning}")
         place = Placement(
             rank=context.task.rank,
-            ranks=int(message["ranks"]),
+            ranks=start.ranks,
             address=context.address,
             interface=context.interface,
             master_address=master,
-            api_port=str(message["api_port"]),
-            rpc_port=str(message["rpc_port"]),
+            api_port=start.api_port,
+            rpc_port=start.rpc_port,
         )
-        service = str(message["service"])
-        rank_dir = context.folder.sweep.service(service, int(message["attempt"])).rank(context.task.rank)
-        log(f"service {service}: start")
-        return Engine(config, place, rank_dir, context.tag(service))
+        rank_dir = context.folder.sweep.service(start.service, start.attempt).rank(context.task.rank)
+        log(f"service {start.service}: start")
+        return Engine(config, place, rank_dir, context.tag(start.service))
 
     serving = asyncio.create_task(headless.serve(control, make_engine, context.inherited, station.answer))
-    either: set[asyncio.Future[Any]] = {serving, stopping}
-    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    await first_of(serving, stopping, cancel=False)
     await station.close()
     if not serving.done():
         # The signal may have come to this task alone: without a word rank 0 would go on until this rank is gone.
-        await control.send({"type": "signalled", "reason": stopping.result(), "time": time.time()})
+        await control.send(Signalled(stopping.result(), time.time()))
         with contextlib.suppress(TimeoutError):
             # Rank 0 will stop this engine in good order.
             await asyncio.wait_for(asyncio.shield(serving), limits.stop_s)

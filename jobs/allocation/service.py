@@ -13,10 +13,12 @@ from typing import Any
 from jobs.allocation import serving, watch
 from jobs.allocation.context import RankContext
 from jobs.allocation.control import ControlServer
+from jobs.allocation.life import Life, ServiceFailed
+from jobs.allocation.messages import EngineStart
 from jobs.allocation.node import container, fingerprint
 from jobs.allocation.node.engine import Engine
 from jobs.allocation.rows import End, Row, RowLedger
-from jobs.allocation.supervisor import ServiceFailed, Supervisor
+from jobs.allocation.supervisor import Supervisor
 from jobs.allocation.walltime import point_seconds, service_seconds
 from jobs.cluster.slurm import others_wait
 from jobs.core.config import Config, client_inside, in_container
@@ -27,6 +29,7 @@ from jobs.core.layout import local_sizes
 from jobs.core.log import log, read_all
 from jobs.core.rundir import AllocationDir
 from jobs.core.tasks import ServiceTask, read_config
+from jobs.core.waiting import aside
 from jobs.diagnose import explain
 from jobs.engines.placement import Placement
 from jobs.engines.vllm import environment, logs
@@ -110,17 +113,17 @@ class ServiceRun:
         engine = Engine(self._config, place, folder.rank(0), self._context.tag(service), tuple(self._configs.values()))
         forecast = history.forecaster(self._sweep.root)(self._config)
         self._known["predicted_kv_tokens"] = forecast.predicted_kv_tokens
-        message = {
-            "type": "start",
-            "service": service,
-            "point": self._service.points[0],
-            "ranks": place.ranks,
-            "attempt": self._attempt,
-            "master_address": place.master_address,
-            "api_port": place.api_port,
-            "rpc_port": place.rpc_port,
-        }
-        supervisor = Supervisor(engine, self._control, message, self._stopping)
+        start = EngineStart(
+            service=service,
+            point=self._service.points[0],
+            ranks=place.ranks,
+            attempt=self._attempt,
+            master_address=place.master_address,
+            api_port=place.api_port,
+            rpc_port=place.rpc_port,
+        )
+        life = Life(self._stopping)
+        supervisor = Supervisor(engine, self._control, start, life)
         target = Target(f"http://127.0.0.1:{place.api_port}", self._config.model.name_for_clients, self._api_key)
         began, failure, out_of_time = time.monotonic(), None, False
         log(f"service {service}: start, {len(self._service.points)} points")
@@ -130,36 +133,35 @@ class ServiceRun:
                 asked.check_node(config, environment.whole({}, self._context.inherited).get("PATH"))
         # An image file that nobody has read before is read beside the load, not after it.
         given_up = threading.Event()
-        reading = asyncio.create_task(asyncio.to_thread(container.known_digest, self._config, given_up.is_set))
+        reading = asyncio.create_task(aside(container.known_digest, self._config, given_up.is_set))
         try:
             await supervisor.start(self._context.inherited, target)
             self._known["stage_s"] = round(supervisor.prepared_s, 1)
             self._known["load_s"] = round(time.monotonic() - began - supervisor.prepared_s, 1)
-            # Beside the heartbeats, as every reading of a whole log: a flooded one takes seconds.
-            text = await asyncio.to_thread(read_all, folder.rank(0).log)
+            text = await aside(read_all, folder.rank(0).log)
             self._known["kv_cache_tokens"] = logs.kv_cache_tokens(text)
             log(f"service {service}: ready after {self._known['load_s']} s")
-            await supervisor.during(reading)
-            now = await asyncio.to_thread(fingerprint.of_this_host, self._config, given_up.is_set)
+            await life.during(reading)
+            now = await aside(fingerprint.of_this_host, self._config, given_up.is_set)
             self._known |= asdict(now)
             for sentence in retire(self._sweep, self._config, now):
                 log(sentence)
             for warning in supervisor.warnings:
                 log(f"service {service}: warning: {warning}")
             if self._context.work.serve:
-                await self._serve(supervisor, place)
+                await self._serve(supervisor, life, place)
             for point in () if self._context.work.serve else self._service.points:
                 if lacks := self._context.walltime.lacks(point_seconds(self._configs[point])):
                     log(f"point {point}: not begun: {lacks}")
                     out_of_time = True
                     break
-                await self._measure(point, supervisor, engine, target)
-                if await asyncio.to_thread(self._must_yield):
+                await self._measure(point, supervisor, life, engine, target)
+                if await aside(self._must_yield):
                     log("other users' jobs wait: stopping after this point (cluster.yield_to_others)")
                     out_of_time = self.yielded = True
                     break
         except ServiceFailed as error:
-            failure, self.rows.from_outside = error.reason, supervisor.from_outside
+            failure, self.rows.from_outside = error.reason, life.from_outside
             engine.folder.note("failed", reason=failure)
             log(f"service {service}: failed: {failure}")
         finally:
@@ -170,10 +172,9 @@ class ServiceRun:
             leftovers = await supervisor.stop()
         end = End(failure, out_of_time=out_of_time, teardown_s=round(time.monotonic() - began_stop, 1))
         if failure and not self._stopping.done():
-            # Beside the heartbeats: a flooded log takes seconds, and a silent rank 0 counts as lost.
-            end = await asyncio.to_thread(self._diagnose, end, failure)
+            end = await aside(self._diagnose, end, failure)
         self._write(self.rows.finish(end))
-        await asyncio.to_thread(self._remember, forecast)
+        await aside(self._remember, forecast)
         write_json(
             folder.record,
             {
@@ -228,7 +229,7 @@ class ServiceRun:
             api_key=self._api_key,
         )
 
-    async def _serve(self, supervisor: Supervisor, place: Placement) -> None:
+    async def _serve(self, supervisor: Supervisor, life: Life, place: Placement) -> None:
         """Keep the service up for hand tests until this job is told to end: that is its good end."""
         context, began = self._context, time.monotonic()
         login = context.inherited.get("SLURM_SUBMIT_HOST")
@@ -238,7 +239,7 @@ class ServiceRun:
         log(serving.text(context.folder))
         supervisor.enter("serving")
         try:
-            await supervisor.during(asyncio.Event().wait())
+            await life.during(asyncio.Event().wait())
         except ServiceFailed:
             if not self._stopping.done():
                 raise
@@ -247,7 +248,7 @@ class ServiceRun:
         self._served = True
         self._write(self.rows.served(time.monotonic() - began))
 
-    async def _measure(self, point: str, supervisor: Supervisor, engine: Engine, target: Target) -> None:
+    async def _measure(self, point: str, supervisor: Supervisor, life: Life, engine: Engine, target: Target) -> None:
         config, stop = self._configs[point], asyncio.Event()
 
         def entered(phase: str) -> None:
@@ -274,12 +275,11 @@ class ServiceRun:
             supervisor.watch.ahead = None if now is None or self._ahead is None else max(now, self._ahead)
             self._ahead = now
         run = PointRun(config, target, self._shared, probes, stop, entered, external_client)
-        await supervisor.during(run.run(), stop.set)
+        await life.during(run.run(), stop.set)
         measured = run.result()
-        failure = await (supervisor.failure_soon() if measured.reason else supervisor.failure())
-        self.rows.from_outside = failure is not None and supervisor.from_outside
-        # Beside the heartbeats: the tables of a long sweep take a moment, and a silent rank 0 counts as lost.
-        await asyncio.to_thread(self._keep, point, measured, failure)
+        failure = await (life.failure_soon() if measured.reason else life.failure())
+        self.rows.from_outside = failure is not None and life.from_outside
+        await aside(self._keep, point, measured, failure)
         if failure:
             raise ServiceFailed(failure)
 

@@ -18,6 +18,7 @@ from typing import IO, NoReturn
 import psutil
 
 from jobs.core.errors import RunError
+from jobs.core.waiting import aside
 
 TAG = "SERVING_SWEEP_RANK"
 """Environment variable that marks every process of an engine, so that strays are found wherever they went."""
@@ -227,7 +228,7 @@ class Process:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), 0 if self._stands_still() else grace_s)
         deadline = time.monotonic() + KILL_S
-        while (strays := await asyncio.to_thread(self.strays)) and time.monotonic() < deadline:
+        while (strays := await aside(self.strays)) and time.monotonic() < deadline:
             for stray in strays:
                 with contextlib.suppress(psutil.Error):
                     stray.kill()

@@ -17,6 +17,19 @@ import pytest
 from core_help import ROOT
 
 from jobs.allocation.control import ControlClient, ControlServer, _proof, join
+from jobs.allocation.messages import (
+    Bye,
+    Ended,
+    Hello,
+    Inspect,
+    Lost,
+    Nonce,
+    Phase,
+    Stop,
+    Stopped,
+    Welcome,
+    encode,
+)
 from jobs.core.errors import RunError
 
 KEY = "the key"
@@ -57,8 +70,8 @@ async def peer(port: int, rank: int = 1, key: str = KEY, silence_s: float = 5.0)
 
 async def lost(made: ControlServer) -> tuple[int, str]:
     rank, message = await soon(made.inbox.get())
-    assert message["type"] == "lost"
-    return rank, message["reason"]
+    assert isinstance(message, Lost)
+    return rank, message.reason
 
 
 async def test_messages_pass_both_ways_in_their_order() -> None:
@@ -66,12 +79,14 @@ async def test_messages_pass_both_ways_in_their_order() -> None:
         await made.joined(PATIENCE_S)
         assert made.present == {1, 2}
         for n in range(20):
-            await made.send({"type": "start", "n": n, "text": 'ü\n"x"'})
-            await two.send({"type": "ended", "n": n})
+            await made.send(Phase('ü\n"x"', {"n": n}))
+            await two.send(Ended("it ended", float(n)))
         for link in (one, two):
             received = [await soon(link.receive()) for _ in range(20)]
-            assert received == [{"type": "start", "n": n, "text": 'ü\n"x"'} for n in range(20)]
-        assert [await soon(made.inbox.get()) for _ in range(20)] == [(2, {"type": "ended", "n": n}) for n in range(20)]
+            assert received == [Phase('ü\n"x"', {"n": n}) for n in range(20)]
+        assert [await soon(made.inbox.get()) for _ in range(20)] == [
+            (2, Ended("it ended", float(n))) for n in range(20)
+        ]
 
 
 async def test_one_rank_alone_waits_for_nobody() -> None:
@@ -112,8 +127,8 @@ async def test_a_second_rank_of_the_same_number_is_refused_and_the_first_stays()
         with pytest.raises(RunError, match="refused"):
             await join("127.0.0.1", port, 1, KEY, 5.0, 0.3)
         assert made.present == {1}
-        await first.send({"type": "ended", "reason": "still the first"})
-        assert await soon(made.inbox.get()) == (1, {"type": "ended", "reason": "still the first"})
+        await first.send(Ended("still the first", 1.0))
+        assert await soon(made.inbox.get()) == (1, Ended("still the first", 1.0))
 
 
 @pytest.mark.parametrize("rank", [0, 2, -1, True, "1", [1], {"a": 1}, None])
@@ -121,7 +136,7 @@ async def test_a_number_that_is_not_expected_is_refused(rank: Any) -> None:
     async with control(2) as (made, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         nonce = json.loads(await soon(reader.readline()))["nonce"]
-        hello = {"type": "hello", "rank": rank, "proof": _proof(KEY, nonce)}
+        hello = {"type": "Hello", "rank": rank, "proof": _proof(KEY, nonce)}
         writer.write(json.dumps(hello).encode() + b"\n")
         assert await soon(reader.read()) == b""
         assert made.present == set()
@@ -134,9 +149,10 @@ async def test_a_number_that_is_not_expected_is_refused(rank: Any) -> None:
     "words",
     [
         b"GET / HTTP/1.1\r\n\r\n",
-        b'{"type": "hello", "rank": 1}\n',
-        '{"rank": 1, "proof": "ü"}\n'.encode(),
-        b'{"rank": 1, "proof": "\\ud800"}\n',
+        b'{"type": "Hello", "rank": 1}\n',
+        b'{"type": "Welcome"}\n',
+        '{"type": "Hello", "rank": 1, "proof": "ü"}\n'.encode(),
+        b'{"type": "Hello", "rank": 1, "proof": "\\ud800"}\n',
         b"[1]\n",
         b"\xff\xfe\n",
         b"x" * 100_000,
@@ -160,7 +176,7 @@ async def test_a_proof_of_another_connection_is_worth_nothing() -> None:
         nonce = json.loads(await soon(one.readline()))["nonce"]
         other, second = await asyncio.open_connection("127.0.0.1", port)
         await soon(other.readline())
-        second.write(json.dumps({"rank": 1, "proof": _proof(KEY, nonce)}).encode() + b"\n")
+        second.write(encode(Hello(1, _proof(KEY, nonce))))
         assert await soon(other.read()) == b""
         assert made.present == set()
         writer.close()
@@ -228,20 +244,20 @@ async def test_a_killed_process_is_lost_at_once() -> None:
 async def test_rank_0_gone_is_the_end_of_the_link() -> None:
     async with control() as (made, port), peer(port) as link:
         await made.joined(PATIENCE_S)
-        await made.send({"type": "stop"})
+        await made.send(Stop())
         await made.close()
-        assert await soon(link.receive()) == {"type": "stop"}
+        assert await soon(link.receive()) == Stop()
         assert await soon(link.receive()) is None
-        await link.send({"type": "stopped"})  # into the void: no error
+        await link.send(Stopped())  # into the void: no error
 
 
 async def test_a_silent_rank_0_is_the_end_of_the_link() -> None:
     done = asyncio.Event()
 
     async def welcome_and_no_more(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b'{"type": "nonce", "nonce": "n"}\n')
+        writer.write(encode(Nonce("n")))
         await reader.readline()
-        writer.write(b'{"type": "welcome"}\n')
+        writer.write(encode(Welcome()))
         await done.wait()
         writer.close()
 
@@ -271,17 +287,32 @@ async def test_a_taken_port_is_said() -> None:
 async def test_long_messages_arrive_whole() -> None:
     async with control() as (made, port), peer(port) as link:
         await made.joined(PATIENCE_S)
-        await link.send({"type": "preflight", "pings": "x" * 200_000})
-        await made.send({"type": "preflight", "connect": "y" * 200_000})
-        _, message = await soon(made.inbox.get())
-        assert len(message["pings"]) == 200_000
-        assert len((await soon(link.receive()) or {})["connect"]) == 200_000
+        await link.send(Stopped(("x" * 200_000,)))
+        await made.send(Phase("y" * 200_000))
+        assert await soon(made.inbox.get()) == (1, Stopped(("x" * 200_000,)))
+        assert await soon(link.receive()) == Phase("y" * 200_000)
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        (b'{"type": "Explode"}\n', "there is no message of kind 'Explode'"),
+        (b'{"type": "Stopped", "leftovers": 5}\n', "Stopped: leftovers: "),
+    ],
+)
+async def test_a_rank_that_speaks_another_language_is_lost_and_the_reason_says_so(line: bytes, wrong: str) -> None:
+    async with control() as (made, port), peer(port) as link:
+        await made.joined(PATIENCE_S)
+        link._line._writer.write(line)
+        rank, reason = await lost(made)
+        assert (rank, made.present) == (1, set())
+        assert reason.startswith(f"it sent what is no message of ours: {wrong}")
 
 
 async def test_one_rank_alone_can_be_told_something() -> None:
     async with control(3) as (made, port), peer(port, 1) as one, peer(port, 2) as two:
         await made.joined(PATIENCE_S)
-        await made.send({"type": "preflight", "n": 1}, 2)
-        await made.send({"type": "bye"})
-        assert await soon(one.receive()) == {"type": "bye"}
-        assert await soon(two.receive()) == {"type": "preflight", "n": 1}
+        await made.send(Inspect(), 2)
+        await made.send(Bye())
+        assert await soon(one.receive()) == Bye()
+        assert await soon(two.receive()) == Inspect()

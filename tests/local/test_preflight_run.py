@@ -8,18 +8,20 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-from core_help import change, config, python
+from core_help import change, config
 from preflight_help import ONE, TWO, fake_node
 
 from jobs.allocation import headless
 from jobs.allocation.control import ControlClient, ControlServer, join
+from jobs.allocation.messages import Bye, Message
 from jobs.allocation.preflight.conduct import Preflight, Result
 from jobs.allocation.preflight.facts import NpuPort
-from jobs.allocation.preflight.station import Station, StationContext, aside
+from jobs.allocation.preflight.questions import Clock, FactsFound
+from jobs.allocation.preflight.station import Station, StationContext
 from jobs.cluster.ports import Ports
 from jobs.core.config import Config
 
@@ -77,7 +79,7 @@ async def two_ranks(
     try:
         yield Preflight(settings, ports, control, first, local=False), ports
     finally:
-        await control.send({"type": "bye"})
+        await control.send(Bye())
         await control.close()
         work.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -157,9 +159,9 @@ async def test_a_wrong_interface_ends_it_with_the_one_that_works(tmp_path: Path)
 
 async def test_a_clock_that_is_off_is_measured_over_the_connection(tmp_path: Path) -> None:
     async def askew(link: ControlClient, its: Station) -> None:
-        async def answer(message: dict[str, Any]) -> dict[str, Any]:
+        async def answer(message: Message) -> Message | None:
             reply = await its.answer(message)
-            return reply | ({"time": reply["time"] - 90.0} if message["ask"] == "clock" else {})
+            return replace(reply, time=reply.time - 90.0) if isinstance(reply, Clock) else reply
 
         await headless.serve(link, lambda _: None, {}, answer)
 
@@ -175,10 +177,10 @@ async def test_a_closed_path_is_found(tmp_path: Path) -> None:
     """A peer that says it listens, and does not: as behind a firewall that refuses."""
 
     async def closed(link: ControlClient, its: Station) -> None:
-        async def answer(message: dict[str, Any]) -> dict[str, Any]:
+        async def answer(message: Message) -> Message | None:
             reply = await its.answer(message)
-            if message["ask"] == "facts":
-                reply["facts"]["listening"] = free_ports(1)
+            if isinstance(reply, FactsFound):
+                return replace(reply, facts=replace(reply.facts, listening=tuple(free_ports(1))))
             return reply
 
         await headless.serve(link, lambda _: None, {}, answer)
@@ -218,22 +220,3 @@ async def test_skipped_checks_are_not_made(tmp_path: Path) -> None:
         result = await asyncio.wait_for(checks.run(), 30)
     assert result.reason is None
     assert {one.reason for one in result.findings if one.check == "network.path"} == {"preflight.skip names it"}
-
-
-async def test_work_aside_returns_or_raises() -> None:
-    assert await aside(lambda: 5) == 5
-    with pytest.raises(ZeroDivisionError):
-        await aside(lambda: 1 // 0)
-
-
-def test_a_tool_that_never_ends_does_not_keep_the_rank(tmp_path: Path) -> None:
-    """The limit is that of a hang: the work would take an hour."""
-    code = (
-        "import asyncio, time\nfrom jobs.allocation.preflight.station import aside\n"
-        "async def main():\n"
-        "    with __import__('contextlib').suppress(TimeoutError):\n"
-        "        await asyncio.wait_for(aside(lambda: time.sleep(3600)), 0.1)\n"
-        "asyncio.run(main())\nprint('over')"
-    )
-    with python("-c", code, cwd=tmp_path) as process:
-        assert process.communicate(timeout=120)[0] == "over\n"

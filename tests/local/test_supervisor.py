@@ -15,22 +15,37 @@ import pytest
 import pytest_asyncio
 from supervisor_help import PATIENCE_S, Running, Stage, free_port, tagged
 
-from jobs.allocation import headless, readiness, supervisor
-from jobs.allocation.control import ControlClient, ControlServer, Message, join
+from jobs.allocation import headless, life, readiness, supervisor
+from jobs.allocation.control import ControlClient, ControlServer, join
+from jobs.allocation.life import Life, ServiceFailed
+from jobs.allocation.messages import (
+    Bye,
+    Ended,
+    EngineStart,
+    Inspect,
+    Inspected,
+    Progress,
+    Signalled,
+    Stop,
+    Stopped,
+)
 from jobs.allocation.node import cleanup
 from jobs.allocation.node.engine import Engine
-from jobs.allocation.supervisor import ServiceFailed, Supervisor
+from jobs.allocation.supervisor import Supervisor
 from jobs.core.errors import RunError
 from jobs.core.files import read_json, read_lines
 from jobs.core.rundir import RankDir
 
 Make = Callable[..., Any]
 
+START = EngineStart("s", "p", 2, 1, "127.0.0.1", "0", "0")
+"""The engines of this test are made by the test itself: two ranks is all that it tells."""
+
 
 @pytest_asyncio.fixture
 async def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
     """Make one service; whatever is left at the end of the test is ended."""
-    monkeypatch.setattr(supervisor, "SETTLE_S", 0.15)
+    monkeypatch.setattr(life, "SETTLE_S", 0.15)
     monkeypatch.setattr(supervisor, "PROGRESS_S", 0.05)
     monkeypatch.setattr(readiness, "POLL_S", 0.02)
     made: list[Running] = []
@@ -48,8 +63,8 @@ async def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
         engine = make_engine or (lambda _: here.engine(1))
         work = serve(link) if serve else headless.serve(link, engine, dict(os.environ))
         task = asyncio.create_task(work)
-        message: Message = {"type": "start", "ranks": 2}
-        running = Running(here, Supervisor(here.engine(0), control, message, here.stopping), control, link, task)
+        alive = Life(here.stopping)
+        running = Running(here, Supervisor(here.engine(0), control, START, alive), alive, control, link, task)
         made.append(running)
         return running
 
@@ -57,7 +72,7 @@ async def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     for one in made:
         with contextlib.suppress(Exception):
             await one.supervisor.stop()
-        await one.control.send({"type": "bye"})
+        await one.control.send(Bye())
         with contextlib.suppress(BaseException):
             await asyncio.wait_for(one.agent, PATIENCE_S)
         await one.control.close()
@@ -74,8 +89,8 @@ async def test_a_service_starts_works_and_stops_on_both_ranks(run: Make) -> None
     async def work() -> str:
         return "figures"
 
-    assert await running.supervisor.during(work()) == "figures"
-    assert await running.supervisor.failure() is None
+    assert await running.life.during(work()) == "figures"
+    assert await running.life.failure() is None
     assert await running.stop() == []
     assert tagged(stage) == []
     assert stage.states(0) == ["staged", "loading", "healthy", "ready", "draining", "done"]
@@ -114,15 +129,15 @@ async def test_any_exit_of_any_rank_ends_the_service_and_is_named(
 async def obedient(link: ControlClient, failed: asyncio.Event | None = None) -> str | None:
     """A rank without an engine; it reports a failure of a second ago once it is told to."""
     while (message := await link.receive()) is not None:
-        match message["type"]:
-            case "inspect":
-                await link.send({"type": "inspected", "differences": []})
+        match message:
+            case Inspect():
+                await link.send(Inspected())
                 if failed:
                     await failed.wait()
-                    await link.send({"type": "ended", "reason": "EI0006: link down", "time": time.time() - 1})
-            case "stop":
-                await link.send({"type": "stopped", "leftovers": ["pid 7 python"]})
-            case "bye":
+                    await link.send(Ended("EI0006: link down", time.time() - 1))
+            case Stop():
+                await link.send(Stopped(("pid 7 python",)))
+            case Bye():
                 return None
     return None
 
@@ -132,7 +147,7 @@ async def test_the_first_failing_rank_is_named_though_the_other_is_heard_first(r
     running = await run(serve=lambda link: obedient(link, told), roles={"head": {"alone": True}})
     await running.start()
     running.stage.order("head", 1, "RuntimeError: peer is gone")
-    while not running.supervisor._failed.is_set():
+    while not running.life._failed.is_set():
         await asyncio.sleep(0)
     told.set()
     assert await running.failed() == "rank 1 (headless): EI0006: link down"
@@ -150,14 +165,14 @@ async def test_a_death_that_the_client_saw_first_is_the_reason(run: Make) -> Non
     running = await run()
     await running.start()
     os.kill(running.stage.pid(0), 9)
-    assert (await running.supervisor.failure_soon() or "").startswith("rank 0 (head): engine killed by SIGKILL")
+    assert (await running.life.failure_soon() or "").startswith("rank 0 (head): engine killed by SIGKILL")
 
 
 async def test_a_service_that_lives_has_no_failure_soon(run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.allocation.supervisor.SETTLE_S", 0.05)
+    monkeypatch.setattr(life, "SETTLE_S", 0.05)
     running = await run()
     await running.start()
-    assert await running.supervisor.failure_soon() is None
+    assert await running.life.failure_soon() is None
 
 
 async def test_work_that_can_end_itself_keeps_its_result(run: Make) -> None:
@@ -170,13 +185,13 @@ async def test_work_that_can_end_itself_keeps_its_result(run: Make) -> None:
         await stop.wait()
         return "what was measured so far"
 
-    work = asyncio.create_task(running.supervisor.during(measure(), stop.set))
+    work = asyncio.create_task(running.life.during(measure(), stop.set))
     await begun.wait()
     running.stage.order("head", 0)
     assert await asyncio.wait_for(work, PATIENCE_S) == "what was measured so far"
-    assert (await running.supervisor.failure() or "").startswith("rank 0 (head): engine exited with code 0")
+    assert (await running.life.failure() or "").startswith("rank 0 (head): engine exited with code 0")
     with pytest.raises(ServiceFailed):
-        await running.supervisor.during(measure(), stop.set)
+        await running.life.during(measure(), stop.set)
 
 
 async def test_work_that_cannot_end_itself_is_cancelled(run: Make) -> None:
@@ -191,7 +206,7 @@ async def test_work_that_cannot_end_itself_is_cancelled(run: Make) -> None:
         finally:
             cancelled.set()
 
-    work = asyncio.create_task(running.supervisor.during(measure()))
+    work = asyncio.create_task(running.life.during(measure()))
     await begun.wait()
     running.stage.order("headless", 0)
     with pytest.raises(ServiceFailed, match=r"rank 1 \(headless\)"):
@@ -207,8 +222,8 @@ async def test_work_that_fails_by_itself_is_its_own_error(run: Make) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        await running.supervisor.during(measure())
-    assert await running.supervisor.failure() is None
+        await running.life.during(measure())
+    assert await running.life.failure() is None
 
 
 async def test_a_signal_to_us_ends_the_work_with_its_reason(run: Make) -> None:
@@ -217,7 +232,7 @@ async def test_a_signal_to_us_ends_the_work_with_its_reason(run: Make) -> None:
     work = asyncio.create_task(running.failed())
     running.stage.stopping.set_result("cancelled or preempted (SIGTERM)")
     assert await work == "cancelled or preempted (SIGTERM)"
-    assert await running.supervisor.failure() == "cancelled or preempted (SIGTERM)"
+    assert await running.life.failure() == "cancelled or preempted (SIGTERM)"
     assert await running.stop() == []
 
 
@@ -226,7 +241,7 @@ async def test_an_engine_that_slurm_signals_with_us_did_not_fail_by_itself(run: 
     await running.start()
     running.stage.stopping.set_result("cancelled or preempted (SIGTERM)")
     running.stage.order("headless", 143, "Shutdown signal received")
-    await asyncio.wait_for(running.supervisor._failed.wait(), PATIENCE_S)
+    await asyncio.wait_for(running.life._failed.wait(), PATIENCE_S)
     assert await running.failed() == "cancelled or preempted (SIGTERM)"
 
 
@@ -270,7 +285,7 @@ async def test_what_is_missing_here_is_said_by_the_head(run: Make) -> None:
 
 
 async def test_an_engine_that_cannot_even_be_made_is_said(run: Make) -> None:
-    def unreadable(_: Message) -> Engine:
+    def unreadable(_: EngineStart) -> Engine:
         raise RunError("config.yaml", "(read)", "Permission denied", "Is it on a shared file system?")
 
     running = await run(make_engine=unreadable)
@@ -310,9 +325,9 @@ async def test_a_rank_that_does_not_answer_stop_is_left_behind(
 
     async def deaf(link: ControlClient) -> str | None:
         while (message := await link.receive()) is not None:
-            if message["type"] == "inspect":
-                await link.send({"type": "inspected", "differences": []})
-            if message["type"] == "bye":
+            if isinstance(message, Inspect):
+                await link.send(Inspected())
+            if isinstance(message, Bye):
                 return None
         return None
 
@@ -369,7 +384,7 @@ async def test_of_two_ranks_that_load_too_long_the_one_that_is_silent_is_named(
     async def loading(link: ControlClient) -> str | None:
         async def tell() -> None:
             while True:  # a log that grew this moment, or one that has not for ten minutes
-                await link.send({"type": "progress", "age": 0.0 if talks else 600.0})
+                await link.send(Progress(0.0 if talks else 600.0))
                 await asyncio.sleep(0.02)
 
         telling = asyncio.create_task(tell())
@@ -412,9 +427,10 @@ async def test_a_second_service_may_follow_on_the_same_ranks(run: Make) -> None:
     running = await run()
     await running.start()
     assert await running.stop() == []
-    again = Supervisor(running.stage.engine(0), running.control, {"type": "start", "ranks": 2}, running.stage.stopping)
+    alive = Life(running.stage.stopping)
+    again = Supervisor(running.stage.engine(0), running.control, START, alive)
     await asyncio.wait_for(again.start(dict(os.environ), running.stage.target), PATIENCE_S)
-    assert await again.failure() is None
+    assert await alive.failure() is None
     assert await again.stop() == []
     assert tagged(running.stage) == []
 
@@ -436,9 +452,9 @@ SIGTERM = "cancelled or preempted (SIGTERM)"
 async def test_a_signal_to_another_rank_alone_ends_the_service_at_once_and_names_it(run: Make) -> None:
     running = await run()
     await running.start()
-    await running.link.send({"type": "signalled", "reason": SIGTERM, "time": time.time()})
+    await running.link.send(Signalled(SIGTERM, time.time()))
     assert await running.failed() == f"rank 1 (headless): {SIGTERM}"
-    assert running.supervisor.from_outside
+    assert running.life.from_outside
     assert running.control.leaving == {1}
     assert await running.stop() == []
 
@@ -446,7 +462,7 @@ async def test_a_signal_to_another_rank_alone_ends_the_service_at_once_and_names
 async def test_a_signal_to_all_ranks_is_told_as_our_own_whatever_the_other_clock_says(run: Make) -> None:
     running = await run()
     await running.start()
-    await running.link.send({"type": "signalled", "reason": SIGTERM, "time": time.time() - 60})
+    await running.link.send(Signalled(SIGTERM, time.time() - 60))
     running.stage.stopping.set_result(SIGTERM)
     assert await running.failed() == SIGTERM
-    assert running.supervisor.from_outside
+    assert running.life.from_outside

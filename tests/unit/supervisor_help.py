@@ -1,4 +1,4 @@
-"""Two ranks of one service for the tests of the supervisor: fake engines as real processes, a hub, a link."""
+"""Two ranks of one service for the tests of the supervisor: fake engines as real processes, the channel."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ import pytest
 from core_help import Pipe, change, config
 
 from jobs.allocation.control import ControlClient, ControlServer
+from jobs.allocation.life import Life, ServiceFailed
 from jobs.allocation.node.engine import Engine
-from jobs.allocation.supervisor import ServiceFailed, Supervisor
+from jobs.allocation.supervisor import Supervisor
 from jobs.core.config import Config
 from jobs.core.files import read_lines
 from jobs.core.process import TAG
@@ -95,7 +96,7 @@ def free_port() -> int:
 
 @dataclass
 class Stage:
-    """Two ranks on this machine: rank 0 is the test, rank 1 an agent beside it."""
+    """Two ranks on this machine: rank 0 is the test, rank 1 a headless rank beside it."""
 
     path: Path
     roles: dict[str, dict[str, Any]]
@@ -151,6 +152,7 @@ class Running:
 
     stage: Stage
     supervisor: Supervisor
+    life: Life
     control: ControlServer
     link: ControlClient
     agent: asyncio.Task[str | None]
@@ -164,7 +166,7 @@ class Running:
     async def failed(self) -> str:
         """Wait for the end of the service and return its reason."""
         with pytest.raises(ServiceFailed) as caught:
-            await asyncio.wait_for(self.supervisor.during(asyncio.Event().wait()), PATIENCE_S)
+            await asyncio.wait_for(self.life.during(asyncio.Event().wait()), PATIENCE_S)
         return caught.value.reason
 
 

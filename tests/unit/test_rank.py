@@ -17,6 +17,7 @@ from supervisor_help import free_port
 from jobs.allocation import rank
 from jobs.allocation.context import RankContext
 from jobs.allocation.control import ControlServer
+from jobs.allocation.messages import Bye, Lost, Signalled, Stop, Stopped
 from jobs.allocation.preflight.station import make_station
 from jobs.allocation.walltime import Walltime
 from jobs.cluster.nodelist import Task
@@ -107,11 +108,12 @@ async def test_a_signalled_rank_serves_until_rank_0_says_goodbye(
     obeying = asyncio.create_task(obey(here(tmp_path, port), config("cluster=local"), stopping))
     await soon(made.joined(PATIENCE_S))
     stopping.set_result("cancelled or preempted (SIGTERM)")
-    told = await soon(made.inbox.get())
-    assert (told[0], told[1]["type"], told[1]["reason"]) == (1, "signalled", "cancelled or preempted (SIGTERM)")
-    await made.send({"type": "stop"})
-    assert await soon(made.inbox.get()) == (1, {"type": "stopped", "leftovers": []})
-    await made.send({"type": "bye"})
+    number, told = await soon(made.inbox.get())
+    assert isinstance(told, Signalled)
+    assert (number, told.reason) == (1, "cancelled or preempted (SIGTERM)")
+    await made.send(Stop())
+    assert await soon(made.inbox.get()) == (1, Stopped())
+    await made.send(Bye())
     assert await soon(obeying) == (0, False)
 
 
@@ -124,8 +126,8 @@ async def test_a_signalled_rank_does_not_wait_for_rank_0_for_ever(
     await soon(made.joined(PATIENCE_S))
     stopping.set_result("cancelled or preempted (SIGTERM)")
     assert await soon(obeying) == (1, False)
-    assert (await soon(made.inbox.get()))[1]["type"] == "signalled"
-    assert await soon(made.inbox.get()) == (1, {"type": "lost", "reason": "its connection to rank 0 ended"})
+    assert isinstance((await soon(made.inbox.get()))[1], Signalled)
+    assert await soon(made.inbox.get()) == (1, Lost("its connection to rank 0 ended"))
 
 
 async def test_a_rank_that_loses_rank_0_says_so(

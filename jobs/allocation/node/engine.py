@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import tempfile
 import time
@@ -19,6 +18,7 @@ from jobs.core.fields import from_root
 from jobs.core.files import is_there, write_json
 from jobs.core.log import last_words, read_all, read_tail
 from jobs.core.rundir import RankDir
+from jobs.core.waiting import aside
 from jobs.engines.placement import Placement
 from jobs.engines.vllm import command, environment, logs
 
@@ -65,7 +65,7 @@ class Engine:
         plogs = artifacts.make_plogs(self.folder, kept)
         if in_container(self.config):
             service = self.tag.split("/")[-2]
-            kept |= await asyncio.to_thread(artifacts.cache_variables, self.config, self.place.rank, service)
+            kept |= await aside(artifacts.cache_variables, self.config, self.place.rank, service)
         variables = environment.variables(self.config, self.place) | kept
         source = [from_root(name) for name in self.config.engine.source]
         intended = {"argv": argv, "env": audit.masked(variables), "source": source}
@@ -74,8 +74,8 @@ class Engine:
         env = environment.whole(variables, inherited)
         if not in_container(self.config):
             self._check_node(argv[0], env)
-        # Beside the heartbeats: npu-smi may take seconds, and a silent rank counts as lost.
-        self._before = await asyncio.to_thread(cleanup.baseline)
+        # npu-smi may take seconds.
+        self._before = await aside(cleanup.baseline)
         # vLLM leaves its sockets in TMPDIR; their paths have a limit of 107 characters, so this one is short.
         self._scratch = tempfile.mkdtemp(
             prefix="sv-", dir=env.get("TMPDIR") if len(env.get("TMPDIR", "")) < 40 else "/tmp"
@@ -182,7 +182,7 @@ class Engine:
             grace_s: seconds from SIGTERM to SIGKILL; None: `limits.stop_s`.
         """
         if self._process is None:
-            return await asyncio.to_thread(self._discard) if self._discard else []
+            return await aside(self._discard) if self._discard else []
         self.folder.note("draining")
         grace_s = self.config.limits.stop_s if grace_s is None else grace_s
         if self._box:
@@ -190,11 +190,11 @@ class Engine:
         leftovers = await self._process.stop(grace_s)
         if self._box:
             if self._box.spec.runtime == "docker" and self.config.engine.name == "vllm_ascend":
-                await asyncio.to_thread(artifacts.copy_plogs, str(self._box.spec.name), self.folder, self._box.host)
-            leftovers += await asyncio.to_thread(self._box.remove)
+                await aside(artifacts.copy_plogs, str(self._box.spec.name), self.folder, self._box.host)
+            leftovers += await aside(self._box.remove)
         if self._scratch:
             shutil.rmtree(self._scratch, ignore_errors=True)
         ports = [int(port) for port in (self.place.api_port, self.place.rpc_port) if self.place.rank == 0]
-        leftovers += await asyncio.to_thread(cleanup.leftovers, self._before, ports) if self._before else []
+        leftovers += await aside(cleanup.leftovers, self._before, ports) if self._before else []
         self.folder.note("done", leftovers=leftovers)
         return leftovers

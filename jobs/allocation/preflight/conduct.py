@@ -1,4 +1,4 @@
-"""Rank 0's part: ask every rank, measure the clocks, compare, judge. Over the hub, so that nothing waits for a disk."""
+"""Rank 0's part: ask every rank, measure the clocks, compare, judge. Nothing waits for a disk."""
 
 from __future__ import annotations
 
@@ -7,15 +7,29 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
-from jobs.allocation.control import ControlServer, Message
+from jobs.allocation.messages import Gone
 from jobs.allocation.preflight import fabric, host, network, npu
-from jobs.allocation.preflight.facts import Facts, Ping, Reached, as_json, facts_of, pings_of, reached_of
+from jobs.allocation.preflight.facts import Facts, Ping, Reached
 from jobs.allocation.preflight.findings import Finding, failures, named, settle, worst
+from jobs.allocation.preflight.questions import (
+    Answer,
+    AskClock,
+    AskFacts,
+    AskReach,
+    Channel,
+    Clock,
+    EndChecks,
+    FactsFound,
+    Question,
+    ReachFound,
+)
 from jobs.allocation.preflight.station import Station
 from jobs.cluster.ports import Ports
 from jobs.core.config import Config
+
+A = TypeVar("A", bound=Answer)
 
 CLOCK_ROUNDS = 5
 """Of several rounds the fastest one counts: its answer was delayed least (as NTP does, RFC 5905, section 10)."""
@@ -56,7 +70,7 @@ class Result:
             "reason": self.reason,
             "seconds": round(self.seconds, 2),
             "findings": [asdict(one) for one in self.findings],
-            "facts": [as_json(one) for one in self.facts],
+            "facts": [asdict(one) for one in self.facts],
         }
 
 
@@ -67,11 +81,12 @@ class _Lost(Exception):
 class Preflight:
     """The checks of one allocation, once."""
 
-    def __init__(self, config: Config, ports: Ports, control: ControlServer, station: Station, *, local: bool) -> None:
-        """Args: any config of the allocation, the engine's ports, the hub, and rank 0's own station."""
+    def __init__(self, config: Config, ports: Ports, control: Channel, station: Station, *, local: bool) -> None:
+        """Args: any config of the allocation, the engine's ports, the channel, and rank 0's own station."""
         self._config, self._ports, self._control, self._station, self._local = config, ports, control, station, local
         self._end = time.monotonic() + config.limits.preflight_s
         self._expected = frozenset(control.present)
+        self._asked = 0
 
     async def run(self) -> Result:
         """Make all checks. The ports that were held open are free again afterwards."""
@@ -81,42 +96,42 @@ class Preflight:
         broken: str | None = None
         try:
             clocks = await self._clocks()
-            answers = await self._ask({"ask": "facts", "left_s": self._end - time.monotonic()})
-            facts = {rank: facts_of(answer["facts"]) for rank, answer in sorted(answers.items())}
-            facts = {rank: replace(one, clock_s=clocks.get(rank)) for rank, one in facts.items()}
+            asked = AskFacts(self._next(), self._end - time.monotonic())
+            answers = await self._ask(dict.fromkeys({0, *self._expected}, asked), FactsFound)
+            facts = {rank: replace(one.facts, clock_s=clocks.get(rank)) for rank, one in sorted(answers.items())}
             reached, pings = await self._reach(facts)
             findings = self._judge(list(facts.values()), reached, pings)
         except _Lost as error:
             broken = str(error)
-        await self._control.send({"type": "preflight", "ask": "end"})
+        await self._control.send(EndChecks())
         await self._station.close()
         return Result(tuple(findings), tuple(facts.values()), time.monotonic() - began, broken)
 
     async def _clocks(self) -> dict[int, float]:
         """Return how far the clock of each other rank is ahead of ours, s."""
         best: dict[int, tuple[float, float]] = {}
-        for n in range(CLOCK_ROUNDS if self._expected and not self._local else 0):
+        for _ in range(CLOCK_ROUNDS if self._expected and not self._local else 0):
             sent = time.time()
-            for rank, (came, answer) in (await self._hear({"ask": "clock", "n": n})).items():
+            asked = dict.fromkeys(self._expected, AskClock(self._next()))
+            for rank, (came, answer) in (await self._hear(asked, Clock)).items():
                 trip = came - sent
-                best[rank] = min(best.get(rank, (trip + 1, 0.0)), (trip, float(answer["time"]) - sent - trip / 2))
+                best[rank] = min(best.get(rank, (trip + 1, 0.0)), (trip, answer.time - sent - trip / 2))
         return {rank: away for rank, (_, away) in best.items()}
 
     async def _reach(self, facts: Mapping[int, Facts]) -> tuple[tuple[Reached, ...], tuple[Ping, ...]]:
         work = {} if self._skips("fabric.ping") else fabric.pairs(list(facts.values()))
-        connect = {
-            rank: []
-            if self._skips("network.path")
-            else [[peer, one.address, list(one.listening)] for peer, one in facts.items() if peer != rank]
-            for rank in facts
-        }
+        peers = {} if self._skips("network.path") else facts
         if len(facts) < 2:
             return (), ()
-        message = {"ask": "reach", "token": secrets.token_hex(8), "connect": connect, "pings": work}
-        answers = await self._ask(message)
+        n, token = self._next(), secrets.token_hex(8)
+        asked = {}
+        for rank in facts:
+            others = tuple((peer, one.address, one.listening) for peer, one in peers.items() if peer != rank)
+            asked[rank] = AskReach(n, token, others, tuple(work.get(rank, ())))
+        answers = (await self._ask(asked, ReachFound)).values()
         return (
-            tuple(one for answer in answers.values() for one in reached_of(answer["reached"])),
-            tuple(one for answer in answers.values() for one in pings_of(answer["pings"])),
+            tuple(one for answer in answers for one in answer.reached),
+            tuple(one for answer in answers for one in answer.pings),
         )
 
     def _judge(self, facts: Sequence[Facts], reached: Sequence[Reached], pings: Sequence[Ping]) -> list[Finding]:
@@ -136,42 +151,42 @@ class Preflight:
     def _skips(self, check: str) -> bool:
         return named(check, self._config.preflight.skip)
 
-    async def _ask(self, message: Message) -> dict[int, Message]:
+    def _next(self) -> int:
+        """Return the number of the next question."""
+        self._asked += 1
+        return self._asked
+
+    async def _ask(self, questions: Mapping[int, Question], kind: type[A]) -> dict[int, A]:
         """Ask every rank, ourselves too, and wait for all answers."""
-        own = asyncio.create_task(self._station.answer(_for(0, message)))
+        own = asyncio.create_task(self._station.answer(questions[0]))
+        others = {rank: question for rank, question in questions.items() if rank}
         try:
-            answers = {rank: answer for rank, (_, answer) in (await self._hear(message)).items()}
+            answers = {rank: answer for rank, (_, answer) in (await self._hear(others, kind)).items()}
             async with asyncio.timeout(max(0.0, self._end - time.monotonic())):
-                answers[0] = await own
+                answers[0] = cast(A, await own)
         except TimeoutError:
             raise _Lost(self._late("rank 0")) from None
         finally:
             own.cancel()
         return answers
 
-    async def _hear(self, message: Message) -> dict[int, tuple[float, Message]]:
-        """Ask every other rank. Returns for each when its answer came (Unix seconds), and the answer."""
-        for rank in self._expected:
-            await self._control.send({"type": "preflight"} | _for(rank, message), rank)
-        heard: dict[int, tuple[float, Message]] = {}
-        while missing := sorted(self._expected - heard.keys()):
+    async def _hear(self, questions: Mapping[int, Question], kind: type[A]) -> dict[int, tuple[float, A]]:
+        """Ask other ranks. Returns for each when its answer came (Unix seconds), and the answer."""
+        for rank, question in questions.items():
+            await self._control.send(question, rank)
+        heard: dict[int, tuple[float, A]] = {}
+        while missing := sorted(questions.keys() - heard.keys()):
             try:
                 async with asyncio.timeout(max(0.0, self._end - time.monotonic())):
                     rank, answer = await self._control.inbox.get()
             except TimeoutError:
                 raise _Lost(self._late(", ".join(f"rank {rank}" for rank in missing))) from None
-            if answer["type"] in ("lost", "ended", "signalled"):
-                raise _Lost(f"rank {rank} (headless): {answer['reason']}")
-            if answer.get("ask") == message["ask"] and answer.get("n") == message.get("n"):
+            if isinstance(answer, Gone):
+                raise _Lost(f"rank {rank} (headless): {answer.reason}")
+            if isinstance(answer, kind) and rank in questions and answer.n == questions[rank].n:
                 heard[rank] = (time.time(), answer)
         return heard
 
     def _late(self, who: str) -> str:
         limit = self._config.limits.preflight_s
         return f"{who} did not finish its checks within {limit:g} s (limits.preflight_s)"
-
-
-def _for(rank: int, message: Message) -> Message:
-    """Return a question as one rank gets it: its own part of the work."""
-    parts: Message = {key: message[key].get(rank, []) for key in ("connect", "pings") if key in message}
-    return {**message, **parts}

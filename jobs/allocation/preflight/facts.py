@@ -1,12 +1,8 @@
-"""What one rank knows of its node, and how it travels to rank 0."""
+"""What one rank knows of its node."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
-
-from pydantic import TypeAdapter
+from dataclasses import dataclass, field
 
 from jobs.engines.ascend.npu_smi import Npu
 
@@ -199,28 +195,3 @@ class Ping:
     sent: int = 0
     received: int = 0
     why: str | None = None
-
-
-_FACTS = TypeAdapter(Facts)
-_REACHED = TypeAdapter(tuple[Reached, ...])
-_PINGS = TypeAdapter(tuple[Ping, ...])
-
-
-def as_json(value: Facts | Reached | Ping) -> dict[str, Any]:
-    """Return plain values for a message or a file."""
-    return asdict(value)
-
-
-def facts_of(value: Mapping[str, Any]) -> Facts:
-    """Return the facts of a message."""
-    return _FACTS.validate_python(value)
-
-
-def reached_of(values: Any) -> tuple[Reached, ...]:
-    """Return what a message says of connections."""
-    return _REACHED.validate_python(values)
-
-
-def pings_of(values: Any) -> tuple[Ping, ...]:
-    """Return what a message says of pings."""
-    return _PINGS.validate_python(values)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import psutil
 
 from jobs.allocation.preflight.facts import Holder
+from jobs.core.waiting import aside
 
 CONNECT_S = 5.0
 """A firewall that drops packets gives no answer at all."""
@@ -34,7 +35,7 @@ class Listeners:
                 server = await asyncio.start_server(_answer, host, port)
             except OSError as error:
                 taken = error.errno == errno.EADDRINUSE
-                busy[port] = await asyncio.to_thread(holder, port) if taken else Holder(str(error))
+                busy[port] = await aside(holder, port) if taken else Holder(str(error))
                 continue
             self._servers.append(server)
             self.ports.append(server.sockets[0].getsockname()[1])

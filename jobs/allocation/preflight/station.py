@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
 
+from jobs.allocation.messages import Message
 from jobs.allocation.preflight import look, runtime
-from jobs.allocation.preflight.facts import Facts, Npus, Reached, as_json
+from jobs.allocation.preflight.facts import Facts, Npus, Reached
 from jobs.allocation.preflight.findings import named
 from jobs.allocation.preflight.paths import Listeners, reach
+from jobs.allocation.preflight.questions import (
+    Answer,
+    AskClock,
+    AskFacts,
+    AskReach,
+    Clock,
+    EndChecks,
+    FactsFound,
+    ReachFound,
+)
 from jobs.allocation.preflight.tools import ASCEND, Tools
 from jobs.cluster.nodelist import Task
 from jobs.cluster.ports import Ports
 from jobs.core.config import Config
 from jobs.core.fields import from_root
 from jobs.core.tasks import AllocationTask
+from jobs.core.waiting import aside
 from jobs.engines.placement import Placement
 from jobs.engines.vllm import environment
-
-T = TypeVar("T")
 
 HCCL_BASE_PORT, HCCL_PORTS = 60000, 16
 """HCCL's host ports (CANN, envref_07_0074)."""
@@ -73,33 +81,6 @@ def uses_npus(config: Config) -> bool:
     return config.engine.name == "vllm_ascend" if wanted is None else wanted
 
 
-async def aside(work: Callable[[], T]) -> T:
-    """Do blocking work beside the event loop.
-
-    In a daemon thread, unlike asyncio.to_thread: a tool that hangs in its driver cannot be killed, and must not keep
-    this rank, and with it the nodes, from ending.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if not done.done():
-            done.set_exception(error) if error else done.set_result(cast(T, result))
-
-    def run() -> None:
-        result: T | None = None
-        error: BaseException | None = None
-        try:
-            result = work()
-        except BaseException as caught:
-            error = caught
-        with contextlib.suppress(RuntimeError):  # the loop has ended before the work did
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return await done
-
-
 class Station:
     """The checks of one rank."""
 
@@ -110,20 +91,19 @@ class Station:
         self._deadline = time.monotonic() + LATE * config.limits.preflight_s
         self._stopped = threading.Event()
 
-    async def answer(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Answer one question of rank 0."""
-        reply: dict[str, Any] = {"type": "preflight", "ask": message["ask"]}
-        match message["ask"]:
-            case "clock":
-                reply |= {"n": message["n"], "time": time.time()}
-            case "facts":
-                self._deadline = time.monotonic() + LATE * float(message["left_s"])
-                reply["facts"] = as_json(await self._facts())
-            case "reach":
-                reply |= await self._reach(message)
-            case "end":
+    async def answer(self, message: Message) -> Answer | None:
+        """Answer one question of rank 0; the end of the checks wants no answer."""
+        match message:
+            case AskClock(n):
+                return Clock(n, time.time())
+            case AskFacts(n, left_s):
+                self._deadline = time.monotonic() + LATE * left_s
+                return FactsFound(n, await self._facts())
+            case AskReach():
+                return await self._reach(message)
+            case EndChecks():
                 await self.close()
-        return reply
+        return None
 
     async def close(self) -> None:
         """Give the ports back, and ask no tool any more."""
@@ -193,19 +173,16 @@ class Station:
             context.rank, len(context.peers) + 1, context.address, context.interface, context.address, api, rpc
         )
 
-    async def _reach(self, message: Mapping[str, Any]) -> dict[str, Any]:
+    async def _reach(self, asked: AskReach) -> ReachFound:
         """Connect to the peers' ports, all at once, and ping their NPUs, one after the other."""
-        token = str(message["token"])
-        targets = [(int(peer), str(at), int(port)) for peer, at, ports in message["connect"] for port in ports]
+        rank = self._context.rank
 
         async def one(peer: int, address: str, port: int) -> Reached:
-            return Reached(self._context.rank, peer, port, await reach(address, port, token))
+            return Reached(rank, peer, port, await reach(address, port, asked.token))
 
-        wanted = [(int(d), str(address), int(peer), int(pd)) for d, address, peer, pd in message["pings"]]
-        pinging = asyncio.create_task(aside(lambda: self._tools().pings(self._context.rank, wanted)))
-        reached = await asyncio.gather(*(one(*target) for target in targets))
-        pings = await pinging
-        return {"reached": [as_json(item) for item in reached], "pings": [as_json(item) for item in pings]}
+        pinging = asyncio.create_task(aside(self._tools().pings, rank, asked.pings))
+        reached = await asyncio.gather(*(one(peer, at, port) for peer, at, ports in asked.peers for port in ports))
+        return ReachFound(asked.n, tuple(reached), tuple(await pinging))
 
 
 def make_station(
