@@ -10,6 +10,8 @@ from jobs.allocation.preflight.findings import NO_NPUS, Finding, State, not_run,
 from jobs.allocation.preflight.host import compare
 from jobs.allocation.preflight.tools import GONE
 from jobs.core.config import Config
+from jobs.core.sweep_settings import Preflight
+from jobs.engines.ascend.npu_smi import Npu
 
 FROM_SMI = ("npu.health", "npu.chip", "npu.memory", "npu.processes")
 GOOD, POOR = "OK", "Warning"
@@ -33,7 +35,7 @@ def judge(facts: Sequence[Facts], config: Config) -> list[Finding]:
 
 
 def _node(node: str, npus: Npus, config: Config) -> list[Finding]:
-    settings, count = config.preflight, config.cluster.npus_per_node
+    count = config.cluster.npus_per_node
     found: list[Finding] = []
     if npus.problem:
         reason = npus.problem.reason
@@ -52,40 +54,43 @@ def _node(node: str, npus: Npus, config: Config) -> list[Finding]:
     if not found:
         found.append(passed("npu.devices", node, f"{len(npus.npus)} NPUs"))
     for npu in npus.npus:
-        device = f"NPU {npu.index}"
-        if npu.health != GOOD:
-            state: State = "warn" if npu.health == POOR else "fail"
-            remedy = f"See npu-smi info -t health -i {npu.index} -c 0; reset the NPU, or choose another node."
-            found.append(Finding("npu.health", state, node, f"its health is {npu.health}", remedy, device))
-        if not npu.name.startswith(settings.chip):
-            reason = f"it is a {npu.name}, and preflight.chip is {settings.chip}"
-            remedy = "Choose nodes with that chip (cluster.constraint), or set preflight.chip."
-            found.append(Finding("npu.chip", "fail", node, reason, remedy, device))
-        if npu.total_mb < settings.npu_memory_mb:
-            reason = f"it has {npu.total_mb} MB, and {settings.npu_memory_mb} are asked for"
-            remedy = "Choose nodes with larger NPUs, or set preflight.npu_memory_mb."
-            found.append(Finding("npu.memory", "fail", node, reason, remedy, device))
-        elif npu.used_mb > settings.npu_idle_mb:
-            reason = f"{npu.used_mb} MB are in use before the start; {settings.npu_idle_mb} is the most for an idle one"
-            remedy = "End what uses it, or reset the NPU, or choose another node."
-            found.append(Finding("npu.memory", "fail", node, reason, remedy, device))
-        for process in npu.processes or ():
-            reason = f"process {process.pid} {process.name or '(no name)'} runs on it with {process.memory_mb} MB"
-            remedy = "End it if it is yours; else choose another node, and tell its owner."
-            found.append(Finding("npu.processes", "fail", node, reason, remedy, device))
+        found += _sick(node, npu, config.preflight)
     if all(npu.processes is None for npu in npus.npus):
         found += not_run(("npu.processes",), node, "npu-smi info shows no table of processes")
     seen = {one.check for one in found}
-    chips = ", ".join(sorted({npu.name for npu in npus.npus}))
-    used = max(npu.used_mb for npu in npus.npus)
     values = {
         "npu.health": f"{len(npus.npus)} x OK",
-        "npu.chip": chips,
-        "npu.memory": f"at most {used} MB in use",
+        "npu.chip": ", ".join(sorted({npu.name for npu in npus.npus})),
+        "npu.memory": f"at most {max(npu.used_mb for npu in npus.npus)} MB in use",
         "npu.processes": "none",
     }
     found += [passed(check, node, value) for check, value in values.items() if check not in seen]
     return [*_files(node, npus.closed, count), *found]
+
+
+def _sick(node: str, npu: Npu, settings: Preflight) -> list[Finding]:
+    """Return what is wrong with one NPU."""
+    found: list[Finding] = []
+
+    def bad(check: str, reason: str, remedy: str, state: State = "fail") -> None:
+        found.append(Finding(check, state, node, reason, remedy, f"NPU {npu.index}"))
+
+    if npu.health != GOOD:
+        remedy = f"See npu-smi info -t health -i {npu.index} -c 0; reset the NPU, or choose another node."
+        bad("npu.health", f"its health is {npu.health}", remedy, "warn" if npu.health == POOR else "fail")
+    if not npu.name.startswith(settings.chip):
+        reason = f"it is a {npu.name}, and preflight.chip is {settings.chip}"
+        bad("npu.chip", reason, "Choose nodes with that chip (cluster.constraint), or set preflight.chip.")
+    if npu.total_mb < settings.npu_memory_mb:
+        reason = f"it has {npu.total_mb} MB, and {settings.npu_memory_mb} are asked for"
+        bad("npu.memory", reason, "Choose nodes with larger NPUs, or set preflight.npu_memory_mb.")
+    elif npu.used_mb > settings.npu_idle_mb:
+        reason = f"{npu.used_mb} MB are in use before the start; {settings.npu_idle_mb} is the most for an idle one"
+        bad("npu.memory", reason, "End what uses it, or reset the NPU, or choose another node.")
+    for process in npu.processes or ():
+        reason = f"process {process.pid} {process.name or '(no name)'} runs on it with {process.memory_mb} MB"
+        bad("npu.processes", reason, "End it if it is yours; else choose another node, and tell its owner.")
+    return found
 
 
 def _files(node: str, closed: Mapping[str, str], count: int) -> list[Finding]:
