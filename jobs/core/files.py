@@ -85,6 +85,13 @@ def is_there(path: Path) -> bool | None:
     return True
 
 
+def nearest_there(path: Path) -> Path:
+    """Return the nearest directory above that can be seen; a directory of root's counts as its parent."""
+    while path != path.parent and not is_there(path):
+        path = path.parent
+    return path
+
+
 def sha256(path: Path, stop: Callable[[], bool] = lambda: False) -> str:
     """Return the SHA-256 of a whole file.
 

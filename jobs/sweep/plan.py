@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 from jobs.allocation.node import container
@@ -101,9 +102,8 @@ def make_plan(
             different clusters, a service that cannot fit (`launch.infeasible=fail`), a budget for nothing.
     """
     leaves = _swept_leaves(swept, configs)
-    _check_one_cluster(configs)
     points: dict[str, Point] = {}
-    asked: list[str] = []
+    every: list[Point] = []
     for words, config in zip(overrides, configs, strict=True):
         found = check.findings(config)
         check.refuse(found)
@@ -116,7 +116,8 @@ def make_plan(
             findings=found,
         )
         points.setdefault(point.point, point)
-        asked.append(point.point)
+        every.append(point)
+    refuse_unlike([(point.config, point.service) for point in every])
     _check_effect(leaves, tuple(points.values()))
     launch = configs[0].launch
     grouped = group(tuple(points.values()), look)
@@ -131,26 +132,40 @@ def make_plan(
         services=services,
         allocations=pack(services),
         swept=leaves,
-        asked=tuple(asked),
+        asked=tuple(point.point for point in every),
         refused=refused,
         dropped=dropped,
         warnings=warnings(services, points),
     )
 
 
-def _check_one_cluster(configs: Sequence[Config]) -> None:
-    """Refuse points of which an experiment or a group wants another cluster: one sweep is asked for in one way."""
-    first = configs[0]
+def refuse_unlike(asked: Sequence[tuple[Config, str]]) -> None:
+    """Refuse points, each with its service, that a group makes differ in what belongs to the whole sweep.
+
+    What a service or a load has of such keys (engine.port, container.name) may differ between services: each is started
+    with its own.
+    """
+    keys = [key for key, scope in schema.schema().items() if scope == "sweep"]
+    mixed = {key.partition(".")[0] for key, scope in schema.schema().items() if scope != "sweep"}
+    of_all = [key for key in keys if key.partition(".")[0] not in mixed]
+    of_service = [key for key in keys if key not in of_all]
+    _refuse_other([config for config, _ in asked], of_all)
+    members: dict[str, list[Config]] = {}
+    for config, service in asked:
+        members.setdefault(service, []).append(config)
+    for configs in members.values():
+        _refuse_other(configs, of_service)
+
+
+def _refuse_other(configs: Sequence[Config], keys: Sequence[str]) -> None:
+    """Raise ConfigError for the first of these keys in which a config differs from the first one."""
+    values = attrgetter(*keys)
+    first = values(configs[0])
     for config in configs[1:]:
-        for section in ("cluster", "results", "launch"):
-            if (one := getattr(config, section)) != (other := getattr(first, section)):
-                name = next(f.name for f in fields(one) if getattr(one, f.name) != getattr(other, f.name))
-                raise ConfigError(
-                    f"{section}.{name}",
-                    f"{getattr(other, name)} and {getattr(one, name)}",
-                    "the points of one sweep differ in it",
-                    "Give it one value, or start one sweep for each.",
-                )
+        if (other := values(config)) != first:
+            key, one, two = next(found for found in zip(keys, first, other, strict=True) if found[1] != found[2])
+            reason = "the points of one sweep differ in it"
+            raise ConfigError(key, f"{one} and {two}", reason, "Give it one value, or start one sweep for each.")
 
 
 def _swept_leaves(swept: Sequence[str], configs: Sequence[Config]) -> tuple[str, ...]:

