@@ -2,8 +2,8 @@
 
 import sys
 
-from jobs.core.output import until_closed
-from jobs.sweep.launch import main
+from jobs.cli.launch import main
+from jobs.cli.output import until_closed
 
 if __name__ == "__main__":
     sys.exit(until_closed(main))

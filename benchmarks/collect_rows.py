@@ -20,16 +20,17 @@ from jobs.core.rundir import SweepDir
 from jobs.core.tasks import write_config
 from jobs.results.gather import collect, read_runs
 from jobs.results.row import make_row
-from jobs.sweep import compose, launch, plan
+from jobs.sweep import compose, road
+from jobs.sweep.record import as_json
 
 GOAL_S = 2.0
 
 
 def write_sweeps(root: Path, sweeps: int, rows: int) -> list[Path]:
-    [point] = launch.plan(compose.expand(["cluster=local"])).points
+    [point] = road.plan(compose.expand(["cluster=local"])).points
     figures = {name: 12.345 for name in ("output_tok_s", "ttft_ms_p50", "tpot_ms_p50", "e2el_ms_p50", "load_s")}
     row = make_row(point.point, point.service, point.config, valid=True, nodes=2, job_id="7", attempt=1, **figures)
-    record = plan.as_json(launch.plan(compose.expand(["cluster=local"])))
+    record = as_json(road.plan(compose.expand(["cluster=local"])))
     for number in range(sweeps):
         found = SweepDir(root / f"sweep-{number}")
         names = [f"{number:04}{n:06}" for n in range(rows)]

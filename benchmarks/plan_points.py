@@ -19,7 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
 from jobs.core import schema
-from jobs.sweep import compose, launch, show
+from jobs.sweep import compose, road, show
 
 
 def overrides(points: int) -> list[list[str]]:
@@ -50,7 +50,7 @@ def main() -> None:
     for points in options.points:
         grid = overrides(points)
         began = time.perf_counter()
-        plan = launch.plan(grid)
+        plan = road.plan(grid)
         show.plan_text(plan)
         ours = time.perf_counter() - began
         sample = grid[:: max(1, len(grid) // options.sample)]

@@ -1,6 +1,5 @@
-"""The Hydra launcher that hands all points of `-m` to the planner at once, and a sweeper that lets it check them.
-
-Hydra loads plugins from this namespace only. Both are the default of conf/ (`hydra/launcher`, `hydra/sweeper`).
+"""The Hydra launcher for what goes through Hydra's own program (jobs/cli/through_hydra.py): it hands all points at once
+to the planner. Hydra loads plugins from this namespace only; it is the default of conf/ (`hydra/launcher`).
 """
 
 from __future__ import annotations
@@ -8,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -21,19 +19,6 @@ ConfigStore.instance().store(
     node={"_target_": "hydra_plugins.planner_launcher.PlannerLauncher"},
     provider="jobs",
 )
-ConfigStore.instance().store(
-    group="hydra/sweeper",
-    name="planner",
-    node={"_target_": "hydra_plugins.planner_launcher.PlannerSweeper", "max_batch_size": None, "params": None},
-    provider="jobs",
-)
-
-
-class PlannerSweeper(BasicSweeper):
-    """Hydra's basic sweeper without its trial composition of every point (70 ms each): the planner checks them all."""
-
-    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Leave it to the launcher."""
 
 
 class PlannerLauncher(Launcher):
@@ -46,8 +31,9 @@ class PlannerLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the sweep. Returns one JobReturn a point; sweepers read `return_value`."""
-        from jobs.sweep import launch as sweep  # imported late: Hydra loads every plugin at every start
-        from jobs.sweep import study
+        # Imported late: Hydra loads every plugin at every start.
+        from jobs.cli import launch, study
+        from jobs.cli.through_hydra import Ended
 
         def compose(groups: list[str]) -> DictConfig:
             return self._context.config_loader.load_sweep_config(self._config, groups)
@@ -56,10 +42,12 @@ class PlannerLauncher(Launcher):
         # Sweepers that learn have a direction; several objectives at once are not offered.
         direction = self._config.hydra.sweeper.get("direction")
         if direction is None:
-            outcome = sweep.launch(points, compose)
+            outcome = launch.launch(points, compose)
         else:
             Path(self._config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)  # Optuna leaves its result there
             outcome = study.launch(points, compose, str(getattr(direction, "name", direction)), self._best)
+        if outcome.code:
+            raise Ended(outcome.code)
         returns = []
         for index, overrides in enumerate(job_overrides):
             job = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)

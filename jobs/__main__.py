@@ -1,4 +1,4 @@
-"""`python -m jobs VERB`: everything beside launch.py. Every verb takes --json."""
+"""`python -m jobs COMMAND`: everything beside launch.py. Every command takes --json."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import argparse
 import json
 import sys
 
-from jobs.cli import ask, batch, check, explain, image, logs, model, preflight, results, runs, serve
+from jobs.cli import batch, check, errors, explain, image, keys, logs, model, plan, preflight, results, runs, serve
+from jobs.cli.output import until_closed
 from jobs.core.errors import UserError
-from jobs.core.output import until_closed
-from jobs.sweep import launch
 
-MODULES = (ask, check, explain, preflight, runs, results, logs, model, image, serve, batch)
-VERBS = tuple(verb for module in MODULES for verb in module.VERBS)
+MODULES = (plan, keys, check, explain, preflight, runs, results, logs, model, image, serve, batch)
+COMMANDS = tuple(command for module in MODULES for command in module.COMMANDS)
 
 GROUPS = {"model": model.HELP}
-"""Verbs of two words: the first word and what is said of it."""
+"""Commands of two words: the first word and what is said of it."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb. Returns its exit code: 0 good, 1 a run failed, 2 the question cannot be asked."""
+    """Run one command. Returns its exit code: 0 good, 1 a run failed, 2 the question cannot be asked."""
     parser = _parser()
     options, more = parser.parse_known_args(arguments)
     # argparse takes no more overrides once an option has followed them: `plan a=1 --json b=2`.
@@ -28,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     if more:
         options.overrides += more
     try:
-        code: int = options.verb(options)
+        code: int = options.command(options)
     except UserError as error:
         if options.json:
             print(
@@ -37,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
                 )
             )
             return error.exit_code
-        launch.fail(error)
+        return errors.show(error)
     except KeyboardInterrupt:
         return 130
     return code
@@ -45,19 +44,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs", description=__doc__)
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
-    groups = {"": verbs}
-    for verb in VERBS:
-        # "model fetch" is the verb `fetch` of the group `model`.
-        group, _, name = verb.name.rpartition(" ")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    groups = {"": commands}
+    for command in COMMANDS:
+        # "model fetch" is the command `fetch` of the group `model`.
+        group, _, name = command.name.rpartition(" ")
         if group not in groups:
-            parent = verbs.add_parser(group, help=GROUPS[group], description=GROUPS[group])
-            groups[group] = parent.add_subparsers(required=True, metavar="VERB")
-        sub = groups[group].add_parser(name, help=verb.help, description=verb.help)
+            parent = commands.add_parser(group, help=GROUPS[group], description=GROUPS[group])
+            groups[group] = parent.add_subparsers(required=True, metavar="COMMAND")
+        sub = groups[group].add_parser(name, help=command.help, description=command.help)
         sub.add_argument("--json", action="store_true", help="print one JSON value")
-        for flag, options in verb.arguments:
+        for flag, options in command.arguments:
             sub.add_argument(flag, **options)
-        sub.set_defaults(verb=verb.run)
+        sub.set_defaults(command=command.run)
     return parser
 
 

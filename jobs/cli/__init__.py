@@ -1,4 +1,4 @@
-"""The verbs of `python -m jobs`: one file a subject, each with its list `VERBS`."""
+"""The commands of `python -m jobs`: one file a subject, each with its list `COMMANDS`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ RUN: Argument = ("run", {"type": Path, "metavar": "RUN", "help": "directory of a
 
 
 @dataclass(frozen=True)
-class Verb:
-    """One word after `python -m jobs`, or two (a group and its verb).
+class Command:
+    """One word after `python -m jobs`, or two (a group and its command).
 
     `run` gets the parsed options (`json` among them) and returns the exit code.
     """

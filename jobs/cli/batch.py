@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from jobs.cli import OVERRIDES, Verb
+from jobs.cli import OVERRIDES, Command
 from jobs.core.rundir import AllocationDir
 from jobs.sweep import batch
 
@@ -26,8 +26,8 @@ def _rest(options: argparse.Namespace) -> int:
     return 0
 
 
-VERBS = (
-    Verb(
+COMMANDS = (
+    Command(
         "prepare",
         _prepare,
         "in a batch job: make plan and run directory, print the allocation's directory for"
@@ -38,7 +38,7 @@ VERBS = (
             ("--script", {"type": Path, "help": "the batch script, kept with the record"}),
         ),
     ),
-    Verb(
+    Command(
         "rest",
         _rest,
         "in a batch job: submit what the time limit left as a new job",

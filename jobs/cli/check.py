@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from jobs.cli import OVERRIDES, Verb
+from jobs.cli import OVERRIDES, Command
 from jobs.core.errors import ConfigError
 from jobs.engines.ascend.rules import Finding
 from jobs.sweep import check, compose, show
@@ -25,14 +25,14 @@ def judge(points: Sequence[Sequence[str]], composer: compose.Composer = compose.
     def once(groups: tuple[str, ...]) -> DictConfig:
         return composer(list(groups))
 
-    def look(words: Sequence[str]) -> tuple[Finding, ...]:
+    def judged(overrides: Sequence[str]) -> tuple[Finding, ...]:
         try:
-            [config] = compose.configs([words], lambda groups: once(tuple(groups)))
+            [config] = compose.configs([overrides], lambda groups: once(tuple(groups)))
         except ConfigError as error:
             return (check.from_error(error),)
         return check.findings(config, memory=True)
 
-    return check.shared(look(words) for words in points)
+    return check.shared(judged(overrides) for overrides in points)
 
 
 def as_json(found: Sequence[Shared], points: Sequence[Sequence[str]]) -> dict[str, Any]:
@@ -47,8 +47,7 @@ def as_json(found: Sequence[Shared], points: Sequence[Sequence[str]]) -> dict[st
 
 
 def _check(options: argparse.Namespace) -> int:
-    compose.check(options.overrides)
-    points = [compose.ours(words) for words in compose.expand(options.overrides)]
+    points = compose.expand(options.overrides)
     found = judge(points)
     errors = sum(one.finding.severity == "error" for one in found)
     if options.json:
@@ -72,4 +71,4 @@ def text(one: Shared, points: int) -> str:
     )
 
 
-VERBS = (Verb("check", _check, "list everything that is wrong or risky with these points", (OVERRIDES,)),)
+COMMANDS = (Command("check", _check, "list everything that is wrong or risky with these points", (OVERRIDES,)),)

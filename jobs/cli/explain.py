@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jobs.cli import OVERRIDES, Verb
+from jobs.cli import OVERRIDES, Command
 from jobs.core.errors import ConfigError
 from jobs.engines.ascend.migration import defaults, migrate
 from jobs.sweep import check, compose, explain
@@ -21,17 +21,16 @@ def explain_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
     Raises:
         ConfigError: the overrides cannot be composed.
     """
-    compose.check(overrides)
-    points = [compose.ours(words) for words in compose.expand(overrides)]
+    points = compose.expand(overrides)
     found = []
-    for words, one in zip(points, compose.written(points), strict=True):
+    for point, one in zip(points, compose.written(points), strict=True):
         made, changes = migrate(one.config, one.explicit)
         asked = check.question(made)
         set_here = {**asked.settings, **asked.env, **asked.additional}
         told = [name for name, value in set_here.items() if value is not None]
         found.append(
             {
-                "overrides": list(words),
+                "overrides": list(point),
                 "written_for": one.config.engine.written_for,
                 "release": one.config.engine.release,
                 "changes": [asdict(change) for change in changes],
@@ -79,8 +78,8 @@ def _explain_run(options: argparse.Namespace) -> int:
 WHAT = (OVERRIDES[0], {**OVERRIDES[1], "help": "as launch.py -m takes them; with --key: the directory of a sweep"})
 KEY = ("--key", {"metavar": "KEY", "help": "of a run: what set this config key, variable or flag, and what ranks had"})
 
-VERBS = (
-    Verb(
+COMMANDS = (
+    Command(
         "explain",
         _explain,
         "say what engine.release changes; with --key: where a setting of a run came from",

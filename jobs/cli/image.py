@@ -16,11 +16,11 @@ from containers import enroot
 from containers.recipes import recipes, resolve
 from containers.store import Store
 from jobs.allocation.node import container
-from jobs.cli import OVERRIDES, Verb
+from jobs.cli import OVERRIDES, Command
 from jobs.core import process
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
-from jobs.sweep import compose
+from jobs.sweep import compose, grammar
 
 DAY_S = 86_400.0
 
@@ -30,8 +30,8 @@ def _image(options: argparse.Namespace) -> int:
     words = [options.image] if options.image else []
     overrides = [word for word in (*words, *options.overrides) if "=" in word]
     names = [word for word in (*words, *options.overrides) if "=" not in word]
-    compose.check(overrides)
-    [config] = compose.configs([compose.ours(overrides)])
+    grammar.check(overrides)
+    [config] = compose.configs([grammar.ours(overrides)])
     return ACTIONS[options.action](options, config, names)
 
 
@@ -116,8 +116,8 @@ def _prune(options: argparse.Namespace, config: Config, names: list[str]) -> int
 
 ACTIONS = {"import": _import, "list": _list, "verify": _verify, "prune": _prune}
 
-VERBS = (
-    Verb(
+COMMANDS = (
+    Command(
         "image",
         _image,
         "container images: import once for all nodes, list, verify by content, prune what is left over",

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from jobs.cli import Verb
+from jobs.cli import Command
 from jobs.diagnose import diagnose_each
 
 
@@ -21,4 +21,4 @@ def _diagnose(options: argparse.Namespace) -> int:
 
 LOGS = ("logs", {"nargs": "+", "type": Path, "metavar": "DIR_OR_LOG", "help": "run directories, or any logs"})
 
-VERBS = (Verb("diagnose", _diagnose, "find the first failing rank, its cause and the remedy", (LOGS,)),)
+COMMANDS = (Command("diagnose", _diagnose, "find the first failing rank, its cause and the remedy", (LOGS,)),)

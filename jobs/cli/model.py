@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from jobs.allocation.node import container
-from jobs.cli import Verb
+from jobs.cli import Command
 from jobs.core.config import Model
 from jobs.core.errors import ConfigError
 from jobs.engines.checkpoint import fetch as fetching
@@ -95,8 +95,7 @@ def _stage(options: argparse.Namespace) -> int:
 
 def _model(options: argparse.Namespace) -> tuple[Model, Path]:
     """Return the model, and where its checkpoint is on this node: with a container, behind the container's mounts."""
-    compose.check(options.overrides)
-    found = compose.configs([compose.ours(p) for p in compose.expand(options.overrides)])
+    found = compose.configs(compose.expand(options.overrides))
     models = [(config.model, container.checkpoint(config)) for config in found]
     if any(model != models[0] for model in models):
         raise ConfigError("model", " ".join(options.overrides), "these are several", "Ask for one model at a time.")
@@ -168,8 +167,8 @@ MODEL = (
 )
 PARALLEL = "files at a time"
 
-VERBS = (
-    Verb(
+COMMANDS = (
+    Command(
         "model fetch",
         _fetch,
         "fetch the checkpoint into model.path and verify it; again: go on where it stopped",
@@ -190,7 +189,7 @@ VERBS = (
             ("--parallel", {"type": int, "default": fetching.PARALLEL, "help": PARALLEL}),
         ),
     ),
-    Verb(
+    Command(
         "model verify",
         _verify,
         "config, W8A8 by content, every shard by its header, sampled hashes, tokenizer; exit code 1: findings",
@@ -203,7 +202,7 @@ VERBS = (
             ("--seed", {"type": int, "default": 0, "help": "choice of the sample"}),
         ),
     ),
-    Verb(
+    Command(
         "model stage",
         _stage,
         "copy the checkpoint to this node's own disk, once",

@@ -18,7 +18,7 @@ from jobs.allocation.preflight import report
 from jobs.allocation.preflight.conduct import Preflight, Result
 from jobs.allocation.preflight.findings import Finding
 from jobs.allocation.preflight.station import make_station
-from jobs.cli import OVERRIDES, Verb
+from jobs.cli import OVERRIDES, Command
 from jobs.cluster.nodelist import Task
 from jobs.cluster.ports import derive_ports
 from jobs.cluster.sbatch import check_programs
@@ -27,14 +27,13 @@ from jobs.core.errors import RunError
 from jobs.core.files import read_json
 from jobs.core.rundir import new_sweep
 from jobs.core.tasks import AllocationTask, ServiceTask, write_config, write_task
-from jobs.sweep import compose, launch, show
+from jobs.sweep import compose, road, show
 from jobs.sweep.plan import Plan
 
 
 def _preflight(options: argparse.Namespace) -> int:
-    compose.check(options.overrides)
     # Whether the service would fit is another question.
-    made = launch.plan(compose.expand([*options.overrides, "launch.infeasible=keep"]))
+    made = road.plan(compose.expand([*options.overrides, "launch.infeasible=keep"]))
     config = made.points[0].config
     record = _through_slurm(made) if config.cluster.kind == "slurm" else asyncio.run(_here(config)).as_json()
     if options.json:
@@ -46,7 +45,7 @@ def _preflight(options: argparse.Namespace) -> int:
 
 async def _here(config: Config) -> Result:
     """Check this host alone."""
-    from jobs.allocation import rank  # what a rank needs takes long to import, and other verbs are no ranks
+    from jobs.allocation import rank  # what a rank needs takes long to import, and other commands are no ranks
 
     ports = derive_ports(os.getpid(), api=config.engine.port, dp_rpc=config.engine.data_parallel_rpc_port, control=None)
     host = socket.gethostname()
@@ -92,4 +91,6 @@ def _show(record: Mapping[str, Any]) -> None:
         out.print(record["reason"])
 
 
-VERBS = (Verb("preflight", _preflight, "check the nodes and start nothing: this host, or through Slurm", (OVERRIDES,)),)
+COMMANDS = (
+    Command("preflight", _preflight, "check the nodes and start nothing: this host, or through Slurm", (OVERRIDES,)),
+)

@@ -8,15 +8,16 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from jobs.cli import RUN, Verb
+from jobs.cli import RUN, Command
 from jobs.core.files import write_bytes, write_text
+from jobs.core.rundir import open_sweep
 from jobs.results import page
 from jobs.results.compare import compare, text
 from jobs.results.export import TARGETS, export
 from jobs.results.gather import collect, read_run, read_runs
 from jobs.results.report import data
 from jobs.results.table import FORMATS, render
-from jobs.sweep import launch, show
+from jobs.sweep import show
 
 
 def _collect(options: argparse.Namespace) -> int:
@@ -40,7 +41,7 @@ def _collect(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    found = launch.open_sweep(options.run)
+    found = open_sweep(options.run)
     if options.json:
         print(json.dumps(data(read_run(found.path)), ensure_ascii=False))
         return 0
@@ -59,7 +60,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    written = export(read_run(launch.open_sweep(options.run).path), options.to, options.out)
+    written = export(read_run(open_sweep(options.run).path), options.to, options.out)
     if options.json:
         print(json.dumps({"to": options.to, "written": [str(path) for path in written]}))
     else:
@@ -76,14 +77,14 @@ ANYWAY = ("--anyway", {"action": "store_true", "help": "compare even if the two 
 TO = ("--to", {"choices": TARGETS, "required": True, "help": "for which tool"})
 EXPORT_OUT = ("--out", {"type": Path, "metavar": "DIR", "help": "directory to write to; RUN/export by default"})
 
-VERBS = (
-    Verb("collect", _collect, "merge sweeps into one table", (RUNS, FORMAT, OUT)),
-    Verb("report", _report, "write report.html beside the table, and say who won", (RUN,)),
-    Verb(
+COMMANDS = (
+    Command("collect", _collect, "merge sweeps into one table", (RUNS, FORMAT, OUT)),
+    Command("report", _report, "write report.html beside the table, and say who won", (RUN,)),
+    Command(
         "compare",
         _compare,
         "differences of two sweeps or points with their intervals",
         (("a", {**SIDE, "metavar": "A"}), ("b", {**SIDE, "metavar": "B"}), KEY, ANYWAY),
     ),
-    Verb("export", _export, "write results for other tools", (RUN, TO, EXPORT_OUT)),
+    Command("export", _export, "write results for other tools", (RUN, TO, EXPORT_OUT)),
 )

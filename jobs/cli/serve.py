@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 
 from rich.console import Console
 
 from jobs.allocation import serving
-from jobs.cli import OVERRIDES, RUN, Verb
+from jobs.cli import OVERRIDES, RUN, Command
+from jobs.cli.launch import DETACHED
 from jobs.core.errors import RunError
 from jobs.core.files import read_json
-from jobs.core.rundir import SweepDir
+from jobs.core.rundir import SweepDir, open_sweep
 from jobs.results.table import read_table
-from jobs.sweep import compose, launch, show
+from jobs.sweep import show
 from jobs.sweep.batch import one_service
 from jobs.sweep.follow import follow
+from jobs.sweep.start import start
 
 
 def _serve(options: argparse.Namespace) -> int:
-    compose.check(options.overrides)
     made = one_service(options.overrides)
     out = show.console(stderr=True)
     out.print(show.plan_text(made))
-    return _wait(launch.start(made, serve=True), options, out)
+    return _wait(start(made, serve=True), options, out)
 
 
 def _reach(options: argparse.Namespace) -> int:
-    return _wait(launch.open_sweep(options.run), options, show.console(stderr=True))
+    return _wait(open_sweep(options.run), options, show.console(stderr=True))
 
 
 def _wait(found: SweepDir, options: argparse.Namespace, out: Console) -> int:
@@ -38,7 +38,7 @@ def _wait(found: SweepDir, options: argparse.Namespace, out: Console) -> int:
         follow(found, out, bar=False if options.json else None, until=lambda: serving.ready(found) is not None)
     except KeyboardInterrupt:
         out.print(f"\ndetached: it goes on. How to reach it: python -m jobs reach {found.path}", markup=False)
-        sys.exit(130)
+        return DETACHED
     folder = serving.ready(found)
     if folder is None:
         reasons = [str(reason) for reason in read_table(found)["invalid_reason"].dropna()]
@@ -48,7 +48,9 @@ def _wait(found: SweepDir, options: argparse.Namespace, out: Console) -> int:
     return 0
 
 
-VERBS = (
-    Verb("serve", _serve, "keep one service up for hand tests until cancelled, and say how to reach it", (OVERRIDES,)),
-    Verb("reach", _reach, "say how to reach a service for hand tests, once it is ready", (RUN,)),
+COMMANDS = (
+    Command(
+        "serve", _serve, "keep one service up for hand tests until cancelled, and say how to reach it", (OVERRIDES,)
+    ),
+    Command("reach", _reach, "say how to reach a service for hand tests, once it is ready", (RUN,)),
 )

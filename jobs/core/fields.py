@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -22,6 +23,23 @@ the directory that it is called in, which is also that of every job it submits."
 def from_root(text: str) -> str:
     """Return a relative path with a slash as an absolute one from the project's root; other text as it is."""
     return text if text.startswith(("/", "{")) or "/" not in text else str(ROOT / text)
+
+
+def dotted(tree: Any, key: str) -> Any:
+    """Return the value at a dotted key of sections or nested mappings; None where there is none."""
+    for part in key.split("."):
+        if isinstance(tree, Mapping):
+            tree = tree.get(part)
+        else:
+            tree = getattr(tree, part, None) if isinstance(tree, Section) else None
+    return tree
+
+
+def plain(value: Any) -> Any:
+    """Return a copy of nested data with lists for tuples, as JSON and YAML have it."""
+    if isinstance(value, Mapping):
+        return {key: plain(child) for key, child in value.items()}
+    return [plain(child) for child in value] if isinstance(value, list | tuple) else value
 
 
 def one_of(*valid: str) -> AfterValidator:

@@ -14,7 +14,9 @@ from typing import Any
 
 from jobs.core import sharing
 from jobs.core.errors import RunError
-from jobs.core.files import append_json, write_bytes, write_text
+from jobs.core.files import append_json, nearest_there, write_bytes, write_text
+
+NO_ROOT = "Choose a results.root that you can write and that all nodes see."
 
 
 @dataclass(frozen=True)
@@ -376,6 +378,27 @@ def sweeps_in(root: Path) -> list[SweepDir]:
     return []
 
 
+def open_sweep(path: Path) -> SweepDir:
+    """Return the sweep in this directory.
+
+    Raises:
+        RunError: there is none.
+    """
+    found = SweepDir(path.resolve())
+    if not found.plan.exists():
+        raise RunError("RUN", path, "there is no plan.json in it", "Give the directory of a sweep, runs/<sweep>.")
+    return found
+
+
+def check_root(root: Path) -> None:
+    """Raise RunError where no sweep can be made in this directory, which may be still to be made itself."""
+    there = nearest_there(root)
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise RunError(
+            "results.root", root, f"it cannot be written: {there} is no directory that you can write", NO_ROOT
+        )
+
+
 def images_path(root: Path) -> Path:
     """Return the directory of imported container images beside the sweeps of a results.root."""
     return root / ".images"
@@ -403,8 +426,7 @@ def new_sweep(
         except FileExistsError:
             continue
         except OSError as error:
-            remedy = "Choose a results.root that you can write and that all nodes see."
-            raise RunError("results.root", root, str(error), remedy) from None
+            raise RunError("results.root", root, str(error), NO_ROOT) from None
         if group:
             sharing.share(path, group)
         if latest:

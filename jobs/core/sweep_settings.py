@@ -193,8 +193,6 @@ class Launch(Section):
     """What launch.py does."""
 
     dry_run: Flag = setting(False, "print plan and exact commands, submit nothing")
-    resume: Text | None = setting(None, "directory of a sweep that is to be finished; its own points are run")
-    retry_failed: Flag = setting(False, "with resume: run failed points again as well")
     reuse: Flag = setting(False, "take valid rows of the same points from results.root and results.roots")
     infeasible: Annotated[Text, one_of("fail", "drop", "keep")] = setting(
         "fail", "points whose longest request cannot fit: fail: refuse the sweep; drop: rows without a run; keep: run"

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from jobs.core import schema
 from jobs.core.config import Config
+from jobs.core.fields import plain
 from jobs.core.files import from_yaml, read_json, write_json, write_text
 from jobs.core.rundir import AllocationDir, SweepDir
 
@@ -56,15 +57,9 @@ def read_task(folder: AllocationDir) -> AllocationTask:
 
 def write_config(sweep: SweepDir, point: str, config: Config) -> None:
     """Write a point's resolved config."""
-    write_text(sweep.point(point).config, OmegaConf.to_yaml(OmegaConf.create(_plain(asdict(config)))))
+    write_text(sweep.point(point).config, OmegaConf.to_yaml(OmegaConf.create(plain(asdict(config)))))
 
 
 def read_config(sweep: SweepDir, point: str) -> Config:
     """Read a point's resolved config back, validated."""
     return schema.build(from_yaml(sweep.point(point).config.read_text()))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(child) for key, child in value.items()}
-    return [_plain(child) for child in value] if isinstance(value, list | tuple) else value

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from jobs.core.errors import RunError
-from jobs.core.files import from_yaml, read_json
+from jobs.core.fields import dotted
+from jobs.core.files import from_yaml
+from jobs.core.planfile import PlanFile, PlannedPoint, read_plan
 from jobs.core.rundir import SweepDir
 from jobs.results.row import blank, columns
 from jobs.results.table import PENDING, cell, column
@@ -59,14 +61,6 @@ class Run:
         return row[key] if key in self.swept else dotted(self.config, key)
 
 
-def dotted(tree: Mapping[str, Any], key: str) -> Any:
-    """Return the value at a dotted key of nested mappings, or None."""
-    value: Any = tree
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
 def read_config_plain(path: Path) -> dict[str, Any]:
     """Return a config.yaml as plain data, whatever version of the schema wrote it.
 
@@ -89,31 +83,27 @@ def read_run(path: Path) -> Run:
         RunError: it has no plan that can be read, so that nothing is known of it.
     """
     sweep = SweepDir(path.resolve())
-    plan = read_json(sweep.plan)
-    if not isinstance(plan, dict) or not isinstance(plan.get("points"), list) or "swept" not in plan:
-        raise RunError(str(sweep.plan), "(read)", "it is not a plan", "Give the directory of a sweep, runs/<sweep>.")
+    plan = read_plan(sweep)
     skipped: list[Skipped] = []
     config = _any_config(sweep, plan, skipped)
-    rows = tuple(_row(sweep, point, config, skipped) for point in plan["points"])
-    return Run(sweep, tuple(plan["swept"]), plan, rows, config, tuple(skipped))
+    rows = tuple(_row(sweep, point, config, skipped) for point in plan.points)
+    return Run(sweep, plan.swept, plan.data, rows, config, tuple(skipped))
 
 
-def _any_config(sweep: SweepDir, plan: Mapping[str, Any], skipped: list[Skipped]) -> dict[str, Any]:
-    for point in plan["points"]:
+def _any_config(sweep: SweepDir, plan: PlanFile, skipped: list[Skipped]) -> dict[str, Any]:
+    for point in plan.points:
         try:
-            return read_config_plain(sweep.point(point["point"]).config)
+            return read_config_plain(sweep.point(point.point).config)
         except RunError as error:
             skipped.append(Skipped(error.key, error.reason))
     return {}
 
 
-def _row(
-    sweep: SweepDir, point: Mapping[str, Any], config: Mapping[str, Any], skipped: list[Skipped]
-) -> dict[str, Any]:
-    values = {key: cell(value) for key, value in point["values"].items()}
+def _row(sweep: SweepDir, point: PlannedPoint, config: Mapping[str, Any], skipped: list[Skipped]) -> dict[str, Any]:
+    values = {key: cell(value) for key, value in point.values.items()}
     name, release = (values.get(key, dotted(config, key)) for key in ("engine.name", "engine.release"))
-    known = blank(point["point"], point["service"], name, release)
-    path = sweep.point(point["point"]).row
+    known = blank(point.point, point.service, name, release)
+    path = sweep.point(point.point).row
     reason = PENDING
     try:
         found = json.loads(path.read_bytes())

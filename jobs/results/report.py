@@ -11,13 +11,14 @@ from typing import Any
 
 import yaml
 
+from jobs.core.fields import dotted
 from jobs.core.files import write_text
 from jobs.core.rundir import SweepDir
 from jobs.results import columns, page, sections, slo, verdict
 from jobs.results.columns import LOADS, STARRED, key_of, load_of, low_is_best
 from jobs.results.curves import LENGTHS_FOR_LINE, fit
 from jobs.results.fingerprint import NAMES
-from jobs.results.gather import Run, dotted, read_run
+from jobs.results.gather import Run, read_run
 
 LENGTHS = ("bench.input_tokens", "parallel.max_model_len")
 """Keys that are a context length, tokens."""

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jobs.core.fields import dotted
 from jobs.core.load import Slo
 from jobs.measure import objective
 from jobs.results.columns import load_of
-from jobs.results.gather import Run, dotted
+from jobs.results.gather import Run
 from jobs.results.requests import Floats, of_row
 
 if TYPE_CHECKING:

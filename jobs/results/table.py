@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from jobs.core.files import read_json, write_bytes
+from jobs.core.planfile import PlannedPoint, PlannedService, read_plan
 from jobs.core.rundir import SweepDir
 from jobs.results.row import blank, columns
 
@@ -36,11 +37,10 @@ def read_table(sweep: SweepDir, lost: Rows = MappingProxyType({})) -> pd.DataFra
     """
     import pandas as pd
 
-    plan = read_json(sweep.plan)
-    swept = tuple(plan["swept"])
-    services = {service["service"]: service for service in plan["services"]}
-    rows = [_row(sweep, point, services.get(point["service"], {}), lost) for point in plan["points"]]
-    return pd.DataFrame({name: column([row.get(name) for row in rows]) for name in columns(swept)})
+    plan = read_plan(sweep)
+    services = {service.service: service for service in plan.services}
+    rows = [_row(sweep, point, services.get(point.service), lost) for point in plan.points]
+    return pd.DataFrame({name: column([row.get(name) for row in rows]) for name in columns(plan.swept)})
 
 
 def column(values: list[Any]) -> pd.Series[Any]:
@@ -56,18 +56,20 @@ def column(values: list[Any]) -> pd.Series[Any]:
     return pd.Series(values, dtype=None if kinds else object)
 
 
-def _row(sweep: SweepDir, point: dict[str, Any], service: dict[str, Any], lost: Rows) -> dict[str, Any]:
+def _row(sweep: SweepDir, point: PlannedPoint, service: PlannedService | None, lost: Rows) -> dict[str, Any]:
     """Return a point's row. One that is not run yet is made from the plan alone: rank 0 writes the table after every
     point, and a sweep may have a thousand configs."""
-    path = sweep.point(point["point"]).row
+    path = sweep.point(point.point).row
     if path.exists():
         row: dict[str, Any] = read_json(path)
-    elif point["point"] in lost:
-        row = dict(lost[point["point"]])
+    elif point.point in lost:
+        row = dict(lost[point.point])
     else:
-        row = blank(point["point"], point["service"], service.get("engine"), service.get("release"))
+        row = blank(
+            point.point, point.service, service.engine if service else None, service.release if service else None
+        )
         row["invalid_reason"] = PENDING
-    values = {key: cell(value) for key, value in point["values"].items()}
+    values = {key: cell(value) for key, value in point.values.items()}
     return row | values
 
 

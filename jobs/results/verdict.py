@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.core.fields import dotted
 from jobs.results import columns, slo
 from jobs.results.columns import counts, low_is_best
-from jobs.results.gather import Run, dotted
+from jobs.results.gather import Run
 from jobs.results.noise import difference, sample
 from jobs.results.resampling import minimum_detectable
 

@@ -22,9 +22,11 @@ from jobs.core.config import Config
 from jobs.core.errors import ConfigError, RunError
 from jobs.core.rundir import AllocationDir, SweepDir
 from jobs.core.tasks import ServiceTask
-from jobs.sweep import compose, launch
+from jobs.sweep import compose, grammar, road
 from jobs.sweep.plan import Allocation, Plan
+from jobs.sweep.record import record
 from jobs.sweep.resume import together
+from jobs.sweep.start import tasks_of
 
 CARRIED = {
     "Partition": "partition",
@@ -48,8 +50,8 @@ def one_service(overrides: Sequence[str]) -> Plan:
     points = compose.expand(overrides)
     if len(points) > 1:
         raise ConfigError("overrides", " ".join(overrides), f"these are {len(points)} points", "Serve one at a time.")
-    given = any(item.get_key_element() == serving.IDLE_KEY for item in compose.parse(overrides))
-    return launch.plan([[*points[0], *([] if given else [serving.NEVER_IDLE])]])
+    given = any(item.get_key_element() == serving.IDLE_KEY for item in grammar.parse(overrides))
+    return road.plan([[*points[0], *([] if given else [serving.NEVER_IDLE])]])
 
 
 def prepare(overrides: Sequence[str], env: Mapping[str, str], script: Path | None, *, serve: bool) -> AllocationDir:
@@ -68,19 +70,18 @@ def prepare(overrides: Sequence[str], env: Mapping[str, str], script: Path | Non
     """
     job_id, nodes = batch_job(env)
     check_shell(env, local=False)
-    compose.check(overrides)
-    made = one_service(overrides) if serve else launch.plan(compose.expand(overrides))
+    made = one_service(overrides) if serve else road.plan(compose.expand(overrides))
     made = _in_slurm(made)
     if not made.allocations:
-        run = launch.record(made)
+        run = record(made)
         reasons = "; ".join(sorted(set(made.refused.values())))
         raise ConfigError("overrides", " ".join(overrides), f"no point can be run: {reasons}", f"See {run.path}.")
     [allocation] = together(made.allocations)
     if allocation.nodes > nodes:
         reason = f"the sweep needs {allocation.nodes} nodes and the job has {nodes}"
         raise ConfigError("--nodes", nodes, reason, f"Submit it by sbatch --nodes={allocation.nodes}.")
-    run = launch.record(made)
-    tasks = launch.tasks_of(made, Allocation(allocation.services, nodes, allocation.seconds))
+    run = record(made)
+    tasks = tasks_of(made, Allocation(allocation.services, nodes, allocation.seconds))
     folder = submission.new_allocation(run, 0, 1, tasks, local=False, serve=serve)
     submitted = slurm.submit_time(str(job_id)) or time.time()
     submission.write_job(folder, str(job_id), "slurm", nodes, submitted)

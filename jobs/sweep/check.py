@@ -24,6 +24,7 @@ from jobs.engines.vllm.command import check_args
 from jobs.engines.vllm.environment import check_env
 from jobs.forecast import memory as fit
 from jobs.measure.checks import BENCH_LOOKS
+from jobs.sweep.points import Point
 
 SEE = "see python -m jobs check"
 
@@ -42,6 +43,15 @@ def check(config: Config) -> None:
     Whether one full-length request fits into memory (R19) is not decided here: see launch.infeasible.
     """
     refuse(findings(config))
+
+
+def findings_of(points: Iterable[Point]) -> dict[str, tuple[Finding, ...]]:
+    """Return what is wrong or risky with each point, by its id."""
+    found: dict[str, tuple[Finding, ...]] = {}
+    for point in points:
+        if point.point not in found:
+            found[point.point] = findings(point.config)
+    return found
 
 
 def refuse(found: Iterable[Finding]) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 
 from jobs.core import schema
 from jobs.core.errors import RunError, nearest
+from jobs.core.fields import dotted
 from jobs.engines.vllm import command, environment
-from jobs.results.gather import Run, dotted, read_config_plain, read_run
+from jobs.results.gather import Run, read_config_plain, read_run
 from jobs.results.sections import attempts, tolerant
-from jobs.sweep import compose
+from jobs.sweep import grammar
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def source_of(key: str, value: Any, overrides: Sequence[str]) -> str:
     """
     for text in reversed(overrides):
         name = text.lstrip("+~").partition("=")[0]
-        if name not in compose.groups() and (name == key or key.startswith(name + ".")):
+        if name not in grammar.groups() and (name == key or key.startswith(name + ".")):
             return f"override {text}"
     holders = list(_files(key, overrides))
     for name, held in reversed(holders):

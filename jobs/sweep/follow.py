@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from jobs.cluster.slurm import ENDED, job_state, may_never_start, queue_words
 from jobs.core.files import read_json, write_json
+from jobs.core.planfile import read_plan
 from jobs.core.rundir import AllocationDir, SweepDir
 from jobs.core.tasks import read_task
 from jobs.results.table import write_table
@@ -71,7 +72,7 @@ def follow(
         whether every row is valid; false where `until` came first.
     """
     known: dict[AllocationDir, _Allocation] = {}
-    total = len(read_json(sweep.plan)["points"])
+    planned = read_plan(sweep).points
     with_bar = out.is_terminal if bar is None else bar
     columns = (
         SpinnerColumn(),
@@ -82,7 +83,7 @@ def follow(
     )
     progress = Progress(*columns, console=out, transient=True, disable=not with_bar)
     with progress:
-        task = progress.add_task("", total=total)
+        task = progress.add_task("", total=len(planned))
         say = progress.console.print if with_bar else out.print
         while True:
             now = time.monotonic()
@@ -91,7 +92,11 @@ def follow(
             for allocation in allocations:
                 allocation.look(now)
                 _tell(allocation, say)
-            progress.update(task, completed=_rows(sweep), description=_headline(allocations))
+            progress.update(
+                task,
+                completed=sum(sweep.point(one.point).row.exists() for one in planned),
+                description=_headline(allocations),
+            )
             if until():
                 return False
             if all(allocation.done(now) for allocation in allocations):
@@ -101,10 +106,6 @@ def follow(
         for point, row in lost_rows(allocation.folder, allocation.state).items():
             write_json(sweep.point(point).row, row)
     return bool(write_table(sweep)["valid"].all())
-
-
-def _rows(sweep: SweepDir) -> int:
-    return sum(sweep.point(p["point"]).row.exists() for p in read_json(sweep.plan)["points"])
 
 
 def _headline(allocations: list[_Allocation]) -> str:

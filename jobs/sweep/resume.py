@@ -12,12 +12,14 @@ from jobs.cluster.sbatch import check_shell
 from jobs.cluster.slurm import ENDED, job_state
 from jobs.core.errors import RunError
 from jobs.core.files import read_json
+from jobs.core.planfile import read_plan
 from jobs.core.rundir import SweepDir
 from jobs.core.tasks import ServiceTask, read_config
 from jobs.forecast.duration import load_seconds, measure_seconds
 from jobs.results.fingerprint import Fingerprint
 from jobs.results.row import is_finished
-from jobs.sweep.plan import Allocation, Service, pack
+from jobs.sweep.grouping import Service
+from jobs.sweep.plan import Allocation, pack
 from jobs.sweep.reuse import launch_view
 
 
@@ -25,14 +27,14 @@ def unfinished(sweep: SweepDir, *, retry_failed: bool) -> list[Service]:
     """Return what is left to do, by service, in the order of the plan: stale rows too (jobs/sweep/reuse.py)."""
     left = []
     views = launch_view(sweep)
-    for item in read_json(sweep.plan)["services"]:
-        then = views.get(item["service"], Fingerprint())
-        now = fingerprint.of_this_host(read_config(sweep, item["points"][0]))  # the same for all points of a service
-        points = tuple(p for p in item["points"] if not _done(sweep, p, then, now, retry_failed=retry_failed))
+    for item in read_plan(sweep).services:
+        then = views.get(item.service, Fingerprint())
+        now = fingerprint.of_this_host(read_config(sweep, item.points[0]))  # the same for all points of a service
+        points = tuple(p for p in item.points if not _done(sweep, p, then, now, retry_failed=retry_failed))
         if points:
             configs = [read_config(sweep, point) for point in points]
             seconds = load_seconds(configs[0]) + sum(measure_seconds(config) for config in configs)
-            left.append(Service(item["service"], points, configs[0], seconds))
+            left.append(Service(item.service, points, configs[0], seconds))
     return left
 
 

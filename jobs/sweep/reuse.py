@@ -12,10 +12,12 @@ from typing import Any
 from jobs.allocation.node import fingerprint
 from jobs.core.errors import RunError
 from jobs.core.files import read_json, write_json
+from jobs.core.planfile import read_plan
 from jobs.core.rundir import SweepDir, sweeps_in
+from jobs.core.sweep_settings import Launch
 from jobs.results.fingerprint import Fingerprint, of_mapping
 from jobs.results.stale import _kind
-from jobs.sweep.plan import Point
+from jobs.sweep.points import Point
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ def find(points: Iterable[Point], roots: Iterable[Path]) -> dict[str, Past]:
     return found
 
 
+def taken(earlier: Mapping[str, Past], launch: Launch) -> list[Past]:
+    """Return the rows of other sweeps that are taken over."""
+    return [one for one in earlier.values() if launch.reuse and not one.stale]
+
+
 @dataclass(frozen=True)
 class _Row:
     point: str
@@ -82,8 +89,7 @@ def _rows(sweep: SweepDir, wanted: Collection[str]) -> Iterator[_Row]:
 def launch_view(sweep: SweepDir) -> dict[str, Fingerprint]:
     """Return by service what the launching host saw when this sweep was started."""
     with suppress(RunError):
-        services = read_json(sweep.plan)["services"]
-        return {item["service"]: of_mapping(item.get("seen", {})) for item in services}
+        return {item.service: of_mapping(item.seen) for item in read_plan(sweep).services}
     return {}
 
 

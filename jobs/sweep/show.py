@@ -14,11 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.cluster.time_limit import limit_seconds
+from jobs.core.planfile import read_plan
+from jobs.core.rundir import SweepDir
 from jobs.results.columns import STARRED, counts, is_work, low_is_best
-from jobs.results.table import text
+from jobs.results.table import read_table, text
 from jobs.sweep.check import Shared
-from jobs.sweep.grouping import Point
-from jobs.sweep.plan import Allocation, Plan, as_json
+from jobs.sweep.plan import Allocation, Plan
+from jobs.sweep.points import Point
+from jobs.sweep.record import as_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,7 +69,7 @@ NOTED = "True*"
 
 
 class _Console(Console):
-    """rich would exit with code 1, as for a failed run, where nobody reads any more (jobs/core/output.py)."""
+    """rich would exit with code 1, as for a failed run, where nobody reads any more (jobs/cli/output.py)."""
 
     def on_broken_pipe(self) -> None:
         raise  # rich calls this while it handles the error
@@ -152,6 +155,15 @@ def commands_text(plan: Plan) -> str:
 def _quote(word: str) -> str:
     """Quote for a shell, but leave placeholders such as {address} readable."""
     return word if word.startswith("{") and word.endswith("}") and word[1:-1].isidentifier() else shlex.quote(word)
+
+
+def print_table(sweep: SweepDir, out: Console, table: pd.DataFrame | None = None) -> None:
+    """Print the sweep table, the reason of every invalid row, and where the files are."""
+    frame = read_table(sweep) if table is None else table
+    out.print(table_view(frame, read_plan(sweep).swept, out.width if out.is_terminal else None))
+    if reasons := reasons_text(frame):
+        out.print(reasons, markup=False)
+    out.print(f"table: {sweep.table('csv')}", markup=False)
 
 
 def table_view(frame: pd.DataFrame, swept: tuple[str, ...], width: int | None = None) -> Table:

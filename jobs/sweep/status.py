@@ -8,6 +8,7 @@ from typing import Any
 from jobs.cluster import slurm
 from jobs.cluster.slurm import ENDED
 from jobs.core.files import read_json, read_lines
+from jobs.core.planfile import PlannedPoint, read_plan
 from jobs.core.rundir import AllocationDir, SweepDir
 from jobs.core.tasks import read_task
 from jobs.results.row import NOT_RUN
@@ -39,7 +40,7 @@ def describe(sweep: SweepDir) -> dict[str, Any]:
         for state in states(folder, service.service)[-1:]
         if "point" in state
     }
-    points = [_point(sweep, item, running, lost) for item in read_json(sweep.plan)["points"]]
+    points = [_point(sweep, item, running, lost) for item in read_plan(sweep).points]
     return {"sweep": str(sweep.path), "allocations": allocations, "points": points}
 
 
@@ -85,21 +86,21 @@ def _service(folder: AllocationDir, service: str) -> dict[str, Any]:
 
 
 def _point(
-    sweep: SweepDir, item: Mapping[str, Any], running: set[str], lost: Mapping[str, Mapping[str, Any]]
+    sweep: SweepDir, item: PlannedPoint, running: set[str], lost: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    row = lost.get(item["point"], {})
-    if sweep.point(item["point"]).row.exists():
-        row = read_json(sweep.point(item["point"]).row)
+    row = lost.get(item.point, {})
+    if sweep.point(item.point).row.exists():
+        row = read_json(sweep.point(item.point).row)
     if not row:
-        state = "running" if item["point"] in running else "waiting"
+        state = "running" if item.point in running else "waiting"
     elif row["valid"]:
         state = "valid"
     else:
         state = "not run" if str(row["invalid_reason"]).startswith(NOT_RUN) else "invalid"
     return {
-        "point": item["point"],
-        "service": item["service"],
-        "values": item["values"],
+        "point": item.point,
+        "service": item.service,
+        "values": item.values,
         "state": state,
         "valid": bool(row.get("valid")),
         "invalid_reason": row.get("invalid_reason") if row else "not run yet",

@@ -14,10 +14,10 @@ from core_help import ROOT, composer, python
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from jobs.__main__ import main as jobs_main
+from jobs.cli import launch as cli
+from jobs.core import schema
 from jobs.core.errors import ConfigError
-from jobs.sweep import compose
-from jobs.sweep import launch as sweep
-from jobs.sweep import plan as planner
+from jobs.sweep import compose, road
 
 LAUNCH = str(ROOT / "launch.py")
 
@@ -68,10 +68,8 @@ FURTHER: dict[str, Bad] = {
 
 
 def left_behind(folder: Path) -> set[str]:
-    """Return what a call wrote apart from Hydra's own record."""
-    return {
-        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != "multirun.yaml"
-    }
+    """Return the files that a call wrote."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 REAL = ("unknown key", "no engine", "sweeper")
@@ -93,7 +91,7 @@ def check(bad: Bad, code: int, out: str, err: str, folder: Path) -> None:
 def test_a_command_starts_without_what_only_ranks_and_tables_need(tmp_path: Path) -> None:
     """They took four fifths of the time in which `python -m jobs --help` answers."""
     heavy = ("pandas", "pyarrow", "aiohttp", "requests", "submitit")
-    code = f"import sys, jobs.__main__, jobs.sweep.launch; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, jobs.__main__, jobs.cli.launch; print([name for name in {heavy} if name in sys.modules])"
     out, err = python("-c", code, cwd=tmp_path).communicate(timeout=60)
     assert (out.strip(), err) == ("[]", "")
 
@@ -128,8 +126,7 @@ def launch(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyte
     def run(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [LAUNCH, *words])
         try:
-            sweep.main()
-            code = 0
+            code = cli.main(list(words))
         except SystemExit as end:
             code = int(end.code or 0)
         return (code, *capsys.readouterr())
@@ -177,7 +174,7 @@ def test_jobs_plan_refuses(jobs: Cli, overrides: list[str], tmp_path: Path) -> N
 
 @pytest.mark.parametrize("overrides", BAD_OVERRIDES[::5], ids=" ".join)
 def test_launch_refuses(launch: Cli, overrides: list[str], tmp_path: Path) -> None:
-    code, _, err = launch("-m", *overrides, "launch.dry_run=true")
+    code, _, err = launch("-m", "launch.dry_run=true", *overrides)
     assert code == 2
     assert err.startswith("error: ")
     assert len(err.splitlines()) == 1
@@ -243,11 +240,11 @@ def test_a_point_that_is_asked_for_twice_is_run_once(launch: Cli) -> None:
 def test_all_points_reach_the_planner_in_one_call(launch: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[list[list[str]]] = []
 
-    def record(points: list[list[str]], composer: object) -> sweep.Outcome:
+    def record(points: list[list[str]]) -> cli.Outcome:
         calls.append(points)
-        return sweep.Outcome((), {})
+        return cli.Outcome()
 
-    monkeypatch.setattr(sweep, "launch", record)
+    monkeypatch.setattr(cli, "launch", record)
     assert launch("-m", "parallel.max_model_len=8192,32768", "bench.concurrency=1,4")[0] == 0
     assert calls == [compose.expand(["parallel.max_model_len=8192,32768", "bench.concurrency=1,4"])]
     assert launch("bench.seed=5")[0] == 0
@@ -256,13 +253,14 @@ def test_all_points_reach_the_planner_in_one_call(launch: Cli, monkeypatch: pyte
 
 def test_hydra_does_not_compose_every_point(launch: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     composed: list[object] = []
-    original = ConfigLoaderImpl.load_sweep_config
+    original = ConfigLoaderImpl.load_configuration
 
-    def count(self: ConfigLoaderImpl, master_config: Any, sweep_overrides: list[str]) -> Any:
-        composed.append(sweep_overrides)
-        return original(self, master_config, sweep_overrides)
+    def count(self: ConfigLoaderImpl, config_name: str | None, overrides: list[str], *more: Any, **options: Any) -> Any:
+        composed.append(overrides)
+        return original(self, config_name, overrides, *more, **options)
 
-    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", count)
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", count)
+    compose._composed.cache_clear()
     code, out, _ = launch("-m", "bench.seed=range(0,30)", "parallel=dp2_tp8,dp4_tp4", "launch.dry_run=true")
     assert code == 0
     assert out.startswith("60 points in 2 services")
@@ -270,12 +268,12 @@ def test_hydra_does_not_compose_every_point(launch: Cli, monkeypatch: pytest.Mon
 
 
 def test_the_sweepers_objective_is_the_output_rate_of_each_asked_point() -> None:
-    made = sweep.plan([["bench.seed=1"], ["bench.concurrency=3"], ["bench.seed=1", "bench.concurrency=16"]], composer)
+    made = road.plan([["bench.seed=1"], ["bench.concurrency=3"], ["bench.seed=1", "bench.concurrency=16"]], composer)
     rows = {
         made.asked[0]: {"output_tok_s": 10.0, "valid": True},
         made.asked[1]: {"output_tok_s": 20.0, "valid": False},
     }
-    outcome = sweep.Outcome(made.asked, rows)
+    outcome = cli.Outcome(made.asked, rows)
     assert [outcome.objective(index) for index in range(3)] == [10.0, None, 10.0]
 
 
@@ -303,7 +301,7 @@ def test_keys_lists_every_leaf_with_scope_and_help(jobs: Cli) -> None:
     code, out, _ = jobs("keys", "--json")
     assert code == 0
     keys = {row["key"]: row for row in json.loads(out)}
-    assert keys.keys() == planner.schema.schema().keys()
+    assert keys.keys() == schema.schema().keys()
     assert all(row["help"] and row["scope"] in ("service", "point", "sweep") for row in keys.values())
     assert len(jobs("keys")[1].splitlines()) == len(keys)
 
@@ -326,9 +324,6 @@ def test_an_image_as_pyxis_takes_it_reaches_hydra_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # launch sets it: restored afterwards
     image = "container.image=quay.example#ascend/vllm-ascend:v0.9.1-openeuler"
-    words = ["cluster=slurm", "container=enroot", image, "launch.dry_run=true"]
-    monkeypatch.setattr(sys, "argv", ["launch.py", "-m", *words])
-    sweep.main()
+    assert cli.main(["-m", "cluster=slurm", "container=enroot", image, "launch.dry_run=true"]) == 0
     assert "docker://quay.example#ascend/vllm-ascend:v0.9.1-openeuler" in capsys.readouterr().out

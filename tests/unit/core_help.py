@@ -8,13 +8,18 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jobs.core.config import Config
-from jobs.sweep import compose
+from jobs.forecast.history import Forecast
+from jobs.sweep import check, compose
+from jobs.sweep.grouping import unknown
+from jobs.sweep.plan import Plan, make_plan
+from jobs.sweep.points import points_of
+from jobs.sweep.refuse import refuse
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/golden"
@@ -27,6 +32,16 @@ def config(*overrides: str) -> Config:
     """Return the config of one point."""
     [built] = compose.configs([overrides])
     return built
+
+
+def plan_of(
+    *configs: Config, overrides: Sequence[Sequence[str]] | None = None, forecast: Callable[[Config], Forecast] = unknown
+) -> Plan:
+    """Check and plan these configs, of which no key is swept."""
+    asked = points_of(overrides or [[f"n={index}"] for index in range(len(configs))], configs, ())
+    findings = check.findings_of(asked)
+    refuse(asked, findings)
+    return make_plan(asked, findings, forecast)
 
 
 def change(config: Config, **values: Any) -> Config:

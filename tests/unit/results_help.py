@@ -16,7 +16,9 @@ from jobs.core.files import write_json
 from jobs.core.rundir import SweepDir
 from jobs.core.tasks import write_config
 from jobs.results.row import make_row
-from jobs.sweep import compose, launch, plan
+from jobs.sweep import compose, plan, road
+from jobs.sweep.points import Point
+from jobs.sweep.record import as_json
 
 RECORDED = Path(__file__).resolve().parents[1] / "fixtures/sweep_vllm_cpu"
 """A sweep of real vLLM on two CPU ranks (its README says how it was recorded)."""
@@ -29,21 +31,21 @@ def copied(tmp_path: Path) -> Path:
 
 def planned(folder: Path, *overrides: str) -> tuple[SweepDir, plan.Plan]:
     """Write a sweep that has not run."""
-    made = launch.plan(compose.expand(["cluster=local", *overrides]), composer)
+    made = road.plan(compose.expand(["cluster=local", *overrides]), composer)
     found = SweepDir(folder)
-    write_json(found.plan, plan.as_json(made))
+    write_json(found.plan, as_json(made))
     for point in made.points:
         write_config(found, point.point, point.config)
     return found, made
 
 
-def row(found: SweepDir, point: plan.Point, **known: Any) -> None:
+def row(found: SweepDir, point: Point, **known: Any) -> None:
     """Write a row; it is valid unless a reason is given."""
     known = {"valid": "invalid_reason" not in known, "nodes": 2} | known
     write_json(found.point(point.point).row, make_row(point.point, point.service, point.config, **known))
 
 
-def requests(found: SweepDir, point: plan.Point, e2el_ms: Sequence[float], *, windows: int = 1, **odd: Any) -> None:
+def requests(found: SweepDir, point: Point, e2el_ms: Sequence[float], *, windows: int = 1, **odd: Any) -> None:
     """Write request records: answers of 11 tokens with these end-to-end latencies, one after the other."""
     tables = []
     for window in range(windows):
@@ -74,9 +76,7 @@ def latencies(mean: float, n: int = 200, seed: int = 0, spread: float = 0.05) ->
     return list(np.random.default_rng(seed).normal(mean, spread * mean, n))
 
 
-def measured(
-    found: SweepDir, point: plan.Point, e2el_ms: float, *, windows: int = 1, seed: int = 0, **known: Any
-) -> None:
+def measured(found: SweepDir, point: Point, e2el_ms: float, *, windows: int = 1, seed: int = 0, **known: Any) -> None:
     """Write row and requests of a point in a closed loop, as Little's law has them."""
     each = latencies(e2el_ms, seed=seed)
     requests(found, point, each, windows=windows)

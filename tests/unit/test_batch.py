@@ -24,7 +24,7 @@ from jobs.core.errors import ConfigError, RunError
 from jobs.core.files import read_json, write_json
 from jobs.core.rundir import AllocationDir
 from jobs.core.tasks import read_config, read_task
-from jobs.sweep import batch, launch
+from jobs.sweep import batch, road
 
 JOB = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NUM_NODES": "2"}
 SCRIPTS = ("sweep.sbatch", "serve.sbatch")
@@ -66,7 +66,7 @@ def test_one_job_carries_out_the_whole_sweep(tmp_path: Path) -> None:
 
 def test_the_same_question_has_the_same_name_as_from_launch(tmp_path: Path) -> None:
     one = prepare(tmp_path, "bench.concurrency=3")
-    made = launch.plan([["engine=simulator", "bench.concurrency=3"]])
+    made = road.plan([["engine=simulator", "bench.concurrency=3"]])
     assert read_task(one).services[0].points == (made.points[0].point,)
     assert read_task(one).services[0].service == made.services[0].service
 

@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.core.errors import ConfigError
-from jobs.sweep import compose, launch, plan, show
-from jobs.sweep.budget import Start, over_budget
+from jobs.sweep import compose, plan, road, show
+from jobs.sweep.grouping import Start, over_budget
+from jobs.sweep.record import as_json
 
 
 def planned(*overrides: str) -> plan.Plan:
-    return launch.plan(compose.expand(["cluster=slurm", *overrides, "results.root=/there/are/no/runs"]), composer)
+    return road.plan(compose.expand(["cluster=slurm", *overrides, "results.root=/there/are/no/runs"]), composer)
 
 
 @settings(max_examples=80, deadline=None)
@@ -66,7 +67,7 @@ def test_the_plan_is_cut_and_says_what_went() -> None:
     kept = {point.point for point in made.points}
     assert kept.isdisjoint(one.point.point for one in made.dropped)
     assert len(kept) + len(made.dropped) == 8
-    told = plan.as_json(made)["dropped"]
+    told = as_json(made)["dropped"]
     assert [item["point"] for item in told] == [one.point.point for one in made.dropped]
     assert told[0]["reason"] == "its load lies between two others of its service"
     assert f"beyond the budget: point {told[0]['point']}" in show.plan_text(made)

@@ -17,7 +17,7 @@ from jobs.core.rundir import Root, SweepDir
 from jobs.engines.vllm.logs import MemoryFigures, memory_figures
 from jobs.forecast import duration, history
 from jobs.forecast.history import KEPT, Forecast, forecaster, recall, remember
-from jobs.sweep import compose, launch, show
+from jobs.sweep import compose, road, show
 
 LOGS = Path(__file__).resolve().parents[1] / "fixtures/logs"
 R1 = config("parallel=dp2_tp8", "cluster=slurm")
@@ -139,7 +139,7 @@ def test_the_longest_of_the_last_runs_is_what_a_plan_counts_with(tmp_path: Path)
     spent = duration.phases([R1, R1], past)
     assert (spent.load, spent.teardown, spent.window) == (104.0, 7.5, 240.0)
     assert spent.source == "past runs of this model and layout"
-    made = launch.plan(compose.expand(["cluster=slurm", "parallel=dp2_tp8", f"results.root={tmp_path}"]), composer)
+    made = road.plan(compose.expand(["cluster=slurm", "parallel=dp2_tp8", f"results.root={tmp_path}"]), composer)
     assert made.services[0].seconds == pytest.approx(duration.measure_seconds(R1) + 104 + 7.5)
     assert "load from past runs of this model and layout" in show.plan_text(made)
     # The allocation itself counts with it too, where this very service never ran.
@@ -164,7 +164,7 @@ def test_a_broken_file_is_ignored_with_a_word_and_mended_by_the_next_run(tmp_pat
     found = look(root)
     assert (found.past, found.predicted_kv_tokens) == (None, 35_072)
     assert str(found.ignored).startswith(f"{path} is ignored, it cannot be read: ")
-    made = launch.plan(compose.expand(["cluster=slurm", "parallel=dp2_tp8", f"results.root={tmp_path}"]), composer)
+    made = road.plan(compose.expand(["cluster=slurm", "parallel=dp2_tp8", f"results.root={tmp_path}"]), composer)
     assert found.ignored in made.warnings
     learn(root, MemoryFigures(kv_tokens=90_112))
     assert look(root).predicted_kv_tokens == 90_112

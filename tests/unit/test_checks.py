@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_help import change, composer, config
+from core_help import change, composer, config, plan_of
 
 from jobs.cluster.sbatch import kind_of
 from jobs.core.errors import ConfigError, RunError, UserError
-from jobs.sweep import check, launch
-from jobs.sweep.plan import make_plan
+from jobs.sweep import check, road
+from jobs.sweep.start import start
 
 BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "sum of local sizes": (
@@ -61,7 +61,7 @@ def test_bad_input_is_one_clear_error(values: dict[str, Any], key: str, words: s
     assert error.remedy
     assert error.remedy in str(error)
     with pytest.raises(ConfigError):
-        make_plan([[]], [bad], ())
+        plan_of(bad)
 
 
 def test_what_is_allowed() -> None:
@@ -75,12 +75,12 @@ def test_what_is_allowed() -> None:
 
 
 def plan(*overrides: str, empty_path: Path) -> Any:
-    return launch.plan([[*overrides, f"results.root={empty_path / 'runs'}"]], composer)
+    return road.plan([[*overrides, f"results.root={empty_path / 'runs'}"]], composer)
 
 
 def refused(made: Any) -> UserError:
     with pytest.raises(UserError) as caught:
-        launch.start(made)
+        start(made)
     return caught.value
 
 

@@ -13,7 +13,8 @@ from core_help import change, config
 from containers import pyxis
 from jobs.allocation.node import container
 from jobs.core.errors import ConfigError, RunError
-from jobs.sweep import check, launch
+from jobs.sweep import check, road
+from jobs.sweep.start import start
 
 
 @pytest.fixture
@@ -47,9 +48,9 @@ def test_the_checkpoint_is_looked_for_behind_its_mount() -> None:
 
 
 def submission(tmp_path: Path, *overrides: str) -> None:
-    made = launch.plan([[*overrides, "container.image=/m.sqsh", f"results.root={tmp_path}/runs"]])
+    made = road.plan([[*overrides, "container.image=/m.sqsh", f"results.root={tmp_path}/runs"]])
     try:
-        launch.start(made)
+        start(made)
     finally:
         assert not (tmp_path / "runs").exists(), "nothing was written, nothing submitted"
 

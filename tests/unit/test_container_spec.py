@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from containers import docker, enroot, pyxis
 from containers.spec import Image, Mount, Spec, host_path, parse_image, parse_mount, size_bytes
 from jobs.core.errors import ConfigError
-from jobs.sweep import compose, launch
-from jobs.sweep.plan import as_json
+from jobs.sweep import compose, grammar, road
+from jobs.sweep.record import as_json
 
 DIGEST = "sha256:" + "0f" * 32
 
@@ -187,7 +187,7 @@ def test_no_secret_stands_on_a_command_line() -> None:
 
 def test_the_articles_docker_line_token_for_token() -> None:
     given = ["experiment=article", "container=docker", "container.registry=registry.example"]
-    [service] = as_json(launch.plan(compose.expand(given), composer))["services"]
+    [service] = as_json(road.plan(compose.expand(given), composer))["services"]
     words = shlex.split((GOLDEN / "article_docker.txt").read_text().replace("\\\n", " "))
     words[-2] = words[-2].replace("REGISTRY", "registry.example")
     ours = [rank["container"] for rank in service["ranks"]]
@@ -234,8 +234,8 @@ def test_a_batch_job_has_no_terminal() -> None:
 )
 def test_what_cannot_work_is_said_before_anything_is_submitted(overrides: list[str], key: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        compose.check(overrides)
-        launch.plan(compose.expand(["cluster=slurm", *overrides]), composer)
+        grammar.check(overrides)
+        road.plan(compose.expand(["cluster=slurm", *overrides]), composer)
     assert caught.value.key == key
     assert words in str(caught.value)
 
@@ -244,7 +244,7 @@ def test_the_plan_shows_the_commands_of_each_runtime_and_none_has_none() -> None
     image = ["container.image='r.example#a/b:v1'", "container.mounts=['/data/models:/models']"]
 
     def commands(*more: str) -> list[list[str]]:
-        made = as_json(launch.plan(compose.expand(["cluster=slurm", *image, *more]), composer))
+        made = as_json(road.plan(compose.expand(["cluster=slurm", *image, *more]), composer))
         return made["services"][0]["ranks"][0].get("container", [])
 
     assert commands() == []

@@ -24,7 +24,8 @@ from jobs.engines.simulator.memory import predict_rehearsal
 from jobs.engines.simulator.spec import Spec
 from jobs.forecast import memory as fit
 from jobs.forecast.memory import DOES_NOT_FIT, Fit, judge
-from jobs.sweep import compose, launch, plan
+from jobs.sweep import compose, plan, road
+from jobs.sweep.record import as_json
 
 QUICK = settings(max_examples=30, deadline=None)
 
@@ -38,7 +39,7 @@ def judged(*overrides: str) -> Fit:
 
 
 def planned(*overrides: str) -> plan.Plan:
-    return launch.plan(compose.expand([*overrides, "results.root=/there/are/no/runs"]), composer)
+    return road.plan(compose.expand([*overrides, "results.root=/there/are/no/runs"]), composer)
 
 
 # --- what the project itself asks for must never be refused
@@ -118,7 +119,7 @@ def test_nothing_known_is_no_refusal(tmp_path: Path) -> None:
         found = service.forecast.fit
         assert (found.prediction, found.refusal, found.doubt) == (None, None, None)
         assert word in found.unknown
-        assert plan.as_json(made)["services"][0]["memory"] == {"unknown": found.unknown}
+        assert as_json(made)["services"][0]["memory"] == {"unknown": found.unknown}
 
 
 # --- the rehearsal engine and the plan are of one mind
@@ -181,7 +182,7 @@ def test_drop_keeps_the_row_and_runs_the_rest() -> None:
     refused = [point.point for point in made.points if point.config.parallel.max_model_len == 131072]
     assert list(made.refused) == refused
     assert all(reason.startswith(DOES_NOT_FIT + "one request of 131,072 tokens") for reason in made.refused.values())
-    assert [item["point"] for item in plan.as_json(made)["refused"]] == refused
+    assert [item["point"] for item in as_json(made)["refused"]] == refused
 
 
 def test_keep_runs_it_with_a_warning() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_help import change, check_golden, composer, config
+from core_help import change, check_golden, composer, config, plan_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +16,7 @@ from jobs.core.config import Config
 from jobs.engines.ascend import moves, release, releases
 from jobs.engines.ascend.migration import Change, defaults, migrate
 from jobs.sweep import check, compose
-from jobs.sweep.plan import as_json, make_plan
+from jobs.sweep.record import as_json
 
 PRESETS = (
     ("experiment=article",),
@@ -45,7 +45,7 @@ def old(**values: Any) -> Config:
 @pytest.mark.parametrize("name", releases())
 def test_the_articles_configuration_for_each_release(name: str, tmp_path: Path) -> None:
     made = config("experiment=article", f"engine.release={name}")
-    [service] = as_json(make_plan([[]], [made], ()))["services"]
+    [service] = as_json(plan_of(made))["services"]
     lines = []
     for rank in service["ranks"]:
         lines += [f"# rank {rank['rank']} ({rank['role']})"]

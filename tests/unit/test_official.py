@@ -7,9 +7,9 @@ import shlex
 from typing import Any
 
 import pytest
-from core_help import GOLDEN, config
+from core_help import GOLDEN, config, plan_of
 
-from jobs.sweep.plan import as_json, make_plan
+from jobs.sweep.record import as_json
 
 JSON_FLAGS = ("--speculative-config", "--compilation-config")
 PATHS = ("vllm-ascend/DeepSeek-R1-W8A8", "/models/DeepSeek-R1-0528-W8A8")
@@ -47,7 +47,7 @@ def flags(words: list[str]) -> dict[str, Any]:
 )
 def test_token_for_token(preset: str, ours_alone: dict[str, str], rank: int) -> None:
     made = config(f"experiment={preset}")
-    [service] = as_json(make_plan([[]], [made], ()))["services"]
+    [service] = as_json(plan_of(made))["services"]
     ours = service["ranks"][rank]
     exports, words = documented(f"{preset}_{'headless' if rank else 'head'}.sh")
     assert ours["argv"][:3] == [PATHS[1] if word == PATHS[0] else word for word in words[:3]]

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from jobs.core import output
+from jobs.cli import output
 
 
 def test_a_broken_connection_is_not_taken_for_a_closed_output() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_help import ROOT, change, check_golden, composer, config
+from core_help import ROOT, change, check_golden, composer, config, plan_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +20,10 @@ from jobs.core import schema
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.forecast import duration
-from jobs.sweep import compose, grouping, launch, plan
+from jobs.sweep import compose, grouping, plan, road
+from jobs.sweep.points import identity, points_of
+from jobs.sweep.record import as_json
+from jobs.sweep.refuse import refuse
 
 QUICK = settings(max_examples=25, deadline=None)
 
@@ -41,7 +44,7 @@ def leaves(config: Config, *scopes: str) -> str:
 
 def planned(*overrides: str) -> plan.Plan:
     """Plan one sweep."""
-    return launch.plan(compose.expand(overrides), composer)
+    return road.plan(compose.expand(overrides), composer)
 
 
 # --- golden plans
@@ -49,7 +52,7 @@ def planned(*overrides: str) -> plan.Plan:
 
 def portable(made: plan.Plan) -> str:
     """Return the plan as JSON without what differs between machines, or with every new key of the rehearsal."""
-    text = json.dumps(plan.as_json(made), indent=1)
+    text = json.dumps(as_json(made), indent=1)
     for index, point in enumerate(made.points):
         text = text.replace(point.point, f"<point {index}>")
     for index, service in enumerate(made.services):
@@ -102,7 +105,7 @@ def test_one_service_for_each_distinct_restart_part_and_one_row_for_each_distinc
     points: list[dict[str, Any]],
 ) -> None:
     words = [["cluster=slurm", *(f"{key}={value}" for key, value in point.items())] for point in points]
-    made = launch.plan(words, composer)
+    made = road.plan(words, composer)
     by_id = {point.point: point for point in made.points}
     assert len(by_id) == len(made.points) == len({leaves(p.config, "service", "point") for p in made.points})
     assert len(made.services) == len({leaves(p.config, "service") for p in made.points})
@@ -183,7 +186,7 @@ def test_no_plan_exceeds_its_budget_loads_more_than_it_must_or_loses_a_point_sil
     words += ["cluster=slurm", "results.root=/there/are/no/runs", f"launch.infeasible={infeasible}"]
     points = compose.expand([*words, f"launch.budget_node_hours={hours}", f"cluster.time_limit={limit_min}"])
     try:
-        made = launch.plan(points, composer)
+        made = road.plan(points, composer)
     except ConfigError as error:
         assert error.key == "launch.budget_node_hours"
         return
@@ -202,7 +205,7 @@ def test_no_plan_exceeds_its_budget_loads_more_than_it_must_or_loses_a_point_sil
     assert [name for a in made.allocations for name in a.services] == [s.service for s in made.services]
     for allocation in made.allocations:
         assert len(allocation.services) == 1 or allocation.seconds <= limit_min * 60
-    assert json.loads(json.dumps(plan.as_json(made))) == plan.as_json(made)
+    assert json.loads(json.dumps(as_json(made))) == as_json(made)
 
 
 def test_the_memory_of_a_service_is_asked_for_once() -> None:
@@ -213,7 +216,7 @@ def test_the_memory_of_a_service_is_asked_for_once() -> None:
         asked.append(config)
         return grouping.unknown(config)
 
-    made = plan.make_plan(words, compose.configs(words, composer), (), look)
+    made = plan_of(*compose.configs(words, composer), overrides=words, forecast=look)
     assert (len(made.points), len(made.services), len(asked)) == (30, 3, 3)
 
 
@@ -221,27 +224,27 @@ def test_the_memory_of_a_service_is_asked_for_once() -> None:
 
 
 def test_identity_is_the_same_in_another_process_with_another_hash_seed() -> None:
-    program = "import sys; from core_help import config; from jobs.sweep.plan import identity\n"
+    program = "import sys; from core_help import config; from jobs.sweep.points import identity\n"
     program += "print(identity(config('experiment=article'), 'service', 'point'))"
     env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests/unit'}", "PYTHONHASHSEED": "4711"}
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == plan.identity(config("experiment=article"), "service", "point")
+    assert done.stdout.strip() == identity(config("experiment=article"), "service", "point")
 
 
 def test_identity_does_not_depend_on_the_order_of_keys() -> None:
     one = change(config(), engine__env={"A": 1, "B": {"c": 1, 2: "d"}})
     other = change(config(), engine__env={"B": {2: "d", "c": 1}, "A": 1})
     assert list(one.engine.env) != list(other.engine.env)
-    assert plan.identity(one, "service") == plan.identity(other, "service")
+    assert identity(one, "service") == identity(other, "service")
 
 
 def test_each_leaf_changes_exactly_the_identities_of_its_scope() -> None:
     base = config()
-    service, point = plan.identity(base, "service"), plan.identity(base, "service", "point")
+    service, point = identity(base, "service"), identity(base, "service", "point")
     for name, scope in schema.schema().items():
         changed = change(base, **{name.replace(".", "__"): "another value"})
-        assert (plan.identity(changed, "service") != service) == (scope == "service"), name
-        assert (plan.identity(changed, "service", "point") != point) == (scope in ("service", "point")), name
+        assert (identity(changed, "service") != service) == (scope == "service"), name
+        assert (identity(changed, "service", "point") != point) == (scope in ("service", "point")), name
 
 
 @pytest.mark.parametrize(
@@ -267,18 +270,23 @@ def test_a_swept_key_that_does_not_change_the_question_is_refused(overrides: lis
 def test_two_points_of_one_service_never_differ_in_what_belongs_to_the_sweep(key: str) -> None:
     """No override can ask for it; the experiment files of a site can."""
     first, second = config("bench.concurrency=1"), config("bench.concurrency=2")
-    second = change(second, **{key.replace(".", "__"): "another value"})
+    other = change(second, **{key.replace(".", "__"): "another value"})
     with pytest.raises(ConfigError, match="the points of one sweep differ in it") as caught:
-        plan.refuse_unlike([(one, plan.identity(one, "service")) for one in (first, second)])
+        allowed(first, other)
     assert caught.value.key == key
 
 
 def test_services_may_differ_in_what_each_is_started_with_but_not_in_the_limits_of_the_sweep() -> None:
     first, second = config("parallel.max_model_len=8192"), config("parallel.max_model_len=4096")
-    plan.refuse_unlike([(first, "a"), (change(second, engine__port=8001, model__source="x"), "b")])
+    allowed(first, change(second, engine__port=8001, model__source="x"))
     with pytest.raises(ConfigError) as caught:
-        plan.refuse_unlike([(first, "a"), (change(second, limits__rendezvous_s=7.0), "b")])
+        allowed(first, change(second, limits__rendezvous_s=7.0))
     assert (caught.value.key, caught.value.value) == ("limits.rendezvous_s", "300.0 and 7.0")
+
+
+def allowed(*configs: Config) -> None:
+    points = points_of([[] for _ in configs], configs, ())
+    refuse(points, {point.point: () for point in points})
 
 
 # --- allocations
@@ -298,7 +306,7 @@ def test_allocations_respect_the_time_limit_and_are_not_split_without_need(
         change(base, model__shape__weight_gib=size, parallel__seed=i, parallel__data_parallel_size=nodes[i])
         for i, size in enumerate(sizes)
     ]
-    made = plan.make_plan([[f"n={i}"] for i in range(len(configs))], configs, ())
+    made = plan_of(*configs)
     seconds = {service.service: service.seconds for service in made.services}
     count = {point.service: point.config.parallel.data_parallel_size for point in made.points}
     for allocation in made.allocations:
@@ -368,7 +376,7 @@ def test_what_is_no_slurm_time_is_refused(text: str) -> None:
 
 
 def test_the_plan_is_plain_json_and_names_what_the_issue_names() -> None:
-    made = plan.as_json(planned("cluster=slurm", "bench.concurrency=1,2"))
+    made = as_json(planned("cluster=slurm", "bench.concurrency=1,2"))
     assert json.loads(json.dumps(made)) == made
     assert {"point", "overrides", "service"} <= made["points"][0].keys()
     assert {"service", "points", "ranks"} <= made["services"][0].keys()
@@ -380,7 +388,7 @@ def test_the_plan_is_plain_json_and_names_what_the_issue_names() -> None:
 def test_configs_are_not_changed_by_planning() -> None:
     before = config("cluster=slurm")
     kept = json.dumps(asdict(before))
-    plan.make_plan([[]], [before], ())
+    plan_of(before)
     assert json.dumps(asdict(before)) == kept
 
 

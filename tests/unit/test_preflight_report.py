@@ -19,11 +19,11 @@ from jobs.allocation.preflight import evidence, report
 from jobs.allocation.preflight.conduct import Result
 from jobs.allocation.preflight.facts import Holder
 from jobs.allocation.preflight.findings import CHECKS, Finding
+from jobs.cli import launch
 from jobs.cluster.sick_nodes import proposal, sick, without_sick
 from jobs.core.errors import ConfigError
 from jobs.core.files import read_json
 from jobs.core.rundir import Root
-from jobs.sweep import launch
 
 SLURM = config("cluster=slurm")
 

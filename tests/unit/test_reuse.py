@@ -16,19 +16,21 @@ from jobs.core.tasks import write_config
 from jobs.results.fingerprint import Fingerprint
 from jobs.results.row import is_finished, make_row
 from jobs.results.stale import retire
-from jobs.sweep import compose, launch, plan, reuse
+from jobs.sweep import compose, plan, reuse, road
+from jobs.sweep.points import Point
+from jobs.sweep.record import as_json
 from jobs.sweep.resume import unfinished
 
 OLD, NEW = Fingerprint("vllm 0.9.1", "25.0", None, "aa"), Fingerprint("vllm 0.9.2", "25.0", None, "aa")
 
 
 def planned(*overrides: str) -> plan.Plan:
-    return launch.plan(compose.expand(["cluster=local", "bench.concurrency=1,4", *overrides]), composer)
+    return road.plan(compose.expand(["cluster=local", "bench.concurrency=1,4", *overrides]), composer)
 
 
 def write(folder: Path, made: plan.Plan, seen: Fingerprint = OLD) -> SweepDir:
     found = SweepDir(folder)
-    record = plan.as_json(made)
+    record = as_json(made)
     for item in record["services"]:
         item["seen"] = vars(seen)
     write_json(found.plan, record)
@@ -37,7 +39,7 @@ def write(folder: Path, made: plan.Plan, seen: Fingerprint = OLD) -> SweepDir:
     return found
 
 
-def put(found: SweepDir, point: plan.Point, age: float = 0.0, print_: Fingerprint = OLD, **known: Any) -> None:
+def put(found: SweepDir, point: Point, age: float = 0.0, print_: Fingerprint = OLD, **known: Any) -> None:
     row = make_row(point.point, point.service, point.config, **({"valid": True} | vars(print_) | known))
     path = found.point(point.point).row
     write_json(path, row)

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from jobs.cli.launch import Outcome
 from jobs.core.config import Bench, Config
 from jobs.measure.records import RequestRecord, Window
 from jobs.measure.repeats import combine
 from jobs.measure.saturation import queue_grows
 from jobs.measure.statistics import summarize
 from jobs.measure.validity import notes
-from jobs.sweep.launch import Outcome
 
 RATE = Bench(request_rate=10.0)
 OVERLOAD = (

@@ -16,7 +16,8 @@ from jobs.core.errors import ConfigError
 from jobs.core.files import read_json, write_json
 from jobs.core.rundir import SweepDir
 from jobs.core.tasks import ServiceTask
-from jobs.sweep import batch, launch
+from jobs.sweep import batch, road
+from jobs.sweep.record import record
 from jobs.sweep.resume import resume
 
 STRAY = "PYXIS_CONTAINER_IMAGE"
@@ -48,9 +49,7 @@ def test_a_batch_job_does_not_prepare_anything(tmp_path: Path) -> None:
 def test_the_checks_of_the_nodes_do_not_start(
     tmp_path: Path, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["preflight", *words(tmp_path)])
-    assert ended.value.code == 2
+    assert main(["preflight", *words(tmp_path)]) == 2
     assert f"{STRAY} = other: pyxis takes it as an option of every step" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
     sweep_dir = SweepDir(tmp_path / "runs/s")
@@ -60,7 +59,7 @@ def test_the_checks_of_the_nodes_do_not_start(
 
 
 def test_a_resume_removes_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = launch.record(launch.plan([words(tmp_path)]))
+    made = record(road.plan([words(tmp_path)]))
     [point] = read_json(made.plan)["points"]
     row = made.point(point["point"]).row
     item = {"valid": False, "invalid_reason": "failed", "truncated": False}

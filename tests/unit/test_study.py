@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from core_help import composer
 
+from jobs.cli import study
+from jobs.cli.launch import Outcome
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.core.sweep_settings import Launch, Results
 from jobs.results.columns import high_is_best, low_is_best
 from jobs.results.row import FIGURES
-from jobs.sweep import launch as sweep
-from jobs.sweep import study
-from jobs.sweep.launch import Outcome
+from jobs.sweep import road
 
 
 def config(objective: str = "output_tok_s", **launch: Any) -> Config:
@@ -44,7 +44,6 @@ def test_an_objective_has_its_direction(objective: str, direction: str) -> None:
         (config("output_tok_s"), "minimize", "hydra.sweeper.direction"),
         (config("e2el_ms_p90"), "maximize", "hydra.sweeper.direction"),
         (config(follow=False), "maximize", "launch.follow"),
-        (config(resume="runs/x"), "maximize", "launch.resume"),
     ],
 )
 def test_studies_that_cannot_be_are_refused(asked: Config, direction: str, key: str) -> None:
@@ -63,7 +62,7 @@ def test_every_rate_is_best_when_high() -> None:
 
 def test_a_typing_error_in_the_objective_is_told_before_anything_starts() -> None:
     with pytest.raises(ConfigError, match="output_tok_s") as error:
-        sweep.plan([["results.objective=output_toks", "cluster=local"]], composer)
+        road.plan([["results.objective=output_toks", "cluster=local"]], composer)
     assert error.value.key == "results.objective"
 
 
@@ -73,7 +72,7 @@ def test_an_invalid_row_is_the_worst_and_a_missing_figure_too() -> None:
         "b": {"valid": False, "ttft_ms_p99": 1.0},
         "c": {"valid": True, "ttft_ms_p99": None},
     }
-    outcome = Outcome(("a", "b", "c", None, "lost"), rows, "ttft_ms_p99", study.worst("minimize"))
+    outcome = Outcome(("a", "b", "c", None, "lost"), rows, column="ttft_ms_p99", worst=study.worst("minimize"))
     assert [outcome.objective(index) for index in range(5)] == [12.0, *[math.inf] * 4]
     assert study.worst("maximize") == -math.inf
 
@@ -81,7 +80,7 @@ def test_an_invalid_row_is_the_worst_and_a_missing_figure_too() -> None:
 def test_trials_that_cannot_be_asked_do_not_end_the_study(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sweep, "start", lambda *_: pytest.fail("nothing may be submitted"))
+    monkeypatch.setattr(study, "start", lambda *_: pytest.fail("nothing may be submitted"))
     best: dict[str, float] = {}
     outcome = study.launch([["bench.input_tokens=9000", "cluster=local"]], composer, "maximize", best)
     assert outcome.objective(0) == -math.inf and best == {}
@@ -106,4 +105,4 @@ def test_optuna_takes_the_worst_value() -> None:
             trial.suggest_categorical("x", [1, 2])
             made.tell(trial, value)
         assert made.best_value == 5.0
-        assert replace(Outcome((), {}), worst=1.0).objective(0) == 1.0
+        assert replace(Outcome(), worst=1.0).objective(0) == 1.0

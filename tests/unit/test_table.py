@@ -19,6 +19,7 @@ from jobs.core.rundir import SweepDir
 from jobs.results.row import FIGURES, columns, make_row, tokens_text
 from jobs.results.table import PENDING, markdown, read_table, text, write_table
 from jobs.sweep import plan, show
+from jobs.sweep.points import Point
 
 ISSUE = [
     "engine", "release", "valid", "invalid_reason", "completed", "failed", "ttft_ms_p50", "output_tok_s",
@@ -28,12 +29,12 @@ ISSUE = [
 """The columns after point, service and the swept keys, without those with dots."""
 
 
-def result(folder: SweepDir, point: plan.Point, **known: Any) -> None:
+def result(folder: SweepDir, point: Point, **known: Any) -> None:
     row = make_row(point.point, point.service, point.config, **known)
     write_json(folder.point(point.point).row, row)
 
 
-def measured(folder: SweepDir, point: plan.Point, rate: float, **known: Any) -> None:
+def measured(folder: SweepDir, point: Point, rate: float, **known: Any) -> None:
     figures = {"completed": 40, "failed": 0, "ttft_ms_p50": 1000 / rate, "output_tok_s": rate, "tok_s_per_user": 4.25}
     service = {"engine_tokens": tokens_text({"0": 5, "1": 7}), "nodes": 2, "job_id": "77", "attempt": 1}
     result(folder, point, **({"valid": True} | figures | service | known))

@@ -10,9 +10,9 @@ from core_help import config
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.engines.ascend.lookup import architecture_of
-from jobs.sweep import check, compose
+from jobs.sweep import check, grammar
 
-GROUPS = compose.groups()
+GROUPS = grammar.groups()
 
 
 def test_the_groups_are_those_of_the_issue() -> None:

@@ -11,15 +11,16 @@ from jobs.core.errors import ConfigError
 from jobs.core.layout import local_sizes, span
 from jobs.engines.placement import planned
 from jobs.engines.vllm import command
-from jobs.sweep import compose, launch, plan
+from jobs.sweep import compose, plan, road
+from jobs.sweep.record import as_json
 
 
 def preset(*overrides: str) -> plan.Plan:
-    return launch.plan(compose.expand([*overrides, "cluster=slurm", "results.root=/there/are/no/runs"]), composer)
+    return road.plan(compose.expand([*overrides, "cluster=slurm", "results.root=/there/are/no/runs"]), composer)
 
 
 def flags(made: plan.Plan, service: int = 0, rank: int = 0) -> list[str]:
-    words: list[str] = plan.as_json(made)["services"][service]["ranks"][rank]["argv"]
+    words: list[str] = as_json(made)["services"][service]["ranks"][rank]["argv"]
     return words
 
 

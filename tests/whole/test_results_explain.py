@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from jobs.core import schema
 from jobs.core.errors import RunError
 from jobs.core.files import read_json, write_json
 from jobs.results.gather import dotted
-from jobs.sweep import compose, launch, plan
+from jobs.sweep import compose, road
 from jobs.sweep.explain import explain, source_of, text
 
 
@@ -76,8 +77,8 @@ def test_what_set_it(key: str, value: object, overrides: tuple[str, ...], source
 
 @pytest.mark.parametrize("overrides", [[], ["engine=simulator"], ["experiment=demo"], ["experiment=article"]])
 def test_every_key_of_every_choice_has_a_source(overrides: list[str]) -> None:
-    [point] = launch.plan(compose.expand(["cluster=local", *overrides]), composer).points
-    tree = json.loads(json.dumps(plan.asdict(point.config)))
+    [point] = road.plan(compose.expand(["cluster=local", *overrides]), composer).points
+    tree = json.loads(json.dumps(asdict(point.config)))
     for key in schema.schema():
         source = source_of(key, dotted(tree, key), ("cluster=local", *overrides))
         assert not source.startswith("unknown") or key == "cluster.kind", (key, source)

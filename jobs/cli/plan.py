@@ -1,4 +1,4 @@
-"""Before anything is submitted: what would be done, what each service needs, what can be set."""
+"""Before anything is submitted: what would be done, and what each service needs."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from jobs.cli import OVERRIDES, Verb
-from jobs.core import schema
+from jobs.cli import OVERRIDES, Command
 from jobs.engines.ascend.weights import GIB
-from jobs.sweep import compose, launch, show
+from jobs.sweep import compose, road, show
 from jobs.sweep.grouping import Service
-from jobs.sweep.plan import as_json
+from jobs.sweep.record import as_json
 
 
 def _plan(options: argparse.Namespace) -> int:
-    compose.check(options.overrides)
-    made = launch.plan(compose.expand(options.overrides))
+    made = road.plan(compose.expand(options.overrides))
     if options.json:
         print(json.dumps(as_json(made), ensure_ascii=False))
         return 0
@@ -30,10 +28,9 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _memory(options: argparse.Namespace) -> int:
-    compose.check(options.overrides)
-    # What does not fit is what one asks this verb about: nothing is refused, nothing is cut.
-    words = [*options.overrides, "launch.infeasible=keep", "launch.budget_node_hours=null"]
-    services = launch.plan(compose.expand(words)).services
+    # What does not fit is what one asks this command about: nothing is refused, nothing is cut.
+    overrides = [*options.overrides, "launch.infeasible=keep", "launch.budget_node_hours=null"]
+    services = road.plan(compose.expand(overrides)).services
     if options.json:
         values = [_memory_json(service) for service in services]
         print(json.dumps(values[0] if len(values) == 1 else values))
@@ -86,18 +83,7 @@ def _memory_lines(service: Service) -> list[str]:
     return lines
 
 
-def _keys(options: argparse.Namespace) -> int:
-    rows = [{"key": key, "scope": scope, "help": schema.help_of(key)} for key, scope in schema.schema().items()]
-    if options.json:
-        print(json.dumps(rows))
-    else:
-        width = max(len(row["key"]) for row in rows)
-        print("\n".join(f"{row['key']:<{width}}  {row['scope']:<7}  {row['help']}" for row in rows))
-    return 0
-
-
-VERBS = (
-    Verb("plan", _plan, "show points, services, allocations and exact commands", (OVERRIDES,)),
-    Verb("memory", _memory, "predict weights and KV cache of every service, line by line", (OVERRIDES,)),
-    Verb("keys", _keys, "list every config key with its scope and meaning"),
+COMMANDS = (
+    Command("plan", _plan, "show points, services, allocations and exact commands", (OVERRIDES,)),
+    Command("memory", _memory, "predict weights and KV cache of every service, line by line", (OVERRIDES,)),
 )

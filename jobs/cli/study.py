@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import sys
 from collections.abc import Sequence
 
+from jobs.cli.launch import DETACHED, Outcome, rows_of
+from jobs.cli.through_hydra import Ended
 from jobs.core.config import Config
-from jobs.core.errors import ConfigError, UserError
-from jobs.core.files import read_json
+from jobs.core.errors import ConfigError
 from jobs.results.columns import check_objective, high_is_best, low_is_best
-from jobs.sweep import compose, reuse, show
-from jobs.sweep import launch as sweep
+from jobs.sweep import compose, grammar, reuse, road, show
 from jobs.sweep.follow import follow
-from jobs.sweep.launch import Outcome
+from jobs.sweep.start import start
 
 
 def launch(
     points: Sequence[Sequence[str]], composer: compose.Composer, direction: str, best: dict[str, float]
 ) -> Outcome:
-    """Run one batch of a study as a sweep of its own. Exits the process for errors, but not for invalid rows.
+    """Run one batch of a study as a sweep of its own; an invalid row ends nothing.
 
     A point that cannot be asked is as bad as an invalid one: the sampler goes elsewhere.
 
@@ -28,24 +26,24 @@ def launch(
         points: override list of each trial.
         composer: composes the tree for a choice of groups.
         direction: minimize or maximize.
-        best: the best trial of the batches before, its words and its value; brought up to date.
+        best: the best trial of the batches before, its overrides and its value; brought up to date.
+
+    Raises:
+        Ended: of a dry run or after Ctrl-C.
+        UserError: the study cannot be, or nothing could be submitted.
     """
-    try:
-        outcome = _batch(points, composer, direction)
-    except UserError as error:
-        logging.info("the study failed", exc_info=True)
-        sweep.fail(error)
+    outcome = _batch(points, composer, direction)
     better = max if direction == "maximize" else min
     for index, point in enumerate(points):
-        words, value = " ".join(compose.ours(point)), outcome.objective(index)
+        value = outcome.objective(index)
         if value is not None and math.isfinite(value):
-            best[words] = value
+            best[" ".join(grammar.ours(point))] = value
     if best:
-        words = better(best, key=lambda key: best[key])
-        value = best[words]
+        overrides = better(best, key=lambda key: best[key])
+        value = best[overrides]
         best.clear()
-        best[words] = value
-        show.console().print(f"best so far: {outcome.column} = {value:.5g} with {words}", markup=False)
+        best[overrides] = value
+        show.console().print(f"best so far: {outcome.column} = {value:.5g} with {overrides}", markup=False)
     return outcome
 
 
@@ -55,34 +53,34 @@ def _batch(points: Sequence[Sequence[str]], composer: compose.Composer, directio
     asked: list[bool] = []
     for point in points:
         try:
-            sweep.plan([point], composer)
+            road.plan([point], composer)
             askable.append(point)
             asked.append(True)
         except ConfigError as error:
             asked.append(False)
             out.print(f"not asked: {' '.join(point)}: {error}", markup=False)
     if not askable:
-        return Outcome((None,) * len(points), {}, worst=worst(direction))
-    made = sweep.plan(askable, composer)
+        return Outcome((None,) * len(points), worst=worst(direction))
+    made = road.plan(askable, composer)
     settings = made.points[0].config
     check(settings, direction)
     out.print(show.plan_text(made))
     if settings.launch.dry_run:
         out.print("dry run: these are the first trials of the study; nothing was submitted")
-        sys.exit(0)
+        raise Ended(0)
     earlier = reuse.find(made.points, reuse.roots_of(settings.results.root, settings.results.roots))
-    folder = sweep.start(made, sweep.taken(earlier, settings))
+    folder = start(made, reuse.taken(earlier, settings.launch))
     out.print(f"sweep {folder.path}")
     try:
         follow(folder, out)
     except KeyboardInterrupt:
         out.print(f"\nthe study ends; its last sweep goes on. Follow it by: python -m jobs follow {folder.path}")
-        sys.exit(130)
-    sweep.print_table(folder, out)
-    rows = {point.point: read_json(folder.point(point.point).row) for point in made.points}
+        raise Ended(DETACHED) from None
+    show.print_table(folder, out)
     ids = iter(made.asked)
     column = settings.results.objective
-    return Outcome(tuple(next(ids) if one else None for one in asked), rows, column, worst(direction))
+    found = tuple(next(ids) if one else None for one in asked)
+    return Outcome(found, rows_of(made, folder), column=column, worst=worst(direction))
 
 
 def worst(direction: str) -> float:
@@ -98,7 +96,5 @@ def check(config: Config, direction: str) -> None:
     if direction != wanted:
         reason = f"of {column} this direction is that of the worst setting"
         raise ConfigError("hydra.sweeper.direction", direction, reason, f"Set hydra.sweeper.direction={wanted}.")
-    if config.launch.resume or not config.launch.follow:
-        key = "launch.resume" if config.launch.resume else "launch.follow"
-        value = config.launch.resume or config.launch.follow
-        raise ConfigError(key, value, "a study needs the rows of every batch", "Leave it out.")
+    if not config.launch.follow:
+        raise ConfigError("launch.follow", False, "a study needs the rows of every batch", "Leave it out.")

@@ -1,0 +1,122 @@
+"""launch.py: plan, submit, follow, print the table."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from jobs.cli import errors, through_hydra
+from jobs.cluster.sick_nodes import proposal
+from jobs.core.errors import UserError
+from jobs.core.files import read_json
+from jobs.core.rundir import Root, SweepDir
+from jobs.results.report import write_report
+from jobs.sweep import compose, grammar, reuse, road, show
+from jobs.sweep.follow import follow
+from jobs.sweep.plan import Plan
+from jobs.sweep.start import start
+
+DETACHED = 130
+"""Exit code after Ctrl-C: the sweep goes on."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a sweep came to.
+
+    Attributes:
+        points: ids in the order in which the points were asked for; None: the question cannot be asked.
+        rows: of the table, by id.
+        code: exit code: 0: all rows are valid, or nothing was waited for; 1: a row is invalid; DETACHED.
+        column: what a study optimises.
+        worst: stands for a row that is invalid, saturated or lacks the figure, so that the study goes on; None:
+            nothing does.
+    """
+
+    points: tuple[str | None, ...] = ()
+    rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    code: int = 0
+    column: str = "output_tok_s"
+    worst: float | None = None
+
+    def objective(self, index: int) -> float | None:
+        """Return the figure of a point for Hydra's sweepers, `worst` for an invalid or saturated row."""
+        row = self.rows.get(self.points[index] or "") if self.points else None
+        value = row[self.column] if row and row["valid"] and not row.get("saturated") else None
+        return self.worst if value is None else float(value)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run launch.py. Returns its exit code, 0: all rows valid; 1: a run failed; 2: the question cannot be asked."""
+    options = through_hydra.parser().parse_intermixed_args(arguments)
+    try:
+        if through_hydra.is_asked(options):
+            return through_hydra.main(options, arguments)
+        return launch(_points(options)).code
+    except UserError as error:
+        logging.info("the sweep failed", exc_info=True)
+        return errors.show(error)
+
+
+def _points(options: argparse.Namespace) -> list[list[str]]:
+    """Return the override list of each point. Without -m a comma is an error, as in Hydra."""
+    if not options.multirun:
+        for item in grammar.parse(options.overrides):
+            grammar.refuse_sweep(item)
+    return compose.expand(options.overrides)
+
+
+def launch(points: Sequence[Sequence[str]], composer: compose.Composer = compose.default_composer) -> Outcome:
+    """Run one sweep as its config says.
+
+    Args:
+        points: override list of each point.
+        composer: composes the tree for a choice of groups.
+
+    Raises:
+        UserError: it cannot be asked, or was not submitted.
+    """
+    made = road.plan(points, composer)
+    settings = made.points[0].config
+    out = show.console()
+    out.print(show.plan_text(made))
+    if warnings := show.warnings_text(made.findings):
+        out.print(warnings, markup=False)
+    earlier = reuse.find(made.points, reuse.roots_of(settings.results.root, settings.results.roots))
+    for line in reuse.offer_text(earlier, taken=settings.launch.reuse):
+        out.print(line, markup=False)
+    for line in proposal(settings, Root(Path(settings.results.root).absolute())):
+        out.print(f"note: {line}", markup=False)
+    if settings.launch.dry_run:
+        out.print("\n" + show.commands_text(made), markup=False)
+        out.print("dry run: nothing was submitted")
+        return Outcome()
+    sweep = start(made, reuse.taken(earlier, settings.launch))
+    out.print(f"sweep {sweep.path}")
+    if not settings.launch.follow:
+        out.print(f"submitted; follow it by: python -m jobs follow {sweep.path}")
+        return Outcome()
+    return _followed(made, sweep, out)
+
+
+def _followed(made: Plan, sweep: SweepDir, out: Console) -> Outcome:
+    """Follow to the end and print the table."""
+    try:
+        valid = follow(sweep, out)
+    except KeyboardInterrupt:
+        out.print(f"\ndetached: the sweep goes on. Follow it by: python -m jobs follow {sweep.path}")
+        return Outcome(code=DETACHED)
+    show.print_table(sweep, out)
+    out.print(f"report: {write_report(sweep)}", markup=False)
+    return Outcome(made.asked, rows_of(made, sweep), 0 if valid else 1)
+
+
+def rows_of(made: Plan, sweep: SweepDir) -> dict[str, Mapping[str, Any]]:
+    """Return the rows of a sweep that has ended, by point."""
+    return {point.point: read_json(sweep.point(point.point).row) for point in made.points}

@@ -1,0 +1,92 @@
+"""plan.json: what a sweep was submitted as."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.core.errors import RunError
+from jobs.core.files import read_json, write_json
+from jobs.core.rundir import SweepDir
+
+
+@dataclass(frozen=True)
+class PlannedPoint:
+    """A point as planned. `values`: of the swept keys."""
+
+    point: str
+    service: str
+    overrides: tuple[str, ...]
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PlannedService:
+    """A service as planned.
+
+    Attributes:
+        points: in the order of measuring.
+        seen: what the launching host saw of driver, image and checkpoint; empty before it was started.
+        more: predictions, and the exact commands of every rank (jobs/sweep/record.py).
+    """
+
+    service: str
+    points: tuple[str, ...]
+    engine: str
+    release: str
+    seen: Mapping[str, Any]
+    more: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """The content of plan.json."""
+
+    points: tuple[PlannedPoint, ...]
+    services: tuple[PlannedService, ...]
+    swept: tuple[str, ...]
+    data: Mapping[str, Any]
+
+    def write(self, sweep: SweepDir) -> None:
+        """Write it.
+
+        Raises:
+            RunError: the directory cannot be written.
+        """
+        write_json(sweep.plan, self.data)
+
+
+def of_mapping(data: Mapping[str, Any]) -> PlanFile:
+    """Return the plan that plain data holds. Raises KeyError, TypeError where it is none."""
+    points = tuple(
+        PlannedPoint(one["point"], one["service"], tuple(one.get("overrides", ())), one["values"])
+        for one in data["points"]
+    )
+    known = ("service", "points", "engine", "release", "seen")
+    services = tuple(
+        PlannedService(
+            one["service"],
+            tuple(one["points"]),
+            one.get("engine", ""),
+            one.get("release", ""),
+            one.get("seen", {}),
+            {key: value for key, value in one.items() if key not in known},
+        )
+        for one in data["services"]
+    )
+    return PlanFile(points, services, tuple(data["swept"]), data)
+
+
+def read_plan(sweep: SweepDir) -> PlanFile:
+    """Read the plan of a sweep.
+
+    Raises:
+        RunError: it is missing, or is no plan.
+    """
+    data = read_json(sweep.plan)
+    try:
+        return of_mapping(data)
+    except (KeyError, TypeError, AttributeError):
+        remedy = "Give the directory of a sweep, runs/<sweep>."
+        raise RunError(str(sweep.plan), "(read)", "it is not a plan", remedy) from None

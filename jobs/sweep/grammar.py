@@ -1,0 +1,157 @@
+"""Overrides in Hydra's own grammar, each text parsed once; and what can be said of them before anything is composed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
+from hydra.errors import HydraException, OverrideParseException
+
+from jobs.core import schema
+from jobs.core.errors import ConfigError, nearest
+from jobs.core.schema import CONF
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Parse override strings by Hydra's own grammar.
+
+    Raises:
+        ConfigError: the text is not an override.
+    """
+    return [_parsed(quoted(text)) for text in overrides]
+
+
+@cache
+def _parsed(text: str) -> Override:
+    try:
+        [found] = OverridesParser.create().parse_overrides([text])
+    except OverrideParseException as error:
+        reason = " ".join(str(error).partition("\nSee ")[0].split())
+        remedy = "Write it as key=value."
+        if "#" in str(error.override):
+            remedy += " Hydra takes a # only between quotes, which the shell must leave: 'key=\"a#b\"'."
+        raise ConfigError("override", repr(error.override), reason, remedy) from None
+    return found
+
+
+_WORD = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^\s,\[\](){}'"]+""")
+
+
+def quoted(text: str) -> str:
+    """Return an override with quotes around every word of its value that holds a #, as in REGISTRY#IMAGE:TAG.
+
+    Hydra's grammar has no # outside of quotes, and a shell takes the quotes away that a person writes. What already
+    is quoted stays as it is, and so does a value with braces.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or "#" not in value or "{" in value:
+        return text
+
+    def tag(match: re.Match[str]) -> str:
+        word = match.group()
+        return f'"{word}"' if "#" in word and word[0] not in "'\"" else word
+
+    return key + equals + _WORD.sub(tag, value)
+
+
+def sweep_values(item: Override) -> list[str]:
+    """Return the values of a sweep as Hydra writes them.
+
+    Raises:
+        ConfigError: it has no values, or no end (`interval(0,1)`).
+    """
+    try:
+        wanted = item.value()
+        options = groups().get(item.key_or_group, ())
+        values = wanted.filter(list(options)) if isinstance(wanted, Glob) else list(item.sweep_string_iterator())
+        if values:
+            return values
+        reason = "this sweep has no values"
+    except (HydraException, ValueError) as error:
+        reason = f"its values cannot be listed: {error}"
+    raise ConfigError(item.key_or_group, value_text(item), reason, "Write key=a,b or key=range(start,stop,step).")
+
+
+def swept_keys(points: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Return the keys whose override differs between points, in order of first appearance."""
+    seen: dict[str, set[str]] = {}
+    for point in points:
+        for text in point:
+            key, _, value = text.lstrip("+~").partition("=")
+            seen.setdefault(key, set()).add(value)
+    counts = {key: sum(any(t.lstrip("+~").partition("=")[0] == key for t in p) for p in points) for key in seen}
+    return tuple(k for k, values in seen.items() if len(values) > 1 or counts[k] != len(points))
+
+
+def groups(conf: Path = CONF) -> Mapping[str, tuple[str, ...]]:
+    """Return the config groups and their options, read from the directory `conf`."""
+    return {
+        folder.name: tuple(sorted(file.stem for file in folder.glob("*.yaml")))
+        for folder in sorted(conf.iterdir())
+        if folder.is_dir() and folder.name != "hydra"
+    }
+
+
+def ours(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides without those of Hydra itself (`hydra/sweeper=...`, `hydra.sweep.dir=...`)."""
+    return [text for text in overrides if not text.lstrip("+~").startswith(("hydra.", "hydra/"))]
+
+
+def first_point(overrides: Sequence[str]) -> list[str]:
+    """Return one point of a sweep: the first value of each sweep that can be listed."""
+    point = []
+    for item in parse(overrides):
+        if not item.is_sweep_override():
+            point.append(str(item.input_line))
+        elif item.is_discrete_sweep():
+            point.append(f"{item.get_key_element()}={sweep_values(item)[0]}")
+    return point
+
+
+def check(overrides: Sequence[str]) -> None:
+    """Raise ConfigError for what can be seen in the overrides alone: unknown keys, groups, options."""
+    known = groups()
+    items = parse(overrides)
+    basic = not any(item.key_or_group == "hydra/sweeper" for item in items)
+    for item in items:
+        if item.is_sweep_override() and (basic or item.is_discrete_sweep()):
+            sweep_values(item)
+        if item.key_or_group == "hydra/launcher":
+            raise ConfigError(
+                "hydra/launcher", item.value(), "only the planner plans and submits", "Leave it out; see cluster.kind."
+            )
+        if not is_structural(item, known):
+            schema.check_key(item.key_or_group, value_text(item))
+
+
+def refuse_sweep(item: Override) -> None:
+    """Raise ConfigError for a sweep among the overrides of one point."""
+    if item.is_sweep_override():
+        reason, remedy = "several values need a sweep", f"Add -m, or write a list: '{item.key_or_group}=[...]'."
+        raise ConfigError(item.key_or_group, value_text(item), reason, remedy)
+
+
+def value_text(item: Override) -> str:
+    """Return the value as it was written."""
+    return str(item.input_line).partition("=")[2]
+
+
+def is_structural(item: Override, known: Mapping[str, tuple[str, ...]]) -> bool:
+    """Return whether Hydra itself must compose this: hydra.* keys, group choices, package renames, deletions."""
+    key = item.key_or_group
+    if key.startswith("hydra") or item.package or "/" in key or item.is_delete():
+        return True
+    if key not in known:
+        return False
+    choices: Any = sweep_values(item) if item.is_sweep_override() else item.value()
+    for choice in choices if isinstance(choices, list) else [choices]:
+        if choice is None or choice == "null":
+            raise ConfigError(key, "null", "a group is chosen or left out", f"Leave {key} out, or write '~{key}'.")
+        if str(choice) not in known[key]:
+            raise ConfigError(key, choice, f"there is no such option in conf/{key}", nearest(str(choice), known[key]))
+    return True

@@ -1,0 +1,108 @@
+"""Points: one resolved configuration each, named by what it asks. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.core import schema
+from jobs.core.config import Config
+from jobs.core.errors import ConfigError
+from jobs.core.fields import dotted, plain
+
+
+@dataclass(frozen=True)
+class Point:
+    """One fully resolved configuration: one row of the table.
+
+    Attributes:
+        values: of the swept keys.
+    """
+
+    point: str
+    service: str
+    overrides: tuple[str, ...]
+    values: Mapping[str, Any]
+    config: Config
+
+
+def identity(config: Config, *scopes: str) -> str:
+    """Return a short hash of the leaves that belong to these scopes: same question, same name."""
+    leaves = {key: dotted(config, key) for key, scope in schema.schema().items() if scope in scopes}
+    return hashlib.sha256(canonical(leaves).encode()).hexdigest()[:10]
+
+
+def points_of(overrides: Sequence[Sequence[str]], configs: Sequence[Config], swept: Sequence[str]) -> list[Point]:
+    """Return one point for every override list and its config; two lists may ask for the same point.
+
+    Args:
+        overrides: override list of each point.
+        configs: resolved config of each point, same order.
+        swept: keys whose overrides differ between points; a key of scope `sweep` is refused.
+
+    Raises:
+        ConfigError: a swept key does not change the question.
+    """
+    leaves = swept_leaves(swept, configs)
+    return [
+        Point(
+            point=identity(config, "service", "point"),
+            service=identity(config, "service"),
+            overrides=tuple(texts),
+            values={key: plain(dotted(config, key)) for key in leaves},
+            config=config,
+        )
+        for texts, config in zip(overrides, configs, strict=True)
+    ]
+
+
+def swept_leaves(swept: Sequence[str], configs: Sequence[Config]) -> tuple[str, ...]:
+    """Return the keys that stand in the table: the swept keys, a swept group by every leaf that differs."""
+    leaves: list[str] = []
+    for key in swept:
+        leaf = schema.leaf_of(key)
+        scopes = {scope for name, scope in schema.schema().items() if name == leaf or name.startswith(key + ".")}
+        if scopes == {"sweep"}:
+            raise ConfigError(
+                key,
+                "(swept)",
+                "it belongs to the whole sweep and does not change what is asked",
+                "Give it one value, and start one sweep for each further value.",
+            )
+        if leaf is not None:
+            leaves.append(key)
+            continue
+        # A swept group (parallel=dp2_tp8,dp4_tp4; engine=...; experiment=...) may set keys of every section.
+        prefix = key + "." if "." in key else ""
+        for name, scope in schema.schema().items():
+            wanted = name.startswith(prefix) and scope != "sweep"
+            if wanted and _differs(configs, name):
+                leaves += _parts(configs, name)
+    return tuple(dict.fromkeys(leaves))
+
+
+def _differs(configs: Sequence[Config], name: str) -> bool:
+    return len({canonical(dotted(config, name)) for config in configs}) > 1
+
+
+def _parts(configs: Sequence[Config], name: str) -> list[str]:
+    """Return the keys of an open mapping (`engine.env`) that differ; of any other leaf the leaf itself."""
+    values = [dotted(config, name) for config in configs]
+    if name not in schema.open_mappings() or not all(isinstance(value, Mapping) for value in values):
+        return [name]
+    keys = dict.fromkeys(str(key) for value in values for key in value)
+    return [f"{name}.{key}" for key in keys if "." not in key and _differs(configs, f"{name}.{key}")] or [name]
+
+
+def canonical(value: Any) -> str:
+    """Return the same text for the same value, whatever the order of its keys."""
+    if value is None or isinstance(value, int):  # most leaves; json.dumps says the same
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, Mapping):
+        return "{" + ",".join(sorted(f"{canonical(k)}:{canonical(v)}" for k, v in value.items())) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(canonical(item) for item in value) + "]"
+    return json.dumps(value, default=str)

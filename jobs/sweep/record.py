@@ -1,0 +1,147 @@
+"""What a sweep writes down before it starts: plan, configs, provenance, and rows of what is not run."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jobs.allocation.node import container, fingerprint
+from jobs.core.config import Config, in_container
+from jobs.core.files import write_json
+from jobs.core.rundir import SweepDir, new_sweep
+from jobs.core.tasks import write_config
+from jobs.engines import placement
+from jobs.engines.vllm import command, environment
+from jobs.forecast.duration import Phases
+from jobs.forecast.history import Forecast
+from jobs.results.provenance import describe
+from jobs.results.row import make_row
+from jobs.results.table import write_table
+from jobs.sweep.plan import Plan
+
+
+def record(made: Plan) -> SweepDir:
+    """Write the run directory: plan and configs. Nothing is submitted.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    settings = made.points[0].config
+    sweep = new_sweep(
+        Path(settings.results.root).absolute(), settings.results.name, datetime.now(), settings.cluster.share_group
+    )
+    _log_to(sweep)
+    plan = as_json(made)
+    for item, service in zip(plan["services"], made.services, strict=True):
+        item["seen"] = asdict(fingerprint.of_this_host(service.config))
+    write_json(sweep.plan, plan)
+    write_json(sweep.provenance, describe(sys.argv))
+    for point in made.points:
+        write_config(sweep, point.point, point.config)
+        if reason := made.refused.get(point.point):
+            row = make_row(point.point, point.service, point.config, invalid_reason=reason)
+            write_json(sweep.point(point.point).row, row)
+    if not made.allocations:
+        write_table(sweep)
+    return sweep
+
+
+def _log_to(sweep: SweepDir) -> None:
+    handler = logging.FileHandler(sweep.log)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    logging.getLogger().setLevel(logging.INFO)
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """Return the plan as plain data (the form of `python -m jobs plan --json`)."""
+    return {
+        "points": [
+            {
+                "point": point.point,
+                "overrides": list(point.overrides),
+                "service": point.service,
+                "values": dict(point.values),
+            }
+            for point in plan.points
+        ],
+        "services": [
+            {
+                "service": service.service,
+                "points": list(service.points),
+                "engine": service.config.engine.name,
+                "release": service.config.engine.release,
+                "predicted_s": round(service.seconds),
+                "phases": _phases_json(service.phases),
+                "memory": _memory_json(service.forecast),
+                "ranks": [
+                    {
+                        "rank": place.rank,
+                        "role": place.role,
+                        "env": environment.variables(service.config, place),
+                        "source": list(service.config.engine.source),
+                        "argv": command.argv(service.config, place),
+                    }
+                    | _container(service.config, place)
+                    for place in placement.planned(service.config)
+                ],
+            }
+            for service in plan.services
+        ],
+        "allocations": [
+            {
+                "services": list(allocation.services),
+                "nodes": allocation.nodes,
+                "predicted_s": round(allocation.seconds),
+                "node_hours": round(allocation.node_hours, 3),
+            }
+            for allocation in plan.allocations
+        ],
+        "swept": list(plan.swept),
+        "refused": [{"point": point, "reason": reason} for point, reason in plan.refused.items()],
+        "dropped": [
+            {
+                "point": one.point.point,
+                "overrides": list(one.point.overrides),
+                "values": dict(one.point.values),
+                "reason": one.reason,
+            }
+            for one in plan.dropped
+        ],
+        "warnings": list(plan.warnings),
+    }
+
+
+def _phases_json(spent: Phases | None) -> dict[str, Any] | None:
+    """Return the phases with whole seconds."""
+    if spent is None:
+        return None
+    seconds = {f"{name}_s": round(value) for name, value in asdict(spent).items() if name != "source"}
+    return seconds | {"source": spent.source}
+
+
+def _memory_json(forecast: Forecast | None) -> dict[str, Any] | None:
+    """Return what is known of a service's memory; `unknown` says why there is no sum."""
+    if forecast is None:
+        return None
+    made = forecast.fit.prediction
+    if made is None:
+        return {"unknown": forecast.fit.unknown}
+    return {
+        "predicted_kv_tokens": made.kv_tokens_per_rank,
+        "largest_max_model_len": made.largest_max_model_len,
+        "uncertainty_gib": round(made.uncertainty_bytes / (1 << 30), 2),
+        "allowance_source": made.allowance.source,
+    }
+
+
+def _container(config: Config, place: placement.Placement) -> dict[str, Any]:
+    """Return the commands of a rank's container, where there is one."""
+    if not in_container(config):
+        return {}
+    variables = environment.variables(config, place)
+    return {"container": container.planned(config, place, command.argv(config, place), variables)}

@@ -1,0 +1,77 @@
+"""Start a sweep: look at what this host can tell, write the run directory, submit every allocation."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.allocation import submission
+from jobs.allocation.entry import run_task
+from jobs.allocation.node import container
+from jobs.cluster.sbatch import check_programs
+from jobs.core.config import Config, in_container
+from jobs.core.errors import RunError
+from jobs.core.fields import from_root
+from jobs.core.files import is_there
+from jobs.core.rundir import SweepDir, check_root
+from jobs.core.tasks import ServiceTask
+from jobs.sweep import reuse
+from jobs.sweep.plan import Allocation, Plan
+from jobs.sweep.record import record
+from jobs.sweep.resume import resume, together
+from jobs.sweep.reuse import Past
+
+
+def start(made: Plan, reused: Sequence[Past] = (), *, serve: bool = False) -> SweepDir:
+    """Write the run directory and submit every allocation, at most `cluster.max_allocations` at a time.
+
+    Args:
+        made: what is to be done.
+        reused: rows of other sweeps that stand for points of this one; these points are not run.
+        serve: keep the one service up for hand tests, and measure nothing.
+
+    Raises:
+        ConfigError: this host has no Slurm.
+        RunError: nothing was submitted, or (after some were) which allocation the cluster refused.
+    """
+    settings = made.points[0].config
+    check_root(Path(settings.results.root).absolute())
+    check_programs(settings.cluster.kind)
+    local = settings.cluster.kind == "local"
+    for service in made.services:
+        container.check_submission(service.config)
+    if local:
+        for service in made.services:
+            _check_here(service.config)
+    sweep = record(made)
+    if reused:
+        reuse.take(sweep, reused)
+        resume(sweep, retry_failed=False)
+        return sweep
+    for index, allocation in enumerate(together(made.allocations) if local else made.allocations):
+        tasks = tasks_of(made, allocation)
+        job = submission.submit_allocation(sweep, index, 1, tasks, settings, allocation.nodes, run_task, serve=serve)
+        logging.info("allocation %s: job %s (%s)", index, job.job_id, job.kind)
+    return sweep
+
+
+def tasks_of(made: Plan, allocation: Allocation) -> list[ServiceTask]:
+    """Return what one allocation has to do, in order."""
+    return [ServiceTask(name, tuple(point.point for point in made.points_of(name))) for name in allocation.services]
+
+
+def _check_here(config: Config) -> None:
+    """For local processes this machine is the node: say before the start what is missing."""
+    if in_container(config):
+        return  # its runtime was looked for (container.check_submission); the rest is inside
+    program = from_root(config.engine.command[0])
+    if not config.engine.source and program != "{python}" and not shutil.which(program):
+        raise RunError(
+            "engine.command", program, "there is no such program here", "Run `make setup`, or give its path."
+        )
+    path = Path(from_root(config.model.path))
+    if config.engine.checks_model_path and not (there := is_there(path)):
+        reason = "there is no such directory here" if there is False else "this user cannot see it"
+        raise RunError("model.path", path, reason, "Run `make setup`, or stage the model.")
