@@ -15,6 +15,7 @@ from typing import Any
 from jobs.core import sharing
 from jobs.core.errors import RunError
 from jobs.core.files import append_json, nearest_there, write_bytes, write_text
+from jobs.core.filetable import File, Files
 
 NO_ROOT = "Choose a results.root that you can write and that all nodes see."
 
@@ -25,13 +26,9 @@ class Root:
 
     path: Path
 
-    def calibration(self, layout: str) -> Path:
-        """What earlier runs of one layout showed; one file a layout, so that two writers replace it, never mix."""
-        return self.path / ".calibration" / f"{layout}.json"
-
-    def node(self, host: str) -> Path:
-        """The evidence against one node."""
-        return self.path / ".nodes" / f"{host}.json"
+    # One file a layout, so that two writers replace it and never mix.
+    calibration = Files(".calibration/{layout}.json", "what earlier runs of one layout showed")
+    node = Files(".nodes/{host}.json", "the evidence against one node")
 
     def nodes(self) -> list[Path]:
         """The evidence against every node that has any."""
@@ -44,60 +41,17 @@ class RankDir:
 
     path: Path
 
-    @property
-    def command(self) -> Path:
-        """Intended argv and environment."""
-        return self.path / "command.json"
-
-    @property
-    def effective(self) -> Path:
-        """Argv and environment as read back from the running process."""
-        return self.path / "effective.json"
-
-    @property
-    def states(self) -> Path:
-        """One line for every state that the rank entered."""
-        return self.path / "state.jsonl"
-
-    @property
-    def log(self) -> Path:
-        """Output of the engine."""
-        return self.path / "server.log"
-
-    @property
-    def staging(self) -> Path:
-        """What is to be staged and checked before the engine starts."""
-        return self.path / "staging.json"
-
-    @property
-    def staging_log(self) -> Path:
-        """Progress of that."""
-        return self.path / "staging.log"
-
-    @property
-    def checkpoint(self) -> Path:
-        """What this rank's checkpoint is: path, sizes, hashes; or why it is not right."""
-        return self.path / "checkpoint.json"
-
-    @property
-    def plogs(self) -> Path:
-        """Logs of CANN: debug/plog is in it."""
-        return self.path / "ascend"
-
-    @property
-    def image_order(self) -> Path:
-        """What of its container is to be made before the engine starts."""
-        return self.path / "image-order.json"
-
-    @property
-    def image_log(self) -> Path:
-        """Output of that: import, pull, unpacking."""
-        return self.path / "image.log"
-
-    @property
-    def image(self) -> Path:
-        """What was made, or why it could not be."""
-        return self.path / "image.json"
+    command = File("command.json", "intended argv and environment")
+    effective = File("effective.json", "argv and environment as read back from the running process")
+    states = File("state.jsonl", "one line for every state that the rank entered")
+    log = File("server.log", "output of the engine")
+    staging = File("staging.json", "what is to be staged and checked before the engine starts")
+    staging_log = File("staging.log", "progress of that")
+    checkpoint = File("checkpoint.json", "what this rank's checkpoint is: path, sizes, hashes; or why it is not right")
+    plogs = File("ascend", "logs of CANN: debug/plog is in it")
+    image_order = File("image-order.json", "what of its container is to be made before the engine starts")
+    image_log = File("image.log", "output of that: import, pull, unpacking")
+    image = File("image.json", "what was made, or why it could not be")
 
     def enter(self, state: str, **details: Any) -> None:
         """Record a state of this rank with the wall clock (Unix seconds)."""
@@ -115,15 +69,8 @@ class ServiceDir:
 
     path: Path
 
-    @property
-    def record(self) -> Path:
-        """What the service was and how it went."""
-        return self.path / "service.json"
-
-    @property
-    def diagnosis(self) -> Path:
-        """Why it failed: first failing rank, cause, remedy, evidence."""
-        return self.path / "diagnosis.txt"
+    record = File("service.json", "what the service was and how it went")
+    diagnosis = File("diagnosis.txt", "why it failed: first failing rank, cause, remedy, evidence")
 
     def rank(self, rank: int) -> RankDir:
         """Directory of one rank."""
@@ -140,50 +87,15 @@ class PointDir:
 
     path: Path
 
-    @property
-    def config(self) -> Path:
-        """The resolved config of the point."""
-        return self.path / "config.yaml"
-
-    @property
-    def row(self) -> Path:
-        """The point's row of the sweep table."""
-        return self.path / "row.json"
-
-    @property
-    def client(self) -> Path:
-        """What an external client wrote: its log, its own results."""
-        return self.path / "client"
-
-    @property
-    def requests(self) -> Path:
-        """Per-request records."""
-        return self.path / "requests.parquet"
-
-    @property
-    def series(self) -> Path:
-        """What the service said of itself, once a second."""
-        return self.path / "series.parquet"
-
-    @property
-    def power(self) -> Path:
-        """Power and memory of the head's NPUs, where `npu-smi` tells."""
-        return self.path / "npu.parquet"
-
-    @property
-    def windows(self) -> Path:
-        """One line for every window: repeats, or the probes of a search."""
-        return self.path / "windows.jsonl"
-
-    @property
-    def canary(self) -> Path:
-        """The known question before and after the windows, and its answers."""
-        return self.path / "canary.json"
-
-    @property
-    def quality(self) -> Path:
-        """The questions on long texts, and their answers."""
-        return self.path / "quality.json"
+    config = File("config.yaml", "the resolved config of the point")
+    row = File("row.json", "the point's row of the sweep table")
+    client = File("client", "what an external client wrote: its log, its own results")
+    requests = File("requests.parquet", "per-request records")
+    series = File("series.parquet", "what the service said of itself, once a second")
+    power = File("npu.parquet", "power and memory of the head's NPUs, where `npu-smi` tells")
+    windows = File("windows.jsonl", "one line for every window: repeats, or the probes of a search")
+    canary = File("canary.json", "the known question before and after the windows, and its answers")
+    quality = File("quality.json", "the questions on long texts, and their answers")
 
 
 @dataclass(frozen=True)
@@ -192,60 +104,18 @@ class AllocationDir:
 
     path: Path
 
-    @property
-    def task(self) -> Path:
-        """What the ranks of this allocation have to do."""
-        return self.path / "allocation.json"
-
-    @property
-    def key(self) -> Path:
-        """Shared secret of the ranks, readable by the owner only."""
-        return self.path / "control.key"
-
-    @property
-    def api_key(self) -> Path:
-        """Key of the API servers of this allocation, readable by the owner only."""
-        return self.path / "api.key"
-
-    @property
-    def head(self) -> Path:
-        """What rank 0 published: address, interface, ports."""
-        return self.path / "head.json"
-
-    @property
-    def job(self) -> Path:
-        """Job id, kind of cluster, time of submission."""
-        return self.path / "job.json"
-
-    @property
-    def submission(self) -> Path:
-        """The batch script as submitted."""
-        return self.path / "submission.sh"
-
-    @property
-    def submitit(self) -> Path:
-        """submitit's own files."""
-        return self.path / "submitit"
-
-    @property
-    def outcome(self) -> Path:
-        """How the allocation ended, written by rank 0 last of all."""
-        return self.path / "outcome.json"
-
-    @property
-    def serving(self) -> Path:
-        """How to reach a service that is kept up for hand tests; there while it is."""
-        return self.path / "serving.json"
-
-    @property
-    def preflight(self) -> Path:
-        """What the checks of the nodes found, before the first service."""
-        return self.path / "preflight.json"
-
-    @property
-    def reserve(self) -> Path:
-        """Space that is held for the last rows."""
-        return self.path / "reserve"
+    task = File("allocation.json", "what the ranks of this allocation have to do")
+    key = File("control.key", "shared secret of the ranks, readable by the owner only")
+    api_key = File("api.key", "key of the API servers of this allocation, readable by the owner only")
+    head = File("head.json", "what rank 0 published: address, interface, ports")
+    job = File("job.json", "job id, kind of cluster, time of submission")
+    submission = File("submission.sh", "the batch script as submitted")
+    submitit = File("submitit", "submitit's own files")
+    outcome = File("outcome.json", "how the allocation ended, written by rank 0 last of all")
+    serving = File("serving.json", "how to reach a service that is kept up for hand tests; there while it is")
+    preflight = File("preflight.json", "what the checks of the nodes found, before the first service")
+    stdout = Files("stdout-{rank}.log", "output of one task")
+    reserve = File("reserve", "space that is held for the last rows")
 
     def take_reserve(self) -> None:
         """Hold some space while services run: on a full disk the last rows are written in its place.
@@ -275,10 +145,6 @@ class AllocationDir:
         """How many tries at this allocation there were, this one included."""
         return len(list(self.path.parent.iterdir()))
 
-    def stdout(self, rank: int) -> Path:
-        """Output of one task."""
-        return self.path / f"stdout-{rank}.log"
-
     @property
     def sweep(self) -> SweepDir:
         """The sweep that this allocation belongs to."""
@@ -301,33 +167,12 @@ class SweepDir:
         """The directory that holds this sweep and others."""
         return Root(self.path.parent)
 
-    @property
-    def plan(self) -> Path:
-        """The plan as submitted."""
-        return self.path / "plan.json"
-
-    @property
-    def log(self) -> Path:
-        """What the launcher did, with tracebacks."""
-        return self.path / "sweep.log"
-
-    @property
-    def provenance(self) -> Path:
-        """Commit, versions and command line with which the sweep was started."""
-        return self.path / "provenance.json"
-
-    @property
-    def report(self) -> Path:
-        """The report for people: one page that needs no network."""
-        return self.path / "report.html"
-
-    def exported(self, target: str) -> Path:
-        """Directory of results in the form of another tool."""
-        return self.path / "export" / target
-
-    def table(self, suffix: str) -> Path:
-        """The sweep table: csv, parquet or md."""
-        return self.path / f"table.{suffix}"
+    plan = File("plan.json", "the plan as submitted")
+    log = File("sweep.log", "what the launcher did, with tracebacks")
+    provenance = File("provenance.json", "commit, versions and command line with which the sweep was started")
+    report = File("report.html", "the report for people: one page that needs no network")
+    exported = Files("export/{target}", "results in the form of another tool")
+    table = Files("table.{form}", "the sweep table: csv, parquet, md")
 
     def point(self, point: str) -> PointDir:
         """Directory of one point."""
