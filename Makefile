@@ -33,9 +33,10 @@ lint: .venv/made
 	@$(TOOL) -m mypy
 	@.venv/bin/lint-imports --no-logo
 
-# Writes the golden files anew that the tests compare with; look at `git diff tests/golden` before you commit them. The
+# Writes the golden files and the printed pages of docs/ anew that the tests compare with; look at `git diff tests/golden` before you commit them. The
 # commands of the article and of the official recipes are the specification: no test writes those.
 golden: .venv/made
+	@for page in keys files; do $(TOOL) -m jobs $$page --markdown > docs/$$page.md; done
 	@WRITE_GOLDEN=1 $(TOOL) -m pytest -q -n 2 $$(grep -rl check_golden tests --include='test_*.py')
 
 setup: .venv/made

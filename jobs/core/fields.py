@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -42,26 +42,32 @@ def plain(value: Any) -> Any:
     return [plain(child) for child in value] if isinstance(value, list | tuple) else value
 
 
-def one_of(*valid: str) -> AfterValidator:
-    """Return the check of a text that must be one of these words."""
+@dataclass(frozen=True)
+class OneOf:
+    """The check of a text that must be one of these words or, where there is a registry, name a back end of it."""
 
-    def check(value: str) -> str:
-        if value not in valid:
-            raise ValueError(f"valid values are {', '.join(valid)}")
+    words: tuple[str, ...]
+    registry: Registry[Any] | None = None
+
+    def names(self) -> tuple[str, ...]:
+        """Return all that is valid."""
+        return (*self.words, *(self.registry.names() if self.registry else ()))
+
+    def __call__(self, value: str) -> str:
+        """Return the text. Raises ValueError where it is not valid."""
+        if value not in self.words and (self.registry is None or value not in self.registry):
+            raise ValueError(f"valid values are {', '.join(self.names())}")
         return value
 
-    return AfterValidator(check)
+
+def one_of(*words: str) -> AfterValidator:
+    """Return the check of a text that must be one of these words."""
+    return AfterValidator(OneOf(words))
 
 
 def registered(registry: Registry[Any], *besides: str) -> AfterValidator:
     """Return the check of a text that must be one of the words `besides` or name a back end of this registry."""
-
-    def check(value: str) -> str:
-        if value not in besides and value not in registry:
-            raise ValueError(f"valid values are {', '.join((*besides, *registry.names()))}")
-        return value
-
-    return AfterValidator(check)
+    return AfterValidator(OneOf(besides, registry))
 
 
 def setting(default: Any, text: str) -> Any:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -46,12 +46,12 @@ class RankDir:
     states = File("state.jsonl", "one line for every state that the rank entered")
     log = File("server.log", "output of the engine")
     staging = File("staging.json", "what is to be staged and checked before the engine starts")
-    staging_log = File("staging.log", "progress of that")
+    staging_log = File("staging.log", "progress of the staging")
     checkpoint = File("checkpoint.json", "what this rank's checkpoint is: path, sizes, hashes; or why it is not right")
     plogs = File("ascend", "logs of CANN: debug/plog is in it")
     image_order = File("image-order.json", "what of its container is to be made before the engine starts")
-    image_log = File("image.log", "output of that: import, pull, unpacking")
-    image = File("image.json", "what was made, or why it could not be")
+    image_log = File("image.log", "output of making the container: import, pull, unpacking")
+    image = File("image.json", "what of the container was made, or why it could not be")
 
     def enter(self, state: str, **details: Any) -> None:
         """Record a state of this rank with the wall clock (Unix seconds)."""
@@ -213,6 +213,17 @@ class SweepDir:
             written = [attempt for attempt in attempts if attempt.task.exists()]
             if written:
                 yield written[-1]
+
+
+FOLDERS: Mapping[str, type] = {
+    "": Root,
+    "<sweep>/": SweepDir,
+    "<sweep>/points/<point>/": PointDir,
+    "<sweep>/services/<service>/<attempt>/": ServiceDir,
+    "<sweep>/services/<service>/<attempt>/rank<k>/": RankDir,
+    "<sweep>/allocations/<n>/<attempt>/": AllocationDir,
+}
+"""Where the directories of each kind are, below results.root."""
 
 
 def sweeps_in(root: Path) -> list[SweepDir]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from functools import cache
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from jobs.core.config import Config, ServiceConfig
 from jobs.core.errors import ConfigError, nearest
-from jobs.core.fields import CODE, ROOT, Section
+from jobs.core.fields import CODE, ROOT, OneOf, Section, dotted
 from jobs.core.load import Load
 
 CONF = CODE / "conf" if ROOT == CODE else CODE / "jobs/conf"
@@ -110,19 +112,52 @@ def build(values: Mapping[str, Any]) -> Config:
 
 
 def help_of(key: str) -> str:
-    """Return the help text of a leaf key."""
-    cls: Any = Config
-    text = ""
-    for part in key.split("."):
-        item = next((f for f in fields(cls) if f.name == part), None)
-        if item is None:
-            break
-        text = item.metadata.get("help", "")
-        kind = _hints(cls)[part]
-        if not (isinstance(kind, type) and issubclass(kind, Section)):
-            break
-        cls = kind
-    return text
+    """Return the help text of a leaf key; nothing for what is none."""
+    return _field(key).metadata["help"] if key in schema() else ""
+
+
+def default_of(key: str) -> Any:
+    """Return the default of a leaf key, before any file of conf/ is read."""
+    return dotted(Config(), key)
+
+
+def type_of(key: str) -> str:
+    """Return in words what a leaf key takes."""
+    section, _, name = key.rpartition(".")
+    return _type_text(get_type_hints(_class_of(section), include_extras=True)[name])
+
+
+def _class_of(section: str) -> type:
+    cls: type = Config
+    for part in filter(None, section.split(".")):
+        cls = _hints(cls)[part]
+    return cls
+
+
+def _field(key: str) -> Field[Any]:
+    section, _, name = key.rpartition(".")
+    return next(item for item in fields(_class_of(section)) if item.name == name)
+
+
+_WORDS = {int: "whole number", float: "number", bool: "true or false", str: "text", dict: "mapping", type(None): "null"}
+_LIMITS = (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below"))
+
+
+def _type_text(kind: Any) -> str:
+    base, *more = get_args(kind) if get_origin(kind) is Annotated else (kind,)
+    for one in more:
+        if isinstance(one, AfterValidator) and isinstance(one.func, OneOf):
+            return ", ".join(one.func.names())
+    origin = get_origin(base)
+    if origin in (UnionType, Union):
+        text = " or ".join(_type_text(part) for part in get_args(base))
+    elif origin is tuple:
+        text = f"list of: {_type_text(get_args(base)[0])}"
+    else:
+        text = _WORDS.get(origin or base, "whole number, or list of them")
+    rules = [rule for one in more if isinstance(one, FieldInfo) for rule in one.metadata]
+    limits = [f", {word} {getattr(rule, name):g}" for rule in rules for name, word in _LIMITS if hasattr(rule, name)]
+    return text + "".join(limits)
 
 
 @cache
