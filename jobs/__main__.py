@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
             return error.exit_code
         return errors.show(error)
     except KeyboardInterrupt:
-        return 130
+        return errors.INTERRUPTED
     return code
 
 

@@ -1,4 +1,4 @@
-"""How an error ends a program: one line for people, and an exit code."""
+"""How a program ends early: an error is one line for people; both have an exit code."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from rich.console import Console
 from rich.text import Text
 
 from jobs.core.errors import UserError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: what was submitted goes on."""
 
 
 def show(error: UserError) -> int:

@@ -27,9 +27,9 @@ DAY_S = 86_400.0
 
 def _image(options: argparse.Namespace) -> int:
     # What a person types is IMAGE and overrides in any order; an override has a "=" in it.
-    words = [options.image] if options.image else []
-    overrides = [word for word in (*words, *options.overrides) if "=" in word]
-    names = [word for word in (*words, *options.overrides) if "=" not in word]
+    given = [*([options.image] if options.image else []), *options.overrides]
+    overrides = [text for text in given if "=" in text]
+    names = [text for text in given if "=" not in text]
     grammar.check(overrides)
     [config] = compose.configs([grammar.ours(overrides)])
     return ACTIONS[options.action](options, config, names)

@@ -22,9 +22,6 @@ from jobs.sweep.follow import follow
 from jobs.sweep.plan import Plan
 from jobs.sweep.start import start
 
-DETACHED = 130
-"""Exit code after Ctrl-C: the sweep goes on."""
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -33,7 +30,7 @@ class Outcome:
     Attributes:
         points: ids in the order in which the points were asked for; None: the question cannot be asked.
         rows: of the table, by id.
-        code: exit code: 0: all rows are valid, or nothing was waited for; 1: a row is invalid; DETACHED.
+        code: exit code: 0: all rows are valid, or nothing was waited for; 1: a row is invalid; INTERRUPTED.
         column: what a study optimises.
         worst: stands for a row that is invalid, saturated or lacks the figure, so that the study goes on; None:
             nothing does.
@@ -111,7 +108,7 @@ def _followed(made: Plan, sweep: SweepDir, out: Console) -> Outcome:
         valid = follow(sweep, out)
     except KeyboardInterrupt:
         out.print(f"\ndetached: the sweep goes on. Follow it by: python -m jobs follow {sweep.path}")
-        return Outcome(code=DETACHED)
+        return Outcome(code=errors.INTERRUPTED)
     show.print_table(sweep, out)
     out.print(f"report: {write_report(sweep)}", markup=False)
     return Outcome(made.asked, rows_of(made, sweep), 0 if valid else 1)

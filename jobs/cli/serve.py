@@ -9,7 +9,7 @@ from rich.console import Console
 
 from jobs.allocation import serving
 from jobs.cli import OVERRIDES, RUN, Command
-from jobs.cli.launch import DETACHED
+from jobs.cli.errors import INTERRUPTED
 from jobs.core.errors import RunError
 from jobs.core.files import read_json
 from jobs.core.rundir import SweepDir, open_sweep
@@ -38,7 +38,7 @@ def _wait(found: SweepDir, options: argparse.Namespace, out: Console) -> int:
         follow(found, out, bar=False if options.json else None, until=lambda: serving.ready(found) is not None)
     except KeyboardInterrupt:
         out.print(f"\ndetached: it goes on. How to reach it: python -m jobs reach {found.path}", markup=False)
-        return DETACHED
+        return INTERRUPTED
     folder = serving.ready(found)
     if folder is None:
         reasons = [str(reason) for reason in read_table(found)["invalid_reason"].dropna()]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from jobs.cli.launch import DETACHED, Outcome, rows_of
+from jobs.cli.errors import INTERRUPTED
+from jobs.cli.launch import Outcome, rows_of
 from jobs.cli.through_hydra import Ended
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
@@ -75,7 +76,7 @@ def _batch(points: Sequence[Sequence[str]], composer: compose.Composer, directio
         follow(folder, out)
     except KeyboardInterrupt:
         out.print(f"\nthe study ends; its last sweep goes on. Follow it by: python -m jobs follow {folder.path}")
-        raise Ended(DETACHED) from None
+        raise Ended(INTERRUPTED) from None
     show.print_table(folder, out)
     ids = iter(made.asked)
     column = settings.results.objective

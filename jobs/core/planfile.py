@@ -1,4 +1,4 @@
-"""plan.json: what a sweep was submitted as."""
+"""plan.json as it is read: what a sweep was submitted as. jobs/sweep/record.py writes it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.core.errors import RunError
-from jobs.core.files import read_json, write_json
+from jobs.core.files import read_json
 from jobs.core.rundir import SweepDir
 
 
@@ -48,16 +48,8 @@ class PlanFile:
     swept: tuple[str, ...]
     data: Mapping[str, Any]
 
-    def write(self, sweep: SweepDir) -> None:
-        """Write it.
 
-        Raises:
-            RunError: the directory cannot be written.
-        """
-        write_json(sweep.plan, self.data)
-
-
-def of_mapping(data: Mapping[str, Any]) -> PlanFile:
+def _of(data: Mapping[str, Any]) -> PlanFile:
     """Return the plan that plain data holds. Raises KeyError, TypeError where it is none."""
     points = tuple(
         PlannedPoint(one["point"], one["service"], tuple(one.get("overrides", ())), one["values"])
@@ -86,7 +78,7 @@ def read_plan(sweep: SweepDir) -> PlanFile:
     """
     data = read_json(sweep.plan)
     try:
-        return of_mapping(data)
+        return _of(data)
     except (KeyError, TypeError, AttributeError):
         remedy = "Give the directory of a sweep, runs/<sweep>."
         raise RunError(str(sweep.plan), "(read)", "it is not a plan", remedy) from None

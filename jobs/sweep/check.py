@@ -69,7 +69,7 @@ def findings(config: Config, *, memory: bool = False) -> tuple[Finding, ...]:
     Args:
         memory: also ask the memory model whether one request of max_model_len fits (rule R19).
     """
-    own = [caught for look in LOOKS if (caught := _caught(look, config))]
+    own = [caught for one in CHECKS if (caught := _caught(one, config))]
     found = [*own, *rules.findings(question(config))]
     if any(one.key.startswith("engine.args.") for one in own):
         # A refused flag is rendered all the same: what R2 finds in it is no fault of the tool.
@@ -163,11 +163,11 @@ def from_error(error: ConfigError, rule: str = "C1") -> Finding:
     return Finding(rule, "error", error.key, error.value, error.reason, error.remedy, "this tool")
 
 
-def _caught(look: Callable[[Config], object], config: Config) -> Finding | None:
+def _caught(one: Callable[[Config], object], config: Config) -> Finding | None:
     try:
-        look(config)
+        one(config)
     except ConfigError as error:
-        return from_error(error, "R1" if look is local_sizes else "C1")
+        return from_error(error, "R1" if one is local_sizes else "C1")
     return None
 
 
@@ -241,7 +241,7 @@ def _token_ids(config: Config) -> None:
         )
 
 
-LOOKS: tuple[Callable[[Config], object], ...] = (
+CHECKS: tuple[Callable[[Config], object], ...] = (
     _known_release,
     lambda config: check_args(config.engine.args),
     lambda config: check_env(config.engine.env),

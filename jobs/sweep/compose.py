@@ -91,7 +91,7 @@ def configs(points: Iterable[Sequence[str]], composer: Composer = default_compos
 
 @dataclass(frozen=True)
 class Written:
-    """A config as its presets have it. `explicit`: the keys that the point's own words set."""
+    """A config as its presets have it. `explicit`: the keys that the point's own overrides set."""
 
     config: Config
     explicit: tuple[str, ...]

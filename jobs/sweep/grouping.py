@@ -48,7 +48,7 @@ def unknown(config: Config) -> Forecast:
     return Forecast(Fit(parallel.max_model_len, share, None, "nobody looked"))
 
 
-def group(points: Sequence[Point], look: Callable[[Config], Forecast]) -> tuple[Service, ...]:
+def group(points: Sequence[Point], forecast_of: Callable[[Config], Forecast]) -> tuple[Service, ...]:
     """Group points by their service; inside a service from low to high load."""
     groups: dict[str, list[Point]] = {}
     for point in points:
@@ -56,7 +56,7 @@ def group(points: Sequence[Point], look: Callable[[Config], Forecast]) -> tuple[
     services = []
     for name, members in groups.items():
         ordered = sorted(members, key=lambda p: (p.config.bench.concurrency or 0, p.config.bench.request_rate or 0))
-        forecast = look(ordered[0].config)
+        forecast = forecast_of(ordered[0].config)
         spent = phases([point.config for point in ordered], forecast.past)
         ids = tuple(point.point for point in ordered)
         services.append(Service(name, ids, ordered[0].config, spent.total, spent, forecast))

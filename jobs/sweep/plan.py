@@ -66,14 +66,14 @@ class Plan:
 def make_plan(
     asked: Sequence[Point],
     findings: Mapping[str, tuple[Finding, ...]],
-    forecast: Callable[[Config], Forecast] = unknown,
+    forecast_of: Callable[[Config], Forecast] = unknown,
 ) -> Plan:
     """Group points into services and services into allocations.
 
     Args:
         asked: what is asked for, and may be one sweep (jobs/sweep/refuse.py).
         findings: what is risky with each point, by its id.
-        forecast: says what is known of a service before it starts; asked once for each.
+        forecast_of: says what is known of a service before it starts; asked once for each.
 
     Raises:
         ConfigError: a service that cannot fit (`launch.infeasible=fail`), a budget for nothing.
@@ -82,7 +82,7 @@ def make_plan(
     for point in asked:
         points.setdefault(point.point, point)
     launch = asked[0].config.launch
-    grouped = group(tuple(points.values()), forecast)
+    grouped = group(tuple(points.values()), forecast_of)
     refused: dict[str, str] = {}
     if launch.infeasible != "keep":
         refused = refusals(grouped, fail=launch.infeasible == "fail")

@@ -145,7 +145,7 @@ def commands_text(plan: Plan) -> str:
     for service in as_json(plan)["services"]:
         for rank in service["ranks"]:
             lines.append(f"# service {service['service']}, rank {rank['rank']} ({rank['role']})")
-            lines += [" ".join(_quote(word) for word in words) for words in rank.get("container", [])]
+            lines += [" ".join(_quote(word) for word in argv) for argv in rank.get("container", [])]
             lines += [f"source {shlex.quote(name)}" for name in rank["source"]]
             lines += [f"export {name}={_quote(value)}" for name, value in rank["env"].items()]
             lines += [" ".join(_quote(word) for word in rank["argv"]), ""]

@@ -287,6 +287,22 @@ def test_dry_run_shows_the_plan_and_both_commands_and_writes_nothing(launch: Cli
     assert not left_behind(tmp_path)
 
 
+def test_a_key_of_hydra_goes_through_hydra_to_the_same_planner(launch: Cli) -> None:
+    words = ("-m", "bench.seed=1,2", "launch.dry_run=true")
+    direct = launch(*words)
+    assert direct[0] == 0
+    assert launch(*words, "hydra.verbose=false") == direct
+
+
+@pytest.mark.parametrize("code", [0, 1, 130])
+def test_the_exit_code_of_a_sweep_comes_back_through_hydra(
+    launch: Cli, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr(cli, "launch", lambda *_: cli.Outcome(("a",), code=code))
+    assert launch("bench.seed=5", "hydra.verbose=false")[0] == code
+    assert launch("bench.seed=5")[0] == code
+
+
 def test_cfg_and_help_stay_useful(launch: Cli) -> None:
     code, out, _ = launch("--cfg", "job", "bench.seed=7")
     assert code == 0
@@ -306,12 +322,12 @@ def test_keys_lists_every_leaf_with_scope_and_help(jobs: Cli) -> None:
     assert len(jobs("keys")[1].splitlines()) == len(keys)
 
 
-@pytest.mark.parametrize("verb", ["status", "follow", "table", "cancel"])
-def test_a_directory_that_is_no_sweep_is_refused(jobs: Cli, verb: str, tmp_path: Path) -> None:
-    code, out, err = jobs(verb, str(tmp_path))
+@pytest.mark.parametrize("command", ["status", "follow", "table", "cancel"])
+def test_a_directory_that_is_no_sweep_is_refused(jobs: Cli, command: str, tmp_path: Path) -> None:
+    code, out, err = jobs(command, str(tmp_path))
     assert (code, out) == (1, "")
     assert err.startswith(f"error: RUN = {tmp_path}: there is no plan.json")
-    code, out, err = jobs(verb, "--json", str(tmp_path))
+    code, out, err = jobs(command, "--json", str(tmp_path))
     assert (code, err) == (1, "")
     assert json.loads(out)["error"]["key"] == "RUN"
 

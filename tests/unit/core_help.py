@@ -35,13 +35,15 @@ def config(*overrides: str) -> Config:
 
 
 def plan_of(
-    *configs: Config, overrides: Sequence[Sequence[str]] | None = None, forecast: Callable[[Config], Forecast] = unknown
+    *configs: Config,
+    overrides: Sequence[Sequence[str]] | None = None,
+    forecast_of: Callable[[Config], Forecast] = unknown,
 ) -> Plan:
     """Check and plan these configs, of which no key is swept."""
     asked = points_of(overrides or [[f"n={index}"] for index in range(len(configs))], configs, ())
     findings = check.findings_of(asked)
     refuse(asked, findings)
-    return make_plan(asked, findings, forecast)
+    return make_plan(asked, findings, forecast_of)
 
 
 def change(config: Config, **values: Any) -> Config:

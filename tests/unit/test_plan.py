@@ -216,7 +216,7 @@ def test_the_memory_of_a_service_is_asked_for_once() -> None:
         asked.append(config)
         return grouping.unknown(config)
 
-    made = plan_of(*compose.configs(words, composer), overrides=words, forecast=look)
+    made = plan_of(*compose.configs(words, composer), overrides=words, forecast_of=look)
     assert (len(made.points), len(made.services), len(asked)) == (30, 3, 3)
 
 
