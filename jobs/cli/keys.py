@@ -51,7 +51,8 @@ def _key(key: str, scope: str) -> dict[str, Any]:
 
 
 def _files(options: argparse.Namespace) -> int:
-    rows = [(f"{where}{name}", holds) for where, folder in rundir.FOLDERS.items() for name, holds in files_of(folder)]
+    folders = rundir.FOLDERS.items()
+    rows = [(f"{where}{file.name}", file.holds) for where, folder in folders for file in files_of(folder)]
     if options.json:
         print(json.dumps([{"file": name, "holds": holds} for name, holds in rows]))
     elif options.markdown:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, Protocol
 
 
 class Folder(Protocol):
@@ -14,38 +15,29 @@ class Folder(Protocol):
     def path(self) -> Path: ...  # noqa: D102
 
 
+@dataclass(frozen=True)
 class File:
     """A file or directory that a directory of the run holds: `command = File("command.json", "what is in it")`."""
 
-    def __init__(self, name: str, holds: str) -> None:
-        self.name, self.holds = name, holds
+    name: str
+    holds: str
 
-    @overload
-    def __get__(self, folder: None, owner: type) -> File: ...
-    @overload
-    def __get__(self, folder: Folder, owner: type) -> Path: ...
-    def __get__(self, folder: Folder | None, owner: type) -> File | Path:
-        return self if folder is None else folder.path / self.name
+    def __get__(self, folder: Folder, owner: type) -> Path:
+        return folder.path / self.name
 
 
+@dataclass(frozen=True)
 class Files:
-    """The same for files of a kind: `stdout = Files("stdout-{rank}.log", "output of one task")`, then `stdout(0)`."""
+    """The same for files of a kind: `stdout = Files("stdout-<rank>.log", "output of one task")`, then `stdout(0)`."""
 
-    def __init__(self, name: str, holds: str) -> None:
-        self.name, self.holds = name, holds
-        self._before, _, rest = name.partition("{")
-        self._after = rest.partition("}")[2]
+    name: str
+    holds: str
 
-    @overload
-    def __get__(self, folder: None, owner: type) -> Files: ...
-    @overload
-    def __get__(self, folder: Folder, owner: type) -> Callable[[Any], Path]: ...
-    def __get__(self, folder: Folder | None, owner: type) -> Files | Callable[[Any], Path]:
-        return self if folder is None else lambda which: folder.path / f"{self._before}{which}{self._after}"
+    def __get__(self, folder: Folder, owner: type) -> Callable[[Any], Path]:
+        before, _, rest = self.name.partition("<")
+        return lambda which: folder.path / f"{before}{which}{rest.partition('>')[2]}"
 
 
-def files_of(folder: type) -> Iterator[tuple[str, str]]:
-    """Return the name of each file of a kind of directory, and what it holds."""
-    for item in vars(folder).values():
-        if isinstance(item, File | Files):
-            yield item.name.replace("{", "<").replace("}", ">"), item.holds
+def files_of(folder: type) -> Iterator[File | Files]:
+    """Return what a kind of directory holds."""
+    return (item for item in vars(folder).values() if isinstance(item, File | Files))

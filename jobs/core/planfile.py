@@ -17,57 +17,31 @@ class PlannedPoint:
 
     point: str
     service: str
-    overrides: tuple[str, ...]
     values: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class PlannedService:
-    """A service as planned.
+    """A service as planned, its points in the order of measuring.
 
-    Attributes:
-        points: in the order of measuring.
-        seen: what the launching host saw of driver, image and checkpoint; empty before it was started.
-        more: predictions, and the exact commands of every rank (jobs/sweep/record.py).
+    `seen`: what the launching host saw of driver, image and checkpoint; empty before the sweep was started.
     """
 
     service: str
     points: tuple[str, ...]
-    engine: str
-    release: str
+    engine: str | None
+    release: str | None
     seen: Mapping[str, Any]
-    more: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class PlanFile:
-    """The content of plan.json."""
+    """The content of plan.json. `data`: all of it, with predictions and the exact commands of every rank."""
 
     points: tuple[PlannedPoint, ...]
     services: tuple[PlannedService, ...]
     swept: tuple[str, ...]
     data: Mapping[str, Any]
-
-
-def _of(data: Mapping[str, Any]) -> PlanFile:
-    """Return the plan that plain data holds. Raises KeyError, TypeError where it is none."""
-    points = tuple(
-        PlannedPoint(one["point"], one["service"], tuple(one.get("overrides", ())), one["values"])
-        for one in data["points"]
-    )
-    known = ("service", "points", "engine", "release", "seen")
-    services = tuple(
-        PlannedService(
-            one["service"],
-            tuple(one["points"]),
-            one.get("engine", ""),
-            one.get("release", ""),
-            one.get("seen", {}),
-            {key: value for key, value in one.items() if key not in known},
-        )
-        for one in data["services"]
-    )
-    return PlanFile(points, services, tuple(data["swept"]), data)
 
 
 def read_plan(sweep: SweepDir) -> PlanFile:
@@ -78,7 +52,14 @@ def read_plan(sweep: SweepDir) -> PlanFile:
     """
     data = read_json(sweep.plan)
     try:
-        return _of(data)
+        points = tuple(PlannedPoint(one["point"], one["service"], one["values"]) for one in data["points"])
+        services = tuple(
+            PlannedService(
+                one["service"], tuple(one["points"]), one.get("engine"), one.get("release"), one.get("seen", {})
+            )
+            for one in data["services"]
+        )
+        return PlanFile(points, services, tuple(data["swept"]), data)
     except (KeyError, TypeError, AttributeError):
         remedy = "Give the directory of a sweep, runs/<sweep>."
         raise RunError(str(sweep.plan), "(read)", "it is not a plan", remedy) from None

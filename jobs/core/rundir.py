@@ -27,8 +27,8 @@ class Root:
     path: Path
 
     # One file a layout, so that two writers replace it and never mix.
-    calibration = Files(".calibration/{layout}.json", "what earlier runs of one layout showed")
-    node = Files(".nodes/{host}.json", "the evidence against one node")
+    calibration = Files(".calibration/<layout>.json", "what earlier runs of one layout showed")
+    node = Files(".nodes/<host>.json", "the evidence against one node")
 
     def nodes(self) -> list[Path]:
         """The evidence against every node that has any."""
@@ -114,7 +114,7 @@ class AllocationDir:
     outcome = File("outcome.json", "how the allocation ended, written by rank 0 last of all")
     serving = File("serving.json", "how to reach a service that is kept up for hand tests; there while it is")
     preflight = File("preflight.json", "what the checks of the nodes found, before the first service")
-    stdout = Files("stdout-{rank}.log", "output of one task")
+    stdout = Files("stdout-<rank>.log", "output of one task")
     reserve = File("reserve", "space that is held for the last rows")
 
     def take_reserve(self) -> None:
@@ -171,8 +171,8 @@ class SweepDir:
     log = File("sweep.log", "what the launcher did, with tracebacks")
     provenance = File("provenance.json", "commit, versions and command line with which the sweep was started")
     report = File("report.html", "the report for people: one page that needs no network")
-    exported = Files("export/{target}", "results in the form of another tool")
-    table = Files("table.{form}", "the sweep table: csv, parquet, md")
+    exported = Files("export/<target>", "results in the form of another tool")
+    table = Files("table.<form>", "the sweep table: csv, parquet, md")
 
     def point(self, point: str) -> PointDir:
         """Directory of one point."""

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from jobs.core import schema
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
+from jobs.core.fields import plain
 from jobs.core.files import from_yaml
 from jobs.core.schema import CONF
 from jobs.engines.ascend.migration import migrate
@@ -115,7 +116,7 @@ def written(points: Iterable[Sequence[str]], composer: Composer = default_compos
         structural = tuple(str(item.input_line) for item in items if grammar.is_structural(item, known))
         if structural not in trees:
             trees[structural] = _tree(structural, composer)
-        tree = _copy(trees[structural])
+        tree = plain(trees[structural])
         for item in items:
             if not grammar.is_structural(item, known):
                 _apply(tree, item)
@@ -174,12 +175,6 @@ def composition_error(error: Exception, overrides: Sequence[str]) -> ConfigError
         if key in reason:
             return ConfigError(key, value or text, reason, "See python launch.py --help and python -m jobs keys.")
     return ConfigError("conf", "(composition)", reason, "Check the files in conf/.")
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy(child) for key, child in value.items()}
-    return list(value) if isinstance(value, list) else value
 
 
 def _apply(tree: dict[str, Any], item: Override) -> None:

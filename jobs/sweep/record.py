@@ -61,13 +61,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
     """Return the plan as plain data (the form of `python -m jobs plan --json`)."""
     return {
         "points": [
-            {
-                "point": point.point,
-                "overrides": list(point.overrides),
-                "service": point.service,
-                "values": dict(point.values),
-            }
-            for point in plan.points
+            {"point": p.point, "overrides": list(p.overrides), "service": p.service, "values": dict(p.values)}
+            for p in plan.points
         ],
         "services": [
             {
@@ -78,17 +73,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
                 "predicted_s": round(service.seconds),
                 "phases": _phases_json(service.phases),
                 "memory": _memory_json(service.forecast),
-                "ranks": [
-                    {
-                        "rank": place.rank,
-                        "role": place.role,
-                        "env": environment.variables(service.config, place),
-                        "source": list(service.config.engine.source),
-                        "argv": command.argv(service.config, place),
-                    }
-                    | _container(service.config, place)
-                    for place in placement.planned(service.config)
-                ],
+                "ranks": [_rank(service.config, place) for place in placement.planned(service.config)],
             }
             for service in plan.services
         ],
@@ -104,13 +89,9 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "swept": list(plan.swept),
         "refused": [{"point": point, "reason": reason} for point, reason in plan.refused.items()],
         "dropped": [
-            {
-                "point": one.point.point,
-                "overrides": list(one.point.overrides),
-                "values": dict(one.point.values),
-                "reason": one.reason,
-            }
+            {"point": p.point, "overrides": list(p.overrides), "values": dict(p.values), "reason": one.reason}
             for one in plan.dropped
+            for p in [one.point]
         ],
         "warnings": list(plan.warnings),
     }
@@ -139,9 +120,11 @@ def _memory_json(forecast: Forecast | None) -> dict[str, Any] | None:
     }
 
 
-def _container(config: Config, place: placement.Placement) -> dict[str, Any]:
-    """Return the commands of a rank's container, where there is one."""
-    if not in_container(config):
-        return {}
-    variables = environment.variables(config, place)
-    return {"container": container.planned(config, place, command.argv(config, place), variables)}
+def _rank(config: Config, place: placement.Placement) -> dict[str, Any]:
+    """Return what one rank is started with: its environment, its command line, those of its container if it has one."""
+    variables, argv = environment.variables(config, place), command.argv(config, place)
+    source = list(config.engine.source)
+    found = {"rank": place.rank, "role": place.role, "env": variables, "source": source, "argv": argv}
+    if in_container(config):
+        found["container"] = container.planned(config, place, argv, variables)
+    return found

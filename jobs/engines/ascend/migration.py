@@ -12,6 +12,7 @@ from typing import Any
 
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
+from jobs.core.fields import plain
 from jobs.core.layout import local_sizes
 from jobs.engines.ascend import Release, moves, release, releases, version
 from jobs.engines.ascend.lookup import architecture_of
@@ -48,8 +49,8 @@ class Draft:
     def __init__(self, config: Config, explicit: Iterable[str]) -> None:
         self.config, self.explicit = config, tuple(explicit)
         self.parts: dict[str, dict[str, Any]] = {
-            "engine.args": _copy(config.engine.args),
-            "engine.additional_config": _copy(config.engine.additional_config or {}),
+            "engine.args": plain(config.engine.args),
+            "engine.additional_config": plain(config.engine.additional_config or {}),
             "engine.env": dict(config.engine.env),
             "hccl": {key: getattr(config.hccl, key) for key in (*HCCL_KEYS.values(), "op_expansion_mode")},
         }
@@ -303,7 +304,3 @@ STEPS: tuple[Step, ...] = (graph_mode, scheduler, names, variables_to_keys, reci
 
 def _typed(text: str) -> Any:
     return int(text) if text.isdigit() else text == "true" if text in ("true", "false") else text
-
-
-def _copy(value: Any) -> Any:
-    return {key: _copy(child) for key, child in value.items()} if isinstance(value, Mapping) else value
