@@ -6,7 +6,22 @@ import argparse
 import json
 import sys
 
-from jobs.cli import batch, check, errors, explain, image, keys, logs, model, plan, preflight, results, runs, serve
+from jobs.cli import (
+    batch,
+    check,
+    errors,
+    explain,
+    image,
+    keys,
+    launch,
+    logs,
+    model,
+    plan,
+    preflight,
+    results,
+    runs,
+    serve,
+)
 from jobs.cli.output import until_closed
 from jobs.core.errors import UserError
 
@@ -62,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def program() -> None:
     """The console script `serving-sweep`: a command where the first argument names one, else launch.py."""
-    ours = {verb.name.split()[0] for verb in VERBS}.intersection(sys.argv[1:2])
+    ours = {command.name.split()[0] for command in COMMANDS}.intersection(sys.argv[1:2])
     sys.exit(until_closed(main if ours else launch.main))
 
 

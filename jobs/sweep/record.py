@@ -124,7 +124,7 @@ def _rank(config: Config, place: placement.Placement) -> dict[str, Any]:
     """Return what one rank is started with: its environment, its command line, those of its container if it has one."""
     variables, argv = environment.variables(config, place), command.argv(config, place)
     source = list(config.engine.source)
-    found = {"rank": place.rank, "role": place.role, "env": variables, "source": source, "argv": argv}
+    found: dict[str, Any] = {"rank": place.rank, "role": place.role, "env": variables, "source": source, "argv": argv}
     if in_container(config):
         found["container"] = container.planned(config, place, argv, variables)
     return found
