@@ -6,8 +6,9 @@ import asyncio
 import getpass
 import threading
 import time
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from jobs.allocation import serving, watch
@@ -21,9 +22,7 @@ from jobs.allocation.rows import End, Row, RowLedger
 from jobs.allocation.supervisor import Supervisor
 from jobs.allocation.walltime import point_seconds, service_seconds
 from jobs.cluster.slurm import others_wait
-from jobs.core.config import Config, client_inside, in_container
 from jobs.core.errors import RunError, UserError
-from jobs.core.fields import from_root
 from jobs.core.files import read_json, write_json, write_text
 from jobs.core.layout import local_sizes
 from jobs.core.log import log, read_all
@@ -36,10 +35,9 @@ from jobs.engines.vllm import environment, logs
 from jobs.forecast import history
 from jobs.forecast.history import Forecast
 from jobs.measure import dataset
-from jobs.measure.clients import asked
-from jobs.measure.clients import run as external
-from jobs.measure.keep import keep
-from jobs.measure.point import Measured, OfService, PointRun
+from jobs.measure.clients import base as clients
+from jobs.measure.clients.run import ExternalRun
+from jobs.measure.point import Measured, OfService, PointRun, save
 from jobs.measure.records import Target
 from jobs.results.stale import retire
 from jobs.results.table import write_table
@@ -130,7 +128,7 @@ class ServiceRun:
         for config in self._configs.values():
             dataset.check(replace(config.bench, dataset=container.dataset(config)))
             if not self._context.work.serve:
-                asked.check_node(config, environment.whole({}, self._context.inherited).get("PATH"))
+                clients.check_node(config, environment.whole({}, self._context.inherited).get("PATH"))
         # An image file that nobody has read before is read beside the load, not after it.
         given_up = threading.Event()
         reading = asyncio.create_task(aside(container.known_digest, self._config, given_up.is_set))
@@ -250,53 +248,33 @@ class ServiceRun:
 
     async def _measure(self, point: str, supervisor: Supervisor, life: Life, engine: Engine, target: Target) -> None:
         config, stop = self._configs[point], asyncio.Event()
-
-        def entered(phase: str) -> None:
-            supervisor.enter({"warmup": "warm", "window": "measuring"}.get(phase, phase), point=point)
-
-        def probes(opened_s: float, closed_s: float) -> Mapping[str, int]:
-            return supervisor.watch.tokens_between(opened_s, closed_s) if supervisor.watch else {}
-
         log(f"point {point}: {' '.join(f'{k}={v}' for k, v in self._values(point).items()) or 'measure'}")
-
-        def external_client(seed_offset: int) -> Awaitable[external.External]:
-            """Run an external client, with other prompts than those of other seed offsets."""
-            tag, folder = self._context.tag(f"client/{point}"), self._sweep.point(point).client
-            room, model = self._room(config, engine), engine.config.model
-            if not client_inside(config):  # the model's path may be one of the inside
-                model = replace(model, path=str(container.checkpoint(engine.config)))
-            bench = replace(config.bench, seed=config.bench.seed + external.SEEDS_APART * seed_offset)
-            whole = replace(config, model=model, bench=bench)
-            return external.measure(whole, target, folder, room, tag, stop=stop, on_phase=entered)
-
+        client = self._external_run(point, engine) if config.bench.is_external else None
         if supervisor.watch:
             # What the point before left in flight may still be read when this one begins.
             now = watch.tokens_ahead(config)
             supervisor.watch.ahead = None if now is None or self._ahead is None else max(now, self._ahead)
             self._ahead = now
-        run = PointRun(config, target, self._shared, probes, stop, entered, external_client)
+        entered = partial(supervisor.enter, point=point)
+        run = PointRun(config, target, self._shared, supervisor.watch, stop, entered, client)
         await life.during(run.run(), stop.set)
         measured = run.result()
         failure = await (life.failure_soon() if measured.reason else life.failure())
         self.rows.from_outside = failure is not None and life.from_outside
-        await aside(self._keep, point, measured, failure)
+        await aside(self._save, point, measured, failure)
         if failure:
             raise ServiceFailed(failure)
 
-    def _room(self, config: Config, engine: Engine) -> external.Room:
-        """Return where the external client of a point runs."""
-        if client_inside(config):
-            return engine.room()
-        if config.bench.client != "vllm_bench" or in_container(config):
-            return external.Node(environment.whole({}, self._context.inherited))
-        # The engine's own program needs what its environment has: the toolkit's libraries, its paths.
-        ours = environment.of_client(environment.variables(config, engine.place))
-        source = tuple(from_root(name) for name in config.engine.source)
-        return external.Node(environment.whole(ours, self._context.inherited), source)
+    def _external_run(self, point: str, engine: Engine) -> ExternalRun:
+        config, tag = self._configs[point], self._context.tag(f"client/{point}")
+        site = engine.client_site(config, self._context.inherited)
+        if not clients.runs_inside(config):  # the model's path may be one of the inside
+            config = replace(config, model=replace(config.model, path=str(container.checkpoint(engine.config))))
+        return ExternalRun(config, site, self._sweep.point(point).client, tag)
 
-    def _keep(self, point: str, measured: Measured, failure: str | None) -> None:
+    def _save(self, point: str, measured: Measured, failure: str | None) -> None:
         row = self.rows.measured(point, measured, failure)
-        keep(self._sweep.point(point), measured)
+        save(self._sweep.point(point), measured)
         self._write([row])
         write_table(self._sweep)
         words = "valid" if row["valid"] else row["invalid_reason"]

@@ -52,7 +52,7 @@ def tokens_ahead(config: Config) -> int | None:
     where the service has its own key.
     """
     bench, batch = config.bench, config.parallel.max_num_batched_tokens
-    known = bench.client == "window" and bench.workload in ("random", "shared_prefix") and bench.lengths == "fixed"
+    known = not bench.is_external and bench.workload in ("random", "shared_prefix") and bench.lengths == "fixed"
     alone = config.engine.api_key and bench.quality == "off"
     if not (known and alone and batch):
         return None

@@ -129,14 +129,3 @@ def usual_windows(bench: Bench) -> int:
 def in_container(config: Config) -> bool:
     """Return whether the engine runs in a container."""
     return config.container.runtime != "none"
-
-
-def client_inside(config: Config) -> bool:
-    """Return whether the external client of a point runs in the container of rank 0's engine.
-
-    `vllm bench serve` belongs to the engine and is where the engine is. AISBench wants packages that suit no engine.
-    """
-    bench = config.bench
-    if bench.client == "window" or not in_container(config):
-        return False
-    return bench.where == "container" or (bench.where == "auto" and bench.client == "vllm_bench")

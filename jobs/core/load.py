@@ -23,6 +23,9 @@ from jobs.core.fields import (
     setting,
 )
 
+OWN_CLIENT = "window"
+"""The value of `bench.client` that names no external client."""
+
 
 @dataclass(frozen=True)
 class Slo(Section):
@@ -38,8 +41,8 @@ class Slo(Section):
 class Load(Section):
     """The load of one point."""
 
-    client: Annotated[Text, registered(registry.CLIENTS, "window")] = setting(
-        "window", "window: this tool's own steady-state client; `vllm bench serve`; AISBench"
+    client: Annotated[Text, registered(registry.CLIENTS, OWN_CLIENT)] = setting(
+        OWN_CLIENT, "window: this tool's own steady-state client; `vllm bench serve`; AISBench"
     )
     endpoint: Annotated[Text, one_of("completions", "chat")] = setting("completions", "API that is called")
     workload: Annotated[Text, one_of("random", "shared_prefix", "multi_turn", "needle", "sharegpt", "trace")] = setting(
@@ -87,3 +90,8 @@ class Load(Section):
         0.5, "share of the quality questions that must be answered right for valid rows; 0: any answers will do"
     )
     quality_tokens: Count = setting(1024, "longest answer to such a question, tokens; reasoning models think first")
+
+    @property
+    def is_external(self) -> bool:
+        """Whether a program of others measures the point, not this tool's own client."""
+        return self.client != OWN_CLIENT

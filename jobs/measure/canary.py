@@ -15,9 +15,8 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from jobs.core.config import Bench
-from jobs.measure.ask import ask_json
 from jobs.measure.records import Target
-from jobs.measure.wire import Connections
+from jobs.measure.wire import Connections, request_json
 
 QUESTION = "解释一下量子纠缠"
 CHAT = "/v1/chat/completions"
@@ -65,10 +64,10 @@ def curl(target: Target, tokens: int) -> str:
 async def ask(connections: Connections, target: Target, tokens: int) -> Answer:
     """Ask the canary's question; a model without a chat template is asked for a completion."""
     asked = body(target.model, tokens)
-    status, answer = await ask_json(connections, CHAT, asked, LIMIT_S)
+    status, answer = await request_json(connections, CHAT, asked, LIMIT_S)
     if status == 400 and "chat template" in json.dumps(answer).lower():
         del asked["messages"]
-        status, answer = await ask_json(connections, COMPLETIONS, asked | {"prompt": QUESTION}, LIMIT_S)
+        status, answer = await request_json(connections, COMPLETIONS, asked | {"prompt": QUESTION}, LIMIT_S)
     return read(status, answer)
 
 

@@ -7,13 +7,13 @@ from dataclasses import asdict
 
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
-from jobs.measure import lengths
-from jobs.measure.clients import asked
+from jobs.measure.clients import base
+from jobs.measure.workload import longest_request
 
 
 def _check_length(config: Config) -> None:
     bench = config.bench
-    needed = lengths.longest(bench)
+    needed = longest_request(bench)
     exact = bench.endpoint == "completions" and bench.workload != "needle"  # else lengths are words
     if needed and exact and needed > config.parallel.max_model_len:
         usual = bench.lengths == "fixed" and bench.workload != "multi_turn"
@@ -78,7 +78,7 @@ BENCH_LOOKS: tuple[Callable[[Config], None], ...] = (
     _check_load,
     _check_dataset,
     _check_search,
-    asked.check,
+    base.check,
     _check_length,
 )
 """What each of them refuses is a finding of its own."""

@@ -19,12 +19,11 @@ from jobs.core.config import Bench, Model
 from jobs.core.errors import ConfigError
 from jobs.core.sweep_settings import Limits
 from jobs.measure import dataset
-from jobs.measure.arrivals import poisson
 from jobs.measure.load import Load
 from jobs.measure.records import Growth, RequestRecord, Target, Window
 from jobs.measure.series import Page, Scraper, finished_between, generated_between, grown, result, samples
 from jobs.measure.wire import Connections, clock
-from jobs.measure.workload import Workload
+from jobs.measure.workload import Workload, poisson
 
 __all__ = ["RequestRecord", "Target", "Window", "measure"]
 
@@ -72,7 +71,7 @@ async def measure(
         target: the service.
         seed_offset: keeps prompts apart from those of other windows (see workload.py); 0: none.
         stop: once set, sending stops at once and what was measured so far comes back within about a second.
-        on_phase: told "warmup", "window" and "drain" as they begin.
+        on_phase: told "warm", "measuring" and "drain" as they begin.
 
     Raises:
         ConfigError: neither concurrency nor request_rate is given.
@@ -82,7 +81,7 @@ async def measure(
     if bench.concurrency is None and bench.request_rate is None and not traced:
         raise ConfigError("bench.concurrency", None, "there is no load without it", "Set it, or bench.request_rate.")
     stop = stop or asyncio.Event()
-    with closing(Connections(target.base_url, headers(target))) as connections:
+    with closing(Connections(target.base_url, target.headers)) as connections:
         items = await dataset.load(bench, connections, target.model)
         workload = Workload(bench, model, target.model, items=items, seed_offset=seed_offset)
         begun = clock()
@@ -122,7 +121,7 @@ async def warm(
     Returns:
         None: the service is warm; else why it is not.
     """
-    with closing(Connections(target.base_url, headers(target))) as connections:
+    with closing(Connections(target.base_url, target.headers)) as connections:
         items = await dataset.load(bench, connections, target.model)
         workload = Workload(bench, model, target.model, items=items, seed_offset=seed_offset).apart()
         load = Load(connections, workload, bench, first=_APART)
@@ -138,11 +137,6 @@ async def warm(
         return None
     words = next((f": {record.error}" for record in load.records if record.error), "")
     return f"the window never opened: no answer within bench.warmup_s and limits.drain_s{words}"
-
-
-def headers(target: Target) -> dict[str, str]:
-    """Return the headers of every request to a service."""
-    return {"Content-Type": "application/json"} | target.authorization
 
 
 Reading = asyncio.Task[Page | None]
@@ -177,7 +171,7 @@ class _Run:
 
     async def warm_up(self, load: Load) -> bool:
         """Return whether the service answers under this load."""
-        self.on_phase("warmup")
+        self.on_phase("warm")
         await load.until(lambda: False, self.stop, self.bench.warmup_s)
         began = clock()
         warm = await load.until(load.warm, self.stop, self.limits.warmup_s)
@@ -211,7 +205,7 @@ async def _phases(run: _Run, load: Load) -> Window:
     if not warm:
         return _never_opened(begun, opened)
 
-    run.on_phase("window")
+    run.on_phase("measuring")
     first = run.scraper.scrape()
     await load.until(lambda: False, stop, bench.window_s)
     closed, cpu = min(opened + bench.window_s, clock()), time.process_time() - cpu
@@ -240,7 +234,7 @@ async def _counted(run: _Run) -> Window:
     opened, cpu = clock(), time.process_time()
     if stop.is_set() or not warm:
         return replace(_never_opened(begun, opened), records=tuple(warming.records))
-    run.on_phase("window")
+    run.on_phase("measuring")
     first = run.scraper.scrape()
     count = len(workload.arrivals) if workload.arrivals is not None else bench.num_requests
     arrivals = _arrivals(bench, workload)

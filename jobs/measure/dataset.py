@@ -14,8 +14,7 @@ import numpy as np
 from jobs.core.config import Bench
 from jobs.core.errors import RunError
 from jobs.core.fields import from_root
-from jobs.measure.ask import ask_json
-from jobs.measure.wire import Connections
+from jobs.measure.wire import Connections, request_json
 from jobs.measure.workload import Item
 
 _SHUFFLE = 4  # a branch of the seed of its own
@@ -115,7 +114,7 @@ async def count_tokens(connections: Connections, model: str, text: str) -> int:
     The estimate: four characters a token, but one for each character beyond Latin scripts.
     """
     asked = {"model": model, "prompt": text}
-    status, answer = await ask_json(connections, "/tokenize", asked, _TOKENIZE_S)
+    status, answer = await request_json(connections, "/tokenize", asked, _TOKENIZE_S)
     if status == 200 and isinstance(answer.get("count"), int):
         return int(answer["count"])
     wide = sum(ord(character) >= 0x2E80 for character in text)

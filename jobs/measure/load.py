@@ -8,11 +8,10 @@ import json
 from collections.abc import Callable, Iterable
 
 from jobs.core.config import Bench
-from jobs.measure.arrivals import poisson
 from jobs.measure.records import RequestRecord, Status
 from jobs.measure.sse import StreamParser, words_of
 from jobs.measure.wire import Connections, clock
-from jobs.measure.workload import Workload
+from jobs.measure.workload import Workload, poisson
 
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jobs.measure.words import WORDS
+from jobs.measure.bodies import VOCABULARY
 
 _NEEDLES = 3  # a branch of the seed of its own
 _SENTENCE = 12
@@ -71,5 +71,5 @@ def haystack(seed: int, index: int, words: int, depth: float, kind: str = "recal
 
 
 def _sentences(random: np.random.Generator, words: int) -> list[str]:
-    drawn = [WORDS[i] for i in random.integers(0, len(WORDS), size=words)]
+    drawn = [VOCABULARY[i] for i in random.integers(0, len(VOCABULARY), size=words)]
     return [" ".join(drawn[start : start + _SENTENCE]).capitalize() + "." for start in range(0, len(drawn), _SENTENCE)]

@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from jobs.core.config import Bench, Config
 from jobs.core.errors import RunError
-from jobs.measure import canary, client, npu, objective, quality, saturation, search, statistics, validity
-from jobs.measure.clients import around, judge
+from jobs.core.files import write_json, write_text
+from jobs.core.rundir import PointDir
+from jobs.measure import canary, client, objective, quality, search, statistics, telemetry, validity
+from jobs.measure.clients import judge
+from jobs.measure.clients import run as external
+from jobs.measure.clients.run import ExternalRun
 from jobs.measure.metrics import complete
-from jobs.measure.npu import Reading
 from jobs.measure.quality import Quality
 from jobs.measure.records import Target, Window
-from jobs.measure.repeats import combine
+from jobs.measure.telemetry import Reading
 from jobs.measure.wire import Connections
 
 Value = TypeVar("Value")
 
-Probes = Callable[[float, float], Mapping[str, int]]
-"""Returns the tokens of our own watch by data-parallel rank in a span of the monotonic clock."""
+Outcome = tuple[Window, dict[str, Any], str | None]
+"""A window, its figures, and why they cannot be believed."""
+
+
+class Probes(Protocol):
+    """What our own watch sends to the service meanwhile."""
+
+    def tokens_between(self, opened_s: float, closed_s: float) -> Mapping[str, int]:
+        """Return the tokens of its probes by data-parallel rank in a span of the monotonic clock."""
 
 
 @dataclass
@@ -80,19 +94,19 @@ class PointRun:
         config: of the point.
         target: the service.
         service: what its points share.
-        probes: what our own watch sent.
+        probes: what our own watch sends; None: there is none.
         stop: once set, the point ends within about a second.
-        on_phase: told "canary", "quality", "warmup", "window" and "drain" as they begin.
-        client: runs the external client; where `bench.client` names one.
+        on_phase: told "canary", "quality", "warm", "measuring" and "drain" as they begin.
+        client: the external client's run; None: this tool's own client measures.
     """
 
     config: Config
     target: Target
     service: OfService
-    probes: Probes
+    probes: Probes | None
     stop: asyncio.Event
     on_phase: Callable[[str], None]
-    client: around.Client | None = None
+    client: ExternalRun | None = None
 
     def __post_init__(self) -> None:
         self._windows: list[Window] = []
@@ -112,7 +126,7 @@ class PointRun:
         await self._ask_canary("before")
         await self._ask_questions()
         try:
-            if self.config.bench.client != "window" and self.client:
+            if self.client is not None:
                 await self._run_client(self.client)
             else:
                 await (self._search() if self.config.bench.search else self._repeat())
@@ -123,9 +137,9 @@ class PointRun:
     def result(self) -> Measured:
         """Return what the point came to."""
         bench = self.config.bench
-        kept = None
+        record = None
         if bench.canary != "off" and self._answers:
-            kept = canary.record(self.target, bench, self._answers)
+            record = canary.record(self.target, bench, self._answers)
             if len(self._answers) == 2 and (note := canary.differ(*self._answers.values())):
                 self._notes.append(note)
             faults = {when: canary.fault(answer, bench) for when, answer in self._answers.items()}
@@ -141,12 +155,12 @@ class PointRun:
             self._reasons.append(fault)
         in_row = tuple(n for n, one in enumerate(self._windows, 1) if any(one is other for other in self._in_row))
         return Measured(
-            figures=combine(self._figures) | {"needle_score": asked.score if asked else None},
+            figures=objective.combine(self._figures) | {"needle_score": asked.score if asked else None},
             reason=self._reasons[0] if self._reasons else None,
             notes=tuple(dict.fromkeys(self._notes)),
             windows=tuple(self._windows),
             lines=tuple({**line, "in_row": number in in_row} for number, line in enumerate(self._lines, 1)),
-            canary=kept,
+            canary=record,
             engine_tokens=self._tokens,
             truncated=self._truncated,
             quality=asked,
@@ -160,7 +174,7 @@ class PointRun:
         if bench.canary == "off" or self.stop.is_set():
             return
         self.on_phase("canary")
-        with closing(Connections(self.target.base_url, client.headers(self.target))) as connections:
+        with closing(Connections(self.target.base_url, self.target.headers)) as connections:
             asking = canary.ask(connections, self.target, bench.canary_tokens)
             answer = await unless(self.stop, asking)
         if answer is not None:
@@ -173,11 +187,11 @@ class PointRun:
             self.on_phase("quality")
             self.service.quality = await unless(self.stop, quality.ask(self.config, self.target))
 
-    async def _window(self, bench: Bench, **about: Any) -> tuple[Window, dict[str, Any], str | None]:
+    async def _window(self, bench: Bench, **about: Any) -> Outcome:
         """Measure one window and write its line."""
         config = replace(self.config, bench=bench)
         readings: list[Reading] = []
-        power = asyncio.create_task(npu.watch(readings))
+        power = asyncio.create_task(telemetry.watch_npus(readings))
         measured = await client.measure(
             bench, config.limits, config.model, self.target,
             seed_offset=self._seed_offset(), stop=self.stop, on_phase=self.on_phase,
@@ -185,10 +199,10 @@ class PointRun:
         power.cancel()
         window = self._without_probes(measured)
         figures: dict[str, Any] = dict(statistics.summarize(window, bench)) | statistics.of_series(window)
-        figures["head_npu_power_w"] = npu.mean_power(readings, window)
-        figures["saturated"] = saturation.queue_grows(window, bench) is not None
+        figures["head_npu_power_w"] = telemetry.mean_power(readings, window)
+        figures["saturated"] = objective.queue_grows(window, bench) is not None
         figures["slo_kept"] = objective.kept(window, bench)
-        asked = sum(self.probes(window.begun_s, window.ended_s).values())
+        asked = sum(self._probed(window.begun_s, window.ended_s).values())
         reason = validity.invalid_reason(config, window, figures, asked)
         self._windows.append(window)
         self._measured_s += window.seconds + window.drain_s
@@ -202,9 +216,12 @@ class PointRun:
         number = next(self.service.seed_offsets)
         return 0 if self.config.parallel.enable_prefix_caching is False else number
 
+    def _probed(self, begin_s: float, end_s: float) -> Mapping[str, int]:
+        return self.probes.tokens_between(begin_s, end_s) if self.probes else {}
+
     def _without_probes(self, window: Window) -> Window:
         """Take the tokens of our own probes out, and give the one rank that shows no counter what is left for it."""
-        probed = self.probes(window.opened_s, window.closed_s)
+        probed = self._probed(window.opened_s, window.closed_s)
         served = {rank: max(0, count - probed.get(rank, 0)) for rank, count in window.engine_tokens.items()}
         arrived = round(statistics.arrived_tokens(window))
         return replace(window, engine_tokens=complete(served, arrived, self.config.parallel.data_parallel_size))
@@ -227,14 +244,14 @@ class PointRun:
             window, figures, reason = await self._window(bench, kind="repeat", number=number)
             self._take(bench, window, figures, reason, f"repeat {number}: " if bench.repeats > 1 else "")
 
-    async def _run_client(self, client: around.Client) -> None:
+    async def _run_client(self, client: ExternalRun) -> None:
         """Let an external client stand in the row; what is around it is ours all the same."""
         if self.stop.is_set():
             return
         config = self.config
-        seen = await around.measure(
-            config, self.target, client, seed_offset=self._seed_offset(), stop=self.stop, on_phase=self.on_phase
-        )  # fmt: skip
+        seen = await external.measure(
+            client, self.target, seed_offset=self._seed_offset(), stop=self.stop, on_phase=self.on_phase
+        )
         run, window = seen.run, seen.window
         self._windows.append(window)
         self._in_row.append(window)
@@ -244,10 +261,10 @@ class PointRun:
         reason = run.reason
         if run.result:
             figures = judge.figures(config, run.result, window, seen.cpu_share)
-            asked = sum(self.probes(window.begun_s, window.ended_s).values())
+            asked = sum(self._probed(window.begun_s, window.ended_s).values())
             reason = reason or judge.reason(config, run.result, window, asked, figures)
             self._notes += judge.notes(config, run.result, window, figures)
-        figures["head_npu_power_w"] = npu.mean_power(seen.readings, window)
+        figures["head_npu_power_w"] = telemetry.mean_power(seen.readings, window)
         self._figures.append(figures)
         counted = run.result.output_tokens if run.result else 0
         self._tokens = complete(run.engine_tokens, counted, config.parallel.data_parallel_size)
@@ -256,50 +273,41 @@ class PointRun:
             self._reasons.append(reason)
 
     async def _search(self) -> None:
-        """Look for the highest load that keeps the objective; the row is that of its last window at that load.
-
-        A probe that is invalid for another reason than overload is measured once more; where that is invalid too,
-        the load counts as one that is too high, and the row says so.
-        """
+        """Look for the highest load that keeps the objective; the row is that of its last window at that load."""
         bench = self.config.bench
         looking = search.begin(bench)
-        at: dict[float, tuple[Window, dict[str, Any], str | None]] = {}
+        at: dict[float, Outcome] = {}
         limited: dict[float, str] = {}
         while not self.stop.is_set() and (load := looking.next()) is not None:
             probe = search.with_load(bench, load)
-            window, figures, reason = at[load] = await self._window(probe, kind="probe", load=load)
-            grows = saturation.queue_grows(window, probe)
-            if reason and not grows and not self.stop.is_set():
-                # Its latencies say nothing of the objective: one disturbance is not to halve what is found.
-                self._lines[-1]["objective_broken"] = None
-                window, figures, reason = at[load] = await self._window(probe, kind="probe again", load=load)
-                grows = saturation.queue_grows(window, probe)
+            at[load] = window, figures, reason = await self._probe(probe, load)
             if window.truncated and self.stop.is_set():
                 break
-            broken = grows or (None if reason else statistics.broken(window, bench.slo))
+            broken = objective.queue_grows(window, probe) or (None if reason else statistics.broken(window, bench.slo))
             self._lines[-1]["objective_broken"] = broken
             if reason and not broken:
                 limited[load] = reason
             lower = [at[one][1] for one in at if one < load]
-            keeps = not reason and not broken
-            looking.tell(load, keeps=keeps, saturated=search.saturated(probe, figures, lower))
-        if not at:
-            return
-        found = looking.kept
-        shown = min(at) if found is None else found
-        window, figures, reason = at[shown]
-        column = "found_concurrency" if bench.search == "concurrency" else "found_request_rate"
-        whole = bench.search == "concurrency"
-        figures = figures | {column: round(found or 0) if whole else (found or 0.0), "probes": len(looking.tried)}
-        if found is None and reason is None:
-            self._notes.append(f"no load down to {min(at):g} keeps bench.slo")
-        elif not looking.confirmed:
-            self._notes.append("the load that was found is not confirmed by a second window")
-        elif found is not None and found >= looking.most:
-            self._notes.append("the search ended at bench.search_most")
-        if found is not None and looking.broken in limited:
-            self._notes.append(f"limited by: {limited[looking.broken]} (at {looking.broken:g}), not by the objective")
-        self._take(search.with_load(bench, shown), window, figures, reason)
+            saturated = search.saturated(probe, figures, lower)
+            looking.tell(load, keeps=not reason and not broken, saturated=saturated)
+        if at:
+            shown = min(at) if looking.kept is None else looking.kept
+            window, figures, reason = at[shown]
+            self._notes += search.notes(looking, min(at), limited, valid=reason is None)
+            self._take(search.with_load(bench, shown), window, figures | search.columns(looking), reason)
+
+    async def _probe(self, probe: Bench, load: float) -> Outcome:
+        """Measure one load of a search.
+
+        A probe that is invalid for another reason than overload is measured once more; where that is invalid too,
+        the load counts as one that is too high, and the row says so.
+        """
+        outcome = window, _, reason = await self._window(probe, kind="probe", load=load)
+        if not reason or objective.queue_grows(window, probe) or self.stop.is_set():
+            return outcome
+        # Its latencies say nothing of the objective: one disturbance is not to halve what is found.
+        self._lines[-1]["objective_broken"] = None
+        return await self._window(probe, kind="probe again", load=load)
 
 
 async def unless(stop: asyncio.Event, work: Awaitable[Value]) -> Value | None:
@@ -316,3 +324,25 @@ async def unless(stop: asyncio.Event, work: Awaitable[Value]) -> Value | None:
 
 def _never() -> Window:
     return Window(0.0, 0.0, 0.0, 0.0, (), {}, 0.0, truncated=True)
+
+
+def save(folder: PointDir, measured: Measured) -> None:
+    """Write requests, series, windows and the canary of one point.
+
+    Raises:
+        RunError: the directory cannot be written (full disk, no right).
+    """
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        pq.write_table(statistics.requests_table(measured.windows, measured.in_row), folder.requests)
+        pq.write_table(statistics.series_table(measured.windows), folder.series)
+        if any(measured.readings):
+            pq.write_table(telemetry.npu_table(measured.windows, measured.readings), folder.power)
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(str(folder.path), "(write)", str(error), "Free space, or choose another root.") from None
+    lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in measured.lines]
+    write_text(folder.windows, "".join(lines))
+    if measured.canary is not None:
+        write_json(folder.canary, measured.canary)
+    if measured.quality is not None:
+        write_json(folder.quality, {"score": measured.quality.score, "questions": list(measured.quality.lines)})

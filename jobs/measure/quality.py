@@ -10,11 +10,9 @@ from typing import Any
 
 from jobs.core.config import Bench, Config
 from jobs.measure import canary
-from jobs.measure.ask import ask_json
-from jobs.measure.client import headers
 from jobs.measure.needle import Question, haystack
 from jobs.measure.records import Target
-from jobs.measure.wire import Connections
+from jobs.measure.wire import Connections, request_json
 
 SET = (
     ("recall", 0.0), ("recall", 0.25), ("recall", 0.5), ("recall", 0.75), ("recall", 1.0),
@@ -69,7 +67,7 @@ async def ask(config: Config, target: Target) -> Quality:
     """
     length, output = config.parallel.max_model_len, answer_tokens(config)
     seed = config.bench.seed
-    with closing(Connections(target.base_url, headers(target))) as connections:
+    with closing(Connections(target.base_url, target.headers)) as connections:
 
         async def one(question: Question) -> dict[str, Any]:
             return await _one(connections, config, target, question, output)
@@ -93,7 +91,7 @@ async def _one(
     connections: Connections, config: Config, target: Target, question: Question, output: int
 ) -> dict[str, Any]:
     asked = canary.body(target.model, output) | {"messages": [{"role": "user", "content": question.prompt}]}
-    status, message = await ask_json(connections, canary.CHAT, asked, config.limits.drain_s)
+    status, message = await request_json(connections, canary.CHAT, asked, config.limits.drain_s)
     answer = canary.read(status, message)
     return {
         "kind": question.kind,

@@ -38,6 +38,11 @@ class Target:
         """The header that carries the key; empty where there is none."""
         return {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of a request with a JSON body."""
+        return {"Content-Type": "application/json"} | self.authorization
+
 
 @dataclass(frozen=True, eq=False)
 class RequestRecord:

@@ -105,6 +105,34 @@ def with_load(bench: Bench, load: float) -> Bench:
     return replace(bench, request_rate=load)
 
 
+def columns(looking: Search) -> dict[str, Any]:
+    """Return the columns of a row that only a search has: what was found (0: nothing), and how many loads it took."""
+    found = looking.kept or 0.0
+    load = {"found_concurrency": round(found)} if looking.whole else {"found_request_rate": found}
+    return load | {"probes": len(looking.tried)}
+
+
+def notes(looking: Search, lowest: float, limited: Mapping[float, str], *, valid: bool) -> list[str]:
+    """Return what a reader of the row should know of the search.
+
+    Args:
+        looking: the search, at its end.
+        lowest: the lowest load that was measured.
+        limited: reason by load that was invalid, but kept the objective as far as one could tell.
+        valid: the row is valid.
+    """
+    found, said = looking.kept, []
+    if found is None and valid:
+        said.append(f"no load down to {lowest:g} keeps bench.slo")
+    elif not looking.confirmed:
+        said.append("the load that was found is not confirmed by a second window")
+    elif found is not None and found >= looking.most:
+        said.append("the search ended at bench.search_most")
+    if found is not None and looking.broken is not None and looking.broken in limited:
+        said.append(f"limited by: {limited[looking.broken]} (at {looking.broken:g}), not by the objective")
+    return said
+
+
 def saturated(bench: Bench, figures: Mapping[str, Any], lower: Iterable[Mapping[str, Any]]) -> bool:
     """Tell whether more requests in flight only wait: some do now, and a lower load gave as many tokens.
 

@@ -6,7 +6,7 @@ Pages are kept as they came and read after the window: parsing them would take t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.measure import metrics
@@ -42,6 +42,25 @@ def samples(pages: list[Page]) -> tuple[Sample, ...]:
         engines = sorted({engine for column in columns for engine in column})
         out.extend(Sample(page.time_s, engine, *(column.get(engine) for column in columns)) for engine in engines)
     return tuple(out)
+
+
+def generated(series: Sequence[Sample]) -> list[tuple[float, float]]:
+    """Return the tokens of all engines together so far, by moment in s."""
+    totals: dict[float, float] = {}
+    for sample in series:
+        if sample.generated_tokens is not None:
+            totals[sample.time_s] = totals.get(sample.time_s, 0.0) + sample.generated_tokens
+    return sorted(totals.items())
+
+
+def traffic(series: Sequence[Sample]) -> tuple[float, float] | None:
+    """Return between which readings tokens were made: a client loads for seconds before its first request."""
+    points = generated(series)
+    if len(points) < 2 or points[0][1] == points[-1][1]:
+        return None
+    begin = max(time for time, tokens in points if tokens == points[0][1])
+    end = min(time for time, tokens in points if tokens == points[-1][1])
+    return begin, end
 
 
 class Scraper:

@@ -3,7 +3,7 @@
 A check that fails makes the row **invalid** where its figures are not those of the question: requests that failed,
 other lengths than asked, somebody else's load, a client that was too slow, a cache that helped. It becomes a **note**
 where they are, but a reader should know more: preemptions, few requests, a short window, an uneven balance. A load
-that the service cannot keep up with is a note and a flag: see saturation.py.
+that the service cannot keep up with is a note and a flag: see objective.py.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from jobs.core.config import Bench, Config
-from jobs.measure import lengths, saturation
+from jobs.measure import objective
 from jobs.measure.records import Window
 from jobs.measure.statistics import arrived_tokens, in_one_piece, latencies, tokens_a_chunk
+from jobs.measure.workload import turn_input
 
 LENGTH_TOLERANCE = 0.01
 """Mean prompt length against what was asked."""
@@ -74,7 +75,7 @@ def notes(config: Config, window: Window, figures: Mapping[str, Any]) -> list[st
     found = []
     if figures["failed"]:
         found.append(f"{figures['failed']} requests failed: {_first_error(window)}")
-    if grows := saturation.queue_grows(window, config.bench):
+    if grows := objective.queue_grows(window, config.bench):
         found.append(grows)
     found += of_engines(config, window.engine_tokens, _requests(window), figures)
     ttft = _ttft_p99(window)
@@ -253,7 +254,7 @@ def intended_hits(config: Config) -> tuple[float, float] | None:
         share = bench.prefix_share
         whole = round(share * bench.input_tokens) // block * block / bench.input_tokens
     elif bench.workload == "multi_turn":
-        prompts = [lengths.turn_input(bench, turn) for turn in range(bench.turns)]
+        prompts = [turn_input(bench, turn) for turn in range(bench.turns)]
         share = sum(prompts[:-1]) / sum(prompts)
         whole = sum(prompt // block * block for prompt in prompts[:-1]) / sum(prompts)
     else:

@@ -1,4 +1,6 @@
-"""Prompts: the i-th request of a workload is a pure function of (bench.seed, i), so the same at every concurrency.
+"""Requests: when they arrive, how long they are, and their prompts.
+
+The i-th request of a workload is a pure function of (bench.seed, i), so the same at every concurrency.
 
     random         exactly so many random token ids; no two prompts begin alike
     shared_prefix  the first `prefix_share` of a prompt is that of its group (prompt number modulo `prefix_groups`)
@@ -17,14 +19,14 @@ the prompts are the same byte for byte. Whether it worked is seen in the engine'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs.core.config import Bench, Model
-from jobs.measure import lengths
 from jobs.measure.bodies import Writer
 from jobs.measure.needle import haystack
 
@@ -33,6 +35,72 @@ _PREFIXES = 1 << 40
 
 _HASH_BLOCK = 512
 """Tokens of one `hash_ids` entry of a trace (Mooncake, FAST'25 release: FAST25-release/traces)."""
+
+
+_ARRIVALS = (1,)  # a branch of the seed of its own, apart from the prompts
+_BLOCK = 1024
+
+_LENGTHS = 2  # a branch of the seed of its own, apart from prompts and arrivals
+_FAR = 3.0
+"""Lognormal lengths are cut at mean x (1 + 3 x spread), so that one can tell beforehand whether they fit."""
+
+
+def poisson(seed: int, rate: float) -> Iterator[float]:
+    """Yield the arrival times of a Poisson process, in seconds from its start, for ever.
+
+    Gaps are exponential with mean 1/rate and a pure function of the seed. The times are absolute: a slow
+    service does not thin the load out. N arrivals scatter by sqrt(N), as the real thing does: with few in a
+    window the rate that was realised may be well off the one that was asked for.
+    """
+    draws = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=_ARRIVALS))
+    last = 0.0
+    while True:
+        for time in last + np.cumsum(draws.exponential(1.0 / rate, size=_BLOCK)):
+            yield float(time)
+            last = float(time)
+
+
+def drawn_lengths(bench: Bench, index: int) -> tuple[int, int]:
+    """Return prompt and output length of request number `index`, each at least 1.
+
+    uniform: whole numbers of [mean (1 - spread), mean (1 + spread)]. lognormal: `spread` is the standard
+    deviation as a share of the mean, so sigma^2 = ln(1 + spread^2) and mu = ln(mean) - sigma^2 / 2.
+    """
+    means = (bench.input_tokens, bench.output_tokens)
+    if bench.lengths == "fixed" or not bench.length_spread:
+        return means
+    random = np.random.default_rng(np.random.SeedSequence(bench.seed, spawn_key=(_LENGTHS, index)))
+    first, second = (_drawn_length(random, bench, mean) for mean in means)
+    return first, second
+
+
+def _drawn_length(random: np.random.Generator, bench: Bench, mean: int) -> int:
+    spread = bench.length_spread
+    if bench.lengths == "uniform":
+        return int(random.integers(max(1, math.ceil(mean * (1 - spread))), math.floor(mean * (1 + spread)) + 1))
+    variance = math.log1p(spread * spread)
+    value = random.lognormal(math.log(mean) - variance / 2, math.sqrt(variance))
+    return min(max(1, round(value)), _longest_length(bench, mean))
+
+
+def _longest_length(bench: Bench, mean: int) -> int:
+    if bench.lengths == "fixed":
+        return mean
+    return math.floor(mean * (1 + bench.length_spread * (_FAR if bench.lengths == "lognormal" else 1.0)))
+
+
+def turn_input(bench: Bench, turn: int) -> int:
+    """Return the prompt length of a turn of a conversation: all that was said before, and `input_tokens` more."""
+    return bench.input_tokens + turn * (bench.input_tokens + bench.output_tokens)
+
+
+def longest_request(bench: Bench) -> int | None:
+    """Return the tokens of the longest request, prompt and output; None where a data set decides."""
+    if bench.workload in ("sharegpt", "trace"):
+        return None
+    if bench.workload == "multi_turn":
+        return turn_input(bench, bench.turns - 1) + bench.output_tokens
+    return _longest_length(bench, bench.input_tokens) + _longest_length(bench, bench.output_tokens)
 
 
 def numbers(seed: int, index: int, count: int, low: int, high: int, seed_offset: int = 0) -> NDArray[np.int32]:
@@ -115,7 +183,7 @@ class Workload:
             return self._writer.numbers(self._of_item(item, index), output)
         if kind == "multi_turn":
             return self._turn(*divmod(index, self.turns), output)
-        count, _ = lengths.drawn(self._bench, index)
+        count, _ = drawn_lengths(self._bench, index)
         if kind == "shared_prefix":
             return self._writer.numbers(self._with_prefix(index, count), output)
         return self._writer.numbers(self._numbers(index, count), output)
@@ -128,14 +196,14 @@ class Workload:
         if kind in ("sharegpt", "trace"):
             return self._item(index).input_tokens
         if kind == "multi_turn":
-            return lengths.turn_input(self._bench, index % self.turns)
-        return lengths.drawn(self._bench, index)[0]
+            return turn_input(self._bench, index % self.turns)
+        return drawn_lengths(self._bench, index)[0]
 
     def asked_output(self, index: int) -> int:
         """Return the output length of request number `index`, tokens."""
         if self._items:
             return self._item(index).output_tokens
-        return self._bench.output_tokens if self.turns > 1 else lengths.drawn(self._bench, index)[1]
+        return self._bench.output_tokens if self.turns > 1 else drawn_lengths(self._bench, index)[1]
 
     def _item(self, index: int) -> Item:
         return self._items[index % len(self._items)]
@@ -153,8 +221,8 @@ class Workload:
 
     def _turn(self, conversation: int, turn: int, output: int) -> bytes:
         """A conversation is one row of numbers; its turns are longer and longer beginnings of it."""
-        said = self._numbers(conversation, lengths.turn_input(self._bench, self.turns - 1))
-        said = said[: lengths.turn_input(self._bench, turn)]
+        said = self._numbers(conversation, turn_input(self._bench, self.turns - 1))
+        said = said[: turn_input(self._bench, turn)]
         if not self._writer.chat:
             return self._writer.numbers(said, output)
         step = self._bench.input_tokens + self._bench.output_tokens
@@ -171,7 +239,7 @@ class Workload:
         return np.concatenate(blocks)[:count]
 
     def _haystack(self, index: int) -> str:
-        count, _ = lengths.drawn(self._bench, index)
+        count, _ = drawn_lengths(self._bench, index)
         return haystack(self._bench.seed, index, count, self._bench.needle_depth).prompt
 
     def _apart(self, text: str) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.core.errors import RunError
 from jobs.core.files import write_json
+from jobs.core.load import OWN_CLIENT
 from jobs.results.columns import key_of, lines_in_row, load_of
 from jobs.results.gather import Run
 from jobs.results.requests import of_row
@@ -56,7 +57,7 @@ def vllm_bench(run: Run, row: Row) -> dict[str, Any]:
         "num_prompts": sum(shown.get(name) or 0 for name in ("completed", "failed", "truncated_requests")),
         "request_rate": load.get("bench.request_rate") or "inf",
         "max_concurrency": load.get("bench.concurrency") or run.value(row, "bench.concurrency"),
-        "duration": window if run.value(row, "bench.client") == "window" else None,
+        "duration": window if run.value(row, "bench.client") == OWN_CLIENT else None,
         "completed": shown.get("completed"),
         "failed": shown.get("failed"),
         "request_throughput": shown.get("request_s"),

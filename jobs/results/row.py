@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.core.config import Bench, Config
+from jobs.measure.objective import SPREAD_COLUMNS
 from jobs.measure.records import Window
-from jobs.measure.repeats import SPREAD_COLUMNS
 from jobs.measure.statistics import of_series, summarize
 from jobs.results.fingerprint import NAMES
 

@@ -83,17 +83,9 @@ def asked(tmp_path: Path, **more: Any) -> dict[str, Any]:
 
 
 async def measured(one: Engine, stop: asyncio.Event | None = None, **more: Any) -> run.External:
-    folder = one.folder.path / "client"
     of_point: Config = change(one.config, **more)
-    return await run.measure(
-        of_point,
-        TARGET,
-        folder,
-        one.room(),
-        one.tag + ".client",
-        stop=stop or asyncio.Event(),
-        on_phase=lambda _: None,
-    )
+    client = run.ExternalRun(of_point, one.client_site(of_point, {}), one.folder.path / "client", one.tag + ".client")
+    return await client.once(TARGET, 0, stop or asyncio.Event(), lambda _: None)
 
 
 def check_nothing_left(one: Engine, tmp_path: Path) -> None:

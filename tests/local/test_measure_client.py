@@ -81,7 +81,7 @@ async def test_closed_loop() -> None:
         assert stub.most == 3
         assert len(stub.connections) == 3
         prompts = [tuple(asked["prompt"]) for asked in stub.seen]
-    assert phases == ["warmup", "window", "drain"]
+    assert phases == ["warm", "measuring", "drain"]
     assert len(set(prompts)) == len(prompts)
     assert {len(prompt) for prompt in prompts} == {8}
     assert sorted(record.index for record in window.records) == list(range(len(prompts)))
@@ -141,14 +141,14 @@ async def test_the_warm_up_lasts_until_the_first_answer() -> None:
         await answer.open()
         if answer.number < 3:
             await asyncio.sleep(0.2)
-            assert phases == ["warmup"]
+            assert phases == ["warm"]
         await answer.tokens(4)
         await answer.end()
 
     bench = replace(BENCH, warmup_s=0.0)
     async with serving(bench, slow_start) as stub:
         window = await measure(bench, LIMITS, MODEL, stub.target, on_phase=phases.append)
-    assert phases == ["warmup", "window", "drain"]
+    assert phases == ["warm", "measuring", "drain"]
     assert {r.status for r in window.records if r.index < 3} == {"ok"}
     assert not any(r.in_window for r in window.records if r.index < 3)
 
@@ -165,7 +165,7 @@ class Last:
     async def script(self, answer: Answer) -> None:
         phase = self.phases.names[-1]
         fifth = self.phases.fifth(phase)
-        if fifth and phase == "window" and self.chosen is None:
+        if fifth and phase == "measuring" and self.chosen is None:
             self.chosen = answer.number
             await answer.open()
             await answer.tokens(2)
@@ -211,7 +211,7 @@ async def test_the_drain_limit_cuts_requests_off_as_truncated() -> None:
     phases, stuck = Phases(), []
 
     async def one_hangs(answer: Answer) -> None:
-        if phases.fifth("window") and not stuck:
+        if phases.fifth("measuring") and not stuck:
             stuck.append(answer.number)
             await hang(answer)
         await answer.whole()
@@ -235,20 +235,20 @@ async def test_a_window_that_never_warms_up_never_opens() -> None:
     assert summarize(window, bench)["output_tok_s"] is None
 
 
-@pytest.mark.parametrize("phase", ["warmup", "window", "drain"])
+@pytest.mark.parametrize("phase", ["warm", "measuring", "drain"])
 async def test_stop_ends_every_phase(phase: str) -> None:
     """Each phase would last an hour here: only `stop` can end the test."""
     hour = 3600.0
     bench = replace(
         BENCH,
-        warmup_s=hour if phase == "warmup" else 0.05,
-        window_s=hour if phase == "window" else 0.1,
+        warmup_s=hour if phase == "warm" else 0.05,
+        window_s=hour if phase == "measuring" else 0.1,
         hold_load=True,
     )
     stop, phases = asyncio.Event(), Phases()
 
     async def script(answer: Answer) -> None:
-        fifth = phases.fifth("window" if phase == "drain" else phase)
+        fifth = phases.fifth("measuring" if phase == "drain" else phase)
         if fifth and phase == "drain":
             await hang(answer)
         elif fifth and phases.arrived[phase] >= 20:
@@ -264,11 +264,11 @@ async def test_stop_ends_every_phase(phase: str) -> None:
         window = await measure(bench, replace(LIMITS, drain_s=hour), MODEL, stub.target, stop=stop, on_phase=on_phase)
     assert window.truncated
     assert "failed" not in {record.status for record in window.records}
-    assert phases.names[-1] == ("warmup" if phase == "warmup" else "drain")
+    assert phases.names[-1] == ("warm" if phase == "warm" else "drain")
     inside = counted(window)
-    if phase == "warmup":
+    if phase == "warm":
         assert window.seconds == 0 and not inside
-    elif phase == "window":
+    elif phase == "measuring":
         assert 0 < window.seconds < hour
         assert any(record.status == "ok" for record in inside)
     else:
@@ -379,7 +379,7 @@ async def test_a_fixed_number_of_requests_is_measured_whole(load: dict[str, floa
     async with serving(bench, whole) as stub:
         window = await measure(bench, LIMITS, MODEL, stub.target, on_phase=phases.append)
         prompts = [tuple(asked["prompt"]) for asked in stub.seen]
-    assert phases == ["warmup", "window", "drain"]
+    assert phases == ["warm", "measuring", "drain"]
     inside = counted(window)
     assert sorted(record.index for record in inside) == list(range(20))
     assert {record.status for record in inside} == {"ok"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +17,7 @@ from jobs.core.load import Slo
 from jobs.core.rundir import PointDir
 from jobs.core.service_config import Parallel, Shape
 from jobs.core.sweep_settings import Limits
-from jobs.measure.keep import keep
-from jobs.measure.point import Measured, OfService, PointRun
+from jobs.measure.point import Measured, OfService, PointRun, save
 from jobs.measure.records import Target
 from jobs.results.row import make_row
 
@@ -47,11 +45,8 @@ def caching(config: Config) -> Config:
 async def measured(
     made: Service, config: Config, shared: OfService | None = None, phases: list[str] | None = None
 ) -> Measured:
-    def none(opened_s: float, closed_s: float) -> Mapping[str, int]:
-        return {}
-
     say = (phases if phases is not None else []).append
-    run = PointRun(config, Target(made.url, "tiny"), shared or OfService(), none, asyncio.Event(), say)
+    run = PointRun(config, Target(made.url, "tiny"), shared or OfService(), None, asyncio.Event(), say)
     await asyncio.wait_for(run.run(), 3 * LIMIT_S)
     return run.result()
 
@@ -62,7 +57,7 @@ async def test_repeats_are_one_row_and_every_window_is_kept(tmp_path: Any) -> No
         await made.both()
         point = await measured(made, asked(repeats=2), phases=phases)
     assert point.reason is None and not point.truncated
-    assert phases == ["canary", *["warmup", "window", "drain"] * 2, "canary"]
+    assert phases == ["canary", *["warm", "measuring", "drain"] * 2, "canary"]
     assert point.figures["windows"] == 2
     rates = [line["output_tok_s"] for line in point.lines]
     assert point.figures["output_tok_s_min"] == min(rates) and point.figures["output_tok_s_max"] == max(rates)
@@ -73,7 +68,7 @@ async def test_repeats_are_one_row_and_every_window_is_kept(tmp_path: Any) -> No
     assert point.measured_s == pytest.approx(sum(window.seconds + window.drain_s for window in point.windows))
     make_row("p", "s", CONFIG, **point.figures)  # every figure has its column
     folder = PointDir(tmp_path)
-    keep(folder, point)
+    save(folder, point)
     assert [line["number"] for line in read_lines(folder.windows)] == [1, 2]
     assert set(pq.read_table(folder.requests)["window"].to_pylist()) == {1, 2}
     assert {"0", "1"} == set(pq.read_table(folder.series)["engine"].to_pylist())
@@ -190,7 +185,7 @@ async def test_a_service_that_answers_nonsense_is_not_valid() -> None:
 async def test_stop_ends_a_point_before_its_first_window() -> None:
     stop = asyncio.Event()
     stop.set()
-    run = PointRun(CONFIG, Target("http://127.0.0.1:9", "m"), OfService(), lambda _, __: {}, stop, lambda _: None)
+    run = PointRun(CONFIG, Target("http://127.0.0.1:9", "m"), OfService(), None, stop, lambda _: None)
     await run.run()
     point = run.result()
     assert point.truncated and point.reason == "the window was cut short" and point.figures["completed"] == 0

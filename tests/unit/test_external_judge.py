@@ -9,10 +9,11 @@ import pytest
 from core_help import ROOT, config
 
 from jobs.core.config import Config
-from jobs.measure.clients import ais_bench, judge
-from jobs.measure.clients.around import traffic
+from jobs.measure.clients import judge
+from jobs.measure.clients.ais_bench import AisBench
 from jobs.measure.clients.result import Result, figures
 from jobs.measure.records import Growth, Sample, Window
+from jobs.measure.series import traffic
 
 KNOWN = {"completed": 100, "failed": 0, "input_tokens_mean": 256.0, "tpot_ms_mean": 2.0}
 RESULT = Result(100, 100, 0, 5.0, 3200, [32] * 100, [], figures(KNOWN))
@@ -81,7 +82,7 @@ def test_the_length_of_a_chat_is_not_asked() -> None:
 
 def test_the_words_that_ais_bench_sends_are_more_tokens_than_asked() -> None:
     """A real result: random token ids, decoded to a text and encoded again, are 297 tokens where 256 were asked."""
-    found = ais_bench.read(ROOT / "tests/fixtures/clients/ais_bench", 200)
+    found = AisBench().read(ROOT / "tests/fixtures/clients/ais_bench", 200)
     assert found.figures["input_tokens_mean"] == 296.925
     assert found.figures["output_tokens_mean"] == 32.0
     assert (reason(found) or "").startswith("prompts had 296.9")

@@ -15,6 +15,7 @@ from core_help import check_golden, config
 
 from jobs.core.config import Config
 from jobs.measure.clients import ais_bench, prompts
+from jobs.measure.clients.ais_bench import AisBench
 from jobs.measure.records import Target
 
 BEGIN = 1
@@ -82,15 +83,15 @@ async def test_a_service_without_a_tokenizer_leaves_it_to_the_client(tmp_path: P
     async with tokenizer(pages=False) as target:
         assert not await prompts.write(point(), target, tmp_path / "p.jsonl", 3)
         assert not (tmp_path / "p.jsonl").exists()
-        ais_bench.write_config(point(), target, tmp_path, 3)
+        await AisBench().write(point(), target, tmp_path, 3)
     assert "SyntheticDataset" in (tmp_path / ais_bench.CONFIG).read_text()
 
 
-def test_ais_bench_is_told_of_the_file(tmp_path: Path) -> None:
-    target = Target("http://127.0.0.1:8123", "r1")
-    (tmp_path / ais_bench.PROMPTS).touch()
-    ais_bench.write_config(point(), target, tmp_path, 100)
-    text = (tmp_path / ais_bench.CONFIG).read_text()
+async def test_ais_bench_is_told_of_the_file(tmp_path: Path) -> None:
+    async with tokenizer() as target:
+        await AisBench().write(point(), target, tmp_path, 3)
+    assert str(tmp_path / ais_bench.PROMPTS) in (tmp_path / ais_bench.CONFIG).read_text()
+    text = ais_bench.config_text(point(), Target("http://127.0.0.1:8123", "r1"), 100, tmp_path / ais_bench.PROMPTS)
     ast.parse(text)
     check_golden("client_ais_bench_prompts.txt", text.replace(str(tmp_path), "/client"), tmp_path)
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from jobs.core.config import Bench
 from jobs.core.load import Slo
+from jobs.measure.objective import SPREAD, combine
 from jobs.measure.records import Growth, RequestRecord, Sample, Window
-from jobs.measure.repeats import SPREAD, combine
 from jobs.measure.statistics import (
     arrived_tokens,
     broken,

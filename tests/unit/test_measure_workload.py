@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from jobs.core.config import Bench, Model
 from jobs.core.service_config import Shape
-from jobs.measure import lengths
+from jobs.measure.bodies import VOCABULARY
 from jobs.measure.needle import haystack
-from jobs.measure.words import WORDS
-from jobs.measure.workload import Item, Workload, numbers
+from jobs.measure.workload import Item, Workload, drawn_lengths, longest_request, numbers
 
 
 def made(items: list[Item] | None = None, seed_offset: int = 0, **bench: object) -> Workload:
@@ -95,7 +94,7 @@ def test_completions_body_holds_exactly_the_token_ids(ids: tuple[int, int], toke
 
 def test_chat_body_holds_one_user_message_of_that_many_words() -> None:
     made = body(5, endpoint="chat", input_tokens=40, output_tokens=9, ignore_eos=False, seed=4)
-    words = [WORDS[i] for i in numbers(4, 5, 40, 0, len(WORDS))]
+    words = [VOCABULARY[i] for i in numbers(4, 5, 40, 0, len(VOCABULARY))]
     assert made == {
         "model": "m",
         "messages": [{"role": "user", "content": " ".join(words)}],
@@ -113,9 +112,9 @@ def test_the_path_follows_the_endpoint() -> None:
 
 
 def test_words_are_distinct_and_of_one_length() -> None:
-    assert len(set(WORDS)) == len(WORDS) > 400
-    assert {len(word) for word in WORDS} == {5}
-    assert all(word.isascii() and word.islower() for word in WORDS)
+    assert len(set(VOCABULARY)) == len(VOCABULARY) > 400
+    assert {len(word) for word in VOCABULARY} == {5}
+    assert all(word.isascii() and word.islower() for word in VOCABULARY)
 
 
 @given(
@@ -126,9 +125,9 @@ def test_words_are_distinct_and_of_one_length() -> None:
 )
 def test_drawn_lengths_are_pure_in_range_and_exact_in_the_body(mean: int, spread: float, kind: str, index: int) -> None:
     bench = Bench(input_tokens=mean, output_tokens=mean, lengths=kind, length_spread=spread)
-    one, two = lengths.drawn(bench, index)
-    assert (one, two) == lengths.drawn(bench, index)
-    longest = lengths.longest(bench)
+    one, two = drawn_lengths(bench, index)
+    assert (one, two) == drawn_lengths(bench, index)
+    longest = longest_request(bench)
     assert longest is not None and min(one, two) >= 1 and one + two <= longest
     if kind == "uniform":
         assert mean * (1 - spread) - 1 <= one <= mean * (1 + spread)
@@ -137,7 +136,7 @@ def test_drawn_lengths_are_pure_in_range_and_exact_in_the_body(mean: int, spread
 def test_lengths_have_the_mean_and_the_spread_that_were_asked() -> None:
     for kind, deviation in (("uniform", 400 / 3**0.5), ("lognormal", 400.0)):
         bench = Bench(input_tokens=1000, output_tokens=10, lengths=kind, length_spread=0.4)
-        drawn = [lengths.drawn(bench, index)[0] for index in range(3000)]
+        drawn = [drawn_lengths(bench, index)[0] for index in range(3000)]
         assert np.mean(drawn) == pytest.approx(1000, rel=0.03)
         assert np.std(drawn) == pytest.approx(deviation, rel=0.1)
         sigma = math.log1p(0.4**2) ** 0.5
@@ -187,7 +186,7 @@ def test_a_conversation_repeats_all_that_was_said() -> None:
     assert [len(first), len(second), len(third)] == [10, 24, 38] == [workload.asked_input(i) or 0 for i in range(3)]
     assert second[:10] == first and third[:24] == second
     assert common(first, other) < 4
-    assert lengths.longest(Bench(workload="multi_turn", turns=3, input_tokens=10, output_tokens=4)) == 42
+    assert longest_request(Bench(workload="multi_turn", turns=3, input_tokens=10, output_tokens=4)) == 42
 
 
 def test_a_chat_conversation_has_messages_in_turn() -> None:

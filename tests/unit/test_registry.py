@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from core_help import ROOT
 
 from jobs.core import registry as registries
 from jobs.core.errors import ConfigError
@@ -100,6 +102,29 @@ def test_two_that_bring_one_name(site: Path) -> None:
 def test_a_module_that_brings_nothing(site: Path, text: str, reason: str) -> None:
     bring(site, "theirs", "square", text=text)
     assert reason in error_of("square")
+
+
+@pytest.mark.parametrize("key", OURS)
+def test_each_of_our_names_has_its_module(key: str) -> None:
+    for name, module in OURS[key].own.items():
+        assert type(OURS[key].get(name)).__module__ == module
+
+
+SEAMS = ["bench.client"]
+
+
+@pytest.mark.parametrize("key", SEAMS)
+def test_a_name_is_compared_with_in_its_own_file_alone(key: str) -> None:
+    found = []
+    for path in sorted(path for room in ("jobs", "containers") for path in (ROOT / room).rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        others = {name for name, its in OURS[key].own.items() if its != module}
+        for node in ast.walk(ast.parse(path.read_text())):
+            tested = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+            tested += [node.value] if isinstance(node, ast.MatchValue) else []
+            words = {one.value for each in tested for one in ast.walk(each) if isinstance(one, ast.Constant)}
+            found += [f"{module}:{node.lineno} {word}" for word in sorted(words & others)] if words & others else []
+    assert not found
 
 
 @pytest.mark.parametrize("key", OURS)

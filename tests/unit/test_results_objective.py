@@ -16,9 +16,9 @@ from jobs.core.files import read_json, write_json, write_text
 from jobs.core.load import Slo
 from jobs.core.rundir import SweepDir
 from jobs.measure import objective
-from jobs.measure.keep import keep
+from jobs.measure.objective import combine
+from jobs.measure.point import save
 from jobs.measure.records import RequestRecord, Window
-from jobs.measure.repeats import combine
 from jobs.results import slo
 from jobs.results.compare import compare, text
 from jobs.results.export import vllm_bench
@@ -159,7 +159,7 @@ async def test_a_search_marks_the_window_of_its_row(tmp_path: Path, monkeypatch:
     assert [line["in_row"] for line in point.lines].count(True) == 1
     found, made = planned(tmp_path / "a")
     folder = found.point(made.points[0].point)
-    keep(folder, point)
+    save(folder, point)
     tagged = pq.read_table(folder.requests).to_pandas()
     assert set(tagged.loc[tagged["in_row"], "window"]) == {number}
     assert tagged["window"].nunique() == len(point.windows) > 3

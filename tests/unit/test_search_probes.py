@@ -44,7 +44,7 @@ async def searched(
 
     monkeypatch.setattr(PointRun, "_window", window)
     target = Target("http://127.0.0.1:9", "m")
-    run = PointRun(Config(bench=bench), target, OfService(), lambda _, __: {}, asyncio.Event(), lambda _: None)
+    run = PointRun(Config(bench=bench), target, OfService(), None, asyncio.Event(), lambda _: None)
     await run.run()
     return run.result()
 

@@ -21,13 +21,14 @@ from containers.store import Store
 from jobs.allocation.node import audit, container, image
 from jobs.allocation.node.audit import Difference
 from jobs.core import process
-from jobs.core.config import Config, client_inside
+from jobs.core.config import Config
 from jobs.core.errors import RunError
 from jobs.core.fields import from_root
 from jobs.core.files import is_there, write_json, write_text
 from jobs.core.process import TAG, Process
 from jobs.engines.placement import Placement
 from jobs.engines.vllm.environment import SCRUBBED
+from jobs.measure.clients import base as clients
 
 CLIENT = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TERM", "TMPDIR", "SLURM_CONF", "DOCKER_HOST", "DOCKER_CONFIG",
           "XDG_CONFIG_HOME")  # fmt: skip
@@ -180,8 +181,8 @@ def prepare(
         spec = replace(spec, mounts=(*spec.mounts, *mounts), env=container.handed_on(env))
     inside = _entry(config, spec, env, scratch)
     if place.rank == 0:
-        programs = {point.bench.program or "ais_bench": None for point in points if _brings_program(point)}
-        inside = replace(inside, programs=tuple(("bench.program", from_root(name)) for name in programs))
+        programs = {clients.of(point).program(point): None for point in points if _brings_program(point)}
+        inside = replace(inside, programs=tuple(("bench.program", name) for name in programs))
     write_text(files.script, entry.script(inside, files), mode=0o600)
     write_text(files.rc, entry.RC)
     host = image.outside(inherited)
@@ -223,7 +224,7 @@ def node_name(host: Mapping[str, str]) -> str:
 
 def _brings_program(point: Config) -> bool:
     """Whether a point's client needs a program inside that is not the engine's own."""
-    return client_inside(point) and bool(point.bench.program or point.bench.client == "ais_bench")
+    return clients.runs_inside(point) and bool(point.bench.program or not clients.of(point).of_engine)
 
 
 def _here(config: Config, rank: int, tag: str, points: Iterable[Config]) -> tuple[Spec, tuple[str, ...]]:

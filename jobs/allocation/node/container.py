@@ -18,11 +18,12 @@ from containers.recipes import resolve
 from containers.spec import Image, Mount, Spec, host_path, parse_mount, size_bytes
 from containers.store import Store
 from jobs.core import process
-from jobs.core.config import Config, client_inside, in_container
+from jobs.core.config import Config, in_container
 from jobs.core.errors import ConfigError, RunError
 from jobs.core.fields import from_root
 from jobs.core.rundir import images_path
 from jobs.engines.placement import Placement
+from jobs.measure.clients import base as clients
 
 PLANNED = Files(Path("/tmp/{scratch}"))
 
@@ -33,7 +34,7 @@ def dataset(config: Config) -> str | None:
         return None
     path = from_root(config.bench.dataset)
     mounts = tuple(parse_mount(text) for text in config.container.mounts)
-    return (host_path(mounts, path) or path) if client_inside(config) else path
+    return (host_path(mounts, path) or path) if clients.runs_inside(config) else path
 
 
 def check(config: Config) -> None:
@@ -106,7 +107,7 @@ def wanted(
     for point in (*points,) or (config,):
         # Nothing can be mounted later, when the client joins the container.
         path = from_root(point.bench.dataset) if point.bench.dataset else None
-        if rank == 0 and path and client_inside(point) and host_path(mounts, path) is None:
+        if rank == 0 and path and clients.runs_inside(point) and host_path(mounts, path) is None:
             mounts = (*mounts, _dataset_mount(path))
     return Spec(
         runtime=container.runtime,

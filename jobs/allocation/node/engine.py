@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.allocation.node import artifacts, audit, box, cleanup, image
-from jobs.allocation.node.client_room import Room
+from jobs.allocation.node.client_site import ContainerSite, NodeSite
 from jobs.core import process
 from jobs.core.config import Config, in_container
 from jobs.core.errors import RunError
@@ -21,6 +21,8 @@ from jobs.core.rundir import RankDir
 from jobs.core.waiting import aside
 from jobs.engines.placement import Placement
 from jobs.engines.vllm import command, environment, logs
+from jobs.measure.clients import base as clients
+from jobs.measure.clients.base import ClientSite
 
 
 class Engine:
@@ -139,15 +141,22 @@ class Engine:
         write_json(self.folder.effective, audit.record(argv, env, found, reported) | inside)
         return found
 
-    def room(self) -> Room:
-        """Return where external clients of this rank run, if not on the node: in the container of its engine.
+    def client_site(self, point: Config, inherited: Mapping[str, str]) -> ClientSite:
+        """Return where the external client of a point runs once: on this node, or in the container of this engine.
 
         Raises:
-            RunError: the engine runs in none.
+            RunError: it is to run in a container, and the engine runs in none.
         """
-        if self._box is None:
-            raise RunError("bench.where", "container", "the engine runs in no container", "Use bench.where=node.")
-        return Room(self._box, environment.of_client(environment.variables(self.config, self.place)))
+        ours = environment.of_client(environment.variables(self.config, self.place))
+        if clients.runs_inside(point):
+            if self._box is None:
+                raise RunError("bench.where", "container", "the engine runs in no container", "Use bench.where=node.")
+            return ContainerSite(self._box, ours)
+        if not clients.of(point).of_engine or in_container(point):
+            return NodeSite(environment.whole({}, inherited))
+        # The engine's own program needs what its environment has: the toolkit's libraries, its paths.
+        source = tuple(from_root(name) for name in self.config.engine.source)
+        return NodeSite(environment.whole(ours, inherited), source)
 
     def note_progress(self) -> None:
         """Record how far the load is, where the engine's log has said more than before: its ranks met, shards."""

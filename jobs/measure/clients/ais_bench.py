@@ -9,15 +9,16 @@ import csv
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from jobs.core.config import Config, client_inside
+from jobs.core.config import Config
 from jobs.core.errors import RunError
 from jobs.core.fields import from_root
 from jobs.core.files import write_text
+from jobs.measure.clients import prompts
+from jobs.measure.clients.base import BenchClient, register, runs_inside
 from jobs.measure.clients.result import Result, figures
 from jobs.measure.records import Target
 
@@ -27,7 +28,6 @@ PROMPTS = "prompts.jsonl"
 
 MODEL, DATASET = "service", "prompts"
 
-NAME = "ais_bench"
 DEFAULT_PROGRAM = ".engines/ais_bench/bin/ais_bench"
 """Where `python tools/engines.py ais_bench` puts it: its pins (numpy<2, datasets<=3.6) suit no engine."""
 
@@ -51,6 +51,48 @@ summarizer = dict(
     ),
 )
 """
+
+
+@register("ais_bench")
+class AisBench(BenchClient):
+    """AISBench, on the node in an environment of its own, or in an image that has it."""
+
+    install = "Run `python tools/engines.py ais_bench`"
+
+    def program(self, config: Config) -> str:
+        """Return `bench.program`, or where AISBench is by default: in the node's environment, or on an image's PATH."""
+        return from_root(config.bench.program or ("ais_bench" if runs_inside(config) else DEFAULT_PROGRAM))
+
+    async def write(self, config: Config, target: Target, folder: Path, count: int) -> list[str]:
+        """Write prompts and the config file, and return the command line; the results come below `folder`."""
+        exact = config.bench.workload == "random" and await prompts.write(config, target, folder / PROMPTS, count)
+        text = config_text(config, target, count, folder / PROMPTS if exact else None)
+        write_text(folder / CONFIG, text, mode=0o600)
+        argv = [self.program(config), str(folder / CONFIG), "--mode", "perf"]
+        argv += ["--work-dir", str(folder), "--num-warmups", "1"]
+        # A conversation may hold several requests: its dataset is cut by conversations.
+        return [*argv, "--num-prompts", str(count)] if config.bench.workload == "sharegpt" else argv
+
+    def read(self, folder: Path, count: int) -> Result:
+        """Read the newest results below `folder`."""
+        found = sorted(folder.glob(f"*/performances/{MODEL}/{DATASET}.json"))
+        path = found[-1] if found else folder / f"*/performances/{MODEL}/{DATASET}.json"
+        try:
+            common = json.loads(path.read_text())
+            with path.with_suffix(".csv").open(newline="") as file:
+                table = {row["Performance Parameters"]: row for row in csv.DictReader(file)}
+            return _result(common, table, path, count)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise RunError(str(path), "(read)", reason, "See client.log beside it.") from None
+
+    def forget_secrets(self, target: Target, folder: Path) -> None:
+        """Take the key out of the config file, and remove AISBench's own copies of it and its parameters."""
+        for path in (folder / "tmp", *folder.glob("*/configs")):
+            shutil.rmtree(path, ignore_errors=True)
+        path = folder / CONFIG
+        if target.api_key and path.exists():
+            write_text(path, path.read_text().replace(repr(target.api_key), "'(removed)'"), mode=0o600)
 
 
 def config_text(config: Config, target: Target, requests: int, prompts: Path | None = None) -> str:
@@ -95,20 +137,6 @@ def config_text(config: Config, target: Target, requests: int, prompts: Path | N
     )
     models = f"models = [dict(type={model_type}, **{model!r})]\n"
     return head + "\n" + models + (_sharegpt(config) if sharegpt else _random(config, requests, prompts)) + _SUMMARY
-
-
-def write_config(config: Config, target: Target, folder: Path, requests: int) -> None:
-    """Write the config file, readable by the owner only: it holds the service's key."""
-    prompts = folder / PROMPTS
-    text = config_text(config, target, requests, prompts if prompts.exists() else None)
-    write_text(folder / CONFIG, text, mode=0o600)
-
-
-def forget_key(config: Config, target: Target, folder: Path, requests: int) -> None:
-    """Take the service's key out of what AISBench wrote: its config, its copies of it, its parameters."""
-    for path in (folder / "tmp", *folder.glob("*/configs")):
-        shutil.rmtree(path, ignore_errors=True)
-    write_config(config, replace(target, api_key="(removed)"), folder, requests)
 
 
 def _random(config: Config, requests: int, prompts: Path | None) -> str:
@@ -160,56 +188,31 @@ datasets = [dict(
 """
 
 
-def argv(config: Config, folder: Path, requests: int) -> list[str]:
-    """Return the command line; the config file stands in `folder`, and the results come below it."""
-    words = [program(config), str(folder / CONFIG), "--mode", "perf", "--work-dir", str(folder), "--num-warmups", "1"]
-    # A conversation may hold several requests: its dataset is cut by conversations.
-    return [*words, "--num-prompts", str(requests)] if config.bench.workload == "sharegpt" else words
-
-
-def program(config: Config) -> str:
-    """Return `bench.program`, or where AISBench is by default: in the node's environment, or on an image's PATH."""
-    return from_root(config.bench.program or (NAME if client_inside(config) else DEFAULT_PROGRAM))
-
-
-def read(folder: Path, requests: int) -> Result:
-    """Read the newest results below `folder`.
-
-    Raises:
-        RunError: there are none, or they are not whole.
-    """
-    found = sorted(folder.glob(f"*/performances/{MODEL}/{DATASET}.json"))
-    path = found[-1] if found else folder / f"*/performances/{MODEL}/{DATASET}.json"
-    try:
-        common = json.loads(path.read_text())
-        with path.with_suffix(".csv").open(newline="") as file:
-            table = {row["Performance Parameters"]: row for row in csv.DictReader(file)}
-        total, completed = int(_of(common, "Total Requests")), int(_of(common, "Success Requests"))
-        known: dict[str, float | int | None] = {
-            "completed": completed,
-            "failed": int(_of(common, "Failed Requests")),
-            "truncated_requests": 0,
-            "request_s": _of(common, "Request Throughput"),
-            "output_tok_s": _of(common, "Output Token Throughput"),
-            "total_tok_s": _of(common, "Total Token Throughput"),
-            "input_tokens_mean": _mean(table.get("InputTokens")),
-            "output_tokens_mean": _mean(table.get("OutputTokens")),
-        }
-        for metric in ("TTFT", "TPOT", "ITL", "E2EL"):
-            known |= _spread(metric, table.get(metric))
-        return Result(
-            # A ShareGPT conversation is several requests: then its own count is what was asked.
-            requested=max(requests, total),
-            completed=completed,
-            failed=int(_of(common, "Failed Requests")),
-            seconds=_of(common, "Benchmark Duration") / 1e3,
-            output_tokens=int(_of(common, "Total Generated Tokens")),
-            output_lengths=_lengths(path.with_name(f"{DATASET}_details.jsonl")),
-            errors=_errors(path.with_name(f"{DATASET}_failed.jsonl")),
-            figures=figures(known),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(str(path), "(read)", f"{type(error).__name__}: {error}", "See client.log beside it.") from None
+def _result(common: Mapping[str, Any], table: Mapping[str, Mapping[str, str]], path: Path, count: int) -> Result:
+    completed, failed = int(_of(common, "Success Requests")), int(_of(common, "Failed Requests"))
+    known: dict[str, float | int | None] = {
+        "completed": completed,
+        "failed": failed,
+        "truncated_requests": 0,
+        "request_s": _of(common, "Request Throughput"),
+        "output_tok_s": _of(common, "Output Token Throughput"),
+        "total_tok_s": _of(common, "Total Token Throughput"),
+        "input_tokens_mean": _mean(table.get("InputTokens")),
+        "output_tokens_mean": _mean(table.get("OutputTokens")),
+    }
+    for metric in ("TTFT", "TPOT", "ITL", "E2EL"):
+        known |= _spread(metric, table.get(metric))
+    return Result(
+        # A ShareGPT conversation is several requests: then its own count is what was asked.
+        requested=max(count, int(_of(common, "Total Requests"))),
+        completed=completed,
+        failed=failed,
+        seconds=_of(common, "Benchmark Duration") / 1e3,
+        output_tokens=int(_of(common, "Total Generated Tokens")),
+        output_lengths=_lengths(path.with_name(f"{DATASET}_details.jsonl")),
+        errors=_errors(path.with_name(f"{DATASET}_failed.jsonl")),
+        figures=figures(known),
+    )
 
 
 def number(text: Any) -> float:

@@ -1,4 +1,4 @@
-"""What the gate says of a run of an external client: the checks of jobs/measure/validity.py without single records."""
+"""Whether a run of an external client may be believed: the checks of validity.py, without single records."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 
 from jobs.core.config import Config
-from jobs.measure import objective, saturation, validity
-from jobs.measure.clients.around import made
-from jobs.measure.clients.asked import requests
+from jobs.measure import objective, validity
+from jobs.measure.clients.base import request_count
 from jobs.measure.clients.result import Result
 from jobs.measure.records import Window
+from jobs.measure.series import generated
 from jobs.measure.statistics import of_series
 
 BEFORE = 1
 """Requests that either client sends before those that it counts: a try (vllm bench), a warm-up (AISBench). They repeat
 its first prompt."""
+
+MISCOUNT = 0.01
+"""A client's count of tokens may differ by this share from the engines' own: it re-encodes the answers' text."""
 
 LEAST_S = 10.0
 """Seconds in which requests come below which readings a second apart do not tell whether a queue grows."""
@@ -39,13 +42,40 @@ def figures(config: Config, result: Result, window: Window, cpu_share: float | N
     }
 
 
+def fault(config: Config, result: Result, engine_tokens: Mapping[str, int]) -> str | None:
+    """Return why a run is not whole, or None. An exit code says nothing.
+
+    The last two checks see the streams that an error event broke, which both `vllm bench` and AISBench count as whole
+    answers.
+    """
+    bench = config.bench
+    words = f": {result.errors[0]}" if result.errors else ""
+    if not result.completed or not result.output_tokens:
+        return f"no request was completed{words}"
+    if result.failed:
+        return f"{result.failed} of {result.requested} requests failed{words}"
+    if result.completed < result.requested:
+        return f"{result.requested - result.completed} of {result.requested} requests are missing from its result"
+    if bench.ignore_eos and bench.workload == "random":
+        short = sum(length < bench.output_tokens * (1 - MISCOUNT) for length in result.output_lengths)
+        if short:
+            return f"{short} answers are shorter than bench.output_tokens={bench.output_tokens}: broken streams"
+    if len(engine_tokens) == config.parallel.data_parallel_size:
+        if silent := validity.silent_ranks(config, engine_tokens):
+            return silent
+        made = sum(engine_tokens.values())
+        if made < result.output_tokens * (1 - MISCOUNT):
+            return f"it counted {result.output_tokens} tokens, and the engines made {made}"
+    return None
+
+
 def reason(config: Config, result: Result, window: Window, probes: int, row: Mapping[str, Any]) -> str | None:
-    """Return why the figures of a run that is whole (run.judge) cannot be believed, or None.
+    """Return why the figures of a run that is whole (`fault`) cannot be believed, or None.
 
     Args:
         config: of the point.
         result: of the client.
-        window: what was seen of the service (around.py).
+        window: what was seen of the service (run.py).
         probes: one-token requests that our own watch sent meanwhile.
         row: `figures`.
     """
@@ -93,10 +123,10 @@ def queue_grows(config: Config, result: Result, window: Window) -> str | None:
     rate = config.bench.request_rate
     if rate is None or not result.completed or not result.output_tokens:
         return None
-    count = requests(config.bench)
-    lasts, points = count / rate, made(window.series)
+    count = request_count(config.bench)
+    lasts, points = count / rate, generated(window.series)
     if lasts < LEAST_S or len(points) < 2:
         return None
     times, tokens = np.array(points).T
     half, end = np.interp([window.opened_s + lasts / 2, window.opened_s + lasts], times, tokens)
-    return saturation.words(count / 2, float(end - half) * result.completed / result.output_tokens)
+    return objective.overload(count / 2, float(end - half) * result.completed / result.output_tokens)

@@ -13,10 +13,8 @@ from pathlib import Path
 
 from jobs.core.config import Config
 from jobs.core.files import write_text
-from jobs.measure import client
-from jobs.measure.ask import ask_json
 from jobs.measure.records import Target
-from jobs.measure.wire import Connections
+from jobs.measure.wire import Connections, request_json
 from jobs.measure.workload import numbers
 
 ROUNDS = 8
@@ -34,7 +32,7 @@ async def write(config: Config, target: Target, path: Path, count: int) -> bool:
     """
     bench = config.bench
     low, high = config.model.shape.token_ids
-    with closing(Connections(target.base_url, client.headers(target))) as connections:
+    with closing(Connections(target.base_url, target.headers)) as connections:
         tokenizer = _Tokenizer(connections, target.model)
         try:
             special = len(await tokenizer.tokens("a", special=True)) - len(await tokenizer.tokens("a"))
@@ -77,14 +75,14 @@ class _Tokenizer:
     async def tokens(self, text: str, *, special: bool = False) -> list[int]:
         """Return the tokens of a text. special: with those that the service puts before a prompt."""
         asked = {"model": self._model, "prompt": text, "add_special_tokens": special}
-        status, answer = await ask_json(self._connections, "/tokenize", asked, LIMIT_S)
+        status, answer = await request_json(self._connections, "/tokenize", asked, LIMIT_S)
         if status != 200 or not isinstance(answer.get("tokens"), list):
             raise LookupError("/tokenize")
         return [int(token) for token in answer["tokens"]]
 
     async def text(self, tokens: list[int]) -> str:
         asked = {"model": self._model, "tokens": tokens}
-        status, answer = await ask_json(self._connections, "/detokenize", asked, LIMIT_S)
+        status, answer = await request_json(self._connections, "/detokenize", asked, LIMIT_S)
         if status != 200 or not isinstance(answer.get("prompt"), str):
             raise LookupError("/detokenize")
         return str(answer["prompt"])

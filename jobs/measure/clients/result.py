@@ -1,4 +1,4 @@
-"""What an external client's result file says, in the columns of a row."""
+"""What an external client found, in the columns of a row."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Result:
         output_tokens: tokens that it counted in all answers.
         output_lengths: tokens of each answer; empty: the client does not tell.
         errors: words of failed requests, some of them.
-        figures: columns of the row.
+        figures: columns of the row, made by `figures`.
     """
 
     requested: int

@@ -1,4 +1,8 @@
-"""Run an external client against a ready service: bounded in time, ended with the service, judged by its file."""
+"""Run an external client against a ready service: bounded in time, ended with the service, judged by its file.
+
+Such a client gives figures of its own. Whether the service was warm, whose requests it served, what its caches found
+and whether its queue grew is seen from here, as for the window client.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +11,21 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
-from jobs.core import process
 from jobs.core.config import Config
 from jobs.core.errors import RunError
 from jobs.core.log import last_words, read_tail
-from jobs.measure.clients import ais_bench, prompts, vllm_bench
-from jobs.measure.clients.asked import requests
+from jobs.measure import client, telemetry
+from jobs.measure.clients import base, judge
+from jobs.measure.clients.base import ClientSite
 from jobs.measure.clients.result import Result
 from jobs.measure.metrics import generated_tokens, growth
-from jobs.measure.records import Target
-from jobs.measure.validity import silent_ranks
-from jobs.measure.wire import Connections
+from jobs.measure.records import Target, Window
+from jobs.measure.series import Page, Scraper, finished_between, grown, result, samples, traffic
+from jobs.measure.telemetry import Reading, Usage
+from jobs.measure.wire import Connections, clock
 
 LOG = "client.log"
 SCRAPE_S = 5.0
@@ -29,64 +33,6 @@ STOP_S = 2.0
 
 SEEDS_APART = 1_000_003
 """Distance of the seeds of two offsets: the clients know no offset, and prompts of one seed are the same prompts."""
-
-MISCOUNT = 0.01
-"""A client's count of tokens may differ by this share from the engines' own: it re-encodes the answers' text."""
-
-
-class Client(Protocol):
-    """A client that runs."""
-
-    async def wait(self) -> process.Ended:
-        """Wait until it has ended."""
-
-    @property
-    def ended(self) -> process.Ended | None:
-        """How it ended, or None while it lives."""
-
-    async def stop(self, grace_s: float) -> list[str]:
-        """End it with all its children. Returns what could not be ended."""
-
-
-class Room(Protocol):
-    """Where a client runs: on the node, or in the container of rank 0's engine."""
-
-    @property
-    def inherited(self) -> Mapping[str, str]:
-        """The environment that a client begins with."""
-
-    def place(self, folder: Path) -> Path:
-        """Return the directory that the client works in, whose content ends up in `folder`."""
-
-    async def start(self, words: Sequence[str], env: Mapping[str, str], log: Path, tag: str) -> Client:
-        """Start a client, with its output in `log`."""
-
-    async def close(self, folder: Path) -> None:
-        """Bring what the client wrote to `folder`."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """This node, for a client without a container.
-
-    Args:
-        inherited: the environment of the client, without the variables that belong to the engine.
-        source: shell files that are sourced first.
-    """
-
-    inherited: Mapping[str, str]
-    source: tuple[str, ...] = ()
-
-    def place(self, folder: Path) -> Path:
-        """Return the directory that the client works in."""
-        return folder
-
-    async def start(self, words: Sequence[str], env: Mapping[str, str], log: Path, tag: str) -> process.Process:
-        """Start a client beside its log."""
-        return await process.start(words, env, log, tag, self.source, cwd=log.parent)
-
-    async def close(self, folder: Path) -> None:
-        """Do nothing: all of it is there."""
 
 
 @dataclass(frozen=True)
@@ -100,78 +46,77 @@ class External:
     truncated: bool = False
 
 
-async def measure(
-    config: Config,
-    target: Target,
-    folder: Path,
-    room: Room,
-    tag: str,
-    *,
-    stop: asyncio.Event,
-    on_phase: Callable[[str], None],
-) -> External:
-    """Run the client of this point once.
+@dataclass(frozen=True)
+class ExternalRun:
+    """The external client of one point, to be run once.
 
     Args:
-        config: of the point.
-        target: the service, ready.
+        config: of the point; the model's path is the one that the client sees.
+        site: where it runs.
         folder: takes log and results; what an earlier attempt left in it is removed.
-        room: where it runs.
-        mark: marks its processes.
-        stop: once set, the client is ended.
-        on_phase: told "window" when it begins.
+        tag: of its processes.
     """
-    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-    folder.mkdir(parents=True, mode=0o700)
-    count, place = requests(config.bench), room.place(folder)
-    if config.bench.client == "ais_bench":
-        if config.bench.workload == "random":
-            await prompts.write(config, target, place / ais_bench.PROMPTS, count)
-        ais_bench.write_config(config, target, place, count)
-        words = ais_bench.argv(config, place, count)
-    else:
-        words = vllm_bench.argv(config, target, place, count)
-    on_phase("window")
-    before = await _counters(target)
-    began = time.monotonic()
-    try:
-        how = await _ended(config, words, environment(room.inherited, target), room, folder / LOG, tag, stop)
-    finally:
+
+    config: Config
+    site: ClientSite
+    folder: Path
+    tag: str
+
+    async def once(
+        self, target: Target, seed_offset: int, stop: asyncio.Event, on_phase: Callable[[str], None]
+    ) -> External:
+        """Run the client.
+
+        Args:
+            target: the service, ready.
+            seed_offset: the prompts are others than those of other offsets.
+            stop: once set, the client is ended.
+            on_phase: told "measuring" when it begins.
+        """
+        await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True, mode=0o700)
+        bench, program = self.config.bench, base.of(self.config)
+        config = replace(self.config, bench=replace(bench, seed=bench.seed + SEEDS_APART * seed_offset))
+        count = base.request_count(bench)
+        argv = await program.write(config, target, self.site.place(self.folder), count)
+        on_phase("measuring")
+        before = await _counters(target)
+        began = time.monotonic()
         try:
-            await room.close(folder)
+            how = await self._ended(argv, environment(self.site.inherited, target), stop)
         finally:
-            if config.bench.client == "ais_bench":
-                ais_bench.forget_key(config, target, folder, count)
-    seconds = time.monotonic() - began
-    after = await _counters(target)
-    tokens = {} if before is None or after is None else growth(before, after)
-    if stop.is_set():
-        return External(None, "the window was cut short", tokens, seconds, truncated=True)
-    try:
-        result = (ais_bench if config.bench.client == "ais_bench" else vllm_bench).read(folder, count)
-    except RunError as error:
-        said = await asyncio.to_thread(last_words, read_tail(folder / LOG))
-        reason = f"{config.bench.client} left no result ({how}): {error.reason}; its last words: {said}"
-        return External(None, reason, tokens, seconds)
-    return External(result, how if "limit" in how else judge(config, result, tokens), tokens, seconds)
+            try:
+                await self.site.close(self.folder)
+            finally:
+                program.forget_secrets(target, self.folder)
+        seconds = time.monotonic() - began
+        after = await _counters(target)
+        tokens = {} if before is None or after is None else growth(before, after)
+        if stop.is_set():
+            return External(None, "the window was cut short", tokens, seconds, truncated=True)
+        try:
+            result = program.read(self.folder, count)
+        except RunError as error:
+            said = await asyncio.to_thread(last_words, read_tail(self.folder / LOG))
+            reason = f"{bench.client} left no result ({how}): {error.reason}; its last words: {said}"
+            return External(None, reason, tokens, seconds)
+        return External(result, how if "limit" in how else judge.fault(config, result, tokens), tokens, seconds)
 
-
-async def _ended(
-    config: Config, words: list[str], env: Mapping[str, str], room: Room, log: Path, tag: str, stop: asyncio.Event
-) -> str:
-    """Start the client and wait for its end, the limit, or `stop`. Returns how it ended."""
-    client = await room.start(words, env, log, tag)
-    waits = {asyncio.create_task(client.wait()), asyncio.create_task(stop.wait())}
-    try:
-        await asyncio.wait(waits, timeout=config.limits.client_s, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
-        ended = client.ended
-        left = await client.stop(STOP_S)
-    if left:
-        return f"limit: it could not be ended: {'; '.join(left)}"
-    return str(ended) if ended or stop.is_set() else f"limits.client_s={config.limits.client_s:g} is over"
+    async def _ended(self, argv: Sequence[str], env: Mapping[str, str], stop: asyncio.Event) -> str:
+        """Start the client and wait for its end, the limit, or `stop`. Returns how it ended."""
+        limit_s = self.config.limits.client_s
+        running = await self.site.start(argv, env, self.folder / LOG, self.tag)
+        waits = {asyncio.create_task(running.wait()), asyncio.create_task(stop.wait())}
+        try:
+            await asyncio.wait(waits, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            ended = running.ended
+            left = await running.stop(STOP_S)
+        if left:
+            return f"limit: it could not be ended: {'; '.join(left)}"
+        return str(ended) if ended or stop.is_set() else f"limits.client_s={limit_s:g} is over"
 
 
 def environment(inherited: Mapping[str, str], target: Target) -> dict[str, str]:
@@ -181,32 +126,88 @@ def environment(inherited: Mapping[str, str], target: Target) -> dict[str, str]:
     return env | {"OPENAI_API_KEY": target.api_key or "none"}
 
 
-def judge(config: Config, result: Result, engine_tokens: Mapping[str, int]) -> str | None:
-    """Return why the figures of a run cannot be believed, or None. An exit code says nothing.
-
-    The last two checks see the streams that an error event broke, which both clients count as whole answers.
-    """
-    bench = config.bench
-    words = f": {result.errors[0]}" if result.errors else ""
-    if not result.completed or not result.output_tokens:
-        return f"no request was completed{words}"
-    if result.failed:
-        return f"{result.failed} of {result.requested} requests failed{words}"
-    if result.completed < result.requested:
-        return f"{result.requested - result.completed} of {result.requested} requests are missing from its result"
-    if bench.ignore_eos and bench.workload == "random":
-        short = sum(length < bench.output_tokens * (1 - MISCOUNT) for length in result.output_lengths)
-        if short:
-            return f"{short} answers are shorter than bench.output_tokens={bench.output_tokens}: broken streams"
-    if len(engine_tokens) == config.parallel.data_parallel_size:
-        if silent := silent_ranks(config, engine_tokens):
-            return silent
-        made = sum(engine_tokens.values())
-        if made < result.output_tokens * (1 - MISCOUNT):
-            return f"it counted {result.output_tokens} tokens, and the engines made {made}"
-    return None
-
-
 async def _counters(target: Target) -> dict[str, float] | None:
     with closing(Connections(target.base_url, target.authorization)) as connections:
         return await generated_tokens(connections, SCRAPE_S)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A run, and what the service said of itself meanwhile.
+
+    Attributes:
+        run: what the client left behind.
+        window: without records; from the first token that an engine made to the last, by readings a second apart.
+        readings: of the head's NPUs.
+        cpu_share: of the client's busiest thread in the window; None: not known.
+    """
+
+    run: External
+    window: Window
+    readings: tuple[Reading, ...]
+    cpu_share: float | None = None
+
+
+async def measure(
+    run: ExternalRun, target: Target, *, seed_offset: int, stop: asyncio.Event, on_phase: Callable[[str], None]
+) -> Seen:
+    """Warm the service up, then run the client and watch the service.
+
+    Args:
+        run: the client of the point.
+        target: the service.
+        seed_offset: number that no other window on this service has, where its engine caches prefixes; else 0.
+        stop: once set, it ends within seconds.
+        on_phase: told "warm" and "measuring" as they begin.
+
+    Raises:
+        RunError: the data set cannot be read, or the client cannot be run.
+    """
+    begun, config = clock(), run.config
+    cold = await client.warm(
+        config.bench, config.limits, config.model, target, seed_offset=seed_offset, stop=stop, on_phase=on_phase
+    )  # fmt: skip
+    warmed = clock()
+    if cold:
+        window = Window(warmed, warmed, warmed - begun, 0.0, (), {}, 0.0, truncated=True)
+        return Seen(External(None, cold, {}, 0.0, truncated=True), window, ())
+    readings: list[Reading] = []
+    usages: list[Usage] = []
+    power = asyncio.create_task(telemetry.watch_npus(readings))
+    processor = asyncio.create_task(telemetry.watch_threads(usages, telemetry.children()))
+    try:
+        found, pages, before, after = await _watched(run, target, seed_offset, stop, on_phase)
+    finally:
+        power.cancel()
+        processor.cancel()
+    series, counted = samples(pages), grown(before, after)
+    opened, closed = traffic(series) or (warmed, clock())
+    window = Window(
+        opened, closed, warmed - begun, 0.0, (), counted.tokens, 0.0,
+        truncated=found.truncated, growth=counted, begun_s=warmed, ended_s=clock(),
+        finished=finished_between(before, after), series=series,
+    )  # fmt: skip
+    return Seen(found, window, tuple(readings), telemetry.busiest(usages, opened, closed))
+
+
+async def _watched(
+    run: ExternalRun, target: Target, seed_offset: int, stop: asyncio.Event, on_phase: Callable[[str], None]
+) -> tuple[External, list[Page], Page | None, Page | None]:
+    """Run the client. Returns what it left, and the service's pages: all, the one before it and the one after."""
+    found: External | RunError
+    with closing(Connections(target.base_url, target.authorization)) as connections:
+        async with asyncio.TaskGroup() as group:
+            scraper = Scraper(group, connections, SCRAPE_S)
+            before = scraper.scrape()
+            await asyncio.wait((before,))
+            polling = group.create_task(scraper.run())
+            try:
+                found = await run.once(target, seed_offset, stop, on_phase)
+            except RunError as error:  # raised below: a task group would wrap it
+                found = error
+            polling.cancel()
+            after = scraper.scrape()
+            await scraper.end(SCRAPE_S)
+    if isinstance(found, RunError):
+        raise found
+    return found, scraper.pages, result(before), result(after)

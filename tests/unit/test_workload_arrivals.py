@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jobs.measure.arrivals import poisson
+from jobs.measure.workload import poisson
 
 
 def test_arrivals_are_a_pure_function_of_the_seed() -> None:

@@ -13,12 +13,14 @@ from containers.entry import Entry, Files
 from containers.spec import Image, Mount, Spec
 from jobs.allocation.node import container
 from jobs.allocation.node.box import Box
-from jobs.allocation.node.client_room import Room
-from jobs.core.config import Config, client_inside
+from jobs.allocation.node.client_site import ContainerSite
+from jobs.core.config import Config
 from jobs.core.errors import ConfigError, RunError
 from jobs.engines.placement import planned
 from jobs.engines.vllm.environment import of_client, variables
-from jobs.measure.clients import ais_bench, asked, vllm_bench
+from jobs.measure.clients import ais_bench, base
+from jobs.measure.clients.ais_bench import AisBench
+from jobs.measure.clients.vllm_bench import VllmBench
 from jobs.sweep import check
 
 
@@ -27,7 +29,7 @@ def point(*overrides: str, **values: Any) -> Config:
     return change(config(*words, *overrides), **values)
 
 
-def room(tmp_path: Path, runtime: str, name: str | None, pid: str | None, proof: str) -> Room:
+def site(tmp_path: Path, runtime: str, name: str | None, pid: str | None, proof: str) -> ContainerSite:
     """The container of an engine that has said where it is."""
     files = Files(tmp_path)
     if pid:
@@ -36,17 +38,17 @@ def room(tmp_path: Path, runtime: str, name: str | None, pid: str | None, proof:
     spec = Spec(runtime, Image(path="/m.sqsh"), name=name, mounts=(Mount("/a", "/a"),))
     host = {"SLURMD_NODENAME": "node1"}
     box = Box("7/s/0", spec, files, Entry(env={"TMPDIR": str(tmp_path)}), [], {}, host, (), None)
-    return Room(box, {})
+    return ContainerSite(box, {})
 
 
 def test_the_command_that_joins_each_runtime(tmp_path: Path) -> None:
     command = ["bash", "/tmp/sv-x/client-y/enter.sh", "vllm", "bench", "serve"]
     proof = "namespace mnt:[1]\nstep 7.3\n"
     cases = {
-        "enroot": room(tmp_path, "enroot", "serving-sweep.7.a.0", "4711", proof),
-        "pyxis": room(tmp_path, "pyxis", None, "4711", proof),
-        "pyxis, container.name=site": room(tmp_path, "pyxis", "site", "4711", proof),
-        "docker": room(tmp_path, "docker", "serving-sweep.7.a.0", None, proof),
+        "enroot": site(tmp_path, "enroot", "serving-sweep.7.a.0", "4711", proof),
+        "pyxis": site(tmp_path, "pyxis", None, "4711", proof),
+        "pyxis, container.name=site": site(tmp_path, "pyxis", "site", "4711", proof),
+        "docker": site(tmp_path, "docker", "serving-sweep.7.a.0", None, proof),
     }
     text = "".join(f"# {name}\n{shlex.join(one.argv(command))}\n" for name, one in cases.items())
     check_golden("client_inside.txt", text, tmp_path)
@@ -55,7 +57,7 @@ def test_the_command_that_joins_each_runtime(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("runtime", "words"), [("enroot", "process id"), ("pyxis", "step")])
 def test_an_engine_that_never_said_where_it_is_cannot_be_joined(tmp_path: Path, runtime: str, words: str) -> None:
     with pytest.raises(RunError, match=words) as caught:
-        room(tmp_path, runtime, None, None, "step .\n").argv(["true"])
+        site(tmp_path, runtime, None, None, "step .\n").argv(["true"])
     assert caught.value.key == "bench.where"
 
 
@@ -71,8 +73,8 @@ def test_an_engine_that_never_said_where_it_is_cannot_be_joined(tmp_path: Path, 
 )
 def test_who_runs_where(client: str, where: str, inside: bool) -> None:
     one = point(bench__client=client, bench__where=where)
-    assert client_inside(one) is inside
-    assert not client_inside(change(one, container__runtime="none"))
+    assert base.runs_inside(one) is inside
+    assert not base.runs_inside(change(one, container__runtime="none"))
 
 
 def test_a_container_that_is_none_is_refused() -> None:
@@ -80,28 +82,28 @@ def test_a_container_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match="runs in no container") as caught:
         check.check(config(*words, "bench.client=vllm_bench", "bench.where=container"))
     assert caught.value.key == "bench.where"
-    asked.check(config(*words, "bench.where=container"))  # the window client is where it is
+    base.check(config(*words, "bench.where=container"))  # the window client is where it is
 
 
 def test_the_program_is_looked_for_where_the_client_runs(tmp_path: Path) -> None:
     ours = executable(tmp_path / "bin/vllm", "#!/bin/sh\n").parent
-    asked.check_node(point("bench.client=vllm_bench"), None)
-    asked.check_node(point(), None)
-    assert ais_bench.program(point("bench.client=ais_bench", "bench.where=container")) == "ais_bench"
-    assert ais_bench.program(point("bench.client=ais_bench")).endswith(ais_bench.DEFAULT_PROGRAM)
+    base.check_node(point("bench.client=vllm_bench"), None)
+    base.check_node(point(), None)
+    assert AisBench().program(point("bench.client=ais_bench", "bench.where=container")) == "ais_bench"
+    assert AisBench().program(point("bench.client=ais_bench")).endswith(ais_bench.DEFAULT_PROGRAM)
     for words, remedy in (
         (("bench.client=ais_bench", "bench.program=no_such"), "tools/engines.py ais_bench"),
         (("bench.client=vllm_bench", "bench.where=node", "engine.source=[]"), "Leave bench.where out"),
         (("bench.client=vllm_bench", "container=none", "engine.source=[]"), "Install the engine here"),
     ):
         with pytest.raises(RunError) as caught:
-            asked.check_node(point(*words), str(tmp_path))
+            base.check_node(point(*words), str(tmp_path))
         assert caught.value.key == "bench.program"
         assert "on the node" in caught.value.reason
         assert remedy in caught.value.remedy
         if "vllm_bench" in words[0]:
-            asked.check_node(point(*words), str(ours))
-            assert vllm_bench.program(point(*words)) == "vllm"
+            base.check_node(point(*words), str(ours))
+            assert VllmBench().program(point(*words)) == "vllm"
 
 
 def data_sets(one: Config, rank: int = 0, points: tuple[Config, ...] = ()) -> list[str]:

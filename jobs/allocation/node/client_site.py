@@ -1,7 +1,7 @@
-"""A further command in the container of a running engine: the client of a benchmark that the image has.
+"""Where an external client runs: on this node, or as a further command in the container of a running engine.
 
-It joins the engine's container in every runtime (`enroot exec`, a step with --container-name, `docker exec`), so it
-sees the same files, and proves from inside that it is there. What it reads and writes lies in a directory of the
+The latter joins the engine's container in every runtime (`enroot exec`, a step with --container-name, `docker exec`),
+so it sees the same files, and proves from inside that it is there. What it reads and writes lies in a directory of the
 engine's scratch, which is mounted under its own path, or copied in and out by docker.
 """
 
@@ -12,7 +12,8 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from containers import docker, enroot, entry, pyxis
@@ -28,7 +29,31 @@ COPY_S = 600.0
 """Copying a client's results out of a container may take so long."""
 
 
-class Guest:
+@dataclass(frozen=True)
+class NodeSite:
+    """This node, for a client without a container.
+
+    Args:
+        inherited: the environment of the client, without the variables that belong to the engine.
+        source: shell files that are sourced first.
+    """
+
+    inherited: Mapping[str, str]
+    source: tuple[str, ...] = ()
+
+    def place(self, folder: Path) -> Path:
+        """Return the directory that the client works in."""
+        return folder
+
+    async def start(self, argv: Sequence[str], env: Mapping[str, str], log: Path, tag: str) -> process.Process:
+        """Start a client beside its log."""
+        return await process.start(argv, env, log, tag, self.source, cwd=log.parent)
+
+    async def close(self, folder: Path) -> None:
+        """Do nothing: all of it is there."""
+
+
+class JoinedCommand:
     """A command that joined a container. It is ended where it runs, not only where it was started."""
 
     def __init__(self, starter: Process, box: Box) -> None:
@@ -61,7 +86,7 @@ class Guest:
         return [f"client in container {name}"] if "alive" in said else []
 
 
-class Room:
+class ContainerSite:
     """The container of an engine, for one run of one client."""
 
     inherited: Mapping[str, str] = {}
@@ -69,10 +94,15 @@ class Room:
 
     def __init__(self, box: Box, variables: Mapping[str, str]) -> None:
         """Args: the container, and what its engine's variables say to a client too."""
-        self._variables = variables
-        self._work = Path(tempfile.mkdtemp(prefix="client-", dir=box.files.folder))
-        self._box = replace(box, files=Files(self._work))
-        self._engine = box
+        self._variables, self._engine = variables, box
+
+    @cached_property
+    def _work(self) -> Path:
+        return Path(tempfile.mkdtemp(prefix="client-", dir=self._engine.files.folder))
+
+    @cached_property
+    def _box(self) -> Box:
+        return replace(self._engine, files=Files(self._work))
 
     @property
     def _docker(self) -> bool:
@@ -84,18 +114,18 @@ class Room:
         place.mkdir(mode=0o700, exist_ok=True)
         return place
 
-    async def start(self, words: Sequence[str], env: Mapping[str, str], log: Path, tag: str) -> Guest:
+    async def start(self, argv: Sequence[str], env: Mapping[str, str], log: Path, tag: str) -> JoinedCommand:
         """Start a client in the container, with its output in `log` on the node.
 
         Raises:
             RunError: the container cannot be joined.
         """
         await asyncio.to_thread(self._write, env, tag)
-        argv = self.argv(entry.command(self._box.files, words))
+        joining = self.argv(entry.command(self._box.files, argv))
         starter_env = runtime_env(self._box.host)
         if self._box.paths is not None:
             starter_env |= enroot.start_env(self._box.spec, self._box.paths)
-        return Guest(await process.start(argv, starter_env, log, tag), self._box)
+        return JoinedCommand(await process.start(joining, starter_env, log, tag), self._box)
 
     def argv(self, command: Sequence[str]) -> list[str]:
         """Return what runs a command in the container.

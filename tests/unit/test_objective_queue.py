@@ -9,9 +9,8 @@ import pytest
 
 from jobs.cli.launch import Outcome
 from jobs.core.config import Bench, Config
+from jobs.measure.objective import combine, queue_grows
 from jobs.measure.records import RequestRecord, Window
-from jobs.measure.repeats import combine
-from jobs.measure.saturation import queue_grows
 from jobs.measure.statistics import summarize
 from jobs.measure.validity import notes
 
