@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,22 +51,17 @@ class Outcome:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run launch.py. Returns its exit code, 0: all rows valid; 1: a run failed; 2: the question cannot be asked."""
-    options = through_hydra.parser().parse_intermixed_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    overrides = [word for word in given if word not in through_hydra.MODES]
     try:
-        if through_hydra.is_asked(options):
-            return through_hydra.main(options, arguments)
-        return launch(_points(options)).code
+        if through_hydra.is_asked(given):
+            return through_hydra.main(given)
+        if "-m" not in given and "--multirun" not in given:
+            grammar.refuse_sweeps(overrides)
+        return launch(compose.expand(overrides)).code
     except UserError as error:
         logging.info("the sweep failed", exc_info=True)
         return errors.show(error)
-
-
-def _points(options: argparse.Namespace) -> list[list[str]]:
-    """Return the override list of each point. Without -m a comma is an error, as in Hydra."""
-    if not options.multirun:
-        for item in grammar.parse(options.overrides):
-            grammar.refuse_sweep(item)
-    return compose.expand(options.overrides)
 
 
 def launch(points: Sequence[Sequence[str]], composer: compose.Composer = compose.default_composer) -> Outcome:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
@@ -16,10 +15,10 @@ from jobs.core import schema
 from jobs.core.errors import ConfigError, RunError
 from jobs.sweep import compose, grammar
 
-SHOWS = ("help", "hydra_help", "cfg", "info", "shell_completion", "version")
+SHOWS = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
 """Options with which Hydra shows something and runs nothing."""
 
-OTHERS = ("resolve", "package", "config_path", "config_name", "config_dir", "experimental_rerun")
+MODES = ("-m", "--multirun", "-r", "--run")
 
 
 class Ended(Exception):
@@ -30,53 +29,36 @@ class Ended(Exception):
         self.code = code
 
 
-FLAGS = (("-m", "--multirun"), ("-r", "--run"), ("-h", "--help"), ("--hydra-help",), ("--version",), ("--resolve",),
-         ("-sc", "--shell-completion"))  # fmt: skip
-VALUES = (("-c", "--cfg"), ("-p", "--package"), ("-cp", "--config-path"), ("-cn", "--config-name"),
-          ("-cd", "--config-dir"), ("--experimental-rerun",))  # fmt: skip
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return a parser of launch.py's command line, which is that of every Hydra program."""
-    found = argparse.ArgumentParser(prog="launch.py", add_help=False)
-    found.add_argument("overrides", nargs="*")
-    for names in FLAGS:
-        found.add_argument(*names, action="store_true")
-    for names in VALUES:
-        found.add_argument(*names)
-    found.add_argument("-i", "--info", nargs="?", const="all")
-    return found
-
-
-def is_asked(options: argparse.Namespace) -> bool:
+def is_asked(arguments: Sequence[str]) -> bool:
     """Return whether this call needs Hydra's own program."""
-    own = any(getattr(options, name) for name in (*SHOWS, *OTHERS))
-    return own or len(grammar.ours(options.overrides)) < len(options.overrides)
+    own = any(word.startswith("-") and word not in MODES for word in arguments)
+    return own or len(grammar.ours(arguments)) < len(arguments)
 
 
-def main(options: argparse.Namespace, arguments: Sequence[str] | None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Let Hydra do it; where that runs points, our launcher does (hydra_plugins/). Returns the exit code.
 
     Raises:
         UserError: it cannot be asked, or a run failed.
     """
-    shown = [name for name in SHOWS if getattr(options, name)]
+    shown = [name for word in arguments if (name := word.partition("=")[0]) in SHOWS]
+    modes = [word for word in arguments if word in MODES]
     # Hydra reads the command line itself; a value as it is typed may need quotes for its grammar.
-    overrides = [grammar.quoted(text) for text in options.overrides]
-    given = [word for word in (sys.argv[1:] if arguments is None else arguments) if word not in options.overrides]
-    if shown and (options.multirun or options.run):
-        raise ConfigError(f"--{shown[0]}", "--multirun", "one of them shows, the other runs", "Give one of them.")
+    given = [word if word.startswith("-") else grammar.quoted(word) for word in arguments if word not in MODES]
+    overrides = [word for word in given if "=" in word and not word.startswith("-")]
+    if shown and modes:
+        raise ConfigError(shown[0], "--multirun", "one of them shows, the other runs", "Give one of them.")
     if not shown:
-        grammar.check(options.overrides)
-        # Without -m the same path is taken with one point; a comma is then an error, as in Hydra.
-        one = grammar.first_point(options.overrides) if options.multirun else options.overrides
-        compose.configs([grammar.ours(one)])
-        given = [word for word in given if word not in ("-r", "--run", "-m", "--multirun")] + ["--multirun"]
+        grammar.check(overrides)
+        if "-m" not in modes and "--multirun" not in modes:
+            grammar.refuse_sweeps(overrides)
+        compose.configs([[text for text in grammar.ours(overrides) if not grammar.is_sweep(text)]])
+        given.append("--multirun")  # without it the same path is taken with one point
     schema.register()
     # Hydra would print its own errors, some with a traceback; with this it raises them, and we print one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     logging.raiseExceptions = not shown  # --info logs to an output that may be closed
-    sys.argv[1:] = [*overrides, *given]
+    sys.argv[1:] = given
     try:
         hydra.main(config_path=str(schema.CONF), config_name="config", version_base="1.3")(_never)()
     except Ended as ended:

@@ -6,11 +6,9 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Protocol
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
-
-from jobs.core.registry import Registry
 
 CODE = Path(__file__).resolve().parents[2]
 """Where this package lies: a checkout, or the packages of an environment."""
@@ -42,12 +40,19 @@ def plain(value: Any) -> Any:
     return [plain(child) for child in value] if isinstance(value, list | tuple) else value
 
 
+class Names(Protocol):
+    """A registry of back ends (jobs/core/registry.py)."""
+
+    def names(self) -> tuple[str, ...]: ...  # noqa: D102
+    def __contains__(self, name: object) -> bool: ...
+
+
 @dataclass(frozen=True)
 class OneOf:
     """The check of a text that must be one of these words or, where there is a registry, name a back end of it."""
 
     words: tuple[str, ...]
-    registry: Registry[Any] | None = None
+    registry: Names | None = None
 
     def names(self) -> tuple[str, ...]:
         """Return all that is valid."""
@@ -65,7 +70,7 @@ def one_of(*words: str) -> AfterValidator:
     return AfterValidator(OneOf(words))
 
 
-def registered(registry: Registry[Any], *besides: str) -> AfterValidator:
+def registered(registry: Names, *besides: str) -> AfterValidator:
     """Return the check of a text that must be one of the words `besides` or name a back end of this registry."""
     return AfterValidator(OneOf(besides, registry))
 

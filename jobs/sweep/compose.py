@@ -180,7 +180,7 @@ def composition_error(error: Exception, overrides: Sequence[str]) -> ConfigError
 def _apply(tree: dict[str, Any], item: Override) -> None:
     key = item.key_or_group
     schema.check_key(key, grammar.value_text(item))
-    grammar.refuse_sweep(item)
+    grammar.refuse_sweeps([str(item.input_line)])
     *parents, last = key.split(".")
     node = tree
     for part in parents:

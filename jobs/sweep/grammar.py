@@ -102,17 +102,6 @@ def ours(overrides: Sequence[str]) -> list[str]:
     return [text for text in overrides if not text.lstrip("+~").startswith(("hydra.", "hydra/"))]
 
 
-def first_point(overrides: Sequence[str]) -> list[str]:
-    """Return one point of a sweep: the first value of each sweep that can be listed."""
-    point = []
-    for item in parse(overrides):
-        if not item.is_sweep_override():
-            point.append(str(item.input_line))
-        elif item.is_discrete_sweep():
-            point.append(f"{item.get_key_element()}={sweep_values(item)[0]}")
-    return point
-
-
 def check(overrides: Sequence[str]) -> None:
     """Raise ConfigError for what can be seen in the overrides alone: unknown keys, groups, options."""
     known = groups()
@@ -129,11 +118,17 @@ def check(overrides: Sequence[str]) -> None:
             schema.check_key(item.key_or_group, value_text(item))
 
 
-def refuse_sweep(item: Override) -> None:
+def is_sweep(override: str) -> bool:
+    """Return whether an override has several values."""
+    return _parsed(quoted(override)).is_sweep_override()
+
+
+def refuse_sweeps(overrides: Sequence[str]) -> None:
     """Raise ConfigError for a sweep among the overrides of one point."""
-    if item.is_sweep_override():
-        reason, remedy = "several values need a sweep", f"Add -m, or write a list: '{item.key_or_group}=[...]'."
-        raise ConfigError(item.key_or_group, value_text(item), reason, remedy)
+    for item in parse(overrides):
+        if item.is_sweep_override():
+            reason, remedy = "several values need a sweep", f"Add -m, or write a list: '{item.key_or_group}=[...]'."
+            raise ConfigError(item.key_or_group, value_text(item), reason, remedy)
 
 
 def value_text(item: Override) -> str:

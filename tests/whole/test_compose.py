@@ -200,9 +200,11 @@ def test_what_is_hydras_is_left_to_hydra() -> None:
     assert grammar.ours(words) == ["bench.seed=1"]
 
 
-def test_first_point_takes_the_first_value_and_leaves_out_what_cannot_be_listed() -> None:
+def test_what_has_several_values_is_a_sweep() -> None:
     words = ["bench.seed=3,4", "bench.concurrency=range(2,9)", "bench.window_s=interval(1,2)", "parallel=dp2_tp8"]
-    assert grammar.first_point(words) == ["bench.seed=3", "bench.concurrency=2", "parallel=dp2_tp8"]
+    assert [word for word in words if not grammar.is_sweep(word)] == ["parallel=dp2_tp8"]
+    with pytest.raises(ConfigError, match="several values need a sweep"):
+        grammar.refuse_sweeps(words)
 
 
 # --- errors
