@@ -50,7 +50,7 @@ def main(cfg: DictConfig) -> None:
     """Run one rank of one point."""
     config = resolved(overrides(cfg))
     task = task_from_slurm(os.environ)
-    interface, address, _ = own_interface(config, local=False)
+    interface, address, _ = own_interface(config)
     ports = derive_ports(task.job_id)
     place = Placement(
         rank=task.rank,

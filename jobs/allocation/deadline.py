@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from jobs.cluster.slurm import seconds_left
+from jobs.cluster.squeue import seconds_left
 from jobs.cluster.time_limit import limit_seconds
 
 PAUSES_S = (0.0, 2.0, 5.0)
@@ -18,7 +18,7 @@ ANSWER_S = 10.0
 """A rank that waits longer for an answer makes the others wait too."""
 
 Ask = Callable[[str, float], float | None]
-"""Asks for the seconds that a job has left (jobs/cluster/slurm.py)."""
+"""Asks for the seconds that a job has left (jobs/cluster/squeue.py)."""
 
 
 @dataclass(frozen=True)

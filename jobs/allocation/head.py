@@ -101,13 +101,13 @@ async def _check_nodes(
     """Check all nodes before the first service. Returns why the allocation cannot go on, or None."""
     if not first.preflight.enabled:
         return None
-    checks = Preflight(first, context.ports, control, station, local=context.work.local)
+    checks = Preflight(first, context.ports, control, station)
     if not (checked := await first_of(checks.run(), stopping)):
         await station.close()
         return stopping.result()
     result = checked.result()
     write_json(context.folder.preflight, result.as_json())
-    if not context.work.local:
+    if not context.task.on_loopback:
         hosts = [one.node for one in result.facts]
         evidence.keep(context.folder.sweep.root, hosts, result.findings, str(context.task.job_id))
     log(report.summary(result.findings, result.seconds))

@@ -25,11 +25,11 @@ from jobs.allocation.preflight.findings import named
 from jobs.allocation.preflight.station import Station, make_station
 from jobs.allocation.signals import Signals
 from jobs.allocation.walltime import Walltime
+from jobs.cluster.base import cancel
 from jobs.cluster.interfaces import check_master, find_interface, interface_addresses, same_subnet
 from jobs.cluster.nodelist import Task, task_from_slurm
 from jobs.cluster.ports import derive_ports
 from jobs.cluster.time_limit import limit_seconds
-from jobs.core import process
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError, RunError, UserError
 from jobs.core.log import log
@@ -38,6 +38,8 @@ from jobs.core.sharing import let_group_read
 from jobs.core.tasks import read_config, read_task
 from jobs.core.waiting import first_of
 from jobs.engines.placement import LOOPBACK, Placement
+
+ON_LOOPBACK = (LOOPBACK, "127.0.0.1", 8)
 
 GIVE_BACK_S = 3.0
 """srun ends the other tasks within two seconds after one has ended badly (measured), if it can see it."""
@@ -63,19 +65,19 @@ async def _run(folder: AllocationDir, task: Task) -> int:
     first = read_config(folder.sweep, work.services[0].points[0])
     if first.cluster.share_group:
         let_group_read()
-    (name, address, prefix), problem = usable_interface(first, local=work.local)
+    (name, address, prefix), problem = (ON_LOOPBACK, None) if task.on_loopback else usable_interface(first)
     ports = derive_ports(
         task.job_id,
         api=first.engine.port,
         dp_rpc=first.engine.data_parallel_rpc_port,
         control=first.cluster.control_port,
     )
-    signals.walltime = await _walltime(task, first, stopping, local=work.local)
+    signals.walltime = await _walltime(task, first, stopping)
     context = RankContext(task, name, address, ports, folder, work, dict(os.environ), signals.walltime)
     log(f"rank {task.rank} of {task.ranks} on {task.host}, interface {name} {address}, job {task.job_id}")
     results = folder.sweep.path.parent
     interface = (name, address, prefix)
-    station = make_station(first, task, interface, problem, ports, work, results, context.inherited)
+    station = make_station(first, task, interface, problem, ports, results, context.inherited)
     if task.rank == 0:
         from jobs.allocation import (
             head,  # with what measures and makes the table: a second of start that no other rank needs
@@ -84,14 +86,14 @@ async def _run(folder: AllocationDir, task: Task) -> int:
         code, lost = await head.conduct(context, first, stopping, station)
     else:
         code, lost = await _obey(context, first, prefix, stopping, station)
-    if lost and not work.local:
-        await _give_back(task, stopping)
+    if lost and not task.on_loopback:
+        await _give_back(folder, stopping)
     return code
 
 
-async def _walltime(task: Task, config: Config, stopping: asyncio.Future[str], *, local: bool) -> Walltime:
+async def _walltime(task: Task, config: Config, stopping: asyncio.Future[str]) -> Walltime:
     """Return when this rank has to be done, and say who told so."""
-    if local:
+    if task.on_loopback:
         return Walltime.of(limit_seconds(config.cluster.time_limit))
     finding = deadline.find(str(task.job_id), os.environ, config.cluster.time_limit)
     if not (found := await first_of(finding, stopping)):
@@ -100,7 +102,7 @@ async def _walltime(task: Task, config: Config, stopping: asyncio.Future[str], *
     return Walltime.of(found.result().left_s)
 
 
-async def _give_back(task: Task, stopping: asyncio.Future[str]) -> None:
+async def _give_back(folder: AllocationDir, stopping: asyncio.Future[str]) -> None:
     """End the job after another rank was lost. Slurm ends us at once where it can see what happened.
 
     Where a node does not answer, srun waits for its tasks until slurmctld gives the node up (SlurmdTimeout, five
@@ -110,34 +112,32 @@ async def _give_back(task: Task, stopping: asyncio.Future[str]) -> None:
         await asyncio.wait_for(asyncio.shield(stopping), GIVE_BACK_S)
     if not stopping.done():
         log("another rank is lost and Slurm does not end the job: cancelling it")
-        with contextlib.suppress(RunError):
-            process.run(["scancel", str(task.job_id)], timeout_s=30)
+        with contextlib.suppress(UserError):
+            cancel(folder)
 
 
-def usable_interface(config: Config, *, local: bool) -> tuple[tuple[str, str, int], str | None]:
+def usable_interface(config: Config) -> tuple[tuple[str, str, int], str | None]:
     """Return this rank's interface, and why it is only a stand-in for the one of the config.
 
     With a wrong interface the ranks still meet, since they need the host names alone: then the preflight can tell for
     every node which interface would work. Without that check the error ends this rank at once.
     """
     try:
-        return own_interface(config, local=local), None
+        return own_interface(config), None
     except ConfigError as error:
         checks = config.preflight
         if not checks.enabled or named("network.interface", (*checks.skip, *checks.warn_only)):
             raise
         auto = replace(config, hccl=replace(config.hccl, socket_ifname="auto"))
-        return own_interface(auto, local=local), f"hccl.socket_ifname={error.value}: {error.reason}"
+        return own_interface(auto), f"hccl.socket_ifname={error.value}: {error.reason}"
 
 
-def own_interface(config: Config, *, local: bool) -> tuple[str, str, int]:
+def own_interface(config: Config) -> tuple[str, str, int]:
     """Return name, IPv4 address and prefix length of the interface that the ranks use on this host.
 
     `hccl.socket_ifname=auto` is the interface that holds the address of the host's own name; where the name
     resolves to loopback only, HCCL's own order of interfaces decides.
     """
-    if local:
-        return LOOPBACK, "127.0.0.1", 8
     interfaces = interface_addresses()
     spec = config.hccl.socket_ifname
     if spec == "auto":
@@ -161,7 +161,7 @@ async def _obey(
     context: RankContext, first: Config, prefix: int, stopping: asyncio.Future[str], station: Station
 ) -> tuple[int, bool]:
     """Serve rank 0. Returns the exit code, and whether rank 0 was lost."""
-    host = "127.0.0.1" if context.work.local else context.task.hosts[0]
+    host = "127.0.0.1" if context.task.on_loopback else context.task.hosts[0]
     limits = first.limits
     control = await join(
         host,
@@ -177,7 +177,7 @@ async def _obey(
             return None
         config = read_config(context.folder.sweep, start.point)
         master = start.master_address
-        warning = None if context.work.local else check_master(master, _resolve(host), context.address, prefix)
+        warning = None if context.task.on_loopback else check_master(master, _resolve(host), context.address, prefix)
         if warning and not same_subnet(context.address, master, prefix):
             log(f"warning: {warning}")
         place = Placement(

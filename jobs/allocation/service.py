@@ -21,7 +21,7 @@ from jobs.allocation.node.engine import Engine
 from jobs.allocation.rows import End, Row, RowLedger
 from jobs.allocation.supervisor import Supervisor
 from jobs.allocation.walltime import point_seconds, service_seconds
-from jobs.cluster.slurm import others_wait
+from jobs.cluster.squeue import others_wait
 from jobs.core.errors import RunError, UserError
 from jobs.core.files import read_json, write_json, write_text
 from jobs.core.layout import local_sizes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from jobs.cli import OVERRIDES, Command
@@ -13,7 +12,7 @@ from jobs.sweep import batch
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    folder = batch.prepare(options.overrides, os.environ, options.script, serve=options.serve)
+    folder = batch.prepare(options.overrides, options.script, serve=options.serve)
     found = {"sweep": str(folder.sweep.path), "allocation": str(folder.path)}
     print(json.dumps(found) if options.json else folder.path)
     return 0

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import socket
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,14 +22,15 @@ from jobs.allocation.preflight.conduct import Preflight, Result
 from jobs.allocation.preflight.findings import Finding
 from jobs.allocation.preflight.station import make_station
 from jobs.cli import OVERRIDES, Command
+from jobs.cluster.base import ENDED, Request, cancel, scheduler
 from jobs.cluster.nodelist import Task
 from jobs.cluster.ports import derive_ports
-from jobs.cluster.sbatch import check_programs
+from jobs.cluster.time_limit import SIGNAL_DELAY_S
 from jobs.core.config import Config
 from jobs.core.errors import RunError
 from jobs.core.files import read_json
 from jobs.core.rundir import new_sweep
-from jobs.core.tasks import AllocationTask, ServiceTask, write_config, write_task
+from jobs.core.tasks import AllocationTask, ServiceTask, write_config
 from jobs.sweep import compose, road, show
 from jobs.sweep.plan import Plan
 
@@ -35,7 +39,8 @@ def _preflight(options: argparse.Namespace) -> int:
     # Whether the service would fit is another question.
     made = road.plan(compose.expand([*options.overrides, "launch.infeasible=keep"]))
     config = made.points[0].config
-    record = _through_slurm(made) if config.cluster.kind == "slurm" else asyncio.run(_here(config)).as_json()
+    here = scheduler(config.cluster.kind).on_loopback
+    record = asyncio.run(_here(config)).as_json() if here else _on_nodes(made)
     if options.json:
         print(json.dumps(record, ensure_ascii=False))
     else:
@@ -49,32 +54,36 @@ async def _here(config: Config) -> Result:
 
     ports = derive_ports(os.getpid(), api=config.engine.port, dp_rpc=config.engine.data_parallel_rpc_port, control=None)
     host = socket.gethostname()
-    interface, problem = rank.usable_interface(config, local=False)
+    interface, problem = rank.usable_interface(config)
     task = Task(0, 1, os.getpid(), (host,), host)
-    work = AllocationTask((), 1, local=False)
     results = Path(config.results.root).absolute()
-    station = make_station(config, task, interface, problem, ports, work, results, dict(os.environ))
-    return await Preflight(config, ports, ControlServer(1, "", 1.0), station, local=False).run()
+    station = make_station(config, task, interface, problem, ports, results, dict(os.environ))
+    return await Preflight(config, ports, ControlServer(1, "", 1.0), station).run()
 
 
-def _through_slurm(made: Plan) -> Mapping[str, Any]:
-    """Check as many nodes as the largest service needs, in a job of their own."""
-    check_programs("slurm")
+def _on_nodes(made: Plan) -> Mapping[str, Any]:
+    """Check as many nodes as the largest service needs, in an allocation of their own."""
     point, config = made.points[0], made.points[0].config
-    nodes = max(allocation.nodes for allocation in made.allocations)
+    minutes = math.ceil((config.limits.rendezvous_s + config.limits.preflight_s + SIGNAL_DELAY_S) / 60) + 1
+    config = replace(config, cluster=replace(config.cluster, time_limit=str(minutes)))
+    cluster = scheduler(config.cluster.kind)
+    request = Request(config, max(allocation.nodes for allocation in made.allocations), "preflight")
+    cluster.check(request)
     root = Path(config.results.root).absolute()
     name = datetime.now().strftime("preflight_%Y-%m-%d_%H-%M-%S")
     folder = new_sweep(root, name, datetime.now(), config.cluster.share_group, latest=False).allocation(0, 1)
-    folder.path.mkdir(parents=True)
-    folder.new_keys()
     write_config(folder.sweep, point.point, config)
-    task = AllocationTask((ServiceTask(point.service, (point.point,)),), 1, local=False, checks_only=True)
-    write_task(folder, task)
-    limits = config.limits
-    said = submission.srun(folder, config, nodes, "preflight", limits.rendezvous_s + limits.preflight_s)
+    work = AllocationTask((ServiceTask(point.service, (point.point,)),), 1, checks_only=True)
+    job = submission.submit(folder, work, request, config.cluster.kind)
+    try:
+        while (state := cluster.state(job)) not in ENDED and not folder.outcome.exists():
+            time.sleep(cluster.poll_s)
+    except KeyboardInterrupt:
+        cancel(folder)
+        raise
     if not folder.preflight.exists():
-        ended = read_json(folder.outcome)["ended"] if folder.outcome.exists() else said or "srun said nothing"
-        raise RunError("srun", f"{nodes} nodes", str(ended)[-400:], f"See {folder.path}.")
+        ended = read_json(folder.outcome)["ended"] if folder.outcome.exists() else f"its job ended ({state})"
+        raise RunError("preflight", f"{request.nodes} nodes", str(ended)[-400:], f"See {folder.path}.")
     record: Mapping[str, Any] = read_json(folder.preflight)
     return record
 

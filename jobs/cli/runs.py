@@ -8,9 +8,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from jobs.cli import RUN, Command
-from jobs.cluster import slurm
+from jobs.cluster import base
 from jobs.cluster.sick_nodes import proposal
-from jobs.core.files import read_json
 from jobs.core.planfile import read_plan
 from jobs.core.rundir import SweepDir, open_sweep
 from jobs.core.tasks import read_config
@@ -61,7 +60,7 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _cancel(options: argparse.Namespace) -> int:
-    cancelled = [read_json(f.job)["job_id"] for f in open_sweep(options.run).allocations() if slurm.cancel(f)]
+    cancelled = [job for folder in open_sweep(options.run).allocations() if (job := base.cancel(folder))]
     print(
         json.dumps({"cancelled": cancelled})
         if options.json

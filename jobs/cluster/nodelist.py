@@ -70,13 +70,14 @@ def _bad_nodelist(text: str, reason: str) -> ConfigError:
 
 @dataclass(frozen=True)
 class Task:
-    """The place of this process in its Slurm step: one task a node, rank k on hosts[k]."""
+    """The place of this process in its Slurm step: one task a node, rank k on hosts[k]; or all of them on one host."""
 
     rank: int
     ranks: int
     job_id: int
     hosts: tuple[str, ...]
     host: str
+    on_loopback: bool = False
 
 
 def task_from_slurm(env: Mapping[str, str]) -> Task:

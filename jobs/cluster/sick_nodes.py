@@ -6,6 +6,7 @@ import contextlib
 import time
 from dataclasses import dataclass, replace
 
+from jobs.cluster.base import scheduler
 from jobs.cluster.nodelist import expand_nodelist
 from jobs.core.config import Config
 from jobs.core.errors import UserError
@@ -50,7 +51,7 @@ def to_exclude(config: Config, root: Root) -> list[Sick]:
 
 def without_sick(config: Config, root: Root) -> Config:
     """Return the config with the sick nodes in cluster.exclude, if preflight.exclude_sick asks for it."""
-    found = to_exclude(config, root) if config.preflight.exclude_sick and config.cluster.kind != "local" else []
+    found = to_exclude(config, root) if config.preflight.exclude_sick else []
     if not found:
         return config
     exclude = ",".join([*([config.cluster.exclude] if config.cluster.exclude else []), *(one.node for one in found)])
@@ -59,7 +60,7 @@ def without_sick(config: Config, root: Root) -> Config:
 
 def proposal(config: Config, root: Root) -> list[str]:
     """Return lines for people before a submission: which nodes are left out, or might be."""
-    found = to_exclude(config, root) if config.cluster.kind != "local" else []
+    found = to_exclude(config, root) if scheduler(config.cluster.kind).queues else []
     if not found:
         return []
     names = ",".join(one.node for one in found)

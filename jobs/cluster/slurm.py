@@ -1,144 +1,124 @@
-"""What the cluster says of a job: squeue, then sacct, then scontrol. An empty queue is never a success."""
+"""cluster=slurm: each allocation is a job of its own, submitted with submitit."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-import re
-from datetime import datetime
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
 
-from jobs.cluster.time_limit import limit_seconds
-from jobs.core import process
+from containers.pyxis import check_strays
+from jobs.cluster import squeue
+from jobs.cluster.base import ENTRY, Job, Request, link_output
+from jobs.cluster.nodelist import Task, task_from_slurm
+from jobs.cluster.sick_nodes import without_sick
+from jobs.cluster.time_limit import SIGNAL_DELAY_S, limit_seconds
+from jobs.core.config import Config
 from jobs.core.errors import ConfigError, RunError
-from jobs.core.files import read_json
+from jobs.core.registry import SCHEDULERS
 from jobs.core.rundir import AllocationDir
 
-ENDED = frozenset(
-    [
-        "BOOT_FAIL",
-        "CANCELLED",
-        "COMPLETED",
-        "DEADLINE",
-        "FAILED",
-        "NODE_FAIL",
-        "OUT_OF_MEMORY",
-        "PREEMPTED",
-        "REVOKED",
-        "TIMEOUT",
-        "GONE",
-    ]
-)
-"""Slurm's final states (squeue(1)), and GONE: no source knows the job any more."""
 
-UNKNOWN = "UNKNOWN"
+@SCHEDULERS.register("slurm")
+class Slurm:
+    """Slurm through submitit, which is imported where a job is submitted: sbatch/ runs where it is not installed."""
 
-FOR_NODES = ("Resources", "Priority")
-"""Reasons of pending jobs that would run on nodes that are given back (squeue(1), job reason codes)."""
+    on_loopback = False
+    queues = True
+    poll_s = 5.0
 
-_NEVER = re.compile(
-    r"PartitionNodeLimit|PartitionTimeLimit|(?:QOS|Assoc\w*?)Max\w*PerJob\w*|MaxMemPerLimit|BadConstraints"
-    r"|DependencyNeverSatisfied|InvalidAccount|InvalidQOS|JobHeld\w+|launch failed requeued held"
-)
+    def check(self, request: Request) -> None:
+        """Refuse a host without sbatch and srun, and a shell whose variables would move every step into a container."""
+        check_strays(os.environ)
+        if missing := [name for name in ("sbatch", "srun") if not shutil.which(name)]:
+            reason = f"there is no {' and no '.join(missing)} on PATH"
+            raise ConfigError("cluster.kind", "slurm", reason, "Log in to a Slurm node, or use cluster=local.")
 
+    def submit(self, folder: AllocationDir, request: Request) -> Job:
+        """Submit a batch script that runs one task a node."""
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+        from submitit.slurm.slurm import SlurmExecutor
 
-def may_never_start(reason: str) -> bool:
-    """Return whether a pending job waits for something that does not pass by itself (squeue(1), job reason codes)."""
-    return _NEVER.match(reason.strip("()")) is not None
-
-
-def job_state(folder: AllocationDir) -> str:
-    """Return the state of an allocation's job in Slurm's words; UNKNOWN if nobody answered, so ask again."""
-    if not folder.job.exists():
-        return UNKNOWN
-    job = read_json(folder.job)
-    if job["kind"] == "local":
-        if process.alive(int(job["job_id"]), str(folder.submitit.resolve())):
-            return "RUNNING"
-        return "COMPLETED" if folder.outcome.exists() else "FAILED"
-    return slurm_state(str(job["job_id"]))
-
-
-def slurm_state(job_id: str) -> str:
-    """Return the state of a Slurm job."""
-    answered = False
-    for argv, pattern in (
-        (["squeue", "-h", "-j", job_id, "-o", "%T"], r"^(\w+)"),
-        (["sacct", "-n", "-P", "-X", "-j", job_id, "-o", "State"], r"^(\w+)"),
-        (["scontrol", "-o", "show", "job", job_id], r"JobState=(\w+)"),
-    ):
+        folder.submitit.mkdir(parents=True, exist_ok=True)
+        executor = SlurmExecutor(folder.submitit)
+        config = without_sick(request.config, folder.sweep.root)
+        executor.update_parameters(**sbatch_parameters(config, request.nodes, request.name))
+        submitted = time.time()
         try:
-            done = process.run(argv, timeout_s=30)
-        except RunError:
-            continue
-        match = re.search(pattern, done.stdout, re.MULTILINE)
-        if match:
-            return match.group(1)
-        answered = answered or done.returncode == 0 or "Invalid job id" in done.stderr
-    return "GONE" if answered else UNKNOWN
+            job_id = str(executor.submit(run_entry, str(folder.path)).job_id)
+        except (FailedJobError, FailedSubmissionError) as error:
+            reason = " ".join(str(error).split())[-400:]
+            remedy = "Check the keys of `cluster` against the site's rules."
+            raise RunError("sbatch", request.name, reason, remedy) from None
+        link_output(folder, job_id, request.nodes)
+        return Job(folder, job_id, "slurm", request.nodes, submitted)
+
+    def state(self, job: Job) -> str:
+        """Return what squeue, sacct or scontrol says."""
+        return squeue.slurm_state(job.job_id)
+
+    def queue(self, job: Job) -> dict[str, str]:
+        """Return what squeue says."""
+        return squeue.queue_words(job.job_id)
+
+    def cancel(self, job: Job) -> None:
+        """Call scancel."""
+        squeue.scancel(job.job_id)
+
+    def task(self, env: Mapping[str, str]) -> Task:
+        """Return the place that srun gives."""
+        return task_from_slurm(env)
 
 
-def queue_words(job_id: str) -> dict[str, str]:
-    """Return what squeue says of a job that has not ended: why it waits, its nodes, its start, the time left."""
-    with contextlib.suppress(RunError):
-        done = process.run(["squeue", "-h", "-j", job_id, "-o", "%T|%r|%N|%S|%L"], timeout_s=30)
-        state, *words = (*done.stdout.strip().split("|"), "", "", "", "")[:5]
-        reason, nodelist, starts, left = words
-        if state == "PENDING":
-            return {"reason": reason, "starts": "" if starts == "N/A" else starts}
-        return {"nodelist": nodelist, "left": left} if state else {}
-    return {}
+def run_entry(folder: str) -> None:
+    """Do the work of a task; submitit calls this. Ends with the rank's exit code."""
+    sys.exit(import_module(ENTRY).main([folder, "slurm"]))
 
 
-def seconds_left(job_id: str, timeout_s: float = 30) -> float | None:
-    """Return the seconds until a running Slurm job's time limit; infinity: no limit; None: nobody answered."""
-    with contextlib.suppress(RunError, ConfigError):
-        answer = process.run(["squeue", "-h", "-j", job_id, "-o", "%L"], timeout_s=timeout_s).stdout.strip()
-        if answer == "UNLIMITED":
-            return math.inf
-        return limit_seconds(answer) or 0 if answer[:1].isdigit() else None
-    return None
+def sbatch_parameters(config: Config, nodes: int, name: str) -> dict[str, Any]:
+    """Return submitit's parameters of one allocation. Pure; a null key is not emitted.
 
-
-def job_record(job_id: str) -> str:
-    """Return what `scontrol` says of a job, on one line; an empty string where nobody answers."""
-    with contextlib.suppress(RunError):
-        return process.run(["scontrol", "-o", "show", "job", job_id], timeout_s=30).stdout
-    return ""
-
-
-def submit_time(job_id: str) -> float | None:
-    """Return when a job was submitted, Unix seconds; None where nobody answers. Slurm tells local time."""
-    match = re.search(r"\bSubmitTime=(\S+)", job_record(job_id))
-    with contextlib.suppress(ValueError):
-        return datetime.fromisoformat(match.group(1)).timestamp() if match else None
-    return None
-
-
-def others_wait(partition: str, user: str) -> bool:
-    """Return whether jobs of other users wait in a partition for what we hold.
-
-    A job that is held, that depends on another one or that can never run would not start if we gave way.
+    Args:
+        config: any config of the sweep.
+        nodes: nodes of the allocation; one task a node.
+        name: job name, as `squeue` shows it. Jobs of one name run one at a time (--dependency=singleton): so a
+            resubmitted allocation and the next one of the sweep never run together.
     """
-    with contextlib.suppress(RunError):
-        waiting = process.run(["squeue", "-h", "-t", "PENDING", "-p", partition, "-o", "%u|%r"], timeout_s=30)
-        jobs = (line.strip().rpartition("|") for line in waiting.stdout.splitlines())
-        return any(name != user and reason in FOR_NODES for name, _, reason in jobs)
-    return False
-
-
-def cancel(folder: AllocationDir) -> bool:
-    """Cancel an allocation's own job and nothing else. Returns whether there was one to cancel.
-
-    Raises:
-        RunError: scancel refused, in its own words.
-    """
-    if not folder.job.exists() or job_state(folder) in ENDED:
-        return False
-    job = read_json(folder.job)
-    if job["kind"] == "local":
-        process.terminate(int(job["job_id"]))
-    else:
-        done = process.run(["scancel", str(job["job_id"])])
-        if done.returncode:
-            raise RunError("scancel", job["job_id"], " ".join(done.stderr.split()), "Is it your own job?")
-    return True
+    cluster = config.cluster
+    seconds = limit_seconds(cluster.time_limit)
+    # --kill-on-bad-exit fires on a code other than 0 only: --wait ends the step after a rank that exits 0.
+    srun = ["--kill-on-bad-exit=1", f"--wait={config.limits.srun_wait_s}", *cluster.srun_args]
+    parameters: dict[str, Any] = {
+        "job_name": name,
+        "nodes": nodes,
+        "ntasks_per_node": 1,
+        # Null: the partition's own default. Zero: no limit is asked for (sbatch(1), --time).
+        "time": None if cluster.time_limit is None else math.ceil(seconds / 60) if seconds else 0,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "gres": cluster.gres,
+        "constraint": cluster.constraint,
+        "nodelist": cluster.nodelist,
+        "exclude": cluster.exclude,
+        "exclusive": cluster.exclusive or None,
+        "mem": cluster.mem,
+        "cpus_per_task": cluster.cpus_per_task,
+        "dependency": "singleton",
+        "setup": list(cluster.setup) or None,
+        "wckey": None,
+        "stderr_to_stdout": True,
+        "signal_delay_s": SIGNAL_DELAY_S,
+        "srun_args": srun,
+    }
+    extra: dict[str, Any] = {"no-requeue": True}
+    if cluster.reservation:
+        extra["reservation"] = cluster.reservation
+    extra |= {key.lstrip("-").replace("_", "-"): value for key, value in cluster.sbatch_args.items()}
+    parameters["additional_parameters"] = {key: value for key, value in extra.items() if value not in (None, False)}
+    # A None for these two is for submitit, which has a value of its own for a key that is left out.
+    return {key: value for key, value in parameters.items() if value is not None or key in ("time", "wckey")}

@@ -95,3 +95,10 @@ CLIENTS: Registry[Any] = Registry(
     {"vllm_bench": "jobs.measure.clients.vllm_bench", "ais_bench": "jobs.measure.clients.ais_bench"},
 )
 """External benchmark clients: jobs/measure/clients/base.py."""
+
+SCHEDULERS: Registry[Any] = Registry(
+    "cluster.kind",
+    "serving_sweep.schedulers",
+    {name: f"jobs.cluster.{name}" for name in ("slurm", "script", "local")},
+)
+"""What brings an allocation to its nodes: jobs/cluster/base.py."""

@@ -16,8 +16,10 @@ from jobs.core.fields import (
     Section,
     Text,
     one_of,
+    registered,
     setting,
 )
+from jobs.core.registry import SCHEDULERS
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class ClientSettings(Section):
 class Cluster(Section):
     """How an allocation is asked for. A null key is not emitted."""
 
-    kind: Annotated[Text, one_of("auto", "slurm", "local")] = setting("auto", "auto: Slurm where sbatch is found")
+    kind: Annotated[Text, registered(SCHEDULERS, "auto")] = setting("auto", "auto: Slurm where sbatch is found")
     partition: Line | None = setting(None, "sbatch --partition")
     account: Line | None = setting(None, "sbatch --account")
     qos: Line | None = setting(None, "sbatch --qos")
@@ -128,6 +130,11 @@ class Cluster(Section):
     yield_to_others: Flag = setting(False, "stop after a point when other users' jobs wait in the partition")
     master_address: Text | None = setting(None, "null: address of the HCCL interface on the first host")
     control_port: Port | None = setting(None, "port on which the ranks talk; null: derived from the job id")
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether all ranks are processes of one host; what `auto` means is known where it is submitted."""
+        return self.kind in SCHEDULERS and bool(SCHEDULERS.get(self.kind).on_loopback)
 
 
 @dataclass(frozen=True)

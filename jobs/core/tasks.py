@@ -30,14 +30,12 @@ class AllocationTask:
     Attributes:
         services: what is run.
         attempt: number of this try.
-        local: all ranks are on loopback.
         checks_only: the nodes are checked, and no service is started.
         serve: its one service is kept up for hand tests and not measured.
     """
 
     services: tuple[ServiceTask, ...]
     attempt: int
-    local: bool
     serve: bool = False
     checks_only: bool = False
 
@@ -52,7 +50,7 @@ def read_task(folder: AllocationDir) -> AllocationTask:
     data: Mapping[str, Any] = read_json(folder.task)
     services = tuple(ServiceTask(item["service"], tuple(item["points"])) for item in data["services"])
     flags = {name: data.get(name, False) for name in ("serve", "checks_only")}
-    return AllocationTask(services, data["attempt"], data["local"], **flags)
+    return AllocationTask(services, data["attempt"], **flags)
 
 
 def write_config(sweep: SweepDir, point: str, config: Config) -> None:

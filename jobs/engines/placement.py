@@ -44,7 +44,7 @@ def first_data_parallel_rank(config: Config, rank: int) -> int:
 def planned(config: Config) -> tuple[Placement, ...]:
     """Return the ranks of a service as far as they are known before there is an allocation."""
     engine, cluster, hccl = config.engine, config.cluster, config.hccl
-    loopback = cluster.kind == "local"
+    loopback = cluster.on_loopback
     interface = LOOPBACK if loopback else "{interface}" if hccl.socket_ifname == "auto" else hccl.socket_ifname
     master = cluster.master_address or ("127.0.0.1" if loopback else "{master_address}")
     ranks = len(local_sizes(config))

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from jobs.cluster.slurm import ENDED, job_state, may_never_start, queue_words
+from jobs.cluster.base import ENDED, job_state, queue_words, read_job, scheduler
+from jobs.cluster.squeue import may_never_start
 from jobs.core.files import read_json, write_json
 from jobs.core.planfile import read_plan
 from jobs.core.rundir import AllocationDir, SweepDir
@@ -20,8 +21,7 @@ from jobs.sweep.status import phase
 from jobs.sweep.traces import job_id, states
 
 POLL_S = 0.5
-ASK_CLUSTER_S = 5.0
-"""The queue is asked this often; files are looked at every POLL_S."""
+"""Files are looked at this often; the cluster is asked as often as its back end says."""
 
 SETTLE_S = 10.0
 """A job may leave the queue before its last files are seen on this host."""
@@ -40,10 +40,10 @@ class _Allocation:
     """Why the job waits, and when it is expected to start, while it waits."""
 
     def look(self, now: float) -> None:
-        local = self.folder.job.exists() and read_json(self.folder.job)["kind"] == "local"
-        if now - self.asked >= (POLL_S if local else ASK_CLUSTER_S):
+        job = read_job(self.folder)
+        if now - self.asked >= (scheduler(job.kind).poll_s if job else POLL_S):
             self.state, self.asked = job_state(self.folder), now
-            self.queue = {} if local or self.state != "PENDING" else queue_words(job_id(self.folder))
+            self.queue = queue_words(self.folder) if self.state == "PENDING" else {}
         if self.state not in ENDED:
             self.gone_since = None
         elif self.gone_since is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.cluster.slurm import ENDED, job_state
+from jobs.cluster.base import ENDED, job_state, read_job
 from jobs.core.files import read_json
 from jobs.core.log import own_error, read_tail
 from jobs.core.rundir import AllocationDir, SweepDir
@@ -53,9 +53,10 @@ def _goes_on(folder: AllocationDir) -> bool:
 
 def _errors(folder: AllocationDir) -> str:
     """Return the errors with which the ranks ended, or where to look."""
+    job = read_job(folder)
     found = [
         f"; rank {rank} ({'headless' if rank else 'head'}): {error}"
-        for rank in range(int(read_json(folder.job)["nodes"]) if folder.job.exists() else 0)
+        for rank in range(job.nodes if job else 0)
         if (error := own_error(read_tail(folder.stdout(rank))))
     ]
     return "".join(found) or f"; see {folder.stdout(0)}"

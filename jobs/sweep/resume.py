@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.allocation import submission
-from jobs.allocation.entry import run_task
 from jobs.allocation.node import fingerprint
-from jobs.cluster.sbatch import check_shell
-from jobs.cluster.slurm import ENDED, job_state
+from jobs.cluster.base import ENDED, Request, job_state, scheduler
 from jobs.core.errors import RunError
 from jobs.core.files import read_json
 from jobs.core.planfile import read_plan
@@ -58,28 +56,30 @@ def resume(sweep: SweepDir, *, retry_failed: bool) -> int:
             remedy = f"Follow it (python -m jobs follow {sweep.path}), or cancel it first."
             raise RunError("RUN", sweep.path, f"allocation {folder.index} is {state.lower()}", remedy)
     left = unfinished(sweep, retry_failed=retry_failed)
+    allocations = _allocations(left)
     if left:  # before any row goes
-        check_shell(local=left[0].config.cluster.kind == "local")
+        config = left[0].config
+        scheduler(config.cluster.kind).check(Request(config, max(one.nodes for one in allocations)))
     by_name = {service.service: service for service in left}
     index = max((folder.index for folder in sweep.allocations()), default=-1) + 1
-    for number, allocation in enumerate(_allocations(left)):
+    for number, allocation in enumerate(allocations):
         tasks = [ServiceTask(name, by_name[name].points) for name in allocation.services]
         attempt = sweep.next_attempt(allocation.services)
         for task in tasks:
             for point in task.points:
                 sweep.point(point).row.unlink(missing_ok=True)
-        config = by_name[allocation.services[0]].config
-        submission.submit_allocation(sweep, index + number, attempt, tasks, config, allocation.nodes, run_task)
+        request = Request(by_name[allocation.services[0]].config, allocation.nodes)
+        submission.submit_allocation(sweep, index + number, attempt, tasks, request)
     return sum(len(service.points) for service in left)
 
 
 def _allocations(left: list[Service]) -> tuple[Allocation, ...]:
     packed = pack(left)
-    return together(packed) if left and left[0].config.cluster.kind == "local" else packed
+    return packed if left and scheduler(left[0].config.cluster.kind).queues else together(packed)
 
 
 def together(allocations: tuple[Allocation, ...]) -> tuple[Allocation, ...]:
-    """On one machine nothing queues: one allocation runs all services, with as many ranks as the largest needs."""
+    """Where nothing queues, one allocation runs all services, with as many ranks as the largest needs."""
     if not allocations:
         return ()
     nodes = max(allocation.nodes for allocation in allocations)

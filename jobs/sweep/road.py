@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from jobs.cluster.sbatch import kind_of
+from jobs.cluster.base import settled
 from jobs.core.config import Config
 from jobs.core.rundir import Root
 from jobs.forecast import history
@@ -38,10 +38,5 @@ def plan(points: Sequence[Sequence[str]], composer: compose.Composer = compose.d
 
 def _settled(configs: Sequence[Config]) -> list[Config]:
     """Return the configs with the kind of cluster that `auto` means here."""
-    kinds: dict[str, str] = {}
-    settled = []
-    for one in configs:
-        if one.cluster.kind not in kinds:
-            kinds[one.cluster.kind] = kind_of(one.cluster)
-        settled.append(replace(one, cluster=replace(one.cluster, kind=kinds[one.cluster.kind])))
-    return settled
+    kinds = {kind: settled(kind) for kind in {one.cluster.kind for one in configs}}
+    return [replace(one, cluster=replace(one.cluster, kind=kinds[one.cluster.kind])) for one in configs]

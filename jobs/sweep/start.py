@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.allocation import submission
-from jobs.allocation.entry import run_task
 from jobs.allocation.node import container
-from jobs.cluster.sbatch import check_programs
+from jobs.cluster.base import Request, scheduler
 from jobs.core.config import Config, in_container
 from jobs.core.errors import RunError
 from jobs.core.fields import from_root
@@ -38,11 +37,12 @@ def start(made: Plan, reused: Sequence[Past] = (), *, serve: bool = False) -> Sw
     """
     settings = made.points[0].config
     check_root(Path(settings.results.root).absolute())
-    check_programs(settings.cluster.kind)
-    local = settings.cluster.kind == "local"
+    cluster = scheduler(settings.cluster.kind)
+    allocations = made.allocations if cluster.queues else together(made.allocations)
+    cluster.check(Request(settings, max((one.nodes for one in allocations), default=0)))
     for service in made.services:
         container.check_submission(service.config)
-    if local:
+    if cluster.on_loopback:
         for service in made.services:
             _check_here(service.config)
     sweep = record(made)
@@ -50,9 +50,9 @@ def start(made: Plan, reused: Sequence[Past] = (), *, serve: bool = False) -> Sw
         reuse.take(sweep, reused)
         resume(sweep, retry_failed=False)
         return sweep
-    for index, allocation in enumerate(together(made.allocations) if local else made.allocations):
-        tasks = tasks_of(made, allocation)
-        job = submission.submit_allocation(sweep, index, 1, tasks, settings, allocation.nodes, run_task, serve=serve)
+    for index, allocation in enumerate(allocations):
+        request = Request(settings, allocation.nodes)
+        job = submission.submit_allocation(sweep, index, 1, tasks_of(made, allocation), request, serve=serve)
         logging.info("allocation %s: job %s (%s)", index, job.job_id, job.kind)
     return sweep
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.cluster import slurm
-from jobs.cluster.slurm import ENDED
+from jobs.cluster import base
+from jobs.cluster.base import ENDED
+from jobs.cluster.squeue import may_never_start
 from jobs.core.files import read_json, read_lines
 from jobs.core.planfile import PlannedPoint, read_plan
 from jobs.core.rundir import AllocationDir, SweepDir
@@ -45,9 +46,9 @@ def describe(sweep: SweepDir) -> dict[str, Any]:
 
 
 def _allocation(folder: AllocationDir) -> dict[str, Any]:
-    state = slurm.job_state(folder)
+    state = base.job_state(folder)
     outcome: Mapping[str, Any] = read_json(folder.outcome) if folder.outcome.exists() else {}
-    queue = slurm.queue_words(job_id(folder)) if _in_slurm(folder) and state not in ENDED else {}
+    queue = base.queue_words(folder) if state not in ENDED else {}
     return {
         "allocation": folder.index,
         "attempt": folder.attempt,
@@ -58,10 +59,6 @@ def _allocation(folder: AllocationDir) -> dict[str, Any]:
         "resubmitted": outcome.get("resubmitted"),
         "services": [_service(folder, service.service) for service in read_task(folder).services],
     } | queue
-
-
-def _in_slurm(folder: AllocationDir) -> bool:
-    return folder.job.exists() and read_json(folder.job)["kind"] == "slurm"
 
 
 def _service(folder: AllocationDir, service: str) -> dict[str, Any]:
@@ -114,7 +111,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     for one in found["allocations"]:
         words = [f"allocation {one['allocation']} attempt {one['attempt']}: job {one['job_id']} {one['state']}"]
         words += [f"{name} {one[name]}" for name in ("reason", "nodelist", "starts", "left") if one.get(name)]
-        words += ["it may never start"] if slurm.may_never_start(one.get("reason") or "") else []
+        words += ["it may never start"] if may_never_start(one.get("reason") or "") else []
         words += [one["phase"]] if one["phase"] and one["state"] not in ENDED else []
         words += [f"ended: {one['ended']}"] if one["ended"] else []
         text.append(", ".join(words))

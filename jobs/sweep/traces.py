@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.core.files import read_json, read_lines
+from jobs.cluster.base import read_job
+from jobs.core.files import read_lines
 from jobs.core.rundir import AllocationDir, ServiceDir
 
 
 def job_id(folder: AllocationDir) -> str:
     """Return the job of an allocation; "?" before it is known."""
-    return str(read_json(folder.job)["job_id"]) if folder.job.exists() else "?"
+    job = read_job(folder)
+    return job.job_id if job else "?"
 
 
 def attempts(folder: AllocationDir, service: str) -> list[ServiceDir]:

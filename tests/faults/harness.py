@@ -18,8 +18,9 @@ from lab import Lab
 from rich.console import Console
 
 from jobs.allocation.node.cleanup import SEGMENTS, SHM, unused
+from jobs.cluster.base import ENDED
 from jobs.cluster.nodelist import expand_nodelist
-from jobs.cluster.slurm import ENDED, slurm_state
+from jobs.cluster.squeue import slurm_state
 from jobs.core.files import read_json, read_lines
 from jobs.core.process import TAG
 from jobs.core.rundir import AllocationDir, SweepDir

@@ -13,7 +13,8 @@ from lab import Lab
 from lanes import Lanes
 from processes import wait_until
 
-from jobs.cluster.slurm import ENDED, slurm_state
+from jobs.cluster.base import ENDED
+from jobs.cluster.squeue import slurm_state
 from jobs.core.files import read_json
 from jobs.core.rundir import AllocationDir, SweepDir
 

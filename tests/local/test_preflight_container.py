@@ -52,7 +52,7 @@ def look(made: Config) -> Runtime:
 def judged(found: Runtime, *, npus: bool = True) -> list[Finding]:
     facts = node(0)
     facts = change(facts, host__runtime=found)  # type: ignore[type-var]
-    all_of = host.judge([facts], config("cluster=slurm").preflight, npus=npus, local=False)
+    all_of = host.judge([facts], config("cluster=slurm").preflight, npus=npus, on_loopback=False)
     return [one for one in all_of if one.check == "host.container" or "container." in one.reason]
 
 

@@ -52,7 +52,7 @@ def station(settings: Config, rank: int, ports: Ports, folder: Path, **spot: Any
         "prefix": LO[2],
         "interface_problem": None,
         "ports": ports,
-        "local": bool(rank),  # both are on this host: the second one must not want HCCL's ports as well
+        "on_loopback": bool(rank),  # both are on this host: the second one must not want HCCL's ports as well
         "results": folder,
         "inherited": {"PATH": f"{folder}:{os.environ['PATH']}"},
         "ascend": folder / "no-ascend",
@@ -77,7 +77,7 @@ async def two_ranks(
     first, second = (station(settings, rank, ports, folders[rank], **spots.get(rank, {})) for rank in (0, 1))
     work = asyncio.create_task(serve(link, second))
     try:
-        yield Preflight(settings, ports, control, first, local=False), ports
+        yield Preflight(settings, ports, control, first), ports
     finally:
         await control.send(Bye())
         await control.close()

@@ -18,7 +18,7 @@ from core_help import executable
 PROGRAMS = ("squeue", "sacct", "scontrol", "scancel", "sbatch", "srun")
 
 PROGRAM = r'''#!PYTHON -SE
-import json, re, sys
+import itertools, json, re, sys
 from pathlib import Path
 
 here = Path(__file__).parent
@@ -127,15 +127,16 @@ elif name == "scancel":
 elif name == "sbatch":
     known = (
         "account cpus-per-task constraint dependency exclude exclusive gres job-name licenses mem nodelist nodes"
-        " no-requeue ntasks-per-node open-mode output partition qos reservation signal time"
+        " no-requeue ntasks-per-node open-mode output parsable partition qos reservation signal time"
     ).split()
-    flags = ("no-requeue", "exclusive")
-    if len(words) != 1:
-        fail("sbatch: error: one script is expected")
+    flags = ("no-requeue", "exclusive", "parsable")
+    given = [word for word in itertools.takewhile(lambda word: word.startswith("--"), words)]
+    if len(words) == len(given):
+        fail("sbatch: error: a script is expected")
     reachable("slurmctld")
-    script = Path(words[0]).read_text()
+    script = Path(words[len(given)]).read_text()
     asked = {}
-    for line in re.findall(r"^#SBATCH (.*)$", script, re.MULTILINE):
+    for line in [*re.findall(r"^#SBATCH (.*)$", script, re.MULTILINE), *given]:
         option, equals, value = line.removeprefix("--").partition("=")
         if not line.startswith("--") or option not in known or bool(equals) == (option in flags):
             fail(f"sbatch: unrecognized option '{line}'")
@@ -145,7 +146,7 @@ elif name == "sbatch":
              "Invalid partition name specified" % asked["partition"])
     number = str(max([int(n) for n in jobs] or [100]) + 1)
     jobs[number] = {"state": "PENDING", "asked": asked, "user": "me"}
-    end(f"Submitted batch job {number}")
+    end(number if "parsable" in asked else f"Submitted batch job {number}")
 
 else:
     fail("srun: error: a login node starts no steps here")

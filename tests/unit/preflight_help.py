@@ -99,12 +99,12 @@ def judge(
     """Return the findings of all judges."""
     keys = network.keys_of(PORTS)
     return [
-        *host.judge(facts, settings.preflight, npus=facts[0].npus is not None, local=False),
-        *network.interfaces(facts, settings, local=False),
+        *host.judge(facts, settings.preflight, npus=facts[0].npus is not None, on_loopback=False),
+        *network.interfaces(facts, settings, on_loopback=False),
         *network.ports(facts, keys),
         *network.paths(facts, reached, keys, PORTS.api),
         *npu.judge(facts, settings),
-        *fabric.judge(facts, all_pings(facts) if pings is None else pings, local=False),
+        *fabric.judge(facts, all_pings(facts) if pings is None else pings, on_loopback=False),
     ]
 
 

@@ -18,7 +18,7 @@ from fake_slurm import FakeSlurm
 
 from jobs.allocation import rank
 from jobs.allocation.walltime import TIME_IS_UP
-from jobs.cluster import slurm as jobstate
+from jobs.cluster import script, squeue
 from jobs.cluster.time_limit import SIGNAL_DELAY_S
 from jobs.core.errors import ConfigError, RunError
 from jobs.core.files import read_json, write_json
@@ -38,12 +38,19 @@ RECORD = (
 
 def prepare(tmp_path: Path, *overrides: str, env: Mapping[str, str] = JOB, serve: bool = False) -> AllocationDir:
     words = ["engine=simulator", f"results.root={tmp_path / 'runs'}", *overrides]
-    return batch.prepare(words, env, ROOT / "sbatch/sweep.sbatch", serve=serve)
+    with pytest.MonkeyPatch.context() as shell:
+        for name in JOB:
+            shell.delenv(name, raising=False)
+        for name, value in env.items():
+            shell.setenv(name, value)
+        return batch.prepare(words, ROOT / "sbatch/sweep.sbatch", serve=serve)
 
 
 @pytest.fixture(autouse=True)
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     fake = FakeSlurm(tmp_path / "bin")
+    for name, value in JOB.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("PATH", f"{fake.folder}:/usr/bin:/bin")
     return fake
 
@@ -55,9 +62,9 @@ def test_one_job_carries_out_the_whole_sweep(tmp_path: Path) -> None:
     folder = prepare(tmp_path, "parallel.max_model_len=8192,16384", "bench.concurrency=1,2")
     task = read_task(folder)
     assert [len(service.points) for service in task.services] == [2, 2]
-    assert (task.local, task.serve) == (False, False)
+    assert task.serve is False
     record = read_json(folder.job)
-    assert (record["job_id"], record["kind"], record["nodes"]) == ("4711", "slurm", 2)
+    assert (record["job_id"], record["kind"], record["nodes"]) == ("4711", "script", 2)
     assert len(read_json(folder.sweep.plan)["points"]) == 4
     assert read_config(folder.sweep, task.services[0].points[0]).cluster.kind == "slurm", "though it rehearses"
     assert "srun" in folder.submission.read_text()
@@ -74,7 +81,7 @@ def test_the_same_question_has_the_same_name_as_from_launch(tmp_path: Path) -> N
 def test_the_queueing_time_counts_from_the_submission(
     tmp_path: Path, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobstate, "job_record", lambda _: RECORD)
+    monkeypatch.setattr(squeue, "job_record", lambda _: RECORD)
     submitted = read_json(prepare(tmp_path).job)["submitted"]
     assert datetime.datetime.fromtimestamp(submitted).isoformat() == "2026-11-25T03:00:00"
 
@@ -135,7 +142,7 @@ def test_the_rest_is_submitted_by_the_same_script(
     tmp_path: Path, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = sbatch(tmp_path, slurm)
-    monkeypatch.setattr(jobstate, "job_record", lambda _: RECORD)
+    monkeypatch.setattr(squeue, "job_record", lambda _: RECORD)
     folder = prepare(tmp_path, "parallel.max_model_len=8192,16384")
     assert batch.rest(folder) is None, "nothing is left"
     left(folder)
@@ -164,7 +171,7 @@ def test_the_rest_is_submitted_by_the_same_script(
 )
 def test_the_next_job_writes_into_the_directory_of_this_one(tmp_path: Path, output: str, next_one: str) -> None:
     record = RECORD.replace("/home/me/logs/slurm-4711.out", output).replace("serving-sweep", "my sweep", 1)
-    words = batch.sbatch_command("4711", record, prepare(tmp_path))
+    words = script.sbatch_command("4711", record, prepare(tmp_path))
     assert f"--output={next_one}" in words
     assert "--job-name=my sweep" in words
 

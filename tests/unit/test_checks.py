@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from core_help import change, composer, config, plan_of
 
-from jobs.cluster.sbatch import kind_of
+from jobs.cluster.base import settled
 from jobs.core.errors import ConfigError, RunError, UserError
 from jobs.sweep import check, road
 from jobs.sweep.start import start
@@ -89,7 +89,7 @@ def test_slurm_without_sbatch_is_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     made = plan("cluster=slurm", empty_path=tmp_path)  # a plan can be made anywhere
-    assert kind_of(config("cluster=auto").cluster) == "local"
+    assert settled("auto") == "local"
     error = refused(made)
     assert isinstance(error, ConfigError)
     assert (error.key, error.value, error.exit_code) == ("cluster.kind", "slurm", 2)

@@ -9,7 +9,8 @@ import pytest
 from results_help import planned
 from rich.console import Console
 
-from jobs.cluster.slurm import may_never_start
+from jobs.cluster.slurm import Slurm
+from jobs.cluster.squeue import may_never_start
 from jobs.core.files import write_json
 from jobs.core.tasks import AllocationTask, ServiceTask, write_task
 from jobs.sweep import follow as following
@@ -42,10 +43,10 @@ def test_why_a_job_waits_is_said_once(
 ) -> None:
     sweep, made = planned(tmp_path)
     tasks = tuple(ServiceTask(one.service, one.points) for one in made.services)
-    write_task(sweep.allocation(0, 1), AllocationTask(tasks, 1, local=False))
-    write_json(sweep.allocation(0, 1).job, {"kind": "slurm", "job_id": "7", "nodes": 2})
+    write_task(sweep.allocation(0, 1), AllocationTask(tasks, 1))
+    write_json(sweep.allocation(0, 1).job, {"kind": "slurm", "job_id": "7", "nodes": 2, "submitted": 1.0})
     answers = iter(["2026-01-01T00:00:00", "2026-01-01T00:10:00", ""])
-    monkeypatch.setattr(following, "ASK_CLUSTER_S", 0)
+    monkeypatch.setattr(Slurm, "poll_s", 0)
     monkeypatch.setattr(following, "POLL_S", 0)
     monkeypatch.setattr(following, "job_state", lambda _: "PENDING")
     monkeypatch.setattr(following, "queue_words", lambda _: {"reason": reason, "starts": next(answers)})

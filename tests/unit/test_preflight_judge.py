@@ -203,7 +203,7 @@ def test_interface_that_lead_nowhere_are_not_proposed() -> None:
 def test_an_interface_that_cannot_reach_its_peers(
     changes: dict[str, Any], settings: dict[str, Any], words: str
 ) -> None:
-    found = network.interfaces(nodes(**changes), change(CONFIG, **settings), local=False)
+    found = network.interfaces(nodes(**changes), change(CONFIG, **settings), on_loopback=False)
     [one] = [one for one in found if one.state == "fail"]
     assert one.node == TWO
     assert words in one.reason
@@ -302,7 +302,7 @@ def test_a_ping_that_the_tool_refuses_is_lost() -> None:
 
 
 def test_tls_off_by_a_missing_certificate_agrees_with_off() -> None:
-    assert wrong(fabric.judge(nodes(**port_change(0, tls=False)), [], local=True))[0][3] == "fabric.ping"
+    assert wrong(fabric.judge(nodes(**port_change(0, tls=False)), [], on_loopback=True))[0][3] == "fabric.ping"
 
 
 def test_ports_without_an_answer_about_tls_are_not_passes() -> None:

@@ -10,20 +10,23 @@ from pathlib import Path
 
 import pytest
 from core_help import change, composer, config
+from fake_slurm import FakeSlurm
 from preflight_help import ONE, TWO, judge, node, nodes, npu_change, port_change
 from rich.console import Console
 
 from jobs.__main__ import main
-from jobs.allocation import rank, submission
+from jobs.allocation import rank
 from jobs.allocation.preflight import evidence, report
 from jobs.allocation.preflight.conduct import Result
 from jobs.allocation.preflight.facts import Holder
 from jobs.allocation.preflight.findings import CHECKS, Finding
 from jobs.cli import launch
 from jobs.cluster.sick_nodes import proposal, sick, without_sick
+from jobs.cluster.slurm import Slurm
 from jobs.core.errors import ConfigError
 from jobs.core.files import read_json
-from jobs.core.rundir import Root
+from jobs.core.rundir import AllocationDir, Root
+from jobs.core.tasks import read_task
 
 SLURM = config("cluster=slurm")
 
@@ -166,17 +169,17 @@ def test_local_runs_exclude_nothing(tmp_path: Path) -> None:
 
 def test_a_rank_with_a_wrong_interface_still_meets_the_others() -> None:
     wrong = change(SLURM, hccl__socket_ifname="nosuchinterface")
-    (name, address, _), problem = rank.usable_interface(wrong, local=False)
+    (name, address, _), problem = rank.usable_interface(wrong)
     assert problem is not None
     assert problem.startswith("hccl.socket_ifname=nosuchinterface: no interface of this host matches")
-    assert (name, address) == rank.own_interface(change(SLURM, hccl__socket_ifname="auto"), local=False)[:2]
+    assert (name, address) == rank.own_interface(change(SLURM, hccl__socket_ifname="auto"))[:2]
     for setting in (
         {"preflight__enabled": False},
         {"preflight__skip": ("network",)},
         {"preflight__warn_only": ("network.interface",)},
     ):
         with pytest.raises(ConfigError):
-            rank.usable_interface(change(wrong, **setting), local=False)
+            rank.usable_interface(change(wrong, **setting))
 
 
 def test_the_verb_checks_this_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,24 +194,38 @@ def test_the_verb_checks_this_host(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "network.interface: hccl.socket_ifname=nosuchinterface" in capsys.readouterr().out
 
 
-def test_srun_is_asked_for_the_same_nodes_as_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[str]] = []
+NODES = ("engine=simulator", "cluster=slurm", "cluster.partition=npu", "cluster.gres='npu:8'", "cluster.mem='0'")
 
-    def run(argv: list[str], **_: object) -> object:
-        asked.append(argv)
-        return type("Done", (), {"stderr": "said\n"})()
 
-    monkeypatch.setattr("jobs.core.process.run", run)
-    full = change(
-        SLURM, cluster__partition="npu", cluster__gres="npu:8", cluster__mem="0", cluster__sbatch_args={"comment": "x"}
-    )
-    folder = submission.SweepDir(tmp_path / "s").allocation(0, 1)
-    assert submission.srun(folder, full, 2, "preflight", 420.0) == "said"
-    [argv] = asked
-    assert argv[0] == "srun"
-    assert {"--nodes=2", "--ntasks-per-node=1", "--partition=npu", "--gres=npu:8", "--mem=0", "--exclusive"} <= set(
-        argv
-    )
-    assert {"--kill-on-bad-exit=1", "--time=8", "--comment=x", f"--output={folder.path}/stdout-%t.log"} <= set(argv)
-    assert not [word for word in argv if word.startswith(("--no-requeue", "--dependency", "--setup"))]
-    assert argv[-2:] == ["jobs.allocation.rank", str(folder.path)]
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    fake = FakeSlurm(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{fake.folder}:/usr/bin:/bin")
+    return fake
+
+
+def test_nodes_are_asked_for_as_for_a_sweep(
+    slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Slurm, "state", lambda *_: "NODE_FAIL")
+    limits = ("limits.rendezvous_s=60", "limits.preflight_s=100")
+    assert main(["preflight", *NODES, f"results.root={tmp_path}/runs", *limits]) == 1
+    assert "preflight = 2 nodes: its job ended (NODE_FAIL)" in capsys.readouterr().err
+    [job] = slurm.jobs.values()
+    wanted = {"nodes": "2", "ntasks-per-node": "1", "partition": "npu", "gres": "npu:8", "mem": "0", "exclusive": True}
+    assert job["asked"].items() >= (wanted | {"time": "6"}).items(), "250 s with the signal before the end, and 1 min"
+    [folder] = (tmp_path / "runs").glob("preflight_*/allocations/0/1")
+    assert read_task(AllocationDir(folder)).checks_only
+
+
+def test_ctrl_c_ends_the_job_of_the_checks(slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = iter([KeyboardInterrupt])
+
+    def state(*_: object) -> str:
+        for interruption in asked:
+            raise interruption
+        return "PENDING"
+
+    monkeypatch.setattr(Slurm, "state", state)
+    assert main(["preflight", *NODES, f"results.root={tmp_path}/runs"]) == 130
+    assert [job["state"] for job in slurm.jobs.values()] == ["CANCELLED"]

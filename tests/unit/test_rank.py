@@ -20,6 +20,7 @@ from jobs.allocation.control import ControlServer
 from jobs.allocation.messages import Bye, Lost, Signalled, Stop, Stopped
 from jobs.allocation.preflight.station import make_station
 from jobs.allocation.walltime import Walltime
+from jobs.cluster.base import Job
 from jobs.cluster.nodelist import Task
 from jobs.cluster.ports import Ports
 from jobs.core.config import Config
@@ -50,20 +51,29 @@ async def stopping() -> asyncio.Future[str]:
 
 
 def task(number: int = 1) -> Task:
-    return Task(number, 2, JOB, ("node0", "node1"), f"node{number}")
+    return Task(number, 2, JOB, ("node0", "node1"), f"node{number}", on_loopback=True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> AllocationDir:
+    made = AllocationDir(tmp_path / "sweep/allocations/0/1")
+    Job(made, str(JOB), "slurm", 2, 1.0).write()
+    return made
 
 
 async def test_a_job_that_slurm_does_not_end_is_cancelled_by_the_rank_that_is_left(
-    slurm: FakeSlurm, stopping: asyncio.Future[str], monkeypatch: pytest.MonkeyPatch
+    slurm: FakeSlurm, folder: AllocationDir, stopping: asyncio.Future[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rank, "GIVE_BACK_S", 0.01)
-    await rank._give_back(task(), stopping)
+    await rank._give_back(folder, stopping)
     assert slurm.calls("scancel") == [["scancel", str(JOB)]]
     assert not stopping.done(), "the wait must not end what others wait for"
 
 
-async def test_a_job_that_slurm_ends_is_left_to_it(slurm: FakeSlurm, stopping: asyncio.Future[str]) -> None:
-    giving = asyncio.create_task(rank._give_back(task(), stopping))
+async def test_a_job_that_slurm_ends_is_left_to_it(
+    slurm: FakeSlurm, folder: AllocationDir, stopping: asyncio.Future[str]
+) -> None:
+    giving = asyncio.create_task(rank._give_back(folder, stopping))
     await asyncio.sleep(0)
     stopping.set_result("cancelled or preempted (SIGTERM)")
     await soon(giving)
@@ -71,11 +81,11 @@ async def test_a_job_that_slurm_ends_is_left_to_it(slurm: FakeSlurm, stopping: a
 
 
 async def test_a_cluster_that_does_not_answer_does_not_hold_the_rank(
-    stopping: asyncio.Future[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: AllocationDir, stopping: asyncio.Future[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rank, "GIVE_BACK_S", 0.01)
     monkeypatch.setenv("PATH", str(tmp_path))  # no scancel at all
-    await soon(rank._give_back(task(), stopping))
+    await soon(rank._give_back(folder, stopping))
 
 
 @pytest.fixture
@@ -90,14 +100,14 @@ def here(tmp_path: Path, port: int) -> RankContext:
     folder = AllocationDir(tmp_path / "sweep/allocations/0/1")
     folder.path.mkdir(parents=True)
     folder.key.write_text("key")
-    work = AllocationTask((), 1, local=True)
+    work = AllocationTask((), 1)
     return RankContext(task(), "lo", "127.0.0.1", Ports(1, 2, port), folder, work, {}, Walltime(None))
 
 
 async def obey(place: RankContext, one: Config, stopping: asyncio.Future[str]) -> tuple[int, bool]:
     """Do what a headless rank does after it has started."""
     interface = (place.interface, place.address, 8)
-    station = make_station(one, place.task, interface, None, place.ports, place.work, place.folder.path, {})
+    station = make_station(one, place.task, interface, None, place.ports, place.folder.path, {})
     return await rank._obey(place, one, 8, stopping, station)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from results_help import planned
 
-from jobs.cluster import slurm
+from jobs.cluster import base, squeue
 from jobs.core.files import write_json, write_text
 from jobs.core.rundir import AllocationDir, SweepDir
 from jobs.core.tasks import AllocationTask, ServiceTask, read_config, write_task
@@ -24,14 +24,14 @@ def folder(tmp_path: Path) -> SweepDir:
     lengths = "parallel.max_model_len=8192,4096"  # in the order of running
     found, made = planned(tmp_path, lengths, "bench.concurrency=1,4")
     tasks = tuple(ServiceTask(s.service, s.points) for s in made.services)
-    write_task(found.allocation(0, 1), AllocationTask(tasks, 1, local=False))
-    write_json(found.allocation(0, 1).job, {"kind": "slurm", "job_id": "7", "nodes": 2})
+    write_task(found.allocation(0, 1), AllocationTask(tasks, 1))
+    write_json(found.allocation(0, 1).job, {"kind": "slurm", "job_id": "7", "nodes": 2, "submitted": 1.0})
     return found
 
 
 def cluster_says(monkeypatch: pytest.MonkeyPatch, state: str, **queue: str) -> None:
-    monkeypatch.setattr(slurm, "job_state", lambda _: state)
-    monkeypatch.setattr(slurm, "queue_words", lambda _: queue)
+    monkeypatch.setattr(base, "job_state", lambda _: state)
+    monkeypatch.setattr(base, "queue_words", lambda _: queue)
 
 
 def names(found: SweepDir) -> tuple[list[str], list[str]]:
@@ -117,8 +117,8 @@ def test_a_job_without_a_number_yet(folder: SweepDir) -> None:
 )
 def test_squeues_words(answer: str, words: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     done = subprocess.CompletedProcess([], 0, answer + "\n", "")
-    monkeypatch.setattr(slurm.process, "run", lambda *_, **__: done)
-    assert slurm.queue_words("7") == words
+    monkeypatch.setattr(squeue.process, "run", lambda *_, **__: done)
+    assert squeue.queue_words("7") == words
 
 
 def test_after_a_job_that_died_every_point_has_its_reason_and_no_row_is_written(

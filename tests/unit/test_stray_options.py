@@ -5,18 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from core_help import config
 from fake_slurm import FakeSlurm
-from test_batch import JOB, SCRIPTS, run_script
+from test_batch import JOB, SCRIPTS, prepare, run_script
 
 from jobs.__main__ import main
-from jobs.allocation import submission
-from jobs.allocation.entry import run_task
 from jobs.core.errors import ConfigError
 from jobs.core.files import read_json, write_json
-from jobs.core.rundir import SweepDir
-from jobs.core.tasks import ServiceTask
-from jobs.sweep import batch, road
+from jobs.sweep import road
 from jobs.sweep.record import record
 from jobs.sweep.resume import resume
 
@@ -41,7 +36,7 @@ def words(tmp_path: Path) -> list[str]:
 
 def test_a_batch_job_does_not_prepare_anything(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=STRAY):
-        batch.prepare(words(tmp_path), JOB | {STRAY: "other"}, None, serve=False)
+        prepare(tmp_path, env=JOB | {STRAY: "other"})
     assert not (tmp_path / "runs").exists()
 
 
@@ -52,10 +47,7 @@ def test_the_checks_of_the_nodes_do_not_start(
     assert main(["preflight", *words(tmp_path)]) == 2
     assert f"{STRAY} = other: pyxis takes it as an option of every step" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
-    sweep_dir = SweepDir(tmp_path / "runs/s")
-    with pytest.raises(ConfigError, match=STRAY):
-        submission.srun(sweep_dir.allocation(0, 1), config("cluster=slurm"), 2, "preflight", 1.0)
-    assert not slurm.calls("srun")
+    assert not slurm.calls("sbatch") + slurm.calls("srun")
 
 
 def test_a_resume_removes_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,16 +60,6 @@ def test_a_resume_removes_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ConfigError, match=STRAY):
         resume(made, retry_failed=True)
     assert row.exists()
-
-
-@pytest.mark.usefixtures("stray")
-def test_an_allocation_for_slurm_is_not_even_made(tmp_path: Path, slurm: FakeSlurm) -> None:
-    made = SweepDir(tmp_path / "runs/s")
-    with pytest.raises(ConfigError, match=STRAY):
-        submission.submit_allocation(made, 0, 1, [ServiceTask("s", ("p",))], config("cluster=slurm"), 2, run_task)
-    assert not made.path.exists()
-    assert not slurm.calls("sbatch")
-    submission.new_allocation(made, 0, 1, [ServiceTask("s", ("p",))], local=True)  # no step, no pyxis
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

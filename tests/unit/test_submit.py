@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,13 @@ from fake_slurm import FakeSlurm
 from submitit.slurm.slurm import _make_sbatch_string
 
 from jobs.allocation import submission
-from jobs.allocation.entry import _local_task, run_task
-from jobs.cluster.sbatch import check_programs, kind_of, sbatch_parameters
-from jobs.cluster.slurm import job_state
+from jobs.cluster.base import Job, Request
+from jobs.cluster.slurm import sbatch_parameters
 from jobs.core.config import Config
-from jobs.core.errors import ConfigError, RunError
+from jobs.core.errors import RunError
 from jobs.core.files import read_json
-from jobs.core.rundir import AllocationDir, SweepDir
-from jobs.core.tasks import ServiceTask, read_task
+from jobs.core.rundir import SweepDir
+from jobs.core.tasks import ServiceTask
 
 
 def script(made: Config, nodes: int = 2, name: str = "sweep-s-0") -> str:
@@ -112,37 +110,6 @@ def test_srun_waits_as_long_as_the_limit_says() -> None:
     assert " --wait=7 " in script(change(config("cluster=slurm"), limits__srun_wait_s=7))
 
 
-# --- which cluster
-
-
-@pytest.mark.parametrize(
-    ("kind", "programs", "found"),
-    [
-        ("auto", ["sbatch"], "slurm"),
-        ("auto", [], "local"),
-        ("local", ["sbatch"], "local"),
-        ("slurm", [], "slurm"),
-    ],
-)
-def test_kind_of_cluster(
-    kind: str, programs: list[str], found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in programs:
-        (tmp_path / name).touch(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert kind_of(config(f"cluster={kind}").cluster) == found
-
-
-@pytest.mark.parametrize("missing", ["sbatch", "srun"])
-def test_slurm_without_its_programs_is_refused(missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in {"sbatch", "srun"} - {missing}:
-        (tmp_path / name).touch(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    check_programs("local")
-    with pytest.raises(ConfigError, match=f"no {missing} on PATH"):
-        check_programs("slurm")
-
-
 # --- a real submission to the stand-in
 
 
@@ -153,27 +120,23 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     return fake
 
 
-def allocate(tmp_path: Path, index: int = 0, **values: Any) -> tuple[AllocationDir, submission.Submitted]:
-    made = change(config("cluster=slurm"), **values)
+def allocate(tmp_path: Path, index: int = 0, **values: Any) -> Job:
+    request = Request(change(config("cluster=slurm"), **values), 2)
     sweep = SweepDir(tmp_path / "runs/s")
-    job = submission.submit_allocation(sweep, index, 1, [ServiceTask("service", ("p", "q"))], made, 2, run_task)
-    return sweep.allocation(index, 1), job
+    return submission.submit_allocation(sweep, index, 1, [ServiceTask("service", ("p", "q"))], request)
 
 
 def test_one_allocation_is_one_job_with_its_record(tmp_path: Path, slurm: FakeSlurm) -> None:
-    folder, job = allocate(tmp_path, cluster__partition="npu", cluster__gres="npu:8")
+    job = allocate(tmp_path, cluster__partition="npu", cluster__gres="npu:8")
+    folder = job.folder
     assert (job.job_id, job.kind) == ("101", "slurm")
     assert len(slurm.calls("sbatch")) == 1
     assert slurm.jobs["101"]["asked"]["gres"] == "npu:8"
     record = read_json(folder.job)
     assert (record["job_id"], record["kind"], record["nodes"]) == ("101", "slurm", 2)
-    assert job_state(folder) == "PENDING"
-    assert read_task(folder).services == (ServiceTask("service", ("p", "q")),)
-    assert read_task(folder).local is False
     assert "#SBATCH --partition=npu" in folder.submission.read_text()
     for rank in (0, 1):
         assert folder.stdout(rank).readlink() == Path(f"submitit/101_{rank}_log.out")
-    assert stat.S_IMODE(folder.key.stat().st_mode) == 0o600
 
 
 def test_allocations_of_one_sweep_run_one_at_a_time_unless_more_may(tmp_path: Path, slurm: FakeSlurm) -> None:
@@ -208,9 +171,3 @@ def test_no_answer_from_the_controller_is_said(tmp_path: Path, slurm: FakeSlurm)
     slurm.down("slurmctld")
     with pytest.raises(RunError, match="Unable to contact slurm controller"):
         allocate(tmp_path)
-
-
-def test_a_local_rank_knows_its_place() -> None:
-    env = {"SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_JOB_ID": "4711"}
-    task = _local_task(env)
-    assert (task.rank, task.ranks, task.job_id, task.hosts) == (1, 2, 4711, ("localhost", "localhost"))

@@ -45,7 +45,7 @@ def check(config: Config) -> None:
     if container.image is None:
         reason = f"container={container.runtime} needs an image"
         raise ConfigError("container.image", None, reason, "Give registry#image:tag, or the path of a .sqsh file.")
-    if container.runtime == "pyxis" and config.cluster.kind == "local":
+    if container.runtime == "pyxis" and config.cluster.on_loopback:
         reason = "pyxis is a plugin of Slurm and needs a job"
         raise ConfigError("container.runtime", "pyxis", reason, "Use cluster=slurm, or container=enroot.")
     if container.shm_size is not None:
@@ -79,7 +79,7 @@ def check_submission(config: Config) -> None:
     Raises:
         RunError: this host is the node and lacks the runtime, or Slurm has no pyxis.
     """
-    if in_container(config) and (config.cluster.kind == "local" or config.container.runtime == "pyxis"):
+    if in_container(config) and (config.cluster.on_loopback or config.container.runtime == "pyxis"):
         check_host(config)
 
 

@@ -81,9 +81,9 @@ class _Lost(Exception):
 class Preflight:
     """The checks of one allocation, once."""
 
-    def __init__(self, config: Config, ports: Ports, control: Channel, station: Station, *, local: bool) -> None:
+    def __init__(self, config: Config, ports: Ports, control: Channel, station: Station) -> None:
         """Args: any config of the allocation, the engine's ports, the channel, and rank 0's own station."""
-        self._config, self._ports, self._control, self._station, self._local = config, ports, control, station, local
+        self._config, self._ports, self._control, self._station = config, ports, control, station
         self._end = time.monotonic() + config.limits.preflight_s
         self._expected = frozenset(control.present)
         self._asked = 0
@@ -110,7 +110,7 @@ class Preflight:
     async def _clocks(self) -> dict[int, float]:
         """Return how far the clock of each other rank is ahead of ours, s."""
         best: dict[int, tuple[float, float]] = {}
-        for _ in range(CLOCK_ROUNDS if self._expected and not self._local else 0):
+        for _ in range(CLOCK_ROUNDS if self._expected and not self._station.on_loopback else 0):
             sent = time.time()
             asked = dict.fromkeys(self._expected, AskClock(self._next()))
             for rank, (came, answer) in (await self._hear(asked, Clock)).items():
@@ -136,15 +136,15 @@ class Preflight:
 
     def _judge(self, facts: Sequence[Facts], reached: Sequence[Reached], pings: Sequence[Ping]) -> list[Finding]:
         config, settings = self._config, self._config.preflight
-        npus = any(one.npus is not None for one in facts)
+        npus, on_loopback = any(one.npus is not None for one in facts), self._station.on_loopback
         keys = network.keys_of(self._ports)
         found = [
-            *host.judge(facts, settings, npus=npus, local=self._local),
-            *network.interfaces(facts, config, local=self._local),
+            *host.judge(facts, settings, npus=npus, on_loopback=on_loopback),
+            *network.interfaces(facts, config, on_loopback=on_loopback),
             *network.ports(facts, keys),
             *network.paths(facts, reached, keys, self._ports.api),
             *npu.judge(facts, config),
-            *fabric.judge(facts, pings, local=self._local),
+            *fabric.judge(facts, pings, on_loopback=on_loopback),
         ]
         return settle(found, settings.skip, settings.warn_only)
 

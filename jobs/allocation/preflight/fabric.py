@@ -13,7 +13,7 @@ WITHOUT_DETECTION = ("Init", "Detect ip set")
 """Network health where no detection address is set: it says nothing, and the pings decide."""
 
 
-def judge(facts: Sequence[Facts], pings: Sequence[Ping], *, local: bool) -> list[Finding]:
+def judge(facts: Sequence[Facts], pings: Sequence[Ping], *, on_loopback: bool) -> list[Finding]:
     """Return what is right and wrong with the fabric of all nodes."""
     found: list[Finding] = []
     for one in facts:
@@ -26,7 +26,7 @@ def judge(facts: Sequence[Facts], pings: Sequence[Ping], *, local: bool) -> list
     known = {one.rank: one for one in facts if one.npus and one.npus.ports}
     if not known:
         return found
-    found += _addresses(list(known.values()), local=local) + _tls(list(known.values()))
+    found += _addresses(list(known.values()), on_loopback=on_loopback) + _tls(list(known.values()))
     return found + _pings(known, pings)
 
 
@@ -81,7 +81,7 @@ def _node(node: str, ports: Sequence[NpuPort]) -> list[Finding]:
     return found + [passed(check, node, value) for check, value in values.items() if check not in bad]
 
 
-def _addresses(facts: Sequence[Facts], *, local: bool) -> list[Finding]:
+def _addresses(facts: Sequence[Facts], *, on_loopback: bool) -> list[Finding]:
     holders: dict[str, list[tuple[Facts, NpuPort]]] = {}
     for one in facts:
         for port in one.npus.ports if one.npus else ():
@@ -90,7 +90,7 @@ def _addresses(facts: Sequence[Facts], *, local: bool) -> list[Finding]:
     found = []
     for address, held in holders.items():
         # The ranks of a local run share one host, and so its NPUs.
-        if len(held) > 1 and not local:
+        if len(held) > 1 and not on_loopback:
             where = ", ".join(f"{one.node} NPU {port.index}" for one, port in held)
             reason, remedy = f"{address} is given to {where}", "Give every NPU an address of its own (/etc/hccn.conf)."
             found.append(Finding("fabric.address", "fail", "", reason, remedy))

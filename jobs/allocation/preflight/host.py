@@ -14,7 +14,7 @@ CLOCK_WARN_S = 0.5
 HUGEPAGES_SHARE = 0.1
 
 
-def judge(facts: Sequence[Facts], settings: Preflight, *, npus: bool, local: bool) -> list[Finding]:
+def judge(facts: Sequence[Facts], settings: Preflight, *, npus: bool, on_loopback: bool) -> list[Finding]:
     """Return what is right and wrong with the nodes.
 
     Args:
@@ -22,11 +22,11 @@ def judge(facts: Sequence[Facts], settings: Preflight, *, npus: bool, local: boo
         settings: the limits.
         npus: a large model is served: too little memory or disk is a failure. Else it is a warning: tiny models need
             little.
-        local: all ranks are on one host: there is nothing to compare.
+        on_loopback: all ranks are on one host: there is nothing to compare.
     """
     severity: State = "fail" if npus else "warn"
     found: list[Finding] = []
-    for one in facts if not local else facts[:1]:
+    for one in facts if not on_loopback else facts[:1]:
         found += [
             _shm(one, settings.shm_gib, severity),
             _memory(one, settings.memory_gib, severity),
@@ -35,8 +35,8 @@ def judge(facts: Sequence[Facts], settings: Preflight, *, npus: bool, local: boo
             _hugepages(one),
             _proxies(one),
         ]
-    if len(facts) < 2 or local:
-        why = "all ranks are on one host" if local else "there is one node only"
+    if len(facts) < 2 or on_loopback:
+        why = "all ranks are on one host" if on_loopback else "there is one node only"
         return found + not_run(("host.versions", "host.clock"), facts[0].node, why)
     return found + _versions(facts) + _clocks(facts, settings.clock_s)
 

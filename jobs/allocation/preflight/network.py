@@ -79,9 +79,9 @@ def _means(spec: str, interfaces: Mapping[str, Interface]) -> str | None:
         return None
 
 
-def interfaces(facts: Sequence[Facts], config: Config, *, local: bool) -> list[Finding]:
+def interfaces(facts: Sequence[Facts], config: Config, *, on_loopback: bool) -> list[Finding]:
     """Return whether every rank's interface is there, up, and in one subnet with rank 0's."""
-    if local:
+    if on_loopback:
         return not_run(("network.interface", "network.master"), facts[0].node, "all ranks are on loopback")
     remedy = advice([one.interfaces for one in facts], [one.node for one in facts])
     head = facts[0]

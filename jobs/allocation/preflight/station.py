@@ -30,7 +30,6 @@ from jobs.cluster.nodelist import Task
 from jobs.cluster.ports import Ports
 from jobs.core.config import Config
 from jobs.core.fields import from_root
-from jobs.core.tasks import AllocationTask
 from jobs.core.waiting import aside
 from jobs.engines.placement import Placement
 from jobs.engines.vllm import environment
@@ -52,7 +51,7 @@ class StationContext:
         interface, address, prefix: the interface that this rank uses.
         interface_problem: why the interface of the config cannot be used here.
         ports: of the engine.
-        local: all ranks are on loopback.
+        on_loopback: all ranks are on one host.
         results: results.root, as far as it is known.
         inherited: environment of this task.
         job: id of the job, for paths that hold it.
@@ -67,7 +66,7 @@ class StationContext:
     prefix: int
     interface_problem: str | None
     ports: Ports
-    local: bool
+    on_loopback: bool
     results: Path
     inherited: Mapping[str, str]
     job: str = ""
@@ -90,6 +89,11 @@ class Station:
         self._listeners = Listeners()
         self._deadline = time.monotonic() + LATE * config.limits.preflight_s
         self._stopped = threading.Event()
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether all ranks are on one host."""
+        return self._context.on_loopback
 
     async def answer(self, message: Message) -> Answer | None:
         """Answer one question of rank 0; the end of the checks wants no answer."""
@@ -134,7 +138,7 @@ class Station:
             lambda: look.host(
                 env,
                 context.inherited,
-                () if context.local else context.peers,
+                () if context.on_loopback else context.peers,
                 {"results.root": context.results, "TMPDIR": Path(env.get("TMPDIR", "/tmp"))},
                 config,
                 hccl,
@@ -161,7 +165,7 @@ class Station:
         return self._tools().npus(count, sources, fabric=fabric)
 
     def _hccl_ports(self) -> list[int]:
-        if self._context.local and self._context.rank:
+        if self.on_loopback and self._context.rank:
             return []  # rank 0 holds them on this host
         base = self._config.hccl.if_base_port or HCCL_BASE_PORT
         return list(range(base, base + HCCL_PORTS))
@@ -191,7 +195,6 @@ def make_station(
     interface: tuple[str, str, int],
     interface_problem: str | None,
     ports: Ports,
-    work: AllocationTask,
     results: Path,
     inherited: Mapping[str, str],
 ) -> Station:
@@ -204,7 +207,7 @@ def make_station(
         *interface,
         interface_problem,
         ports,
-        work.local,
+        task.on_loopback,
         results,
         inherited,
         str(task.job_id),

@@ -81,7 +81,7 @@ def variables(config: Config, place: Placement) -> dict[str, str]:
         result["HCCL_IF_IP"] = place.address if hccl.if_ip == "auto" else hccl.if_ip
     if hccl.socket_ifname is not None:
         spec = place.interface if hccl.socket_ifname == "auto" else hccl.socket_ifname
-        if config.cluster.kind == "local":
+        if config.cluster.on_loopback:
             spec = place.interface
         result["HCCL_SOCKET_IFNAME"] = spec
         bare = spec.lstrip("=") if "^" not in spec and "," not in spec else place.interface

@@ -1,0 +1,179 @@
+"""What brings an allocation to its nodes: the seam, and what all its back ends share.
+
+A back end is one file of this room, or a module of a site's own distribution (docs/extending.md).
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from jobs.cluster.nodelist import Task
+from jobs.core.config import Config
+from jobs.core.files import read_json, write_json
+from jobs.core.registry import SCHEDULERS
+from jobs.core.rundir import AllocationDir
+
+ENDED = frozenset(
+    (
+        *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
+        *("REVOKED", "TIMEOUT", "GONE"),
+    )
+)
+"""Slurm's final states (squeue(1)), and GONE: no source knows the job any more. All back ends use these words."""
+
+UNKNOWN = "UNKNOWN"
+"""Nobody answered: ask again."""
+
+ENTRY = "jobs.allocation.entry"
+"""What every task runs, with the allocation's directory and the kind of cluster. By name, as on a command line: this
+room knows no rank."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an allocation asks for.
+
+    Attributes:
+        config: any config of the sweep.
+        nodes: of the allocation; one task each.
+        name: of the job.
+        after: the job whose rest this one does.
+    """
+
+    config: Config
+    nodes: int
+    name: str = ""
+    after: Job | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A submitted allocation, as status, follow and cancel find it (job.json).
+
+    Attributes:
+        folder: of the allocation.
+        job_id: as the cluster gives it; of local processes the process id of their controller.
+        kind: name of the back end.
+        nodes: of the allocation.
+        submitted: Unix seconds.
+        pid: of the process here that runs the tasks, where that is not the job itself.
+    """
+
+    folder: AllocationDir
+    job_id: str
+    kind: str
+    nodes: int
+    submitted: float
+    pid: int | None = None
+
+    def write(self) -> None:
+        """Write the record."""
+        record = {"job_id": self.job_id, "kind": self.kind, "nodes": self.nodes, "submitted": self.submitted}
+        write_json(self.folder.job, record | ({} if self.pid is None else {"pid": self.pid}))
+
+
+def entry(folder: AllocationDir, kind: str) -> list[str]:
+    """Return the command line of every task."""
+    return [sys.executable, "-u", "-m", ENTRY, str(folder.path), kind]
+
+
+class Scheduler(Protocol):
+    """How one kind of cluster is asked.
+
+    Attributes:
+        on_loopback: all ranks are processes of this host.
+        queues: each allocation waits for nodes that the cluster chooses; else one allocation runs all services.
+        poll_s: the state of a job may be asked this often, seconds.
+    """
+
+    on_loopback: bool
+    queues: bool
+    poll_s: float
+
+    def check(self, request: Request) -> None:
+        """Say before anything is written why this can't be submitted from here. A plan can be made anywhere.
+
+        Raises:
+            ConfigError, RunError: key, value, reason, remedy.
+        """
+
+    def submit(self, folder: AllocationDir, request: Request) -> Job:
+        """Let `ENTRY` run on all nodes; the output of task k goes to `folder.stdout(k)`.
+
+        Raises:
+            RunError: the cluster refused it; its own words are the reason.
+        """
+
+    def state(self, job: Job) -> str:
+        """Return the state of a job in Slurm's words; UNKNOWN if nobody answered."""
+
+    def queue(self, job: Job) -> dict[str, str]:
+        """Return what is known of a job that has not ended: reason, starts; nodelist, left."""
+
+    def cancel(self, job: Job) -> None:
+        """End this job and nothing else.
+
+        Raises:
+            RunError: the cluster refused, in its own words.
+        """
+
+    def task(self, env: Mapping[str, str]) -> Task:
+        """Return the place of a task, from its environment.
+
+        Raises:
+            RunError: it is none.
+        """
+
+
+def scheduler(kind: str) -> Scheduler:
+    """Return the back end of this name."""
+    found: Scheduler = SCHEDULERS.get(kind)
+    return found
+
+
+def settled(kind: str) -> str:
+    """Return the name of a back end; `auto` is Slurm where sbatch is on PATH, else this host."""
+    return kind if kind != "auto" else "slurm" if shutil.which("sbatch") else "local"
+
+
+def read_job(folder: AllocationDir) -> Job | None:
+    """Return the record of an allocation; None: it was not submitted."""
+    return Job(folder, **read_json(folder.job)) if folder.job.exists() else None
+
+
+def job_state(folder: AllocationDir) -> str:
+    """Return the state of an allocation's job; UNKNOWN if it has none, or nobody answered."""
+    job = read_job(folder)
+    return scheduler(job.kind).state(job) if job else UNKNOWN
+
+
+def queue_words(folder: AllocationDir) -> dict[str, str]:
+    """Return what is known of an allocation that waits or runs."""
+    job = read_job(folder)
+    return scheduler(job.kind).queue(job) if job else {}
+
+
+def cancel(folder: AllocationDir) -> str | None:
+    """Cancel an allocation's own job and nothing else. Returns its id; None: there was nothing to cancel.
+
+    Raises:
+        RunError: the cluster refused, in its own words.
+    """
+    job = read_job(folder)
+    if job is None or job_state(folder) in ENDED:
+        return None
+    scheduler(job.kind).cancel(job)
+    return job.job_id
+
+
+def link_output(folder: AllocationDir, job_id: str, nodes: int) -> None:
+    """Give submitit's files the names of the run directory."""
+    files = {folder.stdout(task): folder.submitit / f"{job_id}_{task}_log.out" for task in range(nodes)}
+    script = folder.submitit / f"{job_id}_submission.sh"
+    for name, target in (files | ({folder.submission: script} if script.exists() else {})).items():
+        name.unlink(missing_ok=True)
+        name.symlink_to(target.relative_to(folder.path))

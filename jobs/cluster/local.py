@@ -1,0 +1,68 @@
+"""cluster=local: all ranks are processes of this host, on loopback, under submitit's controller of local tasks."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+
+from jobs.cluster.base import Job, Request, entry, link_output
+from jobs.cluster.nodelist import Task
+from jobs.cluster.time_limit import SIGNAL_DELAY_S, limit_seconds
+from jobs.core import process
+from jobs.core.registry import SCHEDULERS
+from jobs.core.rundir import AllocationDir
+
+UNLIMITED_S = 365 * 24 * 3600
+"""The controller wants a number of seconds."""
+
+
+@SCHEDULERS.register("local")
+class Local:
+    """Processes that outlive their launcher and its terminal. The job is their controller."""
+
+    on_loopback = True
+    queues = False
+    poll_s = 0.5
+
+    def check(self, request: Request) -> None:
+        """Nothing can be wrong: what the engine needs of this host is looked for elsewhere."""
+
+    def submit(self, folder: AllocationDir, request: Request) -> Job:
+        """Start a controller in a session of its own, so that Ctrl-C in the launcher does not reach it."""
+        folder.submitit.mkdir(parents=True, exist_ok=True)
+        env = {
+            "SUBMITIT_LOCAL_NTASKS": str(request.nodes),
+            "SUBMITIT_LOCAL_COMMAND": shlex.join(entry(folder, "local")),
+            "SUBMITIT_LOCAL_TIMEOUT_S": str(limit_seconds(request.config.cluster.time_limit) or UNLIMITED_S),
+            "SUBMITIT_LOCAL_SIGNAL_DELAY_S": str(SIGNAL_DELAY_S),
+            "SUBMITIT_STDERR_TO_STDOUT": "1",
+            "SUBMITIT_LOCAL_WITH_SHELL": "",
+        }
+        argv = [sys.executable, "-m", "submitit.local._local", str(folder.submitit.resolve())]
+        submitted = time.time()
+        job_id = str(process.detach(argv, dict(os.environ) | env, folder.submitit / "controller.log").pid)
+        link_output(folder, job_id, request.nodes)
+        return Job(folder, job_id, "local", request.nodes, submitted)
+
+    def state(self, job: Job) -> str:
+        """Return whether the controller lives, else whether rank 0 came to its end."""
+        if process.alive(int(job.job_id), str(job.folder.submitit.resolve())):
+            return "RUNNING"
+        return "COMPLETED" if job.folder.outcome.exists() else "FAILED"
+
+    def queue(self, job: Job) -> dict[str, str]:
+        """Nothing waits here."""
+        return {}
+
+    def cancel(self, job: Job) -> None:
+        """End the controller, which ends its tasks."""
+        process.terminate(int(job.job_id))
+
+    def task(self, env: Mapping[str, str]) -> Task:
+        """Return the place that the controller gives."""
+        ranks, rank = int(env["SUBMITIT_LOCAL_NTASKS"]), int(env["SUBMITIT_LOCAL_GLOBALID"])
+        hosts = ("localhost",) * ranks
+        return Task(rank, ranks, int(env["SUBMITIT_LOCAL_JOB_ID"]), hosts, "localhost", on_loopback=True)

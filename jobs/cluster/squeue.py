@@ -1,0 +1,105 @@
+"""What the cluster says of a job: squeue, then sacct, then scontrol. An empty queue is never a success."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from datetime import datetime
+
+from jobs.cluster.base import UNKNOWN
+from jobs.cluster.time_limit import limit_seconds
+from jobs.core import process
+from jobs.core.errors import ConfigError, RunError
+
+FOR_NODES = ("Resources", "Priority")
+"""Reasons of pending jobs that would run on nodes that are given back (squeue(1), job reason codes)."""
+
+_NEVER = re.compile(
+    r"PartitionNodeLimit|PartitionTimeLimit|(?:QOS|Assoc\w*?)Max\w*PerJob\w*|MaxMemPerLimit|BadConstraints"
+    r"|DependencyNeverSatisfied|InvalidAccount|InvalidQOS|JobHeld\w+|launch failed requeued held"
+)
+
+
+def may_never_start(reason: str) -> bool:
+    """Return whether a pending job waits for something that does not pass by itself (squeue(1), job reason codes)."""
+    return _NEVER.match(reason.strip("()")) is not None
+
+
+def slurm_state(job_id: str) -> str:
+    """Return the state of a Slurm job."""
+    answered = False
+    for argv, pattern in (
+        (["squeue", "-h", "-j", job_id, "-o", "%T"], r"^(\w+)"),
+        (["sacct", "-n", "-P", "-X", "-j", job_id, "-o", "State"], r"^(\w+)"),
+        (["scontrol", "-o", "show", "job", job_id], r"JobState=(\w+)"),
+    ):
+        try:
+            done = process.run(argv, timeout_s=30)
+        except RunError:
+            continue
+        match = re.search(pattern, done.stdout, re.MULTILINE)
+        if match:
+            return match.group(1)
+        answered = answered or done.returncode == 0 or "Invalid job id" in done.stderr
+    return "GONE" if answered else UNKNOWN
+
+
+def queue_words(job_id: str) -> dict[str, str]:
+    """Return what squeue says of a job that has not ended: why it waits, its nodes, its start, the time left."""
+    with contextlib.suppress(RunError):
+        done = process.run(["squeue", "-h", "-j", job_id, "-o", "%T|%r|%N|%S|%L"], timeout_s=30)
+        state, *words = (*done.stdout.strip().split("|"), "", "", "", "")[:5]
+        reason, nodelist, starts, left = words
+        if state == "PENDING":
+            return {"reason": reason, "starts": "" if starts == "N/A" else starts}
+        return {"nodelist": nodelist, "left": left} if state else {}
+    return {}
+
+
+def seconds_left(job_id: str, timeout_s: float = 30) -> float | None:
+    """Return the seconds until a running Slurm job's time limit; infinity: no limit; None: nobody answered."""
+    with contextlib.suppress(RunError, ConfigError):
+        answer = process.run(["squeue", "-h", "-j", job_id, "-o", "%L"], timeout_s=timeout_s).stdout.strip()
+        if answer == "UNLIMITED":
+            return math.inf
+        return limit_seconds(answer) or 0 if answer[:1].isdigit() else None
+    return None
+
+
+def job_record(job_id: str) -> str:
+    """Return what `scontrol` says of a job, on one line; an empty string where nobody answers."""
+    with contextlib.suppress(RunError):
+        return process.run(["scontrol", "-o", "show", "job", job_id], timeout_s=30).stdout
+    return ""
+
+
+def submit_time(job_id: str) -> float | None:
+    """Return when a job was submitted, Unix seconds; None where nobody answers. Slurm tells local time."""
+    match = re.search(r"\bSubmitTime=(\S+)", job_record(job_id))
+    with contextlib.suppress(ValueError):
+        return datetime.fromisoformat(match.group(1)).timestamp() if match else None
+    return None
+
+
+def others_wait(partition: str, user: str) -> bool:
+    """Return whether jobs of other users wait in a partition for what we hold.
+
+    A job that is held, that depends on another one or that can never run would not start if we gave way.
+    """
+    with contextlib.suppress(RunError):
+        waiting = process.run(["squeue", "-h", "-t", "PENDING", "-p", partition, "-o", "%u|%r"], timeout_s=30)
+        jobs = (line.strip().rpartition("|") for line in waiting.stdout.splitlines())
+        return any(name != user and reason in FOR_NODES for name, _, reason in jobs)
+    return False
+
+
+def scancel(job: str) -> None:
+    """Cancel a job, or a step of one (JOB.STEP), and nothing else.
+
+    Raises:
+        RunError: scancel refused, in its own words.
+    """
+    done = process.run(["scancel", job])
+    if done.returncode:
+        raise RunError("scancel", job, " ".join(done.stderr.split()), "Is it your own job?")
