@@ -45,6 +45,16 @@ def slurm_state(job_id: str) -> str:
     return "GONE" if answered else UNKNOWN
 
 
+def steps(job_id: str) -> dict[str, str] | None:
+    """Return the steps of a job that run, id by name; None: nobody answered. A job that is over has none."""
+    with contextlib.suppress(RunError):
+        done = process.run(["squeue", "-h", "-s", "-j", job_id, "-o", "%i|%j"], timeout_s=30)
+        if done.returncode == 0 or "Invalid job id" in done.stderr:
+            lines = [line.partition("|") for line in done.stdout.split()]
+            return {name: step for step, _, name in lines}
+    return None
+
+
 def queue_words(job_id: str) -> dict[str, str]:
     """Return what squeue says of a job that has not ended: why it waits, its nodes, its start, the time left."""
     with contextlib.suppress(RunError):
@@ -94,12 +104,12 @@ def others_wait(partition: str, user: str) -> bool:
     return False
 
 
-def scancel(job: str) -> None:
+def scancel(job: str, *options: str) -> None:
     """Cancel a job, or a step of one (JOB.STEP), and nothing else.
 
     Raises:
         RunError: scancel refused, in its own words.
     """
-    done = process.run(["scancel", job])
+    done = process.run(["scancel", *options, job])
     if done.returncode:
         raise RunError("scancel", job, " ".join(done.stderr.split()), "Is it your own job?")

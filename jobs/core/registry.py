@@ -99,6 +99,6 @@ CLIENTS: Registry[Any] = Registry(
 SCHEDULERS: Registry[Any] = Registry(
     "cluster.kind",
     "serving_sweep.schedulers",
-    {name: f"jobs.cluster.{name}" for name in ("slurm", "script", "local")},
+    {name: f"jobs.cluster.{name}" for name in ("slurm", "script", "local", "current")},
 )
 """What brings an allocation to its nodes: jobs/cluster/base.py."""

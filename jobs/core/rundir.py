@@ -111,6 +111,7 @@ class AllocationDir:
     job = File("job.json", "job id, kind of cluster, time of submission")
     submission = File("submission.sh", "the batch script as submitted")
     submitit = File("submitit", "submitit's own files")
+    srun_log = File("srun.log", "what srun says in an allocation that the user holds (cluster=current)")
     outcome = File("outcome.json", "how the allocation ended, written by rank 0 last of all")
     serving = File("serving.json", "how to reach a service that is kept up for hand tests; there while it is")
     preflight = File("preflight.json", "what the checks of the nodes found, before the first service")

@@ -6,6 +6,7 @@ written down there.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import sys
 from collections.abc import Iterator
@@ -18,18 +19,25 @@ from core_help import executable
 PROGRAMS = ("squeue", "sacct", "scontrol", "scancel", "sbatch", "srun")
 
 PROGRAM = r'''#!PYTHON -SE
-import itertools, json, re, sys
+import fcntl, itertools, json, re, signal, sys, time
 from pathlib import Path
 
 here = Path(__file__).parent
 name = Path(__file__).name
 words = sys.argv[1:]
+lock = (here / "lock").open("w")
+fcntl.flock(lock, fcntl.LOCK_EX)
 state = json.loads((here / "state.json").read_text())
 state["calls"].append([name, *words])
 
 
+def save():
+    (here / "new").write_text(json.dumps(state))
+    (here / "new").rename(here / "state.json")
+
+
 def end(text="", error="", code=0):
-    (here / "state.json").write_text(json.dumps(state))
+    save()
     if text:
         print(text)
     if error:
@@ -73,7 +81,7 @@ LIVING = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED")
 jobs = state["jobs"]
 
 if name == "squeue":
-    found, rest = options(("-j", "-o", "-t", "-p"), ("-h",))
+    found, rest = options(("-j", "-o", "-t", "-p"), ("-h", "-s"))
     if rest:
         fail(f"squeue: error: Unrecognized option: {rest[0]}")
     reachable("slurmctld")
@@ -83,6 +91,11 @@ if name == "squeue":
         if found["-j"] not in jobs or jobs[found["-j"]].get("purged"):
             fail(INVALID)
         shown = [jobs[found["-j"]]]
+        if "-s" in found:
+            if found.get("-o") != "%i|%j":
+                fail("squeue: error: Unrecognized field specification")
+            running = shown[0].get("steps", {}) if shown[0]["state"] in LIVING else {}
+            end("\n".join(f"{step}|{its}" for step, its in running.items()))
     else:
         shown = list(jobs.values())
     shown = [job for job in shown if job["state"] in found.get("-t", ",".join(LIVING)).split(",")]
@@ -113,15 +126,20 @@ elif name == "scontrol":
     end(f"JobId={rest[2]} JobName=x UserId=me(1) JobState={jobs[rest[2]]['state']} Reason=None Restarts=0")
 
 elif name == "scancel":
-    found, rest = options((), ())
+    found, rest = options((), ("--signal=TERM",))
     reachable("slurmctld")
-    if len(rest) != 1 or not rest[0].isdigit():
+    if len(rest) != 1 or not re.fullmatch(r"\d+(\.\d+)?", rest[0]):
         fail(f"scancel: error: Invalid job id {' '.join(rest)}")
+    step = rest[0] if "." in rest[0] else None
+    rest[0] = rest[0].partition(".")[0]
     if rest[0] not in jobs:
         fail(f"scancel: error: Kill job error on job id {rest[0]}: Invalid job id specified")
     if jobs[rest[0]].get("user", "me") != "me":
         fail(f"scancel: error: Kill job error on job id {rest[0]}: Access/permission denied")
-    jobs[rest[0]]["state"] = "CANCELLED"
+    if step is None:
+        jobs[rest[0]]["state"] = "CANCELLED"
+    elif jobs[rest[0]].get("steps", {}).pop(step, None) is None:
+        fail(f"scancel: error: Kill job error on job step id {step}: Invalid job id specified")
     end()
 
 elif name == "sbatch":
@@ -149,7 +167,28 @@ elif name == "sbatch":
     end(number if "parsable" in asked else f"Submitted batch job {number}")
 
 else:
-    fail("srun: error: a login node starts no steps here")
+    # A step that stands still until it is cancelled, or srun gets a signal: what it would run is not run.
+    known = "jobid job-name nodes ntasks ntasks-per-node kill-on-bad-exit wait output chdir".split()
+    given = [word.partition("=") for word in itertools.takewhile(lambda word: word.startswith("--"), words)]
+    asked = {name.removeprefix("--"): value for name, _, value in given}
+    if unknown := asked.keys() - {*known, "unbuffered"}:
+        fail(f"srun: unrecognized option '--{unknown.pop()}'")
+    if len(words) == len(given):
+        fail("srun: fatal: No command given to execute.")
+    reachable("slurmctld")
+    number = asked.get("jobid")
+    if jobs.get(number, {}).get("state") != "RUNNING":
+        fail("srun: error: Unable to confirm allocation for job %s: Invalid job id specified" % number)
+    step = f"{number}.{len(jobs[number].get('steps', {}))}"
+    jobs[number].setdefault("steps", {})[step] = asked["job-name"]
+    save()
+    for task in range(int(asked["ntasks"])):
+        Path(asked["output"].replace("%t", str(task))).touch()
+    lock.close()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    while step in json.loads((here / "state.json").read_text())["jobs"][number]["steps"]:
+        time.sleep(0.05)
+    sys.exit(143)
 '''
 
 
@@ -164,15 +203,18 @@ class FakeSlurm:
             executable(folder / name, PROGRAM.replace("PYTHON", sys.executable))
 
     def _write(self, state: dict[str, Any]) -> None:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._file.write_text(json.dumps(state))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "new").write_text(json.dumps(state))
+        (self.folder / "new").rename(self._file)
 
     @contextmanager
     def change(self) -> Iterator[dict[str, Any]]:
         """Change the state."""
-        state = json.loads(self._file.read_text())
-        yield state
-        self._write(state)
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            state = json.loads(self._file.read_text())
+            yield state
+            self._write(state)
 
     def job(self, number: str, state: str, **more: Any) -> None:
         """Let there be a job."""

@@ -18,6 +18,7 @@ import waiting_task
 from core_help import ROOT, change, config
 from fake_slurm import FakeSlurm
 
+from jobs.allocation import submission
 from jobs.allocation.submission import submit_allocation, submit_rest
 from jobs.allocation.walltime import TIME_IS_UP
 from jobs.cluster import base
@@ -58,6 +59,16 @@ CASES = {
     "slurm": Case(programs=("sbatch", "srun")),
     "script": Case(HELD, refused=(NOT_HELD, ({"SLURM_JOB_NUM_NODES": "1"}, "needs 2 nodes and the job has 1"))),
     "local": Case(step=LOCAL_STEP),
+    "current": Case(
+        HELD,
+        ("srun",),
+        refused=(
+            NOT_HELD,
+            ({"SLURM_JOB_NUM_NODES": None}, "SLURM_JOB_NUM_NODES is not set"),
+            ({"SLURM_JOB_NUM_NODES": "1"}, "needs 2 nodes and allocation 4711 has 1"),
+            ({"SLURM_JOB_ID": "46"}, "SLURM_JOB_ID = 46: this allocation is over"),
+        ),
+    ),
 }
 ASKS_SLURM = [name for name in CASES if not scheduler(name).on_loopback]
 every = pytest.mark.parametrize("name", CASES)
@@ -179,6 +190,8 @@ def test_cancel_ends_its_own_job_and_no_other(name: str, submit: Callable[..., J
     assert other is None or job_state(other.folder) not in ENDED
     after = slurm.jobs
     assert {number for number in after if after[number] != before[number]} <= {one.job_id}
+    if name == "current":
+        assert after[one.job_id]["state"] == "RUNNING", "the allocation is the user's"
 
 
 @pytest.mark.parametrize("name", ASKS_SLURM)
@@ -208,7 +221,10 @@ def test_a_task_knows_its_place(name: str) -> None:
 
 
 @every
-def test_what_the_time_limit_left_goes_on_or_gets_rows(name: str, submit: Callable[..., Job]) -> None:
+def test_what_the_time_limit_left_goes_on_or_gets_rows(
+    name: str, submit: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submission, "write_table", lambda _: None)
     job = submit(name)
     if name == "script":
         job.folder.submission.write_text((ROOT / "sbatch/sweep.sbatch").read_text())
