@@ -28,11 +28,13 @@ class BenchClient(Protocol):
         of_engine: its program is the engine's own, so it runs where the engine does, and in the engine's environment.
         install: what a person does where the program is missing; the beginning of a sentence.
         workloads: values of `bench.workload` that it can send.
+        needs_tokenizer: it counts tokens by the model's tokenizer, which the rehearsal engine does not have.
     """
 
     of_engine: bool = False
     install: str = "Install it"
     workloads: Sequence[str] = ("random", "sharegpt")
+    needs_tokenizer: bool = True
 
     def check(self, config: Config) -> None:
         """Raise ConfigError where it cannot do what a point asks for: its one run has a form of its own."""
@@ -100,11 +102,12 @@ def check(config: Config) -> None:
     bench = config.bench
     if not bench.is_external:
         return
-    of(config).check(config)
+    client = of(config)
+    client.check(config)
     if bench.where == "container" and not in_container(config):
         remedy = "Leave it out, or choose container=enroot, pyxis or docker."
         raise ConfigError("bench.where", bench.where, "the engine runs in no container", remedy)
-    if config.engine.name == "simulator":
+    if client.needs_tokenizer and config.engine.name == "simulator":
         remedy = "Use bench.client=window, or engine=vllm_cpu."
         raise ConfigError("bench.client", bench.client, "the rehearsal engine has no tokenizer to count with", remedy)
 

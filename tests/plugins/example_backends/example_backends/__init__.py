@@ -1,0 +1,1 @@
+"""Back ends that a site brings by itself."""
