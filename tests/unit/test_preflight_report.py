@@ -184,7 +184,8 @@ def test_a_rank_with_a_wrong_interface_still_meets_the_others() -> None:
 
 def test_the_verb_checks_this_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["engine=simulator", f"results.root={tmp_path}", "preflight.skip=[host]"]
-    assert main(["preflight", "--json", *words]) == 0
+    # HCCL's own order would take a bridge of a container runtime that has no container.
+    assert main(["preflight", "--json", *words, "hccl.socket_ifname=lo"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["reason"] is None
     states = {one["check"]: one["state"] for one in record["findings"]}
