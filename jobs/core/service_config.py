@@ -61,29 +61,12 @@ class ServedModel(Section):
 
 @dataclass(frozen=True)
 class Rehearsal(Section):
-    """The hardware that the rehearsal engine pretends to be, and the faults it acts out.
+    """What the rehearsal engine pretends, and the faults it acts out."""
 
-    The defaults are fitted to published figures of DeepSeek-R1 W8A8 on 16 NPUs (jobs/engines/simulator/roofline.py).
-    """
-
-    peak_tflops: Positive = setting(376.0, "dense compute of one NPU, TFLOP/s")
-    hbm_gb_s: Positive = setting(1600.0, "memory bandwidth of one NPU, GB/s")
-    npu_memory_gib: Positive = setting(61.2, "memory of one NPU that the engine can see, GiB")
-    allowance_gib: NotNegative = setting(4.5, "memory of one NPU for activations and HCCL buffers, GiB")
-    replicated_share: NotNegative = setting(0.00124, "share of the weights that every NPU holds in full")
-    overhead_ms: NotNegative = setting(22.0, "fixed cost of one engine step: launch, collectives, ms")
-    prefill_overhead_ms: NotNegative = setting(200.0, "further fixed cost of a step that holds prompt tokens, ms")
-    prefill_efficiency: Positive = setting(0.22, "share of peak compute that is reached")
-    decode_efficiency: Positive = setting(0.8, "share of memory bandwidth that is reached")
-    attention_flops_per_kv_byte: NotNegative = setting(
-        71.0, "compute of one query token on one context token, per KV cache byte of that token, FLOP (MLA: 71)"
+    hardware: Text = setting(
+        "atlas_800i_a2", "a file of jobs/engines/simulator/hardware, or the path of a YAML file with the same keys"
     )
     load_s: NotNegative = setting(0.5, "seconds that loading takes")
-    recall_tokens: Whole = setting(131072, "questions on longer texts get a wrong answer (bench.quality=needle)")
-    handshake_s: Positive = setting(300.0, "how long a headless rank waits for the head (vLLM: 5 minutes), s")
-    release_gaps: Flag = setting(
-        False, "act out what 0.9.1 lacks: X-data-parallel-rank is ignored, /metrics shows the last engine only"
-    )
     faults: tuple[dict[str, Any], ...] = setting((), "faults to act out; see jobs/engines/simulator/faults.py")
 
 

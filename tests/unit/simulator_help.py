@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from jobs.core.service_config import Shape
 from jobs.engines.ascend import release
 from jobs.engines.simulator.flags import parse
 from jobs.engines.simulator.settings import Settings, settle
-from jobs.engines.simulator.spec import Spec
+from jobs.engines.simulator.spec import RehearsalSpec, hardware
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 20.0
@@ -36,9 +37,9 @@ R1 = Shape(
 )
 
 
-def settled(*argv: str, spec: Spec | None = None, env: Mapping[str, str] | None = None) -> Settings:
+def settled(*argv: str, spec: RehearsalSpec | None = None, env: Mapping[str, str] | None = None) -> Settings:
     """Return the settings of `vllm serve m ARGV...`."""
-    return settle(parse(["serve", "m", *argv], release("0.9.1")).args, spec or Spec(shape=R1), env or {})
+    return settle(parse(["serve", "m", *argv], release("0.9.1")).args, spec or RehearsalSpec(shape=R1), env or {})
 
 
 def free_port() -> int:
@@ -99,7 +100,10 @@ class Service:
         self.url = f"http://127.0.0.1:{self.port}"
         self.ranks: list[Rank] = []
         self._flags, self._env = flags, dict(env or {})
-        self._rehearsal = {"load_s": 0.0, "overhead_ms": 2.0, "prefill_overhead_ms": 0.0} | rehearsal
+        constants = asdict(hardware()) | {"overhead_ms": 2.0, "prefill_overhead_ms": 0.0}
+        constants |= {key: value for key, value in rehearsal.items() if key in constants}
+        others = {key: value for key, value in rehearsal.items() if key not in constants}
+        self._spec = {"load_s": 0.0, "hardware": constants} | others
 
     async def start(self, rank: int, *flags: str, headless: bool | None = None, level: str = "INFO") -> Rank:
         """Start one rank; every rank but 0 is headless."""
@@ -118,7 +122,7 @@ class Service:
         given += ["--max-model-len", "4096", "--data-parallel-rpc-port", str(self.rpc_port), *self._flags]
         if headless if headless is not None else rank > 0:
             given += ["--headless", "--data-parallel-start-rank", str(rank)]
-        spec = json.dumps({"rank": rank, "rehearsal": self._rehearsal})
+        spec = json.dumps({"rank": rank, **self._spec})
         started = await run_rank(
             "/models/tiny", *given, *flags, spec=spec, env={**self._env, "VLLM_LOGGING_LEVEL": level}
         )

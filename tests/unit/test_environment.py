@@ -71,7 +71,7 @@ def test_the_rehearsal_engine_is_told_what_flags_cannot_say() -> None:
     spec = read_spec(made["REHEARSAL_SPEC"])
     assert (spec.rank, spec.release, spec.npus_per_node) == (1, "0.9.1", 8)
     assert spec.shape == config().model.shape
-    assert json.loads(made["REHEARSAL_SPEC"])["rehearsal"]["peak_tflops"] == 376.0
+    assert json.loads(made["REHEARSAL_SPEC"])["hardware"]["peak_tflops"] == 376.0
 
 
 def test_launcher_and_proxy_variables_do_not_reach_the_engine() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import replace
+import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,10 @@ from jobs.core.errors import ConfigError
 from jobs.engines import ascend
 from jobs.engines.ascend.memory import Allowance
 from jobs.engines.checkpoint import architecture
+from jobs.engines.simulator.engine import EngineFailed, kv_blocks
 from jobs.engines.simulator.flags import parse
-from jobs.engines.simulator.loading import EngineFailed, kv_blocks
 from jobs.engines.simulator.memory import predict_rehearsal
-from jobs.engines.simulator.spec import Spec
+from jobs.engines.simulator.spec import RehearsalSpec, hardware
 from jobs.forecast import memory as fit
 from jobs.forecast.memory import DOES_NOT_FIT, Fit, judge
 from jobs.sweep import compose, plan, road
@@ -142,21 +143,25 @@ def test_the_plan_refuses_what_the_rehearsal_engine_refuses_and_nothing_else(
     made = config("engine=simulator")
     made = change(made, **{f"parallel__{key}": value for key, value in parallel.items()})
     made = change(made, parallel__data_parallel_size=layout[0], parallel__tensor_parallel_size=layout[1])
-    made = change(made, engine__rehearsal__npu_memory_gib=memory, engine__rehearsal__allowance_gib=allowance)
-    spec = Spec(shape=made.model.shape, rehearsal=made.engine.rehearsal)
+    npu = replace(hardware(), npu_memory_gib=memory, allowance_gib=allowance)
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        json.dump(asdict(npu), file)
+        file.flush()
+        made = change(made, engine__rehearsal__hardware=file.name)
+        verdict, predicted = judge(made, load), predict_rehearsal(made)
+    spec = RehearsalSpec(shape=made.model.shape, hardware=npu)
     flags = (
         f"-tp {layout[1]} -dp {layout[0]} -dpl 1 --max-model-len {parallel['max_model_len']}"
         f" --gpu-memory-utilization {parallel['gpu_memory_utilization']} --block-size {parallel['block_size']}"
         f" --max-num-batched-tokens 8192 {'--enable-expert-parallel' if parallel['enable_expert_parallel'] else ''}"
     )
-    verdict = judge(made, load)
     try:
         blocks = kv_blocks(settled(*shlex.split(flags)), spec)
     except EngineFailed:
         assert verdict.refusal is not None
     else:
         assert verdict.refusal is None
-        assert predict_rehearsal(made).kv_tokens_per_rank == blocks * made.parallel.block_size
+        assert predicted.kv_tokens_per_rank == blocks * made.parallel.block_size
     assert verdict.doubt is None, "the plan adds up what the engine adds up"
 
 

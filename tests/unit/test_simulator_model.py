@@ -1,19 +1,20 @@
 """Roofline, memory and scheduler: pure parts of the rehearsal engine."""
 
 import shlex
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from simulator_help import R1, settled
 
-from jobs.core.service_config import Rehearsal, Shape
-from jobs.engines.simulator.loading import EngineFailed, kv_blocks
+from jobs.core.service_config import Shape
+from jobs.engines.simulator.engine import EngineFailed, kv_blocks
 from jobs.engines.simulator.roofline import GIB, Clock, Layout, Work, dense_share, weight_bytes
 from jobs.engines.simulator.scheduler import Request, Scheduler
-from jobs.engines.simulator.spec import Spec
+from jobs.engines.simulator.spec import RehearsalSpec, hardware
 
-SPEC = Spec(shape=R1)
+SPEC = RehearsalSpec(shape=R1)
 DP2_TP8 = "-tp 8 -dp 2 -dpl 1 --enable-expert-parallel --block-size 128 --max-num-batched-tokens 8192"
 DP4_TP4 = "-tp 4 -dp 4 -dpl 2 --enable-expert-parallel --block-size 128 --max-num-batched-tokens 8192"
 
@@ -29,8 +30,8 @@ def test_kv_cache_of_the_full_model(utilization, tokens):
 
 
 def test_weights_agree_with_the_published_log():
-    tp8 = sum(weight_bytes(R1, Rehearsal(), Layout(8, 2, True))) / GIB
-    tp4 = sum(weight_bytes(R1, Rehearsal(), Layout(4, 4, True))) / GIB
+    tp8 = sum(weight_bytes(R1, hardware(), Layout(8, 2, True))) / GIB
+    tp4 = sum(weight_bytes(R1, hardware(), Layout(4, 4, True))) / GIB
     assert tp8 == pytest.approx(41.85, abs=0.01)
     assert tp4 == pytest.approx(44.16, rel=0.01)  # vllm-ascend issue 2191
     assert dense_share(Shape()) == 1.0
@@ -57,7 +58,7 @@ def test_no_room_at_all():
 
 
 def test_the_clock_follows_the_work():
-    clock = Clock(R1, Rehearsal(), Layout(8, 2, True))
+    clock = Clock(R1, hardware(), Layout(8, 2, True))
 
     def decode(n, context=1000):
         return clock.seconds(Work(0, n, n * context, n * context))
@@ -67,7 +68,7 @@ def test_the_clock_follows_the_work():
     chunk = clock.seconds(Work(8192, 0, 8192 * 4096, 8192))
     later = clock.seconds(Work(8192, 0, 8192 * (65536 + 4096), 65536 + 8192))
     assert 1.0 < chunk < 2.0 < later
-    slow = Clock(R1, Rehearsal(overhead_ms=122.0), Layout(8, 2, True))
+    slow = Clock(R1, replace(hardware(), overhead_ms=122.0), Layout(8, 2, True))
     assert slow.seconds(Work(0, 1, 1, 1)) - clock.seconds(Work(0, 1, 1, 1)) == pytest.approx(0.1)
 
 

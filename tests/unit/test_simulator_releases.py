@@ -10,14 +10,14 @@ from jobs.engines import placement
 from jobs.engines.ascend import release, releases
 from jobs.engines.simulator.flags import converter, parse
 from jobs.engines.simulator.settings import Settings, StartError, settle
-from jobs.engines.simulator.spec import Spec
+from jobs.engines.simulator.spec import RehearsalSpec
 from jobs.engines.vllm import command
 
 FILLED = {"{api_port}": "8000", "{rpc_port}": "9000", "{master_address}": "127.0.0.1"}
 
 
 def settled(name: str, *argv: str) -> Settings:
-    return settle(parse(["serve", "m", *argv], release(name)).args, Spec(shape=R1, release=name), {})
+    return settle(parse(["serve", "m", *argv], release(name)).args, RehearsalSpec(shape=R1, release=name), {})
 
 
 @pytest.mark.parametrize("name", releases())
@@ -26,7 +26,7 @@ def test_what_is_rendered_for_a_release_is_read_as_it_was_meant(name: str) -> No
     for place in placement.planned(made):
         words = [FILLED.get(word, word) for word in command.argv(made, place)]
         line = parse(words[words.index("serve") :], release(name))
-        read = settle(line.args, Spec(shape=made.model.shape, release=name), {})
+        read = settle(line.args, RehearsalSpec(shape=made.model.shape, release=name), {})
         assert (read.headless, read.local) == (place.rank > 0, range(place.rank, place.rank + 1))
         assert (read.max_model_len, read.max_num_seqs, read.data_parallel) == (8192, 256, 2)
         assert line.deprecated == ()
@@ -67,4 +67,4 @@ def test_a_length_that_the_engine_chooses() -> None:
 
 @pytest.mark.parametrize(("name", "level"), [("0.13.0", "3"), ("0.23.0", "1")])
 def test_the_optimization_level(name: str, level: str) -> None:
-    assert parse(["serve", "m", f"-O{level}"], release(name)).args.optimization_level == level
+    assert parse(["serve", "m", "--optimization-level", level], release(name)).args.optimization_level == level

@@ -1,86 +1,127 @@
 """Bodies and chunks: the expected bytes were printed by vLLM 0.9.1's own protocol classes."""
 
+import asyncio
 import json
 
 import pytest
 from simulator_help import settled
 
-from jobs.engines.simulator.asking import Refused, natural_length, pinned_rank, read_ask, text_tokens
+from jobs.engines.simulator.answers import (
+    Answer,
+    Order,
+    Refused,
+    dumps,
+    error_body,
+    model_list,
+    natural_length,
+    pinned_rank,
+    read_order,
+    text_tokens,
+)
 from jobs.engines.simulator.engine import Output
-from jobs.engines.simulator.metrics import EngineMetrics, one_two_five, render
-from jobs.engines.simulator.replies import Form, dumps, error_event, model_list
+from jobs.engines.simulator.frontend import EngineMetrics, one_two_five, render
+from jobs.engines.simulator.headless import pack_output, pack_request, unpack_output, unpack_request
 from jobs.engines.simulator.scheduler import Request
-from jobs.engines.simulator.wire import pack_output, pack_request, unpack_output, unpack_request
-
-TEXT = Form("cmpl-x", 1, "m", chat=False)
-CHAT = Form("chatcmpl-x", 1, "m", chat=True)
 
 
-def chunk(form: Form, word: str, reason: str | None = None) -> str:
-    before, after = form.token_parts(0)
-    end = form.chunk_end(1, 2)
-    return (before + word.encode() + (after if reason is None else form.last_part(reason)) + end).decode()
+class Wire(asyncio.WriteTransport):
+    """A connection that keeps what was written, one chunk of HTTP's chunked encoding each."""
+
+    def __init__(self) -> None:
+        self.chunks: list[str] = []
+
+    def is_closing(self) -> bool:
+        return False
+
+    def write(self, data) -> None:
+        size, _, rest = data.partition(b"\r\n")
+        assert rest[int(size, 16) :] == b"\r\n"
+        self.chunks.append(rest[:-2].decode())
 
 
-def test_text_completion_chunks():
-    assert chunk(TEXT, " a") == (
-        'data: {"id":"cmpl-x","object":"text_completion","created":1,"model":"m","choices":[{"index":0,"text":" a",'
-        '"logprobs":null,"finish_reason":null,"stop_reason":null}],"usage":null}\n\n'
-    )
-    counted = Form("cmpl-x", 1, "m", chat=False, include_usage=True, continuous_usage=True)
-    assert chunk(counted, " a", "length") == (
-        'data: {"id":"cmpl-x","object":"text_completion","created":1,"model":"m","choices":[{"index":0,"text":" a",'
-        '"logprobs":null,"finish_reason":"length","stop_reason":null}],"usage":{"prompt_tokens":1,"total_tokens":3,'
-        '"completion_tokens":2,"prompt_tokens_details":null}}\n\n'
-    )
-    assert TEXT.usage_chunk(1, 2).decode() == (
-        'data: {"id":"cmpl-x","object":"text_completion","created":1,"model":"m","choices":[],"usage":'
-        '{"prompt_tokens":1,"total_tokens":3,"completion_tokens":2}}\n\n'
-    )
+def answer(chat: bool, wire: Wire | None = None, begin: str = "") -> Answer:
+    order = Order("m", chat, 1, (), "", 2, "length", stream=bool(wire), include_usage=True)
+    return Answer(order, "chatcmpl-x" if chat else "cmpl-x", wire, begin, created=1)
 
 
-def test_chat_chunks():
+async def streamed(chat: bool) -> list[str]:
+    made = answer(chat, wire := Wire())
+    made.token(None)
+    made.token("length")
+    assert made.ended.done()
+    return wire.chunks
+
+
+async def test_text_completion_chunks():
+    head = 'data: {"id":"cmpl-x","object":"text_completion","created":1,"model":"m","choices":['
+    assert await streamed(chat=False) == [
+        head + '{"index":0,"text":" so","logprobs":null,"finish_reason":null,"stop_reason":null}],"usage":null}\n\n',
+        head
+        + '{"index":0,"text":" the","logprobs":null,"finish_reason":"length","stop_reason":null}],"usage":null}\n\n',
+        head + '],"usage":{"prompt_tokens":1,"total_tokens":3,"completion_tokens":2}}\n\n',
+        "data: [DONE]\n\n",
+    ]
+
+
+async def test_chat_chunks():
     head = 'data: {"id":"chatcmpl-x","object":"chat.completion.chunk","created":1,"model":"m","choices":['
-    assert CHAT.role_chunk(0, 1).decode() == (
-        head + '{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]}\n\n'
-    )
-    assert chunk(CHAT, " a") == head + '{"index":0,"delta":{"content":" a"},"logprobs":null,"finish_reason":null}]}\n\n'
-    assert chunk(CHAT, " a", "length") == (
-        head + '{"index":0,"delta":{"content":" a"},"logprobs":null,"finish_reason":"length","stop_reason":null}]}\n\n'
-    )
-    assert CHAT.usage_chunk(1, 2).decode() == (
-        head + '],"usage":{"prompt_tokens":1,"total_tokens":3,"completion_tokens":2}}\n\n'
-    )
+    assert await streamed(chat=True) == [
+        head + '{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]}\n\n',
+        head + '{"index":0,"delta":{"content":" so"},"logprobs":null,"finish_reason":null}]}\n\n',
+        head
+        + '{"index":0,"delta":{"content":" the"},"logprobs":null,"finish_reason":"length","stop_reason":null}]}\n\n',
+        head + '],"usage":{"prompt_tokens":1,"total_tokens":3,"completion_tokens":2}}\n\n',
+        "data: [DONE]\n\n",
+    ]
 
 
-def test_whole_bodies():
-    assert dumps(TEXT.body([(" a", "length")], 1, 2)) == (
-        '{"id":"cmpl-x","object":"text_completion","created":1,"model":"m","choices":[{"index":0,"text":" a",'
+async def test_a_broken_stream_ends_with_an_error_event():
+    made = answer(False, wire := Wire())
+    made.fail("x")
+    made.token("length")
+    assert wire.chunks[1:] == ["data: [DONE]\n\n"]
+    assert json.loads(wire.chunks[0].removeprefix("data: "))["error"] == error_body("x")
+
+
+async def whole(chat: bool, begin: str = "") -> str:
+    made = answer(chat, begin=begin)
+    made.token(None)
+    made.token("length")
+    await made.ended
+    return dumps(made.body())
+
+
+async def test_whole_bodies():
+    assert await whole(chat=False) == (
+        '{"id":"cmpl-x","object":"text_completion","created":1,"model":"m","choices":[{"index":0,"text":" so the",'
         '"logprobs":null,"finish_reason":"length","stop_reason":null,"prompt_logprobs":null}],"usage":{"prompt_tokens":1,'
         '"total_tokens":3,"completion_tokens":2,"prompt_tokens_details":null},"kv_transfer_params":null}'
     )
-    assert dumps(CHAT.body([("a", "length")], 1, 2)) == (
+    assert await whole(chat=True, begin="7") == (
         '{"id":"chatcmpl-x","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":'
-        '"assistant","reasoning_content":null,"content":"a","tool_calls":[]},"logprobs":null,"finish_reason":"length",'
-        '"stop_reason":null}],"usage":{"prompt_tokens":1,"total_tokens":3,"completion_tokens":2,'
+        '"assistant","reasoning_content":null,"content":"7 the","tool_calls":[]},"logprobs":null,'
+        '"finish_reason":"length","stop_reason":null}],"usage":{"prompt_tokens":1,"total_tokens":3,"completion_tokens":2,'
         '"prompt_tokens_details":null},"prompt_logprobs":null,"kv_transfer_params":null}'
     )
     listed = model_list(("m",), "/p", 8)["data"][0]
     assert (listed["id"], listed["root"], listed["max_model_len"], listed["owned_by"]) == ("m", "/p", 8, "vllm")
-    error = json.loads(error_event("x").decode().removeprefix("data: "))["error"]
-    assert error == {"object": "error", "message": "x", "type": "BadRequestError", "param": None, "code": 400}
+    error = {"object": "error", "message": "x", "type": "BadRequestError", "param": None, "code": 400}
+    assert error_body("x") == error
 
 
 def ask(chat: bool = False, **body: object):
-    return read_ask(body, chat, settled("--max-model-len", "1000", "--no-enable-prefix-caching"))
+    return read_order(body, chat, settled("--max-model-len", "1000", "--no-enable-prefix-caching"))
 
 
 def test_lengths_and_finish_reasons():
-    assert ask(prompt=[1, 2, 3], max_tokens=5, ignore_eos=True).limits == ((5, "length"),)
-    assert ask(prompt=[1, 2, 3]).limits == ((16, "length"),)
-    assert ask(prompt=[1, 2, 3], max_tokens=900).limits == ((natural_length(3), "stop"),)
-    assert ask(prompt=[[1], [2, 3]], max_tokens=5).limits == ((5, "length"),) * 2
-    assert ask(chat=True, messages=[{"role": "user", "content": "hi"}], ignore_eos=True).limits == ((995, "length"),)
+    def limit(**body):
+        made = ask(**body)
+        return made.limit, made.reason
+
+    assert limit(prompt=[1, 2, 3], max_tokens=5, ignore_eos=True) == (5, "length")
+    assert limit(prompt=[1, 2, 3]) == (16, "length")
+    assert limit(prompt=[1, 2, 3], max_tokens=900) == (natural_length(3), "stop")
+    assert limit(chat=True, messages=[{"role": "user", "content": "hi"}], ignore_eos=True) == (995, "length")
     assert text_tokens("one two three") == 4 and text_tokens("a b c d e f") == 6
 
 
@@ -95,6 +136,7 @@ def test_lengths_and_finish_reasons():
         ({"prompt": [1], "max_tokens": "5"}, 400, "max_tokens"),
         ({"prompt": []}, 400, "Either prompt or prompt_embeds must be provided"),
         ({"prompt": [1, "a"]}, 400, "Either prompt"),
+        ({"prompt": [[1], [2, 3]]}, 400, "one prompt a request"),
         ({"prompt": [1], "model": "other"}, 404, "The model `other` does not exist."),
         ({"prompt": [1], "stream_options": {"include_usage": True}}, 400, "Stream options can only be defined"),
     ],
@@ -114,7 +156,7 @@ def test_pinning():
 
 def test_prefix_hashes_depend_on_all_before():
     def hashes(*ids: int):
-        return read_ask({"prompt": ids and list(ids)}, False, settled("--block-size", "8")).prompts[0].hashes
+        return read_order({"prompt": list(ids)}, False, settled("--block-size", "8")).hashes
 
     one, two = hashes(*range(20)), hashes(*range(16), 99, 98, 97, 96, 95, 94, 93, 92)
     assert len(one) == 2 and one == two[:2] and len(two) == 3
@@ -134,7 +176,7 @@ def test_metrics_page():
     metrics = EngineMetrics(1000)
     metrics.last = Output(1, running=3, waiting=2, usage=0.5, preemptions=4)
     metrics.generation_tokens = 7
-    metrics.first_token.add(0.3)
+    metrics.add("time_to_first_token_seconds", 0.3)
     lines = render([(1, metrics)], "m", 10, 128).splitlines()
     assert 'vllm:num_requests_running{engine="1",model_name="m"} 3.0' in lines
     assert 'vllm:num_requests_waiting{engine="1",model_name="m"} 2.0' in lines

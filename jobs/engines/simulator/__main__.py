@@ -9,17 +9,16 @@ from collections.abc import Sequence
 
 from jobs.core.errors import ConfigError
 from jobs.engines.ascend import release
-from jobs.engines.simulator.faults import parse_faults
-from jobs.engines.simulator.flags import CommandLine, UsageError, parse
+from jobs.engines.simulator.faults import Player, parse_faults
+from jobs.engines.simulator.flags import CommandLine, parse
 from jobs.engines.simulator.headless import run_headless
 from jobs.engines.simulator.log import Log, traceback_line
-from jobs.engines.simulator.player import Player
 from jobs.engines.simulator.settings import Settings, StartError, settle
-from jobs.engines.simulator.spec import VARIABLE, Spec, read_spec
+from jobs.engines.simulator.spec import VARIABLE, RehearsalSpec, read_spec
 
 
-async def _run(settings: Settings, spec: Spec, log: Log) -> int:
-    player = Player(parse_faults(spec.rehearsal.faults), spec.rank, log)
+async def _run(settings: Settings, spec: RehearsalSpec, log: Log) -> int:
+    player = Player(parse_faults(spec.faults), spec.rank, log)
     player.reach("start")
     await player.loads.wait()
     if settings.headless:
@@ -29,7 +28,7 @@ async def _run(settings: Settings, spec: Spec, log: Log) -> int:
     return await Head(settings, spec, player, log).run()
 
 
-def _greet(line: CommandLine, spec: Spec, log: Log) -> None:
+def _greet(line: CommandLine, spec: RehearsalSpec, log: Log) -> None:
     for name in line.deprecated:
         log.warning("utils.py:1416", f"argument '{name}' is deprecated")
     if not line.args.headless:
@@ -45,9 +44,6 @@ def main(argv: Sequence[str]) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    except UsageError as error:
-        traceback_line(str(error))
-        return 1
     log = Log(os.environ.get("VLLM_LOGGING_LEVEL", "INFO"))
     _greet(line, spec, log)
     try:

@@ -5,20 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import time
 import uuid
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from jobs.engines.simulator.answers import StreamAnswer, WholePart
-from jobs.engines.simulator.asking import Ask, Prompt, Refused, bad, pinned_rank, read_ask, text_tokens
-from jobs.engines.simulator.frontend import Frontend, Listener
+from jobs.engines.simulator.answers import (
+    Answer,
+    Order,
+    Refused,
+    bad,
+    dumps,
+    error_body,
+    model_list,
+    pinned_rank,
+    read_order,
+    text_tokens,
+)
+from jobs.engines.simulator.faults import ENGINE_DEAD
+from jobs.engines.simulator.frontend import Frontend, render
 from jobs.engines.simulator.log import Log, server_line
-from jobs.engines.simulator.metrics import render
-from jobs.engines.simulator.player import ENGINE_DEAD
-from jobs.engines.simulator.replies import Form, dumps, error_body, model_list
 from jobs.engines.simulator.settings import Settings
+from jobs.engines.simulator.spec import RehearsalSpec
 
 MAX_BODY = 256 * 1024 * 1024
 
@@ -33,10 +41,8 @@ class Api:
     """Answers HTTP requests with the help of the front end.
 
     Args:
-        version: vLLM's, for /version.
         blocks: KV cache blocks of all engines.
-        recall_tokens: longest text of which a question is answered rightly (`engine.rehearsal.recall_tokens`).
-        release_gaps: leave out what 0.9.1 lacks (`engine.rehearsal.release_gaps`).
+        gaps: leave out what 0.9.1 lacks (a fault of that kind).
         on_dead: called when a request finds the engines dead; vLLM then ends itself (entrypoints/launcher.py).
     """
 
@@ -44,17 +50,15 @@ class Api:
         self,
         frontend: Frontend,
         settings: Settings,
+        spec: RehearsalSpec,
         log: Log,
         *,
-        version: str,
         blocks: int,
-        release_gaps: bool,
-        recall_tokens: int,
+        gaps: bool,
         on_dead: Callable[[], None],
     ) -> None:
-        self._frontend, self._settings, self._log = frontend, settings, log
-        self._version, self._blocks, self._gaps, self._on_dead = version, blocks, release_gaps, on_dead
-        self._recall_tokens = recall_tokens
+        self._frontend, self._settings, self._spec, self._log = frontend, settings, spec, log
+        self._blocks, self._gaps, self._on_dead = blocks, gaps, on_dead
 
     def application(self) -> web.Application:
         """Return the aiohttp application."""
@@ -67,8 +71,8 @@ class Api:
                 web.get("/version", self._show_version),
                 web.get("/metrics", self._metrics),
                 web.post("/tokenize", self._tokenize),
-                web.post("/v1/completions", self._completions),
-                web.post("/v1/chat/completions", self._chat),
+                web.post("/v1/completions", self._complete),
+                web.post("/v1/chat/completions", self._complete),
             ]
         )
         app.on_response_prepare.append(self._on_response)
@@ -105,7 +109,7 @@ class Api:
         return _json(model_list(settings.names, settings.model, settings.max_model_len))
 
     async def _show_version(self, request: web.Request) -> web.StreamResponse:
-        return _json({"version": self._version})
+        return _json({"version": self._spec.release})
 
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
         engines = list(enumerate(self._frontend.metrics)) if self._settings.log_stats else []
@@ -118,13 +122,8 @@ class Api:
         count = text_tokens(str(body.get("prompt") or ""))
         return _json({"count": count, "max_model_len": self._settings.max_model_len, "tokens": [0] * count})
 
-    async def _completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._answer(request, chat=False)
-
-    async def _chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._answer(request, chat=True)
-
-    async def _answer(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        chat = "chat" in request.path
         if request.content_type != "application/json":
             raise bad("[\"Unsupported Media Type: Only 'application/json' is allowed\"]")
         try:
@@ -136,34 +135,19 @@ class Api:
         if self._frontend.dead:
             self._on_dead()
             raise Refused(500, error_body(ENGINE_DEAD, "Internal Server Error", 500))
-        ask = read_ask(body, chat, self._settings)
+        order = read_order(body, chat, self._settings)
         header = None if self._gaps else request.headers.get("X-data-parallel-rank")
         pinned = pinned_rank(header, self._settings.data_parallel)
-        identity = request.headers.get("X-Request-Id") or uuid.uuid4().hex
-        form = Form(
-            identity=f"{'chatcmpl' if chat else 'cmpl'}-{identity}",
-            created=int(time.time()),
-            model=ask.model,
-            chat=chat,
-            stream=ask.stream,
-            include_usage=ask.include_usage,
-            continuous_usage=ask.continuous_usage,
-        )
+        identity = f"{'chatcmpl' if chat else 'cmpl'}-{request.headers.get('X-Request-Id') or uuid.uuid4().hex}"
         if self._settings.log_requests:
-            asked = ", ".join(f"{p.tokens} prompt tokens, max_tokens={m}" for p, (m, _) in
-                              zip(ask.prompts, ask.limits, strict=True))  # fmt: skip
-            self._log.info("logger.py:43", f"Received request {form.identity}: {asked}.")
-        if ask.stream:
-            return await self._stream(request, ask, form, pinned)
-        return await self._whole(ask, form, pinned)
+            asked = f"{order.prompt} prompt tokens, max_tokens={order.limit}"
+            self._log.info("logger.py:43", f"Received request {identity}: {asked}.")
+        return await (self._stream(request, order, identity, pinned) if order.stream
+                      else self._whole(order, identity, pinned))  # fmt: skip
 
-    def _submit(self, ask: Ask, pinned: int | None, listeners: list[Listener]) -> list[int]:
-        return [
-            self._frontend.submit(prompt.tokens, limit, reason, prompt.hashes, pinned, listener)
-            for prompt, (limit, reason), listener in zip(ask.prompts, ask.limits, listeners, strict=True)
-        ]
-
-    async def _stream(self, request: web.Request, ask: Ask, form: Form, pinned: int | None) -> web.StreamResponse:
+    async def _stream(
+        self, request: web.Request, order: Order, identity: str, pinned: int | None
+    ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         response.enable_chunked_encoding()
         with contextlib.suppress(ConnectionResetError):  # the client is gone; vLLM says nothing either
@@ -171,27 +155,23 @@ class Api:
         transport = request.transport
         if not response.prepared or not isinstance(transport, asyncio.WriteTransport):
             return response
-        answer = StreamAnswer(transport, form, [prompt.tokens for prompt in ask.prompts])
-        keys = self._submit(ask, pinned, list(answer.parts))
-        try:
-            await answer.ended
-        finally:
-            self._frontend.cancel(keys)
+        await self._answered(Answer(order, identity, transport), pinned)
         with contextlib.suppress(ConnectionResetError):
             await response.write_eof()
         return response
 
-    def _recalled(self, prompt: Prompt) -> str:
-        return prompt.answer if prompt.answer and prompt.tokens <= self._recall_tokens else ""
-
-    async def _whole(self, ask: Ask, form: Form, pinned: int | None) -> web.StreamResponse:
-        parts = [WholePart(self._recalled(prompt)) for prompt in ask.prompts]
-        keys = self._submit(ask, pinned, list(parts))
+    async def _whole(self, order: Order, identity: str, pinned: int | None) -> web.Response:
+        knows = order.prompt <= self._spec.hardware.recall_tokens
+        answer = Answer(order, identity, begin=order.recalled if knows else "")
         try:
-            choices = await asyncio.gather(*(part.ended for part in parts))
+            await self._answered(answer, pinned)
         except RuntimeError as error:
             raise Refused(500, error_body(str(error), "Internal Server Error", 500)) from None
+        return _json(answer.body())
+
+    async def _answered(self, answer: Answer, pinned: int | None) -> None:
+        key = self._frontend.submit(answer.order, pinned, answer)
+        try:
+            await answer.ended
         finally:
-            self._frontend.cancel(keys)
-        prompt, made = sum(p.tokens for p in ask.prompts), sum(p.made for p in parts)
-        return _json(form.body(list(choices), prompt, made))
+            self._frontend.cancel(key)

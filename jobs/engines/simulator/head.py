@@ -13,15 +13,14 @@ from typing import Any
 from aiohttp import web
 
 from jobs.engines.simulator.api import Api
-from jobs.engines.simulator.engine import Engine, Output
+from jobs.engines.simulator.engine import EngineCore, EngineFailed, Output, load_engine
+from jobs.engines.simulator.faults import Player
 from jobs.engines.simulator.frontend import Frontend
-from jobs.engines.simulator.loading import EngineFailed, load_engine
+from jobs.engines.simulator.headless import Message, pack, pack_request, receive, unpack_output
 from jobs.engines.simulator.log import Log, server_line, traceback_line
-from jobs.engines.simulator.player import Player
 from jobs.engines.simulator.scheduler import Request
 from jobs.engines.simulator.settings import Settings, StartError
-from jobs.engines.simulator.spec import Spec
-from jobs.engines.simulator.wire import Message, pack, pack_request, receive, unpack_output
+from jobs.engines.simulator.spec import RehearsalSpec
 
 POLL_S = 10.0
 """How often vLLM says at level DEBUG whom it waits for."""
@@ -29,14 +28,10 @@ POLL_S = 10.0
 WATCHDOG_S = 5.0
 
 
-class HeadFailed(StartError):
-    """The head cannot start; the text is the exception that vLLM would print."""
-
-
 class Local:
     """An engine in this process."""
 
-    def __init__(self, engine: Engine, player: Player) -> None:
+    def __init__(self, engine: EngineCore, player: Player) -> None:
         self.engine, self._player = engine, player
 
     def add(self, request: Request) -> None:
@@ -72,14 +67,14 @@ class Remote:
 class Head:
     """One head from bind to exit."""
 
-    def __init__(self, settings: Settings, spec: Spec, player: Player, log: Log) -> None:
+    def __init__(self, settings: Settings, spec: RehearsalSpec, player: Player, log: Log) -> None:
         self._settings, self._spec, self._player, self._log = settings, spec, player, log
         self._remotes = {r: Remote(r) for r in range(settings.data_parallel) if r not in settings.local}
         self._changed = asyncio.Event()
         self._failure: str | None = None
         self._ending = asyncio.Event()
         self._frontend: Frontend | None = None
-        self._engines: list[Engine] = []
+        self._engines: list[EngineCore] = []
 
     async def run(self) -> int:
         """Serve until a signal; return the exit code."""
@@ -107,10 +102,10 @@ class Head:
         )  # fmt: skip
         failed = {f"EngineCore_{i}": 1 for i, result in enumerate(loaded) if isinstance(result, EngineFailed)}
         if failed:
-            raise HeadFailed(
+            raise StartError(
                 f"RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {failed}"
             )
-        locals_: dict[int, tuple[Engine, int]] = {}
+        locals_: dict[int, tuple[EngineCore, int]] = {}
         for rank, result in zip(self._settings.local, loaded, strict=True):
             if isinstance(result, BaseException):
                 raise result
@@ -131,14 +126,7 @@ class Head:
     async def _serve(self, frontend: Frontend, blocks: int, listening: socket.socket, stop: asyncio.Event) -> int:
         log, settings = self._log, self._settings
         api = Api(
-            frontend,
-            settings,
-            log,
-            version=self._spec.release,
-            blocks=blocks,
-            release_gaps=self._spec.rehearsal.release_gaps,
-            recall_tokens=self._spec.rehearsal.recall_tokens,
-            on_dead=self._ending.set,
+            frontend, settings, self._spec, log, blocks=blocks, gaps=self._player.pace.gaps, on_dead=self._ending.set
         )
         if settings.log_stats:
             log.info(
@@ -154,7 +142,8 @@ class Head:
                 log.info("launcher.py:37", f"Route: {route.resource.canonical}, Methods: {route.method}")
         runner = web.AppRunner(app, access_log=None, handle_signals=False, handler_cancellation=True)
         await runner.setup()
-        say = _uvicorn(settings)
+        shown = settings.uvicorn_level in ("info", "debug", "trace")
+        say = server_line if shown else lambda _: None
         say(f"Started server process [{os.getpid()}]")
         say("Waiting for application startup.")
         await web.SockSite(runner, listening, backlog=2048).start()
@@ -186,13 +175,13 @@ class Head:
             return await asyncio.start_server(self._welcome, host, port)
         except OSError as error:
             words = os.strerror(error.errno or 0)
-            raise HeadFailed(f"zmq.error.ZMQError: {words} (addr='tcp://{host}:{port}')") from None
+            raise StartError(f"zmq.error.ZMQError: {words} (addr='tcp://{host}:{port}')") from None
 
     async def _until(self, states: set[str], step: str) -> None:
         """Wait until every remote rank is in one of `states`."""
         while True:
             if self._failure:
-                raise HeadFailed(self._failure)
+                raise StartError(self._failure)
             missing = sum(r.state not in states for r in self._remotes.values())
             if not missing:
                 return
@@ -264,7 +253,7 @@ def _bind(address: tuple[str, int]) -> socket.socket:
         listening.bind(address)
     except OSError as error:
         listening.close()
-        raise HeadFailed(f"OSError: [Errno {error.errno}] {os.strerror(error.errno or 0)}") from None
+        raise StartError(f"OSError: [Errno {error.errno}] {os.strerror(error.errno or 0)}") from None
     return listening
 
 
@@ -274,8 +263,3 @@ async def _first(task: asyncio.Future[Any], other: Coroutine[Any, Any, Any]) -> 
     await asyncio.wait([task, second], return_when=asyncio.FIRST_COMPLETED)
     second.cancel()
     return task.done()
-
-
-def _uvicorn(settings: Settings) -> Any:
-    shown = settings.uvicorn_level in ("info", "debug", "trace")
-    return lambda text: server_line(text) if shown else None

@@ -2,27 +2,75 @@
 
 It does not notice that the head is gone. When an engine ends, the main process of vLLM 0.9.1 ends too, with code 0
 (entrypoints/cli/serve.py run_headless: it only waits for the first engine process to end).
+
+Messages are a length in four bytes, then one JSON list:
+    engine -> head   ["hello", rank, settings]  ["ready", rank, blocks]  ["out", ...Output]  ["dead"]
+    head -> engine   ["init", settings]         ["add", ...Request]      ["abort", keys]
+One connection serves one data-parallel rank, from the handshake on (vLLM uses ZeroMQ for the same steps).
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import signal
 from typing import Any
 
-from jobs.engines.simulator.engine import Output
-from jobs.engines.simulator.loading import EngineFailed, load_engine
+from jobs.engines.simulator.engine import EngineFailed, Output, load_engine
+from jobs.engines.simulator.faults import Player, leave
 from jobs.engines.simulator.log import Log
-from jobs.engines.simulator.player import Player, leave
+from jobs.engines.simulator.scheduler import Request
 from jobs.engines.simulator.settings import Settings
-from jobs.engines.simulator.spec import Spec
-from jobs.engines.simulator.wire import pack, pack_output, receive, unpack_request
+from jobs.engines.simulator.spec import RehearsalSpec
 
+Message = list[Any]
 RETRY_S = 0.1
 
 
-async def run_headless(settings: Settings, spec: Spec, player: Player, log: Log) -> int:
+def pack(*message: object) -> bytes:
+    """Return one message as it goes over the wire."""
+    body = json.dumps(message, separators=(",", ":")).encode()
+    return len(body).to_bytes(4, "big") + body
+
+
+async def receive(reader: asyncio.StreamReader) -> Message | None:
+    """Return the next message; None once the other side is gone or sends what is no message."""
+    try:
+        size = int.from_bytes(await reader.readexactly(4), "big")
+        message = json.loads(await reader.readexactly(size))
+    except (asyncio.IncompleteReadError, OSError, ValueError):
+        return None
+    return message if isinstance(message, list) and message else None
+
+
+def pack_output(output: Output) -> bytes:
+    """Return one step's output as a message."""
+    o = output
+    return pack(
+        "out", o.rank, o.tokens, o.finished, o.failed, o.error, o.running, o.waiting, round(o.usage, 6),
+        o.preemptions, o.prefix_queries, o.prefix_hits,
+    )  # fmt: skip
+
+
+def unpack_output(message: Message) -> Output:
+    """Return the output in a message."""
+    _, rank, tokens, finished, failed, error, *numbers = message
+    return Output(rank, tuple(tokens), tuple((k, r) for k, r in finished), tuple(failed), error, *numbers)
+
+
+def pack_request(request: Request) -> bytes:
+    """Return a new request as a message."""
+    return pack("add", request.key, request.prompt, request.limit, request.reason, request.hashes)
+
+
+def unpack_request(message: Message) -> Request:
+    """Return the request in a message."""
+    _, key, prompt, limit, reason, hashes = message
+    return Request(key, prompt, limit, reason, tuple(hashes))
+
+
+async def run_headless(settings: Settings, spec: RehearsalSpec, player: Player, log: Log) -> int:
     """Serve the local data-parallel ranks until a signal; return the exit code."""
     host, port = settings.rpc_address
     log.info(
@@ -52,16 +100,16 @@ def _tell_dead(writers: list[asyncio.StreamWriter]) -> None:
 
 
 async def _serve_rank(
-    rank: int, settings: Settings, spec: Spec, player: Player, log: Log, writers: list[asyncio.StreamWriter]
+    rank: int, settings: Settings, spec: RehearsalSpec, player: Player, log: Log, writers: list[asyncio.StreamWriter]
 ) -> None:
     log.info("core.py:455", "Waiting for init message from front-end.")
     try:
-        async with asyncio.timeout(spec.rehearsal.handshake_s):
+        async with asyncio.timeout(spec.handshake_s):
             reader, writer, theirs = await _meet(rank, settings)
     except TimeoutError:
-        words = "RuntimeError: Did not receive response from front-end process within 5 minutes"
-        log.error("core.py:497", f"EngineCore failed to start.\nTraceback (most recent call last):\n{words}")
-        raise EngineFailed(words) from None
+        text = "RuntimeError: Did not receive response from front-end process within 5 minutes"
+        log.error("core.py:497", f"EngineCore failed to start.\nTraceback (most recent call last):\n{text}")
+        raise EngineFailed(text) from None
     writers.append(writer)
     for name, value in settings.common.items():
         if theirs.get(name) != value:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import time
+from functools import partialmethod
 
 LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
 
@@ -26,31 +27,16 @@ class Log:
         """Return a log of the same level for an engine or worker process."""
         return Log(self.level, process)
 
-    def enabled(self, level: str) -> bool:
-        """Tell whether lines of this level are written."""
-        return LEVELS[level] >= LEVELS[self.level]
-
     def write(self, level: str, where: str, text: str) -> None:
         """Write one record; each of its lines gets the prefix (vLLM's NewLineFormatter)."""
-        if self.enabled(level):
+        if LEVELS[level] >= LEVELS[self.level]:
             head = f"{self._prefix}{level} {time.strftime('%m-%d %H:%M:%S')} [{where}] "
             _emit("".join(f"{head}{line}\n" for line in text.split("\n")))
 
-    def debug(self, where: str, text: str) -> None:
-        """Write a record of level DEBUG."""
-        self.write("DEBUG", where, text)
-
-    def info(self, where: str, text: str) -> None:
-        """Write a record of level INFO."""
-        self.write("INFO", where, text)
-
-    def warning(self, where: str, text: str) -> None:
-        """Write a record of level WARNING."""
-        self.write("WARNING", where, text)
-
-    def error(self, where: str, text: str) -> None:
-        """Write a record of level ERROR."""
-        self.write("ERROR", where, text)
+    debug = partialmethod(write, "DEBUG")
+    info = partialmethod(write, "INFO")
+    warning = partialmethod(write, "WARNING")
+    error = partialmethod(write, "ERROR")
 
 
 def server_line(text: str, *, access: bool = False) -> None:

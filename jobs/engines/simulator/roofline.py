@@ -18,7 +18,7 @@ n tokens touch the share 1 - (1 - p)^n of the experts, p = the share that one to
 other data-parallel ranks are taken to run an equal number of tokens: each NPU computes as many tokens for others
 as others do for it, and its experts serve all of them. Waiting for a slower rank in a collective is not modelled.
 
-**Fit** (defaults of `engine.rehearsal`, 640 GiB of weights; DeepSeek-R1 W8A8, DP2 TP8 on 16 NPUs of 64 GB; in brackets
+**Fit** (hardware/atlas_800i_a2.yaml, 640 GiB of weights; DeepSeek-R1 W8A8, DP2 TP8 on 16 NPUs of 64 GB; in brackets
 what others measured): KV cache of 133,376 tokens at utilization 0.9; 41.8 GiB of weights an NPU, with DP4 TP4 44.1
 (vllm-ascend issue 2191: 44.16); 3.5K in, 1.5K out: 18 tokens/s/user at 32 users (vllm-ascend's nightly with one draft
 token: 20.5), 840 tokens/s at 64 (MindIE, 16 x 910B: 850); prefill 11 to 12K tokens/s (12.2K); TTFT of an idle service
@@ -29,7 +29,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jobs.core.service_config import Rehearsal, Shape
+from jobs.core.service_config import Shape
+from jobs.engines.simulator.spec import Hardware
 
 GIB = 1 << 30
 
@@ -55,18 +56,18 @@ def dense_share(shape: Shape) -> float:
     return shape.active_parameters / 2 / shape.parameters
 
 
-def weight_bytes(shape: Shape, rehearsal: Rehearsal, layout: Layout) -> tuple[float, float]:
+def weight_bytes(shape: Shape, hardware: Hardware, layout: Layout) -> tuple[float, float]:
     """Return the bytes of dense (with what is replicated) and of expert weights on one NPU."""
     total = shape.weight_gib * GIB
-    dense, replicated = dense_share(shape), rehearsal.replicated_share
+    dense, replicated = dense_share(shape), hardware.replicated_share
     experts = max(0.0, 1 - dense - replicated)
     return total * (dense / layout.tensor_parallel + replicated), total * experts / layout.expert_ranks
 
 
-def kv_bytes(shape: Shape, rehearsal: Rehearsal, layout: Layout, utilization: float) -> float:
+def kv_bytes(shape: Shape, hardware: Hardware, layout: Layout, utilization: float) -> float:
     """Return the bytes of one NPU that are left for the KV cache; negative where the weights do not fit."""
-    budget = utilization * rehearsal.npu_memory_gib - rehearsal.allowance_gib
-    return budget * GIB - sum(weight_bytes(shape, rehearsal, layout))
+    budget = utilization * hardware.npu_memory_gib - hardware.allowance_gib
+    return budget * GIB - sum(weight_bytes(shape, hardware, layout))
 
 
 @dataclass(frozen=True)
@@ -89,14 +90,14 @@ class Work:
 class Clock:
     """Turns the work of a step into seconds."""
 
-    def __init__(self, shape: Shape, rehearsal: Rehearsal, layout: Layout) -> None:
-        compute = layout.tensor_parallel * rehearsal.peak_tflops * 1e12 * rehearsal.prefill_efficiency
-        bandwidth = rehearsal.hbm_gb_s * 1e9 * rehearsal.decode_efficiency
-        dense, experts = weight_bytes(shape, rehearsal, layout)
-        self._overhead = rehearsal.overhead_ms / 1e3
-        self._prefill_overhead = rehearsal.prefill_overhead_ms / 1e3
+    def __init__(self, shape: Shape, hardware: Hardware, layout: Layout) -> None:
+        compute = layout.tensor_parallel * hardware.peak_tflops * 1e12 * hardware.prefill_efficiency
+        bandwidth = hardware.hbm_gb_s * 1e9 * hardware.decode_efficiency
+        dense, experts = weight_bytes(shape, hardware, layout)
+        self._overhead = hardware.overhead_ms / 1e3
+        self._prefill_overhead = hardware.prefill_overhead_ms / 1e3
         self._token = 2 * shape.active_parameters / compute
-        self._pair = rehearsal.attention_flops_per_kv_byte * shape.kv_bytes_per_token / compute
+        self._pair = hardware.attention_flops_per_kv_byte * shape.kv_bytes_per_token / compute
         self._dense = dense / bandwidth
         self._experts = experts / bandwidth
         self._context = shape.kv_bytes_per_token / bandwidth

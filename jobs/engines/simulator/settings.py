@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.engines.ascend import version
-from jobs.engines.simulator.spec import Spec
+from jobs.engines.simulator.spec import RehearsalSpec
 
 
 class StartError(Exception):
@@ -71,28 +71,14 @@ class Settings:
         }
 
 
-def settle(args: argparse.Namespace, spec: Spec, environment: Mapping[str, str]) -> Settings:
+def settle(args: argparse.Namespace, spec: RehearsalSpec, environment: Mapping[str, str]) -> Settings:
     """Resolve vLLM's defaults and check what vLLM checks before it starts an engine.
 
     Raises:
         StartError: with vLLM's words.
     """
-    if args.enable_auto_tool_choice and not args.tool_call_parser:
-        raise StartError("TypeError: Error: --enable-auto-tool-choice requires --tool-call-parser")
-    if args.headless and (args.api_server_count or 1) > 1:
-        raise StartError("ValueError: api_server_count can't be set in headless mode")
     local = args.data_parallel_size if args.data_parallel_size_local is None else args.data_parallel_size_local
-    if args.headless and local <= 0:
-        raise StartError("ValueError: data_parallel_size_local must be > 0 in headless mode")
-    if local > args.data_parallel_size:
-        raise StartError(
-            f"ValueError: data_parallel_size_local ({local}) must be <= data_parallel_size ({args.data_parallel_size})"
-        )
-    if local * args.tensor_parallel_size > spec.npus_per_node:
-        raise StartError(
-            f"RuntimeError: Invalid device ID: {local} data parallel rank(s) of {args.tensor_parallel_size} NPUs "
-            f"do not fit in the {spec.npus_per_node} NPUs of this node"
-        )
+    _check_ranks(args, local, spec.npus_per_node)
     first = (args.data_parallel_start_rank or 0) if args.headless else 0
     extras = args.additional_config if version(spec.release) < (0, 12) else None
     chunked = args.enable_chunked_prefill is not False
@@ -124,7 +110,24 @@ def settle(args: argparse.Namespace, spec: Spec, environment: Mapping[str, str])
     return settings
 
 
-def _length(asked: int | None, spec: Spec) -> int:
+def _check_ranks(args: argparse.Namespace, local: int, npus: int) -> None:
+    size, tensor_parallel = args.data_parallel_size, args.tensor_parallel_size
+    if args.enable_auto_tool_choice and not args.tool_call_parser:
+        raise StartError("TypeError: Error: --enable-auto-tool-choice requires --tool-call-parser")
+    if args.headless and (args.api_server_count or 1) > 1:
+        raise StartError("ValueError: api_server_count can't be set in headless mode")
+    if args.headless and local <= 0:
+        raise StartError("ValueError: data_parallel_size_local must be > 0 in headless mode")
+    if local > size:
+        raise StartError(f"ValueError: data_parallel_size_local ({local}) must be <= data_parallel_size ({size})")
+    if local * tensor_parallel > npus:
+        raise StartError(
+            f"RuntimeError: Invalid device ID: {local} data parallel rank(s) of {tensor_parallel} NPUs "
+            f"do not fit in the {npus} NPUs of this node"
+        )
+
+
+def _length(asked: int | None, spec: RehearsalSpec) -> int:
     """`--max-model-len`; not given, or -1 (auto, from 0.23 on): what the model was made for."""
     return asked if asked and asked > 0 else spec.shape.max_position_embeddings
 
@@ -147,7 +150,7 @@ def _whole_prompts(additional_config: object) -> bool:
     return bool(section.get("enabled")) and not section.get("enable_chunked_prefill")
 
 
-def _check_lengths(settings: Settings, spec: Spec, chunked: bool) -> None:
+def _check_lengths(settings: Settings, spec: RehearsalSpec, chunked: bool) -> None:
     """Rules of vllm/config.py (SchedulerConfig, max_model_len) and vllm_ascend/core/schedule_config.py, 0.9.1."""
     derived = spec.shape.max_position_embeddings
     length, batched, seqs = settings.max_model_len, settings.max_num_batched_tokens, settings.max_num_seqs
