@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import yaml
 from core_help import change, composer, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -145,7 +146,7 @@ def test_the_plan_refuses_what_the_rehearsal_engine_refuses_and_nothing_else(
     made = change(made, parallel__data_parallel_size=layout[0], parallel__tensor_parallel_size=layout[1])
     npu = replace(hardware(), npu_memory_gib=memory, allowance_gib=allowance)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        json.dump(asdict(npu), file)
+        yaml.safe_dump(asdict(npu), file)  # as JSON, 1e-05 would be a text
         file.flush()
         made = change(made, engine__rehearsal__hardware=file.name)
         verdict, predicted = judge(made, load), predict_rehearsal(made)
