@@ -30,8 +30,9 @@ from jobs.core.rundir import AllocationDir
 from jobs.core.tasks import ServiceTask, read_config
 from jobs.core.waiting import aside
 from jobs.diagnose import explain
+from jobs.engines.base import engine_of
 from jobs.engines.placement import Placement
-from jobs.engines.vllm import environment, logs
+from jobs.engines.vllm import environment
 from jobs.forecast import history
 from jobs.forecast.history import Forecast
 from jobs.measure import dataset
@@ -137,7 +138,7 @@ class ServiceRun:
             self._known["stage_s"] = round(supervisor.prepared_s, 1)
             self._known["load_s"] = round(time.monotonic() - began - supervisor.prepared_s, 1)
             text = await aside(read_all, folder.rank(0).log)
-            self._known["kv_cache_tokens"] = logs.kv_cache_tokens(text)
+            self._known["kv_cache_tokens"] = engine_of(self._config).read_log(text).first_kv_tokens
             log(f"service {service}: ready after {self._known['load_s']} s")
             await life.during(reading)
             now = await aside(fingerprint.of_this_host, self._config, given_up.is_set)
@@ -196,7 +197,7 @@ class ServiceRun:
 
     def _remember(self, forecast: Forecast) -> None:
         """Keep what this run showed for later plans: its memory beside the prediction, and its times."""
-        figures = logs.memory_figures(read_all(self._folder.rank(0).log))
+        figures = engine_of(self._config).read_log(read_all(self._folder.rank(0).log))
         known = self._known
         try:
             history.remember(

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from jobs.cli import OVERRIDES, Command
 from jobs.core.errors import ConfigError
-from jobs.engines.ascend.rules import Finding
+from jobs.engines.base import Finding
 from jobs.sweep import check, compose, show
 from jobs.sweep.check import Shared
 
@@ -29,7 +29,7 @@ def judge(points: Sequence[Sequence[str]], composer: compose.Composer = compose.
         try:
             [config] = compose.configs([overrides], lambda groups: once(tuple(groups)))
         except ConfigError as error:
-            return (check.from_error(error),)
+            return (Finding.of(error),)
         return check.findings(config, memory=True)
 
     return check.shared(judged(overrides) for overrides in points)

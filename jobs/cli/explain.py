@@ -12,7 +12,8 @@ from typing import Any
 from jobs.cli import OVERRIDES, Command
 from jobs.core.errors import ConfigError
 from jobs.engines.ascend.migration import defaults, migrate
-from jobs.sweep import check, compose, explain
+from jobs.engines.vllm.findings import question
+from jobs.sweep import compose, explain
 
 
 def explain_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
@@ -25,7 +26,7 @@ def explain_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
     found = []
     for point, one in zip(points, compose.written(points), strict=True):
         made, changes = migrate(one.config, one.explicit)
-        asked = check.question(made)
+        asked = question(made)
         set_here = {**asked.settings, **asked.env, **asked.additional}
         told = [name for name, value in set_here.items() if value is not None]
         found.append(

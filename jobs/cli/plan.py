@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from jobs.cli import OVERRIDES, Command
-from jobs.engines.ascend.weights import GIB
+from jobs.engines.prediction import GIB
 from jobs.sweep import compose, road, show
 from jobs.sweep.grouping import Service
 from jobs.sweep.record import as_json

@@ -102,3 +102,14 @@ SCHEDULERS: Registry[Any] = Registry(
     {name: f"jobs.cluster.{name}" for name in ("slurm", "script", "local", "current")},
 )
 """What brings an allocation to its nodes: jobs/cluster/base.py."""
+
+ENGINES: Registry[Any] = Registry(
+    "engine.name",
+    "serving_sweep.engines",
+    {
+        "vllm_ascend": "jobs.engines.ascend.engine",
+        "vllm_cpu": "jobs.engines.vllm.cpu",
+        "simulator": "jobs.engines.simulator.backend",
+    },
+)
+"""Programs that serve: jobs/engines/base.py."""

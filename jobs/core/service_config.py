@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
+from jobs.core import registry
 from jobs.core.fields import (
     Count,
     Flag,
@@ -17,6 +18,7 @@ from jobs.core.fields import (
     Text,
     Whole,
     one_of,
+    registered,
     section,
     setting,
 )
@@ -74,7 +76,9 @@ class Rehearsal(Section):
 class ServedEngine(Section):
     """The program that serves."""
 
-    name: Text = setting("vllm_ascend", "vllm_ascend, vllm_cpu or simulator; stands in every row")
+    name: Annotated[Text, registered(registry.ENGINES)] = setting(
+        "vllm_ascend", "the program that serves; stands in every row"
+    )
     release: Text = setting("0.9.1", "release whose flags and environment are rendered")
     command: tuple[Text, ...] = setting(("vllm",), "program and first words; {python}: this Python")
     source: tuple[Text, ...] = setting((), "shell files sourced before the engine starts, in this order")

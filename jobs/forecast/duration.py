@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.core.config import Bench, Config, usual_windows
+from jobs.engines.base import engine_of
 from jobs.forecast.history import PastRuns
 
 START_S = 120.0
@@ -53,7 +54,7 @@ def phases(configs: Sequence[Config], past: PastRuns | None = None) -> Phases:
 
 def load_seconds(config: Config) -> float:
     """Predict seconds from start to ready: every node reads the whole checkpoint once, plus a fixed part."""
-    if config.engine.name == "simulator":
+    if engine_of(config).traits.simulated:
         return config.engine.rehearsal.load_s + 2
     gib = config.model.shape.weight_gib
     return START_S + gib * 1.0737 / config.cluster.model_read_gb_s
@@ -61,7 +62,7 @@ def load_seconds(config: Config) -> float:
 
 def teardown_seconds(config: Config) -> float:
     """Predict seconds of the stop: at the most the time after which engines are killed."""
-    return min(2.0, config.limits.stop_s) if config.engine.name == "simulator" else config.limits.stop_s
+    return min(2.0, config.limits.stop_s) if engine_of(config).traits.simulated else config.limits.stop_s
 
 
 def measure_seconds(config: Config) -> float:

@@ -22,10 +22,10 @@ from jobs.core.fields import Section
 from jobs.core.files import read_json, write_json
 from jobs.core.rundir import Root
 from jobs.engines.ascend.lookup import required
-from jobs.engines.ascend.memory import Allowance, Prediction, buffsize_of, loads_mtp
-from jobs.engines.ascend.weights import GIB
+from jobs.engines.ascend.memory import buffsize_of, loads_mtp
+from jobs.engines.base import EngineLog, engine_of
 from jobs.engines.checkpoint.architecture import Architecture
-from jobs.engines.vllm.logs import MemoryFigures
+from jobs.engines.prediction import GIB, Allowance, Prediction
 from jobs.forecast.memory import Fit, judge
 
 KEPT = 5
@@ -84,7 +84,7 @@ def layout_of(config: Config) -> dict[str, Any]:
         "hccl_buffsize": buffsize_of(config),
         "mtp": loads_mtp(config),
     }
-    if engine.name == "simulator":
+    if engine_of(config).traits.simulated:
         layout |= {"rehearsal": _short(asdict(engine.rehearsal)), "shape": _short(asdict(config.model.shape))}
     return layout
 
@@ -112,7 +112,7 @@ def remember(
     root: Root,
     config: Config,
     prediction: Prediction | None,
-    figures: MemoryFigures,
+    figures: EngineLog,
     *,
     run: Path,
     load_s: float | None = None,
@@ -147,7 +147,7 @@ def remember(
     return past
 
 
-def _measured(made: Prediction, figures: MemoryFigures) -> dict[str, Any]:
+def _measured(made: Prediction, figures: EngineLog) -> dict[str, Any]:
     """Return what the log says about memory, and what was predicted; nothing where it is silent."""
     found: dict[str, Any] = {}
     if figures.weights_gib is not None:

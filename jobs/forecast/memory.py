@@ -12,17 +12,13 @@ from dataclasses import dataclass
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.engines.ascend import utilization
-from jobs.engines.ascend.memory import DEVICE_GIB, Allowance, Prediction, predict_config
 from jobs.engines.ascend.rules.lengths import at_once
-from jobs.engines.ascend.weights import GIB
+from jobs.engines.base import engine_of
 from jobs.engines.checkpoint.architecture import Architecture
-from jobs.engines.simulator.memory import predict_rehearsal
+from jobs.engines.prediction import GIB, Allowance, Prediction
 
 DOES_NOT_FIT = "does not fit: "
 """Begins the reason of a row whose service was not started because the plan said that it cannot."""
-
-ENGINES = ("vllm_ascend", "vllm_cpu")
-"""Engines whose memory jobs/engines/ascend/memory.py adds up."""
 
 
 @dataclass(frozen=True)
@@ -95,17 +91,7 @@ def judge(
     parallel = config.parallel
     made, unknown = None, ""
     try:
-        if config.engine.name == "simulator":
-            made = predict_rehearsal(config)
-        elif config.engine.name in ENGINES:
-            made = predict_config(
-                config,
-                arch=load(config),
-                device_gib=device_gib or DEVICE_GIB,
-                allowance=allowance or Allowance(),
-            )
-        else:
-            unknown = f"engine {config.engine.name}: its memory is not modelled"
+        made = engine_of(config).memory(config, load, allowance, device_gib)
     except ConfigError as error:
         key, value, reason, _ = error.args
         unknown = f"{key}={value}: {reason}"

@@ -14,6 +14,7 @@ import yaml
 from jobs.core.fields import dotted
 from jobs.core.files import write_text
 from jobs.core.rundir import SweepDir
+from jobs.engines.base import is_simulated
 from jobs.results import columns, page, sections, slo, verdict
 from jobs.results.columns import LOADS, STARRED, key_of, load_of, low_is_best
 from jobs.results.curves import LENGTHS_FOR_LINE, fit
@@ -34,7 +35,7 @@ def data(run: Run) -> dict[str, Any]:
     found = {
         "data_version": DATA_VERSION,
         "name": run.name,
-        "simulated": sum(row["engine"] == "simulator" for row in run.rows),
+        "simulated": sum(is_simulated(row["engine"]) for row in run.rows),
         "swept": list(run.swept),
         "lengths": [key for key in LENGTHS if key in run.swept],
         "verdict": asdict(verdict.judge(run)),
@@ -68,13 +69,14 @@ def _shown(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
         "_work": columns.setting_text(tuple(key for key in run.swept if columns.is_work(key)), row),
         "_setting": series(run, row, leave_out=(*LOADS, *(key for key in run.swept if columns.is_work(key)))),
         "_series": series(run, row, leave_out=LOADS),
+        "_simulated": is_simulated(row["engine"]),
     }
 
 
 def series(run: Run, row: Mapping[str, Any], leave_out: tuple[str, ...]) -> str:
     """Return the name of the line that a row belongs to: other swept values, and whether it is simulated."""
     words = [f"{key.rpartition('.')[2]}={row[key]}" for key in run.swept if key not in leave_out]
-    if row["engine"] == "simulator":
+    if is_simulated(row["engine"]):
         words.append("(simulator)")
     return " ".join(words)
 

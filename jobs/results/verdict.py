@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.core.fields import dotted
+from jobs.engines.base import is_simulated
 from jobs.results import columns, slo
 from jobs.results.columns import counts, low_is_best
 from jobs.results.gather import Run
@@ -79,7 +80,7 @@ def judge(run: Run) -> Verdict:
     rows, said = _compared(run, column)
     if not rows:
         return Verdict("no", None, (Sentence("nothing", {"count": len(run.rows)}), *said, *_invalid(run)))
-    simulated = rows[0]["engine"] == "simulator"
+    simulated = is_simulated(rows[0]["engine"])
     contests = _contests(run, rows, column)
     first, winner = _headline(contests)
     if len(contests) == 1:
@@ -100,7 +101,7 @@ def _compared(run: Run, column: str) -> tuple[list[Row], list[Sentence]]:
     if saturated := sum(bool(row.get("saturated")) for row in rows):
         said.append(Sentence("left_out_saturated", {"count": saturated}))
         rows = [row for row in rows if not row.get("saturated")]
-    measured = [row for row in rows if row["engine"] != "simulator"]
+    measured = [row for row in rows if not is_simulated(row["engine"])]
     if measured and len(measured) < len(rows):
         said.append(Sentence("left_out_simulated", {"count": len(rows) - len(measured)}))
     rows = measured or rows

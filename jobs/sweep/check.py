@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from containers.recipes import release_of, resolve
 from jobs.allocation.node import container
@@ -13,15 +12,9 @@ from jobs.cluster.interfaces import choose_interface
 from jobs.cluster.ports import derive_ports
 from jobs.core.config import Config, in_container
 from jobs.core.errors import ConfigError
-from jobs.core.layout import local_sizes, span
-from jobs.engines.ascend import Release, release, releases, rules
-from jobs.engines.ascend.lookup import architecture_of, required
-from jobs.engines.ascend.rules import Finding, Question
-from jobs.engines.placement import planned
-from jobs.engines.simulator.faults import parse_faults
-from jobs.engines.vllm import command, environment
-from jobs.engines.vllm.command import check_args
-from jobs.engines.vllm.environment import check_env
+from jobs.core.layout import local_sizes
+from jobs.engines.ascend.lookup import required
+from jobs.engines.base import Finding, caught, engine_of
 from jobs.forecast import memory as fit
 from jobs.measure.checks import BENCH_LOOKS
 from jobs.sweep.points import Point
@@ -69,11 +62,8 @@ def findings(config: Config, *, memory: bool = False) -> tuple[Finding, ...]:
     Args:
         memory: also ask the memory model whether one request of max_model_len fits (rule R19).
     """
-    own = [caught for one in CHECKS if (caught := _caught(one, config))]
-    found = [*own, *rules.findings(question(config))]
-    if any(one.key.startswith("engine.args.") for one in own):
-        # A refused flag is rendered all the same: what R2 finds in it is no fault of the tool.
-        found = [one for one in found if one.rule != "R2"]
+    own = [caught(one, config, "R1" if one is local_sizes else "C1") for one in CHECKS]
+    found = [*(one for one in own if one), *engine_of(config).findings(config)]
     if other := image_release(config):
         found.append(other)
     if memory and (unfit := fits(config)):
@@ -93,22 +83,6 @@ def shared(found: Iterable[Iterable[Finding]]) -> tuple[Shared, ...]:
             places.setdefault(repr(finding), (finding, []))[1].append(index)
     once = [Shared(finding, tuple(dict.fromkeys(points))) for finding, points in places.values()]
     return tuple(sorted(once, key=lambda one: one.finding.severity != "error"))
-
-
-def question(config: Config) -> Question:
-    """Return what the rules judge: the config and what it renders to."""
-    try:
-        places = planned(config)
-    except ConfigError:  # an impossible layout: a finding of its own
-        places = ()
-    return Question(
-        config=config,
-        settings=command.settings(config),
-        env=_variables(config),
-        ranks=tuple(command.flags(config, place) for place in places),
-        release=_release(config),
-        arch=architecture_of(config),
-    )
 
 
 def fits(config: Config) -> Finding | None:
@@ -138,7 +112,7 @@ def image_release(config: Config) -> Finding | None:
     is looked at in the container, before the engine starts.
     """
     image = config.container.image
-    if not in_container(config) or image is None or config.engine.name != "vllm_ascend":
+    if not in_container(config) or image is None or not engine_of(config).traits.npus:
         return None
     try:
         said = release_of(resolve(image, config.container.registry))
@@ -156,66 +130,6 @@ def image_release(config: Config) -> Finding | None:
         f"Set engine.release={release} (python -m jobs explain shows what that changes), or choose another image.",
         "this tool",
     )
-
-
-def from_error(error: ConfigError, rule: str = "C1") -> Finding:
-    """Return an error of composing or checking as a finding."""
-    return Finding(rule, "error", error.key, error.value, error.reason, error.remedy, "this tool")
-
-
-def _caught(one: Callable[[Config], object], config: Config) -> Finding | None:
-    try:
-        one(config)
-    except ConfigError as error:
-        return from_error(error, "R1" if one is local_sizes else "C1")
-    return None
-
-
-def _variables(config: Config) -> Mapping[str, str]:
-    """Return what the config sets, as text, whatever the rank: nothing of a node or of a rehearsal."""
-    plain = replace(config.engine, name="", env={k: v for k, v in config.engine.env.items() if _plain(v)})
-    return environment.variables(replace(config, engine=plain), _NOWHERE)
-
-
-def _plain(value: Any) -> bool:
-    return not isinstance(value, Mapping | list | tuple)
-
-
-_NOWHERE = planned(Config())[0]
-
-
-def _release(config: Config) -> Release | None:
-    try:
-        return None if config.engine.name == "vllm_cpu" else release(config.engine.release)
-    except ConfigError:  # a finding of its own
-        return None
-
-
-def _known_release(config: Config) -> None:
-    if config.engine.name != "vllm_cpu":
-        release(config.engine.release)
-
-
-def _layout_of_the_release(config: Config) -> None:
-    """Refuse layouts whose flags the release does not have."""
-    parallel, engine = config.parallel, config.engine
-    across = parallel.tensor_parallel_size if span(config) > 1 else None
-    needed = {
-        "decode-context-parallel-size": ("decode_context_parallel_size", parallel.decode_context_parallel_size),
-        "prefill-context-parallel-size": ("prefill_context_parallel_size", parallel.prefill_context_parallel_size),
-        "nnodes": ("tensor_parallel_size", across),
-    }
-    for flag, (key, value) in needed.items():
-        if value is None:
-            continue
-        if engine.release in releases() and flag not in release(engine.release).flags:
-            reason = f"release {engine.release} has no --{flag}, which this needs"
-            raise ConfigError(
-                f"parallel.{key}", value, reason, "Choose engine.release=0.13.0 or later, or another layout."
-            )
-        if flag == "nnodes" and engine.name == "simulator":
-            reason = "the rehearsal engine keeps each data-parallel rank in one node"
-            raise ConfigError(f"parallel.{key}", value, reason, "Rehearse another layout.")
 
 
 def _ports(config: Config) -> None:
@@ -242,13 +156,8 @@ def _token_ids(config: Config) -> None:
 
 
 CHECKS: tuple[Callable[[Config], object], ...] = (
-    _known_release,
-    lambda config: check_args(config.engine.args),
-    lambda config: check_env(config.engine.env),
     local_sizes,
-    _layout_of_the_release,
     container.check,
-    lambda config: parse_faults(config.engine.rehearsal.faults),
     lambda config: check_names("preflight.skip", config.preflight.skip),
     lambda config: check_names("preflight.warn_only", config.preflight.warn_only),
     _interface,

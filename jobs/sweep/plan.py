@@ -9,7 +9,7 @@ from functools import cached_property
 from jobs.cluster.time_limit import limit_seconds
 from jobs.core.config import Config
 from jobs.core.layout import local_sizes
-from jobs.engines.ascend.rules import Finding
+from jobs.engines.base import Finding
 from jobs.forecast.history import Forecast
 from jobs.sweep.check import Shared, shared
 from jobs.sweep.grouping import Dropped, Service, group, refusals, unknown, warnings, within_budget

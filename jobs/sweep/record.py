@@ -15,7 +15,7 @@ from jobs.core.files import write_json
 from jobs.core.rundir import SweepDir, new_sweep
 from jobs.core.tasks import write_config
 from jobs.engines import placement
-from jobs.engines.vllm import command, environment
+from jobs.engines.base import engine_of
 from jobs.forecast.duration import Phases
 from jobs.forecast.history import Forecast
 from jobs.results.provenance import describe
@@ -122,7 +122,8 @@ def _memory_json(forecast: Forecast | None) -> dict[str, Any] | None:
 
 def _rank(config: Config, place: placement.Placement) -> dict[str, Any]:
     """Return what one rank is started with: its environment, its command line, those of its container if it has one."""
-    variables, argv = environment.variables(config, place), command.argv(config, place)
+    engine = engine_of(config)
+    variables, argv = engine.environment(config, place), engine.argv(config, place)
     source = list(config.engine.source)
     found: dict[str, Any] = {"rank": place.rank, "role": place.role, "env": variables, "source": source, "argv": argv}
     if in_container(config):

@@ -8,7 +8,7 @@ from operator import attrgetter
 from jobs.core import schema
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
-from jobs.engines.ascend.rules import Finding
+from jobs.engines.base import Finding
 from jobs.sweep import check
 from jobs.sweep.points import Point, canonical
 

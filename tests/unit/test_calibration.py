@@ -14,7 +14,8 @@ from jobs.allocation import walltime
 from jobs.core.config import Config
 from jobs.core.log import read_all
 from jobs.core.rundir import Root, SweepDir
-from jobs.engines.vllm.logs import MemoryFigures, memory_figures
+from jobs.engines.base import EngineLog
+from jobs.engines.vllm import logs
 from jobs.forecast import duration, history
 from jobs.forecast.history import KEPT, Forecast, forecaster, recall, remember
 from jobs.sweep import compose, road, show
@@ -27,7 +28,7 @@ def look(root: Root, made: Config = R1) -> Forecast:
     return forecaster(root)(made)
 
 
-def learn(root: Root, figures: MemoryFigures, made: Config = R1, **times: float) -> None:
+def learn(root: Root, figures: EngineLog, made: Config = R1, **times: float) -> None:
     remember(root, made, look(root, made).fit.prediction, figures, run=Path("/runs/a"), **times)
 
 
@@ -35,7 +36,7 @@ def learn(root: Root, figures: MemoryFigures, made: Config = R1, **times: float)
 
 
 def test_memory_lines_of_0_9_1() -> None:
-    found = memory_figures(read_all(LOGS / "healthy_0.9.1-rank0.log"))
+    found = logs.read(read_all(LOGS / "healthy_0.9.1-rank0.log"))
     assert found.kv_tokens == 133_376
     assert found.weights_gib == pytest.approx(41.85, abs=0.01)
     assert found.available_gib == pytest.approx(9377168172 / 2**30)
@@ -47,10 +48,10 @@ def test_memory_lines_of_later_releases_and_of_the_cpu_engine() -> None:
         "Loading model weights took 44.9320 GB\nLoading model weights took 44.9000 GB\n"
         "Available KV cache memory: 8.73 GiB\nAvailable KV cache memory: 8.51 GiB\nGPU KV cache size: 130,048 tokens\n"
     )
-    assert memory_figures(text) == MemoryFigures(44.932, 8.51, None, 130_048)
-    assert memory_figures(read_all(LOGS / "healthy-rank0.log")).kv_tokens == 1_048_576
-    assert memory_figures("Model loading took 8.3215 GiB and 25.3 seconds") == MemoryFigures(weights_gib=8.3215)
-    assert memory_figures("") == MemoryFigures()
+    assert logs.read(text) == EngineLog(130_048, 130_048, 44.932, 8.51)
+    assert logs.read(read_all(LOGS / "healthy-rank0.log")).kv_tokens == 1_048_576
+    assert logs.read("Model loading took 8.3215 GiB and 25.3 seconds") == EngineLog(weights_gib=8.3215)
+    assert logs.read("") == EngineLog()
 
 
 # --- memory
@@ -59,13 +60,13 @@ def test_memory_lines_of_later_releases_and_of_the_cpu_engine() -> None:
 @pytest.mark.parametrize(
     "figures",
     [
-        MemoryFigures(kv_tokens=90_112),
-        MemoryFigures(available_gib=90_112 * 70_272 / 2**30 + 0.001, kv_tokens=90_112),
+        EngineLog(kv_tokens=90_112),
+        EngineLog(available_gib=90_112 * 70_272 / 2**30 + 0.001, kv_tokens=90_112),
         # The device is smaller than assumed: the allowance takes none of the blame.
-        MemoryFigures(available_gib=90_112 * 70_272 / 2**30 + 0.001, device_gib=60.96, kv_tokens=90_112),
+        EngineLog(available_gib=90_112 * 70_272 / 2**30 + 0.001, device_gib=60.96, kv_tokens=90_112),
     ],
 )
-def test_after_a_run_the_prediction_is_what_was_measured(tmp_path: Path, figures: MemoryFigures) -> None:
+def test_after_a_run_the_prediction_is_what_was_measured(tmp_path: Path, figures: EngineLog) -> None:
     root = Root(tmp_path)
     before = look(root)
     assert before.predicted_kv_tokens == 35_072
@@ -84,7 +85,7 @@ def test_after_a_run_the_prediction_is_what_was_measured(tmp_path: Path, figures
 
 def test_it_holds_for_other_lengths_and_utilizations_of_the_layout_and_for_no_other_layout(tmp_path: Path) -> None:
     root = Root(tmp_path)
-    learn(root, MemoryFigures(kv_tokens=90_112))
+    learn(root, EngineLog(kv_tokens=90_112))
     longer = look(root, change(R1, parallel__max_model_len=32768, parallel__max_num_seqs=8))
     assert longer.predicted_kv_tokens == 90_112
     more = look(root, change(R1, parallel__gpu_memory_utilization=0.92)).predicted_kv_tokens
@@ -102,7 +103,7 @@ def test_it_holds_for_other_lengths_and_utilizations_of_the_layout_and_for_no_ot
 
 def test_a_start_that_failed_for_lack_of_memory_teaches_too(tmp_path: Path) -> None:
     root = Root(tmp_path)
-    learn(root, MemoryFigures(weights_gib=42.0, available_gib=1.0))
+    learn(root, EngineLog(weights_gib=42.0, available_gib=1.0))
     assert look(root).predicted_kv_tokens == pytest.approx(2**30 / 70_272, abs=128)
     past = look(root).past
     assert past is not None
@@ -111,14 +112,14 @@ def test_a_start_that_failed_for_lack_of_memory_teaches_too(tmp_path: Path) -> N
 
 def test_a_silent_log_changes_nothing(tmp_path: Path) -> None:
     root = Root(tmp_path)
-    learn(root, MemoryFigures(kv_tokens=90_112))
-    learn(root, MemoryFigures())
+    learn(root, EngineLog(kv_tokens=90_112))
+    learn(root, EngineLog())
     assert look(root).predicted_kv_tokens == 90_112
 
 
 def test_a_rehearsal_learns_times_but_no_memory(tmp_path: Path) -> None:
     root, made = Root(tmp_path), config("engine=simulator")
-    learn(root, MemoryFigures(kv_tokens=5), made, load_s=3.0)
+    learn(root, EngineLog(kv_tokens=5), made, load_s=3.0)
     found = look(root, made)
     assert found.predicted_kv_tokens == 133_376
     assert found.past is not None
@@ -132,7 +133,7 @@ def test_a_rehearsal_learns_times_but_no_memory(tmp_path: Path) -> None:
 def test_the_longest_of_the_last_runs_is_what_a_plan_counts_with(tmp_path: Path) -> None:
     root = Root(tmp_path)
     for load_s in (4000.0, *range(100, 100 + KEPT)):
-        learn(root, MemoryFigures(), load_s=float(load_s), teardown_s=7.5)
+        learn(root, EngineLog(), load_s=float(load_s), teardown_s=7.5)
     past = look(root).past
     assert past is not None
     assert past.load_s == (100.0, 101.0, 102.0, 103.0, 104.0), "the first, cold one is forgotten"
@@ -158,7 +159,7 @@ def file_of(root: Root) -> Path:
 @pytest.mark.parametrize("broken", ["{", "[]", '{"layout": 1}', '{"layout": {}, "kv_tokens": "many"}', ""])
 def test_a_broken_file_is_ignored_with_a_word_and_mended_by_the_next_run(tmp_path: Path, broken: str) -> None:
     root = Root(tmp_path)
-    learn(root, MemoryFigures(kv_tokens=90_112))
+    learn(root, EngineLog(kv_tokens=90_112))
     path = file_of(root)
     path.write_text(broken)
     found = look(root)
@@ -166,7 +167,7 @@ def test_a_broken_file_is_ignored_with_a_word_and_mended_by_the_next_run(tmp_pat
     assert str(found.ignored).startswith(f"{path} is ignored, it cannot be read: ")
     made = road.plan(compose.expand(["cluster=slurm", "parallel=dp2_tp8", f"results.root={tmp_path}"]), composer)
     assert found.ignored in made.warnings
-    learn(root, MemoryFigures(kv_tokens=90_112))
+    learn(root, EngineLog(kv_tokens=90_112))
     assert look(root).predicted_kv_tokens == 90_112
 
 
@@ -176,7 +177,7 @@ def test_two_writers_leave_a_whole_file(tmp_path: Path) -> None:
 
     def write(tokens: int) -> None:
         for _ in range(20):
-            remember(root, R1, made, MemoryFigures(kv_tokens=tokens), run=Path(f"/runs/{tokens}"), load_s=1.0)
+            remember(root, R1, made, EngineLog(kv_tokens=tokens), run=Path(f"/runs/{tokens}"), load_s=1.0)
 
     writers = [threading.Thread(target=write, args=(tokens,)) for tokens in (90_112, 100_096)]
     for writer in writers:
@@ -193,7 +194,7 @@ def test_two_writers_leave_a_whole_file(tmp_path: Path) -> None:
 def test_the_verb_shows_prediction_calibration_and_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from jobs.__main__ import main
 
-    learn(Root(tmp_path), MemoryFigures(weights_gib=42.1, kv_tokens=90_112))
+    learn(Root(tmp_path), EngineLog(weights_gib=42.1, kv_tokens=90_112))
     words = ["parallel=dp2_tp8", "cluster=slurm", f"results.root={tmp_path}"]
     assert main(["memory", "--json", *words]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -213,7 +214,7 @@ def test_a_layout_that_cannot_be_named_has_no_past(tmp_path: Path) -> None:
 
 def test_past_is_what_is_stored(tmp_path: Path) -> None:
     root = Root(tmp_path)
-    learn(root, MemoryFigures(kv_tokens=90_112), load_s=800.0, teardown_s=9.0)
+    learn(root, EngineLog(kv_tokens=90_112), load_s=800.0, teardown_s=9.0)
     past, _ = recall(root, R1)
     assert past is not None
     assert past.layout == history.layout_of(R1)

@@ -40,7 +40,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "an interface that is no name": ({"hccl__socket_ifname": "^"}, "hccl.socket_ifname", "misplaced operator"),
     "an unknown fault": (
-        {"engine__rehearsal__faults": ({"rank": 0, "kind": "nosuch"},)},
+        {"engine__name": "simulator", "engine__rehearsal__faults": ({"rank": 0, "kind": "nosuch"},)},
         "engine.rehearsal.faults[0].kind",
         "",
     ),

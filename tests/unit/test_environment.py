@@ -9,6 +9,7 @@ import pytest
 from core_help import change, config
 
 from jobs.core.errors import ConfigError
+from jobs.engines.base import engine_of
 from jobs.engines.placement import Placement
 from jobs.engines.simulator.spec import read_spec
 from jobs.engines.vllm import environment
@@ -67,7 +68,7 @@ def test_words_in_braces_are_filled_in_on_the_node_and_other_braces_stay() -> No
 
 def test_the_rehearsal_engine_is_told_what_flags_cannot_say() -> None:
     assert "REHEARSAL_SPEC" not in variables()
-    made = environment.variables(config("engine=simulator"), PLACE)
+    made = engine_of(config("engine=simulator")).environment(config("engine=simulator"), PLACE)
     spec = read_spec(made["REHEARSAL_SPEC"])
     assert (spec.rank, spec.release, spec.npus_per_node) == (1, "0.9.1", 8)
     assert spec.shape == config().model.shape

@@ -18,11 +18,11 @@ from simulator_help import settled
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.engines import ascend
-from jobs.engines.ascend.memory import Allowance
+from jobs.engines.base import engine_of
 from jobs.engines.checkpoint import architecture
+from jobs.engines.prediction import Allowance
 from jobs.engines.simulator.engine import EngineFailed, kv_blocks
 from jobs.engines.simulator.flags import parse
-from jobs.engines.simulator.memory import predict_rehearsal
 from jobs.engines.simulator.spec import RehearsalSpec, hardware
 from jobs.forecast import memory as fit
 from jobs.forecast.memory import DOES_NOT_FIT, Fit, judge
@@ -110,7 +110,6 @@ def test_nothing_known_is_no_refusal(tmp_path: Path) -> None:
     for overrides, word in (
         (["model.name=other", "model.path=/there/is/none"], "its config.json is not visible here"),
         (["model.name=other", f"model.path={tmp_path}"], "a whole number of at least 1 is needed"),
-        (["engine.name=another"], "engine another: its memory is not modelled"),
         (["engine.args.pipeline-parallel-size=2", "cluster.npus_per_node=16"], "not predicted for pipeline stages"),
         ([*CPU, "engine.env.VLLM_CPU_KVCACHE_SPACE=null"], "has no size"),
         (["engine.args.speculative-config='{'"], "it is not JSON"),
@@ -149,7 +148,7 @@ def test_the_plan_refuses_what_the_rehearsal_engine_refuses_and_nothing_else(
         yaml.safe_dump(asdict(npu), file)  # as JSON, 1e-05 would be a text
         file.flush()
         made = change(made, engine__rehearsal__hardware=file.name)
-        verdict, predicted = judge(made, load), predict_rehearsal(made)
+        verdict, predicted = judge(made, load), engine_of(made).memory(made, load)
     spec = RehearsalSpec(shape=made.model.shape, hardware=npu)
     flags = (
         f"-tp {layout[1]} -dp {layout[0]} -dpl 1 --max-model-len {parallel['max_model_len']}"
@@ -244,8 +243,8 @@ def test_the_memory_verb_looks_at_what_does_not_fit(capsys: pytest.CaptureFixtur
     assert main(["memory", "--json", "parallel.max_model_len=8192", root]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["full_length_sequences"] == found["kv_tokens_per_rank"] // 8192 > 0
-    assert main(["memory", "engine.name=another", root]) == 0
-    assert "no prediction: engine another" in capsys.readouterr().out
+    assert main(["memory", "engine.args.pipeline-parallel-size=2", "cluster.npus_per_node=16", root]) == 0
+    assert "no prediction: engine.args.pipeline-parallel-size=2: memory is not predicted" in capsys.readouterr().out
 
 
 def test_the_fixed_cache_of_the_cpu_engine_is_certain() -> None:

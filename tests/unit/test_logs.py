@@ -31,7 +31,7 @@ PLACE = Placement(1, 2, "127.0.0.1", "lo", "127.0.0.1", "8000", "1")
     ],
 )
 def test_kv_cache_tokens(text: str, tokens: int | None) -> None:
-    assert logs.kv_cache_tokens(text) == tokens
+    assert logs.read(text).first_kv_tokens == tokens
 
 
 @pytest.mark.parametrize(
@@ -83,14 +83,14 @@ def test_only_the_tail_of_a_long_log_is_read_and_broken_text_does_no_harm(tmp_pa
     ],
 )
 def test_load_progress_is_the_last_that_was_said(text: str, shards: str | None) -> None:
-    assert logs.load_progress(text) == shards
+    assert logs.read(text).load_progress == shards
 
 
 @pytest.mark.parametrize("name", ["healthy-rank0.log", "healthy-rank1.log"])
 def test_when_the_ranks_have_met_is_read_from_real_logs(name: str) -> None:
     lines = (LOGS / name).read_text().splitlines()
     [asked] = [number for number, line in enumerate(lines) if "distributed_init_method" in line]
-    [met] = [number for number, line in enumerate(lines) if logs.ranks_met(line)]
+    [met] = [number for number, line in enumerate(lines) if logs.read(line).ranks_met]
     assert met == asked + 1
 
 

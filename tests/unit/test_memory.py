@@ -9,14 +9,18 @@ from pathlib import Path
 import pytest
 from core_help import change, config
 
+from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.core.log import read_all
 from jobs.engines.ascend import memory
-from jobs.engines.ascend.memory import GIB, Layout, predict, predict_config
+from jobs.engines.ascend.lookup import required
+from jobs.engines.ascend.memory import Layout, Sizes, predict, predict_config
 from jobs.engines.ascend.weights import kv_bytes_per_token, weights
+from jobs.engines.base import engine_of
 from jobs.engines.checkpoint import architecture
 from jobs.engines.checkpoint.architecture import from_hf_config
-from jobs.engines.vllm.logs import kv_cache_tokens
+from jobs.engines.prediction import GIB, Prediction
+from jobs.engines.vllm import logs
 
 R1 = architecture.load("deepseek_r1_0528_w8a8", Path("/there/is/no/such/path"))
 LOGS = Path(__file__).resolve().parents[1] / "fixtures/logs"
@@ -126,7 +130,7 @@ def test_the_lengths_of_the_shards_are_better_than_what_the_index_says(tmp_path:
     for name in names.values():
         with (tmp_path / name).open("wb") as file:
             file.truncate(size)
-    seen = predict_config(made)
+    seen = engine_of(made).memory(made, required)
     assert seen.weights_bytes == pytest.approx(2 * size)
     assert "lengths of 2 weight files" in seen.terms[-1].source
 
@@ -163,6 +167,11 @@ TABLE = [
 ]
 
 
+def utilization_for(made: Prediction, length: int) -> float:
+    """Return the utilization at which one request of `length` tokens fits."""
+    return (sum(term.bytes for term in made.terms) + made.needed_bytes(length)) / made.device_bytes
+
+
 @pytest.mark.parametrize(("tp", "dp", "mtp", "u", "dcp", "kv", "tokens", "sequences", "needed"), TABLE)
 @pytest.mark.parametrize("release", ["0.9.1", "0.13.0"])
 def test_capacity_of_deepseek_r1(
@@ -177,21 +186,20 @@ def test_capacity_of_deepseek_r1(
     needed: float,
     release: str,
 ) -> None:
-    made = predict(R1, Layout(tp, dp, True, dcp), release=release, utilization=u, mtp=mtp)
+    made = predict(R1, Layout(tp, dp, True, dcp), Sizes(release=release, utilization=u, mtp=mtp))
     assert round(made.kv_bytes / GIB, 1) == kv
     # The table's own rounding of the prediction layer moves TP4 DP4 by one block; every other row is exact.
     assert abs(made.kv_tokens_per_rank - tokens) <= (128 if tp == 4 else 0)
     assert [made.sequences(length * K) for length in (8, 16, 32, 64, 128)] == sequences
-    assert made.utilization_for(128 * K) == pytest.approx(needed, abs=6e-4)
+    assert utilization_for(made, 128 * K) == pytest.approx(needed, abs=6e-4)
     assert made.largest_max_model_len == min(made.kv_tokens_per_rank, 163_840)
 
 
 def test_the_utilization_that_is_named_is_just_enough() -> None:
     layout = Layout(8, 2, True)
-    needed = predict(R1, layout, release="0.13.0").utilization_for(128 * K)
-    assert needed is not None
-    assert predict(R1, layout, release="0.13.0", utilization=needed + 1e-6).sequences(128 * K) == 1
-    assert predict(R1, layout, release="0.13.0", utilization=needed - 1e-6).sequences(128 * K) == 0
+    needed = utilization_for(predict(R1, layout, Sizes(release="0.13.0")), 128 * K)
+    assert predict(R1, layout, Sizes(release="0.13.0", utilization=needed + 1e-6)).sequences(128 * K) == 1
+    assert predict(R1, layout, Sizes(release="0.13.0", utilization=needed - 1e-6)).sequences(128 * K) == 0
 
 
 def test_hccl_buffers_by_release() -> None:
@@ -209,8 +217,8 @@ def test_hccl_buffers_by_release() -> None:
 def test_a_large_buffer_costs_0_9_1_four_times_what_it_costs_later() -> None:
     layout = Layout(8, 2, True)
     lost = {
-        release: predict(R1, layout, release=release).kv_bytes
-        - predict(R1, layout, release=release, buffsize=1024).kv_bytes
+        release: predict(R1, layout, Sizes(release=release)).kv_bytes
+        - predict(R1, layout, Sizes(release=release, buffsize=1024)).kv_bytes
         for release in ("0.9.1", "0.13.0")
     }
     assert lost["0.13.0"] == 2 * 824 * 2**20
@@ -218,45 +226,46 @@ def test_a_large_buffer_costs_0_9_1_four_times_what_it_costs_later() -> None:
 
 
 def test_batched_tokens_cost_only_beyond_what_the_allowance_covers() -> None:
-    kv = [
-        predict(R1, Layout(8, 2, True), release="0.13.0", max_num_batched_tokens=n).kv_bytes
-        for n in (4096, 8192, 16384)
-    ]
+    kv = [predict(R1, Layout(8, 2, True), Sizes(release="0.13.0", tokens=n)).kv_bytes for n in (4096, 8192, 16384)]
     assert kv[0] == kv[1] > kv[2]
 
 
 def test_weights_that_do_not_fit_start_no_engine() -> None:
-    made = predict(R1, Layout(8, 2, False), release="0.13.0")
+    made = predict(R1, Layout(8, 2, False), Sizes(release="0.13.0"))
     assert made.kv_bytes < 0
     assert (made.kv_tokens_per_rank, made.largest_max_model_len, made.sequences(1)) == (0, 0, 0)
 
 
 def test_the_sum_is_complete() -> None:
-    made = predict(R1, Layout(8, 2, True), release="0.9.1", buffsize=512)
+    made = predict(R1, Layout(8, 2, True), Sizes(release="0.9.1", buffsize=512))
     assert sum(term.bytes for term in made.terms) + made.kv_bytes == pytest.approx(made.budget_bytes)
 
 
 def test_a_log_corrects_the_allowance() -> None:
-    first = predict(R1, Layout(8, 2, True, 8), release="0.13.0", buffsize=512)
+    first = predict(R1, Layout(8, 2, True, 8), Sizes(release="0.13.0", buffsize=512))
     allowance = first.calibrated(900_096, "a log")
-    again = predict(R1, Layout(8, 2, True, 8), release="0.13.0", buffsize=512, allowance=allowance)
+    again = predict(R1, Layout(8, 2, True, 8), Sizes(release="0.13.0", buffsize=512, allowance=allowance))
     assert again.kv_tokens_per_rank == pytest.approx(900_096, abs=again.block)
     assert allowance.gib > first.allowance.gib
 
 
+def of_the_cpu(made: Config) -> Prediction:
+    return engine_of(made).memory(made, lambda _: from_hf_config(TINY))
+
+
 @pytest.mark.parametrize("log", ["healthy-rank0.log", "moe-rank0.log"])
 def test_capacity_of_the_cpu_engine_is_the_one_it_prints(log: str) -> None:
-    made = predict_config(config("engine=vllm_cpu", "model=tiny_llama", "parallel=dp2_tp1"), arch=from_hf_config(TINY))
+    made = of_the_cpu(config("engine=vllm_cpu", "model=tiny_llama", "parallel=dp2_tp1"))
     assert made.kv_bytes_per_token == 1024
-    assert made.kv_tokens_per_rank == kv_cache_tokens(read_all(LOGS / log)) == 1_048_576
+    assert made.kv_tokens_per_rank == logs.read(read_all(LOGS / log)).kv_tokens == 1_048_576
     assert made.largest_max_model_len == 131_072
-    assert made.utilization_for(8192) is None
+    assert made.device_bytes == 0
 
 
 def test_the_cpu_engine_must_say_how_large_its_cache_is() -> None:
     made = config("engine=vllm_cpu", "model=tiny_llama", "engine.env.VLLM_CPU_KVCACHE_SPACE=null")
     with pytest.raises(ConfigError) as error:
-        predict_config(made, arch=from_hf_config(TINY))
+        of_the_cpu(made)
     assert error.value.key == "engine.env.VLLM_CPU_KVCACHE_SPACE"
 
 

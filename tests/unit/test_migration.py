@@ -15,6 +15,7 @@ from jobs.cli import explain
 from jobs.core.config import Config
 from jobs.engines.ascend import moves, release, releases
 from jobs.engines.ascend.migration import Change, defaults, migrate
+from jobs.engines.vllm.findings import question
 from jobs.sweep import check, compose
 from jobs.sweep.record import as_json
 
@@ -89,7 +90,7 @@ def test_a_migrated_preset_has_no_errors_and_names_only_what_the_release_has(
     wrong = [f for f in check.findings(made) if f.severity == "error" or (f.rule.startswith("N") and f.rule != "N4")]
     assert wrong == []
     known = release(name)
-    for flags in check.question(made).ranks:
+    for flags in question(made).ranks:
         assert {flag for flag, value in flags.items() if value is not None} <= set(known.flags)
     again, changes = migrate(made)
     assert (again, changes) == (made, ())

@@ -17,8 +17,10 @@ from jobs.core.errors import ConfigError
 from jobs.engines.ascend import releases
 from jobs.engines.ascend.mc2 import mc2_buffer_mb, mc2_capacity
 from jobs.engines.ascend.migration import migrate
-from jobs.engines.ascend.rules import RULES, Finding, lengths
+from jobs.engines.ascend.rules import RULES, lengths
 from jobs.engines.ascend.rules.base import Question, covers
+from jobs.engines.base import Finding
+from jobs.engines.vllm.findings import question
 from jobs.forecast import memory
 from jobs.sweep import check
 
@@ -249,7 +251,7 @@ def test_every_rule_has_a_case() -> None:
 
 
 def test_ranks_that_do_not_belong_together_are_found() -> None:
-    good = check.question(config(*NEW))
+    good = question(config(*NEW))
     [rule] = [one for one in RULES if one.id == "R2"]
     assert not list(rule.findings(good))
     head, headless = good.ranks
@@ -358,7 +360,7 @@ def test_which_releases_a_rule_holds_for(text: str, inside: str, outside: str | 
 
 def test_the_buffer_of_mc2_as_published() -> None:
     """vllm-ascend issue 5287: 256 sequences, TP8, 16 NPUs."""
-    arch = check.question(config("experiment=article")).arch
+    arch = question(config("experiment=article")).arch
     assert arch is not None
     assert mc2_buffer_mb(arch, tp=8, ep=16, tokens=256) == 240
     assert mc2_buffer_mb(arch, tp=8, ep=16, tokens=512) == 480

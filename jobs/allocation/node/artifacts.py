@@ -19,6 +19,7 @@ from jobs.core import process
 from jobs.core.config import Config, in_container
 from jobs.core.errors import RunError
 from jobs.core.rundir import RankDir
+from jobs.engines.base import engine_of
 
 PLOGS = ("ASCEND_PROCESS_LOG_PATH", "ASCEND_WORK_PATH")
 """Variables that say where plogs go; the first one wins."""
@@ -39,7 +40,7 @@ def plog_variables(config: Config, folder: RankDir, inherited: Mapping[str, str]
     """
     inside = in_container(config)
     said = {*config.engine.env, *(() if inside else inherited)}
-    if config.engine.name != "vllm_ascend" or said & set(PLOGS):
+    if not engine_of(config).traits.npus or said & set(PLOGS):
         return {}
     if config.container.runtime == "docker":
         return {PLOGS[0]: IN_DOCKER}

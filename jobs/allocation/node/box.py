@@ -26,6 +26,7 @@ from jobs.core.errors import RunError
 from jobs.core.fields import from_root
 from jobs.core.files import is_there, write_json, write_text
 from jobs.core.process import TAG, Process
+from jobs.engines.base import engine_of
 from jobs.engines.placement import Placement
 from jobs.engines.vllm.environment import SCRUBBED
 from jobs.measure.clients import base as clients
@@ -267,7 +268,7 @@ def _check_shm(spec: Spec) -> None:
 
 def _entry(config: Config, spec: Spec, env: Mapping[str, str], scratch: Path) -> Entry:
     libraries, preload = ascend.shell_additions(config.engine.release)
-    npus = config.engine.name == "vllm_ascend"
+    npus = engine_of(config).traits.npus
     binds = {one.target.rstrip("/") or "/": one for one in spec.mounts if one.bind}
     needed = {"model.path": from_root(config.model.path)} if config.engine.checks_model_path else {}
     return Entry(

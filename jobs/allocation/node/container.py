@@ -22,6 +22,7 @@ from jobs.core.config import Config, in_container
 from jobs.core.errors import ConfigError, RunError
 from jobs.core.fields import from_root
 from jobs.core.rundir import images_path
+from jobs.engines.base import engine_of
 from jobs.engines.placement import Placement
 from jobs.measure.clients import base as clients
 
@@ -96,7 +97,7 @@ def wanted(
     """
     container = config.container
     assert container.image is not None
-    npus = config.engine.name == "vllm_ascend"
+    npus = engine_of(config).traits.npus
     devices = (ascend.DEVICES if npus else ()) if container.devices is None else container.devices
     model = from_root(config.model.path)
     mounts = tuple(parse_mount(text) for text in container.mounts)
@@ -128,7 +129,7 @@ def wanted(
 def caches(config: Config, rank: int) -> Mount | None:
     """Return the mount for the caches of NPU compilers, which outlive the container; None: there is none."""
     path = config.container.caches_path
-    if path is None or config.engine.name != "vllm_ascend":
+    if path is None or not engine_of(config).traits.npus:
         return None
     return parse_mount(_filled(path, "", rank), "container.caches_path")
 
@@ -167,7 +168,7 @@ def driver_mounts(config: Config) -> tuple[Mount, ...]:
     """Return the mounts of driver and tools, of which a node may have some."""
     given = config.container.driver_mounts
     if given is None:
-        given = ascend.FILES if config.engine.name == "vllm_ascend" else ()
+        given = ascend.FILES if engine_of(config).traits.npus else ()
     return tuple(parse_mount(text, "container.driver_mounts") for text in given)
 
 

@@ -19,8 +19,9 @@ from jobs.core.files import is_there, write_json
 from jobs.core.log import last_words, read_all, read_tail
 from jobs.core.rundir import RankDir
 from jobs.core.waiting import aside
+from jobs.engines.base import engine_of
 from jobs.engines.placement import Placement
-from jobs.engines.vllm import command, environment, logs
+from jobs.engines.vllm import environment
 from jobs.measure.clients import base as clients
 from jobs.measure.clients.base import ClientSite
 
@@ -62,13 +63,13 @@ class Engine:
         Raises:
             RunError: the checkpoint, the program or the container's runtime is not on this node.
         """
-        argv = command.argv(self.config, self.place)
+        argv = engine_of(self.config).argv(self.config, self.place)
         kept = artifacts.plog_variables(self.config, self.folder, inherited)
         plogs = artifacts.make_plogs(self.folder, kept)
         if in_container(self.config):
             service = self.tag.split("/")[-2]
             kept |= await aside(artifacts.cache_variables, self.config, self.place.rank, service)
-        variables = environment.variables(self.config, self.place) | kept
+        variables = engine_of(self.config).environment(self.config, self.place) | kept
         source = [from_root(name) for name in self.config.engine.source]
         intended = {"argv": argv, "env": audit.masked(variables), "source": source}
         write_json(self.folder.command, intended)
@@ -131,8 +132,8 @@ class Engine:
         assert self._process is not None
         argv, env = self._box.read_process() if self._box else audit.read_process(self._process.pid)
         reported = audit.reported_args(read_all(self.folder.log))
-        intended = environment.variables(self.config, self.place)
-        found = audit.compare(command.argv(self.config, self.place), intended, argv, env, reported)
+        intended = engine_of(self.config).environment(self.config, self.place)
+        found = audit.compare(engine_of(self.config).argv(self.config, self.place), intended, argv, env, reported)
         inside: dict[str, Any] = {}
         if self._box:
             proof = self._box.proof()
@@ -147,7 +148,7 @@ class Engine:
         Raises:
             RunError: it is to run in a container, and the engine runs in none.
         """
-        ours = environment.of_client(environment.variables(self.config, self.place))
+        ours = environment.of_client(engine_of(self.config).environment(self.config, self.place))
         if clients.runs_inside(point):
             if self._box is None:
                 raise RunError("bench.where", "container", "the engine runs in no container", "Use bench.where=node.")
@@ -162,14 +163,13 @@ class Engine:
         """Record how far the load is, where the engine's log has said more than before: its ranks met, shards."""
         if self._loaded:
             return
-        tail = read_tail(self.folder.log)
-        if not self._met and logs.ranks_met(tail):
+        said = engine_of(self.config).read_log(read_tail(self.folder.log))
+        if not self._met and said.ranks_met:
             self._met = True
             self.folder.note("rendezvous")
-        shards = logs.load_progress(tail[-4096:])
-        if shards and shards != self._shards:
-            self._shards = shards
-            self.folder.note("loading", shards=shards)
+        if said.load_progress and said.load_progress != self._shards:
+            self._shards = said.load_progress
+            self.folder.note("loading", shards=said.load_progress)
 
     def note_phase(self, state: str, **details: Any) -> None:
         """Record a phase of the service, which rank 0 leads; the load is over by then."""
@@ -198,7 +198,7 @@ class Engine:
             await self._box.end(self._process, grace_s)
         leftovers = await self._process.stop(grace_s)
         if self._box:
-            if self._box.spec.runtime == "docker" and self.config.engine.name == "vllm_ascend":
+            if self._box.spec.runtime == "docker" and engine_of(self.config).traits.npus:
                 await aside(artifacts.copy_plogs, str(self._box.spec.name), self.folder, self._box.host)
             leftovers += await aside(self._box.remove)
         if self._scratch:

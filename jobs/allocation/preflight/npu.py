@@ -12,6 +12,7 @@ from jobs.allocation.preflight.tools import GONE
 from jobs.core.config import Config
 from jobs.core.sweep_settings import Preflight
 from jobs.engines.ascend.npu_smi import Npu
+from jobs.engines.base import engine_of
 
 FROM_SMI = ("npu.health", "npu.chip", "npu.memory", "npu.processes")
 GOOD, POOR = "OK", "Warning"
@@ -113,7 +114,7 @@ def _driver(facts: Sequence[Facts], config: Config) -> list[Finding]:
         if driver is None:
             found += not_run(("npu.driver",), one.node, "the driver's version is not known")
             continue
-        if config.engine.name != "vllm_ascend":
+        if not engine_of(config).traits.npus:
             found.append(passed("npu.driver", one.node, driver))
             continue
         state, text = pairing.driver_fits(driver, config.engine.release)
@@ -153,7 +154,7 @@ def _cann(facts: Sequence[Facts], config: Config) -> list[Finding]:
         lambda npus: npus.cann,
         "CANN is not on the node: it comes with the image, or is not installed",
     )
-    wanted = pairing.CANN.get(config.engine.release) if config.engine.name == "vllm_ascend" else None
+    wanted = pairing.CANN.get(config.engine.release) if engine_of(config).traits.npus else None
     if wanted is None:
         return found
     result = []

@@ -31,6 +31,7 @@ from jobs.cluster.ports import Ports
 from jobs.core.config import Config
 from jobs.core.fields import from_root
 from jobs.core.waiting import aside
+from jobs.engines.base import engine_of
 from jobs.engines.placement import Placement
 from jobs.engines.vllm import environment
 
@@ -77,7 +78,7 @@ class StationContext:
 def uses_npus(config: Config) -> bool:
     """Return whether NPUs and fabric are checked."""
     wanted = config.preflight.npus
-    return config.engine.name == "vllm_ascend" if wanted is None else wanted
+    return engine_of(config).traits.npus if wanted is None else wanted
 
 
 class Station:
@@ -132,7 +133,7 @@ class Station:
         busy = await self._listeners.open("0.0.0.0", [*dict.fromkeys(mine), 0])
         if context.rank == 0:
             busy |= await self._listeners.open(config.engine.host, [context.ports.api])
-        env = environment.whole(environment.variables(config, self._place()), context.inherited)
+        env = environment.whole(engine_of(config).environment(config, self._place()), context.inherited)
         seen_runtime = await aside(lambda: runtime.look(*where))
         host = await aside(
             lambda: look.host(

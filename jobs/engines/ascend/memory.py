@@ -19,15 +19,16 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.engines import ascend
 from jobs.engines.ascend.lookup import required
-from jobs.engines.ascend.weights import GIB, Term, kv_bytes_per_token, weights
+from jobs.engines.ascend.weights import kv_bytes_per_token, weights
 from jobs.engines.checkpoint.architecture import Architecture
+from jobs.engines.prediction import GIB, Allowance, Prediction, Term
 
 MIB = 1 << 20
 
@@ -46,6 +47,8 @@ _DP_BUFFSIZE = 50
 _ALLOWANCE_TOKENS = 8192
 """Batched tokens up to which the allowance holds."""
 
+DEFAULT = Allowance()
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -63,20 +66,6 @@ class Layout:
         return self.tp * self.dp * self.pcp
 
 
-@dataclass(frozen=True)
-class Allowance:
-    """Activations and HCCL buffers together, GiB, at HCCL_BUFFSIZE=200 and up to 8192 batched tokens."""
-
-    gib: float = 4.5
-    source: str = "default, fitted to the FAQ of vllm-ascend 0.18.0"
-    measured: bool = False
-
-    @property
-    def uncertainty_gib(self) -> float:
-        """How far the sum may be off by this figure, GiB."""
-        return 0.25 if self.measured else 1.0
-
-
 def hccl(layout: Layout, *, moe: bool, release: str, buffsize: int = DEFAULT_BUFFSIZE) -> tuple[Term, ...]:
     """Return the HCCL buffers of one NPU: twice the buffer size for each communicator.
 
@@ -91,17 +80,15 @@ def hccl(layout: Layout, *, moe: bool, release: str, buffsize: int = DEFAULT_BUF
     """
     experts = layout.npus if moe and layout.expert_parallel else 1
     sizes = {"tp": layout.tp, "dp": layout.dp, "ep": experts, "mc2": experts, "dcp": layout.dcp, "pcp": layout.pcp}
-    own = {"mc2": buffsize, "dp": _DP_BUFFSIZE} if _version(release) >= (0, 11) else dict.fromkeys(sizes, buffsize)
+    own = dict.fromkeys(sizes, buffsize)
+    if ascend.version(release) >= (0, 11):
+        own = {"mc2": buffsize, "dp": _DP_BUFFSIZE}
     return tuple(
         Term(f"HCCL {name}", 2 * megabytes * MIB, f"2 x {megabytes} MB, group of {size} NPUs, release {release}")
         for name, size in sizes.items()
         if size > 1
         for megabytes in [own.get(name, DEFAULT_BUFFSIZE)]
     )
-
-
-def _version(release: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", release)[:2])
 
 
 def _activations(
@@ -130,160 +117,84 @@ def _unconfirmed(buffers: tuple[Term, ...], fitted: tuple[Term, ...]) -> float:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What fits, for one NPU and one data-parallel rank.
+class Sizes:
+    """What decides the memory of one NPU beside the model and its layout.
 
     Attributes:
-        terms: everything but the KV cache, line by line; `weights_bytes` is the weights' part.
-        budget_bytes: what the engine may use of the NPU.
-        kv_bytes: what is left for the KV cache; negative where the weights do not fit.
-        kv_bytes_per_token: of one NPU, on average.
-        kv_tokens_per_rank: capacity of one data-parallel rank, whole blocks.
-        largest_max_model_len: longest sequence with which the engine starts; 0: it does not start.
-        device_bytes: memory of the NPU; 0 where the KV cache has a size of its own (CPU engine).
-        block: tokens that are given out together: 128 x dcp x pcp.
-        allowance: that was used.
-        uncertainty_bytes: how far `kv_bytes` may be off; 0: the engine does not measure, its cache has a fixed size.
-    """
-
-    terms: tuple[Term, ...]
-    weights_bytes: float
-    device_bytes: float
-    budget_bytes: float
-    kv_bytes: float
-    kv_bytes_per_token: int
-    kv_tokens_per_rank: int
-    largest_max_model_len: int
-    block: int
-    allowance: Allowance
-    uncertainty_bytes: float = 0.0
-
-    def lacks_bytes(self, length: int) -> float:
-        """Return what one sequence of `length` tokens lacks, bytes; 0 or less: it fits, with so much to spare."""
-        lacks = self._blocks(length) * self.kv_bytes_per_token - self.kv_bytes
-        return lacks if self.sequences(length) else max(1.0, lacks)
-
-    def needed_bytes(self, length: int) -> float:
-        """Return the KV cache of one sequence of `length` tokens on one NPU, bytes."""
-        return self._blocks(length) * self.kv_bytes_per_token
-
-    def sequences(self, length: int) -> int:
-        """Return how many sequences of `length` tokens one data-parallel rank holds at once."""
-        return self.kv_tokens_per_rank // self._blocks(length)
-
-    def utilization_for(self, length: int) -> float | None:
-        """Return the utilization at which one request of `length` tokens fits; above 1: none. None: no NPU."""
-        if not self.device_bytes:
-            return None
-        return (self._taken() + self._blocks(length) * self.kv_bytes_per_token) / self.device_bytes
-
-    def calibrated(self, kv_tokens: int, source: str) -> Allowance:
-        """Return the allowance with which this prediction gives the capacity that an engine printed.
-
-        Args:
-            kv_tokens: "GPU KV cache size" of its log, tokens of one data-parallel rank.
-            source: where the figure stands.
-        """
-        # An engine gives out whole blocks: on average half of one was left over.
-        return self.calibrated_bytes((kv_tokens + self.block / 2) * self.kv_bytes_per_token, source)
-
-    def calibrated_bytes(self, kv_bytes: float, source: str) -> Allowance:
-        """Return the allowance with which this prediction leaves the KV cache that an engine printed, bytes."""
-        return Allowance(self.allowance.gib + (self.kv_bytes - kv_bytes) / GIB, source, measured=True)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the JSON form of `python -m jobs memory --json`."""
-        return {
-            "weights_gib": self.weights_bytes / GIB,
-            "kv_bytes_per_token": self.kv_bytes_per_token,
-            "kv_tokens_per_rank": self.kv_tokens_per_rank,
-            "largest_max_model_len": self.largest_max_model_len,
-            "kv_gib": self.kv_bytes / GIB,
-            "budget_gib": self.budget_bytes / GIB,
-            "allowance_gib": self.allowance.gib,
-            "allowance_source": self.allowance.source,
-            "uncertainty_gib": self.uncertainty_bytes / GIB,
-            "terms": [{"name": term.name, "gib": term.gib, "source": term.source} for term in self.terms],
-        }
-
-    def _blocks(self, length: int) -> int:
-        return max(1, math.ceil(length / self.block)) * self.block
-
-    def _taken(self) -> float:
-        return sum(term.bytes for term in self.terms)
-
-
-def predict(
-    arch: Architecture,
-    layout: Layout,
-    *,
-    release: str,
-    utilization: float | None = None,
-    max_num_batched_tokens: int = _ALLOWANCE_TOKENS,
-    buffsize: int = DEFAULT_BUFFSIZE,
-    device_gib: float = DEVICE_GIB,
-    allowance: Allowance = Allowance(),
-    linear_bytes: int = 1,
-    kv_dtype_bytes: int = 2,
-    mtp: bool = False,
-    mlapo: bool = False,
-    kv_bytes: float | None = None,
-    kv_only: bool = False,
-) -> Prediction:
-    """Return what fits on one NPU.
-
-    Args:
-        arch, layout: the model and how it lies on the NPUs.
         release: of vllm-ascend; decides the HCCL buffers.
         utilization: `gpu_memory_utilization`; None: the default of the release.
-        max_num_batched_tokens: tokens of one engine step.
+        tokens: of one engine step, `max_num_batched_tokens`.
         buffsize: HCCL_BUFFSIZE, MB.
         device_gib: memory of the NPU as torch_npu reports it, GiB.
         allowance: activations and HCCL buffers, by default or from a log.
         linear_bytes, mtp, mlapo: see `weights`.
         kv_dtype_bytes: bytes of one KV cache element.
-        kv_bytes: a KV cache of a fixed size (`--kv-cache-memory-bytes`, VLLM_CPU_KVCACHE_SPACE) instead of the rest.
-        kv_only: there is no NPU: neither device memory nor buffers nor activations count (CPU engine).
+        kv_bytes: a KV cache of a fixed size (`--kv-cache-memory-bytes`) instead of the rest.
     """
-    weight = weights(
+
+    release: str
+    utilization: float | None = None
+    tokens: int = _ALLOWANCE_TOKENS
+    buffsize: int = DEFAULT_BUFFSIZE
+    device_gib: float = DEVICE_GIB
+    allowance: Allowance = DEFAULT
+    linear_bytes: int = 1
+    kv_dtype_bytes: int = 2
+    mtp: bool = False
+    mlapo: bool = False
+    kv_bytes: float | None = None
+
+
+def predict(arch: Architecture, layout: Layout, sizes: Sizes) -> Prediction:
+    """Return what fits on one NPU."""
+    moe, allowance = arch.experts > 0, sizes.allowance
+    buffers = hccl(layout, moe=moe, release=sizes.release, buffsize=sizes.buffsize)
+    fitted = hccl(layout, moe=moe, release=sizes.release)
+    activations, more = _activations(arch, layout, sizes.tokens, allowance, sum(term.bytes for term in fitted))
+    weight = weights_of(arch, layout, sizes)
+    terms = (*weight, *buffers, activations)
+    device = sizes.device_gib * GIB
+    budget = ascend.utilization(sizes.release, sizes.utilization) * device
+    left, uncertain = sizes.kv_bytes, 0.0
+    if left is None:
+        left = budget - sum(term.bytes for term in terms)
+        uncertain = allowance.uncertainty_gib * GIB
+        uncertain += 0 if allowance.measured else more + _unconfirmed(buffers, fitted)
+    found = fixed(arch, layout, sizes, left)
+    return replace(found, terms=terms, device_bytes=device, budget_bytes=budget, uncertainty_bytes=uncertain)
+
+
+def fixed(arch: Architecture, layout: Layout, sizes: Sizes, kv_bytes: float) -> Prediction:
+    """Return what a KV cache of so many bytes holds, where neither device memory nor buffers nor activations count."""
+    weight = weights_of(arch, layout, sizes)
+    spread = layout.dcp * layout.pcp
+    whole = kv_bytes_per_token(arch, tp=layout.tp, mtp=sizes.mtp, dtype_bytes=sizes.kv_dtype_bytes)
+    tokens = max(0, int(kv_bytes // (whole * BLOCK))) * BLOCK * spread
+    return Prediction(
+        terms=weight,
+        weights_bytes=sum(term.bytes for term in weight),
+        device_bytes=0.0,
+        budget_bytes=0.0,
+        kv_bytes=kv_bytes,
+        kv_bytes_per_token=math.ceil(whole / spread),
+        kv_tokens_per_rank=tokens,
+        largest_max_model_len=min(tokens, arch.max_length),
+        block=BLOCK * spread,
+        allowance=sizes.allowance,
+    )
+
+
+def weights_of(arch: Architecture, layout: Layout, sizes: Sizes) -> tuple[Term, ...]:
+    """Return the weights of one NPU, line by line."""
+    return weights(
         arch,
         tp=layout.tp,
         dp=layout.dp,
         pcp=layout.pcp,
         expert_parallel=layout.expert_parallel,
-        linear_bytes=linear_bytes,
-        mtp=mtp,
-        mlapo=mlapo,
-    )
-    rest: tuple[Term, ...] = ()
-    uncertain = 0.0
-    if not kv_only:
-        buffers = hccl(layout, moe=arch.experts > 0, release=release, buffsize=buffsize)
-        fitted = hccl(layout, moe=arch.experts > 0, release=release)
-        taken = sum(term.bytes for term in fitted)
-        activations, more = _activations(arch, layout, max_num_batched_tokens, allowance, taken)
-        rest = (*buffers, activations)
-        if kv_bytes is None:
-            uncertain = allowance.uncertainty_gib * GIB
-            uncertain += 0 if allowance.measured else more + _unconfirmed(buffers, fitted)
-    device = 0.0 if kv_only else device_gib * GIB
-    budget = ascend.utilization(release, utilization) * device
-    left = budget - sum(term.bytes for term in (*weight, *rest)) if kv_bytes is None else kv_bytes
-    spread = layout.dcp * layout.pcp
-    whole = kv_bytes_per_token(arch, tp=layout.tp, mtp=mtp, dtype_bytes=kv_dtype_bytes)
-    tokens = max(0, int(left // (whole * BLOCK))) * BLOCK * spread
-    return Prediction(
-        terms=(*weight, *rest),
-        weights_bytes=sum(term.bytes for term in weight),
-        device_bytes=device,
-        budget_bytes=budget,
-        kv_bytes=left,
-        kv_bytes_per_token=math.ceil(whole / spread),
-        kv_tokens_per_rank=tokens,
-        largest_max_model_len=min(tokens, arch.max_length),
-        block=BLOCK * spread,
-        allowance=allowance,
-        uncertainty_bytes=uncertain,
+        linear_bytes=sizes.linear_bytes,
+        mtp=sizes.mtp,
+        mlapo=sizes.mlapo,
     )
 
 
@@ -291,55 +202,53 @@ def predict_config(
     config: Config,
     *,
     arch: Architecture | None = None,
-    device_gib: float = DEVICE_GIB,
-    allowance: Allowance = Allowance(),
+    device_gib: float | None = None,
+    allowance: Allowance | None = None,
 ) -> Prediction:
-    """Return what fits with the settings of one point.
-
-    The KV cache of engine=vllm_cpu is VLLM_CPU_KVCACHE_SPACE. The rehearsal engine, which has a sum of its own
-    (jobs/engines/simulator/memory.py), is judged here as the NPUs that it stands for.
+    """Return what fits on an NPU with the settings of one point.
 
     Args:
         config: model, parallel, hccl and engine sections are used.
         arch: the model; by default `model.path`/config.json, else the packaged one of `model.name`.
-        device_gib: memory of an NPU, GiB.
-        allowance: by default, or from the log of an earlier run of this release and layout.
+        device_gib: memory of an NPU, GiB; None: that of the default.
+        allowance: None: the default, or that of the log of an earlier run of this release and layout.
 
     Raises:
         ConfigError: the model is not known, or a setting is not covered by this sum.
     """
-    parallel, engine = config.parallel, config.engine
+    layout, sizes = asked(config)
+    sizes = replace(sizes, device_gib=device_gib or DEVICE_GIB, allowance=allowance or DEFAULT)
+    return predict(arch or required(config), layout, sizes)
+
+
+def asked(config: Config) -> tuple[Layout, Sizes]:
+    """Return layout and sizes of one point.
+
+    Raises:
+        ConfigError: a setting is not covered by this sum.
+    """
+    parallel = config.parallel
     args = _args(config)
-    if _whole(args, "pipeline-parallel-size", 1) > 1:
+    if whole_number(args, "pipeline-parallel-size", 1) > 1:
         key, stages = "engine.args.pipeline-parallel-size", args["pipeline-parallel-size"]
         raise ConfigError(key, stages, "memory is not predicted for pipeline stages", "Use tensor or data parallelism.")
-    fixed = _whole(args, "kv-cache-memory-bytes", 0) or None
-    if engine.name == "vllm_cpu":
-        fixed = _whole(engine.env, "VLLM_CPU_KVCACHE_SPACE", 0, "engine.env") * GIB
-        if not fixed:
-            key = "engine.env.VLLM_CPU_KVCACHE_SPACE"
-            raise ConfigError(key, engine.env.get(key[11:]), "the CPU engine's KV cache has no size", "Set it, in GiB.")
-    return predict(
-        arch or required(config),
-        Layout(
-            tp=parallel.tensor_parallel_size,
-            dp=parallel.data_parallel_size,
-            expert_parallel=parallel.enable_expert_parallel,
-            dcp=parallel.decode_context_parallel_size or 1,
-            pcp=parallel.prefill_context_parallel_size or 1,
-        ),
-        release=engine.release,
+    layout = Layout(
+        tp=parallel.tensor_parallel_size,
+        dp=parallel.data_parallel_size,
+        expert_parallel=parallel.enable_expert_parallel,
+        dcp=parallel.decode_context_parallel_size or 1,
+        pcp=parallel.prefill_context_parallel_size or 1,
+    )
+    return layout, Sizes(
+        release=config.engine.release,
         utilization=parallel.gpu_memory_utilization,
-        max_num_batched_tokens=parallel.max_num_batched_tokens or _ALLOWANCE_TOKENS,
+        tokens=parallel.max_num_batched_tokens or _ALLOWANCE_TOKENS,
         buffsize=buffsize_of(config),
-        device_gib=device_gib,
-        allowance=allowance,
         linear_bytes=1 if config.model.quantization == "ascend" else 2,
         kv_dtype_bytes=1 if str(args.get("kv-cache-dtype", "")).startswith(("fp8", "int8")) else 2,
         mtp=loads_mtp(config),
         mlapo=_mlapo(config),
-        kv_bytes=fixed,
-        kv_only=engine.name == "vllm_cpu",
+        kv_bytes=whole_number(args, "kv-cache-memory-bytes", 0) or None,
     )
 
 
@@ -349,7 +258,7 @@ def _args(config: Config) -> dict[str, Any]:
 
 def buffsize_of(config: Config) -> int:
     """Return HCCL_BUFFSIZE of a config, MB."""
-    return _whole(config.engine.env, "HCCL_BUFFSIZE", config.hccl.buffsize or DEFAULT_BUFFSIZE, "engine.env")
+    return whole_number(config.engine.env, "HCCL_BUFFSIZE", config.hccl.buffsize or DEFAULT_BUFFSIZE, "engine.env")
 
 
 def loads_mtp(config: Config) -> bool:
@@ -357,7 +266,8 @@ def loads_mtp(config: Config) -> bool:
     return _mtp(_args(config).get("speculative-config"))
 
 
-def _whole(settings: Mapping[str, Any], name: str, default: int, section: str = "engine.args") -> int:
+def whole_number(settings: Mapping[str, Any], name: str, default: int, section: str = "engine.args") -> int:
+    """Return a whole number of `engine.args` or `engine.env`; ConfigError where it is none."""
     value = settings.get(name)
     if value is None:
         return default
@@ -379,7 +289,7 @@ def _mtp(speculative: Any) -> bool:
 
 def _mlapo(config: Config) -> bool:
     """Off by default before 0.18, on from there; a key from 0.23 on (vllm-ascend, envs.py, ascend_config.py)."""
-    default = _version(config.engine.release) >= (0, 18)
+    default = ascend.version(config.engine.release) >= (0, 18)
     value = config.engine.env.get("VLLM_ASCEND_ENABLE_MLAPO")
     value = (config.engine.additional_config or {}).get("enable_mlapo", value)
     return default if value is None else str(value).lower() in ("1", "true")

@@ -20,6 +20,7 @@ from jobs.engines.ascend.mc2 import advised_buffsize, mc2_capacity
 from jobs.engines.ascend.moves import Move
 from jobs.engines.ascend.rules.base import is_true
 from jobs.engines.ascend.weights import weights
+from jobs.engines.base import engine_of
 
 HCCL_KEYS = {
     "HCCL_BUFFSIZE": "buffsize",
@@ -122,7 +123,7 @@ def migrate(config: Config, explicit: Iterable[str] = ()) -> tuple[Config, tuple
         explicit: keys that the caller set himself; they are never changed.
     """
     written, wanted = config.engine.written_for, config.engine.release
-    if written is None or written == wanted or config.engine.name == "vllm_cpu":
+    if written is None or written == wanted or not engine_of(config).traits.released:
         return config, ()
     if not {written, wanted} <= set(releases()) or version(wanted) < version(written):
         return config, ()  # an unknown release is a finding; nothing is known about the way back

@@ -14,25 +14,9 @@ Where the checkpoint can be seen, its size is compared with that of the whole su
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from jobs.engines.checkpoint.architecture import Architecture, Latent, Stored
-
-GIB = 1 << 30
-
-
-@dataclass(frozen=True)
-class Term:
-    """One line of the sum: `bytes` on one NPU, and where the figure comes from."""
-
-    name: str
-    bytes: float
-    source: str
-
-    @property
-    def gib(self) -> float:
-        """The term in GiB."""
-        return self.bytes / GIB
+from jobs.engines.prediction import GIB, Term
 
 
 def weights(

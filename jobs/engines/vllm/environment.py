@@ -9,7 +9,6 @@ from typing import Any
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.engines.placement import Placement
-from jobs.engines.simulator.spec import spec_json
 
 HCCL_VARIABLES = {
     "buffsize": "HCCL_BUFFSIZE",
@@ -98,8 +97,6 @@ def variables(config: Config, place: Placement) -> dict[str, str]:
             result[name] = text
     if place.api_key is not None:
         result["VLLM_API_KEY"] = place.api_key
-    if config.engine.name == "simulator":
-        result["REHEARSAL_SPEC"] = spec_json(config, place.rank)
     return result
 
 

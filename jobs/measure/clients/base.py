@@ -15,6 +15,7 @@ from jobs.core.config import Bench, Config, in_container
 from jobs.core.errors import ConfigError, RunError
 from jobs.core.process import Ended
 from jobs.core.registry import Registry
+from jobs.engines.base import engine_of
 
 if TYPE_CHECKING:  # every rank asks where a client runs, and only the one that measures needs numpy
     from jobs.measure.clients.result import Result
@@ -107,7 +108,7 @@ def check(config: Config) -> None:
     if bench.where == "container" and not in_container(config):
         remedy = "Leave it out, or choose container=enroot, pyxis or docker."
         raise ConfigError("bench.where", bench.where, "the engine runs in no container", remedy)
-    if client.needs_tokenizer and config.engine.name == "simulator":
+    if client.needs_tokenizer and engine_of(config).traits.simulated:
         remedy = "Use bench.client=window, or engine=vllm_cpu."
         raise ConfigError("bench.client", bench.client, "the rehearsal engine has no tokenizer to count with", remedy)
 

@@ -30,7 +30,7 @@ function drawPlots() {
   return Promise.all(asked.map((draw) => draw()));
 }
 
-const simulatedRow = (row) => row.engine === "simulator";
+const simulatedRow = (row) => row._simulated;
 const settingOf = (row) => DATA.swept.map((key) => `${key}=${shown(row[key])}`).join("<br>") || row.point;
 
 /** Rows for which no other row of the same work and kind is both faster and of more throughput. */

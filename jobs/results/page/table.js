@@ -37,7 +37,7 @@ function isBest(row, name) {
   const counts = (one) => one.valid && typeof one[name] === "number" && (!low || one[name] > 0);  // a latency of 0 is none
   if (!(name in DATA.starred) || !counts(row)) return false;
   const rivals = DATA.rows.filter((other) => other !== row && counts(other)
-    && other._work === row._work && (other.engine === "simulator") === (row.engine === "simulator"));
+    && other._work === row._work && other._simulated === row._simulated);
   return rivals.length > 0 && rivals.every((other) => (low ? row[name] <= other[name] : row[name] >= other[name]));
 }
 

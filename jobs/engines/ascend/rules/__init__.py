@@ -8,9 +8,10 @@ the memory model: jobs/sweep/check.py asks it.
 from __future__ import annotations
 
 from jobs.engines.ascend.rules import container, environment, graph, keys, layout, lengths, moe, names
-from jobs.engines.ascend.rules.base import Finding, Problem, Question, Rule, Severity
+from jobs.engines.ascend.rules.base import Problem, Question, Rule
+from jobs.engines.base import Finding
 
-__all__ = ["RULES", "Finding", "Problem", "Question", "Rule", "Severity", "findings"]
+__all__ = ["RULES", "Problem", "Question", "Rule", "findings"]
 
 RULES: tuple[Rule, ...] = (
     *layout.RULES,

@@ -5,38 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 from jobs.core.config import Config
 from jobs.engines.ascend import Release, version
+from jobs.engines.base import Finding, Severity, engine_of
 from jobs.engines.checkpoint.architecture import Architecture
 
-Severity = Literal["error", "warning"]
-
-NPU = ("vllm_ascend",)
-RELEASED = ("vllm_ascend", "simulator")
-EVERY = ("vllm_ascend", "simulator", "vllm_cpu")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that is wrong, or risky, with one config.
-
-    Attributes:
-        rule: id of the rule.
-        severity: error: the engine refuses it, or silently does something else; warning: it runs, at a price.
-        key, value: the config key at fault and what it says.
-        reason: why. remedy: what to do instead.
-        source: where the engine or its documentation says so.
-    """
-
-    rule: str
-    severity: Severity
-    key: str
-    value: Any
-    reason: str
-    remedy: str
-    source: str
+NPU = "npu"
+RELEASED = "released"
+EVERY = "every"
 
 
 @dataclass(frozen=True)
@@ -47,7 +25,7 @@ class Question:
         ranks: flags of each rank by name, without dashes; empty where the layout is impossible.
         settings: flags that do not depend on the rank.
         env: variables of rank 0 that the config sets.
-        release: None for an engine whose releases are not described here (vllm_cpu).
+        release: None for an engine whose releases are not described here.
         arch: the model, where its config.json is known.
     """
 
@@ -109,7 +87,7 @@ class Rule:
 
     Attributes:
         releases: where it holds: "all", or "0.9.1", "<0.12", ">=0.18", "0.11..0.13" (both ends included).
-        engines: values of engine.name that it holds for. The rehearsal engine refuses what the release refuses,
+        engines: that it holds for: npu, released or every. The rehearsal engine refuses what the release refuses,
             but what is only slow or risky on real NPUs is no matter for a rehearsal.
     """
 
@@ -118,11 +96,12 @@ class Rule:
     releases: str
     source: str
     check: Check = field(compare=False)
-    engines: tuple[str, ...] = RELEASED
+    engines: str = RELEASED
 
     def findings(self, question: Question) -> Iterator[Finding]:
         """Yield what this rule has against the config; nothing where it does not hold for engine or release."""
-        if question.config.engine.name not in self.engines:
+        traits = engine_of(question.config).traits
+        if (self.engines == NPU and not traits.npus) or (self.engines == RELEASED and not traits.released):
             return
         if self.releases != "all" and not (question.release and covers(self.releases, question.release.version)):
             return
@@ -132,9 +111,7 @@ class Rule:
             )
 
 
-def rule(
-    id: str, severity: Severity, releases: str, source: str, engines: tuple[str, ...] = RELEASED
-) -> Callable[[Check], Rule]:
+def rule(id: str, severity: Severity, releases: str, source: str, engines: str = RELEASED) -> Callable[[Check], Rule]:
     """Make a rule of the function below it."""
     return lambda check: Rule(id, severity, releases, source, check, engines)
 

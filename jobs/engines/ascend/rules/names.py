@@ -8,7 +8,8 @@ from typing import Any
 
 from jobs.core.errors import nearest
 from jobs.engines.ascend import Flag, Release
-from jobs.engines.ascend.rules.base import Problem, Question, Severity, is_true, rule
+from jobs.engines.ascend.rules.base import Problem, Question, is_true, rule
+from jobs.engines.base import Severity
 
 HCCL = (
     "HCCL_ALGO", "HCCL_BUFFSIZE", "HCCL_CONNECT_TIMEOUT", "HCCL_DEBUG_CONFIG", "HCCL_DETERMINISTIC",
