@@ -18,7 +18,6 @@ FUNCTIONS_TO_BE_SPLIT = {
     "jobs/allocation/head.py:conduct": 72,
     "jobs/allocation/node/box.py:prepare": 66,
     "jobs/allocation/service.py:run": 91,
-    "jobs/engines/ascend/memory.py:predict": 72,
     "jobs/measure/clients/around.py:measure": 62,
 }
 

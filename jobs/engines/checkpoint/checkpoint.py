@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.core.errors import RunError
 from jobs.engines.checkpoint.safetensors import Damaged, Header, read_header
 
 CONFIG = "config.json"
@@ -19,6 +20,14 @@ DESCRIPTION = "quant_model_description.json"
 INDEX = "model.safetensors.index.json"
 TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"), ("tiktoken.model",))
 """Files of a tokenizer; one of these sets is enough (transformers, slow and fast tokenizers)."""
+
+BESIDE = (
+    INDEX, "quant_model_weights.safetensors.index.json", "quant_model_weight_w8a8_dynamic.safetensors.index.json",
+    DESCRIPTION, "configuration.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json",
+    "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+"""Files that a checkpoint may have beside its config and weights; the index of transformers, or one of msModelSlim."""
 
 PART = ".part"
 """Ending of a file that is not whole yet."""
@@ -82,6 +91,23 @@ def index_name(path: Path) -> str | None:
     """Return the name of the index: msModelSlim writes one that is not called as transformers call it."""
     names = sorted(file.name for file in path.glob("*.safetensors.index.json"))
     return INDEX if INDEX in names else names[0] if names else None
+
+
+def shard_names(path: Path) -> list[str]:
+    """Return the names of the weight files that the index gives; without an index there is one.
+
+    Raises:
+        RunError: the index cannot be read, or names a file outside the checkpoint.
+    """
+    if not (name := index_name(path)):
+        return ["model.safetensors"]
+    index, wrong = read_object(path / name)
+    if wrong or not isinstance(mapping := index.get("weight_map"), dict):
+        raise RunError(name, path, str(wrong or "it has no weight_map"), FETCH_AGAIN)
+    for shard in mapping.values():
+        if Path(shard).is_absolute() or ".." in Path(shard).parts:
+            raise RunError(name, shard, "it names a file outside the checkpoint", "Do not trust where it is from.")
+    return sorted(set(mapping.values()))
 
 
 @dataclass(frozen=True)

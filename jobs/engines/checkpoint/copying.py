@@ -34,7 +34,7 @@ class Abandoned(Exception):
     """Work on one file that was given up since another one failed."""
 
 
-class _Count:
+class Count:
     """Bytes copied by all threads."""
 
     def __init__(self, total: int, kept: int, progress: Progress) -> None:
@@ -43,8 +43,9 @@ class _Count:
         progress(self._now)
 
     def add(self, count: int) -> None:
+        """Count so many more; one thread at a time is heard."""
         with self._lock:
-            self._now = Copied(self._now.done + count, self._now.total, self._now.kept)
+            self._now = Copied(min(self._now.total, self._now.done + count), self._now.total, self._now.kept)
             self._progress(self._now)
 
 
@@ -81,7 +82,7 @@ def copy_files(
     """
     todo = [name for name in sizes if not is_copied(source / name, target / name)]
     total, kept = sum(sizes.values()), sum(sizes.values()) - sum(sizes[name] for name in todo)
-    count = _Count(total, kept, progress)
+    count = Count(total, kept, progress)
     # The largest first: the last ones to end are then short.
     todo.sort(key=lambda name: -sizes[name])
     with ThreadPoolExecutor(parallel) as pool:
@@ -103,7 +104,7 @@ def raise_first(jobs: Sequence[Future[Any]]) -> None:
         raise error
 
 
-def _copy(source: Path, target: Path, count: _Count) -> None:
+def _copy(source: Path, target: Path, count: Count) -> None:
     part = target.with_name(target.name + PART)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
