@@ -46,10 +46,10 @@ class Finding:
         return cls(rule, "error", error.key, error.value, error.reason, error.remedy, "this tool")
 
 
-def caught(look: Callable[[Config], object], config: Config, rule: str = "C1") -> Finding | None:
-    """Return as a finding what a look at a config raises; None: nothing."""
+def caught(check: Callable[[Config], object], config: Config, rule: str = "C1") -> Finding | None:
+    """Return as a finding what a check of a config raises; None: nothing."""
     try:
-        look(config)
+        check(config)
     except ConfigError as error:
         return Finding.of(error, rule)
     return None

@@ -183,7 +183,7 @@ class Forecast:
         return self.fit.prediction.kv_tokens_per_rank if self.fit.prediction else None
 
 
-def look(root: Root, config: Config, load: Callable[[Config], Architecture]) -> Forecast:
+def forecast(root: Root, config: Config, load: Callable[[Config], Architecture]) -> Forecast:
     """Return what is known of a service: the sum, corrected by what earlier runs under `root` showed. Never an error.
 
     Args:
@@ -199,5 +199,5 @@ def look(root: Root, config: Config, load: Callable[[Config], Architecture]) -> 
 
 
 def forecaster(root: Root) -> Callable[[Config], Forecast]:
-    """Return `look` for the services of one results.root."""
-    return lambda config: look(root, config, required)
+    """Return `forecast` for the services of one results.root."""
+    return lambda config: forecast(root, config, required)

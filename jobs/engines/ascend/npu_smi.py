@@ -21,7 +21,7 @@ class NpuProcess:
 
 @dataclass(frozen=True)
 class Npu:
-    """One NPU, of an A3 one of the two of a card, of which the first shows the card's power.
+    """One NPU, of an A3 one of the two of a module, of which the first shows the module's power.
 
     Memory is HBM in MB, power in W or None where it does not tell; `processes` is None where the process table says
     nothing about it.

@@ -51,7 +51,7 @@ def fetch(
         if origin == CLIENT:
             _by_client(name, target, client, revision, parallel, run)
         elif origin.startswith(("http://", "https://")):
-            from jobs.engines.checkpoint import mirror  # brings requests along, which no other verb needs
+            from jobs.engines.checkpoint import mirror  # brings requests along, which no other command needs
 
             mirror.download(origin, target, parallel=parallel, progress=progress)
         else:
@@ -77,8 +77,8 @@ def find_client(client: str) -> str:
 
 def client_command(program: str, name: str, target: Path, revision: str | None, parallel: int) -> list[str]:
     """Return the client's command line (`modelscope download --help`, 1.20 and newer)."""
-    words = [program, "download", "--model", name, "--local_dir", str(target), "--max-workers", str(parallel)]
-    return words + (["--revision", revision] if revision else [])
+    argv = [program, "download", "--model", name, "--local_dir", str(target), "--max-workers", str(parallel)]
+    return argv + (["--revision", revision] if revision else [])
 
 
 def _by_client(name: str | None, target: Path, client: str, revision: str | None, parallel: int, run: Run) -> None:
@@ -88,7 +88,7 @@ def _by_client(name: str | None, target: Path, client: str, revision: str | None
     command = client_command(find_client(client), name, target, revision, parallel)
     code = run(command)
     if code:
-        remedy = "Its own words stand above. The same command again goes on where it stopped."
+        remedy = "Its own output stands above. The same command again goes on where it stopped."
         raise RunError(" ".join(command), "(command)", f"it ended with code {code}", remedy)
 
 

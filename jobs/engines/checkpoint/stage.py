@@ -43,8 +43,8 @@ class Staged:
 def identity(source: Path) -> str:
     """Return a short hash of what the source is now: path, names, sizes, times of change."""
     states = [(name, (source / name).stat()) for name in files(source)]
-    words = [f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states]
-    return hashlib.sha256("\n".join([str(source.resolve()), *words]).encode()).hexdigest()[:12]
+    lines = [f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states]
+    return hashlib.sha256("\n".join([str(source.resolve()), *lines]).encode()).hexdigest()[:12]
 
 
 def check_there(source: Path) -> None:

@@ -33,7 +33,7 @@ class Simulator(VllmServe):
 
     def findings(self, config: Config) -> Iterable[Finding]:
         """Return what is wrong with the rehearsal itself, and what the release would refuse."""
-        own = (caught(look, config) for look in (_one_node, _rehearsal))
+        own = (caught(check, config) for check in (_one_node, _rehearsal))
         return (*(one for one in own if one), *super().findings(config))
 
     def memory(

@@ -24,7 +24,7 @@ _PROGRESS = 8
 
 
 class EngineFailed(Exception):
-    """An engine process ended while it started; its words are in the log."""
+    """An engine process ended while it started; what it said is in the log."""
 
 
 def layout(settings: Settings) -> Layout:
@@ -218,10 +218,10 @@ class EngineCore:
             got, done = self._scheduler.commit(batch)
             self._emit(self._output(tuple(got), tuple((r.key, r.reason) for r in done)))
 
-    def _fail_all(self, words: str) -> None:
+    def _fail_all(self, text: str) -> None:
         keys = tuple(r.key for r in (*self._scheduler.running, *self._scheduler.waiting))
         self._scheduler.abort(keys)
-        self._emit(Output(self.rank, failed=keys, error=words))
+        self._emit(Output(self.rank, failed=keys, error=text))
 
     def _output(self, tokens: tuple[int, ...], finished: tuple[tuple[int, str], ...]) -> Output:
         scheduler = self._scheduler

@@ -143,11 +143,11 @@ class Head:
         runner = web.AppRunner(app, access_log=None, handle_signals=False, handler_cancellation=True)
         await runner.setup()
         shown = settings.uvicorn_level in ("info", "debug", "trace")
-        say = server_line if shown else lambda _: None
-        say(f"Started server process [{os.getpid()}]")
-        say("Waiting for application startup.")
+        log_line = server_line if shown else lambda _: None
+        log_line(f"Started server process [{os.getpid()}]")
+        log_line("Waiting for application startup.")
         await web.SockSite(runner, listening, backlog=2048).start()
-        say("Application startup complete.")  # uvicorn says it just before; so whoever waits for it can connect
+        log_line("Application startup complete.")  # uvicorn says it just before; so whoever waits for it can connect
         self._player.reach("ready")
         jobs: list[Coroutine[Any, Any, None]] = [engine.run() for engine in self._engines]
         jobs += [frontend.publish(), self._watchdog(frontend)]
@@ -160,7 +160,7 @@ class Head:
         if stop.is_set():
             log.info("launcher.py:80", "Shutting down FastAPI HTTP server.")
         for line in ("Shutting down", "Waiting for application shutdown.", "Application shutdown complete."):
-            say(line)
+            log_line(line)
         return 0
 
     async def _watchdog(self, frontend: Frontend) -> None:
@@ -174,8 +174,8 @@ class Head:
         try:
             return await asyncio.start_server(self._welcome, host, port)
         except OSError as error:
-            words = os.strerror(error.errno or 0)
-            raise StartError(f"zmq.error.ZMQError: {words} (addr='tcp://{host}:{port}')") from None
+            text = os.strerror(error.errno or 0)
+            raise StartError(f"zmq.error.ZMQError: {text} (addr='tcp://{host}:{port}')") from None
 
     async def _until(self, states: set[str], step: str) -> None:
         """Wait until every remote rank is in one of `states`."""
@@ -214,7 +214,7 @@ class Head:
                 self._frontend.die()
 
     def _hello(self, message: Message, writer: asyncio.StreamWriter) -> Remote | None:
-        """Take a rank in, or fail with vLLM's words for one that does not belong here."""
+        """Take a rank in, or fail with vLLM's text for one that does not belong here."""
         rank = int(message[1])
         remote = self._remotes.get(rank)
         if rank in self._settings.local:
@@ -234,8 +234,8 @@ class Head:
             return remote
         return None
 
-    def _fail(self, words: str) -> None:
-        self._failure = words
+    def _fail(self, text: str) -> None:
+        self._failure = text
         self._changed.set()
 
     def _receive(self, output: Output) -> None:

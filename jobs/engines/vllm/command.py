@@ -135,9 +135,9 @@ def _flags(config: Config, place: Placement, ranks: Mapping[str, Any]) -> dict[s
 
 def argv(config: Config, place: Placement) -> list[str]:
     """Return the command line of one rank."""
-    words = [sys.executable if word == "{python}" else from_root(word) for word in config.engine.command]
+    program = [sys.executable if part == "{python}" else from_root(part) for part in config.engine.command]
     made = flags(config, place)
-    return [*words, "serve", from_root(config.model.path), *(word for k, v in made.items() for word in _flag(k, v))]
+    return [*program, "serve", from_root(config.model.path), *(part for k, v in made.items() for part in _flag(k, v))]
 
 
 def _data_parallel(config: Config, place: Placement) -> dict[str, Any]:

@@ -19,13 +19,13 @@ from jobs.engines.vllm import command, environment
 
 def findings(config: Config, traits: Traits) -> tuple[Finding, ...]:
     """Return what the tool itself, and then the rules have against a config."""
-    looks: tuple[Callable[[Config], object], ...] = (
+    checks: tuple[Callable[[Config], object], ...] = (
         *((lambda config: release(config.engine.release),) if traits.released else ()),
         lambda config: command.check_args(config.engine.args),
         lambda config: environment.check_env(config.engine.env),
         _layout_of_the_release,
     )
-    own = [error for look in looks if (error := caught(look, config))]
+    own = [error for check in checks if (error := caught(check, config))]
     found = rules.findings(question(config))
     if any(one.key.startswith("engine.args.") for one in own):
         # A refused flag is rendered all the same: what R2 finds in it is no fault of the tool.
