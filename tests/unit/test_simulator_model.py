@@ -103,7 +103,7 @@ def test_every_token_is_made_whatever_the_room(requests, blocks, budget, seqs):
         for key in scheduler.commit(batch)[0]:
             made[key] += 1
     assert made == {key: limit for key, (_, limit) in enumerate(requests)}
-    assert scheduler.usage == 0
+    assert scheduler.figures.usage == 0
 
 
 def test_long_prompts_are_cut_and_mixed_with_decoding():
@@ -133,7 +133,7 @@ def test_the_youngest_is_preempted_and_begins_again():
     scheduler.commit(scheduler.plan())  # both prompts: 2 blocks each
     scheduler.commit(scheduler.plan())  # 16 tokens each
     scheduler.commit(scheduler.plan())  # 1 needs a third block
-    assert scheduler.counters.preemptions == 1
+    assert scheduler.figures.preemptions == 1
     assert [r.key for r in scheduler.running] == [1] and scheduler.waiting[0].key == 2
     assert scheduler.waiting[0].made == 2 and scheduler.waiting[0].computed == 0
     assert sum(step.count(2) for step in drain(scheduler)) == 6
@@ -155,7 +155,7 @@ def test_abort_frees_the_blocks_even_in_the_middle_of_a_step():
     batch = scheduler.plan()
     scheduler.abort([1, 99])
     assert scheduler.commit(batch)[0] == [2]
-    assert scheduler.usage == pytest.approx(0.3)
+    assert scheduler.figures.usage == pytest.approx(0.3)
 
 
 def test_prefix_cache_spares_what_an_earlier_prompt_left():
@@ -165,4 +165,4 @@ def test_prefix_cache_spares_what_an_earlier_prompt_left():
     scheduler.add(Request(2, 20, 1, hashes=(11, 12)))
     scheduler.add(Request(3, 20, 1, hashes=(11, 13)))
     assert [n for _, n in scheduler.plan().items] == [4, 12]
-    assert (scheduler.counters.prefix_queries, scheduler.counters.prefix_hits) == (60, 24)
+    assert (scheduler.figures.prefix_queries, scheduler.figures.prefix_hits) == (60, 24)

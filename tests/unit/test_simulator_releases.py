@@ -48,12 +48,6 @@ def test_a_flag_of_another_release_is_refused(capsys: pytest.CaptureFixture[str]
         assert "unrecognized arguments" in capsys.readouterr().err
 
 
-def test_requests_are_logged_by_default_only_before_0_11() -> None:
-    assert [settled(name).log_requests for name in releases()] == [True, False, False, False, False]
-    assert not settled("0.9.1", "--disable-log-requests").log_requests
-    assert settled("0.23.0", "--enable-log-requests").log_requests
-
-
 def test_torchair_is_gone_from_0_12_on_and_says_nothing() -> None:
     both = ("--enforce-eager", "--additional-config", '{"torchair_graph_config": {"enabled": true}}')
     with pytest.raises(StartError, match="graph mode and eager mode"):

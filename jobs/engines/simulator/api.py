@@ -22,9 +22,9 @@ from jobs.engines.simulator.answers import (
     read_order,
     text_tokens,
 )
-from jobs.engines.simulator.faults import ENGINE_DEAD
+from jobs.engines.simulator.faults import ENGINE_DEAD, Pace
 from jobs.engines.simulator.frontend import Frontend, render
-from jobs.engines.simulator.log import Log, server_line
+from jobs.engines.simulator.log import server_line
 from jobs.engines.simulator.settings import Settings
 from jobs.engines.simulator.spec import RehearsalSpec
 
@@ -40,10 +40,7 @@ def _json(body: object, status: int = 200) -> web.Response:
 class Api:
     """Answers HTTP requests with the help of the front end.
 
-    Args:
-        blocks: KV cache blocks of all engines.
-        gaps: leave out what 0.9.1 lacks (a fault of that kind).
-        on_dead: called when a request finds the engines dead; vLLM then ends itself (entrypoints/launcher.py).
+    `on_dead` is called when a request finds the engines dead; vLLM then ends itself (entrypoints/launcher.py).
     """
 
     def __init__(
@@ -51,14 +48,11 @@ class Api:
         frontend: Frontend,
         settings: Settings,
         spec: RehearsalSpec,
-        log: Log,
-        *,
-        blocks: int,
-        gaps: bool,
+        pace: Pace,
         on_dead: Callable[[], None],
     ) -> None:
-        self._frontend, self._settings, self._spec, self._log = frontend, settings, spec, log
-        self._blocks, self._gaps, self._on_dead = blocks, gaps, on_dead
+        self._frontend, self._settings, self._spec = frontend, settings, spec
+        self._pace, self._on_dead = pace, on_dead
 
     def application(self) -> web.Application:
         """Return the aiohttp application."""
@@ -66,7 +60,6 @@ class Api:
         app.add_routes(
             [
                 web.get("/health", self._health),
-                web.get("/ping", self._health),
                 web.get("/v1/models", self._models),
                 web.get("/version", self._show_version),
                 web.get("/metrics", self._metrics),
@@ -113,8 +106,8 @@ class Api:
 
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
         engines = list(enumerate(self._frontend.metrics)) if self._settings.log_stats else []
-        shown = engines[-1:] if self._gaps else engines
-        text = render(shown, self._settings.names[0], self._blocks, self._settings.block_size)
+        shown = engines[-1:] if self._pace.gaps else engines
+        text = render(shown, self._settings.names[0])
         return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
     async def _tokenize(self, request: web.Request) -> web.StreamResponse:
@@ -136,12 +129,9 @@ class Api:
             self._on_dead()
             raise Refused(500, error_body(ENGINE_DEAD, "Internal Server Error", 500))
         order = read_order(body, chat, self._settings)
-        header = None if self._gaps else request.headers.get("X-data-parallel-rank")
+        header = None if self._pace.gaps else request.headers.get("X-data-parallel-rank")
         pinned = pinned_rank(header, self._settings.data_parallel)
         identity = f"{'chatcmpl' if chat else 'cmpl'}-{request.headers.get('X-Request-Id') or uuid.uuid4().hex}"
-        if self._settings.log_requests:
-            asked = f"{order.prompt} prompt tokens, max_tokens={order.limit}"
-            self._log.info("logger.py:43", f"Received request {identity}: {asked}.")
         return await (self._stream(request, order, identity, pinned) if order.stream
                       else self._whole(order, identity, pinned))  # fmt: skip
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
-from jobs.engines.simulator.faults import Pace, Player
+from jobs.engines.simulator.faults import Player
 from jobs.engines.simulator.log import Log
-from jobs.engines.simulator.roofline import GIB, Clock, Layout, kv_bytes, weight_bytes
-from jobs.engines.simulator.scheduler import Request, Scheduler
+from jobs.engines.simulator.roofline import GIB, Clock, kv_bytes, weight_bytes
+from jobs.engines.simulator.scheduler import Figures, Request, Scheduler
 from jobs.engines.simulator.settings import Settings
 from jobs.engines.simulator.spec import RehearsalSpec
 
@@ -27,11 +28,6 @@ class EngineFailed(Exception):
     """An engine process ended while it started; what it said is in the log."""
 
 
-def layout(settings: Settings) -> Layout:
-    """Return how the model lies on the NPUs."""
-    return Layout(settings.tensor_parallel, settings.data_parallel, settings.expert_parallel)
-
-
 def kv_blocks(settings: Settings, spec: RehearsalSpec) -> int:
     """Return the KV cache blocks of one data-parallel rank.
 
@@ -39,7 +35,7 @@ def kv_blocks(settings: Settings, spec: RehearsalSpec) -> int:
         EngineFailed: not even one sequence of `max_model_len` fits; the text is vLLM's (0.9.1,
             v1/core/kv_cache_utils.py check_enough_kv_cache_memory) or torch_npu's.
     """
-    where = layout(settings)
+    where = settings.layout
     memory = spec.hardware.npu_memory_gib
     weights = sum(weight_bytes(spec.shape, spec.hardware, where)) / GIB
     if weights > memory:
@@ -71,23 +67,16 @@ def kv_blocks(settings: Settings, spec: RehearsalSpec) -> int:
 
 async def load_engine(
     rank: int, settings: Settings, spec: RehearsalSpec, player: Player, log: Log, emit: Callable[[Output], None]
-) -> tuple[EngineCore, int]:
-    """Load one data-parallel rank.
+) -> EngineCore:
+    """Return the engine of one data-parallel rank, loaded and not yet running; EngineFailed where it does not start.
 
     Args:
         rank: its number in the service.
         log: of the process; the engine's own lines get its name.
         emit: gets the engine's output.
-
-    Returns:
-        The engine, not yet running, and its KV cache blocks.
-
-    Raises:
-        EngineFailed: it does not start.
     """
-    local = rank - settings.local.start
     if settings.data_parallel > 1:
-        log = log.named(f"EngineCore_{local}")
+        log = log.named(f"EngineCore_{rank - settings.local.start}")
     log.info("core.py:70", f"Initializing a V1 LLM engine (v{spec.release}) with config: model={settings.model!r}")
     begin = asyncio.get_running_loop().time()
     player.reach("load")
@@ -100,28 +89,20 @@ async def load_engine(
     except EngineFailed as error:
         log.error("core.py:497", f"EngineCore failed to start.\nTraceback (most recent call last):\n{error}")
         raise
-    tokens = blocks * settings.block_size
-    per_request = -(-settings.max_model_len // settings.block_size)
-    log.info("kv_cache_utils.py:715", f"GPU KV cache size: {tokens:,} tokens")
-    log.info(
-        "kv_cache_utils.py:719",
-        f"Maximum concurrency for {settings.max_model_len:,} tokens per request: {blocks / per_request:.2f}x",
-    )
+    length, size = settings.max_model_len, settings.block_size
+    most = blocks / -(-length // size)
+    log.info("kv_cache_utils.py:715", f"GPU KV cache size: {blocks * size:,} tokens")
+    log.info("kv_cache_utils.py:719", f"Maximum concurrency for {length:,} tokens per request: {most:.2f}x")
     took = asyncio.get_running_loop().time() - begin
     log.info("core.py:171", f"init engine (profile, create kv cache, warmup model) took {took:.2f} seconds")
-    scheduler = Scheduler(
-        blocks,
-        settings.block_size,
-        settings.max_num_batched_tokens,
-        settings.max_num_seqs,
-        chunked=settings.chunked_prefill,
-    )
-    clock = Clock(spec.shape, spec.hardware, layout(settings))
-    return EngineCore(rank, scheduler, clock, player.pace, emit), blocks
+    limits = (settings.max_num_batched_tokens, settings.max_num_seqs)
+    scheduler = Scheduler(blocks, size, *limits, chunked=settings.chunked_prefill)
+    clock = Clock(spec.shape, spec.hardware, settings.layout)
+    return EngineCore(rank, scheduler, clock, player, emit)
 
 
 async def _load_weights(settings: Settings, spec: RehearsalSpec, player: Player, log: Log) -> None:
-    where = layout(settings)
+    where = settings.layout
     shards = max(1, round(spec.shape.weight_gib / SHARD_GIB))
     log.info("model_runner_v1.py:1897", f"Starting to load model {settings.model}...")
     for step in range(1, _PROGRESS + 1):
@@ -143,8 +124,7 @@ async def _load_weights(settings: Settings, spec: RehearsalSpec, player: Player,
         own.info("worker_v1.py:193", f"Available memory: {available}, total memory: {total}")
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(NamedTuple):
     """What one step gave, as it goes to the front end.
 
     Attributes:
@@ -152,9 +132,7 @@ class Output:
         tokens: keys of the requests that got one token.
         finished: key and finish reason of those that are complete.
         failed: keys of those that failed, and why.
-        running, waiting: requests after the step.
-        usage: share of the KV cache held, 0 to 1.
-        preemptions, prefix_queries, prefix_hits: counted since the engine's start.
+        figures: of the engine after the step.
     """
 
     rank: int
@@ -162,31 +140,23 @@ class Output:
     finished: tuple[tuple[int, str], ...] = ()
     failed: tuple[int, ...] = ()
     error: str = ""
-    running: int = 0
-    waiting: int = 0
-    usage: float = 0.0
-    preemptions: int = 0
-    prefix_queries: int = 0
-    prefix_hits: int = 0
+    figures: Figures = Figures()
 
 
 class EngineCore:
-    """Takes requests, emits one `Output` a step.
-
-    Args:
-        rank: data-parallel rank.
-        emit: gets each output; called in the event loop.
-    """
+    """Takes requests, emits one `Output` a step; `emit` is called in the event loop."""
 
     def __init__(
-        self, rank: int, scheduler: Scheduler, clock: Clock, pace: Pace, emit: Callable[[Output], None]
+        self, rank: int, scheduler: Scheduler, clock: Clock, player: Player, emit: Callable[[Output], None]
     ) -> None:
         self.rank = rank
-        self._scheduler, self._clock, self._pace, self._emit = scheduler, clock, pace, emit
+        self._scheduler, self._clock, self._player, self._emit = scheduler, clock, player, emit
+        self._pace = player.pace
         self._work = asyncio.Event()
 
     def add(self, request: Request) -> None:
         """Queue a request."""
+        self._player.request(request.limit)
         if self._pace.longest is not None and request.limit > self._pace.longest:
             request = replace(request, limit=self._pace.longest, reason="stop")
         self._scheduler.add(request)
@@ -216,24 +186,10 @@ class EngineCore:
             await asyncio.sleep(due - loop.time())
             await self._pace.moving.wait()
             got, done = self._scheduler.commit(batch)
-            self._emit(self._output(tuple(got), tuple((r.key, r.reason) for r in done)))
+            finished = tuple((r.key, r.reason) for r in done)
+            self._emit(Output(self.rank, tuple(got), finished, figures=self._scheduler.figures))
 
     def _fail_all(self, text: str) -> None:
         keys = tuple(r.key for r in (*self._scheduler.running, *self._scheduler.waiting))
         self._scheduler.abort(keys)
         self._emit(Output(self.rank, failed=keys, error=text))
-
-    def _output(self, tokens: tuple[int, ...], finished: tuple[tuple[int, str], ...]) -> Output:
-        scheduler = self._scheduler
-        counted = scheduler.counters
-        return Output(
-            self.rank,
-            tokens,
-            finished,
-            running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
-            usage=scheduler.usage,
-            preemptions=counted.preemptions,
-            prefix_queries=counted.prefix_queries,
-            prefix_hits=counted.prefix_hits,
-        )

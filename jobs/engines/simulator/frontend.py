@@ -5,18 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Protocol
 
 from jobs.engines.simulator.answers import Answer, Order
 from jobs.engines.simulator.engine import Output
 from jobs.engines.simulator.faults import ENGINE_DEAD
 from jobs.engines.simulator.log import Log
-from jobs.engines.simulator.scheduler import Request
+from jobs.engines.simulator.scheduler import Figures, Request
 
 PUBLISH_S = 0.1
 """How often vLLM's coordinator tells the front end the engines' queues (v1/engine/coordinator.py)."""
@@ -25,64 +22,15 @@ REASONS = ("stop", "length", "abort")
 
 _LOG_S = 10.0
 
-_TTFT = (
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
-    160.0, 640.0, 2560.0,
-)  # fmt: skip
-_TPOT = (
-    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
-)  # fmt: skip
-_LATENCY = (
-    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
-    1920.0, 7680.0,
-)  # fmt: skip
-_STEP = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
-
-
-def one_two_five(limit: int) -> tuple[float, ...]:
-    """Return the buckets 1, 2, 5, 10, ... up to `limit`."""
-    return tuple(n for scale in range(len(str(limit))) for digit in (1, 2, 5) if (n := digit * 10**scale) <= limit)
-
-
-class Histogram:
-    """Counts of values by bucket."""
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
-
-    def add(self, value: float) -> None:
-        """Count a value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
-
 
 @dataclass
 class EngineMetrics:
     """What the front end has seen of one data-parallel rank; it keeps the last figures of a dead one."""
 
-    max_model_len: int
-    last: Output = field(default_factory=lambda: Output(0))
+    last: Figures = field(default_factory=Figures)
     prompt_tokens: int = 0
     generation_tokens: int = 0
     success: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
-
-    def __post_init__(self) -> None:
-        lengths = one_two_five(self.max_model_len)
-        self.histograms = {
-            "request_prompt_tokens": Histogram(lengths),
-            "request_generation_tokens": Histogram(lengths),
-            "iteration_tokens_total": Histogram(_STEP),
-            "request_params_max_tokens": Histogram(lengths),
-            "time_to_first_token_seconds": Histogram(_TTFT),
-            "time_per_output_token_seconds": Histogram(_TPOT),
-            "e2e_request_latency_seconds": Histogram(_LATENCY),
-        }
-
-    def add(self, name: str, value: float) -> None:
-        """Count a value in one of the histograms."""
-        self.histograms[name].add(value)
 
 
 _SCALARS: tuple[tuple[str, str, Callable[[EngineMetrics], float]], ...] = (
@@ -97,44 +45,22 @@ _SCALARS: tuple[tuple[str, str, Callable[[EngineMetrics], float]], ...] = (
 )
 
 
-def render(engines: Iterable[tuple[int, EngineMetrics]], model: str, blocks: int, block_size: int) -> str:
-    """Return the page for the engines given.
-
-    Args:
-        engines: number and figures of each engine that is shown.
-        model: label model_name.
-        blocks: KV cache blocks of all engines together (vLLM 0.9.1 adds them up).
-        block_size: tokens of a block.
-    """
+def render(engines: Iterable[tuple[int, EngineMetrics]], model: str) -> str:
+    """Return the page for the engines given, by number; `model` is the label model_name."""
     shown = list(engines)
     out: list[str] = []
-
-    def kind(name: str, kind: str) -> None:
-        out.append(f"# TYPE vllm:{name} {kind}\n")
 
     def line(name: str, engine: int, value: float, more: str = "") -> None:
         out.append(f'vllm:{name}{{engine="{engine}"{more},model_name="{model}"}} {float(value)}\n')
 
-    for type_, name, value in _SCALARS:
-        kind(name, type_)
+    for kind, name, value in _SCALARS:
+        out.append(f"# TYPE vllm:{name} {kind}\n")
         for engine, m in shown:
             line(name, engine, value(m))
-    kind("request_success_total", "counter")
+    out.append("# TYPE vllm:request_success_total counter\n")
     for engine, m in shown:
         for reason, count in m.success.items():
             line("request_success_total", engine, count, f',finished_reason="{reason}"')
-    for name in EngineMetrics(1).histograms:
-        kind(name, "histogram")
-        for engine, m in shown:
-            histogram = m.histograms[name]
-            bounds = (*(str(float(bound)) for bound in histogram.bounds), "+Inf")
-            for bound, count in zip(bounds, accumulate(histogram.counts), strict=True):
-                line(f"{name}_bucket", engine, count, f',le="{bound}"')
-            line(f"{name}_count", engine, sum(histogram.counts))
-            line(f"{name}_sum", engine, histogram.total)
-    if shown:
-        kind("cache_config_info", "gauge")
-        out.append(f'vllm:cache_config_info{{block_size="{block_size}",engine="0",num_gpu_blocks="{blocks}"}} 1.0\n')
     return "".join(out)
 
 
@@ -153,9 +79,7 @@ class _Flight:
     engine: int
     answer: Answer
     order: Order
-    arrived: float
-    latest: float = 0.0
-    made: int = 0
+    begun: bool = False
 
 
 class Frontend:
@@ -165,12 +89,11 @@ class Frontend:
 
     Args:
         backends: one for each data-parallel rank, in order.
-        max_model_len: for the buckets of the histograms.
         log: gets the line that vLLM writes every ten seconds.
     """
 
-    def __init__(self, backends: Sequence[Backend], max_model_len: int, log: Log) -> None:
-        self.metrics = [EngineMetrics(max_model_len) for _ in backends]
+    def __init__(self, backends: Sequence[Backend], log: Log) -> None:
+        self.metrics = [EngineMetrics() for _ in backends]
         self.dead = False
         self._backends = backends
         self._log = log
@@ -190,7 +113,7 @@ class Frontend:
         """
         engine = self._least_loaded() if pinned is None else pinned
         key = next(self._keys)
-        self._flights[key] = _Flight(engine, answer, order, time.monotonic())
+        self._flights[key] = _Flight(engine, answer, order)
         self._backends[engine].add(Request(key, order.prompt, order.limit, order.reason, order.hashes))
         return key
 
@@ -203,34 +126,23 @@ class Frontend:
 
     def receive(self, output: Output) -> None:
         """Hand the output of one engine step to those who wait for it."""
-        now = time.monotonic()
         metrics = self.metrics[output.rank]
-        metrics.last = output
-        reasons = dict(output.finished)
-        flights = self._flights
+        metrics.last = output.figures
         metrics.generation_tokens += len(output.tokens)
-        step_tokens = len(output.tokens)
+        reasons = dict(output.finished)
         for key in output.tokens:
-            flight = flights.get(key)
+            flight = self._flights.get(key)
             if flight is None:
                 continue
-            if flight.made:
-                metrics.add("time_per_output_token_seconds", now - flight.latest)
-            else:
+            if not flight.begun:
+                flight.begun = True
                 metrics.prompt_tokens += flight.order.prompt
-                metrics.add("time_to_first_token_seconds", now - flight.arrived)
-                step_tokens += flight.order.prompt
-            flight.made += 1
-            flight.latest = now
-            reason = reasons.get(key)
-            if reason:
-                del flights[key]
-                self._count(metrics, flight, reason, now)
+            if reason := reasons.get(key):
+                del self._flights[key]
+                metrics.success[reason] += 1
             flight.answer.token(reason)
-        if output.tokens:
-            metrics.add("iteration_tokens_total", step_tokens)
         for key in output.failed:
-            flight = flights.pop(key, None)
+            flight = self._flights.pop(key, None)
             if flight:
                 flight.answer.fail(output.error)
 
@@ -275,11 +187,3 @@ class Frontend:
         counts = self._known[index]
         counts[0 if counts[0] else 1] += 1
         return index
-
-    @staticmethod
-    def _count(metrics: EngineMetrics, flight: _Flight, reason: str, now: float) -> None:
-        metrics.success[reason] += 1
-        metrics.add("e2e_request_latency_seconds", now - flight.arrived)
-        metrics.add("request_prompt_tokens", flight.order.prompt)
-        metrics.add("request_generation_tokens", flight.made)
-        metrics.add("request_params_max_tokens", flight.order.limit)

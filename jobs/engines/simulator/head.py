@@ -28,27 +28,11 @@ POLL_S = 10.0
 WATCHDOG_S = 5.0
 
 
-class Local:
-    """An engine in this process."""
-
-    def __init__(self, engine: EngineCore, player: Player) -> None:
-        self.engine, self._player = engine, player
-
-    def add(self, request: Request) -> None:
-        """Queue a request."""
-        self._player.request(request.limit)
-        self.engine.add(request)
-
-    def abort(self, keys: Iterable[int]) -> None:
-        """Forget requests."""
-        self.engine.abort(keys)
-
-
 class Remote:
     """The engine of a headless rank. What is sent to one that is gone is lost; nobody notices, as in vLLM."""
 
     def __init__(self, rank: int) -> None:
-        self.rank, self.state, self.blocks = rank, "NEW", 0
+        self.rank, self.state = rank, "NEW"
         self.writer: asyncio.StreamWriter | None = None
 
     def add(self, request: Request) -> None:
@@ -88,58 +72,32 @@ class Head:
                 traceback_line("KeyboardInterrupt: terminated")
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
                 os.kill(os.getpid(), signal.SIGINT)
-            frontend, blocks = starting.result()
-            return await self._serve(frontend, blocks, listening, stop)
+            return await self._serve(starting.result(), listening, stop)
 
-    async def _start(self) -> tuple[Frontend, int]:
+    async def _start(self) -> Frontend:
         """Bring all data-parallel ranks up."""
-        server = None if self._settings.local_only else await self._listen()
+        settings = self._settings
+        server = None if settings.local_only else await self._listen()
         await self._until({"CONNECTED", "READY"}, "connect")
-        loaded = await asyncio.gather(
-            *(load_engine(r, self._settings, self._spec, self._player, self._log, self._receive)
-              for r in self._settings.local),
-            return_exceptions=True,
-        )  # fmt: skip
-        failed = {f"EngineCore_{i}": 1 for i, result in enumerate(loaded) if isinstance(result, EngineFailed)}
-        if failed:
-            raise StartError(
-                f"RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {failed}"
-            )
-        locals_: dict[int, tuple[EngineCore, int]] = {}
-        for rank, result in zip(self._settings.local, loaded, strict=True):
-            if isinstance(result, BaseException):
-                raise result
-            locals_[rank] = result
+        loads = [load_engine(r, settings, self._spec, self._player, self._log, self._receive) for r in settings.local]
+        try:
+            self._engines = await asyncio.gather(*loads)
+        except EngineFailed:
+            text = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"
+            raise StartError(text) from None
         await self._until({"READY"}, "start")
         if server:
             server.close()  # vLLM closes its handshake socket now; the connections stay
-        self._engines = [engine for engine, _ in locals_.values()]
-        backends = [
-            Local(locals_[r][0], self._player) if r in locals_ else self._remotes[r]
-            for r in range(self._settings.data_parallel)
-        ]
-        blocks = sum(b for _, b in locals_.values()) + sum(r.blocks for r in self._remotes.values())
-        self._frontend = Frontend(backends, self._settings.max_model_len, self._log)
+        backends = {engine.rank: engine for engine in self._engines} | self._remotes
+        self._frontend = Frontend([backends[rank] for rank in sorted(backends)], self._log)
         self._player.on_dead = self._frontend.die
-        return self._frontend, blocks
+        return self._frontend
 
-    async def _serve(self, frontend: Frontend, blocks: int, listening: socket.socket, stop: asyncio.Event) -> int:
+    async def _serve(self, frontend: Frontend, listening: socket.socket, stop: asyncio.Event) -> int:
         log, settings = self._log, self._settings
-        api = Api(
-            frontend, settings, self._spec, log, blocks=blocks, gaps=self._player.pace.gaps, on_dead=self._ending.set
-        )
-        if settings.log_stats:
-            log.info(
-                "loggers.py:137",
-                f"Engine 000: vllm cache_config_info with initialization after num_gpu_blocks is: {blocks}",
-            )
         host, port = settings.http_address
         log.info("api_server.py:1349", f"Starting vLLM API server 0 on http://{host or '0.0.0.0'}:{port}")
-        app = api.application()
-        log.info("launcher.py:29", "Available routes are:")
-        for route in app.router.routes():
-            if route.method != "HEAD" and route.resource:
-                log.info("launcher.py:37", f"Route: {route.resource.canonical}, Methods: {route.method}")
+        app = Api(frontend, settings, self._spec, self._player.pace, self._ending.set).application()
         runner = web.AppRunner(app, access_log=None, handle_signals=False, handler_cancellation=True)
         await runner.setup()
         shown = settings.uvicorn_level in ("info", "debug", "trace")
@@ -206,7 +164,7 @@ class Head:
             elif remote is None:
                 break
             elif kind == "ready":
-                remote.state, remote.blocks = "READY", int(message[2])
+                remote.state = "READY"
                 self._changed.set()
             elif kind == "out" and self._frontend:
                 self._frontend.receive(unpack_output(message))
@@ -228,7 +186,7 @@ class Head:
             )
         else:
             remote.writer, remote.state = writer, "CONNECTED"
-            writer.write(pack("init", self._settings.common))
+            writer.write(pack("init"))
             self._log.debug("utils.py:547", f"HELLO from remote core engine process {rank}.")
             self._changed.set()
             return remote

@@ -4,8 +4,8 @@ It does not notice that the head is gone. When an engine ends, the main process 
 (entrypoints/cli/serve.py run_headless: it only waits for the first engine process to end).
 
 Messages are a length in four bytes, then one JSON list:
-    engine -> head   ["hello", rank, settings]  ["ready", rank, blocks]  ["out", ...Output]  ["dead"]
-    head -> engine   ["init", settings]         ["add", ...Request]      ["abort", keys]
+    engine -> head   ["hello", rank]  ["ready"]            ["out", ...Output]  ["dead"]
+    head -> engine   ["init"]         ["add", ...Request]  ["abort", keys]
 One connection serves one data-parallel rank, from the handshake on (vLLM uses ZeroMQ for the same steps).
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 from jobs.engines.simulator.engine import EngineFailed, Output, load_engine
 from jobs.engines.simulator.faults import Player, leave
 from jobs.engines.simulator.log import Log
-from jobs.engines.simulator.scheduler import Request
+from jobs.engines.simulator.scheduler import Figures, Request
 from jobs.engines.simulator.settings import Settings
 from jobs.engines.simulator.spec import RehearsalSpec
 
@@ -44,19 +44,10 @@ async def receive(reader: asyncio.StreamReader) -> Message | None:
     return message if isinstance(message, list) and message else None
 
 
-def pack_output(output: Output) -> bytes:
-    """Return one step's output as a message."""
-    o = output
-    return pack(
-        "out", o.rank, o.tokens, o.finished, o.failed, o.error, o.running, o.waiting, round(o.usage, 6),
-        o.preemptions, o.prefix_queries, o.prefix_hits,
-    )  # fmt: skip
-
-
 def unpack_output(message: Message) -> Output:
     """Return the output in a message."""
-    _, rank, tokens, finished, failed, error, *numbers = message
-    return Output(rank, tuple(tokens), tuple((k, r) for k, r in finished), tuple(failed), error, *numbers)
+    _, rank, tokens, finished, failed, error, figures = message
+    return Output(rank, tuple(tokens), tuple((k, r) for k, r in finished), tuple(failed), error, Figures(*figures))
 
 
 def pack_request(request: Request) -> bytes:
@@ -105,37 +96,30 @@ async def _serve_rank(
     log.info("core.py:455", "Waiting for init message from front-end.")
     try:
         async with asyncio.timeout(spec.handshake_s):
-            reader, writer, theirs = await _meet(rank, settings)
+            reader, writer = await _meet(rank, settings)
     except TimeoutError:
         text = "RuntimeError: Did not receive response from front-end process within 5 minutes"
         log.error("core.py:497", f"EngineCore failed to start.\nTraceback (most recent call last):\n{text}")
         raise EngineFailed(text) from None
     writers.append(writer)
-    for name, value in settings.common.items():
-        if theirs.get(name) != value:
-            log.warning(
-                "rehearsal:1", f"the head has {name}={theirs.get(name)}, this rank {value}: vLLM 0.9.1 does not check"
-            )
 
     def emit(output: Output) -> None:
         if not writer.is_closing():
-            writer.write(pack_output(output))
+            writer.write(pack("out", *output))
 
-    engine, blocks = await load_engine(rank, settings, spec, player, log, emit)
-    writer.write(pack("ready", rank, blocks))
+    engine = await load_engine(rank, settings, spec, player, log, emit)
+    writer.write(pack("ready"))
     player.reach("ready")
     running = asyncio.ensure_future(engine.run())
     while (message := await receive(reader)) is not None:
         if message[0] == "add":
-            request = unpack_request(message)
-            player.request(request.limit)
-            engine.add(request)
+            engine.add(unpack_request(message))
         elif message[0] == "abort":
             engine.abort(message[1])
     await running  # the head is gone; vLLM's engines live on
 
 
-async def _meet(rank: int, settings: Settings) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, dict[str, Any]]:
+async def _meet(rank: int, settings: Settings) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Connect to the head, say hello and wait for its answer, as often as it takes."""
     while True:
         try:
@@ -143,9 +127,9 @@ async def _meet(rank: int, settings: Settings) -> tuple[asyncio.StreamReader, as
         except OSError:
             await asyncio.sleep(RETRY_S)
             continue
-        writer.write(pack("hello", rank, settings.common))
+        writer.write(pack("hello", rank))
         answer = await receive(reader)
         if answer is not None and answer[0] == "init":
-            return reader, writer, answer[1]
+            return reader, writer
         writer.close()
         await asyncio.sleep(RETRY_S)

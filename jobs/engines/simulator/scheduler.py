@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from jobs.engines.simulator.roofline import Work
 
@@ -48,10 +49,12 @@ class Batch:
     work: Work = field(default_factory=lambda: Work(0, 0, 0.0, 0))
 
 
-@dataclass
-class Counters:
-    """What the scheduler has counted since its start."""
+class Figures(NamedTuple):
+    """What a scheduler shows: requests, the share of the KV cache held (0 to 1), and counts since its start."""
 
+    running: int = 0
+    waiting: int = 0
+    usage: float = 0.0
     preemptions: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
@@ -71,7 +74,7 @@ class Scheduler:
     def __init__(self, blocks: int, block_size: int, max_tokens: int, max_seqs: int, *, chunked: bool = True) -> None:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
-        self.counters = Counters()
+        self._preemptions = self._prefix_queries = self._prefix_hits = 0
         self._size, self._max_tokens, self._max_seqs, self._chunked = block_size, max_tokens, max_seqs, chunked
         self._blocks = self._free = blocks
         self._known: OrderedDict[int, None] = OrderedDict()
@@ -82,9 +85,11 @@ class Scheduler:
         return bool(self.running or self.waiting)
 
     @property
-    def usage(self) -> float:
-        """Share of the KV cache blocks that are held, 0 to 1."""
-        return 1 - self._free / self._blocks
+    def figures(self) -> Figures:
+        """What there is now, and what has been counted."""
+        usage = 1 - self._free / self._blocks
+        counted = (self._preemptions, self._prefix_queries, self._prefix_hits)
+        return Figures(len(self.running), len(self.waiting), usage, *counted)
 
     def add(self, request: Request) -> None:
         """Put a request at the end of the queue."""
@@ -151,7 +156,7 @@ class Scheduler:
                 self._release(victim)
                 victim.computed = 0
                 self.waiting.appendleft(victim)
-                self.counters.preemptions += 1
+                self._preemptions += 1
                 preempted = True
                 if victim is request:
                     return budget, True
@@ -173,8 +178,8 @@ class Scheduler:
             self.running.append(request)
             request.computed = hits
             if request.hashes:
-                self.counters.prefix_queries += request.prompt
-                self.counters.prefix_hits += hits
+                self._prefix_queries += request.prompt
+                self._prefix_hits += hits
             batch.items.append((request, tokens))
             budget -= tokens
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.engines.ascend import version
+from jobs.engines.simulator.roofline import Layout
 from jobs.engines.simulator.spec import RehearsalSpec
 
 
@@ -46,7 +47,6 @@ class Settings:
     rpc_address: tuple[str, int]
     http_address: tuple[str, int]
     api_key: str | None
-    log_requests: bool
     log_stats: bool
     access_log: bool
     uvicorn_level: str
@@ -57,18 +57,9 @@ class Settings:
         return not self.headless and len(self.local) == self.data_parallel
 
     @property
-    def common(self) -> dict[str, Any]:
-        """What should be the same on every rank; 0.9.1 does not compare it."""
-        return {
-            "model": self.model,
-            "max_model_len": self.max_model_len,
-            "max_num_batched_tokens": self.max_num_batched_tokens,
-            "max_num_seqs": self.max_num_seqs,
-            "tensor_parallel_size": self.tensor_parallel,
-            "data_parallel_size": self.data_parallel,
-            "enable_expert_parallel": self.expert_parallel,
-            "gpu_memory_utilization": self.utilization,
-        }
+    def layout(self) -> Layout:
+        """How the model lies on the NPUs."""
+        return Layout(self.tensor_parallel, self.data_parallel, self.expert_parallel)
 
 
 def settle(args: argparse.Namespace, spec: RehearsalSpec, environment: Mapping[str, str]) -> Settings:
@@ -100,7 +91,6 @@ def settle(args: argparse.Namespace, spec: RehearsalSpec, environment: Mapping[s
         rpc_address=(args.data_parallel_address or "127.0.0.1", args.data_parallel_rpc_port or 29550),
         http_address=(args.host or "", args.port),
         api_key=args.api_key or environment.get("VLLM_API_KEY") or None,
-        log_requests=_logs_requests(args),
         log_stats=not args.disable_log_stats,
         access_log=not args.disable_uvicorn_access_log,
         uvicorn_level=args.uvicorn_log_level,
@@ -130,13 +120,6 @@ def _check_ranks(args: argparse.Namespace, local: int, npus: int) -> None:
 def _length(asked: int | None, spec: RehearsalSpec) -> int:
     """`--max-model-len`; not given, or -1 (auto, from 0.23 on): what the model was made for."""
     return asked if asked and asked > 0 else spec.shape.max_position_embeddings
-
-
-def _logs_requests(args: argparse.Namespace) -> bool:
-    """On unless --disable-log-requests in 0.9.1; off unless --enable-log-requests from 0.11 on."""
-    if hasattr(args, "enable_log_requests"):
-        return bool(args.enable_log_requests)
-    return not args.disable_log_requests
 
 
 def _section(additional_config: object, name: str) -> Mapping[str, Any]:
