@@ -49,14 +49,27 @@ def test_its_benchmark_client_measures_a_point(site: Mapping[str, str], tmp_path
     assert (sweep.point(point["point"]).client / "result.json").exists()
 
 
+def test_its_engine_serves_a_point(site: Mapping[str, str], tmp_path: Path) -> None:
+    load = ("bench.concurrency=8", "bench.window_s=1", "bench.warmup_s=0.5", f"results.root={tmp_path}")
+    done = launch(site, "engine.name=example_engine", *load)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    sweep = SweepDir((tmp_path / "latest").resolve())
+    [point], [service] = (read_json(sweep.plan)[name] for name in ("points", "services"))
+    row = read_json(sweep.point(point["point"]).row)
+    assert (row["valid"], row["engine"]) == (True, "example_engine"), row["invalid_reason"]
+    assert "its memory is not modelled" in service["memory"]["unknown"]
+
+
 def test_its_names_are_among_the_valid_ones(site: Mapping[str, str]) -> None:
-    for key, name in (("bench.client", "example_bench"),):
+    for key, name in (("bench.client", "example_bench"), ("engine.name", "example_engine")):
         done = launch(site, f"{key}=nonsense", "bench.concurrency=1")
         assert done.returncode == 2
         assert f"{key} = 'nonsense'" in done.stderr and name in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize(("suite", "name"), [("test_clients_conformance", "example_bench")])
+@pytest.mark.parametrize(
+    ("suite", "name"), [("test_clients_conformance", "example_bench"), ("test_engines", "example_engine")]
+)
 def test_the_conformance_suite_runs_on_them(site: Mapping[str, str], suite: str, name: str) -> None:
     done = run([sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", f"tests/unit/{suite}.py", "-k", name], site)
     assert done.returncode == 0, done.stdout[-3000:]

@@ -1,13 +1,11 @@
-"""What every engine must hold to, over all that are registered; and that no other code knows their names."""
+"""What every engine must hold to, over all that are registered."""
 
 from __future__ import annotations
 
 import json
-import re
-from pathlib import Path
 
 import pytest
-from core_help import ROOT, change, config
+from core_help import change, config
 
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
@@ -19,9 +17,6 @@ from jobs.engines.placement import planned
 from jobs.engines.prediction import Prediction
 
 every = pytest.mark.parametrize("name", ENGINES.names())
-
-FILES = {"vllm_ascend": "jobs/engines/ascend/engine.py", "vllm_cpu": "jobs/engines/vllm/cpu.py",
-         "simulator": "jobs/engines/simulator/backend.py"}  # fmt: skip
 
 
 def of(name: str) -> Config:
@@ -93,18 +88,3 @@ def test_a_name_that_is_not_registered_lists_the_valid_ones() -> None:
 
 def test_rows_of_an_engine_that_is_not_installed_here_are_measurements() -> None:
     assert not is_simulated("of_another_site") and not is_simulated(None)
-
-
-def test_no_other_code_compares_with_the_name_of_an_engine() -> None:
-    names = "|".join(ENGINES.own)
-    compared = re.compile(rf"""[=!]=\s*["']({names})["']|["']({names})["']\s*[=!]=|case\s+["']({names})["']""")
-    found = [
-        f"{path.relative_to(ROOT)}: {line.strip()}"
-        for folder in ("jobs", "containers", "hydra_plugins")
-        for path in sorted(Path(ROOT, folder).rglob("*"))
-        if path.suffix in (".py", ".js") and ".min." not in path.name
-        if str(path.relative_to(ROOT)) not in FILES.values()
-        for line in path.read_text().splitlines()
-        if compared.search(line)
-    ]
-    assert found == []

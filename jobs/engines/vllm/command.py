@@ -136,8 +136,12 @@ def _flags(config: Config, place: Placement, ranks: Mapping[str, Any]) -> dict[s
 def argv(config: Config, place: Placement) -> list[str]:
     """Return the command line of one rank."""
     program = [sys.executable if part == "{python}" else from_root(part) for part in config.engine.command]
-    made = flags(config, place)
-    return [*program, "serve", from_root(config.model.path), *(part for k, v in made.items() for part in _flag(k, v))]
+    return [*program, "serve", from_root(config.model.path), *rendered(flags(config, place))]
+
+
+def rendered(flags: Mapping[str, Any]) -> list[str]:
+    """Return flags by name as they stand on a command line."""
+    return [part for name, value in flags.items() for part in _flag(name, value)]
 
 
 def _data_parallel(config: Config, place: Placement) -> dict[str, Any]:
