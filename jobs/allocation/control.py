@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import hmac
 import secrets
 
 from jobs.allocation.messages import Beat, Hello, Lost, Message, Nonce, Welcome, decode, encode
+from jobs.cluster.ports import holder
 from jobs.core.errors import RunError
+from jobs.core.waiting import aside
 
 BEATS_PER_LIMIT = 4
 """Heartbeats sent within one silence limit: three may be late before a rank counts as lost."""
@@ -91,9 +94,9 @@ class ControlServer:
         try:
             self._server = await asyncio.start_server(self._accept, "0.0.0.0", port, limit=LONGEST)
         except OSError as error:
-            raise RunError(
-                "cluster.control_port", port, str(error), "Set cluster.control_port to a free port."
-            ) from None
+            taken = error.errno == errno.EADDRINUSE
+            reason = f"it is taken by {(await aside(holder, port)).text}" if taken else str(error)
+            raise RunError("cluster.control_port", port, reason, "Set cluster.control_port to a free port.") from None
 
     async def joined(self, timeout_s: float) -> None:
         """Wait until every rank has joined.

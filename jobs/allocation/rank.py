@@ -12,9 +12,10 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from jobs.allocation import deadline, headless
 from jobs.allocation.context import RankContext
@@ -28,16 +29,20 @@ from jobs.allocation.walltime import Walltime
 from jobs.cluster.base import cancel
 from jobs.cluster.interfaces import check_master, find_interface, interface_addresses, same_subnet
 from jobs.cluster.nodelist import Task, task_from_slurm
-from jobs.cluster.ports import derive_ports
+from jobs.cluster.ports import Ports, derive_ports, hold_ports
 from jobs.cluster.time_limit import limit_seconds
+from jobs.core import process
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError, RunError, UserError
+from jobs.core.files import read_json
 from jobs.core.log import log
 from jobs.core.rundir import AllocationDir
 from jobs.core.sharing import let_group_read
 from jobs.core.tasks import read_config, read_task
 from jobs.core.waiting import first_of
 from jobs.engines.placement import LOOPBACK, Placement
+
+T = TypeVar("T")
 
 ON_LOOPBACK = (LOOPBACK, "127.0.0.1", 8)
 
@@ -66,12 +71,7 @@ async def _run(folder: AllocationDir, task: Task) -> int:
     if first.cluster.share_group:
         let_group_read()
     (name, address, prefix), problem = (ON_LOOPBACK, None) if task.on_loopback else usable_interface(first)
-    ports = derive_ports(
-        task.job_id,
-        api=first.engine.port,
-        dp_rpc=first.engine.data_parallel_rpc_port,
-        control=first.cluster.control_port,
-    )
+    ports, _held = await _ports(task, first, folder, stopping)
     signals.walltime = await _walltime(task, first, stopping)
     context = RankContext(task, name, address, ports, folder, work, dict(os.environ), signals.walltime)
     log(f"rank {task.rank} of {task.ranks} on {task.host}, interface {name} {address}, job {task.job_id}")
@@ -89,6 +89,42 @@ async def _run(folder: AllocationDir, task: Task) -> int:
     if lost and not task.on_loopback:
         await _give_back(folder, stopping)
     return code
+
+
+async def _ports(
+    task: Task, config: Config, folder: AllocationDir, stopping: asyncio.Future[str]
+) -> tuple[Ports, list[socket.socket]]:
+    """Return the ports of this allocation, and what holds them: on one host rank 0 takes and publishes free ones."""
+    engine = config.engine
+    set_ones = {"api": engine.port, "dp_rpc": engine.data_parallel_rpc_port, "control": config.cluster.control_port}
+    if not task.on_loopback:
+        return derive_ports(task.job_id, **set_ones), []
+    if task.rank == 0:
+        return hold_ports(**set_ones)
+    return await _from_head(_published(folder), task, folder, stopping), []
+
+
+async def _published(folder: AllocationDir) -> Ports:
+    while not folder.head.exists():
+        await asyncio.sleep(0.1)
+    found = read_json(folder.head)
+    return Ports(found["api_port"], found["data_parallel_rpc_port"], found["control_port"])
+
+
+async def _from_head(work: Awaitable[T], task: Task, folder: AllocationDir, stopping: asyncio.Future[str]) -> T:
+    """Return what we get from rank 0.
+
+    Raises:
+        RunError: a signal came first, or rank 0 has ended, as far as this host can see it. Elsewhere srun tells.
+    """
+    gone = asyncio.ensure_future(process.gone(task.head_pid) if task.on_loopback else asyncio.Event().wait())
+    try:
+        if found := await first_of(work, stopping, gone):
+            return found.result()
+    finally:
+        gone.cancel()
+    reason = stopping.result() if stopping.done() else "it has ended"
+    raise RunError("rank 0", task.hosts[0], reason, f"See {folder.stdout(0)}.")
 
 
 async def _walltime(task: Task, config: Config, stopping: asyncio.Future[str]) -> Walltime:
@@ -163,14 +199,9 @@ async def _obey(
     """Serve rank 0. Returns the exit code, and whether rank 0 was lost."""
     host = "127.0.0.1" if context.task.on_loopback else context.task.hosts[0]
     limits = first.limits
-    control = await join(
-        host,
-        context.ports.control,
-        context.task.rank,
-        context.folder.key.read_text(),
-        limits.heartbeat_s,
-        limits.rendezvous_s,
-    )
+    port, key = context.ports.control, context.folder.key.read_text()
+    joining = join(host, port, context.task.rank, key, limits.heartbeat_s, limits.rendezvous_s)
+    control = await _from_head(joining, context.task, context.folder, stopping)
 
     def make_engine(start: EngineStart) -> Engine | None:
         if context.task.rank >= start.ranks:

@@ -64,5 +64,6 @@ class Local:
     def task(self, env: Mapping[str, str]) -> Task:
         """Return the place that the controller gives."""
         ranks, rank = int(env["SUBMITIT_LOCAL_NTASKS"]), int(env["SUBMITIT_LOCAL_GLOBALID"])
-        hosts = ("localhost",) * ranks
-        return Task(rank, ranks, int(env["SUBMITIT_LOCAL_JOB_ID"]), hosts, "localhost", on_loopback=True)
+        job_id, hosts = int(env["SUBMITIT_LOCAL_JOB_ID"]), ("localhost",) * ranks
+        head = process.child_with(job_id, "SUBMITIT_LOCAL_GLOBALID", "0")
+        return Task(rank, ranks, job_id, hosts, "localhost", on_loopback=True, head_pid=head)

@@ -78,6 +78,8 @@ class Task:
     hosts: tuple[str, ...]
     host: str
     on_loopback: bool = False
+    head_pid: int | None = None
+    """Process id of rank 0 where all ranks are on one host; None there: it has ended already."""
 
 
 def task_from_slurm(env: Mapping[str, str]) -> Task:

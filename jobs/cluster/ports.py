@@ -1,9 +1,13 @@
-"""TCP ports of a job. Pure."""
+"""TCP ports of a job: derived from its id, or, on one host, free ones that are held."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import socket
 from dataclasses import dataclass
+
+import psutil
 
 from jobs.core.errors import ConfigError
 
@@ -25,6 +29,14 @@ class Ports:
     control: int
 
 
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a port. A client's own end of a connection soon passes; a listening program stays."""
+
+    text: str
+    listens: bool = True
+
+
 def derive_ports(
     job_id: int, *, api: int | None = None, dp_rpc: int | None = None, control: int | None = None
 ) -> Ports:
@@ -33,9 +45,9 @@ def derive_ports(
     The blocks end at 29499. That is clear of HCCL (device 16666, host 60000-60015), of the article's 13389,
     of torch's and vLLM's defaults (29500, 29550), of Kubernetes node ports (30000) and of the ephemeral
     range (32768), from which vLLM draws its further ZMQ sockets. Jobs with consecutive ids never meet. Two
-    jobs share a block only if their ids differ by a multiple of 1,250; on Slurm both would have to run on
-    the same node at once, and then the second fails with "Address already in use", which a configured
-    value cures. A local run uses its process id as job id, any integer will do.
+    jobs share a block only if their ids differ by a multiple of 1,250; both would have to run on the same
+    node at once, and then the second fails and names who holds the port, which a configured value cures.
+    Runs on one host do meet: they take free ports (`hold_ports`).
 
     Raises:
         ConfigError: two of the three are the same port.
@@ -53,3 +65,39 @@ def derive_ports(
             remedy = "Give them different ports, or leave both null: then they derive from the job id"
             raise ConfigError(other, second, f"{one} is the same port", remedy)
     return ports
+
+
+def hold_ports(
+    *, api: int | None = None, dp_rpc: int | None = None, control: int | None = None
+) -> tuple[Ports, list[socket.socket]]:
+    """Return ports of a run whose ranks share this host, free ones unless configured, and what holds these.
+
+    A socket that is bound and does not listen keeps all others from its port, but not a server of ours: asyncio,
+    uvicorn and ZeroMQ set SO_REUSEADDR, with which Linux lets them listen there (socket(7)). So a port is held from
+    the choice to the end of the run, also between two starts of the engine.
+
+    Raises:
+        ConfigError: two of the three are the same port.
+    """
+    held = []
+    for _ in range(3):
+        one = socket.socket()
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.bind(("0.0.0.0", 0))
+        held.append(one)
+    free = (one.getsockname()[1] for one in held)
+    chosen = [next(free) if port is None else port for port in (api, dp_rpc, control)]
+    return derive_ports(0, api=chosen[0], dp_rpc=chosen[1], control=chosen[2]), held
+
+
+def holder(port: int) -> Holder:
+    """Return who holds a port of this host, as far as this user may see it."""
+    with contextlib.suppress(psutil.Error, OSError):
+        held = [one for one in psutil.net_connections("tcp") if one.laddr and one.laddr.port == port]
+        listens = any(one.status == psutil.CONN_LISTEN for one in held) or not held
+        for one in held:
+            if one.pid:
+                process = psutil.Process(one.pid)
+                return Holder(f"process {one.pid} {process.name()} of {process.username()}", listens)
+        return Holder("a process that this user may not see", listens)
+    return Holder("a process that this user may not see")

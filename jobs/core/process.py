@@ -185,6 +185,24 @@ def alive(pid: int, argument: str) -> bool:
         return False
 
 
+def child_with(pid: int, name: str, value: str) -> int | None:
+    """Return the child of a process that has this variable in its environment; None: there is none."""
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process(pid).children():
+            with contextlib.suppress(psutil.Error):
+                if child.status() != psutil.STATUS_ZOMBIE and child.environ().get(name) == value:
+                    return int(child.pid)
+    return None
+
+
+async def gone(pid: int | None, pause_s: float = 0.2) -> None:
+    """Wait until a process that is no child of ours has ended; None has ended already."""
+    with contextlib.suppress(psutil.Error):
+        found = psutil.Process(pid) if pid else None
+        while found and found.is_running() and found.status() != psutil.STATUS_ZOMBIE:
+            await asyncio.sleep(pause_s)
+
+
 def terminate(pid: int) -> None:
     """Send SIGTERM to a process that may be gone already."""
     with contextlib.suppress(ProcessLookupError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable
@@ -51,7 +52,7 @@ async def stopping() -> asyncio.Future[str]:
 
 
 def task(number: int = 1) -> Task:
-    return Task(number, 2, JOB, ("node0", "node1"), f"node{number}", on_loopback=True)
+    return Task(number, 2, JOB, ("node0", "node1"), f"node{number}", on_loopback=True, head_pid=os.getpid())
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from jobs.cluster.ports import Holder
 from jobs.engines.ascend.npu_smi import Npu
 
 GIB = 2**30
@@ -23,14 +24,6 @@ class Problem:
 
     reason: str
     broken: bool = False
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Who holds a port. A client's own end of a connection soon passes; a listening program stays."""
-
-    text: str
-    listens: bool = True
 
 
 @dataclass(frozen=True)

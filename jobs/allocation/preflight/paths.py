@@ -9,9 +9,7 @@ import socket
 import struct
 from collections.abc import Iterable
 
-import psutil
-
-from jobs.allocation.preflight.facts import Holder
+from jobs.cluster.ports import Holder, holder
 from jobs.core.waiting import aside
 
 CONNECT_S = 5.0
@@ -81,16 +79,3 @@ def _reset(writer: asyncio.StreamWriter) -> None:
         raw = writer.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.close()
-
-
-def holder(port: int) -> Holder:
-    """Return who holds a port of this host, as far as this user may see it."""
-    with contextlib.suppress(psutil.Error, OSError):
-        held = [one for one in psutil.net_connections("tcp") if one.laddr and one.laddr.port == port]
-        listens = any(one.status == psutil.CONN_LISTEN for one in held) or not held
-        for one in held:
-            if one.pid:
-                process = psutil.Process(one.pid)
-                return Holder(f"process {one.pid} {process.name()} of {process.username()}", listens)
-        return Holder("a process that this user may not see", listens)
-    return Holder("a process that this user may not see")
