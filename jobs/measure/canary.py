@@ -55,9 +55,9 @@ def body(model: str, tokens: int) -> dict[str, Any]:
 
 def curl(target: Target, tokens: int) -> str:
     """Return a line for a shell that asks the same; the key, where there is one, is left to the reader's variable."""
-    words = ["curl", "-s", "-H", "Content-Type: application/json", target.base_url + CHAT]
-    words += ["-d", json.dumps(body(target.model, tokens), ensure_ascii=False)]
-    line = " ".join(shlex.quote(word) for word in words)
+    argv = ["curl", "-s", "-H", "Content-Type: application/json", target.base_url + CHAT]
+    argv += ["-d", json.dumps(body(target.model, tokens), ensure_ascii=False)]
+    line = " ".join(shlex.quote(text) for text in argv)
     return line if target.api_key is None else line + ' -H "Authorization: Bearer $API_KEY"'
 
 

@@ -88,7 +88,7 @@ async def measure(
         async with asyncio.TaskGroup() as group:
             scraper = Scraper(group, connections, _SCRAPE_S)
             before, polling = scraper.scrape(), group.create_task(scraper.run())
-            run = _Run(bench, limits, connections, workload, stop, on_phase, scraper)
+            run = _WindowRun(bench, limits, connections, workload, stop, on_phase, scraper)
             window = await (_counted(run) if traced or bench.num_requests else _timed(run))
             polling.cancel()
             after = scraper.scrape()
@@ -126,7 +126,9 @@ async def warm(
         workload = Workload(bench, model, target.model, items=items, seed_offset=seed_offset).apart()
         load = Load(connections, workload, bench, first=_APART)
         async with asyncio.TaskGroup() as group:
-            run = _Run(bench, limits, connections, workload, stop, on_phase, Scraper(group, connections, _SCRAPE_S))
+            run = _WindowRun(
+                bench, limits, connections, workload, stop, on_phase, Scraper(group, connections, _SCRAPE_S)
+            )
             async with run.sending(load):
                 await run.warm_up(load)
                 load.sending = False
@@ -135,15 +137,15 @@ async def warm(
         return "the window was cut short"
     if any(record.status == "ok" for record in load.records):
         return None
-    words = next((f": {record.error}" for record in load.records if record.error), "")
-    return f"the window never opened: no answer within bench.warmup_s and limits.drain_s{words}"
+    error = next((f": {record.error}" for record in load.records if record.error), "")
+    return f"the window never opened: no answer within bench.warmup_s and limits.drain_s{error}"
 
 
-Reading = asyncio.Task[Page | None]
+Scrape = asyncio.Task[Page | None]
 
 
 @dataclass(frozen=True)
-class _Run:
+class _WindowRun:
     """What both kinds of window need."""
 
     bench: Bench
@@ -179,7 +181,7 @@ class _Run:
             await load.until(load.filled, self.stop, max(0.0, self.limits.warmup_s - (clock() - began)))
         return warm and not self.stop.is_set()
 
-    async def growth(self, first: Reading, last: Reading) -> Growth:
+    async def growth(self, first: Scrape, last: Scrape) -> Growth:
         """Return what the engines' counters grew by between two readings."""
         await asyncio.wait((first, last), timeout=_SCRAPE_AFTER_STOP_S if self.stop.is_set() else _SCRAPE_S)
         return grown(result(first), result(last))
@@ -189,7 +191,7 @@ def _never_opened(begun: float, opened: float) -> Window:
     return Window(opened, opened, opened - begun, 0.0, (), {}, 0.0, truncated=True)
 
 
-async def _timed(run: _Run) -> Window:
+async def _timed(run: _WindowRun) -> Window:
     """Measure a window of time in a load that was there before and goes on after it."""
     load = Load(run.connections, run.workload, run.bench)
     async with run.sending(load):
@@ -197,7 +199,7 @@ async def _timed(run: _Run) -> Window:
     return replace(window, records=tuple(load.records))  # with what was cut off at the end
 
 
-async def _phases(run: _Run, load: Load) -> Window:
+async def _phases(run: _WindowRun, load: Load) -> Window:
     """Lead the load through its phases."""
     bench, stop, begun = run.bench, run.stop, clock()
     warm = await run.warm_up(load)
@@ -222,7 +224,7 @@ async def _phases(run: _Run, load: Load) -> Window:
     )  # fmt: skip
 
 
-async def _counted(run: _Run) -> Window:
+async def _counted(run: _WindowRun) -> Window:
     """Measure a fixed number of requests, all of them."""
     bench, workload, stop, begun = run.bench, run.workload, run.stop, clock()
     warming = Load(run.connections, workload.apart(), _for_warm_up(bench, workload), first=_APART)

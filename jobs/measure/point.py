@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +17,7 @@ from jobs.core.config import Bench, Config
 from jobs.core.errors import RunError
 from jobs.core.files import write_json, write_text
 from jobs.core.rundir import PointDir
+from jobs.core.waiting import first_of
 from jobs.measure import canary, client, objective, quality, search, statistics, telemetry, validity
 from jobs.measure.clients import judge
 from jobs.measure.clients import run as external
@@ -26,8 +27,6 @@ from jobs.measure.quality import Quality
 from jobs.measure.records import Target, Window
 from jobs.measure.telemetry import Reading
 from jobs.measure.wire import Connections
-
-Value = TypeVar("Value")
 
 Outcome = tuple[Window, dict[str, Any], str | None]
 """A window, its figures, and why they cannot be believed."""
@@ -143,7 +142,7 @@ class PointRun:
             if len(self._answers) == 2 and (note := canary.differ(*self._answers.values())):
                 self._notes.append(note)
             faults = {when: canary.fault(answer, bench) for when, answer in self._answers.items()}
-            said = [f"canary {when} the window: {words}" for when, words in faults.items() if words]
+            said = [f"canary {when} the window: {fault}" for when, fault in faults.items() if fault]
             self._reasons = said + self._reasons
         if not self._figures:
             self._figures.append(dict(statistics.summarize(_never(), bench)))
@@ -175,17 +174,17 @@ class PointRun:
             return
         self.on_phase("canary")
         with closing(Connections(self.target.base_url, self.target.headers)) as connections:
-            asking = canary.ask(connections, self.target, bench.canary_tokens)
-            answer = await unless(self.stop, asking)
-        if answer is not None:
-            self._answers[when] = answer
+            asked = await first_of(canary.ask(connections, self.target, bench.canary_tokens), self.stop)
+        if asked is not None:
+            self._answers[when] = asked.result()
 
     async def _ask_questions(self) -> None:
         """Ask the questions on long texts before the first window of a service that wants them."""
         wanted = self.config.bench.quality == "needle" and self.service.quality is None
         if wanted and not self.stop.is_set():
             self.on_phase("quality")
-            self.service.quality = await unless(self.stop, quality.ask(self.config, self.target))
+            asked = await first_of(quality.ask(self.config, self.target), self.stop)
+            self.service.quality = asked.result() if asked else None
 
     async def _window(self, bench: Bench, **about: Any) -> Outcome:
         """Measure one window and write its line."""
@@ -308,18 +307,6 @@ class PointRun:
         # Its latencies say nothing of the objective: one disturbance is not to halve what is found.
         self._lines[-1]["objective_broken"] = None
         return await self._window(probe, kind="probe again", load=load)
-
-
-async def unless(stop: asyncio.Event, work: Awaitable[Value]) -> Value | None:
-    """Return what `work` gives, or None once `stop` is set before."""
-    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        working.cancel()
-        stopping.cancel()
-        await asyncio.gather(working, stopping, return_exceptions=True)
 
 
 def _never() -> Window:

@@ -132,8 +132,8 @@ def _requests(window: Window) -> int:
 def _unanswered(bench: Bench, window: Window, figures: Mapping[str, Any]) -> str | None:
     completed, failed, cut = figures["completed"], figures["failed"], figures["truncated_requests"]
     if not completed:
-        words = next((record.error for record in window.records if record.error), None)
-        why = f": {words}" if words else ""
+        error = next((record.error for record in window.records if record.error), None)
+        why = f": {error}" if error else ""
         if window.closed_s <= window.opened_s:
             return f"the window never opened: no answer within bench.warmup_s and limits.warmup_s{why}"
         return f"no request of the window was completed{why}"

@@ -49,11 +49,11 @@ def fault(config: Config, result: Result, engine_tokens: Mapping[str, int]) -> s
     answers.
     """
     bench = config.bench
-    words = f": {result.errors[0]}" if result.errors else ""
+    error = f": {result.errors[0]}" if result.errors else ""
     if not result.completed or not result.output_tokens:
-        return f"no request was completed{words}"
+        return f"no request was completed{error}"
     if result.failed:
-        return f"{result.failed} of {result.requested} requests failed{words}"
+        return f"{result.failed} of {result.requested} requests failed{error}"
     if result.completed < result.requested:
         return f"{result.requested - result.completed} of {result.requested} requests are missing from its result"
     if bench.ignore_eos and bench.workload == "random":

@@ -7,6 +7,7 @@ and whether its queue grew is seen from here, as for the window client.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 from jobs.core.config import Config
 from jobs.core.errors import RunError
 from jobs.core.log import last_words, read_tail
+from jobs.core.waiting import first_of
 from jobs.measure import client, telemetry
 from jobs.measure.clients import base, judge
 from jobs.measure.clients.base import ClientSite
@@ -106,12 +108,11 @@ class ExternalRun:
         """Start the client and wait for its end, the limit, or `stop`. Returns how it ended."""
         limit_s = self.config.limits.client_s
         running = await self.site.start(argv, env, self.folder / LOG, self.tag)
-        waits = {asyncio.create_task(running.wait()), asyncio.create_task(stop.wait())}
         try:
-            await asyncio.wait(waits, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(limit_s):
+                    await first_of(running.wait(), stop)
         finally:
-            for wait in waits:
-                wait.cancel()
             ended = running.ended
             left = await running.stop(STOP_S)
         if left:
