@@ -60,15 +60,32 @@ def test_its_engine_serves_a_point(site: Mapping[str, str], tmp_path: Path) -> N
     assert "its memory is not modelled" in service["memory"]["unknown"]
 
 
+def test_its_scheduler_runs_a_sweep(site: Mapping[str, str], tmp_path: Path) -> None:
+    short = ("bench.concurrency=2", "bench.warmup_s=0.5", "bench.window_s=2")
+    done = launch(site, "cluster.kind=example_shell", *short, f"results.root={tmp_path}")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    [allocation] = SweepDir((tmp_path / "latest").resolve()).allocations()
+    assert read_json(allocation.job)["kind"] == "example_shell"
+
+
 def test_its_names_are_among_the_valid_ones(site: Mapping[str, str]) -> None:
-    for key, name in (("bench.client", "example_bench"), ("engine.name", "example_engine")):
+    for key, name in (
+        ("bench.client", "example_bench"),
+        ("cluster.kind", "example_shell"),
+        ("engine.name", "example_engine"),
+    ):
         done = launch(site, f"{key}=nonsense", "bench.concurrency=1")
         assert done.returncode == 2
         assert f"{key} = 'nonsense'" in done.stderr and name in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(
-    ("suite", "name"), [("test_clients_conformance", "example_bench"), ("test_engines", "example_engine")]
+    ("suite", "name"),
+    [
+        ("test_clients_conformance", "example_bench"),
+        ("test_schedulers", "example_shell"),
+        ("test_engines", "example_engine"),
+    ],
 )
 def test_the_conformance_suite_runs_on_them(site: Mapping[str, str], suite: str, name: str) -> None:
     done = run([sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", f"tests/unit/{suite}.py", "-k", name], site)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -70,6 +71,8 @@ CASES = {
         ),
     ),
 }
+for other in set(SCHEDULERS.names()) - set(CASES):  # of a distribution that is installed
+    CASES[other] = Case(step=sys.modules[type(scheduler(other)).__module__].STEP)
 ASKS_SLURM = [name for name in CASES if not scheduler(name).on_loopback]
 every = pytest.mark.parametrize("name", CASES)
 
@@ -117,7 +120,7 @@ def until(ask: Callable[[], bool], what: str, limit_s: float = 30.0) -> None:
 
 
 def test_every_back_end_of_ours_is_in_this_suite() -> None:
-    assert set(CASES) == set(SCHEDULERS.own)
+    assert set(CASES) == set(SCHEDULERS.names())
     for name, module in SCHEDULERS.own.items():
         assert type(scheduler(name)).__module__ == module == f"jobs.cluster.{name}"
 
