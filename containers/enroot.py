@@ -12,69 +12,26 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-import psutil
-
-from containers.spec import Image, Mount, Spec, check_flags
+from containers.base import Env, Fetched, Inside, Order, Runtime, Say, Start, Stock, check_programs, lost, say
+from containers.imports import PREFIX, failure, import_argv, stock, stored
+from containers.local import Local
+from containers.spec import Mount, Spec, check_flags, option_words
+from containers.store import problem
 from jobs.core import process
 from jobs.core.errors import ConfigError, RunError
 from jobs.core.lock import exclusive
-
-PREFIX = "serving-sweep."
-"""Names of our roots: PREFIX job . service . rank, so that the leftovers of a dead job are known by their names."""
+from jobs.core.registry import RUNTIMES
 
 PART = ".part."
 """Stands in the name of a root that is being made."""
 
 MARKER = ".serving-sweep"
-"""File in a root of ours: the mark of the rank that it was made for, and the identity that no copy of it has."""
+"""File in a root of ours: the tag of the rank that it was made for, and the identity that no copy of it has."""
 
 REMOVE_TRIES = 5
-
-
-@dataclass(frozen=True)
-class Paths:
-    """Where enroot keeps things on this node; unset in a batch job, where XDG_RUNTIME_DIR is missing."""
-
-    data: Path
-    cache: Path
-    runtime: Path
-    temp: Path
-
-    def env(self) -> dict[str, str]:
-        """Return the variables that name these directories."""
-        return {
-            "ENROOT_DATA_PATH": str(self.data),
-            "ENROOT_CACHE_PATH": str(self.cache),
-            "ENROOT_RUNTIME_PATH": str(self.runtime),
-            "ENROOT_TEMP_PATH": str(self.temp),
-        }
-
-    def make(self) -> None:
-        """Make them, for this user alone.
-
-        Raises:
-            RunError: one of them cannot be made, or belongs to somebody else.
-        """
-        for key in ("data", "cache", "runtime", "temp"):
-            path: Path = getattr(self, key)
-            try:
-                path.mkdir(parents=True, mode=0o700, exist_ok=True)
-                strange = key != "temp" and path.stat().st_uid != os.getuid()
-                wrong = "it belongs to somebody else" if strange else None
-                wrong = wrong or (None if os.access(path, os.W_OK | os.X_OK) else "it cannot be written")
-            except OSError as error:
-                wrong = str(error)
-            if wrong:
-                remedy = "Name a directory of the node that is yours, with {uid} or {user} in it."
-                raise RunError(f"container.{key}_path", path, wrong, remedy)
-
-
-def import_argv(image: Image, output: Path, arch: str | None = None) -> list[str]:
-    """Return the import of an image to a squashfs file."""
-    return ["enroot", "import", *(("--arch", arch) if arch else ()), "--output", str(output), image.enroot()]
 
 
 def create_argv(file: Path, name: str) -> list[str]:
@@ -97,7 +54,7 @@ def start_argv(spec: Spec, name: str, rc: Path, command: Sequence[str]) -> list[
         words += ["--mount", fstab(mount)]
     for variable, value in spec.env.items():
         words += ["--env", variable] if survives(variable, value) else []
-    return [*words, "--rc", str(rc), name, *command]
+    return [*words, *option_words(spec.args), "--rc", str(rc), name, *command]
 
 
 def exec_argv(pid: int, command: Sequence[str]) -> list[str]:
@@ -131,7 +88,7 @@ def survives(variable: str, value: str) -> bool:
     return plain and not variable.startswith("ENROOT_")
 
 
-def start_env(spec: Spec, paths: Paths) -> dict[str, str]:
+def start_env(spec: Spec, local: Local) -> dict[str, str]:
     """Return enroot's own settings for a start: what a site's enroot.conf says of them does not hold.
 
     Without a login shell the image's PATH survives: its /etc/profile would set another one.
@@ -142,92 +99,10 @@ def start_env(spec: Spec, paths: Paths) -> dict[str, str]:
         "ENROOT_REMAP_ROOT": spec.remap_root,
         "ENROOT_ROOTFS_WRITABLE": spec.writable,
     }
-    return paths.env() | {name: "y" if wanted else "n" for name, wanted in settings.items()}
+    return local.env() | {name: "y" if wanted else "n" for name, wanted in settings.items()}
 
 
-def check(spec: Spec) -> None:
-    """Raise ConfigError for what enroot cannot be told."""
-    check_flags(spec.mounts)
-    for mount in spec.mounts:
-        if re.search(r"\s", f"{mount.source}{mount.target}"):
-            reason = "enroot takes no blank in a mount"
-            raise ConfigError("container.mounts", mount, reason, "Use a path without blanks, or a link to it.")
-    if spec.name is not None and ("/" in spec.name or not spec.name or spec.name.startswith("-")):
-        raise ConfigError("container.name", spec.name, "a name has no / and no - in front", "Choose another name.")
-    if spec.name is not None and spec.name.startswith(PREFIX):
-        reason = "roots of such names are removed when no rank of theirs lives"
-        raise ConfigError("container.name", spec.name, reason, "Choose another name, or leave it out.")
-
-
-_FAULTS = (
-    (r"Could not resolve host|curl: \(6\)", "the registry's name is not known here", "Check container.registry."),
-    (r"curl: \((35|60)\)", "the registry's TLS does not work", "See ENROOT_ALLOW_HTTP and the site's certificates."),
-    (r"error code: 40[13]|401 Unauthorized|403 Forbidden", "the registry refuses access, or has no such image",
-     "Put its credentials into enroot's .credentials (netrc lines, the authentication host's too)."),
-    (r"error code: 404|404 Not Found", "the registry has no such image or tag", "Check container.image."),
-    (r"No space left on device|Disk quota exceeded", "the disk is full",
-     "Free space, or set container.data_path, container.temp_path or container.images_path."),
-    (r"File system corruption|Invalid image format|find a SQUASHFS superblock", "the squashfs file is damaged",
-     "Import it again: python -m jobs image prune, then import."),
-    (r"Could not acquire rootfs lock", "another start holds the root for more than 30 s", "Start one at a time."),
-    (r"cannot create directory|Permission denied", "a directory of enroot cannot be written",
-     "Set container.data_path, .cache_path, .runtime_path and .temp_path to directories that are yours."),
-    (r"user namespace|unshare.*(Operation not permitted|No space left)|max_user_namespaces",
-     "user namespaces are not allowed on this node", "Ask for user.max_user_namespaces > 0."),
-    (r"File already exists", "a file or root of this name is there already", "Remove it, or choose another name."),
-    (r"No such file or directory", "a file is not there", "Check the paths of `container`."),
-    (r"^Usage:", "this enroot does not know the options that were used", "Use enroot 3.4 or newer."),
-)  # fmt: skip
-
-
-def failure(what: str, key: str, value: object, code: int, output: str) -> RunError:
-    """Return enroot's failure as an error that says what to do; its own code is 1 for nearly everything."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if re.search(r"\[ERROR\]|FATAL ERROR|^curl:|^mkdir:|^enroot-", line)]
-    words = (errors or lines or ["(it said nothing)"])[-1][:300]
-    for pattern, reason, remedy in _FAULTS:
-        if re.search(pattern, output, re.MULTILINE):
-            return RunError(key, value, f"enroot {what} ended with code {code}: {reason} ({words})", remedy)
-    return RunError(key, value, f"enroot {what} ended with code {code}: {words}", "Try it by hand.")
-
-
-def fetch(image: Image, output: Path, paths: Paths, env: Mapping[str, str], arch: str | None = None) -> None:
-    """Import an image into a file. Whatever ends it ends all its processes and takes its unpacked layers away.
-
-    Raises:
-        RunError: enroot failed.
-    """
-    paths.make()
-    _sweep_temp(paths.temp)
-    temp = paths.temp / f"{PREFIX}import.{os.getpid()}"
-    temp.mkdir(mode=0o700)
-    try:
-        whole = dict(env) | paths.env() | {"ENROOT_TEMP_PATH": str(temp)}
-        code, output_text = process.stream(import_argv(image, output, arch), whole, sys.stderr)
-    finally:
-        shutil.rmtree(temp, ignore_errors=True)
-    if code != 0:
-        raise failure("import", "container.image", image, code, output_text)
-
-
-def _sweep_temp(temp: Path) -> None:
-    """Remove the unpacked layers of imports that were killed: enroot leaves them in full size."""
-    for path in temp.glob(f"{PREFIX}import.*"):
-        pid = path.name.rpartition(".")[2]
-        if not (pid.isdigit() and psutil.pid_exists(int(pid))):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def digest(image: Image, env: Mapping[str, str]) -> str | None:
-    """Ask the registry for an image's digest; None where this enroot cannot (before 4.0) or the registry does not."""
-    if image.scheme != "docker":
-        return None
-    found = process.run(["enroot", "digest", image.enroot()], env=env, timeout_s=120)
-    match = re.search(r"sha256:[0-9a-f]{64}", found.stdout)
-    return match.group() if match and found.returncode == 0 else None
-
-
-def create(file: Path, name: str, paths: Paths, env: Mapping[str, str], tag: str) -> Path:
+def create(file: Path, name: str, local: Local, env: Mapping[str, str], tag: str) -> Path:
     """Make a root of a squashfs file for a rank, or take the one that it has. Returns its directory.
 
     A root of this name is always whole: it is made under another name, under a lock of this node, then renamed.
@@ -235,33 +110,33 @@ def create(file: Path, name: str, paths: Paths, env: Mapping[str, str], tag: str
     Raises:
         RunError: enroot failed, or the name is somebody else's.
     """
-    paths.make()
-    root, whole, own = paths.data / name, dict(env) | paths.env(), root_name(tag)
+    local.make()
+    root, whole, own = local.data / name, dict(env) | local.env(), root_name(tag)
 
     def waiting(who: str) -> None:
         print(f"{who} creates a root here: waiting to create {name}", file=sys.stderr)
 
-    with exclusive(paths.data / ".serving-sweep.lock", waiting):
+    with exclusive(local.data / ".serving-sweep.lock", waiting):
         if root.exists():
             if owner(root) == tag:
                 return root
-            raise clash(name, paths)
-        for dead in paths.data.glob(f"{own}{PART}*"):  # whoever made it held this lock, and is gone
-            remove(dead.name, paths, env)
+            raise clash(name, local)
+        for dead in local.data.glob(f"{own}{PART}*"):  # whoever made it held this lock, and is gone
+            remove(dead.name, local, env)
         part = f"{own}{PART}{os.getpid()}"
         made = False
         try:
             code, output = process.stream(create_argv(file, part), whole, sys.stderr)
             if code != 0:
                 raise failure("create", "container.image", file, code, output)
-            if wrong := _half_made(paths.data / part):
+            if wrong := _half_made(local.data / part):
                 raise RunError("container.image", file, f"enroot create ended without an error, but {wrong}", "Retry.")
-            _tag(paths.data / part, tag)
-            (paths.data / part).rename(root)
+            _tag(local.data / part, tag)
+            (local.data / part).rename(root)
             made = True
         finally:
             if not made:
-                remove(part, paths, env)
+                remove(part, local, env)
     return root
 
 
@@ -269,11 +144,11 @@ def _tag(root: Path, tag: str) -> None:
     try:
         (root / MARKER).write_text(f"{tag}\n{identity(root)}\n")
     except OSError as error:
-        raise RunError(str(root), "(mark)", str(error), "enroot itself has to write into a root; look there.") from None
+        raise RunError(str(root), "(tag)", str(error), "enroot itself has to write into a root; look there.") from None
 
 
 def owner(root: Path) -> str | None:
-    """Return the mark of the rank that a root was made for; None: we did not make it."""
+    """Return the tag of the rank that a root was made for; None: we did not make it."""
     try:
         tag, made = (root / MARKER).read_text().splitlines()
         return tag if made == identity(root) else None
@@ -281,15 +156,15 @@ def owner(root: Path) -> str | None:
         return None
 
 
-def clash(name: str, paths: Paths) -> RunError:
+def clash(name: str, local: Local) -> RunError:
     """Return the error that says whose a root is that stands in the way."""
-    tag = owner(paths.data / name)
+    tag = owner(local.data / name)
     whose = f"of the rank {tag} (job/service/rank), which lives" if tag else "that this tool did not make"
     return RunError(
         "container.name",
         name,
-        f"there is a root of this name already in {paths.data}, {whose}",
-        f"Put {{job}} into the name, or leave it out; `ENROOT_DATA_PATH={paths.data} enroot remove {name}` removes it.",
+        f"there is a root of this name already in {local.data}, {whose}",
+        f"Put {{job}} into the name, or leave it out; `ENROOT_DATA_PATH={local.data} enroot remove {name}` removes it.",
     )
 
 
@@ -301,43 +176,43 @@ def _half_made(root: Path) -> str | None:
     return None
 
 
-def remove(name: str, paths: Paths, env: Mapping[str, str]) -> str | None:
+def remove(name: str, local: Local, env: Mapping[str, str]) -> str | None:
     """Remove a root, whatever state it is in. Returns what is left of it, or None."""
-    root = paths.data / name
+    root = local.data / name
     for _ in range(REMOVE_TRIES):
         if not root.exists():
             return None
-        process.run(remove_argv(name), env=dict(env) | paths.env(), timeout_s=600)
+        process.run(remove_argv(name), env=dict(env) | local.env(), timeout_s=600)
         if root.exists():  # a child of a killed create may still write into it
             time.sleep(0.2)
             shutil.rmtree(root, ignore_errors=True)
     return f"container {root}" if root.exists() else None
 
 
-def remove_made(name: str, tag: str, paths: Paths, env: Mapping[str, str]) -> list[str]:
+def remove_made(name: str, tag: str, local: Local, env: Mapping[str, str]) -> list[str]:
     """Remove the root that was made for a rank, and what unfinished creations left of it. Returns what is left."""
     own = root_name(tag)
-    names = {path.name for path in paths.data.glob(f"{own}{PART}*")} | {own}
-    if owner(paths.data / name) == tag:
+    names = {path.name for path in local.data.glob(f"{own}{PART}*")} | {own}
+    if owner(local.data / name) == tag:
         names.add(name)
-    left = [remove(one, paths, env) for one in sorted(names)]
+    left = [remove(one, local, env) for one in sorted(names)]
     return [one for one in left if one]
 
 
 def root_name(tag: str) -> str:
-    """Return the name of the root of one rank, from its mark job/service/rank."""
+    """Return the name of the root of one rank, from its tag job/service/rank."""
     return PREFIX + tag.replace("/", ".")
 
 
-def leftovers(paths: Paths, living: Callable[[], set[str]]) -> list[str]:
+def leftovers(local: Local, living: Callable[[], set[str]]) -> list[str]:
     """Return the names of our roots that belong to no living rank.
 
     Args:
-        paths: where roots are.
-        living: returns the marks of living ranks (process.marks). It is asked after the roots were listed: the root of
+        local: where roots are.
+        living: returns the tags of living ranks (process.tags). It is asked after the roots were listed: the root of
             a rank that begins meanwhile is then not among them.
     """
-    names = sorted(path.name for path in paths.data.glob(f"{PREFIX}*") if path.is_dir())
+    names = sorted(path.name for path in local.data.glob(f"{PREFIX}*") if path.is_dir())
     used = {root_name(tag) for tag in living()}
     return [name for name in names if name.partition(PART)[0] not in used]
 
@@ -346,3 +221,97 @@ def identity(root: Path) -> str:
     """Return device and inode of a directory, as the inside sees them of its root."""
     found = root.stat()
     return f"{found.st_dev}:{found.st_ino}"
+
+
+@RUNTIMES.register("enroot")
+class Enroot(Runtime):
+    """enroot on each node: an image is imported once for all nodes, and unpacked once on each."""
+
+    name = "enroot"
+    programs = ("enroot", "unsquashfs")
+    version = ("enroot", "version")
+    is_engine = True
+    owned = ("c", "conf", "r", "rc", "root", "rw", "w")
+
+    def check(self, spec: Spec, *, here: bool = False) -> None:
+        """See `Runtime.check`."""
+        if here:
+            check_programs(self)
+        check_flags(spec.mounts)
+        for mount in spec.mounts:
+            if re.search(r"\s", f"{mount.source}{mount.target}"):
+                reason = "enroot takes no blank in a mount"
+                raise ConfigError("container.mounts", mount, reason, "Use a path without blanks, or a link to it.")
+        name = spec.name
+        if name is not None and ("/" in name or not name or name.startswith("-")):
+            raise ConfigError("container.name", name, "a name has no / and no - in front", "Choose another name.")
+        if name is not None and name.startswith(PREFIX):
+            reason = "roots of such names are removed when no rank of theirs lives"
+            raise ConfigError("container.name", name, reason, "Choose another name, or leave it out.")
+
+    def look(self, order: Order, env: Env) -> Stock:
+        """See `Runtime.look`."""
+        found = stock(order)
+        return replace(found, needs=(*found.needs, ("container.local_dir", order.local.data, 0.0, 1.0)))
+
+    def fetch(self, order: Order, env: Env) -> Fetched:
+        """See `Runtime.fetch`. A root that was made before is taken as it is."""
+        root = order.local.data / order.name
+        if not (root.is_dir() and identity(root) == order.unpacked):
+            root = self._unpack(order, env)
+        if order.folder is not None:
+            order.files.root.write_text(identity(root))
+        return Fetched(identity(root))
+
+    def _unpack(self, order: Order, env: Env) -> Path:
+        """Make the root of a rank, and remove what dead ones left. Returns its directory."""
+        local, name, tag, path = order.local, order.name, order.tag, order.spec.image.path
+        local.make()
+        self.sweep(local, env, say)
+        if (local.data / name).exists():
+            whose = tag if name == root_name(tag) else owner(local.data / name)
+            if whose != tag and (whose is None or whose in process.tags()):
+                raise clash(name, local)
+            # Of an earlier attempt of this rank, or of a dead one.
+            say(f"removing {name}, which was left behind and may have been changed")
+            remove(name, local, env)
+        if path is None:
+            path = stored(order, env)
+        elif wrong := problem(Path(path)):
+            raise RunError("container.image", path, wrong, "Copy it again, or import it: python -m jobs image import.")
+        return create(Path(path), name, local, env, tag)
+
+    def start(self, order: Order) -> Start:
+        """See `Runtime.start`."""
+        start = start_argv(order.spec, order.name, order.files.rc, order.command)
+        if order.tag:
+            return Start((start,), {**order.spec.env, **start_env(order.spec, order.local)})
+        path = order.spec.image.path
+        file = Path(path) if path else order.store / "{digest}.sqsh"
+        imports = [] if path else [import_argv(order.spec.image, file)]
+        return Start((*imports, create_argv(file, order.name), start))
+
+    def reach(self, order: Order, env: Env) -> Inside:
+        """See `Runtime.reach`."""
+        return InEnroot(order, env)
+
+    def sweep(self, local: Local, env: Env, say: Say) -> list[str]:
+        """See `Runtime.sweep`."""
+        dead = leftovers(local, process.tags)
+        for name in dead:
+            say(f"removing {name}, which was left behind")
+        return [name for name in dead if remove(name, local, env) is None]
+
+
+class InEnroot(Inside):
+    """A running root: its processes are the node's."""
+
+    def join(self, command: Sequence[str]) -> Start:
+        """See `Inside.join`."""
+        if (pid := self.pid()) is None:
+            raise lost("its process id is not known")
+        return Start((exec_argv(pid, command),), start_env(self.order.spec, self.order.local))
+
+    def remove(self) -> list[str]:
+        """See `Inside.remove`."""
+        return remove_made(self.order.name, self.order.tag, self.order.local, self.env)

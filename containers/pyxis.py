@@ -7,11 +7,18 @@ in pyxis 0.11 to 0.24 (README, args.c); --container-env is there since 0.15.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from containers.spec import Mount, Spec, check_flags
+from containers.base import Env, Fetched, Inside, Order, Runtime, Start, Stock, check_programs, lost
+from containers.enroot import remove_argv
+from containers.imports import stock, stored
+from containers.spec import Image, Mount, Spec, check_flags, option_words
+from containers.store import Store
 from jobs.core import process
 from jobs.core.errors import ConfigError, RunError
+from jobs.core.registry import RUNTIMES
 
 STRAY = "PYXIS_CONTAINER_"
 """Every option has an environment twin: a stray one moves plain steps, this tool's own too, into a container."""
@@ -70,7 +77,7 @@ def options(spec: Spec) -> list[str]:
     `create` it fails there (args.c). Every release that knows --container-env knows the flag; `srun --help` shows none.
     """
     found = [f"--container-image={spec.image.pyxis()}"]
-    mounts = [mount_text(mount) for mount in (*spec.mounts, *(Mount(device, device) for device in spec.devices))]
+    mounts = [str(mount) for mount in (*spec.mounts, *(Mount(device, device) for device in spec.devices))]
     if mounts:
         found.append(f"--container-mounts={','.join(mounts)}")
     if spec.name:
@@ -83,33 +90,7 @@ def options(spec: Spec) -> list[str]:
         found.append(f"--container-env={','.join(spec.env)}")
     if spec.workdir:
         found.append(f"--container-workdir={spec.workdir}")
-    return found
-
-
-def mount_text(mount: Mount) -> str:
-    """Return a mount as pyxis takes it: it puts x-create=auto,rbind before the flags by itself."""
-    return str(mount)
-
-
-def check(spec: Spec) -> None:
-    """Raise ConfigError for what pyxis has no words for."""
-    check_flags(spec.mounts)
-    if spec.image.scheme == "podman":
-        reason = "pyxis does not know podman:// and would look for it in a registry"
-        raise ConfigError("container.image", spec.image, reason, "Use dockerd://, a registry, or container=enroot.")
-    if spec.name is not None and (not spec.name or ":" in spec.name or "/" in spec.name):
-        raise ConfigError("container.name", spec.name, "a name has no : and no /", "Choose another name.")
-
-
-def check_plugin() -> None:
-    """Raise RunError where `srun` has no pyxis: plain Slurm knows --container, an OCI bundle, and nothing else."""
-    if not _OPTION.search(process.run(["srun", "--help"]).stdout):
-        raise RunError(
-            "container.runtime",
-            "pyxis",
-            "`srun --help` has no --container-image here, so the plugin is not loaded",
-            "Ask for pyxis in plugstack.conf, or use container=enroot.",
-        )
+    return [*found, *option_words(spec.args)]
 
 
 def check_strays(env: Mapping[str, str] | Iterable[str]) -> None:
@@ -128,19 +109,10 @@ def enroot_env(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if not re.fullmatch(r"ENROOT_[A-Z]+_PATH", name)}
 
 
-def list_argv() -> list[str]:
-    """Return what lists the roots of this user on this node, one a line."""
-    return ["enroot", "list"]
-
-
-def roots(name: str, job: str, listed: str) -> list[str]:
-    """Return the roots that a name stands for, of those that are there: container_scope=global, or =job."""
-    return [root for root in (f"pyxis_{name}", f"pyxis_{job}_{name}") if root in listed.split()]
-
-
-def remove_argv(root: str) -> list[str]:
-    """Return what removes the root of a named container: pyxis keeps it for ever (container_scope=global)."""
-    return ["enroot", "remove", "--force", root]
+def roots(order: Order, env: Env) -> list[str]:
+    """Return the roots on this node that a rank's name stands for: container_scope=global, or =job."""
+    listed = process.run(["enroot", "list"], env=enroot_env(env)).stdout.split()
+    return [root for root in (f"pyxis_{order.name}", f"pyxis_{order.job}_{order.name}") if root in listed]
 
 
 def clash(name: str, root: str) -> RunError:
@@ -151,3 +123,110 @@ def clash(name: str, root: str) -> RunError:
         f"there is a container of this name already on this node ({root}), which this rank did not make",
         f"Put {{job}} into the name, or leave it out; on the node `enroot remove {root}` removes it.",
     )
+
+
+def may_import(spec: Spec) -> bool:
+    """Whether the image can be imported once for all nodes. Else each step of pyxis does that by itself."""
+    tools = shutil.which("enroot") and shutil.which("unsquashfs")
+    return bool(tools) and spec.image.remote
+
+
+def found(order: Order) -> Image:
+    """Return the image as a step is to take it: its file, where the store has it."""
+    image = order.spec.image
+    if image.path or not order.tag or not shutil.which("unsquashfs"):
+        return image
+    entry = Store(order.store).find(image)
+    return replace(image, path=entry.path) if entry else image
+
+
+@RUNTIMES.register("pyxis")
+class Pyxis(Runtime):
+    """A nested step with pyxis' options; its containers are enroot's, in the directories of the site's enroot.conf."""
+
+    name = "pyxis"
+    programs = ("srun",)
+    version = ("srun", "--version")
+    of_slurm = True
+    unnamed = True
+    owned = ("container-env", "container-image", "container-mounts", "container-name", "container-workdir", "jobid",
+             "nodelist", "nodes", "ntasks", "overlap")  # fmt: skip
+
+    def check(self, spec: Spec, *, here: bool = False) -> None:
+        """See `Runtime.check`. Plain Slurm knows --container, an OCI bundle, and nothing else."""
+        if here:
+            self._check_plugin()
+        check_flags(spec.mounts)
+        if not str(spec.image).startswith(("/", "docker://", "dockerd://")):
+            reason = f"pyxis does not know {spec.image.scheme}:// and would look for it in a registry"
+            raise ConfigError("container.image", spec.image, reason, "Use dockerd://, a registry, or container=enroot.")
+        if spec.name is not None and (not spec.name or ":" in spec.name or "/" in spec.name):
+            raise ConfigError("container.name", spec.name, "a name has no : and no /", "Choose another name.")
+
+    def _check_plugin(self) -> None:
+        check_programs(self)
+        if not _OPTION.search(process.run(["srun", "--help"]).stdout):
+            reason = "`srun --help` has no --container-image here, so the plugin is not loaded"
+            remedy = "Ask for pyxis in plugstack.conf, or use container=enroot."
+            raise RunError("container.runtime", self.name, reason, remedy)
+
+    def look(self, order: Order, env: Env) -> Stock:
+        """See `Runtime.look`. Where pyxis unpacks the site says."""
+        found = stock(order)
+        return found if may_import(order.spec) else replace(found, needs=())
+
+    def fetch(self, order: Order, env: Env) -> Fetched:
+        """See `Runtime.fetch`."""
+        if order.folder is None:
+            if may_import(order.spec):
+                stored(order, env)
+            return Fetched()
+        self._check_plugin()
+        # Without enroot on PATH nobody can look; the flag `create` of the name still refuses a container that is there.
+        if order.spec.name is not None and shutil.which("enroot"):
+            for root in roots(order, env):
+                raise clash(order.name, root)
+            order.files.free.touch()
+        return Fetched()
+
+    def start(self, order: Order) -> Start:
+        """See `Runtime.start`."""
+        spec = replace(order.spec, image=found(order))
+        return Start((step_argv(spec, order.job, order.node, order.command),), order.spec.env)
+
+    def reach(self, order: Order, env: Env) -> Inside:
+        """See `Runtime.reach`."""
+        return InPyxis(order, env)
+
+
+class InPyxis(Inside):
+    """A container of a step: its processes are the node's, and one without a name goes with its step."""
+
+    def image(self) -> str:
+        """See `Inside.image`."""
+        return str(found(self.order))
+
+    def join(self, command: Sequence[str]) -> Start:
+        """See `Inside.join`."""
+        if (step := self.proof().step) is None:
+            raise lost("its step is not known")
+        name = self.order.spec.name or step
+        return Start((join_argv(self.order.spec, step.partition(".")[0], self.order.node, name, command),))
+
+    def remove(self) -> list[str]:
+        """Remove what pyxis keeps for ever (container_scope=global), if it has a name.
+
+        Where the entry script did not run, somebody else may have made it: it is told.
+        """
+        order = self.order
+        if order.spec.name is None or order.folder is None:
+            return []
+        entered = order.files.entered.exists()
+        if not entered and not order.files.free.exists():
+            return []
+        left = roots(order, self.env)
+        if not entered:
+            return [f"container {root}: remove it if nobody else made it: `enroot remove {root}`" for root in left]
+        for root in left:
+            process.run(remove_argv(root), env=enroot_env(self.env), timeout_s=600)
+        return [f"container {root}" for root in roots(order, self.env)]

@@ -9,6 +9,7 @@ import posixpath
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from jobs.core.errors import ConfigError
 from jobs.core.fields import ROOT
@@ -26,7 +27,10 @@ _REFERENCE = re.compile(
     re.ASCII,
 )
 _HOST = re.compile(r"[A-Za-z0-9-]+(?:[.:][A-Za-z0-9.:-]+)|localhost")
-_SCHEMES = ("docker", "dockerd", "podman")
+REGISTRY = "docker"
+"""Scheme of an image in a registry; the others stand for a store of the node."""
+
+_SCHEMES = (REGISTRY, "dockerd", "podman")
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Image:
     """An image: a squashfs file on the node, or a name in a registry or in a daemon of the node."""
 
     path: str | None = None
-    scheme: str = "docker"
+    scheme: str = REGISTRY
     user: str | None = None
     registry: str | None = None
     repository: str = ""
@@ -43,6 +47,11 @@ class Image:
 
     def __str__(self) -> str:
         return self.path or self.enroot()
+
+    @property
+    def remote(self) -> bool:
+        """Whether it comes from a registry."""
+        return self.path is None and self.scheme == REGISTRY
 
     @property
     def _name(self) -> str:
@@ -83,7 +92,7 @@ def parse_image(text: str, registry: str | None = None) -> Image:
         return Image(path=text if text.startswith("/") else str(ROOT / text))
     scheme, mark, rest = text.partition("://")
     if not mark:
-        scheme, rest = "docker", text
+        scheme, rest = REGISTRY, text
     if rest.endswith(".sqsh"):
         reason = "without / or ./ in front it would be taken for an image of a registry"
         raise ConfigError("container.image", text, reason, f"Write /path/{rest} or ./{rest}.")
@@ -91,7 +100,7 @@ def parse_image(text: str, registry: str | None = None) -> Image:
     if match is None or scheme not in _SCHEMES:
         raise ConfigError("container.image", text, "it is no image reference", IMAGE_FORMS)
     found = match.groupdict()
-    if scheme == "docker":
+    if scheme == REGISTRY:
         found["registry"] = found["registry"] or registry
     elif found["registry"] or found["user"]:
         raise ConfigError("container.image", text, f"an image of {scheme} is named without a registry", IMAGE_FORMS)
@@ -198,7 +207,7 @@ class Spec:
     """One container of one rank.
 
     Attributes:
-        runtime: enroot, pyxis or docker.
+        runtime: name of the runtime.
         image: what it is made of.
         name: None leaves the naming to the runtime.
         mounts: in the order in which they are made.
@@ -209,7 +218,7 @@ class Spec:
         remap_root: whether the user is root inside.
         mount_home: whether the user's home directory is mounted.
         shm_size: size of /dev/shm, such as 1g; None: the runtime's default.
-        publish: ports, in docker's grammar; the network is the node's own all the same.
+        args: further options of the runtime's command, by name.
         conf: a configuration script of enroot (`enroot start --conf`).
     """
 
@@ -224,8 +233,18 @@ class Spec:
     remap_root: bool = True
     mount_home: bool = False
     shm_size: str | None = None
-    publish: tuple[str, ...] = ()
+    args: Mapping[str, Any] = field(default_factory=dict)
     conf: str | None = None
+
+
+def option_words(args: Mapping[str, Any]) -> list[str]:
+    """Return options by name as words: true is the option alone, a list is one for each, null and false are none."""
+    words = []
+    for name, given in args.items():
+        option = f"--{name}" if len(name) > 1 else f"-{name}"
+        for value in given if isinstance(given, list | tuple) else [given]:
+            words += [option] if value is True else [] if value in (None, False) else [option, str(value)]
+    return words
 
 
 _SIZE = re.compile(r"(\d+)([bkmg]?)", re.IGNORECASE)

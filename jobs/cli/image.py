@@ -8,16 +8,15 @@ import os
 import signal
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from containers import enroot
+from containers import enroot, imports
+from containers.base import check_programs, say
 from containers.recipes import recipes, resolve
 from containers.store import Store
 from jobs.allocation.node import container
 from jobs.cli import OVERRIDES, Command
-from jobs.core import process
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.sweep import compose, grammar
@@ -41,22 +40,22 @@ def _import(options: argparse.Namespace, config: Config, names: list[str]) -> in
         known = ", ".join(recipes())
         raise ConfigError("IMAGE", None, "no image is named", f"Name one, or a recipe: {known}.")
     signal.signal(signal.SIGTERM, _end)
-    paths, env, store = container.enroot_paths(config), dict(os.environ), Store(container.images(config))
+    local, env, store = container.local(config), dict(os.environ), Store(container.images(config))
     made = []
     for name in named:
         image = resolve(name, config.container.registry)
         if image.path:
             raise ConfigError("IMAGE", name, "it is a file already", "Use it as container.image.")
-        if image.scheme == "docker" and image.registry is None:
+        if image.remote and image.registry is None:
             remedy = "Set container.registry=HOST, or write HOST#image:tag."
             raise ConfigError("container.registry", None, f"{name} names no registry", remedy)
-        container.check_programs("enroot")
+        check_programs(enroot.Enroot())
         entry = store.ensure(
             image,
-            lambda output, image=image: enroot.fetch(image, output, paths, env, options.arch),  # type: ignore[misc]
-            lambda image=image: enroot.digest(image, env | paths.env()),  # type: ignore[misc]
+            lambda output, image=image: imports.fetch(image, output, local, env, options.arch),  # type: ignore[misc]
+            lambda image=image: imports.digest(image, env | local.env()),  # type: ignore[misc]
             options.arch,
-            lambda text: print(text, file=sys.stderr, flush=True),
+            say,
             options.refresh,
         )
         made.append(entry)
@@ -105,11 +104,8 @@ def _verify(options: argparse.Namespace, config: Config, names: list[str]) -> in
 def _prune(options: argparse.Namespace, config: Config, names: list[str]) -> int:
     older_s = None if options.older_days is None else options.older_days * DAY_S
     removed = Store(container.images(config)).prune(older_s)
-    paths = container.enroot_paths(config)
-    if paths.data.is_dir():
-        for name in enroot.leftovers(paths, process.tags):
-            if enroot.remove(name, paths, dict(os.environ)) is None:
-                removed.append(str(Path(paths.data) / name))
+    local = container.local(config)
+    removed += [str(local.data / name) for name in enroot.Enroot().sweep(local, os.environ, lambda _: None)]
     print(json.dumps({"removed": removed}) if options.json else "\n".join(removed) or "nothing to remove")
     return 0
 

@@ -113,3 +113,10 @@ ENGINES: Registry[Any] = Registry(
     },
 )
 """Programs that serve: jobs/engines/base.py."""
+
+RUNTIMES: Registry[Any] = Registry(
+    "container.runtime",
+    "serving_sweep.runtimes",
+    {name: f"containers.{name}" for name in ("enroot", "pyxis", "docker", "podman")},
+)
+"""Container runtimes: containers/base.py."""

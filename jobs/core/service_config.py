@@ -17,7 +17,6 @@ from jobs.core.fields import (
     Section,
     Text,
     Whole,
-    one_of,
     registered,
     section,
     setting,
@@ -138,8 +137,8 @@ class Hccl(Section):
 class ServedContainer(Section):
     """Where the engine runs."""
 
-    runtime: Annotated[Text, one_of("none", "enroot", "pyxis", "docker")] = setting(
-        "none", "none: directly on the node; enroot, pyxis or docker"
+    runtime: Annotated[Text, registered(registry.RUNTIMES, "none")] = setting(
+        "none", "none: directly on the node; enroot, pyxis, docker or podman"
     )
     image: Text | None = setting(None, "registry#image:tag, registry/image:tag, or a .sqsh path")
     mounts: tuple[Text, ...] = setting((), "SRC:DST[:FLAGS], flags joined by +; SRC alone: the same path inside")

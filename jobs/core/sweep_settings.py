@@ -73,18 +73,15 @@ class ContainerSettings(Section):
     shm_size: Text | None = setting(
         "1g", "size of /dev/shm; enroot and pyxis show the node's own, so there it is the least that is accepted",
     )  # fmt: skip
-    publish: tuple[Text, ...] = setting((), "docker run -p; without effect, since the network is the node's")
+    args: Options = setting({}, "further options of the runtime's run command by name, without dashes")
     enroot_conf: Text | None = setting(None, "enroot start --conf: a script of the site")
     images_path: Text | None = setting(
         None, "imported images, on the shared file system; null: .images in results.root"
     )
-    data_path: Text = setting("/tmp/enroot-{uid}/data", "ENROOT_DATA_PATH: unpacked images, on the node")
-    cache_path: Text = setting("/tmp/enroot-{uid}/cache", "ENROOT_CACHE_PATH: downloaded layers")
-    runtime_path: Text = setting("/tmp/enroot-{uid}/run", "ENROOT_RUNTIME_PATH, on the node")
-    caches_path: Text | None = setting(
-        "/tmp/serving-sweep-{uid}/caches", "compiled kernels, on the node; null: lost with the container"
+    local_dir: Text | None = setting(
+        "/tmp/serving-sweep-{uid}",
+        "directory of the node: enroot's roots, layers and imports, compiled kernels; null: no kernels are kept",
     )
-    temp_path: Text = setting("/tmp", "ENROOT_TEMP_PATH: two to three times the image, for an import")
 
 
 @dataclass(frozen=True)

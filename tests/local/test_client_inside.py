@@ -106,8 +106,8 @@ async def test_a_client_runs_where_the_engine_is(started: Engine, tmp_path: Path
     assert found.result.figures["completed"] == 200
     seen = (started.folder.path / "client/seen.json").read_text()
     what = json.loads(seen)
-    assert started._box is not None
-    assert what["namespace"] == started._box.proof().namespace
+    assert started._container is not None
+    assert what["namespace"] == started._container.inside.proof().namespace
     assert what["namespace"] != str(Path("/proc/self/ns/mnt").readlink())
     assert what["data"] == ["its prompts"], "nothing but rank 0's mounts shows the data set inside"
     assert what["env"]["OPENAI_API_KEY"] == "the-key"
@@ -227,7 +227,7 @@ def test_the_real_client_measures_the_real_engine_from_inside(
         " bench.client=vllm_bench bench.concurrency=2 bench.num_requests=24 bench.input_tokens=64"
         " bench.output_tokens=16 container=enroot container.image=test/image:v1 container.shm_size=null"
     )
-    site = [f"container.{name}_path={tmp_path}/node/{name}" for name in ("data", "cache", "runtime", "temp")]
+    site = [f"container.local_dir={tmp_path}/node"]
     site += [
         f"engine.env.VLLM_CACHE_ROOT={kept}",
         f"container.registry='{REGISTRY}'",

@@ -36,7 +36,7 @@ def settings(tmp_path: Path, runtime: str) -> list[str]:
         f"container.registry='{REGISTRY}'",
         f"container.mounts=[{mounts}]",
         "container.shm_size=null",
-        *(f"container.{name}_path={tmp_path}/enroot/{name}" for name in ("data", "cache", "runtime", "temp")),
+        f"container.local_dir={tmp_path}/node",
         "engine.env.PYTHONPATH=" + str(ROOT),
         f"engine.env.VLLM_TEST_WORDS='{HARD}'",
         "engine.env.VLLM_TEST_QUOTES='\"x\"'",
@@ -74,5 +74,5 @@ def test_a_valid_row_comes_out_of_enroot(tmp_path: Path, fakes: Fakes) -> None:
     last = len(words) - 1 - words[::-1].index(["enroot", "create"])
     assert last < words.index(["enroot", "start"]), "no engine starts before every rank has its root"
     assert engines(tmp_path / "runs") == []
-    assert [path.name for path in (tmp_path / "enroot/data").iterdir()] == [".serving-sweep.lock"]
-    assert list((tmp_path / "enroot/temp").iterdir()) == []
+    assert [path.name for path in (tmp_path / "node/enroot/data").iterdir()] == [".serving-sweep.lock"]
+    assert list((tmp_path / "node/enroot/temp").iterdir()) == []

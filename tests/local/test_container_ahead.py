@@ -28,7 +28,7 @@ async def prepare(one: Engine) -> None:
 
 
 def roots(tmp_path: Path) -> list[str]:
-    return [path.name for path in (tmp_path / "node/data").iterdir() if path.is_dir()]
+    return [path.name for path in (tmp_path / "node/enroot/data").iterdir() if path.is_dir()]
 
 
 def states(folder: RankDir) -> list[str]:
@@ -69,7 +69,7 @@ async def test_what_was_unpacked_for_nothing_is_removed(tmp_path: Path, fakes: F
 
 
 async def test_a_root_of_the_user_is_neither_used_nor_removed(tmp_path: Path, fakes: Fakes) -> None:
-    (tmp_path / "node/data/mine").mkdir(parents=True)
+    (tmp_path / "node/enroot/data/mine").mkdir(parents=True)
     one = engine(tmp_path, "enroot", container__name="mine")
     with pytest.raises(RunError, match="there is a root of this name already"):
         await prepare(one)
@@ -182,4 +182,4 @@ async def test_a_stop_ends_an_import(tmp_path: Path, fakes: Fakes) -> None:
         await running
     assert await one.stop() == []
     assert mark_of(tmp_path) not in process.tags()
-    assert list((tmp_path / "node/temp").iterdir()) == []
+    assert list((tmp_path / "node/enroot/temp").iterdir()) == []

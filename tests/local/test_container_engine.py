@@ -72,7 +72,7 @@ def engine(tmp_path: Path, runtime: str, **more: Any) -> Engine:
         "container__mounts": (f"{tmp_path}/site:{tmp_path}/site:ro", *sorted(set(python))),
         "container__shm_size": None,
         "container__images_path": str(tmp_path / "images"),
-        **{f"container__{name}_path": f"{tmp_path}/node/{name}" for name in ("data", "cache", "runtime", "temp")},
+        "container__local_dir": f"{tmp_path}/node",
     }
     return Engine(
         change(config("cluster=slurm"), **(usual | more)), PLACE, RankDir(tmp_path / "rank0"), mark_of(tmp_path)
@@ -113,7 +113,7 @@ async def test_an_engine_lives_and_dies_in_its_container(tmp_path: Path, fakes: 
     assert (inside["runtime"], inside["image"]) == (runtime, URI)
     assert inside["proof"]["os"] == f"fake {URI}"
     assert inside["missing"] == []
-    _, env = one._box.read_process() if one._box else ([], {})
+    _, env = one._container.read_process() if one._container else ([], {})
     assert not [name for name in env if name.startswith(("SLURM_", "PMI"))]
     assert env.get("LD_LIBRARY_PATH") is None
     assert env.get("PYTHONPATH") is None
@@ -130,7 +130,7 @@ async def test_an_engine_lives_and_dies_in_its_container(tmp_path: Path, fakes: 
     assert "ends itself" in one.folder.log.read_text(), "SIGTERM reached the engine itself"
     assert not scratch.exists()
     if runtime == "enroot":
-        assert [path.name for path in (tmp_path / "node/data").iterdir()] == [".serving-sweep.lock"]
+        assert [path.name for path in (tmp_path / "node/enroot/data").iterdir()] == [".serving-sweep.lock"]
     if runtime == "docker":
         assert json.loads((fakes.folder / "daemon/state.json").read_text()) == {}
     assert mark_of(tmp_path) not in process.tags()
@@ -179,9 +179,9 @@ async def test_what_fails_in_the_runtime_is_the_reason(
 
 
 async def test_a_root_that_an_earlier_job_left_is_removed(tmp_path: Path, fakes: Fakes) -> None:
-    old = tmp_path / "node/data/serving-sweep.6.dead.0"
+    old = tmp_path / "node/enroot/data/serving-sweep.6.dead.0"
     (old / "usr").mkdir(parents=True)
-    other = tmp_path / "node/data/somebodys"
+    other = tmp_path / "node/enroot/data/somebodys"
     other.mkdir()
     one = engine(tmp_path, "enroot")
     await one.start(dict(os.environ) | INHERITED)
@@ -199,7 +199,7 @@ def elsewhere(fakes: Fakes, runtime: str, tmp_path: Path, name: str) -> Path:
         subprocess.run(argv, check=True)
         root = fakes.folder / "daemon" / name
     elif runtime == "enroot":
-        root = tmp_path / "node/data" / name
+        root = tmp_path / "node/enroot/data" / name
         root.mkdir(parents=True)
     else:
         argv = ["srun", "--jobid=7", "--overlap", "--nodes=1", "--ntasks=1", "--nodelist=node1"]
@@ -218,7 +218,7 @@ def conf(tmp_path: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("runtime", "remedy"),
     [
-        ("enroot", "ENROOT_DATA_PATH={tmp_path}/node/data enroot remove deepseek-node0"),
+        ("enroot", "ENROOT_DATA_PATH={tmp_path}/node/enroot/data enroot remove deepseek-node0"),
         ("pyxis", "`enroot remove pyxis_deepseek-node0`"),
         ("docker", "`docker rm --force deepseek-node0`"),
     ],
@@ -246,7 +246,7 @@ async def test_a_container_with_a_name_of_its_own_is_removed_after_use(
         await until_says(one, "up")
         name = f"mine-7-{socket.gethostname()}"
         roots = (
-            tmp_path / "node/data" / name,
+            tmp_path / "node/enroot/data" / name,
             tmp_path / "site/DATA" / f"pyxis_{name}",
             fakes.folder / "daemon" / name,
         )
@@ -259,7 +259,7 @@ async def test_a_container_with_a_name_of_its_own_is_removed_after_use(
 async def test_a_named_root_of_a_dead_job_is_removed_and_that_of_a_living_one_is_refused(
     tmp_path: Path, fakes: Fakes
 ) -> None:
-    root = tmp_path / "node/data/mine"
+    root = tmp_path / "node/enroot/data/mine"
     root.mkdir(parents=True)
     (root / enroot.MARKER).write_text(f"6/dead/0\n{enroot.identity(root)}\n")
     one = engine(tmp_path, "enroot", container__name="mine")
@@ -294,8 +294,8 @@ async def test_an_engine_lives_in_a_container_that_cannot_be_written(
     await one.start(dict(os.environ) | INHERITED)
     await until_says(one, "up")
     assert {difference.key for difference in one.inspect()} <= {"VLLM_FROM_IMAGE"}
-    assert one._box is not None
-    assert str(one._scratch) in one._box.proof().mounts
+    assert one._container is not None
+    assert str(one._scratch) in one._container.inside.proof().mounts
     assert await one.stop() == []
     assert "ends itself" in one.folder.log.read_text()
     assert not Path(str(one._scratch)).exists()
@@ -310,8 +310,8 @@ async def test_the_npus_that_a_prolog_gave_to_the_job_are_those_of_the_engine_in
         one = engine(tmp_path, runtime, **settings)
         await one.start(dict(os.environ) | INHERITED | prolog)
         await until_says(one, "up")
-        assert one._box is not None
-        assert one._box.read_process()[1]["ASCEND_RT_VISIBLE_DEVICES"] == seen
+        assert one._container is not None
+        assert one._container.read_process()[1]["ASCEND_RT_VISIBLE_DEVICES"] == seen
         assert await one.stop() == []
         one.folder.log.unlink()
 
@@ -402,8 +402,8 @@ async def test_a_stray_option_does_not_reach_a_step_of_ours(tmp_path: Path, fake
     one = engine(tmp_path, "pyxis")
     await one.start(dict(os.environ) | INHERITED | {"PYXIS_CONTAINER_MOUNTS": "/etc:/stray"})
     await until_says(one, "up")
-    assert one._box is not None
-    assert "/stray" not in one._box.proof().mounts
-    _, env = one._box.read_process()
+    assert one._container is not None
+    assert "/stray" not in one._container.inside.proof().mounts
+    _, env = one._container.read_process()
     assert not [name for name in env if name.startswith("PYXIS_")]
     await one.stop()

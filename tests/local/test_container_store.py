@@ -17,7 +17,8 @@ import psutil
 import pytest
 from container_fakes import DIGEST, REGISTRY, URI, Fakes
 
-from containers import enroot
+from containers import enroot, imports
+from containers.local import Local
 from containers.spec import Image, parse_image
 from containers.store import Entry, Store
 from jobs.core import process
@@ -35,8 +36,8 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
     return made
 
 
-def paths(tmp_path: Path) -> enroot.Paths:
-    return enroot.Paths(*(tmp_path / "node" / name for name in ("data", "cache", "run", "temp")))
+def paths(tmp_path: Path) -> Local:
+    return Local(tmp_path / "node")
 
 
 def ensure(tmp_path: Path, image: Image = IMAGE, *, refresh: bool = False) -> Entry:
@@ -44,8 +45,8 @@ def ensure(tmp_path: Path, image: Image = IMAGE, *, refresh: bool = False) -> En
     where, env = paths(tmp_path), dict(os.environ)
     return Store(tmp_path / "images").ensure(
         image,
-        lambda output: enroot.fetch(image, output, where, env),
-        lambda: enroot.digest(image, env | where.env()),
+        lambda output: imports.fetch(image, output, where, env),
+        lambda: imports.digest(image, env | where.env()),
         refresh=refresh,
     )
 
@@ -63,7 +64,7 @@ def test_an_image_is_imported_once_and_named_by_its_digest(tmp_path: Path, fakes
     assert ensure(tmp_path) == first
     assert len(fakes.calls("imported")) == 1
     check_is_whole(tmp_path)
-    assert not list((tmp_path / "node/temp").iterdir())
+    assert not list((tmp_path / "node/enroot/temp").iterdir())
 
 
 OTHER = parse_image("test/image:latest", REGISTRY)
@@ -151,7 +152,7 @@ def test_a_failed_import_is_a_clear_error_and_leaves_nothing(
 def test_no_enroot_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RunError) as caught:
-        enroot.fetch(IMAGE, tmp_path / "x", paths(tmp_path), dict(os.environ))
+        imports.fetch(IMAGE, tmp_path / "x", paths(tmp_path), dict(os.environ))
     assert (caught.value.key, caught.value.reason) == ("enroot", "it is not on PATH")
 
 
@@ -159,7 +160,7 @@ def test_directories_that_are_not_ours_to_write_are_named(tmp_path: Path) -> Non
     (tmp_path / "node").write_text("a file")
     with pytest.raises(RunError) as caught:
         paths(tmp_path).make()
-    assert caught.value.key == "container.data_path"
+    assert caught.value.key == "container.local_dir"
 
 
 def test_a_file_that_has_changed_since_is_no_longer_trusted(tmp_path: Path, fakes: Fakes) -> None:
@@ -206,7 +207,7 @@ def test_whoever_stops_an_import_stops_its_children(tmp_path: Path, fakes: Fakes
     worker.terminate()
     worker.join(20)
     assert psutil.wait_procs(children, timeout=10)[1] == []
-    assert not list((tmp_path / "node/temp").iterdir())
+    assert not list((tmp_path / "node/enroot/temp").iterdir())
     assert {path.suffix for path in (tmp_path / "images").iterdir()} == {".lock"}
 
 

@@ -33,7 +33,6 @@ def npus(tmp_path: Path, runtime: str, **more: Any) -> Any:
         "engine__name": "vllm_ascend",
         "container__devices": (),
         "container__driver_mounts": (),
-        "container__caches_path": f"{tmp_path}/caches",
     }
     one = engine(tmp_path, runtime, **(given | more))
     (tmp_path / "site/engine.py").write_text(WRITES + ENGINE)
@@ -49,7 +48,7 @@ async def test_what_an_engine_writes_outlives_its_container(tmp_path: Path, fake
     assert [one for one in one.inspect() if one.error] == []
     assert await one.stop() == []
     assert (one.folder.plogs / "written").read_text() == "x"
-    [kernels] = (tmp_path / "caches").glob("*/torchair/*/written")
+    [kernels] = (tmp_path / "node/caches").glob("*/torchair/*/written")
     assert kernels.read_text() == "x"
     if runtime == "docker":
         [run] = fakes.calls("docker", "run")
@@ -69,7 +68,7 @@ async def test_on_the_node_itself_plogs_go_to_the_rank_too(tmp_path: Path, fakes
     await one.stop()
     assert (one.folder.plogs / "written").exists()
     assert read_json(one.folder.command)["env"]["ASCEND_PROCESS_LOG_PATH"] == str(one.folder.plogs)
-    assert not (tmp_path / "caches").exists()
+    assert not (tmp_path / "node/caches").exists()
 
 
 @pytest.mark.parametrize(
@@ -102,7 +101,7 @@ def test_a_directory_that_no_runtime_can_mount_is_left_out() -> None:
 
 
 def boxed(tmp_path: Path, **more: Any) -> Any:
-    given = {"container__runtime": "enroot", "container__image": "/m.sqsh", "container__caches_path": f"{tmp_path}/c"}
+    given = {"container__runtime": "enroot", "container__image": "/m.sqsh", "container__local_dir": f"{tmp_path}/c"}
     return change(config("cluster=slurm"), **(given | more))
 
 
@@ -114,7 +113,7 @@ def test_caches_are_the_users_alone_and_apart_by_image(tmp_path: Path) -> None:
     assert one["TORCHAIR_CACHE_HOME"].endswith("/torchair/service-0")
     mine = artifacts.cache_variables(boxed(tmp_path, engine__env={"TRITON_CACHE_DIR": "/mine"}), 0, "service")
     assert set(one) - set(mine) == {"TRITON_CACHE_DIR"}
-    assert artifacts.cache_variables(boxed(tmp_path, container__caches_path=None), 0, "service") == {}
+    assert artifacts.cache_variables(boxed(tmp_path, container__local_dir=None), 0, "service") == {}
 
 
 @pytest.fixture
@@ -129,12 +128,12 @@ def strangers(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_directory_of_somebody_else_is_refused(strangers: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="belongs to somebody else"):
-        artifacts.cache_variables(boxed(tmp_path, container__caches_path=str(strangers)), 0, "service")
+        artifacts.cache_variables(boxed(tmp_path, container__local_dir=str(strangers)), 0, "service")
     with pytest.raises(ConfigError, match="it is no mount"):
-        container.check(boxed(tmp_path, container__caches_path="relative"))
+        container.check(boxed(tmp_path, container__local_dir="relative"))
 
 
 def test_the_article_gets_no_mount_of_ours() -> None:
     words = ["experiment=article", "container=docker", "container.registry=reg.example"]
     assert container.caches(config(*words), 0) is None
-    assert container.caches(config(*words, "container.caches_path=/c"), 0) is not None
+    assert container.caches(config(*words, "container.local_dir=/c"), 0) is not None

@@ -16,6 +16,7 @@ from preflight_help import fake_node, node
 from test_preflight_run import WITH_NPUS, free_ports, station
 
 from jobs.__main__ import main
+from jobs.allocation.node.container import RankContainer
 from jobs.allocation.preflight import host, runtime
 from jobs.allocation.preflight.facts import Need, Runtime
 from jobs.allocation.preflight.findings import Finding
@@ -23,6 +24,7 @@ from jobs.allocation.preflight.tools import Tools
 from jobs.cluster.ports import Ports
 from jobs.core.config import Config
 
+DOCKERS = ("docker",)
 REFERENCE = URI.removeprefix("docker://").replace("#", "/")
 ENV = {"PATH": os.environ["PATH"]}
 
@@ -40,7 +42,7 @@ def boxed(tmp_path: Path, kind: str, **more: Any) -> Config:
         "container__image": "test/image:v1",
         "container__registry": REGISTRY,
         "container__images_path": f"{tmp_path}/images",
-        **{f"container__{name}_path": f"{tmp_path}/node/{name}" for name in ("data", "cache", "runtime", "temp")},
+        "container__local_dir": f"{tmp_path}/node",
     }
     return change(config("engine=simulator"), **(settings | more))
 
@@ -90,9 +92,9 @@ def test_a_runtime_that_cannot_start_anything_fails_its_check(
 
 def test_directories_that_cannot_be_made_are_a_failure(tmp_path: Path, fakes: Fakes) -> None:
     (tmp_path / "file").write_text("")
-    [one] = judged(look(boxed(tmp_path, "enroot", container__data_path=f"{tmp_path}/file/data")))
+    [one] = judged(look(boxed(tmp_path, "enroot", container__local_dir=f"{tmp_path}/file/data")))
     assert one.state == "fail"
-    assert one.reason.startswith("container.data_path = ")
+    assert one.reason.startswith("container.local_dir = ")
 
 
 def test_the_verb_names_the_missing_runtime_of_this_host(
@@ -112,49 +114,58 @@ def test_without_containers_nothing_is_said() -> None:
 # --- space
 
 
+def needs(made: Config) -> list[tuple[str, str, float, float]]:
+    """What the image needs: key, directory below the test's, GiB during an import and after."""
+    order = RankContainer(made, 0, "7//0", {}).order()
+    found, _ = runtime.needs(made, order, ENV | {"PATH": os.environ["PATH"]})
+    return [(key, str(path).partition("/test_")[2].partition("/")[2], *folds) for key, path, *folds in found]
+
+
 def test_an_import_needs_more_than_a_start(tmp_path: Path, fakes: Fakes) -> None:
     made = boxed(tmp_path, "enroot")
-    found = runtime.needs(made, "7", 0, dict(os.environ))
     size = made.preflight.image_gib
-    assert {key: values[1:] for key, values in found.items()} == {
-        "container.temp_path": (3 * size, 0.0),
-        "container.cache_path": (size, size),
-        "container.images_path": (size, size),
-        "container.data_path": (0.0, size),
-    }
-    [need] = runtime.space(found, guessed=True)
+    assert needs(made) == [
+        ("container.local_dir", "node/enroot/temp", 3 * size, 0.0),
+        ("container.local_dir", "node/enroot/cache", size, size),
+        ("container.images_path", "images", size, size),
+        ("container.local_dir", "node/enroot/data", 0.0, size),
+    ]
+    [need] = look(made).needs
+    assert need.guessed
     assert need.need_gib == 5 * size, "all on one file system: while it is imported"
-    assert need.where.startswith(f"container.temp_path {tmp_path}/node/temp, container.cache_path")
+    assert need.where.startswith(f"container.local_dir {tmp_path}/node/enroot/temp, container.local_dir {tmp_path}/")
     assert need.free_gib > 0
 
 
 def test_a_file_that_is_there_says_its_size(tmp_path: Path, fakes: Fakes) -> None:
     file = fakes.image(tmp_path / "m.sqsh")
     made = boxed(tmp_path, "enroot", container__image=str(file))
-    packed = runtime.needs(made, "7", 0, dict(os.environ))
-    assert list(packed) == ["container.data_path"]
+    [packed] = needs(made)
+    assert packed[:3] == ("container.local_dir", "node/enroot/data", 0.0)
     content = bytearray(file.read_bytes())
     content[24:26] = (2).to_bytes(2, "little")
     file.write_bytes(content)
-    plain = runtime.needs(made, "7", 0, dict(os.environ))
-    assert packed["container.data_path"][2] == pytest.approx(3 * plain["container.data_path"][2])
-    assert plain["container.data_path"][2] == pytest.approx(file.stat().st_size / 2**30)
+    [plain] = needs(made)
+    assert packed[3] == pytest.approx(3 * plain[3])
+    assert plain[3] == pytest.approx(file.stat().st_size / 2**30)
 
 
-def test_docker_needs_space_for_an_image_that_it_lacks(tmp_path: Path, fakes: Fakes) -> None:
-    made = boxed(tmp_path, "docker")
-    assert runtime.needs(made, "7", 0, ENV | {"PATH": os.environ["PATH"]})["docker"][0] == fakes.folder / "daemon"
-    subprocess.run(["docker", "pull", REFERENCE], check=True)
-    assert runtime.needs(made, "7", 0, ENV | {"PATH": os.environ["PATH"]}) == {}
+@pytest.mark.parametrize("kind", DOCKERS)
+def test_docker_needs_space_for_an_image_that_it_lacks(tmp_path: Path, fakes: Fakes, kind: str) -> None:
+    made = boxed(tmp_path, kind)
+    size = made.preflight.image_gib
+    assert needs(made) == [(kind, "bin/daemon", size, size)]
+    subprocess.run([kind, "pull", REFERENCE], check=True)
+    assert needs(made) == []
 
 
 @pytest.mark.parametrize(("npus", "state"), [(True, "fail"), (False, "warn")])
 def test_too_little_space_is_named_with_the_key(npus: bool, state: str) -> None:
-    short = Runtime("enroot", "4.1.2", needs=(Need("container.temp_path /tmp", 20.0, 45.0),))
+    short = Runtime("enroot", "4.1.2", needs=(Need("container.local_dir /tmp", 20.0, 45.0),))
     runtime_is_there, disk = judged(short, npus=npus)
     assert runtime_is_there.state == "pass"
     assert (disk.check, disk.state) == ("host.disk", state)
-    assert disk.reason == "container.temp_path /tmp: 20.0 GiB are free, the image needs 45.0"
+    assert disk.reason == "container.local_dir /tmp: 20.0 GiB are free, the image needs 45.0"
 
 
 def test_a_size_that_is_only_assumed_ends_no_allocation(tmp_path: Path, fakes: Fakes) -> None:
@@ -201,7 +212,7 @@ def test_a_dead_engine_in_docker_is_gone_before_the_npus_are_looked_at(
 def test_dead_roots_go_as_well(tmp_path: Path, fakes: Fakes) -> None:
     made = boxed(tmp_path, "enroot")
     for name in ("serving-sweep.6.gone.0", "mine"):
-        (tmp_path / "node/data" / name).mkdir(parents=True)
+        (tmp_path / "node/enroot/data" / name).mkdir(parents=True)
     assert runtime.sweep(made, "7", 0, dict(os.environ), npus=False) == ("serving-sweep.6.gone.0",)
-    assert [path.name for path in (tmp_path / "node/data").iterdir()] == ["mine"]
+    assert [path.name for path in (tmp_path / "node/enroot/data").iterdir()] == ["mine"]
     assert not fakes.calls("docker"), "without NPUs docker is nobody's business here"

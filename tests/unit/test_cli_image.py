@@ -21,7 +21,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     fakes = Fakes(tmp_path / "bin")
     fakes.tell(images={PINNED: DIGEST})
     monkeypatch.setenv("PATH", f"{fakes.folder}:{os.environ['PATH']}")
-    site = [f"container.{name}_path={tmp_path}/node/{name}" for name in ("data", "cache", "runtime", "temp")]
+    site = [f"container.local_dir={tmp_path}/node"]
 
     def run(*words: str) -> tuple[int, Any]:
         code = main(["image", *words[:1], *words[1:2], f"results.root={tmp_path}/runs", *site, *words[2:], "--json"])
@@ -48,8 +48,8 @@ def test_a_recipe_is_imported_listed_verified_and_pruned(call: Any, tmp_path: Pa
     code, [wrong] = call("verify", "v0.9.1-openeuler", f"container.registry='{REGISTRY}'")
     assert code == 1
     assert "changed" in wrong["problem"]
-    (tmp_path / "node/data/serving-sweep.1.dead.0").mkdir(parents=True)
-    assert call("prune") == (0, {"removed": [str(tmp_path / "node/data/serving-sweep.1.dead.0")]})
+    (tmp_path / "node/enroot/data/serving-sweep.1.dead.0").mkdir(parents=True)
+    assert call("prune") == (0, {"removed": [str(tmp_path / "node/enroot/data/serving-sweep.1.dead.0")]})
     assert call("prune", "container.shm_size=2g", "--older-days", "0")[1]["removed"][0] == PINNED
     assert call("list")[1]["images"] == []
 

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from core_help import change, check_golden, config, executable
 
-from containers.entry import Entry, Files
+from containers.base import Inside, Order
+from containers.entry import Files
+from containers.local import Local
 from containers.spec import Image, Mount, Spec
 from jobs.allocation.node import container
-from jobs.allocation.node.box import Box
-from jobs.allocation.node.client_site import ContainerSite
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError, RunError
+from jobs.core.registry import RUNTIMES
 from jobs.engines.placement import planned
 from jobs.engines.vllm.environment import of_client, variables
 from jobs.measure.clients import ais_bench, base
@@ -29,16 +30,15 @@ def point(*overrides: str, **values: Any) -> Config:
     return change(config(*words, *overrides), **values)
 
 
-def site(tmp_path: Path, runtime: str, name: str | None, pid: str | None, proof: str) -> ContainerSite:
+def site(tmp_path: Path, runtime: str, name: str | None, pid: str | None, proof: str) -> Inside:
     """The container of an engine that has said where it is."""
     files = Files(tmp_path)
     if pid:
         files.pid.write_text(pid)
     files.proof.write_text(proof)
     spec = Spec(runtime, Image(path="/m.sqsh"), name=name, mounts=(Mount("/a", "/a"),))
-    host = {"SLURMD_NODENAME": "node1"}
-    box = Box("7/s/0", spec, files, Entry(env={"TMPDIR": str(tmp_path)}), [], {}, host, (), None)
-    return ContainerSite(box, {})
+    order = Order(spec, "7/s/0", Local(tmp_path), tmp_path, "node1", tmp_path)
+    return RUNTIMES.get(runtime).reach(order, {})
 
 
 def test_the_command_that_joins_each_runtime(tmp_path: Path) -> None:
@@ -50,14 +50,14 @@ def test_the_command_that_joins_each_runtime(tmp_path: Path) -> None:
         "pyxis, container.name=site": site(tmp_path, "pyxis", "site", "4711", proof),
         "docker": site(tmp_path, "docker", "serving-sweep.7.a.0", None, proof),
     }
-    text = "".join(f"# {name}\n{shlex.join(one.argv(command))}\n" for name, one in cases.items())
+    text = "".join(f"# {name}\n{shlex.join(one.join(command).commands[-1])}\n" for name, one in cases.items())
     check_golden("client_inside.txt", text, tmp_path)
 
 
 @pytest.mark.parametrize(("runtime", "words"), [("enroot", "process id"), ("pyxis", "step")])
 def test_an_engine_that_never_said_where_it_is_cannot_be_joined(tmp_path: Path, runtime: str, words: str) -> None:
     with pytest.raises(RunError, match=words) as caught:
-        site(tmp_path, runtime, None, None, "step .\n").argv(["true"])
+        site(tmp_path, runtime, None, None, "step .\n").join(["true"])
     assert caught.value.key == "bench.where"
 
 

@@ -180,10 +180,10 @@ OF_SCOPE = {
 OF_THE_SWEEP = {
     "bench.program",
     "bench.where",
-    *(f"container.{name}_path" for name in ("images", "data", "cache", "runtime", "temp")),
+    *(f"container.{name}_path" for name in ("images",)),
     *(f"container.{name}" for name in ("registry", "devices", "driver_mounts", "name", "workdir", "writable")),
-    "container.caches_path",
-    *(f"container.{name}" for name in ("remap_root", "mount_home", "shm_size", "publish", "enroot_conf")),
+    "container.local_dir",
+    *(f"container.{name}" for name in ("remap_root", "mount_home", "shm_size", "args", "enroot_conf")),
     "engine.api_key",
     "engine.checks_model_path",
     "engine.checks_release",

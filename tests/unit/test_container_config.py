@@ -32,7 +32,7 @@ def test_a_runtime_that_is_not_there_is_named(
     fakes: Fakes, monkeypatch: pytest.MonkeyPatch, runtime: str, program: str
 ) -> None:
     monkeypatch.setenv("PATH", str(fakes.folder))
-    made = change(config("cluster=slurm"), container__runtime=runtime)
+    made = change(config("cluster=slurm"), container__runtime=runtime, container__image="a/b:v1")
     container.check_host(made)
     (fakes.folder / program).unlink()
     with pytest.raises(RunError) as caught:
@@ -80,8 +80,8 @@ def test_a_stray_option_of_pyxis_in_the_shell_is_caught(
 
 
 def test_the_words_in_a_path_are_this_users_and_this_nodes() -> None:
-    made = change(config("cluster=slurm"), container__data_path="/scratch/{user}/{uid}/{job}/{rank}/{host}")
-    path = str(container.enroot_paths(made, "7", 1).data)
+    made = change(config("cluster=slurm"), container__local_dir="/scratch/{user}/{uid}/{job}/{rank}/{host}")
+    path = str(container.local(made, "7", 1).data)
     assert str(os.getuid()) in path
     assert "/7/1/" in path
     assert "{" not in path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,12 @@ from core_help import GOLDEN, ROOT, composer, config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from containers import docker, enroot, pyxis
+from containers import enroot, imports, pyxis
+from containers.base import Order
+from containers.local import Local
 from containers.spec import Image, Mount, Spec, host_path, parse_image, parse_mount, size_bytes
 from jobs.core.errors import ConfigError
+from jobs.core.registry import RUNTIMES
 from jobs.sweep import compose, grammar, road
 from jobs.sweep.record import as_json
 
@@ -149,7 +153,7 @@ def test_the_start_of_enroot() -> None:
 
 
 def test_import_create_and_remove_of_enroot() -> None:
-    assert enroot.import_argv(SPEC.image, Path("/s/.x.part"), "aarch64") == shlex.split(
+    assert imports.import_argv(SPEC.image, Path("/s/.x.part"), "aarch64") == shlex.split(
         "enroot import --arch aarch64 --output /s/.x.part 'docker://r.example#ascend/vllm-ascend:v0.9.1-openeuler'"
     )
     assert enroot.create_argv(Path("/s/x.sqsh"), "n") == ["enroot", "create", "--name", "n", "/s/x.sqsh"]
@@ -179,7 +183,7 @@ def test_no_secret_stands_on_a_command_line() -> None:
     lines = [
         enroot.start_argv(SPEC, "x", Path("/rc"), COMMAND),
         pyxis.step_argv(SPEC, "7", "n", COMMAND),
-        docker.run_argv(replace(SPEC, mounts=())),
+        RUNTIMES.get("docker").run_argv(replace(SPEC, mounts=())),
     ]
     assert not any("secret" in word for line in lines for word in line)
     assert "secret" not in repr(SPEC)
@@ -200,10 +204,16 @@ def test_the_articles_docker_line_token_for_token() -> None:
 
 
 def test_a_batch_job_has_no_terminal() -> None:
-    line = docker.run_argv(Spec("docker", parse_image("a/b:v1"), name="x"))
-    assert docker.detached(line, "0:7/s/1") == shlex.split(
-        "docker run --detach --label serving-sweep=0:7/s/1 --name x --net=host -it a/b:v1 bash"
-    )
+    spec = Spec("docker", parse_image("a/b:v1"), name="x", args={"p": ["1:2", "3:4"], "privileged": True, "cpus": None})
+    order = Order(spec, "7/s/1", Local(Path("/local")), Path("/images"), "node1", Path("/tmp/sv"), ("bash", "enter.sh"))
+    lines = [shlex.join(line) for line in RUNTIMES.get("docker").start(order).commands]
+    assert lines == [
+        f"docker run --detach --label serving-sweep={os.getuid()}:7/s/1 --name x --net=host -p 1:2 -p 3:4 --privileged"
+        " -it a/b:v1 bash",
+        "docker exec x mkdir -p /tmp",
+        "docker cp /tmp/sv x:/tmp/sv",
+        "docker exec x bash enter.sh",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -229,6 +239,9 @@ def test_a_batch_job_has_no_terminal() -> None:
         (["container=enroot", "container.image=/m.sqsh", "container.mounts=['/a:/b:r0']"], "container.mounts", "r0"),
         (["container=enroot", "container.image=/m.sqsh", "container.shm_size=big"], "container.shm_size", "no size"),
         (["container=enroot", "container.image=/m.sqsh", "container.name=a/b"], "container.name", "/"),
+        (["container=docker", "container.image=a/b", "container.args={name: x}"], "container.args.name", "itself"),
+        (["container=enroot", "container.image=/m.sqsh", "container.args={rc: /x}"], "container.args.rc", "itself"),
+        (["container.runtime=lxc"], "container.runtime", "none, enroot, pyxis, docker, podman"),
         (["container=enrot"], "container", "no such option"),
     ],
 )

@@ -207,7 +207,6 @@ CASES += [
     ("K1", DOCKER, leaf(container__image=f"{IMAGE}v0.9.1-dev-openeuler"), None, "container.image", "warning"),
     ("K1", DOCKER, leaf(container__image=f"{IMAGE}main"), leaf(container__image=f"{IMAGE}main@sha256:{'0' * 64}"),
      "container.image", "warning"),
-    ("K2", DOCKER, leaf(container__publish=("8000:8000",)), None, "container.publish", "warning"),
     ("K3", DOCKER, leaf(container__driver_mounts=FILES[:2]), leaf(container__driver_mounts=FILES),
      "container.driver_mounts", "warning"),
     ("K4", DOCKER, leaf(container__shm_size="500g"), leaf(container__shm_size="16g"),
@@ -291,7 +290,6 @@ def test_the_articles_container_is_accepted_with_the_known_warnings() -> None:
     assert {one.severity for one in made} == {"warning"}
     assert {(one.rule, one.key) for one in made} - bare == {
         ("K1", "container.image"),
-        ("K2", "container.publish"),
         ("K3", "container.driver_mounts"),
         ("K4", "container.shm_size"),
     }

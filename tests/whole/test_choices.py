@@ -24,7 +24,7 @@ def test_the_groups_are_those_of_the_issue() -> None:
     assert {"dp2_tp8", "dp4_tp4", "dp2_tp1"} <= set(GROUPS["parallel"])
     assert {"auto", "slurm", "local"} <= set(GROUPS["cluster"])
     assert {"article", "demo"} <= set(GROUPS["experiment"])
-    assert {"none", "enroot", "pyxis", "docker"} == set(GROUPS["container"])
+    assert {"none", "enroot", "pyxis", "docker", "podman"} == set(GROUPS["container"])
 
 
 LATER = {"dp2_tp8_dcp8": "decode-context-parallel-size", "dp1_tp16": "nnodes"}

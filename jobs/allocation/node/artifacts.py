@@ -13,9 +13,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from containers import docker
+from containers.base import Inside
 from jobs.allocation.node import container
-from jobs.core import process
 from jobs.core.config import Config, in_container
 from jobs.core.errors import RunError
 from jobs.core.rundir import RankDir
@@ -24,10 +23,8 @@ from jobs.engines.base import engine_of
 PLOGS = ("ASCEND_PROCESS_LOG_PATH", "ASCEND_WORK_PATH")
 """Variables that say where plogs go; the first one wins."""
 
-IN_DOCKER = "/tmp/serving-sweep-plogs"
-"""Docker's container gets no mount for them, so that the article's line stays its own: they are copied out."""
-
-COPY_S = 120.0
+COPIED = "/tmp/serving-sweep-plogs"
+"""Where a container without mounts of ours has them: they are copied out."""
 
 
 def plog_variables(config: Config, folder: RankDir, inherited: Mapping[str, str]) -> dict[str, str]:
@@ -42,10 +39,10 @@ def plog_variables(config: Config, folder: RankDir, inherited: Mapping[str, str]
     said = {*config.engine.env, *(() if inside else inherited)}
     if not engine_of(config).traits.npus or said & set(PLOGS):
         return {}
-    if config.container.runtime == "docker":
-        return {PLOGS[0]: IN_DOCKER}
+    if inside and container.of(config).copies:
+        return {PLOGS[0]: COPIED}
     path = str(folder.plogs.absolute())
-    # No runtime but docker can be told of a mount with such characters.
+    # No runtime can be told of a mount with such characters.
     return {} if inside and re.search(r"[\s:,]", path) else {PLOGS[0]: path}
 
 
@@ -59,7 +56,7 @@ def make_plogs(folder: RankDir, variables: Mapping[str, str]) -> Path | None:
 
 
 def cache_variables(config: Config, rank: int, service: str) -> dict[str, str]:
-    """Return what sends the caches of compilers to `container.caches_path`, which is made, by image.
+    """Return what sends the caches of compilers to `container.local_dir`, which is made, by image.
 
     torchair's graphs are of one service and rank: they hold its lengths and batch sizes.
 
@@ -69,8 +66,8 @@ def cache_variables(config: Config, rank: int, service: str) -> dict[str, str]:
     mount = container.caches(config, rank)
     if mount is None:
         return {}
-    root = Path(mount.source)
-    container.own_folder("container.caches_path", root)
+    where = container.local(config, "", rank)
+    where.make(where.caches)
     image = container.known_digest(config) or str(container.wanted(config, rank).image)
     folder = f"{mount.target.rstrip('/')}/{hashlib.sha256(image.encode()).hexdigest()[:12]}"
     known = {
@@ -82,11 +79,11 @@ def cache_variables(config: Config, rank: int, service: str) -> dict[str, str]:
     return {name: value for name, value in known.items() if name not in config.engine.env}
 
 
-def copy_plogs(name: str, folder: RankDir, env: Mapping[str, str]) -> None:
-    """Copy the plogs out of a container of docker, as far as there are any."""
+def copy_plogs(inside: Inside, folder: RankDir) -> None:
+    """Copy the plogs out of a container in which they are not the node's, as far as there are any."""
     folder.plogs.mkdir(parents=True, exist_ok=True)
     try:
-        process.run(docker.fetch_argv(name, IN_DOCKER, str(folder.plogs)), env=env, timeout_s=COPY_S)
+        inside.take(Path(COPIED), folder.plogs)
     except RunError as error:
         folder.note("draining", plogs=f"not copied: {error.reason}")
     with contextlib.suppress(OSError):

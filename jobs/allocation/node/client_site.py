@@ -7,7 +7,6 @@ engine's scratch, which is mounted under its own path, or copied in and out by d
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import shutil
 import tempfile
@@ -16,17 +15,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from containers import docker, enroot, entry, pyxis
-from containers.entry import Files
-from jobs.allocation.node.box import Box, node_name, runtime_env
+from containers import entry
+from jobs.allocation.node.container_process import ContainerProcess, runtime_env
 from jobs.core import process
 from jobs.core.errors import RunError
 from jobs.core.files import write_text
 from jobs.core.process import TAG, Ended, Process
+from jobs.core.waiting import aside
 from jobs.engines.vllm.environment import OURS_ALONE, SCRUBBED
-
-COPY_S = 600.0
-"""Copying a client's results out of a container may take so long."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +52,8 @@ class NodeSite:
 class JoinedCommand:
     """A command that joined a container. It is ended where it runs, not only where it was started."""
 
-    def __init__(self, starter: Process, box: Box) -> None:
-        self._starter, self._box = starter, box
+    def __init__(self, starter: Process, container: ContainerProcess) -> None:
+        self._starter, self._container = starter, container
 
     async def wait(self) -> Ended:
         """Wait until it has ended."""
@@ -70,20 +66,9 @@ class JoinedCommand:
 
     async def stop(self, grace_s: float) -> list[str]:
         """End it and its children: SIGTERM, then SIGKILL after `grace_s` seconds. Returns what could not be ended."""
-        await self._box.end(self._starter, grace_s)
-        left = await self._starter.stop(grace_s if self._box.spec.runtime == "enroot" else 0)
-        return left + await asyncio.to_thread(self._kill)
-
-    def _kill(self) -> list[str]:
-        """Kill what is left of it in docker's container, whose processes are not ours to see or signal."""
-        name = str(self._box.spec.name)
-        if self._box.spec.runtime != "docker" or (pid := self._box.pid()) is None:
-            return []
-        try:
-            said = process.run(docker.kill_argv(name, pid), env=self._box.host).stdout
-        except RunError as error:
-            return [f"client in container {name}: {error.reason}"]
-        return [f"client in container {name}"] if "alive" in said else []
+        await self._container.end(self._starter, grace_s)
+        left = await self._starter.stop(grace_s if self._container.runtime.is_engine else 0)
+        return left + await aside(self._container.inside.kill)
 
 
 class ContainerSite:
@@ -92,21 +77,18 @@ class ContainerSite:
     inherited: Mapping[str, str] = {}
     """Nothing of the node's environment: the image and `engine.env` give what is needed."""
 
-    def __init__(self, box: Box, variables: Mapping[str, str]) -> None:
+    def __init__(self, container: ContainerProcess, variables: Mapping[str, str]) -> None:
         """Args: the container, and what its engine's variables say to a client too."""
-        self._variables, self._engine = variables, box
+        self._variables, self._engine = variables, container
 
     @cached_property
     def _work(self) -> Path:
-        return Path(tempfile.mkdtemp(prefix="client-", dir=self._engine.files.folder))
+        return Path(tempfile.mkdtemp(prefix="client-", dir=self._engine.order.folder))
 
     @cached_property
-    def _box(self) -> Box:
-        return replace(self._engine, files=Files(self._work))
-
-    @property
-    def _docker(self) -> bool:
-        return self._box.spec.runtime == "docker"
+    def _container(self) -> ContainerProcess:
+        order = replace(self._engine.order, folder=self._work)
+        return replace(self._engine, order=order, inside=self._engine.runtime.reach(order, self._engine.inside.env))
 
     def place(self, folder: Path) -> Path:
         """Return the directory, the same on the node and inside, that the client works in instead of `folder`."""
@@ -120,35 +102,15 @@ class ContainerSite:
         Raises:
             RunError: the container cannot be joined.
         """
-        await asyncio.to_thread(self._write, env, tag)
-        joining = self.argv(entry.command(self._box.files, argv))
-        starter_env = runtime_env(self._box.host)
-        if self._box.paths is not None:
-            starter_env |= enroot.start_env(self._box.spec, self._box.paths)
-        return JoinedCommand(await process.start(joining, starter_env, log, tag), self._box)
-
-    def argv(self, command: Sequence[str]) -> list[str]:
-        """Return what runs a command in the container.
-
-        Raises:
-            RunError: the engine has not said where it is: it has ended, or never got there.
-        """
-        spec = self._box.spec
-        if spec.runtime == "docker":
-            return docker.exec_argv(str(spec.name), command)
-        if spec.runtime == "enroot":
-            pid = self._engine.pid()
-            if pid is None:
-                raise _lost("its process id is not known")
-            return enroot.exec_argv(pid, command)
-        step = self._engine.proof().step
-        if step is None:
-            raise _lost("its step is not known")
-        return pyxis.join_argv(spec, step.partition(".")[0], node_name(self._box.host), spec.name or step, command)
+        await aside(self._write, env, tag)
+        one = self._container
+        joining = self._engine.inside.join(entry.command(one.order.files, argv))
+        host = runtime_env(one.runtime, one.inside.env)
+        return JoinedCommand(await process.start(joining.commands[-1], host | dict(joining.env), log, tag), one)
 
     def _write(self, env: Mapping[str, str], tag: str) -> None:
         """Write the script that runs first inside."""
-        known = self._box.entry
+        known, files = self._container.entry, self._container.order.files
         own = {"TMPDIR": known.env["TMPDIR"], TAG: tag}
         what = replace(
             known,
@@ -160,12 +122,10 @@ class ContainerSite:
             devices=(),
             needed=None,
             programs=(),
-            inside=self._engine.proof().namespace or "(unknown)",
+            inside=self._engine.inside.proof().namespace or "(unknown)",
         )
-        write_text(self._box.files.script, entry.script(what, self._box.files), mode=0o600)
-        if self._docker and self._box.spec.writable:  # else it is mounted
-            for argv in docker.copy_argvs(str(self._box.spec.name), str(self._work)):
-                _run(argv, self._box.host)
+        write_text(files.script, entry.script(what, files), mode=0o600)
+        self._container.inside.put(self._work)
 
     async def close(self, folder: Path) -> None:
         """Move what the client wrote to `folder`, and remove its directory.
@@ -173,29 +133,14 @@ class ContainerSite:
         Raises:
             RunError: it cannot be read or copied.
         """
-        await asyncio.to_thread(self._close, folder)
+        await aside(self._close, folder)
 
     def _close(self, folder: Path) -> None:
-        place, name = self.place(folder), str(self._box.spec.name)
         try:
-            if self._docker:
-                _run(docker.fetch_argv(name, str(place), str(folder)), self._box.host)
-            else:
-                shutil.copytree(place, folder, dirs_exist_ok=True)
+            self._container.inside.take(self.place(folder), folder)
         except (OSError, shutil.Error) as error:
             raise RunError(str(folder), "(copy)", str(error), "Free space, or choose another results.root.") from None
         finally:
             shutil.rmtree(self._work, ignore_errors=True)
-            if self._docker:  # the key of the service is in it
-                with contextlib.suppress(RunError):
-                    process.run(docker.exec_argv(name, ["rm", "-rf", str(self._work)]), env=self._box.host)
-
-
-def _lost(reason: str) -> RunError:
-    return RunError("bench.where", "container", f"the engine's container cannot be joined: {reason}", "See server.log.")
-
-
-def _run(argv: Sequence[str], env: Mapping[str, str]) -> None:
-    done = process.run(argv, env=env, timeout_s=COPY_S)
-    if done.returncode != 0:
-        raise docker.failure(argv, done.returncode, done.stderr)
+            with contextlib.suppress(RunError):  # the key of the service is in it
+                self._container.inside.forget(self._work)

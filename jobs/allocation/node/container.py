@@ -5,28 +5,34 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
-import shutil
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from containers import ascend, docker, enroot, entry, pyxis
+from containers import ascend, entry
+from containers.base import Order, Runtime, copied
 from containers.digest import KEPT, Digests
+from containers.enroot import root_name, survives
 from containers.entry import Files
+from containers.local import Local
 from containers.recipes import resolve
-from containers.spec import Image, Mount, Spec, host_path, parse_mount, size_bytes
-from containers.store import Store
-from jobs.core import process
+from containers.spec import Mount, Spec, host_path, parse_mount, size_bytes
 from jobs.core.config import Config, in_container
 from jobs.core.errors import ConfigError, RunError
 from jobs.core.fields import from_root
+from jobs.core.registry import RUNTIMES
 from jobs.core.rundir import images_path
 from jobs.engines.base import engine_of
 from jobs.engines.placement import Placement
+from jobs.engines.vllm.environment import SCRUBBED
 from jobs.measure.clients import base as clients
 
 PLANNED = Files(Path("/tmp/{scratch}"))
+
+LOCAL = "/tmp/serving-sweep-{uid}"
+"""Where enroot unpacks although `container.local_dir` is null, which means that no kernels are kept."""
 
 
 def dataset(config: Config) -> str | None:
@@ -46,32 +52,32 @@ def check(config: Config) -> None:
     if container.image is None:
         reason = f"container={container.runtime} needs an image"
         raise ConfigError("container.image", None, reason, "Give registry#image:tag, or the path of a .sqsh file.")
-    if container.runtime == "pyxis" and config.cluster.on_loopback:
-        reason = "pyxis is a plugin of Slurm and needs a job"
-        raise ConfigError("container.runtime", "pyxis", reason, "Use cluster=slurm, or container=enroot.")
+    runtime = of(config)
+    if runtime.of_slurm and config.cluster.on_loopback:
+        reason = f"{runtime.name} is a plugin of Slurm and needs a job"
+        raise ConfigError("container.runtime", runtime.name, reason, "Use cluster=slurm, or container=enroot.")
     if container.shm_size is not None:
         size_bytes(container.shm_size)
     spec = wanted(config, 0, job="0", host="node")
     if spec.name is not None and set("{}") & set(spec.name):
         reason = "a word in braces is none of those that are known"
         raise ConfigError("container.name", container.name, reason, "Use {uid}, {user}, {job}, {rank}, {host}.")
-    {"enroot": enroot.check, "pyxis": pyxis.check, "docker": docker.check}[container.runtime](spec)
+    for name in set(container.args) & set(runtime.owned):
+        reason = f"the tool gives {runtime.name} this option itself"
+        remedy = "Use the key of `container` that says it."
+        raise ConfigError(f"container.args.{name}", container.args[name], reason, remedy)
+    runtime.check(spec)
+
+
+def of(config: Config) -> Runtime:
+    """Return the runtime of a config that has one."""
+    runtime: Runtime = RUNTIMES.get(config.container.runtime)
+    return runtime
 
 
 def check_host(config: Config) -> None:
     """Raise RunError where this host, which is to run the engine, has no runtime for its container."""
-    runtime = config.container.runtime
-    check_programs(runtime)
-    if runtime == "pyxis":
-        pyxis.check_plugin()
-
-
-def check_programs(runtime: str) -> None:
-    """Raise RunError where a program of a runtime is not on PATH."""
-    for program in {"enroot": ("enroot", "unsquashfs"), "pyxis": ("srun",), "docker": ("docker",)}[runtime]:
-        if not shutil.which(program):
-            reason = f"there is no {program} on PATH on {socket.gethostname()}"
-            raise RunError("container.runtime", runtime, reason, f"Install {program} there, or use another runtime.")
+    of(config).check(wanted(config, 0, job="0", host="node"), here=True)
 
 
 def check_submission(config: Config) -> None:
@@ -80,7 +86,7 @@ def check_submission(config: Config) -> None:
     Raises:
         RunError: this host is the node and lacks the runtime, or Slurm has no pyxis.
     """
-    if in_container(config) and (config.cluster.on_loopback or config.container.runtime == "pyxis"):
+    if in_container(config) and (config.cluster.on_loopback or of(config).of_slurm):
         check_host(config)
 
 
@@ -121,32 +127,16 @@ def wanted(
         remap_root=container.remap_root,
         mount_home=container.mount_home,
         shm_size=container.shm_size,
-        publish=container.publish,
+        args=container.args,
         conf=container.enroot_conf,
     )
 
 
 def caches(config: Config, rank: int) -> Mount | None:
     """Return the mount for the caches of NPU compilers, which outlive the container; None: there is none."""
-    path = config.container.caches_path
-    if path is None or not engine_of(config).traits.npus:
+    if config.container.local_dir is None or not engine_of(config).traits.npus:
         return None
-    return parse_mount(_filled(path, "", rank), "container.caches_path")
-
-
-def own_folder(key: str, path: Path) -> None:
-    """Make a directory of the node for this user alone.
-
-    Raises:
-        RunError: it cannot be made, or is somebody else's: in /tmp anybody may have taken its name.
-    """
-    try:
-        path.mkdir(parents=True, mode=0o700, exist_ok=True)
-        wrong = None if path.stat().st_uid == os.getuid() else "it belongs to somebody else"
-    except OSError as error:
-        wrong = str(error)
-    if wrong:
-        raise RunError(key, path, wrong, "Name a directory of the node that is yours, with {uid} or {user} in it.")
+    return parse_mount(str(local(config, "", rank).caches), "container.local_dir")
 
 
 def _dataset_mount(path: str) -> Mount:
@@ -177,18 +167,13 @@ def planned(config: Config, place: Placement, argv: Sequence[str], variables: Ma
 
     What is known only on the node stands in braces: {scratch}, {job_id}, {node}, {images}, {digest}.
     """
-    spec = wanted(config, place.rank)
-    spec = replace(spec, env=handed_on(variables))
-    command = entry.command(PLANNED, argv)
-    if spec.runtime != "docker" or not spec.writable:
-        spec = replace(spec, mounts=(*spec.mounts, Mount(str(PLANNED.folder), str(PLANNED.folder))))
-    if spec.runtime == "docker":
-        return [docker.run_argv(spec), docker.exec_argv(spec.name or "{name}", command)]
-    if spec.runtime == "pyxis":
-        return [pyxis.step_argv(spec, "{job_id}", "{node}", command)]
-    name, file = spec.name or "{name}", Path(spec.image.path or "{images}/{digest}.sqsh")
-    imports = [] if spec.image.path else [enroot.import_argv(spec.image, file)]
-    return [*imports, enroot.create_argv(file, name), enroot.start_argv(spec, name, PLANNED.rc, command)]
+    spec = replace(wanted(config, place.rank), env=handed_on(variables))
+    folder = PLANNED.folder
+    if not copied(of(config), spec):
+        spec = replace(spec, mounts=(*spec.mounts, Mount(str(folder), str(folder))))
+    command = tuple(entry.command(PLANNED, argv))
+    order = Order(spec, "", local(config), Path("{images}"), "{node}", folder, command)
+    return [*of(config).start(order).commands]
 
 
 def handed_on(variables: Mapping[str, str]) -> dict[str, str]:
@@ -196,8 +181,54 @@ def handed_on(variables: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in variables.items()
-        if name not in entry.PATHS and enroot.survives(name, value) and "," not in name
+        if name not in entry.PATHS and survives(name, value) and "," not in name
     }
+
+
+def outside(inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of this host for what prepares a container: proxies, but nothing of a launcher."""
+    return {name: value for name, value in inherited.items() if not name.startswith(SCRUBBED) or name == "SLURM_CONF"}
+
+
+def node_name(host: Mapping[str, str]) -> str:
+    """Return the name of this node, as Slurm knows it."""
+    return host.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
+
+
+@dataclass(frozen=True)
+class RankContainer:
+    """Whose container it is on this node: of which service, rank and processes, and what this task inherited.
+
+    `points`: all points of the service, whose external clients may run in the container of rank 0.
+    """
+
+    config: Config
+    rank: int
+    tag: str
+    inherited: Mapping[str, str]
+    points: tuple[Config, ...] = ()
+
+    @property
+    def runtime(self) -> Runtime:
+        """The runtime of the config."""
+        return of(self.config)
+
+    @property
+    def host(self) -> dict[str, str]:
+        """Environment of this node for a runtime's own program."""
+        return outside(self.inherited)
+
+    def spec(self) -> Spec:
+        """Return the container that is asked for."""
+        job = self.tag.partition("/")[0]
+        spec = wanted(self.config, self.rank, self.points, job=job, host=socket.gethostname())
+        return replace(spec, name=spec.name or (None if self.runtime.unnamed else root_name(self.tag)))
+
+    def order(self, spec: Spec | None = None, **more: Any) -> Order:
+        """Return what its runtime has to know; without more: for what needs no engine."""
+        job, node = self.tag.partition("/")[0], node_name(self.inherited)
+        where = local(self.config, job, self.rank)
+        return Order(spec or self.spec(), self.tag, where, images(self.config), node, **more)
 
 
 def images(config: Config) -> Path:
@@ -206,10 +237,9 @@ def images(config: Config) -> Path:
     return Path(_filled(given, "", 0)) if given else images_path(Path(config.results.root).absolute())
 
 
-def enroot_paths(config: Config, job: str = "", rank: int = 0) -> enroot.Paths:
-    """Return enroot's directories for this user on this node."""
-    names = ("data", "cache", "runtime", "temp")
-    return enroot.Paths(**{name: Path(_filled(getattr(config.container, f"{name}_path"), job, rank)) for name in names})
+def local(config: Config, job: str = "", rank: int = 0) -> Local:
+    """Return this user's directory on this node."""
+    return Local(Path(_filled(config.container.local_dir or LOCAL, job, rank)))
 
 
 def image_file(config: Config) -> Path | None:
@@ -229,21 +259,11 @@ def known_digest(config: Config, stop: Callable[[], bool] = lambda: False) -> st
         return None
     if file := image_file(config):
         return Digests(images_path(Path(config.results.root).absolute()) / KEPT).read(file, stop)
-    image = resolve(config.container.image, config.container.registry)
-    if config.container.runtime == "docker":
-        return docker_image(image, os.environ)[1] or image.digest
+    which = RankContainer(config, 0, "", os.environ)
+    spec = wanted(config, 0)
     with contextlib.suppress(RunError):
-        found = Store(images(config)).find(image)
-        return found.digest if found else image.digest
-    return image.digest
-
-
-def docker_image(image: Image, env: Mapping[str, str]) -> tuple[str | None, str | None]:
-    """Return id and digest of what docker has here under a reference; None: it has none, or does not answer."""
-    with contextlib.suppress(RunError):
-        found = process.run(docker.image_argv(image.docker()), env=env, timeout_s=20)
-        return docker.read_image(found.stdout if found.returncode == 0 else "", image.docker_repository())
-    return None, None
+        return of(config).look(which.order(spec), os.environ).digest or spec.image.digest
+    return spec.image.digest
 
 
 def _filled(text: str, job: str, rank: int, host: str | None = None) -> str:

@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.allocation.node import artifacts, audit, box, cleanup, image
+from jobs.allocation.node import artifacts, audit, cleanup, container_process, image
 from jobs.allocation.node.client_site import ContainerSite, NodeSite
+from jobs.allocation.node.container import RankContainer
+from jobs.allocation.node.container_process import ContainerProcess
 from jobs.core import process
 from jobs.core.config import Config, in_container
 from jobs.core.errors import RunError
@@ -37,7 +39,7 @@ class Engine:
         self._process: process.Process | None = None
         self._before: cleanup.Baseline | None = None
         self._scratch: str | None = None
-        self._box: box.Box | None = None
+        self._container: ContainerProcess | None = None
         self._shards: str | None = None
         self._met = self._loaded = False
         self._discard: Callable[[], list[str]] | None = None
@@ -49,10 +51,12 @@ class Engine:
         Raises:
             RunError: see `image.prepare`.
         """
-        config, rank = self.config, self.place.rank
-        self._discard = lambda: image.discard(config, rank, self.tag, inherited)
-        made = await image.prepare(config, rank, self.folder, self.tag, inherited)
-        self._unpacked = made.get("unpacked")
+        which = self._which(inherited)
+        self._discard = lambda: image.discard(which)
+        self._unpacked = await image.prepare(which, self.folder)
+
+    def _which(self, inherited: Mapping[str, str]) -> RankContainer:
+        return RankContainer(self.config, self.place.rank, self.tag, inherited, tuple(self._points))
 
     async def start(self, inherited: Mapping[str, str]) -> None:
         """Write the intended command and start it.
@@ -87,20 +91,10 @@ class Engine:
         try:
             if in_container(self.config):
                 scratch = Path(self._scratch)
-                self._box = box.prepare(
-                    self.config,
-                    self.place,
-                    argv,
-                    variables,
-                    inherited,
-                    scratch,
-                    self.tag,
-                    self._unpacked,
-                    plogs,
-                    self._points,
-                )
-                write_json(self.folder.command, intended | {"container": box.commands(self._box)})
-                argv, env, source = self._box.argv, self._box.env, []
+                one = container_process.prepare(self._which(inherited), argv, variables, scratch, self._unpacked, plogs)
+                self._container = one
+                write_json(self.folder.command, intended | {"container": container_process.commands(one)})
+                argv, env, source = one.argv, one.env, []
             self._process = await process.start(argv, env, self.folder.log, self.tag, source)
         except RunError:
             shutil.rmtree(self._scratch, ignore_errors=True)
@@ -130,15 +124,15 @@ class Engine:
     def inspect(self) -> tuple[audit.Difference, ...]:
         """Compare the running engine with its intended command, and write effective.json."""
         assert self._process is not None
-        argv, env = self._box.read_process() if self._box else audit.read_process(self._process.pid)
+        argv, env = self._container.read_process() if self._container else audit.read_process(self._process.pid)
         reported = audit.reported_args(read_all(self.folder.log))
         intended = engine_of(self.config).environment(self.config, self.place)
         found = audit.compare(engine_of(self.config).argv(self.config, self.place), intended, argv, env, reported)
         inside: dict[str, Any] = {}
-        if self._box:
-            proof = self._box.proof()
-            found += box.differences(self.config, self._box, proof)
-            inside = {"container": box.record(self._box, proof)}
+        if self._container:
+            proof = self._container.inside.proof()
+            found += container_process.differences(self.config, self._container, proof)
+            inside = {"container": container_process.record(self._container, proof)}
         write_json(self.folder.effective, audit.record(argv, env, found, reported) | inside)
         return found
 
@@ -150,9 +144,9 @@ class Engine:
         """
         ours = environment.of_client(engine_of(self.config).environment(self.config, self.place))
         if clients.runs_inside(point):
-            if self._box is None:
+            if self._container is None:
                 raise RunError("bench.where", "container", "the engine runs in no container", "Use bench.where=node.")
-            return ContainerSite(self._box, ours)
+            return ContainerSite(self._container, ours)
         if not clients.of(point).of_engine or in_container(point):
             return NodeSite(environment.whole({}, inherited))
         # The engine's own program needs what its environment has: the toolkit's libraries, its paths.
@@ -194,13 +188,13 @@ class Engine:
             return await aside(self._discard) if self._discard else []
         self.folder.note("draining")
         grace_s = self.config.limits.stop_s if grace_s is None else grace_s
-        if self._box:
-            await self._box.end(self._process, grace_s)
+        if self._container:
+            await self._container.end(self._process, grace_s)
         leftovers = await self._process.stop(grace_s)
-        if self._box:
-            if self._box.spec.runtime == "docker" and engine_of(self.config).traits.npus:
-                await aside(artifacts.copy_plogs, str(self._box.spec.name), self.folder, self._box.host)
-            leftovers += await aside(self._box.remove)
+        if self._container:
+            if self._container.runtime.copies and engine_of(self.config).traits.npus:
+                await aside(artifacts.copy_plogs, self._container.inside, self.folder)
+            leftovers += await aside(self._container.remove)
         if self._scratch:
             shutil.rmtree(self._scratch, ignore_errors=True)
         ports = [int(port) for port in (self.place.api_port, self.place.rpc_port) if self.place.rank == 0]

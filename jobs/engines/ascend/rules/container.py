@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from containers.spec import size_bytes
+from jobs.core.config import in_container
 from jobs.core.errors import ConfigError
 from jobs.engines.ascend import release as described
 from jobs.engines.ascend import releases
@@ -19,7 +20,7 @@ def _tag(q: Question) -> str:
     """Return the tag of the image; empty: there is no container, no tag (a recipe's name), or another repository."""
     container = q.config.container
     repository, _, tag = (container.image or "").rpartition(":")
-    if container.runtime == "none" or "/" in tag:
+    if not in_container(q.config) or "/" in tag:
         return ""
     return tag if repository.endswith("vllm-ascend") else ""
 
@@ -40,20 +41,11 @@ def moving_tag(q: Question) -> Iterator[Problem]:
         yield Problem("container.image", image, reason, f"Pin {pinned}.")
 
 
-@rule("K2", "warning", "all", "docker, run --network: published ports are discarded in host mode", NPU)
-def published_ports(q: Question) -> Iterator[Problem]:
-    """The network is the node's, so that publishing a port does nothing."""
-    ports = q.config.container.publish
-    if q.config.container.runtime == "docker" and ports:
-        reason = "the container has the node's network (--net=host): docker ignores -p"
-        yield Problem("container.publish", list(ports), reason, "Remove it; engine.port is open on the node.")
-
-
 @rule("K3", "warning", "all", RUN, NPU)
 def hccn_mounts(q: Question) -> Iterator[Problem]:
     """Without hccn_tool and its file nothing inside can look at the NPUs' network."""
     container = q.config.container
-    if container.runtime == "none" or container.driver_mounts is None:  # null: all that the guides have
+    if not in_container(q.config) or container.driver_mounts is None:  # null: all that the guides have
         return
     mounts = [text.split(":")[0].rstrip("/") for text in (*container.driver_mounts, *container.mounts)]
     missing = [name for name in TOOLS if not any(source.endswith(name) for source in mounts)]
@@ -71,9 +63,9 @@ def large_shm(q: Question) -> Iterator[Problem]:
         size = size_bytes(container.shm_size) if container.shm_size else 0
     except ConfigError:  # a finding of its own
         return
-    if container.runtime != "none" and size > 64 << 30:
+    if in_container(q.config) and size > 64 << 30:
         reason = "the official commands have 1g; what a larger one holds is missing in the page cache of the weights"
         yield Problem("container.shm_size", container.shm_size, reason, "Set 1g.")
 
 
-RULES = (moving_tag, published_ports, hccn_mounts, large_shm)
+RULES = (moving_tag, hccn_mounts, large_shm)
