@@ -199,41 +199,34 @@ class Inside:
 
 
 class Runtime(Protocol):
-    """A container runtime. A class of its own file, registered by its name, fills the facts and the six methods."""
+    """A container runtime. A class of its own file, registered by its name, says the facts and has the six methods.
+
+    Attributes:
+        programs: that must be on PATH of a node.
+        version: command that says the version, and fails where the runtime does not answer.
+        unanswered: remedy where it does not answer.
+        owned: options of its run command that have a key of their own, or are none of a user's (`container.args`).
+        settings: variables of the host that its program wants besides the usual ones.
+        of_slurm: it starts steps of a Slurm job, and so can be asked for on a login host.
+        unnamed: a container may be without a name.
+        is_engine: the process that starts a container becomes the engine, so that signals reach it.
+        sees_all: root mounts, so that paths that this user cannot see can be mounted.
+        apart: a container is apart from the job: it outlives it, and has a /dev/shm of its own.
+        copies: our files are copied into a container that can be written, so that its command line is the user's.
+    """
 
     name: ClassVar[str]
     programs: ClassVar[tuple[str, ...]]
-    """Programs that must be on PATH of a node."""
-
     version: ClassVar[tuple[str, ...]]
-    """Command that says the version, and fails where the runtime does not answer."""
-
     unanswered: ClassVar[str] = "Try it by hand on this node."
-    """Remedy where it does not answer."""
-
     owned: ClassVar[tuple[str, ...]] = ()
-    """Options of its run command that have a key of their own, or are none of a user's: not for `container.args`."""
-
     settings: ClassVar[tuple[str, ...]] = ()
-    """Variables of the host that its program wants besides the usual ones."""
-
     of_slurm: ClassVar[bool] = False
-    """Whether it starts steps of a Slurm job, and so can be asked for on a login host."""
-
     unnamed: ClassVar[bool] = False
-    """Whether a container may be without a name."""
-
     is_engine: ClassVar[bool] = False
-    """Whether the process that starts a container becomes the engine, so that signals reach it."""
-
     sees_all: ClassVar[bool] = False
-    """Whether root mounts, so that paths that this user cannot see can be mounted."""
-
     apart: ClassVar[bool] = False
-    """Whether a container is apart from the job: it outlives it, and has a /dev/shm of its own."""
-
     copies: ClassVar[bool] = False
-    """Whether our files are copied into a container that can be written, so that its command line is the user's."""
 
     def check(self, spec: Spec, *, here: bool = False) -> None:
         """Raise ConfigError for what it has no words for; `here`: RunError where this host cannot run it at all."""

@@ -6,6 +6,7 @@ and holds its NPUs. Their processes are the daemon's, with ids of their own, so 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -69,7 +70,6 @@ class Docker(Runtime):
     """What `run` says where a container has the name already; then it made none."""
 
     def check(self, spec: Spec, *, here: bool = False) -> None:
-        """See `Runtime.check`."""
         if here:
             check_programs(self)
         if spec.image.path:
@@ -87,20 +87,19 @@ class Docker(Runtime):
             self._mount_words(mount)
 
     def look(self, order: Order, env: Env) -> Stock:
-        """See `Runtime.look`. The size of an image that is here does not matter: nothing more is needed."""
-        image_id, digest = self.image(order.spec.image, env)
+        """The size of an image that is here does not matter: nothing more is needed."""
+        image_id, digest = self._image(order.spec.image, env)
         root = "" if image_id else self.run(env, "info", "--format", self.storage, timeout_s=ANSWER_S).stdout.strip()
         needs = ((self.name, Path(root), 1.0, 1.0),) if root.startswith("/") else ()
         return Stock(image_id, digest, None if image_id is None else 0.0, needs)
 
-    def image(self, image: Image, env: Env) -> tuple[str | None, str | None]:
+    def _image(self, image: Image, env: Env) -> tuple[str | None, str | None]:
         """Return id and digest of what is here under a reference: its registry's digest, else the id; None: nothing."""
         form = "{{.Id}} {{json .RepoDigests}}"
         found = self.run(env, "image", "inspect", "--format", form, image.docker(), timeout_s=ANSWER_S)
         return read_image(found.stdout if found.returncode == 0 else "", image.docker_repository())
 
     def fetch(self, order: Order, env: Env) -> Fetched:
-        """See `Runtime.fetch`."""
         self.sweep(order.local, env, tell)
         if order.folder is None:
             self._pull(order.spec.image, env)
@@ -113,7 +112,7 @@ class Docker(Runtime):
 
     def _pull(self, image: Image, env: Env) -> None:
         reference = image.docker()
-        if self.run(env, "image", "inspect", "--format", "{{.Id}}", reference).returncode == 0:
+        if self._image(image, env)[0]:
             return
         if not image.remote:
             reason = f"{self.name} on this node has no such image"
@@ -124,7 +123,7 @@ class Docker(Runtime):
             raise self.failure(argv, code, output, "container.image", reference)
 
     def start(self, order: Order) -> Start:
-        """See `Runtime.start`. A batch job has no terminal: detached, docker keeps one for the shell by itself."""
+        """A batch job has no terminal: detached, docker keeps one for the shell by itself."""
         inside = self.exec(order.name, order.command)
         program, run, *rest = self.run_argv(order.spec)
         if not order.tag:
@@ -173,11 +172,9 @@ class Docker(Runtime):
         return [self.name, "exec", name, *command]
 
     def reach(self, order: Order, env: Env) -> Inside:
-        """See `Runtime.reach`."""
         return InDocker(self, order, env)
 
     def sweep(self, local: Local, env: Env, say: Say) -> list[str]:
-        """See `Runtime.sweep`."""
         shown = self.ours(env)
         living = {owner(tag) for tag in process.tags()}  # asked last: a rank that begins meanwhile is not among them
         mine = owner("")  # not of another user of this daemon
@@ -237,24 +234,23 @@ class InDocker(Inside):
         return process.run(self.join(command).commands[0], env=self.env, timeout_s=timeout_s).stdout
 
     def join(self, command: Sequence[str]) -> Start:
-        """See `Inside.join`."""
         return Start((self._docker.exec(self.order.name, command),))
 
     def read(self, path: Path) -> str:
-        """See `Inside.read`."""
         return self._exec("cat", str(path))
 
     def image_id(self) -> str | None:
-        """See `Inside.image_id`."""
-        words = ("container", "inspect", "--format", "{{.Image}}", self.order.name)
-        return self._docker.run(self.env, *words).stdout.strip() or None
+        with contextlib.suppress(RunError):
+            words = ("container", "inspect", "--format", "{{.Image}}", self.order.name)
+            return self._docker.run(self.env, *words).stdout.strip() or None
+        return None
 
     def terminate(self, pid: int) -> None:
-        """See `Inside.terminate`: a signal to `docker exec` does not reach its command."""
+        """A signal to `docker exec` does not reach its command."""
         self._exec("bash", "-c", 'kill -TERM "$1"', "bash", str(pid))
 
     def kill(self) -> list[str]:
-        """See `Inside.kill`. It waits up to 5 s for the end of the whole process group."""
+        """It waits up to 5 s for the end of the whole process group."""
         pid, what = self.pid(), f"client in container {self.order.name}"
         try:
             lives = pid is not None and "alive" in self._exec("bash", "-c", _KILL, "bash", str(pid))
@@ -263,12 +259,13 @@ class InDocker(Inside):
         return [what] if lives else []
 
     def put(self, folder: Path) -> None:
-        """See `Inside.put`."""
         for argv in self._docker.copies_of(self.order, folder):
             self._copy(argv)
 
     def take(self, inside: Path, folder: Path) -> None:
-        """See `Inside.take`; the files are then the user's, and there may be none."""
+        """The files are then the user's, and there may be none."""
+        if not self._docker.copies:
+            return super().take(inside, folder)
         self._copy([self._docker.name, "cp", f"{self.order.name}:{inside}/.", str(folder)], "Could not find the file")
 
     def _copy(self, argv: Argv, allowed: str | None = None) -> None:
@@ -277,11 +274,10 @@ class InDocker(Inside):
             raise self._docker.failure(argv, done.returncode, done.stderr)
 
     def forget(self, folder: Path) -> None:
-        """See `Inside.forget`."""
         self._exec("rm", "-rf", str(folder))
 
     def remove(self) -> list[str]:
-        """See `Inside.remove`. What root wrote into a mounted directory only root can remove."""
+        """What root wrote into a mounted directory only root can remove."""
         order, name = self.order, self.order.name
         if order.folder is None or self._docker.ours(self.env).get(name) != owner(order.tag):
             return []

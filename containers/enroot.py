@@ -34,11 +34,6 @@ MARKER = ".serving-sweep"
 REMOVE_TRIES = 5
 
 
-def create_argv(file: Path, name: str) -> list[str]:
-    """Return the unpacking of a squashfs file to a root."""
-    return ["enroot", "create", "--name", name, str(file)]
-
-
 def remove_argv(name: str) -> list[str]:
     """Return the removal of a root; without --force it asks on stdin and removes nothing."""
     return ["enroot", "remove", "--force", name]
@@ -55,16 +50,6 @@ def start_argv(spec: Spec, name: str, rc: Path, command: Sequence[str]) -> list[
     for variable, value in spec.env.items():
         words += ["--env", variable] if survives(variable, value) else []
     return [*words, *option_words(spec.args), "--rc", str(rc), name, *command]
-
-
-def exec_argv(pid: int, command: Sequence[str]) -> list[str]:
-    """Return what runs a further command in a running container, whose mounts and variables it gets.
-
-    Args:
-        pid: of the container's first process, as the node counts: what `enroot start` has become.
-        command: program and arguments inside.
-    """
-    return ["enroot", "exec", str(pid), *command]
 
 
 def fstab(mount: Mount) -> str:
@@ -126,7 +111,7 @@ def create(file: Path, name: str, local: Local, env: Mapping[str, str], tag: str
         part = f"{own}{PART}{os.getpid()}"
         made = False
         try:
-            code, output = process.stream(create_argv(file, part), whole, sys.stderr)
+            code, output = process.stream(["enroot", "create", "--name", part, str(file)], whole, sys.stderr)
             if code != 0:
                 raise failure("create", "container.image", file, code, output)
             if wrong := _half_made(local.data / part):
@@ -234,7 +219,6 @@ class Enroot(Runtime):
     owned = ("c", "conf", "r", "rc", "root", "rw", "w")
 
     def check(self, spec: Spec, *, here: bool = False) -> None:
-        """See `Runtime.check`."""
         if here:
             check_programs(self)
         check_flags(spec.mounts)
@@ -250,12 +234,11 @@ class Enroot(Runtime):
             raise ConfigError("container.name", name, reason, "Choose another name, or leave it out.")
 
     def look(self, order: Order, env: Env) -> Stock:
-        """See `Runtime.look`."""
         found = stock(order)
         return replace(found, needs=(*found.needs, ("container.local_dir", order.local.data, 0.0, 1.0)))
 
     def fetch(self, order: Order, env: Env) -> Fetched:
-        """See `Runtime.fetch`. A root that was made before is taken as it is."""
+        """A root that was made before is taken as it is."""
         root = order.local.data / order.name
         if not (root.is_dir() and identity(root) == order.unpacked):
             root = self._unpack(order, env)
@@ -282,21 +265,18 @@ class Enroot(Runtime):
         return create(Path(path), name, local, env, tag)
 
     def start(self, order: Order) -> Start:
-        """See `Runtime.start`."""
         start = start_argv(order.spec, order.name, order.files.rc, order.command)
         if order.tag:
             return Start((start,), {**order.spec.env, **start_env(order.spec, order.local)})
         path = order.spec.image.path
         file = Path(path) if path else order.store / "{digest}.sqsh"
         imports = [] if path else [import_argv(order.spec.image, file)]
-        return Start((*imports, create_argv(file, order.name), start))
+        return Start((*imports, ["enroot", "create", "--name", order.name, str(file)], start))
 
     def reach(self, order: Order, env: Env) -> Inside:
-        """See `Runtime.reach`."""
         return InEnroot(order, env)
 
     def sweep(self, local: Local, env: Env, say: Say) -> list[str]:
-        """See `Runtime.sweep`."""
         dead = leftovers(local, process.tags)
         for name in dead:
             say(f"removing {name}, which was left behind")
@@ -307,11 +287,9 @@ class InEnroot(Inside):
     """A running root: its processes are the node's."""
 
     def join(self, command: Sequence[str]) -> Start:
-        """See `Inside.join`."""
         if (pid := self.pid()) is None:
             raise lost("its process id is not known")
-        return Start((exec_argv(pid, command),), start_env(self.order.spec, self.order.local))
+        return Start((["enroot", "exec", str(pid), *command],), start_env(self.order.spec, self.order.local))
 
     def remove(self) -> list[str]:
-        """See `Inside.remove`."""
         return remove_made(self.order.name, self.order.tag, self.order.local, self.env)

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.core.filetable import File
+
 PATHS = ("PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH")
 """Lists that shell files extend: they are set before these files are sourced, and not again afterwards."""
 
@@ -24,42 +26,15 @@ REFUSED = 125
 class Files:
     """The files of one container in a directory of the node that is mounted inside under the same path."""
 
-    folder: Path
+    path: Path
 
-    @property
-    def script(self) -> Path:
-        """The entry script."""
-        return self.folder / "enter.sh"
-
-    @property
-    def rc(self) -> Path:
-        """Command script of enroot: in place of the image's, which would put its ENTRYPOINT before the command."""
-        return self.folder / "rc"
-
-    @property
-    def root(self) -> Path:
-        """Device and inode of the root directory that was made for this container."""
-        return self.folder / "root"
-
-    @property
-    def free(self) -> Path:
-        """There where nobody had the name of the container before its start (pyxis)."""
-        return self.folder / "free"
-
-    @property
-    def entered(self) -> Path:
-        """There where the script has run: the container is the one that was asked for, and ours."""
-        return self.folder / "entered"
-
-    @property
-    def pid(self) -> Path:
-        """Process id of the engine, as the inside counts."""
-        return self.folder / "pid"
-
-    @property
-    def proof(self) -> Path:
-        """What the inside saw."""
-        return self.folder / "proof"
+    script = File("enter.sh", "the entry script")
+    rc = File("rc", "enroot's command script; the image's would put its ENTRYPOINT before the command")
+    root = File("root", "device and inode of the root directory that was made for this container")
+    free = File("free", "there where nobody had the name of the container before its start (pyxis)")
+    entered = File("entered", "there where the script has run: the container is the one that was asked for, and ours")
+    pid = File("pid", "process id of the engine, as the inside counts")
+    proof = File("proof", "what the inside saw")
 
 
 RC = 'exec "$@"\n'
@@ -165,7 +140,7 @@ def script(entry: Entry, files: Files) -> str:
         f"command -v -- {quote(name)} > /dev/null || {_fail(key, name, 'the image has no such program')}"
         for key, name in entry.programs
     ]
-    home = quote(str(files.folder / "home"))
+    home = quote(str(files.path / "home"))
     lines.append(f'[ -w "${{HOME:-/nowhere}}" ] || {{ mkdir -p {home} && export HOME={home}; }}')
     if entry.workdir:
         stuck = _fail("container.workdir", entry.workdir, "cannot change to it")

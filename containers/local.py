@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.core.errors import RunError
+from jobs.core.filetable import File
 
 
 @dataclass(frozen=True)
@@ -15,32 +16,18 @@ class Local:
 
     path: Path
 
-    @property
-    def data(self) -> Path:
-        """Unpacked images of enroot."""
-        return self.path / "enroot/data"
-
-    @property
-    def cache(self) -> Path:
-        """Layers that enroot downloaded."""
-        return self.path / "enroot/cache"
-
-    @property
-    def temp(self) -> Path:
-        """What an import unpacks: two to three times the image."""
-        return self.path / "enroot/temp"
-
-    @property
-    def caches(self) -> Path:
-        """Kernels that NPU compilers made."""
-        return self.path / "caches"
+    data = File("enroot/data", "unpacked images of enroot")
+    cache = File("enroot/cache", "layers that enroot downloaded")
+    temp = File("enroot/temp", "what an import unpacks: two to three times the image")
+    run = File("enroot/run", "enroot's own")
+    caches = File("caches", "kernels that NPU compilers made")
 
     def env(self) -> dict[str, str]:
         """Return the variables that tell enroot; a batch job lacks XDG_RUNTIME_DIR, so it needs them."""
         return {
             "ENROOT_DATA_PATH": str(self.data),
             "ENROOT_CACHE_PATH": str(self.cache),
-            "ENROOT_RUNTIME_PATH": str(self.path / "enroot/run"),
+            "ENROOT_RUNTIME_PATH": str(self.run),
             "ENROOT_TEMP_PATH": str(self.temp),
         }
 

@@ -153,7 +153,7 @@ class Pyxis(Runtime):
              "nodelist", "nodes", "ntasks", "overlap")  # fmt: skip
 
     def check(self, spec: Spec, *, here: bool = False) -> None:
-        """See `Runtime.check`. Plain Slurm knows --container, an OCI bundle, and nothing else."""
+        """Plain Slurm knows --container, an OCI bundle, and nothing else."""
         if here:
             self._check_plugin()
         check_flags(spec.mounts)
@@ -171,12 +171,11 @@ class Pyxis(Runtime):
             raise RunError("container.runtime", self.name, reason, remedy)
 
     def look(self, order: Order, env: Env) -> Stock:
-        """See `Runtime.look`. Where pyxis unpacks the site says."""
+        """Where pyxis unpacks the site says."""
         found = stock(order)
         return found if may_import(order.spec) else replace(found, needs=())
 
     def fetch(self, order: Order, env: Env) -> Fetched:
-        """See `Runtime.fetch`."""
         if order.folder is None:
             if may_import(order.spec):
                 stored(order, env)
@@ -190,12 +189,10 @@ class Pyxis(Runtime):
         return Fetched()
 
     def start(self, order: Order) -> Start:
-        """See `Runtime.start`."""
         spec = replace(order.spec, image=found(order))
         return Start((step_argv(spec, order.job, order.node, order.command),), order.spec.env)
 
     def reach(self, order: Order, env: Env) -> Inside:
-        """See `Runtime.reach`."""
         return InPyxis(order, env)
 
 
@@ -203,11 +200,9 @@ class InPyxis(Inside):
     """A container of a step: its processes are the node's, and one without a name goes with its step."""
 
     def image(self) -> str:
-        """See `Inside.image`."""
         return str(found(self.order))
 
     def join(self, command: Sequence[str]) -> Start:
-        """See `Inside.join`."""
         if (step := self.proof().step) is None:
             raise lost("its step is not known")
         name = self.order.spec.name or step

@@ -160,25 +160,12 @@ def _clean(path: str) -> str:
 
 
 _FLAGS = (
-    *(
-        "async",
-        "atime",
-        "bind",
-        "dev",
-        "diratime",
-        "dirsync",
-        "exec",
-        "iversion",
-        "lazytime",
-        "loud",
-        "mand",
-        "noatime",
-    ),
-    *("nodev", "nodiratime", "noexec", "nofail", "noiversion", "nolazytime", "nomand", "norelatime", "nostrictatime"),
-    *("nosuid", "private", "rbind", "relatime", "remount", "ro", "rprivate", "rshared", "rslave", "runbindable", "rw"),
-    *("shared", "silent", "slave", "strictatime", "suid", "sync", "unbindable"),
-    *("x-create=auto", "x-create=dir", "x-create=file", "x-detach", "x-move"),
-)
+    "async", "atime", "bind", "dev", "diratime", "dirsync", "exec", "iversion", "lazytime", "loud", "mand",
+    "noatime", "nodev", "nodiratime", "noexec", "nofail", "noiversion", "nolazytime", "nomand", "norelatime",
+    "nostrictatime", "nosuid", "private", "rbind", "relatime", "remount", "ro", "rprivate", "rshared", "rslave",
+    "runbindable", "rw", "shared", "silent", "slave", "strictatime", "suid", "sync", "unbindable",
+    "x-create=auto", "x-create=dir", "x-create=file", "x-detach", "x-move",
+)  # fmt: skip
 """Flags of a bind mount (enroot-mount.c, also behind pyxis). Any other is data, which a bind mount drops in silence."""
 
 

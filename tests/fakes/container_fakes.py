@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 BIN = Path(__file__).parent / "bin"
+PROGRAMS = ("enroot", "unsquashfs", "srun", "docker", "podman")
 REGISTRY = "registry.example:5000"
 IMAGE = "test/image:v1"
 URI = f"docker://{REGISTRY}#{IMAGE}"
@@ -45,7 +46,8 @@ class Fakes:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(BIN / "box.py", folder)
         for name in programs:
-            (folder / name).write_text((BIN / name).read_text().replace("PYTHON", sys.executable, 1))
+            source = BIN / ("docker" if name == "podman" else name)
+            (folder / name).write_text(source.read_text().replace("PYTHON", sys.executable, 1))
             (folder / name).chmod(0o755)
         self.tell()
 

@@ -21,6 +21,9 @@ PACKAGES = (
     "slurmd",
     "slurmdbd",
 )
+BESIDE = ("podman", "runc")
+"""What tests beside the lab want: they skip without it."""
+
 POLICY = Path("/usr/sbin/policy-rc.d")
 
 
@@ -37,11 +40,11 @@ def unavailable() -> str | None:
     return None
 
 
-def missing() -> list[str]:
-    """Return the packages that are not installed."""
-    query = run(["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Abbrev}\n", *PACKAGES], check=False)
+def missing(packages: tuple[str, ...] = PACKAGES) -> list[str]:
+    """Return those of the packages that are not installed."""
+    query = run(["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Abbrev}\n", *packages], check=False)
     installed = {line.split()[0] for line in query.stdout.splitlines() if line.split()[1:] == ["ii"]}
-    return [package for package in PACKAGES if package not in installed]
+    return [package for package in packages if package not in installed]
 
 
 def install(packages: list[str], log: Path) -> None:

@@ -118,8 +118,9 @@ class Lab:
         """Install the Debian packages alone, so that `up` finds them: the longest part of a first `up`."""
         if reason := debian.unavailable():
             raise LabUnavailableError(reason)
-        if packages := debian.missing():
-            debian.install(packages, log)
+        for packages in (debian.PACKAGES, debian.BESIDE):
+            if lacking := debian.missing(packages):
+                debian.install(lacking, log)
 
     def down(self) -> None:
         """End the lab's jobs and processes, then remove all that it made. Does nothing where nothing is."""

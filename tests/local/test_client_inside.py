@@ -17,7 +17,7 @@ import psutil
 import pytest
 from container_fakes import REGISTRY, Fakes
 from core_help import ROOT, Pipe, change, executable
-from test_container_engine import INHERITED, engine, failed, fakes, until_says  # noqa: F401
+from test_runtimes import EVERY, INHERITED, engine, failed, fakes, until_says  # noqa: F401
 
 from jobs.allocation.node.engine import Engine
 from jobs.core import process
@@ -25,7 +25,6 @@ from jobs.core.config import Config
 from jobs.measure.clients import run, vllm_bench
 from jobs.measure.records import Target
 
-RUNTIMES = ["enroot", "pyxis", "docker"]
 RESULT = ROOT / "tests/fixtures/clients/vllm_bench" / vllm_bench.RESULT
 TARGET = Target("http://127.0.0.1:9", "r1", "the-key")
 
@@ -97,7 +96,7 @@ def check_nothing_left(one: Engine, tmp_path: Path) -> None:
         assert [path for path in root.iterdir() if path.name.startswith("client-")] == []
 
 
-@pytest.mark.parametrize("started", RUNTIMES, indirect=True)
+@pytest.mark.parametrize("started", EVERY, indirect=True)
 async def test_a_client_runs_where_the_engine_is(started: Engine, tmp_path: Path) -> None:
     found = await measured(started)
     log = started.folder.path / "client" / run.LOG
@@ -117,7 +116,7 @@ async def test_a_client_runs_where_the_engine_is(started: Engine, tmp_path: Path
     assert again.reason is None, "a second point of the service"
 
 
-@pytest.mark.parametrize("started", RUNTIMES, indirect=True)
+@pytest.mark.parametrize("started", EVERY, indirect=True)
 async def test_a_client_that_dies_says_why(started: Engine, tmp_path: Path) -> None:
     client(tmp_path, "print('no tokenizer', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)")
     found = await measured(started)
@@ -128,7 +127,7 @@ async def test_a_client_that_dies_says_why(started: Engine, tmp_path: Path) -> N
     check_nothing_left(started, tmp_path)
 
 
-@pytest.mark.parametrize("started", RUNTIMES, indirect=True)
+@pytest.mark.parametrize("started", EVERY, indirect=True)
 async def test_a_client_that_is_over_its_limit_is_ended(
     started: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,7 +141,7 @@ async def test_a_client_that_is_over_its_limit_is_ended(
     check_nothing_left(started, tmp_path)
 
 
-@pytest.mark.parametrize("started", RUNTIMES, indirect=True)
+@pytest.mark.parametrize("started", EVERY, indirect=True)
 async def test_a_client_that_hangs_is_ended_inside_with_its_children(
     started: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,7 +183,7 @@ async def test_dockers_processes_are_killed_by_docker(
     assert living == []
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("runtime", EVERY)
 async def test_a_program_that_the_image_lacks_is_said_before_the_engine_starts(
     tmp_path: Path,
     fakes: Fakes,  # noqa: F811

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from container_fakes import DIGEST, URI, Fakes
 from core_help import config
-from test_container_engine import INHERITED, engine, fakes, mark_of, until_says  # noqa: F401
+from test_runtimes import INHERITED, engine, fakes, mark_of, until_says  # noqa: F401
 
 from jobs.allocation.node import staging
 from jobs.allocation.node.engine import Engine
@@ -77,13 +77,14 @@ async def test_a_root_of_the_user_is_neither_used_nor_removed(tmp_path: Path, fa
     assert roots(tmp_path) == ["mine"]
 
 
-async def test_docker_pulls_before_the_engine_starts(tmp_path: Path, fakes: Fakes) -> None:
-    one = engine(tmp_path, "docker")
+@pytest.mark.parametrize("runtime", ["docker", "podman"])
+async def test_docker_pulls_before_the_engine_starts(tmp_path: Path, fakes: Fakes, runtime: str) -> None:
+    one = engine(tmp_path, runtime)
     await prepare(one)
-    assert fakes.calls("docker", "pull") == [["docker", "pull", REFERENCE]]
-    assert not fakes.calls("docker", "run")
+    assert fakes.calls(runtime, "pull") == [[runtime, "pull", REFERENCE]]
+    assert not fakes.calls(runtime, "run")
     await one.stop()
-    again = engine(tmp_path, "docker")
+    again = engine(tmp_path, runtime)
     await prepare(again)
     assert len(fakes.calls("pulled")) == 1, "it is there"
 

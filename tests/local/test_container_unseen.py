@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from container_fakes import Fakes
 from core_help import change, config
-from test_container_engine import INHERITED, engine, fakes, until_says  # noqa: F401
+from test_runtimes import EVERY, INHERITED, engine, fakes, until_says  # noqa: F401
 
 from containers import ascend
 from containers.spec import Mount
 from jobs.allocation.node import staging
 from jobs.core.errors import RunError
 from jobs.core.files import is_there, nearest_there
+from jobs.core.registry import RUNTIMES
 from jobs.engines.checkpoint import stage
 from jobs.engines.checkpoint.verify import Expected, verify
 
@@ -60,7 +61,7 @@ async def test_docker_gets_the_mount_unproved(closed: Path, tmp_path: Path, fake
     assert await one.stop() == []
 
 
-@pytest.mark.parametrize("runtime", ["enroot", "pyxis"])
+@pytest.mark.parametrize("runtime", [name for name in EVERY if not RUNTIMES.get(name).sees_all])
 async def test_other_runtimes_say_which_path_and_why(closed: Path, tmp_path: Path, fakes: Fakes, runtime: str) -> None:
     one = engine(tmp_path, runtime, container__mounts=(f"{closed}:/root/.cache",))
     with pytest.raises(RunError) as caught:

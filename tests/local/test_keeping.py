@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from container_fakes import Fakes
 from core_help import change, config
-from test_container_engine import ENGINE, INHERITED, engine, fakes, until_says  # noqa: F401
+from test_runtimes import ENGINE, EVERY, INHERITED, engine, fakes, until_says  # noqa: F401
 
 from jobs.allocation.node import artifacts, container, staging
 from jobs.core.errors import ConfigError, RunError
 from jobs.core.files import read_json
+from jobs.core.registry import RUNTIMES
 from jobs.core.rundir import RankDir
 
 WRITES = """
@@ -39,7 +40,7 @@ def npus(tmp_path: Path, runtime: str, **more: Any) -> Any:
     return one
 
 
-@pytest.mark.parametrize("runtime", ["enroot", "pyxis", "docker"])
+@pytest.mark.parametrize("runtime", EVERY)
 async def test_what_an_engine_writes_outlives_its_container(tmp_path: Path, fakes: Fakes, runtime: str) -> None:
     one = npus(tmp_path, runtime)
     await staging.prepare(one, dict(os.environ) | INHERITED)
@@ -50,7 +51,7 @@ async def test_what_an_engine_writes_outlives_its_container(tmp_path: Path, fake
     assert (one.folder.plogs / "written").read_text() == "x"
     [kernels] = (tmp_path / "node/caches").glob("*/torchair/*/written")
     assert kernels.read_text() == "x"
-    if runtime == "docker":
+    if RUNTIMES.get(runtime).copies:
         [run] = fakes.calls("docker", "run")
         assert not any("plogs" in word for word in run), "no mount is needed"
     again = npus(tmp_path, runtime)

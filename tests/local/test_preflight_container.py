@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from container_fakes import REGISTRY, URI, Fakes
+from container_fakes import PROGRAMS, REGISTRY, URI, Fakes
 from core_help import change, config
 from preflight_help import fake_node, node
 from test_preflight_run import WITH_NPUS, free_ports, station
@@ -20,18 +20,19 @@ from jobs.allocation.node.container import RankContainer
 from jobs.allocation.preflight import host, runtime
 from jobs.allocation.preflight.facts import Need, Runtime
 from jobs.allocation.preflight.findings import Finding
+from jobs.allocation.preflight.questions import AskFacts, FactsFound
 from jobs.allocation.preflight.tools import Tools
 from jobs.cluster.ports import Ports
 from jobs.core.config import Config
 
-DOCKERS = ("docker",)
+DOCKERS = ("docker", "podman")
 REFERENCE = URI.removeprefix("docker://").replace("#", "/")
 ENV = {"PATH": os.environ["PATH"]}
 
 
 @pytest.fixture
 def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
-    made = Fakes(tmp_path / "bin", ("enroot", "unsquashfs", "docker", "srun"))
+    made = Fakes(tmp_path / "bin", PROGRAMS)
     monkeypatch.setenv("PATH", f"{made.folder}:/usr/bin:/bin")
     return made
 
@@ -59,7 +60,13 @@ def judged(found: Runtime, *, npus: bool = True) -> list[Finding]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"), [("enroot", "enroot 4.1.2"), ("docker", "docker 24.0.9"), ("pyxis", "pyxis slurm 22.05.8")]
+    ("kind", "said"),
+    [
+        ("enroot", "enroot 4.1.2"),
+        ("docker", "docker 24.0.9"),
+        ("podman", "podman 4.3.1"),
+        ("pyxis", "pyxis slurm 22.05.8"),
+    ],
 )
 def test_a_runtime_says_its_version(tmp_path: Path, fakes: Fakes, kind: str, said: str) -> None:
     found = look(boxed(tmp_path, kind))
@@ -200,11 +207,11 @@ def test_a_dead_engine_in_docker_is_gone_before_the_npus_are_looked_at(
     monkeypatch.setattr(Tools, "npus", npus)
     folder = fake_node(tmp_path / "node0", {}, count=2)
     one = station(WITH_NPUS, 1, Ports(*free_ports(3)), folder)
-    answer = asyncio.run(one.answer({"ask": "facts", "left_s": 60.0}))
+    answer = asyncio.run(one.answer(AskFacts(1, 60.0)))
     assert seen == [["other"]]
-    assert answer["facts"]["host"]["runtime"]["removed"] == ["dead"] or answer["facts"]["host"]["runtime"][
-        "removed"
-    ] == ("dead",)
+    assert isinstance(answer, FactsFound)
+    assert answer.facts.host.runtime is not None
+    assert answer.facts.host.runtime.removed == ("dead",)
     [one_of] = judged(Runtime("none", removed=("dead",)))
     assert (one_of.state, one_of.reason) == ("pass", "none; removed what a dead job left: dead")
 

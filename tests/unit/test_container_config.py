@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from container_fakes import Fakes
+from container_fakes import PROGRAMS, Fakes
 from core_help import change, config
 
 from containers import pyxis
@@ -19,26 +19,10 @@ from jobs.sweep.start import start
 
 @pytest.fixture
 def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
-    made = Fakes(tmp_path / "bin", ("enroot", "unsquashfs", "docker", "srun"))
+    made = Fakes(tmp_path / "bin", PROGRAMS)
     (made.folder / "sbatch").touch(0o755)
     monkeypatch.setenv("PATH", f"{made.folder}:{os.environ['PATH']}")
     return made
-
-
-@pytest.mark.parametrize(
-    ("runtime", "program"), [("enroot", "enroot"), ("enroot", "unsquashfs"), ("pyxis", "srun"), ("docker", "docker")]
-)
-def test_a_runtime_that_is_not_there_is_named(
-    fakes: Fakes, monkeypatch: pytest.MonkeyPatch, runtime: str, program: str
-) -> None:
-    monkeypatch.setenv("PATH", str(fakes.folder))
-    made = change(config("cluster=slurm"), container__runtime=runtime, container__image="a/b:v1")
-    container.check_host(made)
-    (fakes.folder / program).unlink()
-    with pytest.raises(RunError) as caught:
-        container.check_host(made)
-    assert (caught.value.key, caught.value.value) == ("container.runtime", runtime)
-    assert f"no {program} on PATH" in caught.value.reason
 
 
 def test_the_checkpoint_is_looked_for_behind_its_mount() -> None:

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from container_fakes import REGISTRY, URI, Fakes, need_containers
+from container_fakes import PROGRAMS, REGISTRY, URI, Fakes, need_containers
 
 ENROOT = [
     (["import", "-o", "x.sqsh", "docker://registry.example/test/image:v1"], 6, "Could not resolve host"),
@@ -57,6 +57,11 @@ OTHERS = [
     (["docker", "run", "--nosuch", "x"], 125, "unknown flag"),
     (["docker", "exec", "none", "true"], 1, "No such container"),
     (["docker", "rm", "none"], 1, "cannot remove a running container"),
+    (["podman", "run", "--detach", "nosuch", "bash"], 125, "Unable to find image"),
+    (["podman", "exec", "none", "true"], 125, 'no container with name or ID "none" found'),
+    (["podman", "image", "inspect", "--format", "{{.Id}}", "none"], 125, "none: image not known"),
+    (["podman", "info", "--format", "{{.DockerRootDir}}"], 125, "can't evaluate field"),
+    (["podman", "rm", "--force", "--time", "0", "none"], 0, ""),
     (["unsquashfs", "-s", "there"], 1, "Can't find a SQUASHFS superblock"),
 ]
 
@@ -64,7 +69,7 @@ OTHERS = [
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     here = tmp_path_factory.mktemp("site")
-    fakes = Fakes(here / "bin", ("enroot", "unsquashfs", "srun", "docker"))
+    fakes = Fakes(here / "bin", PROGRAMS)
     fakes.tell(node="n1")
     fakes.image(here / "good.sqsh")
     (here / "there").write_text("not an image")

@@ -168,7 +168,7 @@ def planned(config: Config, place: Placement, argv: Sequence[str], variables: Ma
     What is known only on the node stands in braces: {scratch}, {job_id}, {node}, {images}, {digest}.
     """
     spec = replace(wanted(config, place.rank), env=handed_on(variables))
-    folder = PLANNED.folder
+    folder = PLANNED.path
     if not copied(of(config), spec):
         spec = replace(spec, mounts=(*spec.mounts, Mount(str(folder), str(folder))))
     command = tuple(entry.command(PLANNED, argv))

@@ -202,7 +202,7 @@ def differences(config: Config, one: ContainerProcess, proof: Proof) -> tuple[Di
     release = config.engine.release
     if version and not (version + ".").startswith(release + "."):
         found.append(Difference("engine.release", release, f"vllm_ascend {version} in the image", error=False))
-    if made := _image_id(one):
+    if made := one.inside.image_id():
         wanted = None
         with contextlib.suppress(RunError):
             wanted = one.runtime.look(one.order, one.inside.env).image_id
@@ -213,19 +213,13 @@ def differences(config: Config, one: ContainerProcess, proof: Proof) -> tuple[Di
     return tuple(found)
 
 
-def _image_id(one: ContainerProcess) -> str | None:
-    with contextlib.suppress(RunError):
-        return one.inside.image_id()
-    return None
-
-
 def record(one: ContainerProcess, proof: Proof) -> dict[str, Any]:
     """Return what effective.json says of the container."""
     spec = one.order.spec
     return {
         "runtime": spec.runtime,
         "image": one.inside.image(),
-        "image_id": _image_id(one),
+        "image_id": one.inside.image_id(),
         "name": spec.name,
         "mounts": [str(mount) for mount in spec.mounts],
         "devices": list(spec.devices),
