@@ -110,7 +110,7 @@ def test_each_of_our_names_has_its_module(key: str) -> None:
         assert type(OURS[key].get(name)).__module__ == module
 
 
-SEAMS = ["bench.client", "cluster.kind"]
+SEAMS = ["bench.client", "container.runtime", "cluster.kind"]
 
 
 @pytest.mark.parametrize("key", SEAMS)
