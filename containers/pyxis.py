@@ -26,47 +26,13 @@ STRAY = "PYXIS_CONTAINER_"
 _OPTION = re.compile(r"--container-image\b")
 
 
-def step_argv(spec: Spec, job: str, node: str, command: Sequence[str]) -> list[str]:
-    """Return the step that runs a command in the container.
-
-    Args:
-        spec: the container.
-        job: id of the running job; the variables that name it are taken out of an engine's environment.
-        node: name of this node, as Slurm knows it.
-        command: program and arguments inside.
-
-    --overlap: the step shares everything with the one that runs the ranks (srun(1)). --mpi=none: no PMI variables.
-    """
-    return [*_step(job, node), *options(spec), *command]
-
-
-def join_argv(spec: Spec, job: str, node: str, name: str, command: Sequence[str]) -> list[str]:
-    """Return the step that runs a further command in a running container: it joins its namespaces (pyxis, exec.bats).
-
-    Args:
-        spec: the running container; its mounts hold for whoever joins it, and cannot be added to.
-        job: id of the running job.
-        node: name of this node, as Slurm knows it.
-        name: the container's; one without a name of its own is called JOB.STEP after the step that made it.
-        command: program and arguments inside.
-    """
-    root = "--container-remap-root" if spec.remap_root else "--no-container-remap-root"
-    return [*_step(job, node), f"--container-name={name}", root, *command]
-
-
 def _step(job: str, node: str) -> list[str]:
-    return [
-        "srun",
-        f"--jobid={job}",
-        "--overlap",
-        "--nodes=1",
-        "--ntasks=1",
-        f"--nodelist={node}",
-        "--cpu-bind=none",
-        "--mpi=none",
-        "--input=none",
-        "--export=ALL",
-    ]
+    """Return a step of one task on this node, in the running job, whose id is not in an engine's environment.
+
+    --overlap: it shares everything with the step that runs the ranks (srun(1)). --mpi=none: no PMI variables.
+    """
+    where = ["srun", f"--jobid={job}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={node}"]
+    return [*where, "--cpu-bind=none", "--mpi=none", "--input=none", "--export=ALL"]
 
 
 def options(spec: Spec) -> list[str]:
@@ -190,7 +156,7 @@ class Pyxis(Runtime):
 
     def start(self, order: Order) -> Start:
         spec = replace(order.spec, image=found(order))
-        return Start((step_argv(spec, order.job, order.node, order.command),), order.spec.env)
+        return Start(([*_step(order.job, order.node), *options(spec), *order.command],), order.spec.env)
 
     def reach(self, order: Order, env: Env) -> Inside:
         return InPyxis(order, env)
@@ -205,8 +171,10 @@ class InPyxis(Inside):
     def join(self, command: Sequence[str]) -> Start:
         if (step := self.proof().step) is None:
             raise lost("its step is not known")
-        name = self.order.spec.name or step
-        return Start((join_argv(self.order.spec, step.partition(".")[0], self.order.node, name, command),))
+        # It joins the namespaces (pyxis, exec.bats); a container without a name is called after the step that made it.
+        spec, name = self.order.spec, f"--container-name={self.order.spec.name or step}"
+        root = "--container-remap-root" if spec.remap_root else "--no-container-remap-root"
+        return Start(([*_step(step.partition(".")[0], self.order.node), name, root, *command],))
 
     def remove(self) -> list[str]:
         """Remove what pyxis keeps for ever (container_scope=global), if it has a name.

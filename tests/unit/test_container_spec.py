@@ -161,7 +161,8 @@ def test_import_create_and_remove_of_enroot() -> None:
 
 def test_the_step_of_pyxis() -> None:
     spec = replace(SPEC, env={"HCCL_BUFFSIZE": "200", "VLLM_API_KEY": "secret"}, workdir="/workspace")
-    assert pyxis.step_argv(spec, "7", "node1", COMMAND) == shlex.split(
+    order = Order(spec, "7/s/1", Local(Path("/local")), Path("/no/images"), "node1", Path("/tmp/sv"), COMMAND)
+    assert RUNTIMES.get("pyxis").start(order).commands[-1] == shlex.split(
         "srun --jobid=7 --overlap --nodes=1 --ntasks=1 --nodelist=node1 --cpu-bind=none --mpi=none --input=none"
         " --export=ALL '--container-image=r.example#ascend/vllm-ascend:v0.9.1-openeuler'"
         " --container-mounts=/models:/models:ro,/usr/local/dcmi:/usr/local/dcmi,tmpfs:/dev/shm:size=64m+mode=1777,"
@@ -181,7 +182,7 @@ def test_the_step_of_pyxis() -> None:
 def test_no_secret_stands_on_a_command_line() -> None:
     lines = [
         enroot.start_argv(SPEC, "x", Path("/rc"), COMMAND),
-        pyxis.step_argv(SPEC, "7", "n", COMMAND),
+        pyxis.options(SPEC),
         RUNTIMES.get("docker").run_argv(replace(SPEC, mounts=())),
     ]
     assert not any("secret" in word for line in lines for word in line)
