@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from container_fakes import need_containers
 from core_help import ROOT
 
 from jobs.core.files import read_json
@@ -60,6 +61,20 @@ def test_its_engine_serves_a_point(site: Mapping[str, str], tmp_path: Path) -> N
     assert "its memory is not modelled" in service["memory"]["unknown"]
 
 
+def test_its_container_runtime_holds_an_engine(site: Mapping[str, str], tmp_path: Path) -> None:
+    need_containers()
+    inside = ("container.runtime=example_box", "container.image=any/image", f"engine.env.PYTHONPATH={ROOT}")
+    load = ("bench.concurrency=4", "bench.warmup_s=0.5", "bench.window_s=2")
+    done = launch(site, *inside, *load, f"results.root={tmp_path}")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    sweep = SweepDir((tmp_path / "latest").resolve())
+    [service] = read_json(sweep.plan)["services"]
+    for rank in (0, 1):
+        held = read_json(sweep.service(service["service"], 1).rank(rank).effective)["container"]
+        assert held["runtime"] == "example_box"
+        assert held["proof"]["namespace"] != str(Path("/proc/self/ns/mnt").readlink())
+
+
 def test_its_scheduler_runs_a_sweep(site: Mapping[str, str], tmp_path: Path) -> None:
     short = ("bench.concurrency=2", "bench.warmup_s=0.5", "bench.window_s=2")
     done = launch(site, "cluster.kind=example_shell", *short, f"results.root={tmp_path}")
@@ -72,6 +87,7 @@ def test_its_names_are_among_the_valid_ones(site: Mapping[str, str]) -> None:
     for key, name in (
         ("bench.client", "example_bench"),
         ("cluster.kind", "example_shell"),
+        ("container.runtime", "example_box"),
         ("engine.name", "example_engine"),
     ):
         done = launch(site, f"{key}=nonsense", "bench.concurrency=1")
@@ -84,6 +100,7 @@ def test_its_names_are_among_the_valid_ones(site: Mapping[str, str]) -> None:
     [
         ("test_clients_conformance", "example_bench"),
         ("test_schedulers", "example_shell"),
+        ("test_runtimes_conformance", "example_box"),
         ("test_engines", "example_engine"),
     ],
 )
