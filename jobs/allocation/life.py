@@ -58,9 +58,14 @@ class Life:
         stopping.add_done_callback(self._note_stopping)
 
     @property
+    def told(self) -> bool:
+        """Whether we are told to end."""
+        return self._stopping.done()
+
+    @property
     def over(self) -> bool:
         """Whether the service has failed or we are told to end."""
-        return self._failed.is_set() or self._stopping.done()
+        return self._failed.is_set() or self.told
 
     def fail(
         self, rank: int, reason: str, when: float | None = None, *, engine: bool = False, signalled: bool = False
@@ -107,11 +112,10 @@ class Life:
         """Return what ended the service: the failure that was first, or what told us to end."""
         if self._failures:
             await asyncio.sleep(SETTLE_S)
-        told = self._stopping.done()
         # A signal to all ranks of the job is our own reason, whoever heard it first.
-        first = min((one for one in self._failures if not (told and one.signalled)), default=None)
+        first = min((one for one in self._failures if not (self.told and one.signalled)), default=None)
         # Slurm signals the engines as well: what ended together with our own signal did not fail by itself.
-        if first is None or (told and first.engine and first.time > self._told - SETTLE_S):
+        if first is None or (self.told and first.engine and first.time > self._told - SETTLE_S):
             self.from_outside = True
             return self._stopping.result()
         self.from_outside = first.signalled

@@ -44,7 +44,7 @@ class RowLedger:
         """Args: the name of the service, and the config of each point in the order of measuring."""
         self._service, self._configs = service, configs
         self._rows: dict[str, Row] = {}
-        self._served = self._passing = False
+        self._passing = self.was_served = False
         self.from_outside = False
         """Whether it was ended from outside: that tells nothing of the points that were not begun."""
         self.known: dict[str, Any] = {}
@@ -53,7 +53,7 @@ class RowLedger:
     @property
     def valid(self) -> bool:
         """Whether every row so far is valid; a service that was kept up for hand tests has done what it was to do."""
-        return self._served or all(row["valid"] for row in self._rows.values())
+        return self.was_served or all(row["valid"] for row in self._rows.values())
 
     @property
     def left(self) -> tuple[str, ...]:
@@ -89,7 +89,7 @@ class RowLedger:
 
     def served(self, seconds: float) -> list[Row]:
         """Give every point of a service that was kept up for hand tests its row."""
-        self._served = True
+        self.was_served = True
         reason = f"served for hand tests for {seconds:.0f} s, not measured"
         return [self._set(point, invalid_reason=reason) for point in self._configs]
 

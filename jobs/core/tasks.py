@@ -1,12 +1,11 @@
-"""What one allocation has to do: the content of allocation.json, and the configs it points to."""
+"""What one allocation has to do and how it ended (allocation.json, outcome.json), and the configs of its points."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from omegaconf import OmegaConf
+from pydantic import TypeAdapter
 
 from jobs.core import schema
 from jobs.core.config import Config
@@ -40,6 +39,43 @@ class AllocationTask:
     checks_only: bool = False
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How an allocation ended.
+
+    Attributes:
+        ended: why it could not go on; None: it went through.
+        valid: whether every row that it wrote is valid.
+        time: when it ended, Unix seconds.
+        left: what another allocation is to do.
+        yielded: it was stopped for others that wait.
+        too_short: why no job of this time limit can begin what is left; None: one can.
+        resubmitted: id of the job that does what is left.
+    """
+
+    ended: str | None = None
+    valid: bool = False
+    time: float = 0.0
+    left: tuple[ServiceTask, ...] = ()
+    yielded: bool = False
+    too_short: str | None = None
+    resubmitted: str | None = None
+
+
+_TASK, _OUTCOME = TypeAdapter(AllocationTask), TypeAdapter(Outcome)
+
+
+def write_outcome(folder: AllocationDir, outcome: Outcome) -> None:
+    """Write how an allocation ended; of the last two fields only what there is."""
+    found = asdict(outcome)
+    write_json(folder.outcome, {key: found[key] for key in found if found[key] is not None or key == "ended"})
+
+
+def read_outcome(folder: AllocationDir) -> Outcome | None:
+    """Return how an allocation ended; None: it has not."""
+    return _OUTCOME.validate_python(read_json(folder.outcome)) if folder.outcome.exists() else None
+
+
 def write_task(folder: AllocationDir, task: AllocationTask) -> None:
     """Write what the ranks have to do."""
     write_json(folder.task, asdict(task))
@@ -47,10 +83,7 @@ def write_task(folder: AllocationDir, task: AllocationTask) -> None:
 
 def read_task(folder: AllocationDir) -> AllocationTask:
     """Read what this allocation has to do."""
-    data: Mapping[str, Any] = read_json(folder.task)
-    services = tuple(ServiceTask(item["service"], tuple(item["points"])) for item in data["services"])
-    flags = {name: data.get(name, False) for name in ("serve", "checks_only")}
-    return AllocationTask(services, data["attempt"], **flags)
+    return _TASK.validate_python(read_json(folder.task))
 
 
 def write_config(sweep: SweepDir, point: str, config: Config) -> None:

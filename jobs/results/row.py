@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jobs.core.config import Bench, Config
+from jobs.core.files import write_json
+from jobs.core.rundir import SweepDir
 from jobs.measure.objective import SPREAD_COLUMNS
 from jobs.measure.records import Window
 from jobs.measure.statistics import of_series, summarize
@@ -83,6 +85,16 @@ def make_row(point: str, service: str, config: Config, **known: Any) -> dict[str
         raise KeyError(f"no such column: {sorted(unknown)}")
     row |= known
     return row | {"price_per_m_output_tok": price(config.results.price_node_hour, row["nodes"], row["output_tok_s"])}
+
+
+def write_rows(sweep: SweepDir, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows into the directories of their points.
+
+    Raises:
+        RunError: the disk is full, or closed to us.
+    """
+    for row in rows:
+        write_json(sweep.point(row["point"]).row, row)
 
 
 def price(node_hour: float | None, nodes: int | None, output_tok_s: float | None) -> float | None:

@@ -1,0 +1,149 @@
+"""A service that is ready, as rank 0 uses it: its points are measured one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from jobs.allocation import serving, watch
+from jobs.allocation.context import RankContext
+from jobs.allocation.life import Life, ServiceFailed
+from jobs.allocation.node import container
+from jobs.allocation.node.engine import Engine
+from jobs.allocation.rows import RowLedger
+from jobs.allocation.supervisor import Supervisor
+from jobs.allocation.walltime import point_seconds
+from jobs.cluster.squeue import others_wait
+from jobs.core.config import Config
+from jobs.core.files import read_json, write_json
+from jobs.core.log import log
+from jobs.core.rundir import SweepDir
+from jobs.core.waiting import aside
+from jobs.measure.clients import base as clients
+from jobs.measure.clients.run import ExternalRun
+from jobs.measure.point import Measured, OfService, PointRun, save
+from jobs.measure.records import Target
+from jobs.results.row import write_rows
+from jobs.results.table import write_table
+
+
+@dataclass
+class LiveService:
+    """A running service.
+
+    Args:
+        context: of rank 0.
+        configs: of its points.
+        rows: the ledger that its points go into.
+        engine: of rank 0.
+        supervisor, life: of all ranks.
+        target: where it answers.
+
+    Attributes:
+        out_of_time: it is to be stopped before its last point; `yielded`: because others wait.
+    """
+
+    context: RankContext
+    configs: Mapping[str, Config]
+    rows: RowLedger
+    engine: Engine
+    supervisor: Supervisor
+    life: Life
+    target: Target
+    out_of_time: bool = False
+    yielded: bool = False
+    _shared: OfService = field(default_factory=OfService)
+    _ahead: int | None = 0
+
+    def has_time_for(self, point: str) -> bool:
+        """Return whether a point ends before the time limit."""
+        lacks = self.context.walltime.lacks(point_seconds(self.configs[point]))
+        if lacks:
+            log(f"point {point}: not begun: {lacks}")
+            self.out_of_time = True
+        return not lacks
+
+    async def must_yield(self) -> bool:
+        """Return whether other users wait for the nodes and this sweep lets them have these."""
+        partition = self.context.inherited.get("SLURM_JOB_PARTITION")
+        if not self.engine.config.cluster.yield_to_others or partition is None:
+            return False
+        if await aside(others_wait, partition, getpass.getuser()):
+            log("other users' jobs wait: stopping after this point (cluster.yield_to_others)")
+            self.out_of_time = self.yielded = True
+        return self.yielded
+
+    async def measure(self, point: str) -> None:
+        """Measure one point and write its row.
+
+        Raises:
+            ServiceFailed: the service has failed; the row says so.
+            RunError: the row cannot be written.
+        """
+        config, stop, seen = self.configs[point], asyncio.Event(), self.supervisor.watch
+        values = _values(self.context.folder.sweep, point)
+        log(f"point {point}: {' '.join(f'{k}={v}' for k, v in values.items()) or 'measure'}")
+        client = self._external_run(point) if config.bench.is_external else None
+        if seen:
+            # What the point before left in flight may still be read when this one begins.
+            now = watch.tokens_ahead(config)
+            seen.ahead = None if now is None or self._ahead is None else max(now, self._ahead)
+            self._ahead = now
+        entered = partial(self.supervisor.enter, point=point)
+        run = PointRun(config, self.target, self._shared, seen, stop, entered, client)
+        await self.life.during(run.run(), stop.set)
+        measured = run.result()
+        failure = await (self.life.failure_soon() if measured.reason else self.life.failure())
+        self.rows.from_outside = failure is not None and self.life.from_outside
+        await aside(self._save, point, measured, failure)
+        if failure:
+            raise ServiceFailed(failure)
+
+    async def serve(self) -> None:
+        """Keep the service up for hand tests until this job is told to end: that is its good end.
+
+        Raises:
+            ServiceFailed: it has failed before.
+        """
+        context, config, began = self.context, self.engine.config, time.monotonic()
+        login = context.inherited.get("SLURM_SUBMIT_HOST")
+        how = serving.describe(config, context.folder, self.engine.place, context.task.host, login)
+        write_json(context.folder.serving, how)
+        log(serving.text(context.folder))
+        self.supervisor.enter("serving")
+        try:
+            await self.life.during(asyncio.Event().wait())
+        except ServiceFailed:
+            if not self.life.told:
+                raise
+        finally:
+            context.folder.serving.unlink(missing_ok=True)
+        write_rows(context.folder.sweep, self.rows.served(time.monotonic() - began))
+
+    def _external_run(self, point: str) -> ExternalRun:
+        config, tag = self.configs[point], self.context.tag(f"client/{point}")
+        site = self.engine.client_site(config, self.context.inherited)
+        if not clients.runs_inside(config):  # the model's path may be one of the inside
+            config = replace(config, model=replace(config.model, path=str(container.checkpoint(self.engine.config))))
+        return ExternalRun(config, site, self.context.folder.sweep.point(point).client, tag)
+
+    def _save(self, point: str, measured: Measured, failure: str | None) -> None:
+        sweep, row = self.context.folder.sweep, self.rows.measured(point, measured, failure)
+        save(sweep.point(point), measured)
+        write_rows(sweep, [row])
+        write_table(sweep)
+        words = "valid" if row["valid"] else row["invalid_reason"]
+        log(f"point {point}: {words}, {row['output_tok_s'] or 0:.1f} output tok/s")
+        for note in measured.notes:
+            log(f"point {point}: note: {note}")
+
+
+def _values(sweep: SweepDir, point: str) -> Mapping[str, Any]:
+    """Return the swept values of a point."""
+    values: Mapping[str, Any] = next(p["values"] for p in read_json(sweep.plan)["points"] if p["point"] == point)
+    return values
