@@ -20,9 +20,10 @@ from jobs.allocation.node.engine import Engine
 from jobs.core import process
 from jobs.core.config import Config, in_container
 from jobs.core.errors import RunError
-from jobs.core.files import is_there, read_json, write_json
+from jobs.core.files import is_there
 from jobs.core.log import last_line, read_tail
 from jobs.core.rundir import RankDir
+from jobs.engines.checkpoint.order import StageOrder, read_answer
 from jobs.engines.checkpoint.verify import SAMPLED
 from jobs.engines.vllm import environment
 
@@ -79,17 +80,16 @@ async def _stage(engine: Engine, inherited: Mapping[str, str]) -> Parts:
     if not _weights_wanted(config):
         return {}
     model, limit = config.model, config.limits.stage_s
-    order = {
-        "source": str(container.checkpoint(config)),
-        "stage_to": model.stage_to,
-        "check": model.verify != "none",
-        "sampled": SAMPLED if model.verify == "sampled" else 0,
-        "w8a8": model.quantization == "ascend",
-        "weights": model.load_format != "dummy",
-        "result": str(folder.checkpoint),
-    }
-    folder.checkpoint.unlink(missing_ok=True)
-    write_json(folder.staging, order)
+    order = StageOrder(
+        source=str(container.checkpoint(config)),
+        stage_to=model.stage_to,
+        check=model.verify != "none",
+        sampled=SAMPLED if model.verify == "sampled" else 0,
+        w8a8=model.quantization == "ascend",
+        weights=model.load_format != "dummy",
+        result=str(folder.checkpoint),
+    )
+    order.write(folder.staging)
     folder.enter("staging" if model.stage_to else "checking")
     argv = [sys.executable, "-m", "jobs.engines.checkpoint", str(folder.staging)]
     worker = await process.start(argv, environment.whole({}, inherited), folder.staging_log, engine.tag)
@@ -103,16 +103,14 @@ async def _stage(engine: Engine, inherited: Mapping[str, str]) -> Parts:
         if worker.ended is None:
             for left in await worker.stop(0):
                 folder.note("failed", reason=f"left behind: {left}")
-    found = read_json(folder.checkpoint) if folder.checkpoint.exists() else {}
-    if "error" in found:
-        raise RunError(*found["error"])
-    if not found:
+    staged = read_answer(folder.checkpoint)
+    if staged is None:
         remedy = f"See {folder.staging_log}."
         reason = f"staging {worker.ended}: {last_line(folder.staging_log)}"
         raise RunError("model.path", model.path, reason, remedy)
     if model.stage_to:
-        engine.config = served_from(config, str(found["path"]))
-    return dict(found.get("parts", {}))
+        engine.config = served_from(config, staged.path)
+    return staged.parts
 
 
 async def _attend(worker: process.Process, folder: RankDir) -> None:

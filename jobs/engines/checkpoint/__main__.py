@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.core.errors import RunError
-from jobs.core.files import read_json, write_json
 from jobs.engines.checkpoint.copying import Copied
 from jobs.engines.checkpoint.manifest import as_json
+from jobs.engines.checkpoint.order import Staged, StageOrder, write_error
 from jobs.engines.checkpoint.stage import check_there, stage
 from jobs.engines.checkpoint.verify import check_sizes
 
@@ -42,38 +42,34 @@ class Teller:
         print(f"{who} stages the same checkpoint: waiting", flush=True)
 
 
-def main(order: Path) -> int:
-    """Stage and check as an order says: source, stage_to, check, sampled, w8a8, weights, result."""
-    asked = read_json(order)
-    result, source = Path(asked["result"]), Path(asked["source"])
-    path, teller = source, Teller()
+def main(path: Path) -> int:
+    """Stage and check as the order in a file says. Returns the exit code."""
+    order, teller = StageOrder.read(path), Teller()
     try:
-        check_there(source)
-        if asked["stage_to"]:
-            done = stage(
-                source,
-                Path(asked["stage_to"]),
-                weights=asked["weights"],
-                progress=teller.copied,
-                waiting=teller.waiting,
-            )
-            path = done.path
-            print(f"{path}: {'was there' if done.reused else f'staged in {done.seconds:.1f} s'}", flush=True)
-        found: dict[str, object] = {"path": str(path)}
-        if asked["check"]:
-            manifest, findings = check_sizes(
-                path, weights=asked["weights"], w8a8=asked["w8a8"], sampled=asked["sampled"]
-            )
-            if findings:
-                more = f" ({len(findings) - 1} more findings)" if len(findings) > 1 else ""
-                raise RunError("model.path", path, f"{findings[0]}{more}", "See `python -m jobs model verify`.")
-            found |= {"parts": manifest.parts, "manifest": as_json(manifest)}
+        staged = _carry_out(order, teller)
     except RunError as error:
-        write_json(result, {"error": error.args})
+        write_error(Path(order.result), error)
         print(f"error: {error}", flush=True)
         return 1
-    write_json(result, found)
+    staged.write(Path(order.result))
     return 0
+
+
+def _carry_out(order: StageOrder, teller: Teller) -> Staged:
+    path = Path(order.source)
+    check_there(path)
+    if order.stage_to:
+        target = Path(order.stage_to)
+        done = stage(path, target, weights=order.weights, progress=teller.copied, waiting=teller.waiting)
+        path = done.path
+        print(f"{path}: {'was there' if done.reused else f'staged in {done.seconds:.1f} s'}", flush=True)
+    if not order.check:
+        return Staged(str(path))
+    manifest, findings = check_sizes(path, weights=order.weights, w8a8=order.w8a8, sampled=order.sampled)
+    if findings:
+        more = f" ({len(findings) - 1} more findings)" if len(findings) > 1 else ""
+        raise RunError("model.path", path, f"{findings[0]}{more}", "See `python -m jobs model verify`.")
+    return Staged(str(path), manifest.parts, as_json(manifest))
 
 
 if __name__ == "__main__":
