@@ -28,5 +28,5 @@ class RankContext:
     started: float = field(default_factory=time.time)
 
     def tag(self, service: str) -> str:
-        """Return the mark of this rank's engine processes."""
+        """Return the process tag of this rank's engine processes."""
         return f"{self.task.job_id}/{service}/{self.task.rank}"

@@ -21,7 +21,7 @@ from jobs.core.errors import RunError
 from jobs.core.waiting import aside
 
 TAG = "SERVING_SWEEP_RANK"
-"""Environment variable that marks every process of an engine, so that strays are found wherever they went."""
+"""Environment variable that tags every process of an engine, so that strays are found wherever they went."""
 
 KILL_S = 10.0
 """After SIGKILL a process may hang in the kernel for as long as its driver takes; then it counts as left behind."""
@@ -60,7 +60,7 @@ done
 """
 
 _guards: dict[str, list[Guard]] = {}
-"""By mark. Held here, since a guard acts when its pipe is closed: also when nobody refers to it any more."""
+"""By process tag. Held here, since a guard acts when its pipe is closed: also when nobody refers to it any more."""
 
 _GUARD_TRIES = 15
 """Times 0.2 s from SIGTERM to SIGKILL, where nobody is left to wait for the engine."""
@@ -153,7 +153,7 @@ def become(argv: Sequence[str], env: Mapping[str, str]) -> NoReturn:
 
 
 def tags() -> set[str]:
-    """Return the marks of all living engines and of what prepares them, as far as this user can see them."""
+    """Return the process tags of all living engines and of what prepares them, as far as this user can see them."""
     found = set()
     for one in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -265,7 +265,7 @@ class Process:
         return False
 
     def strays(self) -> list[psutil.Process]:
-        """Return living processes of this engine: its group, and whatever carries its mark."""
+        """Return living processes of this engine: its group, and whatever carries its tag."""
         return [p for p in psutil.process_iter() if self._is_ours(p)]
 
     def _is_ours(self, process: psutil.Process) -> bool:
@@ -285,7 +285,7 @@ def _name(process: psutil.Process) -> str:
 
 
 class Guard:
-    """What ends everything with a mark, and the group of one process that has it, once this process is gone."""
+    """What ends everything with a process tag, and the group of one process that has it, once this process is gone."""
 
     def __init__(self, tag: str, path: str) -> None:
         """Start it. `path`: a PATH that finds the tools of its script."""
@@ -300,7 +300,7 @@ class Guard:
         )
 
     def mind(self, process: asyncio.subprocess.Process) -> None:
-        """Tell it whose group it minds."""
+        """Tell it the process whose group it ends too."""
         assert self._process.stdin is not None
         self.minds = process
         self._process.stdin.write(f"{process.pid}\n".encode())
@@ -315,7 +315,7 @@ class Guard:
 
 
 def _guard(tag: str, path: str) -> Guard:
-    """Start a guard. Several processes may have one mark at once: what stages weights, and what brings an image."""
+    """Start a guard. Several processes may have one tag at once: what stages weights, and what brings an image."""
     _dismiss(tag)
     guard = Guard(tag, path)
     _guards.setdefault(tag, []).append(guard)
@@ -323,7 +323,7 @@ def _guard(tag: str, path: str) -> Guard:
 
 
 def _dismiss(tag: str) -> None:
-    """Dismiss the guards of a mark whose processes have ended: they would end what came after."""
+    """Dismiss the guards of a process tag whose processes have ended: they would end what came after."""
     guards = _guards.pop(tag, [])
     over = [one for one in guards if one.minds is not None and one.minds.returncode is not None]
     for one in over:
@@ -346,7 +346,7 @@ async def start(
         argv: program and arguments.
         env: the whole environment.
         log: file that takes stdout and stderr; its directory is made.
-        mark: value of MARK in the environment of the whole tree.
+        tag: value of TAG in the environment of the whole tree.
         source: shell files that are sourced first, in this order.
         cwd: working directory; None: ours.
 

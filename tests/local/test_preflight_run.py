@@ -61,8 +61,8 @@ def station(settings: Config, rank: int, ports: Ports, folder: Path, **spot: Any
     return Station(settings, StationContext(**(made | spot)))
 
 
-async def obey(link: ControlClient, its: Station) -> None:
-    await headless.serve(link, lambda _: None, {}, its.answer)
+async def obey(client: ControlClient, its: Station) -> None:
+    await headless.serve(client, lambda _: None, {}, its.answer)
 
 
 @asynccontextmanager
@@ -72,10 +72,10 @@ async def two_ranks(
     ports = Ports(*free_ports(3))
     control = ControlServer(2, KEY, 5.0)
     await control.open(ports.control)
-    link = await join("127.0.0.1", ports.control, 1, KEY, 5.0, 20.0)
+    client = await join("127.0.0.1", ports.control, 1, KEY, 5.0, 20.0)
     await control.joined(20.0)
     first, second = (station(settings, rank, ports, folders[rank], **spots.get(rank, {})) for rank in (0, 1))
-    work = asyncio.create_task(serve(link, second))
+    work = asyncio.create_task(serve(client, second))
     try:
         yield Preflight(settings, ports, control, first), ports
     finally:
@@ -158,12 +158,12 @@ async def test_a_wrong_interface_ends_it_with_the_one_that_works(tmp_path: Path)
 
 
 async def test_a_clock_that_is_off_is_measured_over_the_connection(tmp_path: Path) -> None:
-    async def askew(link: ControlClient, its: Station) -> None:
+    async def askew(client: ControlClient, its: Station) -> None:
         async def answer(message: Message) -> Message | None:
             reply = await its.answer(message)
             return replace(reply, time=reply.time - 90.0) if isinstance(reply, Clock) else reply
 
-        await headless.serve(link, lambda _: None, {}, answer)
+        await headless.serve(client, lambda _: None, {}, answer)
 
     async with two_ranks(WITHOUT, (tmp_path, tmp_path), askew) as (checks, _):
         result = await asyncio.wait_for(checks.run(), 30)
@@ -176,14 +176,14 @@ async def test_a_clock_that_is_off_is_measured_over_the_connection(tmp_path: Pat
 async def test_a_closed_path_is_found(tmp_path: Path) -> None:
     """A peer that says it listens, and does not: as behind a firewall that refuses."""
 
-    async def closed(link: ControlClient, its: Station) -> None:
+    async def closed(client: ControlClient, its: Station) -> None:
         async def answer(message: Message) -> Message | None:
             reply = await its.answer(message)
             if isinstance(reply, FactsFound):
                 return replace(reply, facts=replace(reply.facts, listening=tuple(free_ports(1))))
             return reply
 
-        await headless.serve(link, lambda _: None, {}, answer)
+        await headless.serve(client, lambda _: None, {}, answer)
 
     async with two_ranks(WITHOUT, (tmp_path, tmp_path), closed) as (checks, _):
         result = await asyncio.wait_for(checks.run(), 30)
@@ -193,7 +193,7 @@ async def test_a_closed_path_is_found(tmp_path: Path) -> None:
 
 
 async def test_a_rank_that_does_not_answer_runs_into_its_own_limit(tmp_path: Path) -> None:
-    async def silent(link: ControlClient, its: Station) -> None:
+    async def silent(client: ControlClient, its: Station) -> None:
         await asyncio.Event().wait()
 
     settings = change(WITHOUT, limits__preflight_s=0.3)
@@ -204,9 +204,9 @@ async def test_a_rank_that_does_not_answer_runs_into_its_own_limit(tmp_path: Pat
 
 
 async def test_a_rank_that_goes_is_named_at_once(tmp_path: Path) -> None:
-    async def gone(link: ControlClient, its: Station) -> None:
-        await link.receive()
-        link.close()
+    async def gone(client: ControlClient, its: Station) -> None:
+        await client.receive()
+        client.close()
 
     async with two_ranks(WITHOUT, (tmp_path, tmp_path), gone) as (checks, _):
         result = await asyncio.wait_for(checks.run(), 30)

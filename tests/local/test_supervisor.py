@@ -1,4 +1,4 @@
-"""Life and death of one service on two ranks: real processes, a real hub and link, a real HTTP stub."""
+"""Life and death of one service on two ranks: real processes, a real channel, a real HTTP stub."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ async def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
         here = Stage(tmp_path, stage.pop("roles", {}), **stage)
         control, port = ControlServer(2, "key", 10.0), free_port()
         await control.open(port)
-        link = await join("127.0.0.1", port, 1, "key", 10.0, PATIENCE_S)
+        client = await join("127.0.0.1", port, 1, "key", 10.0, PATIENCE_S)
         await control.joined(PATIENCE_S)
         engine = make_engine or (lambda _: here.engine(1))
-        work = serve(link) if serve else headless.serve(link, engine, dict(os.environ))
+        work = serve(client) if serve else headless.serve(client, engine, dict(os.environ))
         task = asyncio.create_task(work)
         alive = Life(here.stopping)
-        running = Running(here, Supervisor(here.engine(0), control, START, alive), alive, control, link, task)
+        running = Running(here, Supervisor(here.engine(0), control, START, alive), alive, control, client, task)
         made.append(running)
         return running
 
@@ -74,7 +74,7 @@ async def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
             await one.supervisor.stop()
         await one.control.send(Bye())
         with contextlib.suppress(BaseException):
-            await asyncio.wait_for(one.agent, PATIENCE_S)
+            await asyncio.wait_for(one.headless, PATIENCE_S)
         await one.control.close()
         for pipe in one.stage.orders.values():
             pipe.close()
@@ -126,17 +126,17 @@ async def test_any_exit_of_any_rank_ends_the_service_and_is_named(
     assert "failed" in running.stage.states(rank)
 
 
-async def obedient(link: ControlClient, failed: asyncio.Event | None = None) -> str | None:
+async def obedient(client: ControlClient, failed: asyncio.Event | None = None) -> str | None:
     """A rank without an engine; it reports a failure of a second ago once it is told to."""
-    while (message := await link.receive()) is not None:
+    while (message := await client.receive()) is not None:
         match message:
             case Inspect():
-                await link.send(Inspected())
+                await client.send(Inspected())
                 if failed:
                     await failed.wait()
-                    await link.send(Ended("EI0006: link down", time.time() - 1))
+                    await client.send(Ended("EI0006: link down", time.time() - 1))
             case Stop():
-                await link.send(Stopped(("pid 7 python",)))
+                await client.send(Stopped(("pid 7 python",)))
             case Bye():
                 return None
     return None
@@ -144,7 +144,7 @@ async def obedient(link: ControlClient, failed: asyncio.Event | None = None) -> 
 
 async def test_the_first_failing_rank_is_named_though_the_other_is_heard_first(run: Make) -> None:
     told = asyncio.Event()
-    running = await run(serve=lambda link: obedient(link, told), roles={"head": {"alone": True}})
+    running = await run(serve=lambda client: obedient(client, told), roles={"head": {"alone": True}})
     await running.start()
     running.stage.order("head", 1, "RuntimeError: peer is gone")
     while not running.life._failed.is_set():
@@ -257,11 +257,11 @@ async def test_a_failure_that_came_well_before_the_signal_stays_the_reason(run: 
 async def test_a_lost_rank_ends_the_service_and_is_counted_as_left_behind(run: Make) -> None:
     running = await run()
     await running.start()
-    running.link.close()
+    running.client.close()
     assert await running.failed() == "rank 1 (headless): its connection to rank 0 ended"
     assert await running.stop() == ["rank 1: lost, nothing is known"]
     # The rank itself sees the end of the connection and stops its engine.
-    assert await asyncio.wait_for(running.agent, PATIENCE_S) == "rank 0 is gone"
+    assert await asyncio.wait_for(running.headless, PATIENCE_S) == "rank 0 is gone"
     assert tagged(running.stage) == []
 
 
@@ -323,10 +323,10 @@ async def test_a_rank_that_does_not_answer_stop_is_left_behind(
     monkeypatch.setattr(supervisor, "STOP_MARGIN_S", 0.1)
     monkeypatch.setattr(supervisor, "HASTE_S", 0.0)
 
-    async def deaf(link: ControlClient) -> str | None:
-        while (message := await link.receive()) is not None:
+    async def deaf(client: ControlClient) -> str | None:
+        while (message := await client.receive()) is not None:
             if isinstance(message, Inspect):
-                await link.send(Inspected())
+                await client.send(Inspected())
             if isinstance(message, Bye):
                 return None
         return None
@@ -381,15 +381,15 @@ async def test_a_rank_that_says_nothing_while_it_loads_is_named(run: Make) -> No
 async def test_of_two_ranks_that_load_too_long_the_one_that_is_silent_is_named(
     run: Make, talks: bool, named: str
 ) -> None:
-    async def loading(link: ControlClient) -> str | None:
+    async def loading(client: ControlClient) -> str | None:
         async def tell() -> None:
             while True:  # a log that grew this moment, or one that has not for ten minutes
-                await link.send(Progress(0.0 if talks else 600.0))
+                await client.send(Progress(0.0 if talks else 600.0))
                 await asyncio.sleep(0.02)
 
         telling = asyncio.create_task(tell())
         try:
-            return await obedient(link)
+            return await obedient(client)
         finally:
             telling.cancel()
 
@@ -452,7 +452,7 @@ SIGTERM = "cancelled or preempted (SIGTERM)"
 async def test_a_signal_to_another_rank_alone_ends_the_service_at_once_and_names_it(run: Make) -> None:
     running = await run()
     await running.start()
-    await running.link.send(Signalled(SIGTERM, time.time()))
+    await running.client.send(Signalled(SIGTERM, time.time()))
     assert await running.failed() == f"rank 1 (headless): {SIGTERM}"
     assert running.life.from_outside
     assert running.control.leaving == {1}
@@ -462,7 +462,7 @@ async def test_a_signal_to_another_rank_alone_ends_the_service_at_once_and_names
 async def test_a_signal_to_all_ranks_is_told_as_our_own_whatever_the_other_clock_says(run: Make) -> None:
     running = await run()
     await running.start()
-    await running.link.send(Signalled(SIGTERM, time.time() - 60))
+    await running.client.send(Signalled(SIGTERM, time.time() - 60))
     running.stage.stopping.set_result(SIGTERM)
     assert await running.failed() == SIGTERM
     assert running.life.from_outside

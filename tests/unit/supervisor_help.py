@@ -154,8 +154,8 @@ class Running:
     supervisor: Supervisor
     life: Life
     control: ControlServer
-    link: ControlClient
-    agent: asyncio.Task[str | None]
+    client: ControlClient
+    headless: asyncio.Task[str | None]
 
     async def start(self) -> None:
         await asyncio.wait_for(self.supervisor.start(dict(os.environ), self.stage.target), PATIENCE_S)

@@ -34,7 +34,7 @@ class Engine:
     def __init__(
         self, config: Config, place: Placement, folder: RankDir, tag: str, points: Sequence[Config] = ()
     ) -> None:
-        """Args: config of the service, this rank, its directory, the mark of its processes, all points (rank 0)."""
+        """Args: config of the service, this rank, its directory, its process tag, all points (rank 0)."""
         self.config, self.place, self.folder, self.tag, self._points = config, place, folder, tag, points
         self._process: process.Process | None = None
         self._before: cleanup.Baseline | None = None

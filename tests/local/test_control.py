@@ -61,11 +61,11 @@ async def control(ranks: int = 2, silence_s: float = 5.0) -> AsyncIterator[tuple
 
 @asynccontextmanager
 async def peer(port: int, rank: int = 1, key: str = KEY, silence_s: float = 5.0) -> AsyncIterator[ControlClient]:
-    link = await join("127.0.0.1", port, rank, key, silence_s, PATIENCE_S)
+    client = await join("127.0.0.1", port, rank, key, silence_s, PATIENCE_S)
     try:
-        yield link
+        yield client
     finally:
-        link.close()
+        client.close()
 
 
 async def lost(made: ControlServer) -> tuple[int, str]:
@@ -81,8 +81,8 @@ async def test_messages_pass_both_ways_in_their_order() -> None:
         for n in range(20):
             await made.send(Phase('ü\n"x"', {"n": n}))
             await two.send(Ended("it ended", float(n)))
-        for link in (one, two):
-            received = [await soon(link.receive()) for _ in range(20)]
+        for client in (one, two):
+            received = [await soon(client.receive()) for _ in range(20)]
             assert received == [Phase('ü\n"x"', {"n": n}) for n in range(20)]
         assert [await soon(made.inbox.get()) for _ in range(20)] == [
             (2, Ended("it ended", float(n))) for n in range(20)
@@ -108,9 +108,9 @@ async def test_a_rank_may_come_before_rank_0_is_there() -> None:
     early = asyncio.create_task(join("127.0.0.1", port, 1, KEY, 5.0, PATIENCE_S))
     await asyncio.sleep(0)
     await made.open(port)
-    link = await soon(early)
+    client = await soon(early)
     await made.joined(PATIENCE_S)
-    link.close()
+    client.close()
     await made.close()
 
 
@@ -166,7 +166,7 @@ async def test_what_speaks_another_language_is_sent_away(words: bytes) -> None:
             assert (await soon(reader.read())).count(b"\n") == 1  # the nonce, and no welcome
         writer.close()
         assert made.present == set()
-        async with peer(port):  # and the hub still works
+        async with peer(port):  # and rank 0 still works
             await made.joined(PATIENCE_S)
 
 
@@ -184,9 +184,9 @@ async def test_a_proof_of_another_connection_is_worth_nothing() -> None:
 
 
 async def test_a_rank_that_only_beats_is_not_lost() -> None:
-    async with control(silence_s=SILENCE_S) as (made, port), peer(port, silence_s=SILENCE_S) as link:
+    async with control(silence_s=SILENCE_S) as (made, port), peer(port, silence_s=SILENCE_S) as client:
         news = asyncio.create_task(made.inbox.get())
-        told = asyncio.create_task(link.receive())
+        told = asyncio.create_task(client.receive())
         done, _ = await asyncio.wait({news, told}, timeout=3 * SILENCE_S)
         assert not done
         assert made.present == {1}
@@ -206,8 +206,8 @@ RANK = """
 import asyncio, sys
 from jobs.allocation.control import join
 async def main():
-    link = await join("127.0.0.1", int(sys.argv[1]), 1, sys.argv[2], float(sys.argv[3]), 30)
-    while await link.receive() is not None:
+    client = await join("127.0.0.1", int(sys.argv[1]), 1, sys.argv[2], float(sys.argv[3]), 30)
+    while await client.receive() is not None:
         pass
 asyncio.run(main())
 """
@@ -241,17 +241,17 @@ async def test_a_killed_process_is_lost_at_once() -> None:
         assert await lost(made) == (1, "its connection to rank 0 ended")
 
 
-async def test_rank_0_gone_is_the_end_of_the_link() -> None:
-    async with control() as (made, port), peer(port) as link:
+async def test_rank_0_gone_is_the_end_of_the_channel() -> None:
+    async with control() as (made, port), peer(port) as client:
         await made.joined(PATIENCE_S)
         await made.send(Stop())
         await made.close()
-        assert await soon(link.receive()) == Stop()
-        assert await soon(link.receive()) is None
-        await link.send(Stopped())  # into the void: no error
+        assert await soon(client.receive()) == Stop()
+        assert await soon(client.receive()) is None
+        await client.send(Stopped())  # into the void: no error
 
 
-async def test_a_silent_rank_0_is_the_end_of_the_link() -> None:
+async def test_a_silent_rank_0_is_the_end_of_the_channel() -> None:
     done = asyncio.Event()
 
     async def welcome_and_no_more(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -263,8 +263,8 @@ async def test_a_silent_rank_0_is_the_end_of_the_link() -> None:
 
     port = free_port()
     async with await asyncio.start_server(welcome_and_no_more, "127.0.0.1", port):
-        async with peer(port, silence_s=SILENCE_S) as link:
-            assert await soon(link.receive()) is None
+        async with peer(port, silence_s=SILENCE_S) as client:
+            assert await soon(client.receive()) is None
         done.set()
 
 
@@ -285,12 +285,12 @@ async def test_a_taken_port_is_said() -> None:
 
 
 async def test_long_messages_arrive_whole() -> None:
-    async with control() as (made, port), peer(port) as link:
+    async with control() as (made, port), peer(port) as client:
         await made.joined(PATIENCE_S)
-        await link.send(Stopped(("x" * 200_000,)))
+        await client.send(Stopped(("x" * 200_000,)))
         await made.send(Phase("y" * 200_000))
         assert await soon(made.inbox.get()) == (1, Stopped(("x" * 200_000,)))
-        assert await soon(link.receive()) == Phase("y" * 200_000)
+        assert await soon(client.receive()) == Phase("y" * 200_000)
 
 
 @pytest.mark.parametrize(
@@ -301,9 +301,9 @@ async def test_long_messages_arrive_whole() -> None:
     ],
 )
 async def test_a_rank_that_speaks_another_language_is_lost_and_the_reason_says_so(line: bytes, wrong: str) -> None:
-    async with control() as (made, port), peer(port) as link:
+    async with control() as (made, port), peer(port) as client:
         await made.joined(PATIENCE_S)
-        link._line._writer.write(line)
+        client._line._writer.write(line)
         rank, reason = await lost(made)
         assert (rank, made.present) == (1, set())
         assert reason.startswith(f"it sent what is no message of ours: {wrong}")
