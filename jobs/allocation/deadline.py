@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from jobs.cluster.squeue import seconds_left
 from jobs.cluster.time_limit import limit_seconds
+from jobs.core.waiting import aside
 
 PAUSES_S = (0.0, 2.0, 5.0)
 """Before each question to squeue: slurmctld is busy most of all where many jobs start at once."""
@@ -44,7 +45,7 @@ async def find(job_id: str, env: Mapping[str, str], configured: int | str | None
     """
     for pause in PAUSES_S:
         await asyncio.sleep(pause)
-        left = await asyncio.to_thread(ask, job_id, ANSWER_S)
+        left = await aside(ask, job_id, ANSWER_S)
         if left is not None:
             return Deadline(None if math.isinf(left) else left, "squeue")
     silent = "squeue does not answer"

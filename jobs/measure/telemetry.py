@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from jobs.core import process
 from jobs.core.errors import RunError
+from jobs.core.waiting import aside
 from jobs.engines.ascend import npu_smi
 from jobs.measure.records import Window
 from jobs.measure.wire import clock
@@ -58,7 +59,7 @@ async def watch_npus(readings: list[Reading]) -> None:
     while True:
         now = clock()
         try:
-            done = await asyncio.to_thread(process.run, [PROGRAM, "info"], timeout_s=LIMIT_S)
+            done = await aside(process.run, [PROGRAM, "info"], timeout_s=LIMIT_S)
         except RunError:
             return
         if done.returncode != 0:
@@ -132,7 +133,7 @@ def _threads(known: set[int]) -> Usage:
 async def watch_threads(usages: list[Usage], known: set[int]) -> None:
     """Add a reading a second until cancelled; `known`: the processes that were there before the client."""
     while True:
-        usages.append(await asyncio.to_thread(_threads, known))
+        usages.append(await aside(_threads, known))
         await asyncio.sleep(THREADS_PERIOD_S)
 
 

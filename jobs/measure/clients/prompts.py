@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jobs.core.config import Config
 from jobs.core.files import write_text
+from jobs.core.waiting import aside
 from jobs.measure.records import Target
 from jobs.measure.wire import Connections, request_json
 from jobs.measure.workload import numbers
@@ -46,7 +47,7 @@ async def write(config: Config, target: Target, path: Path, count: int) -> bool:
         except LookupError:
             return False
     lines = [{"question": text, "max_tokens": bench.output_tokens, "answer": "-"} for text in texts]
-    await asyncio.to_thread(write_text, path, "".join(json.dumps(line) + "\n" for line in lines))
+    await aside(write_text, path, "".join(json.dumps(line) + "\n" for line in lines))
     return True
 
 
