@@ -20,8 +20,9 @@ from jobs.allocation.supervisor import Supervisor
 from jobs.allocation.walltime import point_seconds
 from jobs.cluster.squeue import others_wait
 from jobs.core.config import Config
-from jobs.core.files import read_json, write_json
+from jobs.core.files import write_json
 from jobs.core.log import log
+from jobs.core.planfile import read_plan
 from jobs.core.rundir import SweepDir
 from jobs.core.waiting import aside
 from jobs.measure.clients import base as clients
@@ -145,5 +146,4 @@ class LiveService:
 
 def _values(sweep: SweepDir, point: str) -> Mapping[str, Any]:
     """Return the swept values of a point."""
-    values: Mapping[str, Any] = next(p["values"] for p in read_json(sweep.plan)["points"] if p["point"] == point)
-    return values
+    return next(one.values for one in read_plan(sweep).points if one.point == point)

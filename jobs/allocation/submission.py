@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from jobs.cluster.base import Job, Request, read_job, scheduler
 from jobs.core.errors import UserError
-from jobs.core.files import read_json, write_json
 from jobs.core.rundir import AllocationDir, SweepDir
 from jobs.core.sharing import let_group_read
-from jobs.core.tasks import AllocationTask, ServiceTask, read_config, write_task
-from jobs.results.row import NOT_RUN, make_row
+from jobs.core.tasks import AllocationTask, ServiceTask, read_config, read_outcome, write_outcome, write_task
+from jobs.results.row import NOT_RUN, make_row, write_rows
 from jobs.results.table import write_table
 
 
@@ -80,35 +78,29 @@ def submit_rest(folder: AllocationDir, kind: str | None = None) -> str | None:
 
     Where that is not possible, the points get rows that say so: nothing is lost silently.
     """
-    left = [ServiceTask(item["service"], tuple(item["points"])) for item in _outcome(folder).get("left", [])]
-    before = read_job(folder)
-    if not left or before is None:
+    outcome, before = read_outcome(folder), read_job(folder)
+    if not outcome or not outcome.left or before is None:
         return None
-    config = read_config(folder.sweep, left[0].points[0])
+    config = read_config(folder.sweep, outcome.left[0].points[0])
     reason = f"the time limit came first, in {folder.tries} attempts (limits.attempts)"
-    too_short = _outcome(folder).get("too_short")
-    if too_short:
+    if outcome.too_short:
         limit = f"cluster.time_limit={config.cluster.time_limit}"
-        reason = f"{too_short}; no job of {limit} can begin it: start the sweep again with a longer one"
+        reason = f"{outcome.too_short}; no job of {limit} can begin it: start the sweep again with a longer one"
     # Giving way to others is no failed try.
-    elif folder.tries < config.limits.attempts or _outcome(folder).get("yielded"):
+    elif folder.tries < config.limits.attempts or outcome.yielded:
         try:
             request = Request(config, before.nodes, after=before)
-            job = submit_allocation(folder.sweep, folder.index, folder.attempt + 1, left, request, kind=kind)
+            job = submit_allocation(folder.sweep, folder.index, folder.attempt + 1, outcome.left, request, kind=kind)
         except UserError as error:
             reason = f"the time limit came first, and the rest could not be submitted: {error.reason}"
         else:
-            write_json(folder.outcome, _outcome(folder) | {"resubmitted": job.job_id})
+            write_outcome(folder, replace(outcome, resubmitted=job.job_id))
             print(f"the rest is submitted again as job {job.job_id}", flush=True)
             return job.job_id
-    for service in left:
+    for service in outcome.left:
         for point in service.points:
             row = make_row(point, service.service, read_config(folder.sweep, point), invalid_reason=NOT_RUN + reason)
             if not folder.sweep.point(point).row.exists():
-                write_json(folder.sweep.point(point).row, row)
+                write_rows(folder.sweep, [row])
     write_table(folder.sweep)
     return None
-
-
-def _outcome(folder: AllocationDir) -> dict[str, Any]:
-    return dict(read_json(folder.outcome)) if folder.outcome.exists() else {}

@@ -30,7 +30,7 @@ from jobs.core.config import Config
 from jobs.core.errors import RunError
 from jobs.core.files import read_json
 from jobs.core.rundir import new_sweep
-from jobs.core.tasks import AllocationTask, ServiceTask, write_config
+from jobs.core.tasks import AllocationTask, ServiceTask, read_outcome, write_config
 from jobs.sweep import compose, road, show
 from jobs.sweep.plan import Plan
 
@@ -82,7 +82,8 @@ def _on_nodes(made: Plan) -> Mapping[str, Any]:
         cancel(folder)
         raise
     if not folder.preflight.exists():
-        ended = read_json(folder.outcome)["ended"] if folder.outcome.exists() else f"its job ended ({state})"
+        outcome = read_outcome(folder)
+        ended = outcome.ended if outcome else f"its job ended ({state})"
         raise RunError("preflight", f"{request.nodes} nodes", str(ended)[-400:], f"See {folder.path}.")
     record: Mapping[str, Any] = read_json(folder.preflight)
     return record

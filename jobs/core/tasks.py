@@ -66,9 +66,8 @@ _TASK, _OUTCOME = TypeAdapter(AllocationTask), TypeAdapter(Outcome)
 
 
 def write_outcome(folder: AllocationDir, outcome: Outcome) -> None:
-    """Write how an allocation ended; of the last two fields only what there is."""
-    found = asdict(outcome)
-    write_json(folder.outcome, {key: found[key] for key in found if found[key] is not None or key == "ended"})
+    """Write how an allocation ended."""
+    write_json(folder.outcome, asdict(outcome))
 
 
 def read_outcome(folder: AllocationDir) -> Outcome | None:

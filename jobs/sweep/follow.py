@@ -11,10 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from jobs.cluster.base import ENDED, job_state, queue_words, read_job, scheduler
 from jobs.cluster.squeue import may_never_start
-from jobs.core.files import read_json, write_json
 from jobs.core.planfile import read_plan
 from jobs.core.rundir import AllocationDir, SweepDir
-from jobs.core.tasks import read_task
+from jobs.core.tasks import read_outcome, read_task
+from jobs.results.row import write_rows
 from jobs.results.table import write_table
 from jobs.sweep.lost import lost_rows
 from jobs.sweep.status import phase
@@ -51,9 +51,8 @@ class _Allocation:
 
     def done(self, now: float) -> bool:
         """Whether it will change no more: its outcome is there, or its job is gone for a while."""
-        if self.folder.outcome.exists():
-            resubmitted = "resubmitted" in read_json(self.folder.outcome)
-            return self.state in ENDED and not resubmitted
+        if outcome := read_outcome(self.folder):
+            return self.state in ENDED and outcome.resubmitted is None
         return self.gone_since is not None and now - self.gone_since >= SETTLE_S
 
 
@@ -103,8 +102,7 @@ def follow(
                 break
             time.sleep(POLL_S)
     for allocation in allocations:
-        for point, row in lost_rows(allocation.folder, allocation.state).items():
-            write_json(sweep.point(point).row, row)
+        write_rows(sweep, lost_rows(allocation.folder, allocation.state).values())
     return bool(write_table(sweep)["valid"].all())
 
 

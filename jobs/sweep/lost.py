@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from jobs.cluster.base import ENDED, job_state, read_job
-from jobs.core.files import read_json
 from jobs.core.log import own_error, read_tail
 from jobs.core.rundir import AllocationDir, SweepDir
-from jobs.core.tasks import read_config, read_task
+from jobs.core.tasks import read_config, read_outcome, read_task
 from jobs.results.row import NOT_RUN, make_row
 from jobs.sweep.traces import job_id, states
 
@@ -48,7 +47,8 @@ def all_lost(sweep: SweepDir) -> dict[str, dict[str, Any]]:
 
 def _goes_on(folder: AllocationDir) -> bool:
     """Whether another job does the rest: its directory comes a moment later."""
-    return folder.outcome.exists() and "resubmitted" in read_json(folder.outcome)
+    outcome = read_outcome(folder)
+    return outcome is not None and outcome.resubmitted is not None
 
 
 def _errors(folder: AllocationDir) -> str:

@@ -19,7 +19,7 @@ from jobs.engines.base import engine_of
 from jobs.forecast.duration import Phases
 from jobs.forecast.history import Forecast
 from jobs.results.provenance import describe
-from jobs.results.row import make_row
+from jobs.results.row import make_row, write_rows
 from jobs.results.table import write_table
 from jobs.sweep.plan import Plan
 
@@ -44,7 +44,7 @@ def record(made: Plan) -> SweepDir:
         write_config(sweep, point.point, point.config)
         if reason := made.refused.get(point.point):
             row = make_row(point.point, point.service, point.config, invalid_reason=reason)
-            write_json(sweep.point(point.point).row, row)
+            write_rows(sweep, [row])
     if not made.allocations:
         write_table(sweep)
     return sweep

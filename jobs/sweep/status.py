@@ -11,7 +11,7 @@ from jobs.cluster.squeue import may_never_start
 from jobs.core.files import read_json, read_lines
 from jobs.core.planfile import PlannedPoint, read_plan
 from jobs.core.rundir import AllocationDir, SweepDir
-from jobs.core.tasks import read_task
+from jobs.core.tasks import Outcome, read_outcome, read_task
 from jobs.results.row import NOT_RUN
 from jobs.sweep.lost import lost_rows
 from jobs.sweep.traces import attempts, job_id, states
@@ -47,7 +47,7 @@ def describe(sweep: SweepDir) -> dict[str, Any]:
 
 def _allocation(folder: AllocationDir) -> dict[str, Any]:
     state = base.job_state(folder)
-    outcome: Mapping[str, Any] = read_json(folder.outcome) if folder.outcome.exists() else {}
+    outcome = read_outcome(folder) or Outcome()
     queue = base.queue_words(folder) if state not in ENDED else {}
     return {
         "allocation": folder.index,
@@ -55,8 +55,8 @@ def _allocation(folder: AllocationDir) -> dict[str, Any]:
         "job_id": job_id(folder) if folder.job.exists() else None,
         "state": state,
         "phase": phase(folder),
-        "ended": outcome.get("ended"),
-        "resubmitted": outcome.get("resubmitted"),
+        "ended": outcome.ended,
+        "resubmitted": outcome.resubmitted,
         "services": [_service(folder, service.service) for service in read_task(folder).services],
     } | queue
 
