@@ -152,7 +152,7 @@ async def _check_nodes(
     write_json(context.folder.preflight, result.as_json())
     if not context.task.on_loopback:
         hosts = [one.node for one in result.facts]
-        evidence.keep(context.folder.sweep.root, hosts, result.findings, str(context.task.job_id))
+        evidence.save(context.folder.sweep.root, hosts, result.findings, str(context.task.job_id))
     log(report.summary(result.findings, result.seconds))
     # A rehearsal cannot check NPUs, and that is no news. Where they are used, what could not be checked is.
     everything = bool(result.reason) or uses_npus(first)

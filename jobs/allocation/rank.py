@@ -13,38 +13,35 @@ import sys
 import time
 import traceback
 from collections.abc import Awaitable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from jobs.allocation import deadline, headless
 from jobs.allocation.context import RankContext
 from jobs.allocation.control import join
+from jobs.allocation.interface import ON_LOOPBACK, addresses_of, usable_interface
 from jobs.allocation.messages import EngineStart, Signalled
 from jobs.allocation.node.engine import Engine
-from jobs.allocation.preflight.findings import named
 from jobs.allocation.preflight.station import Station, make_station
 from jobs.allocation.signals import Signals
 from jobs.allocation.walltime import Walltime
 from jobs.cluster.base import cancel
-from jobs.cluster.interfaces import check_master, find_interface, interface_addresses, same_subnet
+from jobs.cluster.interfaces import check_master, same_subnet
 from jobs.cluster.nodelist import Task, task_from_slurm
 from jobs.cluster.ports import Ports, derive_ports, hold_ports
 from jobs.cluster.time_limit import limit_seconds
 from jobs.core import process
 from jobs.core.config import Config
-from jobs.core.errors import ConfigError, RunError, UserError
+from jobs.core.errors import RunError, UserError
 from jobs.core.files import read_json
 from jobs.core.log import log
 from jobs.core.rundir import AllocationDir
 from jobs.core.sharing import let_group_read
 from jobs.core.tasks import read_config, read_task
 from jobs.core.waiting import first_of
-from jobs.engines.placement import LOOPBACK, Placement
+from jobs.engines.placement import Placement
 
 T = TypeVar("T")
-
-ON_LOOPBACK = (LOOPBACK, "127.0.0.1", 8)
 
 GIVE_BACK_S = 3.0
 """srun ends the other tasks within two seconds after one has ended badly (measured), if it can see it."""
@@ -152,47 +149,6 @@ async def _give_back(folder: AllocationDir, stopping: asyncio.Future[str]) -> No
             cancel(folder)
 
 
-def usable_interface(config: Config) -> tuple[tuple[str, str, int], str | None]:
-    """Return this rank's interface, and why it is only a stand-in for the one of the config.
-
-    With a wrong interface the ranks still meet, since they need the host names alone: then the preflight can tell for
-    every node which interface would work. Without that check the error ends this rank at once.
-    """
-    try:
-        return own_interface(config), None
-    except ConfigError as error:
-        checks = config.preflight
-        if not checks.enabled or named("network.interface", (*checks.skip, *checks.warn_only)):
-            raise
-        auto = replace(config, hccl=replace(config.hccl, socket_ifname="auto"))
-        return own_interface(auto), f"hccl.socket_ifname={error.value}: {error.reason}"
-
-
-def own_interface(config: Config) -> tuple[str, str, int]:
-    """Return name, IPv4 address and prefix length of the interface that the ranks use on this host.
-
-    `hccl.socket_ifname=auto` is the interface that holds the address of the host's own name; where the name
-    resolves to loopback only, HCCL's own order of interfaces decides.
-    """
-    interfaces = interface_addresses()
-    spec = config.hccl.socket_ifname
-    if spec == "auto":
-        names = _resolve(socket.gethostname())
-        for name, addresses in interfaces.items():
-            for address in addresses:
-                if address.ip in names and name != LOOPBACK:
-                    return name, address.ip, address.prefix
-        spec = None
-    name, found = find_interface(spec, interfaces)
-    return name, found.ip, found.prefix
-
-
-def _resolve(host: str) -> list[str]:
-    with contextlib.suppress(OSError):
-        return sorted({str(info[4][0]) for info in socket.getaddrinfo(host, None, socket.AF_INET)})
-    return []
-
-
 async def _obey(
     context: RankContext, first: Config, prefix: int, stopping: asyncio.Future[str], station: Station
 ) -> tuple[int, bool]:
@@ -208,7 +164,8 @@ async def _obey(
             return None
         config = read_config(context.folder.sweep, start.point)
         master = start.master_address
-        warning = None if context.task.on_loopback else check_master(master, _resolve(host), context.address, prefix)
+        resolved = addresses_of(host)
+        warning = None if context.task.on_loopback else check_master(master, resolved, context.address, prefix)
         if warning and not same_subnet(context.address, master, prefix):
             log(f"warning: {warning}")
         place = Placement(

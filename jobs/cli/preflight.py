@@ -17,6 +17,7 @@ from typing import Any
 
 from jobs.allocation import submission
 from jobs.allocation.control import ControlServer
+from jobs.allocation.interface import usable_interface
 from jobs.allocation.preflight import report
 from jobs.allocation.preflight.conduct import Preflight, Result
 from jobs.allocation.preflight.findings import Finding
@@ -50,11 +51,9 @@ def _preflight(options: argparse.Namespace) -> int:
 
 async def _here(config: Config) -> Result:
     """Check this host alone."""
-    from jobs.allocation import rank  # what a rank needs takes long to import, and other commands are no ranks
-
     ports = derive_ports(os.getpid(), api=config.engine.port, dp_rpc=config.engine.data_parallel_rpc_port, control=None)
     host = socket.gethostname()
-    interface, problem = rank.usable_interface(config)
+    interface, problem = usable_interface(config)
     task = Task(0, 1, os.getpid(), (host,), host)
     results = Path(config.results.root).absolute()
     station = make_station(config, task, interface, problem, ports, results, dict(os.environ))

@@ -15,7 +15,7 @@ from preflight_help import ONE, TWO, judge, node, nodes, npu_change, port_change
 from rich.console import Console
 
 from jobs.__main__ import main
-from jobs.allocation import rank
+from jobs.allocation import interface
 from jobs.allocation.preflight import evidence, report
 from jobs.allocation.preflight.conduct import Result
 from jobs.allocation.preflight.facts import Holder
@@ -88,7 +88,7 @@ def test_the_record_holds_findings_and_facts() -> None:
 
 
 def keep(nodes_dir: Root, findings: list[Finding]) -> None:
-    evidence.keep(nodes_dir, (ONE, TWO), findings, "4711")
+    evidence.save(nodes_dir, (ONE, TWO), findings, "4711")
 
 
 def test_a_sick_node_is_remembered_until_it_is_well_again(tmp_path: Path) -> None:
@@ -169,17 +169,17 @@ def test_local_runs_exclude_nothing(tmp_path: Path) -> None:
 
 def test_a_rank_with_a_wrong_interface_still_meets_the_others() -> None:
     wrong = change(SLURM, hccl__socket_ifname="nosuchinterface")
-    (name, address, _), problem = rank.usable_interface(wrong)
+    (name, address, _), problem = interface.usable_interface(wrong)
     assert problem is not None
     assert problem.startswith("hccl.socket_ifname=nosuchinterface: no interface of this host matches")
-    assert (name, address) == rank.own_interface(change(SLURM, hccl__socket_ifname="auto"))[:2]
+    assert (name, address) == interface.own_interface(change(SLURM, hccl__socket_ifname="auto"))[:2]
     for setting in (
         {"preflight__enabled": False},
         {"preflight__skip": ("network",)},
         {"preflight__warn_only": ("network.interface",)},
     ):
         with pytest.raises(ConfigError):
-            rank.usable_interface(change(wrong, **setting))
+            interface.usable_interface(change(wrong, **setting))
 
 
 def test_the_verb_checks_this_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

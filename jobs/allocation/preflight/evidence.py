@@ -15,7 +15,7 @@ from jobs.core.files import write_json
 from jobs.core.rundir import Root
 
 
-def keep(root: Root, hosts: Iterable[str], findings: Sequence[Finding], job: str) -> None:
+def save(root: Root, hosts: Iterable[str], findings: Sequence[Finding], job: str) -> None:
     """Write the evidence against the nodes that failed by their own fault, and drop that against the others.
 
     A directory that cannot be written costs the evidence, not the allocation.
