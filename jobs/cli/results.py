@@ -48,7 +48,7 @@ def _report(options: argparse.Namespace) -> int:
     shown = data(read_run(found.path))
     write_text(found.report, page.render(shown))
     for sentence in shown["verdict"]["sentences"]:
-        print(page.say(sentence))
+        print(page.worded(sentence))
     print(f"report: {found.report}")
     return 0
 

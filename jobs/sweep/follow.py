@@ -83,14 +83,14 @@ def follow(
     progress = Progress(*columns, console=out, transient=True, disable=not with_bar)
     with progress:
         task = progress.add_task("", total=len(planned))
-        say = progress.console.print if with_bar else out.print
+        tell = progress.console.print if with_bar else out.print
         while True:
             now = time.monotonic()
             # A resubmitted allocation is a new attempt: its directory takes the place of the one before.
             allocations = [known.setdefault(folder, _Allocation(folder)) for folder in sweep.allocations()]
             for allocation in allocations:
                 allocation.look(now)
-                _tell(allocation, say)
+                _tell(allocation, tell)
             progress.update(
                 task,
                 completed=sum(sweep.point(one.point).row.exists() for one in planned),
@@ -114,7 +114,7 @@ def _headline(allocations: list[_Allocation]) -> str:
     return f"allocation {current.folder.path.parent.name}: {current.state.lower()} {doing}"
 
 
-def _tell(allocation: _Allocation, say: Callable[[str], None]) -> None:
+def _tell(allocation: _Allocation, tell: Callable[[str], None]) -> None:
     """Say what is new, once: the job's state, each state of the head, each row."""
     folder = allocation.folder
     index = folder.path.parent.name
@@ -126,7 +126,7 @@ def _tell(allocation: _Allocation, say: Callable[[str], None]) -> None:
             remedy = "see the partition's limits (scontrol show partition) and what `cluster` asks for"
             news.append(f"warning: allocation {index}: {reason} does not pass by itself: {remedy}, or cancel the sweep")
     if starts and "starts" not in allocation.told:  # Slurm's estimate changes with every other job
-        say(f"allocation {index}: expected to start at {starts}")
+        tell(f"allocation {index}: expected to start at {starts}")
         allocation.told.add("starts")
     for service in read_task(folder).services:
         for entry in states(folder, service.service):
@@ -137,5 +137,5 @@ def _tell(allocation: _Allocation, say: Callable[[str], None]) -> None:
                 news.append(text)
     for text in news:
         if text not in allocation.told:
-            say(text)
+            tell(text)
     allocation.told.update(news)

@@ -215,9 +215,9 @@ def test_what_is_work_and_what_is_load() -> None:
 
 def test_a_sentence_in_words() -> None:
     values = {"count": 3, "of": 7}
-    assert page.say({"id": "invalid", "values": values}).startswith("3 of 7 rows are not valid")
-    assert page.say({"id": "invalid", "values": values}, "zh").startswith("7 行中有 3 行无效")
-    assert "12.3 ms" in page.say(
+    assert page.worded({"id": "invalid", "values": values}).startswith("3 of 7 rows are not valid")
+    assert page.worded({"id": "invalid", "values": values}, "zh").startswith("7 行中有 3 行无效")
+    assert "12.3 ms" in page.worded(
         {"id": "user", "values": {"ttft_ms_p50": 12.345, "tpot_ms_p50": None, "e2el_ms_p50": 1e4}}
     )
 

@@ -21,7 +21,7 @@ def words() -> Mapping[str, Mapping[str, str]]:
     return found
 
 
-def say(sentence: Mapping[str, Any], language: str = "en") -> str:
+def worded(sentence: Mapping[str, Any], language: str = "en") -> str:
     """Return a sentence (id and values) in words, as the page says it: numbers with three significant digits."""
     text = words()[f"verdict.{sentence['id']}"][language]
     for name, value in sentence["values"].items():
