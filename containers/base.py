@@ -28,10 +28,10 @@ from jobs.core.files import is_there, read_json, write_json
 
 Argv = list[str]
 Env = Mapping[str, str]
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Tell a person what is going on, in the log of the engine or of its image."""
     print(text, file=sys.stderr, flush=True)
 
@@ -247,7 +247,7 @@ class Runtime(Protocol):
     def reach(self, order: Order, env: Env) -> Inside:
         """Return the container that was started."""
 
-    def sweep(self, local: Local, env: Env, say: Say) -> list[str]:
+    def sweep(self, local: Local, env: Env, log: Log) -> list[str]:
         """Remove what dead ranks of this user left on this node. Returns the names of what was removed.
 
         Raises:

@@ -16,8 +16,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import ClassVar
 
-from containers.base import Argv, Env, Fetched, Inside, Order, Runtime, Say, Start, Stock, check_programs, copied
-from containers.base import say as tell
+from containers.base import Argv, Env, Fetched, Inside, Log, Order, Runtime, Start, Stock, check_programs, copied
+from containers.base import log as tell
 from containers.local import Local
 from containers.spec import Image, Mount, Spec, option_words
 from jobs.core import process
@@ -174,13 +174,13 @@ class Docker(Runtime):
     def reach(self, order: Order, env: Env) -> Inside:
         return InDocker(self, order, env)
 
-    def sweep(self, local: Local, env: Env, say: Say) -> list[str]:
+    def sweep(self, local: Local, env: Env, log: Log) -> list[str]:
         shown = self.ours(env)
         living = {owner(tag) for tag in process.tags()}  # asked last: a rank that begins meanwhile is not among them
         mine = owner("")  # not of another user of this daemon
         dead = [name for name, whose in shown.items() if whose.startswith(mine) and whose not in living]
         for name in dead:
-            say(f"removing {name}, which was left behind")
+            log(f"removing {name}, which was left behind")
             self.remove(name, env)
         return dead
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from containers.base import Env, Fetched, Inside, Order, Runtime, Say, Start, Stock, check_programs, lost, say
+from containers.base import Env, Fetched, Inside, Log, Order, Runtime, Start, Stock, check_programs, log, lost
 from containers.imports import PREFIX, failure, import_argv, stock, stored
 from containers.local import Local
 from containers.spec import Mount, Spec, check_flags, option_words
@@ -250,13 +250,13 @@ class Enroot(Runtime):
         """Make the root of a rank, and remove what dead ones left. Returns its directory."""
         local, name, tag, path = order.local, order.name, order.tag, order.spec.image.path
         local.make()
-        self.sweep(local, env, say)
+        self.sweep(local, env, log)
         if (local.data / name).exists():
             whose = tag if name == root_name(tag) else owner(local.data / name)
             if whose != tag and (whose is None or whose in process.tags()):
                 raise clash(name, local)
             # Of an earlier attempt of this rank, or of a dead one.
-            say(f"removing {name}, which was left behind and may have been changed")
+            log(f"removing {name}, which was left behind and may have been changed")
             remove(name, local, env)
         if path is None:
             path = stored(order, env)
@@ -276,10 +276,10 @@ class Enroot(Runtime):
     def reach(self, order: Order, env: Env) -> Inside:
         return InEnroot(order, env)
 
-    def sweep(self, local: Local, env: Env, say: Say) -> list[str]:
+    def sweep(self, local: Local, env: Env, log: Log) -> list[str]:
         dead = leftovers(local, process.tags)
         for name in dead:
-            say(f"removing {name}, which was left behind")
+            log(f"removing {name}, which was left behind")
         return [name for name in dead if remove(name, local, env) is None]
 
 

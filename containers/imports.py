@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from containers.base import Env, Order, Stock, say
+from containers.base import Env, Order, Stock, log
 from containers.local import Local
 from containers.spec import Image
 from containers.store import Store
@@ -116,7 +116,7 @@ def stored(order: Order, env: Env) -> str:
             image,
             lambda output: fetch(image, output, local, env),
             lambda: digest(image, dict(env) | local.env()),
-            say=say,
+            log=log,
         )
         .path
     )

@@ -97,7 +97,7 @@ class Store:
         fetch: Callable[[Path], None],
         digest: Callable[[], str | None] = lambda: None,
         arch: str | None = None,
-        say: Callable[[str], None] = lambda _: None,
+        log: Callable[[str], None] = lambda _: None,
         refresh: bool = False,
     ) -> Entry:
         """Return an image, importing it where it is not there yet.
@@ -109,7 +109,7 @@ class Store:
             fetch: writes the squashfs file to the given path, which does not exist; raises where it fails.
             digest: asks the registry for the image's digest; None where that is not possible.
             arch: architecture, as `uname -m` says it; None: this host's.
-            say: tells a person what is going on.
+            log: tells a person what is going on.
             refresh: ask the registry what the reference stands for now; where it does not tell, import again.
 
         Raises:
@@ -119,19 +119,19 @@ class Store:
         if not refresh and (found := self.find(image, arch)):
             return found
         stem = self._stem(image, arch)
-        with exclusive(self.folder / f"{stem}.lock", lambda who: say(f"{who} imports {image}: waiting")):
+        with exclusive(self.folder / f"{stem}.lock", lambda who: log(f"{who} imports {image}: waiting")):
             if not refresh and (found := self.find(image, arch)):
                 return found
             known = image.digest or digest()
             if known is None:
-                return self._import(image, arch, stem, None, fetch, say)
+                return self._import(image, arch, stem, None, fetch, log)
             # Another reference may stand for the same: they would replace each other's file.
             shared = f"{known.replace(':', '-')}+{arch}"
-            with exclusive(self.folder / f"{shared}.lock", lambda who: say(f"{who} imports {known}: waiting")):
+            with exclusive(self.folder / f"{shared}.lock", lambda who: log(f"{who} imports {known}: waiting")):
                 if entry := self._shared(image, arch, known):
-                    say(f"{image} is here already: {known}")
+                    log(f"{image} is here already: {known}")
                     return entry
-                return self._import(image, arch, stem, known, fetch, say)
+                return self._import(image, arch, stem, known, fetch, log)
 
     def _shared(self, image: Image, arch: str, digest: str) -> Entry | None:
         """Return a new record of an image whose digest has a whole file already; None: no reference has one."""
@@ -151,7 +151,7 @@ class Store:
         stem: str,
         known: str | None,
         fetch: Callable[[Path], None],
-        say: Callable[[str], None],
+        log: Callable[[str], None],
     ) -> Entry:
         for dead in self.folder.glob(f".{stem}.*.part"):  # whoever wrote it held this lock, and is gone
             dead.unlink(missing_ok=True)
@@ -164,7 +164,7 @@ class Store:
             entry = self._keep(image, arch, part, known)
         finally:
             part.unlink(missing_ok=True)
-        say(f"imported {image}: {entry.digest}")
+        log(f"imported {image}: {entry.digest}")
         return entry
 
     def _keep(self, image: Image, arch: str, part: Path, known: str | None) -> Entry:

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import NoReturn
 
 from containers import enroot, imports
-from containers.base import check_programs, say
+from containers.base import check_programs, log
 from containers.recipes import recipes, resolve
 from containers.store import Store
 from jobs.allocation.node import container
@@ -55,7 +55,7 @@ def _import(options: argparse.Namespace, config: Config, names: list[str]) -> in
             lambda output, image=image: imports.fetch(image, output, local, env, options.arch),  # type: ignore[misc]
             lambda image=image: imports.digest(image, env | local.env()),  # type: ignore[misc]
             options.arch,
-            say,
+            log,
             options.refresh,
         )
         made.append(entry)
