@@ -3,11 +3,17 @@
 # services here and, beside it, what waits in the lab; then the rest of the lab and of its faults. What runs beside
 # something else prints when it is over.
 # The tests start the lab themselves and stop it at the end.
+# Printed at the end: how many lines of jobs/ and containers/ the unit and whole tests ran. COVERAGE=all measures the
+# other tests as well, in the lab too, which takes half as long again (Python 3.11 counts lines by tracing).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 base=${PYTHON:-$(tools/python.sh)}
 python=.venv/bin/python
 output=$(mktemp -d) # of what runs beside
+export COVERAGE_FILE=$output/coverage
+measured="$python -m coverage run -m pytest"
+further="$python -m pytest"
+[ "${COVERAGE:-}" = all ] && further=$measured
 # Beside the first tests, which need none of it, each in a process group of its own: Ctrl-C does not reach them.
 # Where the lab's packages cannot come, the lab says why.
 setsid "$base" tests/lab/lab.py install --log /dev/null >/dev/null 2>&1 &
@@ -34,7 +40,7 @@ phase "style and types" make --no-print-directory PYTHON="$base" lint
   exec env --default-signal=INT $python -m pytest -q tests/browser
 } >"$output/browser" 2>&1 &
 browser=$!
-phase unit $python -m pytest -q -n 2 --dist worksteal tests/unit tests/whole
+phase unit $measured -q -n 2 --dist worksteal tests/unit tests/whole
 phase "the rest of the browser" wait "$browser"
 cat "$output/browser"
 began=$SECONDS
@@ -47,11 +53,13 @@ cat "$output/setup"
   echo "the tests that need them will be skipped"
 }
 # Ctrl-C does reach this one: it ends the lab.
-env --default-signal=INT $python -m pytest --durations=5 -m waits tests/lab tests/faults >"$output/lab" 2>&1 &
+env --default-signal=INT $further --durations=5 -m waits tests/lab tests/faults >"$output/lab" 2>&1 &
 waiting=$!
-phase local $python -m pytest -q -n 3 --dist worksteal --durations=5 tests/local # they wait a fifth of their time
+phase local $further -q -n 3 --dist worksteal --durations=5 tests/local # they wait a fifth of their time
 phase "the rest of what waits in the lab" wait "$waiting"
 cat "$output/lab"
-phase "lab and faults" $python -m pytest --durations=10 -m "not waits" tests/lab tests/faults
+phase "lab and faults" $further --durations=10 -m "not waits" tests/lab tests/faults
+$python -m coverage combine --quiet
+echo "lines run by the ${COVERAGE:+lab, local, }unit and whole tests: $($python -m coverage report --format=total) %"
 echo "$took$SECONDS s in all"
 exit $failed

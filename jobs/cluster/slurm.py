@@ -23,6 +23,10 @@ from jobs.core.registry import SCHEDULERS
 from jobs.core.rundir import AllocationDir
 
 
+SRUN_WAIT_S = 60
+"""srun --wait: from the first task's end to the end of the step, as in sbatch/."""
+
+
 @SCHEDULERS.register("slurm")
 class Slurm:
     """Slurm through submitit, which is imported where a job is submitted: sbatch/ runs where it is not installed."""
@@ -91,7 +95,7 @@ def sbatch_parameters(config: Config, nodes: int, name: str) -> dict[str, Any]:
     cluster = config.cluster
     seconds = limit_seconds(cluster.time_limit)
     # --kill-on-bad-exit fires on a code other than 0 only: --wait ends the step after a rank that exits 0.
-    srun = ["--kill-on-bad-exit=1", f"--wait={config.limits.srun_wait_s}", *cluster.srun_args]
+    srun = ["--kill-on-bad-exit=1", f"--wait={SRUN_WAIT_S}", *cluster.srun_args]
     parameters: dict[str, Any] = {
         "job_name": name,
         "nodes": nodes,

@@ -12,7 +12,6 @@ from jobs.core.fields import (
     Count,
     Flag,
     NotNegative,
-    Port,
     Positive,
     Section,
     Text,
@@ -127,10 +126,8 @@ class Hccl(Section):
     connect_timeout: Count | None = setting(None, "HCCL_CONNECT_TIMEOUT, s")
     exec_timeout: Count | None = setting(None, "HCCL_EXEC_TIMEOUT, s")
     op_expansion_mode: Text | None = setting(None, "HCCL_OP_EXPANSION_MODE")
-    if_base_port: Port | None = setting(None, "HCCL_IF_BASE_PORT")
     intra_pcie_enable: Whole | None = setting(None, "HCCL_INTRA_PCIE_ENABLE")
     intra_roce_enable: Whole | None = setting(None, "HCCL_INTRA_ROCE_ENABLE")
-    rdma_timeout: Count | None = setting(None, "HCCL_RDMA_TIMEOUT")
 
 
 @dataclass(frozen=True)

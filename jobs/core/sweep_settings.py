@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from jobs.core.fields import (
     Count,
@@ -156,7 +160,31 @@ class Limits(Section):
     stop_s: Positive = setting(30.0, "SIGTERM until SIGKILL")
     heartbeat_s: Positive = setting(15.0, "silence after which a rank counts as lost")
     attempts: Count = setting(3, "jobs in a row for one allocation: what the time limit left is submitted again")
-    srun_wait_s: Count = setting(60, "srun --wait: from the first task's end to the step's end")
+
+
+THRESHOLDS: Mapping[str, str | int | float] = {
+    "chip": "910B",
+    "npu_memory_mb": 65536,
+    "npu_idle_mb": 4500,
+    "shm_gib": 1.0,
+    "memory_gib": 2.0,
+    "disk_gib": 1.0,
+    "image_gib": 15.0,
+    "clock_s": 5.0,
+}
+"""From what on a node fails a check: names and defaults of `preflight.thresholds`."""
+
+
+def _thresholds(given: dict[str, Any]) -> dict[str, Any]:
+    """Return all thresholds, those that are not given with their default."""
+    for name, value in given.items():
+        if name not in THRESHOLDS:
+            raise ValueError(f"there is no {name}; valid names are {', '.join(THRESHOLDS)}")
+        text = isinstance(THRESHOLDS[name], str)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+        if not (isinstance(value, str) if text else number):
+            raise ValueError(f"{name} takes {'a text' if text else 'a number of at least 0'}, not {value!r}")
+    return {**THRESHOLDS, **given}
 
 
 @dataclass(frozen=True)
@@ -167,16 +195,14 @@ class Preflight(Section):
     npus: Flag | None = setting(None, "check NPUs and their fabric; null: where the engine is vllm_ascend")
     skip: tuple[Text, ...] = setting((), "ids or groups (host, network, npu, fabric) of checks that are not made")
     warn_only: tuple[Text, ...] = setting((), "ids or groups of checks whose failure is only a warning")
-    chip: Text = setting("910B", "beginning of the chip's name in npu-smi; an Atlas 800I A2 has 910B1 to 910B4")
-    npu_memory_mb: Count = setting(65536, "least memory of one NPU as npu-smi shows it, MB")
-    npu_idle_mb: Count = setting(4500, "most memory of an idle NPU that is in use, MB (2.9 to 3.5 GB are usual)")
-    shm_gib: NotNegative = setting(1.0, "least size of /dev/shm, and of what is free in it, GiB")
-    memory_gib: NotNegative = setting(2.0, "least memory that is available on a node, GiB")
-    disk_gib: NotNegative = setting(1.0, "least free space in results.root and in TMPDIR, GiB")
-    image_gib: NotNegative = setting(
-        15.0, "unpacked size of an image that is not on the node yet, GiB; an import needs several times this"
+    thresholds: Annotated[dict[str, Any], AfterValidator(_thresholds)] = setting(
+        THRESHOLDS,
+        "chip: beginning of the name in npu-smi (an Atlas 800I A2 has 910B1 to 910B4); npu_memory_mb: least memory of"
+        " an NPU; npu_idle_mb: most that an idle one has in use (2.9 to 3.5 GB are usual); shm_gib: least size of"
+        " /dev/shm and least free in it; memory_gib: least available on a node; disk_gib: least free in results.root"
+        " and TMPDIR; image_gib: unpacked size of an image that is not on the node yet; clock_s: largest difference"
+        " of a node's clock from the first node's",
     )
-    clock_s: Positive = setting(5.0, "largest difference of a node's clock from the first node's, s")
     evidence_hours: NotNegative = setting(24.0, "how long a failed node is proposed for --exclude, hours")
     exclude_sick: Flag = setting(False, "add those nodes to --exclude instead of only proposing it")
 

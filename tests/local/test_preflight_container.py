@@ -130,7 +130,7 @@ def needs(made: Config) -> list[tuple[str, str, float, float]]:
 
 def test_an_import_needs_more_than_a_start(tmp_path: Path, fakes: Fakes) -> None:
     made = boxed(tmp_path, "enroot")
-    size = made.preflight.image_gib
+    size = made.preflight.thresholds["image_gib"]
     assert needs(made) == [
         ("container.local_dir", "node/enroot/temp", 3 * size, 0.0),
         ("container.local_dir", "node/enroot/cache", size, size),
@@ -160,7 +160,7 @@ def test_a_file_that_is_there_says_its_size(tmp_path: Path, fakes: Fakes) -> Non
 @pytest.mark.parametrize("kind", DOCKERS)
 def test_docker_needs_space_for_an_image_that_it_lacks(tmp_path: Path, fakes: Fakes, kind: str) -> None:
     made = boxed(tmp_path, kind)
-    size = made.preflight.image_gib
+    size = made.preflight.thresholds["image_gib"]
     assert needs(made) == [(kind, "bin/daemon", size, size)]
     subprocess.run([kind, "pull", REFERENCE], check=True)
     assert needs(made) == []
@@ -176,7 +176,7 @@ def test_too_little_space_is_named_with_the_key(npus: bool, state: str) -> None:
 
 
 def test_a_size_that_is_only_assumed_ends_no_allocation(tmp_path: Path, fakes: Fakes) -> None:
-    made = change(boxed(tmp_path, "enroot"), preflight__image_gib=1e9)
+    made = change(boxed(tmp_path, "enroot"), preflight__thresholds={"image_gib": 1e9})
     [_, disk] = judged(look(made), npus=True)
     assert (disk.check, disk.state) == ("host.disk", "warn")
     assert "the image needs about " in disk.reason

@@ -29,7 +29,9 @@ KEY, LO = "the key", ("lo", "127.0.0.1", 8)
 HCCL = 12_000 + 16 * (os.getpid() % 200)
 """Below the ports that the kernel gives to clients; tests in several processes do not meet."""
 
-WITH_NPUS = config("engine=simulator", "preflight.npus=true", "cluster.npus_per_node=2", f"hccl.if_base_port={HCCL}")
+WITH_NPUS = config(
+    "engine=simulator", "preflight.npus=true", "cluster.npus_per_node=2", f"engine.env.HCCL_IF_BASE_PORT={HCCL}"
+)
 WITHOUT = config("engine=simulator")
 Serve = Callable[[ControlClient, Station], Any]
 

@@ -172,6 +172,14 @@ def test_every_leaf_has_a_help_text_and_a_scope() -> None:
         assert schema.help_of(name) == item.metadata["help"]
 
 
+def test_thresholds_have_known_names_and_defaults() -> None:
+    found = build({"preflight": {"thresholds": {"chip": "910C", "clock_s": 60}}}).preflight.thresholds
+    assert (found["chip"], found["clock_s"], found["shm_gib"]) == ("910C", 60, 1.0)
+    for name, value in (("chp", "910C"), ("chip", 910), ("shm_gib", "1"), ("shm_gib", -1), ("clock_s", float("nan"))):
+        with pytest.raises(ConfigError, match=f"preflight.thresholds.*{name}"):
+            build({"preflight": {"thresholds": {name: value}}})
+
+
 OF_SCOPE = {
     "point": ("bench",),
     "sweep": ("cluster", "limits", "results", "launch"),

@@ -332,7 +332,10 @@ def test_names_of_checks_are_checked_before_the_submission() -> None:
 
 
 def test_the_limits_are_settings() -> None:
-    loose = change(CONFIG, preflight__npu_idle_mb=10000, preflight__clock_s=60.0, preflight__chip="Ascend")
+    loose = change(
+        CONFIG,
+        preflight__thresholds=CONFIG.preflight.thresholds | {"npu_idle_mb": 10000, "clock_s": 60.0, "chip": "Ascend"},
+    )
     found = judge(nodes(**npu_change(0, used_mb=9000)), loose)
     assert {one.check for one in found if one.state == "fail"} == {"npu.chip"}
     late = judge(nodes(clock_s=42.0), loose)

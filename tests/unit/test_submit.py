@@ -106,10 +106,6 @@ def test_exclusive_is_a_flag_or_nothing(exclusive: bool) -> None:
     assert asked.get("--exclusive") == ("" if exclusive else None)
 
 
-def test_srun_waits_as_long_as_the_limit_says() -> None:
-    assert " --wait=7 " in script(change(config("cluster=slurm"), limits__srun_wait_s=7))
-
-
 # --- a real submission to the stand-in
 
 

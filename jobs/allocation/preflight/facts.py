@@ -46,7 +46,7 @@ class Space:
 class Need:
     """Free space of one file system against what a container's image needs there, GiB.
 
-    `where`: the keys and paths. `guessed`: the size of the image is preflight.image_gib, not its own.
+    `where`: the keys and paths. `guessed`: the size of the image is preflight.thresholds.image_gib, not its own.
     """
 
     where: str

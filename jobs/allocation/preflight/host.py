@@ -9,7 +9,7 @@ from jobs.allocation.preflight.findings import Finding, State, not_run, passed
 from jobs.core.sweep_settings import Preflight
 
 CLOCK_WARN_S = 0.5
-"""Below preflight.clock_s, but more than any clock that is kept by NTP or PTP."""
+"""Below preflight.thresholds.clock_s, but more than any clock that is kept by NTP or PTP."""
 
 HUGEPAGES_SHARE = 0.1
 
@@ -28,9 +28,9 @@ def judge(facts: Sequence[Facts], settings: Preflight, *, npus: bool, on_loopbac
     found: list[Finding] = []
     for one in facts if not on_loopback else facts[:1]:
         found += [
-            _shm(one, settings.shm_gib, severity),
-            _memory(one, settings.memory_gib, severity),
-            *_disks(one, settings.disk_gib, severity),
+            _shm(one, settings.thresholds["shm_gib"], severity),
+            _memory(one, settings.thresholds["memory_gib"], severity),
+            *_disks(one, settings.thresholds["disk_gib"], severity),
             *_container(one, severity),
             _hugepages(one),
             _proxies(one),
@@ -38,7 +38,7 @@ def judge(facts: Sequence[Facts], settings: Preflight, *, npus: bool, on_loopbac
     if len(facts) < 2 or on_loopback:
         why = "all ranks are on one host" if on_loopback else "there is one node only"
         return found + not_run(("host.versions", "host.clock"), facts[0].node, why)
-    return found + _versions(facts) + _clocks(facts, settings.clock_s)
+    return found + _versions(facts) + _clocks(facts, settings.thresholds["clock_s"])
 
 
 def _shm(one: Facts, least: float, severity: State) -> Finding:
@@ -88,7 +88,7 @@ def _container(one: Facts, severity: State) -> list[Finding]:
         if need.free_gib < need.need_gib:
             much = f"{'about ' if need.guessed else ''}{need.need_gib:.1f}"
             reason = f"{need.where}: {need.free_gib:.1f} GiB are free, the image needs {much}"
-            remedy = "Free space, or choose other directories; preflight.image_gib is the size of an unknown image."
+            remedy = "Free space, or choose other directories; an unknown image has preflight.thresholds.image_gib."
             state: State = "warn" if need.guessed else severity  # an import that has no space says so itself
             found.append(Finding("host.disk", state, one.node, reason, remedy))
         else:

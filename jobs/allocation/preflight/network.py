@@ -122,7 +122,7 @@ def ports(facts: Sequence[Facts], keys: Keys) -> list[Finding]:
     found = []
     for one in facts:
         for port, holder in one.busy.items():
-            key = keys.get(port, "hccl.if_base_port")
+            key = keys.get(port, "engine.env.HCCL_IF_BASE_PORT")
             remedy = f"End what holds it, or set {key} to a free port."
             # A client's connection has one of HCCL's ports by chance, and soon gives it back.
             state: State = "fail" if holder.listens or port in keys else "warn"

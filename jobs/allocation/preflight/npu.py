@@ -72,6 +72,7 @@ def _node(node: str, npus: Npus, config: Config) -> list[Finding]:
 def _sick(node: str, npu: Npu, settings: Preflight) -> list[Finding]:
     """Return what is wrong with one NPU."""
     found: list[Finding] = []
+    limits = settings.thresholds
 
     def bad(check: str, reason: str, remedy: str, state: State = "fail") -> None:
         found.append(Finding(check, state, node, reason, remedy, f"NPU {npu.index}"))
@@ -79,14 +80,14 @@ def _sick(node: str, npu: Npu, settings: Preflight) -> list[Finding]:
     if npu.health != GOOD:
         remedy = f"See npu-smi info -t health -i {npu.index} -c 0; reset the NPU, or choose another node."
         bad("npu.health", f"its health is {npu.health}", remedy, "warn" if npu.health == POOR else "fail")
-    if not npu.name.startswith(settings.chip):
-        reason = f"it is a {npu.name}, and preflight.chip is {settings.chip}"
-        bad("npu.chip", reason, "Choose nodes with that chip (cluster.constraint), or set preflight.chip.")
-    if npu.total_mb < settings.npu_memory_mb:
-        reason = f"it has {npu.total_mb} MB, and {settings.npu_memory_mb} are asked for"
-        bad("npu.memory", reason, "Choose nodes with larger NPUs, or set preflight.npu_memory_mb.")
-    elif npu.used_mb > settings.npu_idle_mb:
-        reason = f"{npu.used_mb} MB are in use before the start; {settings.npu_idle_mb} is the most for an idle one"
+    if not npu.name.startswith(limits["chip"]):
+        reason = f"it is a {npu.name}, and preflight.thresholds.chip is {limits['chip']}"
+        bad("npu.chip", reason, "Choose nodes with that chip (cluster.constraint), or set preflight.thresholds.chip.")
+    if npu.total_mb < limits["npu_memory_mb"]:
+        reason = f"it has {npu.total_mb} MB, and {limits['npu_memory_mb']} are asked for"
+        bad("npu.memory", reason, "Choose nodes with larger NPUs, or set preflight.thresholds.npu_memory_mb.")
+    elif npu.used_mb > limits["npu_idle_mb"]:
+        reason = f"{npu.used_mb} MB are in use before the start; {limits['npu_idle_mb']} is the most for an idle one"
         bad("npu.memory", reason, "End what uses it, or reset the NPU, or choose another node.")
     for process in npu.processes or ():
         reason = f"process {process.pid} {process.name or '(no name)'} runs on it with {process.memory_mb} MB"

@@ -73,7 +73,7 @@ def _version(runtime: Kind, order: Order, env: Env) -> str:
 def needs(config: Config, order: Order, env: Env) -> tuple[Needs, bool]:
     """Return what the image needs, and whether its size is only assumed, since it is yet to come."""
     stock = container.of(config).look(order, env)
-    size = config.preflight.image_gib if stock.unpacked_gib is None else stock.unpacked_gib
+    size = config.preflight.thresholds["image_gib"] if stock.unpacked_gib is None else stock.unpacked_gib
     found = [(key, path, during * size, after * size) for key, path, during, after in stock.needs]
     return found, stock.unpacked_gib is None
 

@@ -168,7 +168,7 @@ class Station:
     def _hccl_ports(self) -> list[int]:
         if self.on_loopback and self._context.rank:
             return []  # rank 0 holds them on this host
-        base = self._config.hccl.if_base_port or HCCL_BASE_PORT
+        base = int(self._config.engine.env.get("HCCL_IF_BASE_PORT") or HCCL_BASE_PORT)
         return list(range(base, base + HCCL_PORTS))
 
     def _place(self) -> Placement:

@@ -15,10 +15,8 @@ HCCL_VARIABLES = {
     "connect_timeout": "HCCL_CONNECT_TIMEOUT",
     "exec_timeout": "HCCL_EXEC_TIMEOUT",
     "op_expansion_mode": "HCCL_OP_EXPANSION_MODE",
-    "if_base_port": "HCCL_IF_BASE_PORT",
     "intra_pcie_enable": "HCCL_INTRA_PCIE_ENABLE",
     "intra_roce_enable": "HCCL_INTRA_ROCE_ENABLE",
-    "rdma_timeout": "HCCL_RDMA_TIMEOUT",
 }
 """Keys of the section `hccl` and their variables (CANN environment reference)."""
 

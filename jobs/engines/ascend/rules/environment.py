@@ -12,8 +12,8 @@ CANN = "CANN 8.5.0, maintenance reference, environment variables"
 RANGES = {
     "HCCL_CONNECT_TIMEOUT": ("hccl.connect_timeout", 120, 7200, f"{CANN}, envref_07_0077 (EI0001 outside)"),
     "HCCL_BUFFSIZE": ("hccl.buffsize", 1, None, f"{CANN}, envref_07_0080"),
-    "HCCL_IF_BASE_PORT": ("hccl.if_base_port", 1024, 65520, f"{CANN}, envref_07_0074: 16 ports from here on"),
-    "HCCL_RDMA_TIMEOUT": ("hccl.rdma_timeout", 5, 20, f"{CANN}, HCCL_RDMA_TIMEOUT on A2"),
+    "HCCL_IF_BASE_PORT": ("engine.env.HCCL_IF_BASE_PORT", 1024, 65520, f"{CANN}, envref_07_0074: the first of 16"),
+    "HCCL_RDMA_TIMEOUT": ("engine.env.HCCL_RDMA_TIMEOUT", 5, 20, f"{CANN}, HCCL_RDMA_TIMEOUT on A2"),
     "HCCL_INTRA_PCIE_ENABLE": ("hccl.intra_pcie_enable", 0, 1, f"{CANN}, envref_07_0081"),
     "HCCL_INTRA_ROCE_ENABLE": ("hccl.intra_roce_enable", 0, 1, f"{CANN}, envref_07_0082"),
 }
