@@ -60,6 +60,6 @@ phase "the rest of what waits in the lab" wait "$waiting"
 cat "$output/lab"
 phase "lab and faults" $further --durations=10 -m "not waits" tests/lab tests/faults
 $python -m coverage combine --quiet
-echo "lines run by the ${COVERAGE:+lab, local, }unit and whole tests: $($python -m coverage report --format=total) %"
+echo "lines run by the ${COVERAGE:+lab, local, }unit and whole tests: $($python -m coverage report -i --format=total) %"
 echo "$took$SECONDS s in all"
 exit $failed
