@@ -22,7 +22,6 @@ from jobs.core.errors import ConfigError, RunError
 from jobs.core.registry import SCHEDULERS
 from jobs.core.rundir import AllocationDir
 
-
 SRUN_WAIT_S = 60
 """srun --wait: from the first task's end to the end of the step, as in sbatch/."""
 
