@@ -28,6 +28,9 @@ ENDED = frozenset(
 UNKNOWN = "UNKNOWN"
 """Nobody answered: ask again."""
 
+SRUN_WAIT_S = 60
+"""srun --wait: from the first task's end to the end of the step, as in sbatch/."""
+
 ENTRY = "jobs.allocation.entry"
 """What every task runs, with the allocation's directory and the kind of cluster. By name, as on a command line: this
 room knows no rank."""

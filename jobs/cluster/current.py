@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from containers.pyxis import check_strays
 from jobs.cluster import squeue
-from jobs.cluster.base import ENDED, UNKNOWN, Job, Request, entry
+from jobs.cluster.base import ENDED, SRUN_WAIT_S, UNKNOWN, Job, Request, entry
 from jobs.cluster.nodelist import Task, task_from_slurm
 from jobs.core import process
 from jobs.core.errors import ConfigError, RunError
@@ -56,7 +56,7 @@ class Current:
         """Start the step. Where another step has the nodes, srun waits for its end."""
         job, nodes = os.environ["SLURM_JOB_ID"], request.nodes
         argv = ["srun", f"--jobid={job}", f"--job-name={step_name(folder)}", f"--nodes={nodes}", f"--ntasks={nodes}"]
-        argv += ["--ntasks-per-node=1", "--kill-on-bad-exit=1", f"--wait={request.config.limits.srun_wait_s}"]
+        argv += ["--ntasks-per-node=1", "--kill-on-bad-exit=1", f"--wait={SRUN_WAIT_S}"]
         argv += ["--unbuffered", f"--output={folder.path}/stdout-%t.log", f"--chdir={ROOT}"]
         submitted = time.time()
         command = [*argv, *request.config.cluster.srun_args, *entry(folder, "current")]

@@ -13,7 +13,7 @@ from typing import Any
 
 from containers.pyxis import check_strays
 from jobs.cluster import squeue
-from jobs.cluster.base import ENTRY, Job, Request, link_output
+from jobs.cluster.base import ENTRY, SRUN_WAIT_S, Job, Request, link_output
 from jobs.cluster.nodelist import Task, task_from_slurm
 from jobs.cluster.sick_nodes import without_sick
 from jobs.cluster.time_limit import SIGNAL_DELAY_S, limit_seconds
@@ -21,9 +21,6 @@ from jobs.core.config import Config
 from jobs.core.errors import ConfigError, RunError
 from jobs.core.registry import SCHEDULERS
 from jobs.core.rundir import AllocationDir
-
-SRUN_WAIT_S = 60
-"""srun --wait: from the first task's end to the end of the step, as in sbatch/."""
 
 
 @SCHEDULERS.register("slurm")
