@@ -6,8 +6,10 @@ import contextlib
 import socket
 from dataclasses import replace
 
+import psutil
+
 from jobs.allocation.preflight.findings import named
-from jobs.cluster.interfaces import find_interface, interface_addresses
+from jobs.cluster.interfaces import VIRTUAL, find_interface, interface_addresses
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.engines.placement import LOOPBACK
@@ -38,7 +40,8 @@ def own_interface(config: Config) -> Interface:
     """Return name, IPv4 address and prefix length of the interface that the ranks use on this host.
 
     `hccl.socket_ifname=auto` is the interface that holds the address of the host's own name; where the name
-    resolves to loopback only, HCCL's own order of interfaces decides.
+    resolves to loopback only, HCCL's own order decides among those that are up and may lead to another node: the
+    bridge of a container runtime comes first by name, and leads nowhere.
     """
     interfaces = interface_addresses()
     spec = config.hccl.socket_ifname
@@ -48,7 +51,9 @@ def own_interface(config: Config) -> Interface:
             for address in addresses:
                 if address.ip in names and name != LOOPBACK:
                     return name, address.ip, address.prefix
-        spec = None
+        spec, states = None, psutil.net_if_stats()
+        up = {name: its for name, its in interfaces.items() if name in states and states[name].isup}
+        interfaces = {name: its for name, its in up.items() if not name.startswith(VIRTUAL)} or up
     name, found = find_interface(spec, interfaces)
     return name, found.ip, found.prefix
 

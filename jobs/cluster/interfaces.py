@@ -11,6 +11,9 @@ import ifaddr
 
 from jobs.core.errors import ConfigError
 
+VIRTUAL = ("docker", "virbr", "veth", "br-", "cni", "flannel", "cali", "tunl", "kube", "podman", "lo")
+"""Beginnings of names of interfaces that never lead to another node."""
+
 
 @dataclass(frozen=True)
 class Address:
@@ -83,11 +86,6 @@ def find_interface(spec: str | None, interfaces: Mapping[str, tuple[Address, ...
     close = difflib.get_close_matches((spec or "").lstrip("^="), usable, n=1) or usable
     advice = f"Set hccl.socket_ifname={close[0]}" if close else "Give the nodes' interface an IPv4 address"
     raise ConfigError("hccl.socket_ifname", spec, reason, f"{advice}. Interfaces of this host: {found or 'none'}")
-
-
-def address_of(interface: str | None) -> str:
-    """Return the IPv4 address of this host's interface that `hccl.socket_ifname` means; errors as `find_interface`."""
-    return find_interface(interface, interface_addresses())[1].ip
 
 
 def same_subnet(address: str, peer: str, prefix: int) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import time
+from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from core_help import change, composer, config
 from fake_slurm import FakeSlurm
@@ -21,6 +23,7 @@ from jobs.allocation.preflight.conduct import Result
 from jobs.allocation.preflight.facts import Holder
 from jobs.allocation.preflight.findings import CHECKS, Finding
 from jobs.cli import launch
+from jobs.cluster.interfaces import Address
 from jobs.cluster.sick_nodes import proposal, sick, without_sick
 from jobs.cluster.slurm import Slurm
 from jobs.core.errors import ConfigError
@@ -180,6 +183,21 @@ def test_a_rank_with_a_wrong_interface_still_meets_the_others() -> None:
     ):
         with pytest.raises(ConfigError):
             interface.usable_interface(change(wrong, **setting))
+
+
+def test_auto_passes_over_what_is_down_or_leads_to_no_other_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"lo": "127.0.0.1", "cni-podman0": "10.88.0.1", "bond0": "10.1.0.1", "enp1": "10.2.0.1"}
+    known = {name: (Address(ip, 24),) for name, ip in own.items()}
+    state = namedtuple("state", "isup")
+    monkeypatch.setattr(interface, "interface_addresses", lambda: known)
+    monkeypatch.setattr(interface, "addresses_of", lambda _: ["127.0.1.1"])
+    monkeypatch.setattr(psutil, "net_if_stats", lambda: {name: state(name != "bond0") for name in own})
+    auto = change(SLURM, hccl__socket_ifname="auto")
+    assert interface.own_interface(auto) == ("enp1", "10.2.0.1", 24)
+    monkeypatch.setattr(
+        psutil, "net_if_stats", lambda: {name: state(not name.startswith(("bond", "enp"))) for name in own}
+    )
+    assert interface.own_interface(auto)[0] == "cni-podman0"  # nothing better is up
 
 
 def test_the_verb_checks_this_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

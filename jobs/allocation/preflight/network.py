@@ -10,13 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from jobs.allocation.preflight.facts import Facts, Interface, Reached
 from jobs.allocation.preflight.findings import Finding, State, not_run, passed
-from jobs.cluster.interfaces import Address, find_interface, same_subnet
+from jobs.cluster.interfaces import VIRTUAL, Address, find_interface, same_subnet
 from jobs.cluster.ports import Ports
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
-
-VIRTUAL = ("docker", "virbr", "veth", "br-", "cni", "flannel", "cali", "tunl", "kube", "podman", "lo")
-"""Beginnings of names of interfaces that never lead to another node."""
 
 Keys = Mapping[int, str]
 """Config key that sets a port, by the port."""
