@@ -48,5 +48,17 @@ def test_no_function_is_long() -> None:
     assert not long
 
 
+def test_only_programs_end_the_process() -> None:
+    """Everything else raises, or returns how it went."""
+    programs = {"jobs/cli", "jobs/allocation/entry.py"}
+    ending = []
+    for path in sources():
+        text, name = path.read_text(encoding="utf-8"), str(path.relative_to(ROOT))
+        is_program = path.name == "__main__.py" or '__name__ == "__main__"' in text
+        if "sys.exit(" in text and not is_program and not programs & {name, str(Path(name).parent)}:
+            ending.append(name)
+    assert not ending
+
+
 def _lines(path: Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines())

@@ -11,6 +11,7 @@ from core_help import composer
 
 from jobs.cli import study
 from jobs.cli.launch import Outcome
+from jobs.cli.through_hydra import Ended
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.core.sweep_settings import Launch, Results
@@ -85,6 +86,13 @@ def test_trials_that_cannot_be_asked_do_not_end_the_study(
     outcome = study.launch([["bench.input_tokens=9000", "cluster=local"]], composer, "maximize", best)
     assert outcome.objective(0) == -math.inf and best == {}
     assert "parallel.max_model_len" in capsys.readouterr().out
+
+
+def test_a_dry_run_of_a_study_shows_its_first_trials_and_ends_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Ended) as ended:
+        study.launch([["cluster=local", "launch.dry_run=true"]], composer, "maximize", {})
+    assert ended.value.code == 0
+    assert "these are the first trials of the study; nothing was submitted" in capsys.readouterr().out
 
 
 def test_the_best_of_all_batches_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
