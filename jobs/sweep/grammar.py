@@ -79,13 +79,9 @@ def sweep_values(item: Override) -> list[str]:
 
 def swept_keys(points: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """Return the keys whose override differs between points, in order of first appearance."""
-    seen: dict[str, set[str]] = {}
-    for point in points:
-        for text in point:
-            key, _, value = text.lstrip("+~").partition("=")
-            seen.setdefault(key, set()).add(value)
-    counts = {key: sum(any(t.lstrip("+~").partition("=")[0] == key for t in p) for p in points) for key in seen}
-    return tuple(k for k, values in seen.items() if len(values) > 1 or counts[k] != len(points))
+    given = [dict(text.lstrip("+~").partition("=")[::2] for text in point) for point in points]
+    keys = dict.fromkeys(key for one in given for key in one)
+    return tuple(key for key in keys if len({one.get(key) for one in given}) > 1)
 
 
 def groups(conf: Path = CONF) -> Mapping[str, tuple[str, ...]]:

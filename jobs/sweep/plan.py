@@ -71,7 +71,7 @@ def make_plan(
     """Group points into services and services into allocations.
 
     Args:
-        asked: what is asked for, and may be one sweep (jobs/sweep/refuse.py).
+        asked: what is asked for, and may be one sweep (jobs/sweep/check.py).
         findings: what is risky with each point, by its id.
         forecast_of: says what is known of a service before it starts; asked once for each.
 

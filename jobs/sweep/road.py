@@ -14,7 +14,6 @@ from jobs.results.columns import check_objective
 from jobs.sweep import check, compose, grammar
 from jobs.sweep.plan import Plan, make_plan
 from jobs.sweep.points import points_of
-from jobs.sweep.refuse import refuse
 
 
 def plan(points: Sequence[Sequence[str]], composer: compose.Composer = compose.default_composer) -> Plan:
@@ -32,7 +31,7 @@ def plan(points: Sequence[Sequence[str]], composer: compose.Composer = compose.d
     check_objective(configs[0].results.objective)
     asked = points_of(overrides, configs, grammar.swept_keys(overrides))
     findings = check.findings_of(asked)
-    refuse(asked, findings)
+    check.refuse_points(asked, findings)
     return make_plan(asked, findings, history.forecaster(Root(Path(configs[0].results.root).absolute())))
 
 

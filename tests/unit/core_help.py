@@ -19,7 +19,6 @@ from jobs.sweep import check, compose
 from jobs.sweep.grouping import unknown
 from jobs.sweep.plan import Plan, make_plan
 from jobs.sweep.points import points_of
-from jobs.sweep.refuse import refuse
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/golden"
@@ -42,8 +41,13 @@ def plan_of(
     """Check and plan these configs, of which no key is swept."""
     asked = points_of(overrides or [[f"n={index}"] for index in range(len(configs))], configs, ())
     findings = check.findings_of(asked)
-    refuse(asked, findings)
+    check.refuse_points(asked, findings)
     return make_plan(asked, findings, forecast_of)
+
+
+def checked(config: Config) -> None:
+    """Raise ConfigError for the first thing in a config that cannot work."""
+    check.refuse(check.findings(config))
 
 
 def change(config: Config, **values: Any) -> Config:

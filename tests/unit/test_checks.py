@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_help import change, composer, config, plan_of
+from core_help import change, checked, composer, config, plan_of
 
 from jobs.cluster.base import settled
 from jobs.core.errors import ConfigError, RunError, UserError
-from jobs.sweep import check, road
+from jobs.sweep import road
 from jobs.sweep.start import start
 
 BAD: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -49,10 +49,10 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
 
 @pytest.mark.parametrize(("values", "key", "words"), BAD.values(), ids=BAD)
 def test_bad_input_is_one_clear_error(values: dict[str, Any], key: str, words: str) -> None:
-    check.check(config())
+    checked(config())
     bad = change(config(), **values)
     with pytest.raises(ConfigError) as caught:
-        check.check(bad)
+        checked(bad)
     error = caught.value
     assert error.key == key
     assert words in error.reason
@@ -65,13 +65,13 @@ def test_bad_input_is_one_clear_error(values: dict[str, Any], key: str, words: s
 
 
 def test_what_is_allowed() -> None:
-    check.check(change(config(), parallel__max_model_len=1152))
-    check.check(change(config(), bench__concurrency=None, bench__request_rate=1.0))
-    check.check(change(config(), parallel__max_model_len=100, bench__endpoint="chat"))
+    checked(change(config(), parallel__max_model_len=1152))
+    checked(change(config(), bench__concurrency=None, bench__request_rate=1.0))
+    checked(change(config(), parallel__max_model_len=100, bench__endpoint="chat"))
     # A configured port is not held against ports that only a job id will tell.
     for port in range(17000, 17003):
-        check.check(change(config(), engine__port=port))
-        check.check(change(config(), cluster__control_port=port))
+        checked(change(config(), engine__port=port))
+        checked(change(config(), cluster__control_port=port))
 
 
 def plan(*overrides: str, empty_path: Path) -> Any:

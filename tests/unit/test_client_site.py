@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_help import change, check_golden, config, executable
+from core_help import change, check_golden, checked, config, executable
 
 from containers.base import Inside, Order
 from containers.entry import Files
@@ -22,7 +22,6 @@ from jobs.engines.vllm.environment import of_client, variables
 from jobs.measure.clients import ais_bench, base
 from jobs.measure.clients.ais_bench import AisBench
 from jobs.measure.clients.vllm_bench import VllmBench
-from jobs.sweep import check
 
 
 def point(*overrides: str, **values: Any) -> Config:
@@ -80,7 +79,7 @@ def test_who_runs_where(client: str, where: str, inside: bool) -> None:
 def test_a_container_that_is_none_is_refused() -> None:
     words = ("cluster=local", "engine=vllm_cpu", "bench.concurrency=1")
     with pytest.raises(ConfigError, match="runs in no container") as caught:
-        check.check(config(*words, "bench.client=vllm_bench", "bench.where=container"))
+        checked(config(*words, "bench.client=vllm_bench", "bench.where=container"))
     assert caught.value.key == "bench.where"
     base.check(config(*words, "bench.where=container"))  # the window client is where it is
 

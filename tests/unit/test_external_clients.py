@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_help import ROOT, change, check_golden, config
+from core_help import ROOT, change, check_golden, checked, config
 
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
@@ -20,7 +20,6 @@ from jobs.measure.clients.ais_bench import AisBench
 from jobs.measure.clients.result import Result, figures
 from jobs.measure.clients.vllm_bench import VllmBench
 from jobs.measure.records import Target
-from jobs.sweep import check
 
 FIXTURES = ROOT / "tests/fixtures/clients"
 NOBODY = Target("http://127.0.0.1:8123", "r1")
@@ -80,7 +79,7 @@ def test_the_articles_test_runs_with_either_client() -> None:
 )
 def test_what_a_client_cannot_do_is_refused(overrides: list[str], key: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check.check(point("bench.client=vllm_bench", *overrides))
+        checked(point("bench.client=vllm_bench", *overrides))
     assert caught.value.key == key
     base.check(point(*overrides))  # of the window client nothing is asked here
 

@@ -20,10 +20,9 @@ from jobs.core import schema
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.forecast import duration
-from jobs.sweep import compose, grouping, plan, road
+from jobs.sweep import check, compose, grouping, plan, road
 from jobs.sweep.points import identity, points_of
 from jobs.sweep.record import as_json
-from jobs.sweep.refuse import refuse
 
 QUICK = settings(max_examples=25, deadline=None)
 
@@ -286,7 +285,7 @@ def test_services_may_differ_in_what_each_is_started_with_but_not_in_the_limits_
 
 def allowed(*configs: Config) -> None:
     points = points_of([[] for _ in configs], configs, ())
-    refuse(points, {point.point: () for point in points})
+    check.refuse_points(points, {point.point: () for point in points})
 
 
 # --- allocations

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from core_help import change, composer, config
+from core_help import change, checked, composer, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -238,9 +238,9 @@ def test_a_rule_finds_what_it_is_for(
     assert not found(right(base) if right else base, rule, key)
     if severity == "error":
         with pytest.raises(ConfigError):
-            check.check(broken(base))
+            checked(broken(base))
     else:
-        check.check(broken(base))
+        checked(broken(base))
 
 
 def test_every_rule_has_a_case() -> None:
@@ -319,13 +319,13 @@ def test_a_request_that_cannot_fit_is_for_the_planner_to_decide() -> None:
     made = config("experiment=official_0_23", "parallel.max_model_len=131072")
     [finding] = [one for one in check.findings(made, memory=True) if one.severity == "error"]
     assert (finding.rule, finding.key) == ("R19", "parallel.max_model_len")
-    check.check(made)
+    checked(made)
 
 
 def test_the_first_error_is_raised_with_the_count_of_the_others() -> None:
     made = change(config(*NEW), engine__args={"swap-space": 1, "task": "auto"}, hccl__connect_timeout=1)
     with pytest.raises(ConfigError) as caught:
-        check.check(made)
+        checked(made)
     assert caught.value.key == "engine.args.swap-space"
     assert "it was removed" in caught.value.reason
     assert caught.value.remedy == "Remove it. (2 more errors: see python -m jobs check)"
@@ -468,9 +468,9 @@ def test_whatever_is_asked_the_answer_is_findings(
         assert [f.severity for f in found_here] == sorted(f.severity for f in found_here)
         if any(f.severity == "error" and f.rule != "R19" for f in found_here):
             with pytest.raises(ConfigError):
-                check.check(one)
+                checked(one)
         else:
-            check.check(one)
+            checked(one)
 
 
 # --- the verb

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from core_help import config
+from core_help import checked, config
 
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.engines.ascend.lookup import architecture_of
-from jobs.sweep import check, grammar
+from jobs.sweep import grammar
 
 GROUPS = grammar.groups()
 
@@ -39,8 +39,8 @@ def for_layout(layout: str, *overrides: str) -> Config:
 @pytest.mark.parametrize("layout", LATER)
 def test_a_layout_that_the_release_has_no_flag_for_is_refused(layout: str) -> None:
     with pytest.raises(ConfigError, match=f"release 0.9.1 has no --{LATER[layout]}"):
-        check.check(config(f"parallel={layout}"))
-    check.check(for_layout(layout))
+        checked(config(f"parallel={layout}"))
+    checked(for_layout(layout))
 
 
 @pytest.mark.parametrize("choice", [f"{group}={option}" for group, options in GROUPS.items() for option in options])
@@ -50,7 +50,7 @@ def test_every_file_composes_builds_and_can_run(choice: str) -> None:
     image = ["container.image=test/image:v1"] if group == "container" else []
     # Four heads cannot be cut over eight NPUs; the key of FlashComm 1 came with 0.23.
     needed = {"tiny_llama": ["parallel=dp2_tp1"], "flashcomm1": ["engine.release=0.23.0"]}.get(option, [])
-    check.check(for_layout(option) if group == "parallel" else config(choice, *image, *needed))
+    checked(for_layout(option) if group == "parallel" else config(choice, *image, *needed))
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,11 @@ def test_every_combination_of_model_engine_and_layout_can_run(choices: tuple[str
     made = for_layout(parallel, f"model={model}", f"engine={engine}")
     if (engine, parallel) == ("simulator", "dp1_tp16"):
         with pytest.raises(ConfigError, match="keeps each data-parallel rank in one node"):
-            check.check(made)
+            checked(made)
         return
     if (arch := architecture_of(made)) and arch.heads % made.parallel.tensor_parallel_size:
         with pytest.raises(ConfigError, match="attention heads of the model cannot be cut"):
-            check.check(made)
+            checked(made)
         return
-    check.check(made)
+    checked(made)
     assert (made.model.name, made.engine.name) == (model, engine)
