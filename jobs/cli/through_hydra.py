@@ -41,23 +41,16 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UserError: it cannot be asked, or a run failed.
     """
-    shown = [name for word in arguments if (name := word.partition("=")[0]) in SHOWS]
-    modes = [word for word in arguments if word in MODES]
     # Hydra reads the command line itself; a value as it is typed may need quotes for its grammar.
     given = [word if word.startswith("-") else grammar.quoted(word) for word in arguments if word not in MODES]
     overrides = [word for word in given if "=" in word and not word.startswith("-")]
-    if shown and modes:
-        raise ConfigError(shown[0], "--multirun", "one of them shows, the other runs", "Give one of them.")
-    if not shown:
-        grammar.check(overrides)
-        if "-m" not in modes and "--multirun" not in modes:
-            grammar.refuse_sweeps(overrides)
-        compose.configs([[text for text in grammar.ours(overrides) if not grammar.is_sweep(text)]])
+    shows = _checked(arguments, overrides)
+    if not shows:
         given.append("--multirun")  # without it the same path is taken with one point
     schema.register()
     # Hydra would print its own errors, some with a traceback; with this it raises them, and we print one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    logging.raiseExceptions = not shown  # --info logs to an output that may be closed
+    logging.raiseExceptions = not shows  # --info logs to an output that may be closed
     sys.argv[1:] = given
     try:
         hydra.main(config_path=str(schema.CONF), config_name="config", version_base="1.3")(_never)()
@@ -72,6 +65,20 @@ def main(arguments: Sequence[str]) -> int:
         remedy = "Choose a directory that you can write and all nodes see."
         raise RunError("results.root", error.filename, f"it cannot be written: {error.strerror}", remedy) from None
     return 0
+
+
+def _checked(arguments: Sequence[str], overrides: Sequence[str]) -> bool:
+    """Check what is typed before Hydra sees it. Returns whether it only shows something."""
+    shown = [name for word in arguments if (name := word.partition("=")[0]) in SHOWS]
+    modes = [word for word in arguments if word in MODES]
+    if shown and modes:
+        raise ConfigError(shown[0], "--multirun", "one of them shows, the other runs", "Give one of them.")
+    if not shown:
+        grammar.check(overrides)
+        if "-m" not in modes and "--multirun" not in modes:
+            grammar.refuse_sweeps(overrides)
+        compose.configs([[text for text in grammar.ours(overrides) if not grammar.is_sweep(text)]])
+    return bool(shown)
 
 
 def _never(_: DictConfig) -> None:

@@ -91,7 +91,8 @@ def summarize(window: Window, bench: Bench) -> dict[str, Figure]:
         the service.
     """
     counted = [record for record in window.records if record.in_window]
-    answered = [latencies(record) for record in counted if record.status == "ok"]
+    whole = [record for record in counted if record.status == "ok"]
+    answered = [latencies(record) for record in whole]
     row: dict[str, Figure] = {
         "completed": len(answered),
         "failed": sum(record.status == "failed" for record in counted),
@@ -109,8 +110,8 @@ def summarize(window: Window, bench: Bench) -> dict[str, Figure]:
     row["tok_s_per_user"] = 1e3 / tpot if tpot else None
     row["client_cpu_share"] = _per_second(window.cpu_s, window)
     row["goodput_s"] = _per_second(kept(window, bench.slo), window) if any(asdict(bench.slo).values()) else None
-    row["input_tokens_mean"] = _mean(r.prompt_tokens for r in counted if r.status == "ok")
-    row["output_tokens_mean"] = _mean(r.output_tokens for r in counted if r.status == "ok")
+    row["input_tokens_mean"] = _mean(record.prompt_tokens for record in whole)
+    row["output_tokens_mean"] = _mean(record.output_tokens for record in whole)
     growth = window.growth
     row["prefix_hit_share"] = growth.prefix_hit_share
     row["preemptions"] = growth.preemptions

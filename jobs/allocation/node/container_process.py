@@ -166,8 +166,6 @@ def _entry(which: RankContainer, spec: Spec, env: Mapping[str, str], scratch: Pa
     npus = engine_of(config).traits.npus
     binds = {one.target.rstrip("/") or "/": one for one in spec.mounts if one.bind}
     needed = {"model.path": from_root(config.model.path)} if config.engine.checks_model_path else {}
-    inside = [point for point in which.points or (config,) if which.rank == 0 and _brings_program(point)]
-    programs = {clients.of(point).program(point): None for point in inside}
     return Entry(
         env=env,
         scrub=SCRUBBED,
@@ -181,8 +179,14 @@ def _entry(which: RankContainer, spec: Spec, env: Mapping[str, str], scratch: Pa
         devices=spec.devices,
         needed=needed,
         release=config.engine.release if npus and config.engine.checks_release else None,
-        programs=tuple(("bench.program", name) for name in programs),
+        programs=tuple(("bench.program", name) for name in _programs(which)),
     )
+
+
+def _programs(which: RankContainer) -> tuple[str, ...]:
+    """Return the programs of external clients that run in here, each once: they must be in the image."""
+    inside = [point for point in which.points or (which.config,) if which.rank == 0 and _brings_program(point)]
+    return tuple(dict.fromkeys(clients.of(point).program(point) for point in inside))
 
 
 def _identity(path: str) -> str | None:
