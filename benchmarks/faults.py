@@ -68,7 +68,7 @@ def record(case: Case, result: Result, load: float) -> Record:
 
 
 def read(raw: Path) -> list[Record]:
-    return [Record(**item) for item in json.loads(raw.read_text())] if raw.exists() else []
+    return [Record(**item) for item in json.loads(raw.read_text(encoding="utf-8"))] if raw.exists() else []
 
 
 def measure(raw: Path, runs: int, vllm_runs: int, only: str) -> None:
@@ -86,7 +86,7 @@ def measure(raw: Path, runs: int, vllm_runs: int, only: str) -> None:
                 done = record(case, run(case, lab, Path(folder) / "runs"), load)
             print(f"{case.id}: {done.seconds:.2f} s, {done.state}", flush=True)
             raw.parent.mkdir(parents=True, exist_ok=True)
-            raw.write_text(json.dumps([asdict(one) for one in [*records, done]], indent=1))
+            raw.write_text(json.dumps([asdict(one) for one in [*records, done]], indent=1), encoding="utf-8")
 
 
 def _seconds(case: Case, records: list[Record]) -> str:

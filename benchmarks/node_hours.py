@@ -72,13 +72,13 @@ def stock(lab: Lab, options: argparse.Namespace, folder: Path) -> tuple[int, flo
     words += [f"max_model_len={options.lengths}", f"concurrency={options.stock_loads or options.loads}"]
     began = datetime.now()
     run([sys.executable, *words], lab.env, folder / "stock.log")
-    rows = [json.loads(path.read_text()) for path in (folder / "stock").glob("*/row.json")]
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in (folder / "stock").glob("*/row.json")]
     return sum(row["valid"] for row in rows), seconds(lab, [f"--name={NAME}", f"-S{began:%Y-%m-%dT%H:%M:%S}"])
 
 
 def run(argv: Sequence[str], env: Mapping[str, str], log: Path) -> None:
     """Run to the end, whatever the exit code: invalid rows count for nothing, and their seconds count."""
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         subprocess.run(argv, env=dict(env), stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, check=False)
 
 
@@ -113,7 +113,7 @@ def main() -> None:
             lab.wait_idle()
             valid, spent = how(lab, options, folder)
             if not valid or not spent:
-                print((folder / ("ours.log" if how is ours else "stock.log")).read_text()[-3000:])
+                print((folder / ("ours.log" if how is ours else "stock.log")).read_text(encoding="utf-8")[-3000:])
                 raise SystemExit(f"{name}: {valid} valid rows, {spent:.0f} allocation-seconds by sacct")
             per_row[name] = spent / valid
             print(f"{name}: {valid} valid rows, {spent:.0f} allocation-seconds, {per_row[name]:.1f} a row", flush=True)

@@ -144,7 +144,7 @@ class Inside:
 
     def read(self, path: Path) -> str:
         """Return the text of a file; OSError or RunError: there is none, or it cannot be reached."""
-        return path.read_text(errors="replace")
+        return path.read_text(encoding="utf-8", errors="replace")
 
     def pid(self) -> int | None:
         """Return the process id of what was started, as the inside counts."""

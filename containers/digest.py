@@ -86,7 +86,7 @@ class Digests:
 
     def _kept(self, now: State) -> str | None:
         with contextlib.suppress(OSError, ValueError, TypeError):
-            record = dict(json.loads(self._record(now).read_text()))
+            record = dict(json.loads(self._record(now).read_text(encoding="utf-8")))
             digest = str(record.pop("digest", ""))
             return digest if record == asdict(now) and digest.startswith("sha256:") else None
         return None

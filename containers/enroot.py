@@ -127,7 +127,7 @@ def create(file: Path, name: str, local: Local, env: Mapping[str, str], tag: str
 
 def _tag(root: Path, tag: str) -> None:
     try:
-        (root / MARKER).write_text(f"{tag}\n{identity(root)}\n")
+        (root / MARKER).write_text(f"{tag}\n{identity(root)}\n", encoding="utf-8")
     except OSError as error:
         raise RunError(str(root), "(tag)", str(error), "enroot itself has to write into a root; look there.") from None
 
@@ -135,7 +135,7 @@ def _tag(root: Path, tag: str) -> None:
 def owner(root: Path) -> str | None:
     """Return the tag of the rank that a root was made for; None: we did not make it."""
     try:
-        tag, made = (root / MARKER).read_text().splitlines()
+        tag, made = (root / MARKER).read_text(encoding="utf-8").splitlines()
         return tag if made == identity(root) else None
     except (OSError, ValueError):
         return None
@@ -243,7 +243,7 @@ class Enroot(Runtime):
         if not (root.is_dir() and identity(root) == order.unpacked):
             root = self._unpack(order, env)
         if order.folder is not None:
-            order.files.root.write_text(identity(root))
+            order.files.root.write_text(identity(root), encoding="utf-8")
         return Fetched(identity(root))
 
     def _unpack(self, order: Order, env: Env) -> Path:

@@ -28,7 +28,7 @@ class Recipe:
 @cache
 def recipes() -> dict[str, Recipe]:
     """Return all recipes by their tag."""
-    found = [yaml.safe_load(path.read_text()) for path in sorted(FOLDER.glob("*.yaml"))]
+    found = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.yaml"))]
     return {values["tag"]: Recipe(**values | {"arch": tuple(values["arch"])}) for values in found}
 
 

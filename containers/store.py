@@ -182,7 +182,7 @@ class Store:
     def _write(self, image: Image, entry: Entry) -> None:
         record = self._record(image, entry.arch)
         fresh = record.with_name(f".{record.name}.{_host()}.{os.getpid()}")
-        fresh.write_text(json.dumps(asdict(entry), indent=1) + "\n")
+        fresh.write_text(json.dumps(asdict(entry), indent=1) + "\n", encoding="utf-8")
         fresh.replace(record)
 
     def verify(self, entry: Entry) -> str | None:
@@ -237,7 +237,7 @@ def _length_agrees(entry: Entry) -> bool:
 def _read(path: Path) -> Entry | None:
     """Return a record; None where there is none, or none of ours."""
     with contextlib.suppress(OSError, ValueError, TypeError):
-        entry = Entry(**json.loads(path.read_text()))
+        entry = Entry(**json.loads(path.read_text(encoding="utf-8")))
         # The directory may have moved, or be mounted elsewhere on another node.
         beside = path.parent / Path(entry.path).name
         return Entry(**asdict(entry) | {"path": str(beside.absolute())})

@@ -118,7 +118,7 @@ def changes(flags: Sequence[str], previous: str | None) -> dict[str, Any]:
     """Return the flags that came and went since the previous release described here."""
     if previous is None:
         return {"release": None, "added": [], "removed": []}
-    before = yaml.safe_load((DATA / f"{previous}.yaml").read_text())["flags"]
+    before = yaml.safe_load((DATA / f"{previous}.yaml").read_text(encoding="utf-8"))["flags"]
     return {
         "release": previous,
         "added": sorted(set(flags) - set(before)),
@@ -155,7 +155,7 @@ def main() -> int:
         older = [name for name in known if _version(name) < _version(release)]
         made = text(extract(release, args.previous or (older[-1] if older else None)))
         path = DATA / f"{release}.yaml"
-        differs = not path.exists() or path.read_text() != made
+        differs = not path.exists() or path.read_text(encoding="utf-8") != made
         changed |= differs
         print(f"{release}: {'differs' if differs else 'the same'}", file=sys.stderr)
         if not args.check:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def version(root: Path) -> str:
     """Return the version that pyproject.toml names."""
-    return str(tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"])
+    return str(tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"])
 
 
 def refusals(root: Path) -> list[str]:

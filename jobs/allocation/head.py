@@ -40,7 +40,9 @@ async def conduct(
     Returns:
         0 if every row is valid and nothing was left behind, else 1; and whether another rank is lost.
     """
-    control = ControlServer(context.task.ranks, context.folder.key.read_text(), first.limits.heartbeat_s)
+    control = ControlServer(
+        context.task.ranks, context.folder.key.read_text(encoding="utf-8"), first.limits.heartbeat_s
+    )
     await control.open(context.ports.control)
     write_json(
         context.folder.head,

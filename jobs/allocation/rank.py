@@ -155,7 +155,7 @@ async def _obey(
     """Serve rank 0. Returns the exit code, and whether rank 0 was lost."""
     host = "127.0.0.1" if context.task.on_loopback else context.task.hosts[0]
     limits = first.limits
-    port, key = context.ports.control, context.folder.key.read_text()
+    port, key = context.ports.control, context.folder.key.read_text(encoding="utf-8")
     joining = join(host, port, context.task.rank, key, limits.heartbeat_s, limits.rendezvous_s)
     control = await _from_head(joining, context.task, context.folder, stopping)
 

@@ -243,7 +243,7 @@ class Service:
             master_address=config.cluster.master_address or context.address,
             api_port=str(context.ports.api),
             rpc_port=str(context.ports.dp_rpc),
-            api_key=context.folder.api_key.read_text() if config.engine.api_key else None,
+            api_key=context.folder.api_key.read_text(encoding="utf-8") if config.engine.api_key else None,
         )
 
 

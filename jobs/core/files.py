@@ -57,7 +57,7 @@ def read_json(path: Path) -> Any:
         RunError: it is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(str(path), "(read)", str(error), "Is this the directory of a sweep?") from None
 
@@ -127,7 +127,7 @@ def read_lines(path: Path) -> list[Any]:
     if not path.exists():
         return []
     values = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             values.append(json.loads(line))
         except ValueError:

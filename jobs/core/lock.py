@@ -70,6 +70,6 @@ def is_free(path: Path) -> bool:
 def _holder(path: Path) -> str:
     """Return who wrote itself into a lock last; that is who holds it, but for an instant after it was taken."""
     with contextlib.suppress(OSError):
-        if text := path.read_text(errors="replace").strip():
+        if text := path.read_text(encoding="utf-8", errors="replace").strip():
             return text
     return "another process"

@@ -92,4 +92,4 @@ def write_config(sweep: SweepDir, point: str, config: Config) -> None:
 
 def read_config(sweep: SweepDir, point: str) -> Config:
     """Read a point's resolved config back, validated."""
-    return schema.build(from_yaml(sweep.point(point).config.read_text()))
+    return schema.build(from_yaml(sweep.point(point).config.read_text(encoding="utf-8")))

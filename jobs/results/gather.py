@@ -68,7 +68,7 @@ def read_config_plain(path: Path) -> dict[str, Any]:
         RunError: it cannot be read, or is no mapping.
     """
     try:
-        found = from_yaml(path.read_text())
+        found = from_yaml(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise RunError(str(path), "(read)", str(error), "Is this the directory of a sweep?") from None
     if not isinstance(found, dict):

@@ -32,14 +32,14 @@ def commit(root: Path) -> str | None:
     """Return the commit that is checked out in `root`; None: it is no git clone (gitrepository-layout(5))."""
     folder = root / ".git"
     try:
-        head = (folder / "HEAD").read_text().strip()
+        head = (folder / "HEAD").read_text(encoding="utf-8").strip()
         if not head.startswith("ref: "):
             return head or None
         name = head.removeprefix("ref: ")
         loose = folder / name
         if loose.exists():
-            return loose.read_text().strip()
-        packed = (folder / "packed-refs").read_text().splitlines()
+            return loose.read_text(encoding="utf-8").strip()
+        packed = (folder / "packed-refs").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return next((line.split()[0] for line in packed if line.endswith(f" {name}")), None)

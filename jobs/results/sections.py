@@ -174,7 +174,7 @@ def failures(run: Run) -> list[dict[str, Any]]:
 
 def _text(folder: ServiceDir) -> str | None:
     try:
-        return folder.diagnosis.read_text(errors="replace")
+        return folder.diagnosis.read_text("utf-8", errors="replace")
     except OSError:
         return None
 

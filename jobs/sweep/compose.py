@@ -141,7 +141,7 @@ def _said(item: Override, known: Mapping[str, tuple[str, ...]]) -> tuple[str, ..
 
 @cache
 def _keys_of(group: str, choice: str) -> tuple[str, ...]:
-    text = (CONF / group / f"{choice}.yaml").read_text()
+    text = (CONF / group / f"{choice}.yaml").read_text(encoding="utf-8")
     tree = from_yaml(text) or {}
     return tuple(_leaves(tree, "" if "@package _global_" in text else f"{group}."))
 

@@ -138,8 +138,8 @@ def _files(key: str, overrides: Sequence[str]) -> list[tuple[str, Any]]:
         path = schema.CONF / group / f"{option}.yaml"
         if not path.exists():
             continue
-        tree = read_config_plain(path) if path.read_text().strip() else {}
-        whole = path.read_text().startswith("# @package _global_")
+        tree = read_config_plain(path) if path.read_text(encoding="utf-8").strip() else {}
+        whole = path.read_text(encoding="utf-8").startswith("# @package _global_")
         inside = key if whole else key.removeprefix(group + ".") if key.startswith(group + ".") else None
         if inside is not None and _holds(tree, inside):
             found.append((f"conf/{group}/{option}.yaml", dotted(tree, inside)))

@@ -58,3 +58,16 @@ def test_only_programs_end_the_process() -> None:
 
 def _lines(path: Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def test_no_text_is_read_in_the_locale_of_the_day() -> None:
+    """A login shell may say GBK, and a compute node C: files of a sweep are UTF-8 everywhere."""
+    found = []
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                needed = {"read_text": 1, "write_text": 2}.get(node.func.attr, 0)
+                named = any(keyword.arg == "encoding" for keyword in node.keywords)
+                if len(node.args) < needed and not named:
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not found

@@ -86,7 +86,7 @@ def _inodes_in_use() -> set[int]:
     prefix = f"{SHM}/"
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            for line in (folder / "maps").read_text(errors="replace").splitlines():
+            for line in (folder / "maps").read_text("utf-8", errors="replace").splitlines():
                 if prefix in line:
                     used.add(int(line.split(maxsplit=5)[4]))  # address, rights, offset, device, inode, path: proc(5)
         with contextlib.suppress(OSError):

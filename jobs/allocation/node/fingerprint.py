@@ -76,7 +76,7 @@ def packages(program: str | None, names: Collection[str]) -> dict[str, str]:
 def driver_version(path: Path) -> str | None:
     """Return the version of the NPU driver of this host; None: there is no driver."""
     try:
-        lines = path.read_text(errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
     return next((line.partition("=")[2].strip() for line in lines if line.lower().startswith("version=")), None)

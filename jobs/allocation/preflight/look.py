@@ -149,5 +149,5 @@ def _leftovers() -> tuple[str, ...]:
 
 def _read(path: Path) -> str:
     with contextlib.suppress(OSError):
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     return ""

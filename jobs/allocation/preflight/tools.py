@@ -193,7 +193,7 @@ def _missing(name: str) -> Problem:
 def _version(file: Path) -> str | None:
     """Return the value of Version= in a version.info of the driver or firmware."""
     with contextlib.suppress(OSError):
-        match = re.search(r"^Version=(\S+)", file.read_text(), re.MULTILINE)
+        match = re.search(r"^Version=(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
         return match[1] if match else None
     return None
 
@@ -206,7 +206,7 @@ def cann_version(sources: Iterable[str]) -> str | None:
     for source in sources:
         for file in _install_info(Path(source).parent):
             with contextlib.suppress(OSError):
-                match = re.search(r"^version=(\S+)", file.read_text(), re.MULTILINE)
+                match = re.search(r"^version=(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
                 if match:
                     return match[1]
     return None

@@ -184,7 +184,7 @@ def as_mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    data = from_yaml(path.read_text())
+    data = from_yaml(path.read_text(encoding="utf-8"))
     assert isinstance(data, dict)
     return data
 

@@ -124,7 +124,7 @@ def load(name: str, path: Path) -> Architecture:
         if not file.is_file():
             continue
         try:
-            config = json.loads(file.read_text())
+            config = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError("model.path", path, f"{file} cannot be read: {error}", "Mend the file.") from None
         if not isinstance(config, dict):
@@ -141,7 +141,7 @@ def load(name: str, path: Path) -> Architecture:
 def packaged(name: str) -> Architecture | None:
     """Return the packaged architecture of a model, or None where there is none of that name."""
     file = _PACKAGED / f"{name}.json"
-    return from_hf_config(json.loads(file.read_text())) if file.is_file() else None
+    return from_hf_config(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
 
 def _size(config: Mapping[str, Any], key: str) -> int:

@@ -75,7 +75,7 @@ def files(path: Path) -> dict[str, int]:
 def read_object(path: Path) -> tuple[dict[str, Any], Finding | None]:
     """Return a JSON object, or an empty one and what is wrong with the file."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}, Finding(path.name, "it is not there", FETCH_AGAIN)
     except OSError as error:

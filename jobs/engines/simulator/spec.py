@@ -53,7 +53,7 @@ def hardware(name: str = DEFAULT) -> Hardware:
     path = Path(from_root(name)) if "/" in name else _FILES / f"{name}.yaml"
     valid = ", ".join(sorted(file.stem for file in _FILES.glob("*.yaml")))
     try:
-        values = from_yaml(path.read_text())
+        values = from_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, YAMLError) as error:
         reason = f"no hardware file: {error}"
         raise ConfigError(_KEY, name, reason, f"Valid: {valid}, or the path of a YAML file.") from None

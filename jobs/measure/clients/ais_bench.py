@@ -78,8 +78,8 @@ class AisBench(BenchClient):
         found = sorted(folder.glob(f"*/performances/{MODEL}/{DATASET}.json"))
         path = found[-1] if found else folder / f"*/performances/{MODEL}/{DATASET}.json"
         try:
-            common = json.loads(path.read_text())
-            with path.with_suffix(".csv").open(newline="") as file:
+            common = json.loads(path.read_text(encoding="utf-8"))
+            with path.with_suffix(".csv").open(encoding="utf-8", newline="") as file:
                 table = {row["Performance Parameters"]: row for row in csv.DictReader(file)}
             return _result(common, table, path, count)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -92,7 +92,7 @@ class AisBench(BenchClient):
             shutil.rmtree(path, ignore_errors=True)
         path = folder / CONFIG
         if target.api_key and path.exists():
-            write_text(path, path.read_text().replace(repr(target.api_key), "'(removed)'"), mode=0o600)
+            write_text(path, path.read_text(encoding="utf-8").replace(repr(target.api_key), "'(removed)'"), mode=0o600)
 
 
 def config_text(config: Config, target: Target, requests: int, prompts: Path | None = None) -> str:
@@ -237,7 +237,7 @@ def _mean(row: Mapping[str, str] | None) -> float | None:
 def _lengths(path: Path) -> list[int]:
     """Return the output tokens of each answer that it calls whole, as the service counted them."""
     try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError):
         return []
     return [int(row["output_tokens"]) for row in rows if row.get("success", True) and "output_tokens" in row]
@@ -245,7 +245,7 @@ def _lengths(path: Path) -> list[int]:
 
 def _errors(path: Path) -> list[str]:
     try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()[:3]]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:3]]
     except (OSError, ValueError):
         return []
     return [str(row.get("error_info") or row)[:200] for row in rows]

@@ -58,9 +58,9 @@ class VllmBench(BenchClient):
         """Read the result file. Its texts are dropped from it: they are the largest part, and nobody's figures."""
         path = folder / RESULT
         try:
-            data: dict[str, Any] = json.loads(path.read_text())
+            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if data.pop("generated_texts", None) is not None:
-                path.write_text(json.dumps(data) + "\n")
+                path.write_text(json.dumps(data) + "\n", encoding="utf-8")
             return _result(data, count)
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"

@@ -17,7 +17,7 @@ SCRIPTS = ("plotly-basic.min.js", "words.js", "table.js", "plots.js", "main.js")
 @functools.cache
 def words() -> Mapping[str, Mapping[str, str]]:
     """Return every text of the page by its id and language (en, zh)."""
-    found: dict[str, dict[str, str]] = json.loads((FOLDER / "words.json").read_text())
+    found: dict[str, dict[str, str]] = json.loads((FOLDER / "words.json").read_text(encoding="utf-8"))
     return found
 
 
@@ -39,13 +39,13 @@ def _number(value: Any) -> str:
 
 def render(data: Mapping[str, Any]) -> str:
     """Return the page for the data of a report."""
-    template = (FOLDER / "page.html").read_text()
+    template = (FOLDER / "page.html").read_text(encoding="utf-8")
     parts = {
         "TITLE": html.escape(str(data["name"])),
-        "STYLE": (FOLDER / "page.css").read_text(),
+        "STYLE": (FOLDER / "page.css").read_text(encoding="utf-8"),
         "DATA": _json(data),
         "WORDS": _json(words()),
-        "SCRIPTS": "\n".join(f"<script>\n{(FOLDER / name).read_text()}\n</script>" for name in SCRIPTS),
+        "SCRIPTS": "\n".join(f"<script>\n{(FOLDER / name).read_text(encoding='utf-8')}\n</script>" for name in SCRIPTS),
     }
     # In one pass, so that nothing inside a part is taken for a place.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match.group(1)], template)
