@@ -108,7 +108,9 @@ def build(values: Mapping[str, Any]) -> Config:
             check_key(key, first["input"])
         # pydantic appends the branch of a union to the location: the leaf is the longest known prefix.
         leaf = next((name for name in schema() if key == name or key.startswith(name + ".")), key)
-        raise ConfigError(leaf, repr(first["input"]), first["msg"], f"{leaf}: {help_of(leaf)}") from None
+        raise ConfigError(
+            leaf, repr(first["input"]), first["msg"].removeprefix("Value error, "), f"{leaf}: {help_of(leaf)}"
+        ) from None
 
 
 def help_of(key: str) -> str:
