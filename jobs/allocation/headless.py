@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from jobs.allocation.control import ControlClient
+from jobs.allocation.life import HASTE_S, PROGRESS_S
 from jobs.allocation.messages import (
     Bye,
     Ended,
@@ -28,12 +29,6 @@ from jobs.allocation.preflight.questions import EndChecks, Question
 from jobs.core.errors import UserError
 from jobs.core.rundir import RankDir
 from jobs.core.waiting import aside
-
-PROGRESS_S = 2.0
-"""How often a rank says that its engine's log has grown."""
-
-HASTE_S = 3.0
-"""SIGTERM until SIGKILL when the service has failed: most healthy ones need less than 2 s, a hung one never answers."""
 
 MakeEngine = Callable[[EngineStart], Engine | None]
 """Makes the engine of a service; None where it needs fewer nodes than the allocation has."""

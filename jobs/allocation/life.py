@@ -14,6 +14,12 @@ from typing import TypeVar
 
 from jobs.core.waiting import first_of
 
+PROGRESS_S = 2.0
+"""How often a rank says that its engine's log has grown."""
+
+HASTE_S = 3.0
+"""SIGTERM until SIGKILL when the service has failed: most healthy ones need less than 2 s, a hung one never answers."""
+
 T = TypeVar("T")
 
 SETTLE_S = 1.5

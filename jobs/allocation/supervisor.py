@@ -10,8 +10,7 @@ from typing import Any
 
 from jobs.allocation import readiness
 from jobs.allocation.control import ControlServer
-from jobs.allocation.headless import HASTE_S, PROGRESS_S
-from jobs.allocation.life import Failure, Life, ServiceFailed
+from jobs.allocation.life import HASTE_S, PROGRESS_S, Failure, Life, ServiceFailed
 from jobs.allocation.messages import (
     Ended,
     EngineStart,
