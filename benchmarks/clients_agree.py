@@ -19,7 +19,15 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIENTS = ("window", "vllm_bench", "ais_bench")
-FIGURES = ("output_tok_s", "request_s", "ttft_ms_p50", "ttft_ms_mean", "tpot_ms_p50", "tpot_ms_mean", "e2el_ms_p50")
+FIGURES = (
+    "output_tok_per_s",
+    "request_per_s",
+    "ttft_ms_p50",
+    "ttft_ms_mean",
+    "tpot_ms_p50",
+    "tpot_ms_mean",
+    "e2el_ms_p50",
+)
 
 
 def main() -> int:

@@ -28,7 +28,7 @@ GOAL_S = 2.0
 
 def write_sweeps(root: Path, sweeps: int, rows: int) -> list[Path]:
     [point] = road.plan(compose.expand(["cluster=local"])).points
-    figures = {name: 12.345 for name in ("output_tok_s", "ttft_ms_p50", "tpot_ms_p50", "e2el_ms_p50", "load_s")}
+    figures = {name: 12.345 for name in ("output_tok_per_s", "ttft_ms_p50", "tpot_ms_p50", "e2el_ms_p50", "load_s")}
     row = make_row(point.point, point.service, point.config, valid=True, nodes=2, job_id="7", attempt=1, **figures)
     record = as_json(road.plan(compose.expand(["cluster=local"])))
     for number in range(sweeps):

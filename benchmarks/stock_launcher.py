@@ -32,9 +32,10 @@ from jobs.allocation.rank import own_interface  # noqa: E402
 from jobs.cluster.nodelist import task_from_slurm  # noqa: E402
 from jobs.cluster.ports import derive_ports  # noqa: E402
 from jobs.core.config import Config  # noqa: E402
-from jobs.engines.placement import Placement  # noqa: E402
+from jobs.core.layout import Placement  # noqa: E402
 from jobs.engines.vllm import command, environment  # noqa: E402
-from jobs.measure import client, statistics, validity  # noqa: E402
+from jobs.measure import client, queueing, statistics, validity  # noqa: E402
+from jobs.measure.gate.case import Case  # noqa: E402
 from jobs.measure.records import Target  # noqa: E402
 from jobs.sweep import compose  # noqa: E402
 
@@ -76,7 +77,7 @@ def main(cfg: DictConfig) -> None:
             target = Target(url, config.model.name_for_clients)
             window = asyncio.run(client.measure(config.bench, config.limits, config.model, target))
             figures = statistics.summarize(window, config.bench)
-            reason = validity.invalid_reason(config, window, figures)
+            reason, _ = validity.judge(Case(config, window, figures, queueing.trend(window, config.bench)))
             row = {"point": overrides(cfg), "valid": reason is None, "invalid_reason": reason}
             (folder / "row.json").write_text(json.dumps(row | figures))
         else:

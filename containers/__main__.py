@@ -7,22 +7,24 @@ long is done beforehand, by a first call that starts nothing (jobs/allocation/no
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from containers.base import Fetched, Order, Runtime
-from jobs.core import process
+from jobs.core import process, session
 from jobs.core.errors import UserError
 from jobs.core.registry import RUNTIMES
 
 
 def main(path: Path) -> NoReturn:
     """Prepare and become what the order in the file says, or only bring the image: then its `result` tells how."""
-    signal.signal(signal.SIGTERM, _end)
     order = Order.read(path)
+    with session.orderly():
+        _carry_out(order)
+
+
+def _carry_out(order: Order) -> NoReturn:
     # Variables of the host serve the preparation (a proxy, for the registry); the engine gets its own alone.
     host = dict(os.environ)
     try:
@@ -39,10 +41,6 @@ def main(path: Path) -> NoReturn:
             Fetched(error=(error.key, str(error.value), error.reason, error.remedy)).write(order.result)
         sys.exit(error.exit_code)
     sys.exit(0)
-
-
-def _end(number: int, _: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

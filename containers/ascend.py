@@ -14,44 +14,14 @@ from pathlib import Path
 
 from containers.spec import Mount
 from jobs.core.files import is_there
+from jobs.core.foreign import from_yaml
 
 _NPU = re.compile(r"/dev/davinci\d+")
 
-DEVICES = (*(f"/dev/davinci{n}" for n in range(8)), "/dev/davinci_manager", "/dev/devmm_svm", "/dev/hisi_hdc")
-
-HANDED_ON = ("ASCEND_RT_VISIBLE_DEVICES",)
-"""Variables of the job that the engine gets inside too: a prolog of the site names the NPUs that are the job's own.
-
-All devices are lent all the same. The variable holds logical ids, which count what can be seen (CANN,
-envref_07_0028): where docker lends davinci4 to davinci7 alone, they are 0 to 3 inside, and a host's 4,5,6,7 names none
-(vllm-ascend#12959). enroot and pyxis show the whole /dev, so that there they would still be 4 to 7. With all of them
-lent an id means the same NPU inside and outside.
-"""
-
-FILES = (
-    "/usr/local/dcmi",
-    "/usr/local/bin/npu-smi",
-    "/usr/local/Ascend/driver/lib64/",
-    "/usr/local/Ascend/driver/version.info",
-    "/usr/local/Ascend/driver/tools/hccn_tool",
-    "/usr/local/Ascend/firmware/version.info",
-    "/usr/bin/hccn_tool",
-    "/etc/ascend_install.info",
-    "/etc/hccn.conf",
+_FACTS = from_yaml(Path(__file__).with_name("ascend.yaml").read_text(encoding="utf-8"))
+DEVICES, HANDED_ON, FILES, JEMALLOC, LIBRARIES = (
+    tuple[str, ...](_FACTS[name]) for name in ("devices", "handed_on", "files", "jemalloc", "libraries")
 )
-"""Driver, tools and version files of the node. hccn_tool and hccn.conf are in the guides since v0.13."""
-
-_ELSEWHERE = {
-    "/usr/local/Ascend/ascend-toolkit/set_env.sh": ("/usr/local/Ascend/cann/set_env.sh",),
-    "/usr/local/Ascend/cann/set_env.sh": ("/usr/local/Ascend/ascend-toolkit/set_env.sh",),
-    "/usr/local/Ascend/nnal/atb/set_env.sh": ("/usr/local/Ascend/cann/nnal/atb/set_env.sh",),
-}
-"""CANN 8.5 moved the toolkit, and keeps the old path for compatibility: either may be missing."""
-
-JEMALLOC = ("/usr/lib64/libjemalloc.so.2", "/usr/lib/aarch64-linux-gnu/libjemalloc.so.2",
-            "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2")  # fmt: skip
-
-LIBRARIES = ("/usr/local/lib",)
 
 _BASHRC_SINCE = (0, 18)
 """From v0.18 the image's ~/.bashrc exports LD_PRELOAD and LD_LIBRARY_PATH; no shell of a batch job reads it."""
@@ -102,7 +72,8 @@ def _is_device(path: Path) -> bool:
 
 def sources(names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """Return each shell file with those that may stand in its place."""
-    return tuple((name, *_ELSEWHERE.get(name, ())) for name in names)
+    others = _FACTS["elsewhere"]
+    return tuple((name, others[name]) if name in others else (name,) for name in names)
 
 
 def shell_additions(release: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -21,10 +21,10 @@ from pydantic import TypeAdapter
 
 from containers import entry
 from containers.entry import Files, Proof
-from containers.local import Local
 from containers.spec import Spec
 from jobs.core.errors import RunError
-from jobs.core.files import is_there, read_json, write_json
+from jobs.core.files import is_there, not_private, read_json, write_json
+from jobs.core.filetable import File
 
 Argv = list[str]
 Env = Mapping[str, str]
@@ -34,6 +34,79 @@ Log = Callable[[str], None]
 def log(text: str) -> None:
     """Tell a person what is going on, in the log of the engine or of its image."""
     print(text, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Local:
+    """Where a node keeps what outlives a container, or must not lie on a shared file system."""
+
+    path: Path
+
+    data = File("enroot/data", "unpacked images of enroot")
+    cache = File("enroot/cache", "layers that enroot downloaded")
+    temp = File("enroot/temp", "what an import unpacks: two to three times the image")
+    run = File("enroot/run", "enroot's own")
+    caches = File("caches", "kernels that NPU compilers made")
+    claims = File("claims", "names of pyxis' containers, and the rank that each was made for last")
+
+    def claim(self, name: str) -> Path:
+        """Return the file that says which rank had the name of a container last."""
+        return self.claims / name
+
+    def env(self) -> dict[str, str]:
+        """Return the variables that tell enroot; a batch job lacks XDG_RUNTIME_DIR, so it needs them."""
+        return {
+            "ENROOT_DATA_PATH": str(self.data),
+            "ENROOT_CACHE_PATH": str(self.cache),
+            "ENROOT_RUNTIME_PATH": str(self.run),
+            "ENROOT_TEMP_PATH": str(self.temp),
+        }
+
+    def make(self, *paths: Path) -> None:
+        """Make directories below it, by default enroot's, for this user alone.
+
+        Raises:
+            RunError: one cannot be made, or is somebody else's: in /tmp anybody may have taken its name.
+        """
+        for path in (self.path, *(paths or map(Path, self.env().values()))):
+            try:
+                path.mkdir(parents=True, mode=0o700, exist_ok=True)
+                wrong = not_private(path)
+                wrong = wrong or (None if os.access(path, os.W_OK | os.X_OK) else "it cannot be written")
+            except OSError as error:
+                wrong = str(error)
+            if wrong:
+                remedy = "Name a directory of the node that is yours, with {uid} or {user} in it."
+                raise RunError("container.local_dir", path, wrong, remedy)
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What came of bringing an image to a node.
+
+    Attributes:
+        names: by which this image is told from others: `id`, `digest` of the registry, `content` of a file. Two nodes
+            have one image where they agree in one of these; empty: the runtime brings it by itself.
+        file: the image's file, where it is one.
+        unpacked: identity of the root that was made of it; None: none was.
+        entrypoint: whether the image has an ENTRYPOINT, which the runtime would put before a command.
+        error: arguments of the error, if it could not be brought.
+    """
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    file: str | None = None
+    unpacked: str | None = None
+    entrypoint: bool = False
+    error: tuple[str, str, str, str] | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Fetched | None:
+        """Return what `write` wrote; None: nothing was written."""
+        return _FETCHED.validate_python(read_json(path)) if path.exists() else None
+
+    def write(self, path: Path) -> None:
+        """Write it for the rank."""
+        write_json(path, _FETCHED.dump_python(self, mode="json"))
 
 
 @dataclass(frozen=True)
@@ -49,7 +122,7 @@ class Order:
         folder: scratch of the rank on this node, with the files of the entry script; None: the image is brought alone.
         command: program and arguments inside.
         env: of what starts it; the engine's own variables come from the entry script.
-        unpacked: identity of the root that was made beforehand; None: none was.
+        fetched: what was brought beforehand, which alone may be started; None: nothing was.
         result: file that takes what was brought or why not; None: the engine starts.
     """
 
@@ -61,7 +134,7 @@ class Order:
     folder: Path | None = None
     command: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
-    unpacked: str | None = None
+    fetched: Fetched | None = None
     result: Path | None = None
 
     @property
@@ -88,23 +161,6 @@ class Order:
     def write(self, path: Path, mode: int = 0o644) -> None:
         """Write it for `python -m containers`."""
         write_json(path, _ORDER.dump_python(self, mode="json"), mode)
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """What came of bringing an image: the identity of the root that was unpacked, or the arguments of an error."""
-
-    unpacked: str | None = None
-    error: tuple[str, str, str, str] | None = None
-
-    @classmethod
-    def read(cls, path: Path) -> Fetched | None:
-        """Return what `write` wrote; None: nothing was written."""
-        return _FETCHED.validate_python(read_json(path)) if path.exists() else None
-
-    def write(self, path: Path) -> None:
-        """Write it for the rank."""
-        write_json(path, _FETCHED.dump_python(self, mode="json"))
 
 
 _ORDER, _FETCHED = TypeAdapter(Order), TypeAdapter(Fetched)
@@ -152,9 +208,15 @@ class Inside:
             return int(self.read(self.order.files.pid))
         return None
 
+    def entered(self) -> float | None:
+        """Return when the entry script began, Unix seconds; None: that is not to be seen."""
+        with contextlib.suppress(OSError):
+            return self.order.files.entered.stat().st_mtime
+        return None
+
     def proof(self) -> Proof:
         """Return what the inside saw before it became the engine."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RunError):
             return entry.read_proof(self.read(self.order.files.proof))
         return entry.read_proof("")
 
@@ -212,6 +274,7 @@ class Runtime(Protocol):
         is_engine: the process that starts a container becomes the engine, so that signals reach it.
         sees_all: root mounts, so that paths that this user cannot see can be mounted.
         apart: a container is apart from the job: it outlives it, and has a /dev/shm of its own.
+        marks: a root can be marked from inside alone, by the entry script.
         copies: our files are copied into a container that can be written, so that its command line is the user's.
     """
 
@@ -226,6 +289,7 @@ class Runtime(Protocol):
     is_engine: ClassVar[bool] = False
     sees_all: ClassVar[bool] = False
     apart: ClassVar[bool] = False
+    marks: ClassVar[bool] = False
     copies: ClassVar[bool] = False
 
     def check(self, spec: Spec, *, here: bool = False) -> None:
@@ -238,7 +302,8 @@ class Runtime(Protocol):
         """Bring the image; where the engine is to start, do all that comes before the last command of `start`.
 
         Raises:
-            RunError: the runtime failed, there is no such image, or the container's name is somebody else's.
+            RunError: the runtime failed, there is no such image, the container's name is somebody else's, or what it
+                was made of is not what was brought beforehand (`order.fetched`).
         """
 
     def start(self, order: Order) -> Start:
@@ -254,6 +319,15 @@ class Runtime(Protocol):
             RunError: the runtime is not here, or hangs.
         """
         return []
+
+
+PREFIX = "serving-sweep."
+"""Names of our containers: PREFIX job . service . rank, so that the leftovers of a dead job are known by them."""
+
+
+def own_name(tag: str) -> str:
+    """Return the name of the container of one rank, from its tag job/service/rank."""
+    return PREFIX + tag.replace("/", ".")
 
 
 def copied(runtime: Runtime, spec: Spec) -> bool:
@@ -281,3 +355,8 @@ def check_file(path: str) -> None:
 def lost(reason: str) -> RunError:
     """Return the error for a container that a client cannot join."""
     return RunError("bench.where", "container", f"the engine's container cannot be joined: {reason}", "See server.log.")
+
+
+def clash(name: str, found: str, removal: str) -> RunError:
+    """Return the error for a container's name that is taken: by whom, and what removes that one."""
+    return RunError("container.name", name, found, f"Put {{job}} into the name, or leave it out; {removal}")

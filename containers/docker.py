@@ -12,16 +12,33 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from socket import gethostname
 from subprocess import CompletedProcess
 from typing import ClassVar
 
-from containers.base import Argv, Env, Fetched, Inside, Log, Order, Runtime, Start, Stock, check_programs, copied
+from containers import faults
+from containers.base import (
+    Argv,
+    Env,
+    Fetched,
+    Inside,
+    Local,
+    Log,
+    Order,
+    Runtime,
+    Start,
+    Stock,
+    check_programs,
+    clash,
+    copied,
+)  # fmt: skip
 from containers.base import log as tell
-from containers.local import Local
 from containers.spec import Image, Mount, Spec, option_words
 from jobs.core import process
 from jobs.core.errors import ConfigError, RunError
+from jobs.core.foreign import from_yaml
 from jobs.core.registry import RUNTIMES
 
 LABEL = "serving-sweep"
@@ -39,11 +56,31 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _FLAGS = ("ro", "rw", "z", "Z", "nocopy", "shared", "slave", "private", "rshared", "rslave", "rprivate")
 _TMPFS_FLAGS = ("ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "size", "mode", "uid", "gid")
 
+_FAULTS = from_yaml(Path(__file__).with_name("docker.yaml").read_text(encoding="utf-8"))["faults"]
+
+_NO_IMAGE = ("No such image", "no such image", "image not known")
+_NO_CONTAINER = ("No such container", "no such container", "is not running", "container state improper")
+
 _KILL = """kill -KILL -- -"$1" "$1" 2> /dev/null
 for _ in {1..50}; do kill -0 -- -"$1" 2> /dev/null || exit 0; sleep 0.1; done
 echo alive
 """
 """The process group of a command of `docker exec`, which leads a session of its own (runc)."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """An image that a node has: its id, its registry's digest, another registry's; whether it has an ENTRYPOINT."""
+
+    id: str
+    digest: str | None
+    elsewhere: str | None
+    entrypoint: bool
+
+    @property
+    def names(self) -> dict[str, str]:
+        """By which it is told from others."""
+        return {"id": self.id} | ({"digest": self.digest} if self.digest else {})
 
 
 @RUNTIMES.register("docker")
@@ -88,51 +125,90 @@ class Docker(Runtime):
 
     def look(self, order: Order, env: Env) -> Stock:
         """The size of an image that is here does not matter: nothing more is needed."""
-        image_id, digest = self._image(order.spec.image, env)
-        root = "" if image_id else self.run(env, "info", "--format", self.storage, timeout_s=ANSWER_S).stdout.strip()
-        needs = ((self.name, Path(root), 1.0, 1.0),) if root.startswith("/") else ()
-        return Stock(image_id, digest, None if image_id is None else 0.0, needs)
+        if held := self._held(order.spec.image, env):
+            return Stock(held.id, held.digest or held.elsewhere or held.id, 0.0)
+        root = self._told(env, "info", "--format", self.storage).strip()
+        return Stock(needs=((self.name, Path(root), 1.0, 1.0),) if root.startswith("/") else ())
 
-    def _image(self, image: Image, env: Env) -> tuple[str | None, str | None]:
-        """Return id and digest of what is here under a reference: its registry's digest, else the id; None: nothing."""
-        form = "{{.Id}} {{json .RepoDigests}}"
-        found = self.run(env, "image", "inspect", "--format", form, image.docker(), timeout_s=ANSWER_S)
-        return read_image(found.stdout if found.returncode == 0 else "", image.docker_repository())
+    def _held(self, image: Image, env: Env) -> Held | None:
+        """Return what is here under a reference; None: nothing. RunError: the program did not say."""
+        form = "{{.Id}} {{json .RepoDigests}} {{json .Config.Entrypoint}}"
+        argv = [self.name, "image", "inspect", "--format", form, image.docker()]
+        found = process.run(argv, env=env, timeout_s=ANSWER_S)
+        if found.returncode == 0:
+            return read_image(found.stdout, image.docker_repository())
+        if any(words in found.stderr for words in _NO_IMAGE):
+            return None
+        raise self.failure(argv, found.returncode, found.stderr)
 
     def fetch(self, order: Order, env: Env) -> Fetched:
         self.sweep(order.local, env, tell)
+        fetched = order.fetched or self._bring(order.spec.image, env)
         if order.folder is None:
-            self._pull(order.spec.image, env)
-            return Fetched()
-        for argv in self.start(order).commands[:-1]:
-            code, output = process.stream(argv, env, sys.stderr)
-            if code != 0:
-                raise self._clash(order.name, env) if self.taken in output else self.failure(argv, code, output)
-        return Fetched()
+            return fetched
+        first, *rest = self.start(replace(order, fetched=fetched)).commands[:-1]
+        self._do(first, order, env)
+        self._check_up(order, fetched, env)
+        for argv in rest:
+            try:
+                self._do(argv, order, env)
+            except RunError:
+                self._check_up(order, fetched, env)  # its shell says why, if it has ended
+                raise
+        return fetched
 
-    def _pull(self, image: Image, env: Env) -> None:
-        reference = image.docker()
-        if self._image(image, env)[0]:
-            return
-        if not image.remote:
-            reason = f"{self.name} on this node has no such image"
-            raise RunError("container.image", reference, reason, "Load it there, or name a registry.")
-        argv = [self.name, "pull", reference]
+    def _do(self, argv: Argv, order: Order, env: Env) -> None:
         code, output = process.stream(argv, env, sys.stderr)
         if code != 0:
-            raise self.failure(argv, code, output, "container.image", reference)
+            raise self._clash(order.name, env) if self.taken in output else self.failure(argv, code, output)
+
+    def _check_up(self, order: Order, fetched: Fetched, env: Env) -> None:
+        """Raise RunError where the container is not made of the image that was brought, or has ended at once."""
+        form = "{{.State.Running}} {{.Image}}"
+        runs, _, made = self._told(env, "container", "inspect", "--format", form, order.name).strip().partition(" ")
+        wanted, reference = fetched.names.get("id", made), order.spec.image.docker()
+        if made != wanted:
+            reason = f"on {gethostname()} it was {wanted} when this service was prepared, and is {made} by now"
+            remedy = "Name the image by its digest, NAME@sha256:..., so that no tag can move."
+            raise RunError("container.image", reference, reason, remedy)
+        if runs != "true":
+            argv = [self.name, "logs", "--tail", "20", order.name]
+            said = process.run(argv, env=env, timeout_s=ANSWER_S)
+            last = " ".join((said.stdout + said.stderr).split())[-300:] or "(nothing)"
+            reason = f"on {gethostname()} its shell ended at once, and the container with it; it said: {last}"
+            raise RunError("container.image", reference, reason, "Take an image in which `bash` waits on a terminal.")
+
+    def _bring(self, image: Image, env: Env) -> Fetched:
+        """Pull an image that is not here. Returns which one is here then."""
+        reference = image.docker()
+        if (held := self._held(image, env)) is None:
+            if not image.remote:
+                reason = f"{self.name} on this node has no such image"
+                raise RunError("container.image", reference, reason, "Load it there, or name a registry.")
+            argv = [self.name, "pull", reference]
+            code, output = process.stream(argv, env, sys.stderr)
+            if code != 0:
+                raise self.failure(argv, code, output, "container.image", reference)
+            held = self._held(image, env)
+        if held is None:
+            reason = f"`{self.name} pull` on {gethostname()} ended well, and the image is not there"
+            raise RunError("container.image", reference, reason, "See what else removes images on that node.")
+        return Fetched(held.names, entrypoint=held.entrypoint)
 
     def start(self, order: Order) -> Start:
         """A batch job has no terminal: detached, docker keeps one for the shell by itself."""
         inside = self.exec(order.name, order.command)
-        program, run, *rest = self.run_argv(order.spec)
+        program, run, *rest = self.run_argv(order.spec, bare=not (order.fetched and order.fetched.entrypoint))
         if not order.tag:
             return Start(([program, run, *rest], inside))
         made = [program, run, "--detach", "--label", f"{LABEL}={owner(order.tag)}", *rest]
         return Start((made, *self.copies_of(order, order.folder), inside))
 
-    def run_argv(self, spec: Spec) -> Argv:
-        """Return the article's line: a container that waits in a shell, with the node's own network."""
+    def run_argv(self, spec: Spec, *, bare: bool = True) -> Argv:
+        """Return the article's line: a container that waits in a shell, with the node's own network.
+
+        `bare`: the image has no ENTRYPOINT. One would be given the shell as its argument (`vllm serve bash`).
+        """
         words = [self.name, "run"]
         if spec.name:
             words += ["--name", spec.name]
@@ -147,7 +223,10 @@ class Docker(Runtime):
             words += self._mount_words(mount)
         if spec.workdir:
             words += ["--workdir", spec.workdir]
-        return [*words, *option_words(spec.args), "-it", spec.image.docker(), "bash"]
+        words += option_words(spec.args)
+        if bare or "entrypoint" in spec.args:
+            return [*words, "-it", spec.image.docker(), "bash"]
+        return [*words, "--entrypoint", "bash", "-it", spec.image.docker()]
 
     def copies_of(self, order: Order, folder: Path | None) -> list[Argv]:
         """Return what puts a directory of the node into the container, under the same path, where it is not mounted."""
@@ -185,9 +264,9 @@ class Docker(Runtime):
         return dead
 
     def ours(self, env: Env) -> dict[str, str]:
-        """Return our containers of this node, of all users, and whose each is."""
+        """Return our containers of this node, of all users, and whose each is. RunError: the program did not say."""
         words = ("ps", "--all", "--filter", f"label={LABEL}", "--format", f"{{{{.Names}}}} {self.label}")
-        lines = self.run(env, *words, timeout_s=ANSWER_S).stdout.splitlines()
+        lines = self._told(env, *words).splitlines()
         return dict(line.partition(" ")[::2] for line in lines)
 
     def remove(self, name: str, env: Env) -> None:
@@ -198,6 +277,13 @@ class Docker(Runtime):
         """Run a short command of the program."""
         return process.run([self.name, *words], env=env, timeout_s=timeout_s)
 
+    def _told(self, env: Env, *words: str) -> str:
+        """Return the answer of a short command. RunError: it failed, which says nothing of what is there."""
+        done = self.run(env, *words, timeout_s=ANSWER_S)
+        if done.returncode != 0:
+            raise self.failure([self.name, *words], done.returncode, done.stderr)
+        return done.stdout
+
     def _clash(self, name: str, env: Env) -> RunError:
         """Return the error that says who has a name."""
         what = f'{{{{.State.Status}}}} {{{{.Config.Image}}}} {{{{index .Config.Labels "{LABEL}"}}}}'
@@ -206,20 +292,14 @@ class Docker(Runtime):
         uid, _, tag = owned.partition(":")
         whose = f"of the rank {tag} (job/service/rank) of user {uid}" if tag else "that this tool did not make"
         found = f"{state or 'in some state'}, of {image or 'some image'}, {whose}"
-        return RunError(
-            "container.name",
-            name,
-            f"{self.name} has a container of this name already, {found}",
-            f"Put {{job}} into the name, or leave it out; `{self.name} rm --force {name}` removes it with all that runs"
-            " in it.",
-        )
+        removal = f"`{self.name} rm --force {name}` removes it with all that runs in it."
+        return clash(name, f"{self.name} has a container of this name already, {found}", removal)
 
     def failure(
         self, argv: Sequence[str], code: int, output: str, key: str = "container.runtime", value: str | None = None
     ) -> RunError:
         """Return the error for a command that failed."""
-        reason = f"`{' '.join(argv[:2])}` ended with code {code}: {' '.join(output.split())[-300:]}"
-        return RunError(key, value or self.name, reason, "Try it by hand on this node.")
+        return faults.failure(argv, code, output, key, value or self.name, _FAULTS)
 
 
 class InDocker(Inside):
@@ -231,13 +311,23 @@ class InDocker(Inside):
         self._docker = docker
 
     def _exec(self, *command: str, timeout_s: float = 60.0) -> str:
-        return process.run(self.join(command).commands[0], env=self.env, timeout_s=timeout_s).stdout
+        """Return what a command inside said. RunError: it failed, or the container cannot be reached."""
+        argv = self.join(command).commands[0]
+        done = process.run(argv, env=self.env, timeout_s=timeout_s)
+        if done.returncode != 0:
+            raise self._docker.failure(argv, done.returncode, done.stderr)
+        return done.stdout
 
     def join(self, command: Sequence[str]) -> Start:
         return Start((self._docker.exec(self.order.name, command),))
 
     def read(self, path: Path) -> str:
         return self._exec("cat", str(path))
+
+    def entered(self) -> float | None:
+        with contextlib.suppress(RunError, ValueError):
+            return float(self._exec("stat", "--format", "%.Y", str(self.order.files.entered)))
+        return None
 
     def image_id(self) -> str | None:
         with contextlib.suppress(RunError):
@@ -246,8 +336,8 @@ class InDocker(Inside):
         return None
 
     def terminate(self, pid: int) -> None:
-        """A signal to `docker exec` does not reach its command."""
-        self._exec("bash", "-c", 'kill -TERM "$1"', "bash", str(pid))
+        """A signal to `docker exec` does not reach its command. It may have ended by itself meanwhile."""
+        self._exec("bash", "-c", 'kill -TERM "$1" || ! kill -0 "$1"', "bash", str(pid))
 
     def kill(self) -> list[str]:
         """It waits up to 5 s for the end of the whole process group."""
@@ -255,7 +345,8 @@ class InDocker(Inside):
         try:
             lives = pid is not None and "alive" in self._exec("bash", "-c", _KILL, "bash", str(pid))
         except RunError as error:
-            return [f"{what}: {error.reason}"]
+            gone = any(words in error.reason for words in _NO_CONTAINER)
+            return [] if gone else [f"{what}: {error.reason}"]
         return [what] if lives else []
 
     def put(self, folder: Path) -> None:
@@ -282,7 +373,8 @@ class InDocker(Inside):
         if order.folder is None or self._docker.ours(self.env).get(name) != owner(order.tag):
             return []
         if not copied(self._docker, order.spec):
-            self._exec("find", str(order.folder), "-mindepth", "1", "-delete", timeout_s=REMOVE_S)
+            with contextlib.suppress(RunError):  # it may have ended
+                self._exec("find", str(order.folder), "-mindepth", "1", "-delete", timeout_s=REMOVE_S)
         self._docker.remove(name, self.env)
         return [f"container {name}"] if self._docker.ours(self.env).get(name) == owner(order.tag) else []
 
@@ -292,11 +384,14 @@ def owner(tag: str) -> str:
     return f"{os.getuid()}:{tag}"
 
 
-def read_image(output: str, repository: str) -> tuple[str | None, str | None]:
-    """Return an image's id, and its digest: that of its repository where it has one, else the id."""
+def read_image(output: str, repository: str) -> Held:
+    """Return the image that `image inspect` tells of: id, digests as JSON, ENTRYPOINT as JSON."""
     found, _, rest = output.strip().partition(" ")
     try:
-        digests = dict(one.split("@", 1) for one in json.loads(rest or "null") or [])
+        digests, end = json.JSONDecoder().raw_decode(rest)
+        by_name = dict(one.split("@", 1) for one in digests or [])
+        entrypoint = json.loads(rest[end:])
     except ValueError:
-        digests = {}
-    return found or None, digests.get(repository) or next(iter(digests.values()), None) or found or None
+        reason = f"it says of an image: {output.strip()[:200]}"
+        raise RunError("container.runtime", "image inspect", reason, "Try it by hand on that node.") from None
+    return Held(found, by_name.get(repository), next(iter(by_name.values()), None), bool(entrypoint))

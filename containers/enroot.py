@@ -1,27 +1,49 @@
 """enroot by subprocess: import, create, start, remove. What it lacks is added here: locks, whole results, clear errors.
 
+Images are imported to squashfs files, for enroot and pyxis: once into the store, which all nodes see.
+
 Grammar of enroot 3.4 to 4.1 (enroot.in, runtime.sh, docker.sh). enroot itself checks and then unpacks, without a lock:
 a half-made root shows in `enroot list` and starts. So a root is made under another name and renamed when it is whole.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-import shutil
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from containers.base import Env, Fetched, Inside, Log, Order, Runtime, Start, Stock, check_programs, log, lost
-from containers.imports import PREFIX, failure, import_argv, stock, stored
-from containers.local import Local
-from containers.spec import Mount, Spec, check_flags, option_words
-from containers.store import problem
+import psutil
+
+from containers import faults
+from containers.base import (
+    PREFIX,
+    Env,
+    Fetched,
+    Inside,
+    Local,
+    Log,
+    Order,
+    Runtime,
+    Start,
+    Stock,
+    check_programs,
+    clash,
+    log,
+    lost,
+    own_name,
+)
+from containers.spec import Image, Mount, Spec, option_words
+from containers.store import Entry, Store, problem, stock, tables
 from jobs.core import process
 from jobs.core.errors import ConfigError, RunError
+from jobs.core.files import remove_tree
+from jobs.core.foreign import from_yaml
 from jobs.core.lock import exclusive
 from jobs.core.registry import RUNTIMES
 
@@ -32,6 +54,110 @@ MARKER = ".serving-sweep"
 """File in a root of ours: the tag of the rank that it was made for, and the identity that no copy of it has."""
 
 REMOVE_TRIES = 5
+
+_KNOWN = from_yaml(Path(__file__).with_name("enroot.yaml").read_text(encoding="utf-8"))
+
+
+def import_argv(image: Image, output: Path, arch: str | None = None) -> list[str]:
+    """Return the import of an image to a squashfs file."""
+    return ["enroot", "import", *(("--arch", arch) if arch else ()), "--output", str(output), image.enroot()]
+
+
+def fetch(image: Image, output: Path, local: Local, env: Mapping[str, str], arch: str | None = None) -> None:
+    """Import an image into a file. Whatever ends it ends all its processes and takes its unpacked layers away.
+
+    Raises:
+        RunError: enroot failed.
+    """
+    local.make()
+    sweep_temp(local.temp)
+    temp = local.temp / f"{_imports()}{os.getpid()}"
+    temp.mkdir(mode=0o700)
+    try:
+        whole = dict(env) | local.env() | {"ENROOT_TEMP_PATH": str(temp)}
+        code, output_text = process.stream(import_argv(image, output, arch), whole, sys.stderr)
+    finally:
+        remove_tree(temp)
+    if code != 0:
+        raise failed(["enroot", "import"], "container.image", image, code, output_text)
+
+
+def _imports() -> str:
+    """Return how the directories of this node's imports begin: a file system that several share has others' too."""
+    return f"{PREFIX}import.{socket.gethostname()}."
+
+
+def sweep_temp(temp: Path) -> list[str]:
+    """Remove the unpacked layers of imports that were killed: enroot leaves them in full size. Returns their names."""
+    dead = [path for path in temp.glob(f"{_imports()}*") if not _is_at_work(path)]
+    return [path.name for path in dead if remove_tree(path)]
+
+
+def _is_at_work(path: Path) -> bool:
+    """Whether the import that made this directory lives: a process of its number that came later is another one."""
+    with contextlib.suppress(psutil.Error, OSError, ValueError):
+        return psutil.Process(int(path.name.rpartition(".")[2])).create_time() <= path.stat().st_mtime + 1.0
+    return False
+
+
+def digest(image: Image, env: Mapping[str, str]) -> str | None:
+    """Ask the registry for an image's digest; None where this enroot cannot ask (before 4.0).
+
+    Raises:
+        RunError: the registry did not answer; an import would not fare better.
+    """
+    if not image.remote:
+        return None
+    argv = ["enroot", "digest", image.enroot()]
+    found = process.run(argv, env=env, timeout_s=120)
+    match = re.search(r"sha256:[0-9a-f]{64}", found.stdout)
+    said = found.stdout + found.stderr
+    if found.returncode != 0 and not re.search(_KNOWN["unknown_command"], said, re.MULTILINE):
+        raise failed(argv, "container.image", image, found.returncode, said)
+    return match.group() if match and found.returncode == 0 else None
+
+
+def failed(argv: Sequence[str], key: str, value: object, code: int, output: str) -> RunError:
+    """Return enroot's failure as an error that says what to do; its own code is 1 for nearly everything."""
+    return faults.failure(argv, code, output, key, value, _KNOWN["faults"])
+
+
+def imported(
+    store: Store, image: Image, local: Local, env: Mapping[str, str], arch: str | None = None, refresh: bool = False
+) -> Entry:
+    """Return an image of the store, imported where it has it not yet; see `Store.ensure`."""
+    return store.ensure(
+        image,
+        lambda output: fetch(image, output, local, env, arch),
+        lambda: digest(image, dict(env) | local.env()),
+        arch,
+        log,
+        refresh,
+    )
+
+
+def brought(order: Order, env: Env) -> Fetched:
+    """Return the file of an order's image: that of its path, or that of the store, imported where it has none yet.
+
+    Raises:
+        RunError: the file is not whole, or the import failed.
+    """
+    path = order.spec.image.path
+    if path is None:
+        entry = imported(Store(order.store), order.spec.image, order.local, env)
+        return Fetched({"digest": entry.digest, "content": entry.sha256}, entry.path)
+    if wrong := problem(Path(path)):
+        raise RunError("container.image", path, wrong, "Copy it again, or import it: python -m jobs image import.")
+    return Fetched({"content": tables(Path(path))}, path)
+
+
+def check_flags(mounts: tuple[Mount, ...]) -> None:
+    """Raise ConfigError for a flag that enroot would drop: with `r0` for `ro` the mount could be written."""
+    for mount in mounts:
+        unknown = [flag for flag in mount.flags if flag not in _KNOWN["mount_flags"]] if mount.bind else []
+        if unknown:
+            reason = f"a mount of a path has no flag {', '.join(unknown)}"
+            raise ConfigError("container.mounts", mount, reason, "Use flags of mount(8), such as ro, joined by +.")
 
 
 def remove_argv(name: str) -> list[str]:
@@ -44,7 +170,6 @@ def start_argv(spec: Spec, name: str, rc: Path, command: Sequence[str]) -> list[
     words = ["enroot", "start"]
     words += ["--root"] if spec.remap_root else []
     words += ["--rw"] if spec.writable else []
-    words += ["--conf", spec.conf] if spec.conf else []
     for mount in (*spec.mounts, *(Mount(device, device) for device in spec.devices)):
         words += ["--mount", fstab(mount)]
     for variable, value in spec.env.items():
@@ -96,7 +221,7 @@ def create(file: Path, name: str, local: Local, env: Mapping[str, str], tag: str
         RunError: enroot failed, or the name is somebody else's.
     """
     local.make()
-    root, whole, own = local.data / name, dict(env) | local.env(), root_name(tag)
+    root, whole, own = local.data / name, dict(env) | local.env(), own_name(tag)
 
     def waiting(who: str) -> None:
         print(f"{who} creates a root here: waiting to create {name}", file=sys.stderr)
@@ -105,31 +230,26 @@ def create(file: Path, name: str, local: Local, env: Mapping[str, str], tag: str
         if root.exists():
             if owner(root) == tag:
                 return root
-            raise clash(name, local)
+            raise _clash(name, local)
         for dead in local.data.glob(f"{own}{PART}*"):  # whoever made it held this lock, and is gone
             remove(dead.name, local, env)
-        part = f"{own}{PART}{os.getpid()}"
-        made = False
+        part = local.data / f"{own}{PART}{os.getpid()}"
         try:
-            code, output = process.stream(["enroot", "create", "--name", part, str(file)], whole, sys.stderr)
+            code, output = process.stream(["enroot", "create", "--name", part.name, str(file)], whole, sys.stderr)
             if code != 0:
-                raise failure("create", "container.image", file, code, output)
-            if wrong := _half_made(local.data / part):
+                raise failed(["enroot", "create"], "container.image", file, code, output)
+            if wrong := _half_made(part):
                 raise RunError("container.image", file, f"enroot create ended without an error, but {wrong}", "Retry.")
-            _tag(local.data / part, tag)
-            (local.data / part).rename(root)
-            made = True
-        finally:
-            if not made:
-                remove(part, local, env)
+            try:
+                (part / MARKER).write_text(f"{tag}\n{identity(part)}\n", encoding="utf-8")
+            except OSError as error:
+                remedy = "enroot itself has to write into a root; look there."
+                raise RunError(str(part), "(tag)", str(error), remedy) from None
+            part.rename(root)
+        except BaseException:
+            remove(part.name, local, env)
+            raise
     return root
-
-
-def _tag(root: Path, tag: str) -> None:
-    try:
-        (root / MARKER).write_text(f"{tag}\n{identity(root)}\n", encoding="utf-8")
-    except OSError as error:
-        raise RunError(str(root), "(tag)", str(error), "enroot itself has to write into a root; look there.") from None
 
 
 def owner(root: Path) -> str | None:
@@ -141,16 +261,12 @@ def owner(root: Path) -> str | None:
         return None
 
 
-def clash(name: str, local: Local) -> RunError:
+def _clash(name: str, local: Local) -> RunError:
     """Return the error that says whose a root is that stands in the way."""
     tag = owner(local.data / name)
     whose = f"of the rank {tag} (job/service/rank), which lives" if tag else "that this tool did not make"
-    return RunError(
-        "container.name",
-        name,
-        f"there is a root of this name already in {local.data}, {whose}",
-        f"Put {{job}} into the name, or leave it out; `ENROOT_DATA_PATH={local.data} enroot remove {name}` removes it.",
-    )
+    found = f"there is a root of this name already in {local.data}, {whose}"
+    return clash(name, found, f"`ENROOT_DATA_PATH={local.data} enroot remove {name}` removes it.")
 
 
 def _half_made(root: Path) -> str | None:
@@ -170,23 +286,8 @@ def remove(name: str, local: Local, env: Mapping[str, str]) -> str | None:
         process.run(remove_argv(name), env=dict(env) | local.env(), timeout_s=600)
         if root.exists():  # a child of a killed create may still write into it
             time.sleep(0.2)
-            shutil.rmtree(root, ignore_errors=True)
+            remove_tree(root)
     return f"container {root}" if root.exists() else None
-
-
-def remove_made(name: str, tag: str, local: Local, env: Mapping[str, str]) -> list[str]:
-    """Remove the root that was made for a rank, and what unfinished creations left of it. Returns what is left."""
-    own = root_name(tag)
-    names = {path.name for path in local.data.glob(f"{own}{PART}*")} | {own}
-    if owner(local.data / name) == tag:
-        names.add(name)
-    left = [remove(one, local, env) for one in sorted(names)]
-    return [one for one in left if one]
-
-
-def root_name(tag: str) -> str:
-    """Return the name of the root of one rank, from its tag job/service/rank."""
-    return PREFIX + tag.replace("/", ".")
 
 
 def leftovers(local: Local, living: Callable[[], set[str]]) -> list[str]:
@@ -198,7 +299,7 @@ def leftovers(local: Local, living: Callable[[], set[str]]) -> list[str]:
             a rank that begins meanwhile is then not among them.
     """
     names = sorted(path.name for path in local.data.glob(f"{PREFIX}*") if path.is_dir())
-    used = {root_name(tag) for tag in living()}
+    used = {own_name(tag) for tag in living()}
     return [name for name in names if name.partition(PART)[0] not in used]
 
 
@@ -216,7 +317,7 @@ class Enroot(Runtime):
     programs = ("enroot", "unsquashfs")
     version = ("enroot", "version")
     is_engine = True
-    owned = ("c", "conf", "r", "rc", "root", "rw", "w")
+    owned = ("r", "rc", "root", "rw", "w")
 
     def check(self, spec: Spec, *, here: bool = False) -> None:
         if here:
@@ -239,30 +340,28 @@ class Enroot(Runtime):
 
     def fetch(self, order: Order, env: Env) -> Fetched:
         """A root that was made before is taken as it is."""
-        root = order.local.data / order.name
-        if not (root.is_dir() and identity(root) == order.unpacked):
-            root = self._unpack(order, env)
+        root, fetched = order.local.data / order.name, order.fetched
+        if not (fetched and root.is_dir() and identity(root) == fetched.unpacked):
+            root, fetched = self._unpack(order, env)
         if order.folder is not None:
             order.files.root.write_text(identity(root), encoding="utf-8")
-        return Fetched(identity(root))
+        return replace(fetched, unpacked=identity(root))
 
-    def _unpack(self, order: Order, env: Env) -> Path:
-        """Make the root of a rank, and remove what dead ones left. Returns its directory."""
-        local, name, tag, path = order.local, order.name, order.tag, order.spec.image.path
+    def _unpack(self, order: Order, env: Env) -> tuple[Path, Fetched]:
+        """Make the root of a rank, and remove what dead ones left. Returns its directory, and what it was made of."""
+        local, name, tag = order.local, order.name, order.tag
         local.make()
         self.sweep(local, env, log)
         if (local.data / name).exists():
-            whose = tag if name == root_name(tag) else owner(local.data / name)
+            whose = tag if name == own_name(tag) else owner(local.data / name)
             if whose != tag and (whose is None or whose in process.tags()):
-                raise clash(name, local)
+                raise _clash(name, local)
             # Of an earlier attempt of this rank, or of a dead one.
             log(f"removing {name}, which was left behind and may have been changed")
             remove(name, local, env)
-        if path is None:
-            path = stored(order, env)
-        elif wrong := problem(Path(path)):
-            raise RunError("container.image", path, wrong, "Copy it again, or import it: python -m jobs image import.")
-        return create(Path(path), name, local, env, tag)
+        fetched = order.fetched or brought(order, env)
+        assert fetched.file is not None
+        return create(Path(fetched.file), name, local, env, tag), fetched
 
     def start(self, order: Order) -> Start:
         start = start_argv(order.spec, order.name, order.files.rc, order.command)
@@ -280,7 +379,7 @@ class Enroot(Runtime):
         dead = leftovers(local, process.tags)
         for name in dead:
             log(f"removing {name}, which was left behind")
-        return [name for name in dead if remove(name, local, env) is None]
+        return [*(name for name in dead if remove(name, local, env) is None), *sweep_temp(local.temp)]
 
 
 class InEnroot(Inside):
@@ -292,4 +391,9 @@ class InEnroot(Inside):
         return Start((["enroot", "exec", str(pid), *command],), start_env(self.order.spec, self.order.local))
 
     def remove(self) -> list[str]:
-        return remove_made(self.order.name, self.order.tag, self.order.local, self.env)
+        """It removes what unfinished creations left of it, too."""
+        order, own = self.order, own_name(self.order.tag)
+        names = {path.name for path in order.local.data.glob(f"{own}{PART}*")} | {own}
+        if owner(order.local.data / order.name) == order.tag:
+            names.add(order.name)
+        return [left for name in sorted(names) if (left := remove(name, order.local, self.env))]

@@ -9,7 +9,7 @@ The script also proves, from inside, that it is in the asked container with the 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,9 @@ class Files:
     proof = File("proof", "what the inside saw")
 
 
+MARK = "/.serving-sweep-rank"
+"""File in the root of a container, as seen inside, with the tag of the rank that it was made for."""
+
 RC = 'exec "$@"\n'
 
 
@@ -59,6 +62,7 @@ class Entry:
         release: of vllm-ascend that must be installed, as far as it can be seen; None: any.
         programs: programs that must be there, with the config key that names each.
         inside: the mount namespace of the container that it must have joined; None: not checked.
+        mark: written into the root directory where that can be: whose it is, for whoever finds it later.
     """
 
     env: Mapping[str, str]
@@ -75,44 +79,24 @@ class Entry:
     release: str | None = None
     programs: tuple[tuple[str, str], ...] = ()
     inside: str | None = None
+    mark: str | None = None
 
 
-_HEAD = """trap '' USR1 USR2
-serving_sweep_step=${SLURM_JOB_ID-}.${SLURM_STEP_ID-}
-fail() { echo "error: $1 = $2: $3" >&2; exit %d; }
-identity() { stat -L -c %%d:%%i -- "$1" 2>/dev/null || echo absent; }
-option() {
-  local target options wanted found=
-  wanted=$(readlink -f -- "$1")
-  while read -r _ _ _ _ target options _; do [ "$target" = "$wanted" ] && found=$options; done < /proc/self/mountinfo
-  case ",$found," in *",$2,"*) return 0;; *) return 1;; esac
-}
-"""
+_HEAD = Path(__file__).with_name("enter.sh").read_text(encoding="utf-8").replace("@REFUSED@", str(REFUSED))
 
 SITES = """/usr/local/python*/lib/python3*/site-packages \\
-  /usr/{,local/}lib{,64}/python3*/{site,dist}-packages"""
+    /usr/{,local/}lib{,64}/python3*/{site,dist}-packages"""
 """Where the images' Python packages are, as words of a shell."""
-
-_PROOF = (
-    """{
-  echo "namespace $(readlink /proc/self/ns/mnt)"
-  echo "root $(identity /)"
-  echo "step $serving_sweep_step"
-  ( . /etc/os-release 2>/dev/null && echo "os $PRETTY_NAME" )
-  for site in """
-    + SITES
-    + """; do for found in "$site"/vllm*.dist-info; do
-    [ -e "$found" ] && { found=${found##*/}; echo "package ${found%%.dist-info}"; }
-  done; done
-"""
-)
 
 
 def script(entry: Entry, files: Files) -> str:
     """Return the text of the script; its arguments are the engine's command line."""
     quote = shlex.quote
+    lines = [_HEAD.replace("@SITES@", SITES)]
     # First of all: whoever ends it meanwhile has to know which process it is.
-    lines = [_HEAD % REFUSED, f"echo $$ > {quote(str(files.pid))}", f": > {quote(str(files.entered))}"]
+    lines += [f"echo $$ > {quote(str(files.pid))}", f": > {quote(str(files.entered))}"]
+    if entry.mark:
+        lines.append(f"echo {quote(entry.mark)} 2>/dev/null > {MARK} || :")
     if entry.scrub:
         lines.append(f"unset -v {' '.join('${!' + prefix + '@}' for prefix in entry.scrub)}")
     exports = [f"export {name}={quote(value)}" for name, value in entry.env.items()]
@@ -145,57 +129,36 @@ def script(entry: Entry, files: Files) -> str:
     if entry.workdir:
         stuck = _fail("container.workdir", entry.workdir, "cannot change to it")
         lines.append(f"cd {quote(entry.workdir)} 2>/dev/null || {stuck}")
-    lines.append(_PROOF.rstrip("\n"))
+    lines.append("{ serving_sweep_proof")
     lines += [f'  echo "mount $(identity {quote(path)})" {quote(path)}' for path in entry.mounts or {}]
     lines += [f"}} > {quote(str(files.proof))}", 'exec "$@"']
     return "\n".join(lines) + "\n"
 
 
-def _checks(entry: Entry, files: Files) -> list[str]:
-    quote = shlex.quote
-    lines = []
+def _checks(entry: Entry, files: Files) -> Iterator[str]:
+    """Yield what is looked at before any shell file is sourced."""
+    quote, runtime = shlex.quote, ("container.runtime", "(proof)")
+    namespace = '"$(readlink /proc/self/ns/mnt)"'
     if entry.outside:
-        same = f'[ "$(readlink /proc/self/ns/mnt)" != {quote(entry.outside)} ]'
-        lines.append(f"{same} || {_fail('container.runtime', '(proof)', 'the step runs on the node, in no container')}")
+        wrong = _fail(*runtime, "the step runs on the node, in no container")
+        yield f"[ {namespace} != {quote(entry.outside)} ] || {wrong}"
     if entry.inside:
-        same = f'[ "$(readlink /proc/self/ns/mnt)" = {quote(entry.inside)} ]'
-        lines.append(f"{same} || {_fail('container.runtime', '(proof)', 'this is not the container of the engine')}")
+        wrong = _fail(*runtime, "this is not the container of the engine")
+        yield f"[ {namespace} = {quote(entry.inside)} ] || {wrong}"
     root = quote(str(files.root))
-    other = _fail("container.image", "(proof)", "the root directory inside is not the one that was made of the image")
-    lines.append(f'[ ! -e {root} ] || [ "$(identity /)" = "$(cat {root})" ] || {other}')
+    wrong = _fail("container.image", "(proof)", "the root directory inside is not the one that was made of the image")
+    yield f'[ ! -e {root} ] || [ "$(identity /)" = "$(cat {root})" ] || {wrong}'
     for path, identity in (entry.mounts or {}).items():
         wrong = _fail("container.mounts", path, "inside, it is not what the node has there")
-        lines.append(f'[ "$(identity {quote(path)})" = {quote(identity)} ] || {wrong}')
+        yield f'[ "$(identity {quote(path)})" = {quote(identity)} ] || {wrong}'
     for path in entry.read_only:
-        lines.append(f"option {quote(path)} ro || {_fail('container.mounts', path, 'it is not mounted read-only')}")
+        yield f"option {quote(path)} ro || {_fail('container.mounts', path, 'it is not mounted read-only')}"
     for path in entry.devices:
-        lines.append(f"[ -c {quote(path)} ] || {_fail('container.devices', path, 'the device is not there inside')}")
+        yield f"[ -c {quote(path)} ] || {_fail('container.devices', path, 'the device is not there inside')}"
     for key, path in (entry.needed or {}).items():
-        lines.append(f"[ -e {quote(path)} ] || {_fail(key, path, 'there is no such path inside; mount it')}")
+        yield f"[ -e {quote(path)} ] || {_fail(key, path, 'there is no such path inside; mount it')}"
     if entry.release:
-        lines.append(_release(entry.release))
-    return lines
-
-
-def _release(release: str) -> str:
-    """Return what stops where vllm-ascend is there in other releases alone; it takes a look at some file names.
-
-    0.9.1 is also 0.9.1rc2 and 0.9.1.post1. A build between two releases carries the next number: for those the first
-    two numbers count.
-    """
-    minor = release.rpartition(".")[0]
-    same = f"{release}|{release}[!0-9]*|{minor}.*dev*"
-    reason = shlex.quote("the image has vllm-ascend ")
-    remedy = shlex.quote("; set engine.release to it, take another image, or set engine.checks_release=false")
-    return f"""serving_sweep_other= serving_sweep_same=
-for site in {SITES}; do for found in "$site"/vllm_ascend-*.dist-info; do
-  [ -e "$found" ] || continue
-  found=${{found##*/vllm_ascend-}}; found=${{found%.dist-info}}
-  case $found in {same}) serving_sweep_same=1;; *) serving_sweep_other=$found;; esac
-done; done
-[ -z "$serving_sweep_other" ] || [ "$serving_sweep_same" ] || \\
-  fail engine.release {shlex.quote(release)} {reason}"$serving_sweep_other"{remedy}
-"""
+        yield f"serving_sweep_release {quote(entry.release)} {quote(entry.release.rpartition('.')[0])}"
 
 
 def _fail(key: str, value: str, reason: str) -> str:

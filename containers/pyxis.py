@@ -10,18 +10,25 @@ import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from containers.base import Env, Fetched, Inside, Order, Runtime, Start, Stock, check_programs, lost
-from containers.enroot import remove_argv
-from containers.imports import stock, stored
-from containers.spec import Image, Mount, Spec, check_flags, option_words
-from containers.store import Store
+from containers import entry
+from containers.base import Env, Fetched, Inside, Order, Runtime, Start, Stock, check_programs, clash, log, lost
+from containers.enroot import brought, check_flags, failed, remove_argv, survives
+from containers.spec import Image, Mount, Spec, option_words
+from containers.store import Store, stock, tables
 from jobs.core import process
 from jobs.core.errors import ConfigError, RunError
+from jobs.core.files import write_text
+from jobs.core.foreign import load_text
 from jobs.core.registry import RUNTIMES
 
 STRAY = "PYXIS_CONTAINER_"
 """Every option has an environment twin: a stray one moves plain steps, this tool's own too, into a container."""
+
+SETTINGS = {"ENROOT_LOGIN_SHELL": "n"}
+"""Of enroot's own settings pyxis hands this one on. Without it a shell reads the image's /etc/profile, and that of
+Debian sets another PATH than the image's."""
 
 _OPTION = re.compile(r"--container-image\b")
 
@@ -52,8 +59,8 @@ def options(spec: Spec) -> list[str]:
     found.append("--container-remap-root" if spec.remap_root else "--no-container-remap-root")
     found.append("--container-mount-home" if spec.mount_home else "--no-container-mount-home")
     found.append("--no-container-entrypoint")
-    if spec.env:
-        found.append(f"--container-env={','.join(spec.env)}")
+    if names := [name for name, value in spec.env.items() if survives(name, value) and "," not in name]:
+        found.append(f"--container-env={','.join(names)}")
     if spec.workdir:
         found.append(f"--container-workdir={spec.workdir}")
     return [*found, *option_words(spec.args)]
@@ -76,19 +83,49 @@ def enroot_env(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def roots(order: Order, env: Env) -> list[str]:
-    """Return the roots on this node that a rank's name stands for: container_scope=global, or =job."""
-    listed = process.run(["enroot", "list"], env=enroot_env(env)).stdout.split()
+    """Return the roots on this node that a rank's name stands for: container_scope=global, or =job.
+
+    Raises:
+        RunError: enroot did not say.
+    """
+    argv = ["enroot", "list"]
+    done = process.run(argv, env=enroot_env(env))
+    if done.returncode != 0:
+        raise failed(argv, "container.name", order.name, done.returncode, done.stdout + done.stderr)
+    listed = done.stdout.split()
     return [root for root in (f"pyxis_{order.name}", f"pyxis_{order.job}_{order.name}") if root in listed]
 
 
-def clash(name: str, root: str) -> RunError:
-    """Return the error for a name that a container has already: pyxis would join it, or take its root as it is."""
-    return RunError(
-        "container.name",
-        name,
-        f"there is a container of this name already on this node ({root}), which this rank did not make",
-        f"Put {{job}} into the name, or leave it out; on the node `enroot remove {root}` removes it.",
-    )
+def left_behind(order: Order, root: str, env: Env) -> bool:
+    """Whether a root is that of a dead rank of ours: this node remembers its name, and the mark inside says the same.
+
+    Where no rank of ours had the name nothing is run in the root: `enroot start` writes into it.
+    """
+    try:
+        tag = load_text(order.local.claim(order.name), ours=True).strip()
+    except (OSError, RunError):
+        return False
+    if not tag or tag in process.tags():
+        return False
+    rc = order.local.path / "rc"
+    write_text(rc, entry.RC)
+    words = ["enroot", "start", "--rc", str(rc), root, "cat", entry.MARK]
+    return process.run(words, env={**enroot_env(env), **SETTINGS}).stdout.strip() == tag
+
+
+def check_free(order: Order, env: Env) -> None:
+    """Remove the root of a dead rank that has this rank's name.
+
+    Raises:
+        RunError: another has it. It would be joined, or its root taken as it is.
+    """
+    for root in roots(order, env):
+        if left_behind(order, root, env):
+            log(f"removing {root}, which was left behind")
+            process.run(remove_argv(root), env=enroot_env(env), timeout_s=600)
+    for root in roots(order, env):
+        known = f"there is a container of this name already on this node ({root}), which this rank did not make"
+        raise clash(order.name, known, f"on the node `enroot remove {root}` removes it.")
 
 
 def may_import(spec: Spec) -> bool:
@@ -100,6 +137,8 @@ def may_import(spec: Spec) -> bool:
 def found(order: Order) -> Image:
     """Return the image as a step is to take it: its file, where the store has it."""
     image = order.spec.image
+    if order.fetched and order.fetched.file:
+        return replace(image, path=order.fetched.file)
     if image.path or not order.tag or not shutil.which("unsquashfs"):
         return image
     entry = Store(order.store).find(image)
@@ -115,6 +154,7 @@ class Pyxis(Runtime):
     version = ("srun", "--version")
     of_slurm = True
     unnamed = True
+    marks = True
     owned = ("container-env", "container-image", "container-mounts", "container-name", "container-workdir", "jobid",
              "nodelist", "nodes", "ntasks", "overlap")  # fmt: skip
 
@@ -142,21 +182,24 @@ class Pyxis(Runtime):
         return found if may_import(order.spec) else replace(found, needs=())
 
     def fetch(self, order: Order, env: Env) -> Fetched:
-        if order.folder is None:
-            if may_import(order.spec):
-                stored(order, env)
-            return Fetched()
-        self._check_plugin()
         # Without enroot on PATH nobody can look; the flag `create` of the name still refuses a container that is there.
-        if order.spec.name is not None and shutil.which("enroot"):
-            for root in roots(order, env):
-                raise clash(order.name, root)
+        looks = bool(order.spec.name and shutil.which("enroot"))
+        if looks:
+            check_free(order, env)
+        if order.folder is None:
+            if order.spec.image.path:
+                return Fetched({"content": tables(Path(order.spec.image.path))}, order.spec.image.path)
+            return brought(order, env) if may_import(order.spec) else Fetched()
+        self._check_plugin()
+        if looks:
+            order.local.make(order.local.claims)
+            write_text(order.local.claim(order.name), order.tag + "\n")
             order.files.free.touch()
-        return Fetched()
+        return order.fetched or Fetched()
 
     def start(self, order: Order) -> Start:
         spec = replace(order.spec, image=found(order))
-        return Start(([*_step(order.job, order.node), *options(spec), *order.command],), order.spec.env)
+        return Start(([*_step(order.job, order.node), *options(spec), *order.command],), {**order.spec.env, **SETTINGS})
 
     def reach(self, order: Order, env: Env) -> Inside:
         return InPyxis(order, env)
@@ -192,4 +235,7 @@ class InPyxis(Inside):
             return [f"container {root}: remove it if nobody else made it: `enroot remove {root}`" for root in left]
         for root in left:
             process.run(remove_argv(root), env=enroot_env(self.env), timeout_s=600)
-        return [f"container {root}" for root in roots(order, self.env)]
+        kept = roots(order, self.env)
+        if not kept:
+            order.local.claim(order.name).unlink(missing_ok=True)
+        return [f"container {root}" for root in kept]

@@ -9,10 +9,13 @@ import posixpath
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jobs.core.errors import ConfigError
 from jobs.core.fields import ROOT
+from jobs.core.foreign import from_yaml
 
 IMAGE_FORMS = "Write docker://registry#image:tag, registry#image:tag, or a .sqsh path that starts with / or ./."
 
@@ -31,6 +34,7 @@ REGISTRY = "docker"
 """Scheme of an image in a registry; the others stand for a store of the node."""
 
 _SCHEMES = (REGISTRY, "dockerd", "podman")
+_RELEASE_TAG = re.compile(r"v(\d+\.\d+\.\d+)(?:rc\d+|-|\.|$)")
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,49 @@ def _with_hash(text: str) -> str:
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """An image that is known to fit, pinned: where it is in a registry, which is the site's, and what is in it."""
+
+    repository: str
+    tag: str
+    release: str
+    cann: str
+    arch: tuple[str, ...]
+
+
+@cache
+def recipes() -> dict[str, Recipe]:
+    """Return all recipes by their tag."""
+    found = [
+        from_yaml(path.read_text(encoding="utf-8"))
+        for path in sorted((Path(__file__).parent / "images").glob("*.yaml"))
+    ]
+    return {values["tag"]: Recipe(**values | {"arch": tuple(values["arch"])}) for values in found}
+
+
+def release_of(image: Image) -> tuple[str, bool] | None:
+    """Return the vllm-ascend release that an image's tag names, and whether it is pinned by a recipe.
+
+    None: the tag says nothing, or the repository is not vllm-ascend's.
+    """
+    recipe = recipes().get(image.tag or "")
+    if recipe and image.repository.rpartition("/")[2] == recipe.repository.rpartition("/")[2]:
+        return recipe.release, True
+    match = _RELEASE_TAG.match(image.tag or "")
+    return (match[1], False) if match and "vllm-ascend" in image.repository else None
+
+
+def resolve(text: str, registry: str | None) -> Image:
+    """Return the image that a person names: a recipe's tag, or a reference as `container.image` takes it.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    recipe = recipes().get(text)
+    return parse_image(f"{recipe.repository}:{recipe.tag}" if recipe else text, registry)
+
+
+@dataclass(frozen=True)
 class Mount:
     """One mount: an absolute path, "tmpfs" or "umount" as the source, an absolute path inside, and flags."""
 
@@ -159,25 +206,6 @@ def _clean(path: str) -> str:
     return plain + "/" if path.endswith("/") and plain != "/" else plain
 
 
-_FLAGS = (
-    "async", "atime", "bind", "dev", "diratime", "dirsync", "exec", "iversion", "lazytime", "loud", "mand",
-    "noatime", "nodev", "nodiratime", "noexec", "nofail", "noiversion", "nolazytime", "nomand", "norelatime",
-    "nostrictatime", "nosuid", "private", "rbind", "relatime", "remount", "ro", "rprivate", "rshared", "rslave",
-    "runbindable", "rw", "shared", "silent", "slave", "strictatime", "suid", "sync", "unbindable",
-    "x-create=auto", "x-create=dir", "x-create=file", "x-detach", "x-move",
-)  # fmt: skip
-"""Flags of a bind mount (enroot-mount.c, also behind pyxis). Any other is data, which a bind mount drops in silence."""
-
-
-def check_flags(mounts: tuple[Mount, ...]) -> None:
-    """Raise ConfigError for a flag that enroot would drop: with `r0` for `ro` the mount could be written."""
-    for mount in mounts:
-        unknown = [flag for flag in mount.flags if flag not in _FLAGS] if mount.bind else []
-        if unknown:
-            reason = f"a mount of a path has no flag {', '.join(unknown)}"
-            raise ConfigError("container.mounts", mount, reason, "Use flags of mount(8), such as ro, joined by +.")
-
-
 def host_path(mounts: tuple[Mount, ...], inside: str) -> str | None:
     """Return the path of the node that stands behind a path inside, or None: it belongs to the image."""
     behind = None
@@ -206,7 +234,6 @@ class Spec:
         mount_home: whether the user's home directory is mounted.
         shm_size: size of /dev/shm, such as 1g; None: the runtime's default.
         args: further options of the runtime's command, by name.
-        conf: a configuration script of enroot (`enroot start --conf`).
     """
 
     runtime: str
@@ -221,7 +248,6 @@ class Spec:
     mount_home: bool = False
     shm_size: str | None = None
     args: Mapping[str, Any] = field(default_factory=dict)
-    conf: str | None = None
 
 
 def option_words(args: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,11 @@
 
 A file gets its name only after the import ended well, its superblock is valid and its length agrees. Of many nodes and
 sweeps that want one image at once, one imports and the others wait for its lock, which dies with its holder.
+
+The digest of an image that is given by path is the SHA-256 of its file. 15 GB take half a minute or more, so what was
+read is kept in a small record for each state of a file: its path, length, time of change, and inode. Whoever changes
+content and puts all four back is not found out. The device's number is left out: each node has its own for one shared
+file system.
 """
 
 from __future__ import annotations
@@ -13,20 +18,44 @@ import os
 import platform
 import re
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
+from containers.base import Order, Stock
 from containers.spec import Image
 from jobs.core import process
 from jobs.core.errors import RunError
-from jobs.core.files import sha256
+from jobs.core.files import public, sha256, write_json
+from jobs.core.foreign import SMALL, is_ours, load_form, load_json
 from jobs.core.lock import exclusive, is_free
 
 _MAGIC = b"hsqs"
 _BYTES_USED = slice(40, 48)
 """Offset of `bytes_used` in a squashfs 4.0 superblock (Linux, Documentation/filesystems/squashfs.rst)."""
+
+KEPT = ".digests"
+"""Name of the directory of records, beside the imported images."""
+
+WORTH_SAYING_BYTES = 1 << 30
+"""Reading a file of this length takes so long that a person should know what is being waited for."""
+
+_FLAGS = slice(24, 26)
+_PLAIN_DATA = 0x2
+"""Flags of a squashfs 4.0 superblock: data blocks are not compressed (Linux, fs/squashfs/squashfs_fs.h)."""
+
+TABLES_BYTES = 4 << 20
+"""So much of the end of a file is read to tell it from others."""
+
+IMPORT_FOLD = 3.0
+"""An import unpacks all layers beside each other: two to three times the image."""
+
+PACKED_FOLD = 3
+"""How much larger the root of a compressed squashfs file may be; enroot's own files hold their data as it is."""
 
 
 def problem(path: Path) -> str | None:
@@ -53,6 +82,23 @@ def problem(path: Path) -> str | None:
     return None
 
 
+def tables(path: Path) -> str:
+    """Return what tells a squashfs file from others without reading its data: a hash of its superblock and its tables.
+
+    The tables, at its end, have each file's name, length, time and place (Linux, fs/squashfs).
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(96)
+            file.seek(max(96, path.stat().st_size - TABLES_BYTES))
+            return "tables-" + hashlib.sha256(head + file.read()).hexdigest()
+    except OSError as error:
+        raise RunError("container.image", path, str(error), "Check the file on this node.") from None
+
+
 @dataclass(frozen=True)
 class Entry:
     """An imported image. `digest` is the registry's where it is known, else that of the file itself."""
@@ -66,11 +112,25 @@ class Entry:
     path: str
 
 
-class Store:
-    """The directory of imported images."""
+_ENTRY = TypeAdapter(Entry)
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+
+@dataclass(frozen=True)
+class Form:
+    """A form of image files: how their names end, and why a file is no whole one (None: it is)."""
+
+    suffix: str
+    problem: Callable[[Path], str | None]
+
+
+SQUASHFS = Form(".sqsh", problem)
+
+
+class Store:
+    """The directory of imported images of one form."""
+
+    def __init__(self, folder: Path, form: Form = SQUASHFS) -> None:
+        self.folder, self._form = folder, form
 
     def _stem(self, image: Image, arch: str) -> str:
         name = re.sub(r"[^A-Za-z0-9._-]+", "+", str(image).partition("://")[2])
@@ -82,9 +142,7 @@ class Store:
     def find(self, image: Image, arch: str | None = None) -> Entry | None:
         """Return an imported image whose file is there and whole, else None."""
         entry = _read(self._record(image, arch or platform.machine()))
-        if entry is None or not _length_agrees(entry):
-            return None
-        return entry if problem(Path(entry.path)) is None else None
+        return entry if entry and not self._wrong(entry) else None
 
     def entries(self) -> list[Entry]:
         """Return all records, oldest first."""
@@ -136,11 +194,11 @@ class Store:
     def _shared(self, image: Image, arch: str, digest: str) -> Entry | None:
         """Return a new record of an image whose digest has a whole file already; None: no reference has one."""
         for entry in self.entries():
-            if (entry.digest, entry.arch) != (digest, arch) or not _length_agrees(entry) or problem(Path(entry.path)):
+            if (entry.digest, entry.arch) != (digest, arch) or self._wrong(entry):
                 continue
             if entry.reference != str(image):
                 entry = replace(entry, reference=str(image), imported=time.time())
-                self._write(image, entry)
+                write_json(self._record(image, arch), asdict(entry), public())
             return entry
         return None
 
@@ -155,41 +213,36 @@ class Store:
     ) -> Entry:
         for dead in self.folder.glob(f".{stem}.*.part"):  # whoever wrote it held this lock, and is gone
             dead.unlink(missing_ok=True)
-        part = self.folder / f".{stem}.{_host()}.{os.getpid()}.part"
+        part = self.folder / f".{stem}.{socket.gethostname().partition('.')[0]}.{os.getpid()}.part"
         try:
             fetch(part)
-            if wrong := problem(part):
+            if wrong := self._form.problem(part):
                 reason = f"the import ended without an error, but {wrong}"
                 raise RunError("container.image", image, reason, "Import it again; look at the space that is left.")
-            entry = self._keep(image, arch, part, known)
+            content = sha256(part)
+            digest = known or f"sha256:{content}"
+            path = self.folder / f"{digest.replace(':', '-')}+{arch}{self._form.suffix}"
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            size = part.stat().st_size
+            part.replace(path)
         finally:
             part.unlink(missing_ok=True)
-        log(f"imported {image}: {entry.digest}")
-        return entry
-
-    def _keep(self, image: Image, arch: str, part: Path, known: str | None) -> Entry:
-        content = sha256(part)
-        digest = known or f"sha256:{content}"
-        path = self.folder / f"{digest.replace(':', '-')}+{arch}.sqsh"
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        size = part.stat().st_size
-        part.replace(path)
         entry = Entry(str(image), arch, digest, content, size, time.time(), str(path.absolute()))
-        self._write(image, entry)
+        write_json(self._record(image, arch), asdict(entry))
+        log(f"imported {image}: {digest}")
         return entry
 
-    def _write(self, image: Image, entry: Entry) -> None:
-        record = self._record(image, entry.arch)
-        fresh = record.with_name(f".{record.name}.{_host()}.{os.getpid()}")
-        fresh.write_text(json.dumps(asdict(entry), indent=1) + "\n", encoding="utf-8")
-        fresh.replace(record)
+    def _wrong(self, entry: Entry) -> str | None:
+        """Return what is wrong with an image's file, as far as it can be told without reading it; None: nothing."""
+        with contextlib.suppress(OSError):
+            if Path(entry.path).stat().st_size == entry.bytes:
+                return self._form.problem(Path(entry.path))
+        return "the file is not there, or has another length than when it was imported"
 
     def verify(self, entry: Entry) -> str | None:
         """Read a whole file again. Returns what is wrong with it, or None."""
-        if not _length_agrees(entry):
-            return "the file is not there, or has another length than when it was imported"
-        if wrong := problem(Path(entry.path)):
+        if wrong := self._wrong(entry):
             return wrong
         return None if sha256(Path(entry.path)) == entry.sha256 else "its content has changed since it was imported"
 
@@ -216,29 +269,106 @@ class Store:
                 removed.append(path.name)
         if all(is_free(path) for path in self.folder.glob("*.lock")):
             named = {Path(entry.path).name for entry in self.entries()}
-            for path in self.folder.glob("*.sqsh"):
+            for path in self.folder.glob(f"*{self._form.suffix}"):
                 if path.name not in named:
                     path.unlink(missing_ok=True)
                     removed.append(path.name)
         return removed
 
 
-def _host() -> str:
-    return socket.gethostname().partition(".")[0]
-
-
-def _length_agrees(entry: Entry) -> bool:
-    try:
-        return Path(entry.path).stat().st_size == entry.bytes
-    except OSError:
-        return False
-
-
 def _read(path: Path) -> Entry | None:
     """Return a record; None where there is none, or none of ours."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        entry = Entry(**json.loads(path.read_text(encoding="utf-8")))
+    with contextlib.suppress(RunError, OSError):
+        entry = load_form(path, _ENTRY, SMALL, ours=True)
         # The directory may have moved, or be mounted elsewhere on another node.
         beside = path.parent / Path(entry.path).name
-        return Entry(**asdict(entry) | {"path": str(beside.absolute())})
+        if is_ours(beside.stat()):  # a root file system of another user would run as this one
+            return replace(entry, path=str(beside.absolute()))
     return None
+
+
+@dataclass(frozen=True)
+class State:
+    """What a file is known by without reading it."""
+
+    path: str
+    bytes: int
+    changed_ns: int
+    inode: int
+
+
+def state(path: Path) -> State | None:
+    """Return the state of a file, of the target where it is a link; None where it cannot be seen from here."""
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        return State(str(path.absolute()), found.st_size, found.st_mtime_ns, found.st_ino)
+    return None
+
+
+class Digests:
+    """What is known of image files, kept in a directory that all nodes see. Digests look like a registry's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def known(self, path: Path) -> str | None:
+        """Return the digest of a file as it is now, if it was read before; the file is not opened."""
+        now = state(path)
+        return self._kept(now) if now else None
+
+    def read(self, path: Path, stop: Callable[[], bool] = lambda: False) -> str | None:
+        """Return the digest of a file, reading it where it was not read before.
+
+        Args:
+            path: the file.
+            stop: asked now and then while the file is read; once true the reading is given up.
+
+        Returns:
+            None: it cannot be read from here, it changed meanwhile, or the reading was given up.
+        """
+        now = state(path)
+        if now is None or (kept := self._kept(now)):
+            return kept if now else None
+        if now.bytes >= WORTH_SAYING_BYTES:
+            print(f"reading {path} for its digest, once: {now.bytes / 2**30:.1f} GiB", file=sys.stderr, flush=True)
+        try:
+            content = sha256(path, stop)
+        except OSError:  # given up, too
+            return None
+        if state(path) != now:
+            return None
+        digest = f"sha256:{content}"
+        with contextlib.suppress(RunError):  # not ours to write, or full: then it is read again the next time
+            write_json(self._record(now), asdict(now) | {"digest": digest})
+        return digest
+
+    def _record(self, now: State) -> Path:
+        name = hashlib.sha256(json.dumps(asdict(now)).encode()).hexdigest()[:16]
+        return self.folder / f"{name}.json"
+
+    def _kept(self, now: State) -> str | None:
+        with contextlib.suppress(RunError, ValueError, TypeError):
+            record = dict(load_json(self._record(now), SMALL, ours=True))
+            digest = str(record.pop("digest", ""))
+            return digest if record == asdict(now) and digest.startswith("sha256:") else None
+        return None
+
+
+def stock(order: Order) -> Stock:
+    """Return what the store, or the path of the image, has; what an import takes, where it has nothing."""
+    image, path, known = order.spec.image, order.spec.image.path, None
+    with contextlib.suppress(RunError, OSError):
+        if path is None and (entry := Store(order.store).find(image)):
+            path, known = entry.path, entry.digest
+        if path is not None:
+            return Stock(None, known, _unpacked_gib(Path(path)))
+    local = order.local
+    imports = ((local.temp, IMPORT_FOLD, 0.0), (local.cache, 1.0, 1.0))
+    needs = [("container.local_dir", *one) for one in imports] + [("container.images_path", order.store, 1.0, 1.0)]
+    return Stock(needs=tuple(needs))
+
+
+def _unpacked_gib(file: Path) -> float:
+    with file.open("rb") as opened:
+        flags = int.from_bytes(opened.read(_FLAGS.stop)[_FLAGS], "little")
+    return file.stat().st_size / 2**30 * (1 if flags & _PLAIN_DATA else PACKED_FOLD)

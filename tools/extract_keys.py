@@ -1,12 +1,14 @@
 """What a vllm-ascend release reads beside its flags: `additional_config` keys and variables. For maintainers.
 
 Everything is read from the source text (ast); nothing of the release is imported or run. `extract_release.py`
-uses this. vllm-ascend asks for its keys by plain `dict.get`, so what is asked for is all that is accepted.
+uses this. Up to 0.26 vllm-ascend asks for its keys by plain `dict.get`, so what is asked for is all that is accepted;
+from 0.27.1 on they are the typed fields of a config class, which refuses others.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,7 @@ def config_key(node: ast.AST) -> tuple[str, str] | None:
     return (key, variable) if key and variable else None
 
 
+@functools.cache
 def _functions(tree: ast.Module) -> dict[str, Function]:
     """Return what can be called in a module: methods by their name, classes by their `__init__`."""
     found: dict[str, Function] = {}
@@ -113,6 +116,7 @@ def _section(call: ast.Call, variable: str, tree: ast.Module) -> dict[str, Any] 
 def sections(tree: ast.Module) -> dict[str, dict[str, Any]]:
     """Return the sections of `additional_config` that ascend_config.py hands to a class or method of its own."""
     found: dict[str, dict[str, Any]] = {}
+    calls = [item for item in ast.walk(tree) if isinstance(item, ast.Call)]
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and (question := asked(node.value)) and name_of(question[0]) == WHOLE:
             variable, key = name_of(node.targets[0]), question[1]
@@ -123,7 +127,7 @@ def sections(tree: ast.Module) -> dict[str, dict[str, Any]]:
             variable = key = inner[0][1]
         else:
             continue
-        for call in (item for item in ast.walk(tree) if isinstance(item, ast.Call)):
+        for call in calls:
             if (section := _section(call, variable, tree)) and (section["keys"]):
                 found[key] = section
     return found
@@ -153,7 +157,94 @@ def additional_config(root: Path) -> dict[str, dict[str, Any]]:
     for key, names in nested.items():
         if "keys" in found.get(key, {}):
             found[key]["keys"] = sorted({*found[key]["keys"], *names})
-    return dict(sorted(found.items()))
+    return dict(sorted((typed(root) or found).items()))
+
+
+FACTORY = "ascend_config.py"
+TYPES = ("bool", "int", "float", "str")
+
+Fields = dict[str, str]
+"""Name of a field -> its annotation, as text."""
+
+
+def config_classes(tree: ast.Module) -> dict[str, Fields]:
+    """Return the classes of a module and the fields that they declare, without private and class variables."""
+    found: dict[str, Fields] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            items = [item for item in node.body if isinstance(item, ast.AnnAssign)]
+            texts = {name_of(item.target): ast.unparse(item.annotation) for item in items if _is_given(item)}
+            found[node.name] = {k: v for k, v in texts.items() if not k.startswith("_") and "ClassVar" not in v}
+    return found
+
+
+def _is_given(item: ast.AnnAssign) -> bool:
+    """Whether a field can be given: one with `init=False` cannot."""
+    words = item.value.keywords if isinstance(item.value, ast.Call) else []
+    return not any(word.arg == "init" and ast.unparse(word.value) == "False" for word in words)
+
+
+def _types(classes: dict[str, Fields], name: str) -> dict[str, Any]:
+    """Return the fields of a class with their types; a class in place of a type is its fields."""
+    return {field: _type(classes, text) for field, text in classes[name].items()}
+
+
+def _type(classes: dict[str, Fields], text: str) -> Any:
+    """Return a type as the data has it: its word, the list of its only values, the fields of a section, or None."""
+    if text in classes:
+        return _types(classes, text)
+    if text.startswith("Literal["):
+        return list(ast.literal_eval(text.removeprefix("Literal").replace("[", "(", 1)[:-1] + ",)"))
+    word = text.removesuffix(" | None")
+    return word if word in TYPES else None
+
+
+def typed(root: Path) -> dict[str, dict[str, Any]]:
+    """Return the keys of a release whose AscendConfig is a class with typed fields; empty where it is not.
+
+    Its factory takes some fields out of the mapping before the class sees it (`_NON_USER_INPUT_KEYS`): those that it
+    asks for itself are keys, the others are results that nobody can give.
+    """
+    tree = ast.parse((root / FACTORY).read_bytes())
+    classes = config_classes(tree)
+    if len(classes.get("AscendConfig", ())) < 10:
+        return {}
+    taken: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and name_of(node.targets[0]) == "_NON_USER_INPUT_KEYS":
+            taken = set(ast.literal_eval(node.value))
+    found = {name: kind for name, kind in _types(classes, "AscendConfig").items() if name not in taken}
+    found |= dict.fromkeys(sorted(keys_asked_of(WHOLE, tree) - set(found)))
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        keys = {key for mapping, key in filter(None, map(asked, call.args)) if name_of(mapping) == WHOLE}
+        if name_of(call.func) == "validate_additional_config_bool":
+            found |= dict.fromkeys(keys & set(found), "bool")
+        if isinstance(call.func, ast.Attribute) and (owner := name_of(call.func.value)) in classes:
+            found |= dict.fromkeys(keys & set(found), _types(classes, owner))
+    if "SchedulerConfig" in classes:
+        whole = _types(classes, "SchedulerConfig")
+        found |= {"scheduler_config": whole} | {name: kind for name, kind in whole.items() if name in taken}
+    return {name: _key(kind) for name, kind in found.items()}
+
+
+def _key(kind: Any) -> dict[str, Any]:
+    if isinstance(kind, dict):
+        inner = dict(_flat(kind))
+        return {
+            "source": FACTORY,
+            "keys": sorted(inner),
+            "types": {k: v for k, v in inner.items() if v},
+            "unknown": "error",
+        }
+    return {"source": FACTORY} | ({"type": kind} if kind else {})
+
+
+def _flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the fields of a section; those of a section inside it are dotted."""
+    for name, kind in section.items():
+        yield prefix + name, ("section" if isinstance(kind, dict) else kind)
+        if isinstance(kind, dict):
+            yield from _flat(kind, f"{prefix}{name}.")
 
 
 def variables(module: ast.Module) -> dict[str, str | None]:

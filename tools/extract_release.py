@@ -3,9 +3,11 @@
     python tools/extract_release.py 0.26.0 --previous 0.23.0     # a new release
     python tools/extract_release.py --check                       # is what is committed still what is published?
 
-The wheels of `vllm` and `vllm-ascend` come from `pip download`; only their .py files are kept. Flags come from
-vLLM's own parser (extract_flags.py), keys and variables from the source text (extract_keys.py). The output is the
-same for the same wheels. What no wheel says (CANN, drivers, images) is kept by hand, in
+The packages of `vllm` and `vllm-ascend` come from `pip download` (wheels, else the source archive) into
+`.engines/ascend/X`; only their text is kept. Flags and the fields of the settings inside them come from vLLM's own
+classes (extract_flags.py), keys, variables and registered names from the source text (extract_keys.py,
+extract_names.py). The output is the same for the
+same packages. What no wheel says (CANN, drivers, images) is kept by hand, in
 jobs/engines/ascend/facts/X.yaml.
 """
 
@@ -13,60 +15,28 @@ from __future__ import annotations
 
 import argparse
 import ast
-import hashlib
 import json
 import subprocess
 import sys
-import tempfile
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import extract_keys
+import extract_names
 import yaml  # type: ignore[import-untyped]
+from packaging.version import Version
+
+from jobs.engines.ascend.real import sources
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parent / "jobs/engines/ascend/releases"
-PYTHON = "3.11"
-PLATFORMS = (
-    "manylinux1", "manylinux2014", *(f"manylinux_2_{minor}" for minor in (17, 24, 28, 31, 34, 35, 39)),
-)  # fmt: skip
-"""Tags of the wheels that releases were published with so far; the machine is always x86_64."""
-
-
-def download(package: str, version: str, folder: Path) -> Path:
-    """Return the wheel of this version, or of the newest patch release of it where it is not published.
-
-    Raises:
-        SystemExit: neither is published as a wheel.
-    """
-    tags = [word for name in PLATFORMS for word in ("--platform", f"{name}_x86_64")]
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-    for wanted in (f"{package}=={version}", f"{package}=={version}.*"):
-        command = [*pip, "--python-version", PYTHON, *tags, "--dest", str(folder), wanted]
-        done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
-        if not done.returncode:
-            [wheel] = folder.glob(f"{package.replace('-', '_')}-{version}*.whl")
-            return wheel
-    raise SystemExit(f"{package} {version} is not published as a wheel:\n{done.stderr}")
-
-
-def unpack(wheel: Path, folder: Path) -> str:
-    """Unpack the .py files of a wheel, delete it (some have 400 MB), and return its sha256."""
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder, [name for name in archive.namelist() if name.endswith((".py", "METADATA"))])
-    digest = hashlib.sha256()
-    with wheel.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    wheel.unlink()
-    return digest.hexdigest()
 
 
 def requirements(folder: Path, package: str) -> dict[str, str]:
     """Return what a wheel itself asks for: its Python range and the versions of torch and torch-npu."""
-    [metadata] = folder.glob(f"{package.replace('-', '_')}-*.dist-info/METADATA")
+    name = package.replace("-", "_")
+    [metadata] = [*folder.glob(f"{name}-*.dist-info/METADATA"), *folder.glob(f"{name}.egg-info/PKG-INFO")]
     found: dict[str, str] = {}
     for line in metadata.read_text(errors="replace").splitlines():
         key, _, value = line.partition(": ")
@@ -82,36 +52,60 @@ def requirements(folder: Path, package: str) -> dict[str, str]:
 
 def extract(release: str, previous: str | None) -> dict[str, Any]:
     """Return the whole description of one release."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        source, against = {}, {}
-        for package in ("vllm", "vllm-ascend"):
-            wheel = download(package, release, folder)
-            against[package] = wheel.name.split("-")[1]
-            source[wheel.name] = f"sha256:{unpack(wheel, folder)}"
-        done = subprocess.run(
-            [sys.executable, str(HERE / "extract_flags.py"), name], stdout=subprocess.PIPE, check=True
-        )
-        parser = json.loads(done.stdout)
-        plugin, engine = folder / "vllm_ascend", folder / "vllm"
-        own = extract_keys.variables(ast.parse((plugin / "envs.py").read_bytes()))
-        theirs = extract_keys.variables(ast.parse((engine / "envs.py").read_bytes()))
-        data = {
-            "release": release,
-            "verified_against": against,
-            "source": source,
-            "requires": requirements(folder, "vllm-ascend"),
-            "abbreviations": parser["abbreviations"],
-            "flags": parser["flags"],
-            "additional_config": extract_keys.additional_config(plugin),
-            "variables": {
-                "vllm_ascend": own,
-                "vllm": sorted(theirs),
-                "read_elsewhere": extract_keys.read_elsewhere(plugin, [*own, *theirs]),
-                "have_a_key": dict(extract_keys.keys_of_variables(plugin)),
-            },
-        }
+    folder = sources.obtain(release)
+    source = dict(sources.packages(folder))
+    against = {
+        package: next(file for file in source if file.startswith(package.replace("-", "_") + "-")).split("-")[1]
+        for package in ("vllm", "vllm-ascend")
+    }
+    done = subprocess.run(
+        [sys.executable, str(HERE / "extract_flags.py"), str(folder)], stdout=subprocess.PIPE, check=True
+    )
+    parser = json.loads(done.stdout)
+    plugin, engine = folder / "vllm_ascend", folder / "vllm"
+    own = extract_keys.variables(ast.parse((plugin / "envs.py").read_bytes()))
+    theirs = extract_keys.variables(ast.parse((engine / "envs.py").read_bytes()))
+    data = {
+        "release": release,
+        "verified_against": {name: version.removesuffix(".tar.gz") for name, version in against.items()},
+        "source": source,
+        "requires": requirements(folder, "vllm-ascend"),
+        "abbreviations": parser["abbreviations"],
+        "flags": parser["flags"],
+        "settings": parser["settings"],
+        "names": extract_names.registered(folder),
+        "additional_config": extract_keys.additional_config(plugin),
+        "variables": {
+            "vllm_ascend": own,
+            "vllm": sorted(theirs),
+            "read_elsewhere": extract_keys.read_elsewhere(plugin, [*own, *theirs]),
+            "have_a_key": dict(extract_keys.keys_of_variables(plugin)),
+        },
+    }
+    whole(data, previous)
     return data | {"previous": changes(parser["flags"], previous)}
+
+
+LEAST = 0.7
+"""Share of the release before below which a part counts as not read: no release has dropped so many names at once."""
+
+
+def whole(data: dict[str, Any], previous: str | None) -> None:
+    """Stop where a part has far fewer names than the release before: its source has a form that is not known here.
+
+    Raises:
+        SystemExit: which part, and how many.
+    """
+    if previous is None:
+        return
+    before = yaml.safe_load((DATA / f"{previous}.yaml").read_text(encoding="utf-8"))
+    for part in ("flags", "additional_config", "settings"):
+        now, then = len(data[part]), len(before.get(part) or ())
+        if now < LEAST * then:
+            raise SystemExit(
+                f"{data['release']}: {part} has {now} names and {then} in {previous}. The release has them in another "
+                "form than tools/extract_keys.py and extract_flags.py read: mend those first."
+            )
 
 
 def changes(flags: Sequence[str], previous: str | None) -> dict[str, Any]:
@@ -164,8 +158,8 @@ def main() -> int:
     return 1 if args.check and changed else 0
 
 
-def _version(name: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in name.split("."))
+def _version(name: str) -> Version:
+    return Version(name)
 
 
 if __name__ == "__main__":

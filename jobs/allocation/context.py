@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from jobs.allocation.handshake import Secret
 from jobs.allocation.walltime import Walltime
 from jobs.cluster.nodelist import Task
 from jobs.cluster.ports import Ports
@@ -30,3 +31,7 @@ class RankContext:
     def tag(self, service: str) -> str:
         """Return the process tag of this rank's engine processes."""
         return f"{self.task.job_id}/{service}/{self.task.rank}"
+
+    def secret(self) -> Secret:
+        """Return what proves a rank of this allocation to the others."""
+        return Secret(self.folder.key.read_text(encoding="utf-8"), str(self.task.job_id))

@@ -1,8 +1,8 @@
 """The channel between the ranks: TCP with heartbeats, so that a lost rank is seen in seconds.
 
 The shared file system is the record, not the messenger: its attribute caches may delay a file by a minute.
-A rank proves itself by an HMAC over the head's nonce with the key in the allocation's directory, so that another user
-of the cluster cannot join.
+Both ends prove themselves, and every line is sealed (handshake.py): another user of the cluster can neither join nor
+stand in for rank 0. Until then a connection costs a few bytes and two seconds.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import hashlib
-import hmac
-import secrets
+import socket
 
-from jobs.allocation.messages import Beat, Hello, Lost, Message, Nonce, Welcome, decode, encode
+from jobs.allocation.handshake import Seals, Secret, admit, enter
+from jobs.allocation.messages import Beat, Lost, Message, decode, encode
 from jobs.cluster.ports import holder
 from jobs.core.errors import RunError
-from jobs.core.waiting import aside
+from jobs.core.waiting import aside, first_of
 
 BEATS_PER_LIMIT = 4
 """Heartbeats sent within one silence limit: three may be late before a rank counts as lost."""
@@ -26,17 +25,32 @@ BEATS_PER_LIMIT = 4
 LONGEST = 1 << 22
 """Bytes of one message: a rank's pings to many nodes are longer than asyncio's 64 KiB."""
 
+UNPROVEN = 32
+"""Connections that have not proven themselves: of more the oldest is closed, so that a crowd keeps no rank out."""
+
+EVERYWHERE, LOOPBACK = "0.0.0.0", "127.0.0.1"
+
 
 class _Line:
     """One side of a connection: JSON lines out and in, with a heartbeat."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, silence_s: float) -> None:
-        self._reader, self._writer, self._silence_s = reader, writer, silence_s
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seals: Seals, silence_s: float
+    ) -> None:
+        self._reader, self._writer, self._seals, self._silence_s = reader, writer, seals, silence_s
+
+    @classmethod
+    async def over(cls, sock: socket.socket, seals: Seals, silence_s: float) -> _Line:
+        return cls(*await asyncio.open_connection(sock=sock, limit=LONGEST), seals, silence_s)
+
+    def welcome(self, proof: bytes) -> None:
+        with contextlib.suppress(OSError, RuntimeError):
+            self._writer.write(proof)
 
     async def send(self, message: Message) -> None:
         """Send one message; a broken connection is noticed by the reading side."""
         with contextlib.suppress(OSError, RuntimeError):
-            self._writer.write(encode(message))
+            self._writer.write(self._seals.out.close(encode(message)))
             await self._writer.drain()
 
     async def read(self) -> Message | None:
@@ -53,7 +67,7 @@ class _Line:
             raise
         except OSError:  # reset, unreachable
             return None
-        return decode(line) if line else None
+        return decode(self._seals.into.open(line)) if line else None
 
     async def beat(self) -> None:
         while True:
@@ -65,19 +79,17 @@ class _Line:
             self._writer.close()
 
 
-def _proof(key: str, nonce: str) -> str:
-    return hmac.new(key.encode(), nonce.encode(), hashlib.sha256).hexdigest()
-
-
 class ControlServer:
     """Rank 0's end: every other rank connects to it."""
 
-    def __init__(self, ranks: int, key: str, silence_s: float) -> None:
-        self._expected, self._key, self._silence_s = set(range(1, ranks)), key, silence_s
+    def __init__(self, ranks: int, secret: Secret, silence_s: float) -> None:
+        self._expected, self._secret, self._silence_s = set(range(1, ranks)), secret, silence_s
         self._lines: dict[int, _Line] = {}
+        self._taken: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unproven: dict[asyncio.Task[None], None] = {}
         self._joined = asyncio.Event()
-        self._server: asyncio.Server | None = None
+        self._door: asyncio.Task[None] | None = None
         self.inbox: asyncio.Queue[tuple[int, Message]] = asyncio.Queue()
         """(rank, message); a lost rank is the message `Lost`."""
         self.leaving: set[int] = set()
@@ -85,18 +97,24 @@ class ControlServer:
         if not self._expected:
             self._joined.set()
 
-    async def open(self, port: int) -> None:
-        """Listen on all addresses of this host.
+    async def open(self, port: int, host: str = EVERYWHERE) -> None:
+        """Listen on an address of this host until every rank has joined.
 
         Raises:
             RunError: the port is taken.
         """
+        listener = socket.socket()
         try:
-            self._server = await asyncio.start_server(self._accept, "0.0.0.0", port, limit=LONGEST)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+            listener.listen(UNPROVEN)
+            listener.setblocking(False)
         except OSError as error:
+            listener.close()
             taken = error.errno == errno.EADDRINUSE
             reason = f"it is taken by {(await aside(holder, port)).text}" if taken else str(error)
             raise RunError("cluster.control_port", port, reason, "Set cluster.control_port to a free port.") from None
+        self._door = asyncio.create_task(self._answer_the_door(listener))
 
     async def joined(self, timeout_s: float) -> None:
         """Wait until every rank has joined.
@@ -132,30 +150,45 @@ class ControlServer:
             task.cancel()
         for line in self._lines.values():
             line.close()
-        if self._server:
-            self._server.close()
+        if self._door:
+            self._door.cancel()
+            await asyncio.wait({self._door})
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        line = _Line(reader, writer, self._silence_s)
+    async def _answer_the_door(self, listener: socket.socket) -> None:
+        with listener:
+            try:
+                while accepted := await first_of(_accept(listener), self._joined):
+                    self._hear(accepted.result())
+            finally:
+                for one in self._unproven:
+                    one.cancel()
+
+    def _hear(self, stranger: socket.socket) -> None:
+        if len(self._unproven) >= UNPROVEN:
+            oldest = next(iter(self._unproven))
+            oldest.cancel()
+            del self._unproven[oldest]
+        task = asyncio.create_task(self._admit(stranger))
+        self._unproven[task] = None
+        task.add_done_callback(lambda done: self._unproven.pop(done, None))
+
+    async def _admit(self, sock: socket.socket) -> None:
         with contextlib.ExitStack() as refusal:
-            refusal.callback(line.close)  # after an exception too: Python 3.11.2 does not do it by itself
-            nonce = secrets.token_hex(16)
-            await line.send(Nonce(nonce))
-            hello: Message | None = None
-            with contextlib.suppress(TimeoutError, ValueError):
-                hello = await line.read()
-            if not isinstance(hello, Hello):
-                return
-            proven = hmac.compare_digest(hello.proof.encode(), _proof(self._key, nonce).encode())
-            rank = hello.rank
-            if not proven or rank not in self._expected or rank in self._lines:
-                return
-            refusal.pop_all()
-        self._lines[rank] = line
-        self._tasks.add(asyncio.create_task(self._listen(rank, line)))
-        await line.send(Welcome())
-        if self._expected == self._lines.keys():
-            self._joined.set()
+            refusal.enter_context(sock)
+            with contextlib.suppress(OSError):  # a time-out is one too
+                found = await admit(sock, self._secret)
+                if found is None or found[0] not in self._expected - self._taken:
+                    return
+                rank, proof, seals = found
+                self._taken.add(rank)
+                refusal.callback(self._taken.discard, rank)
+                line = await _Line.over(sock, seals, self._silence_s)
+                refusal.pop_all()
+                line.welcome(proof)
+                self._lines[rank] = line
+                self._tasks.add(asyncio.create_task(self._listen(rank, line)))
+                if self._expected == self._lines.keys():
+                    self._joined.set()
 
     async def _listen(self, rank: int, line: _Line) -> None:
         reason = "its connection to rank 0 ended"
@@ -171,6 +204,7 @@ class ControlServer:
         finally:
             beat.cancel()
         self._lines.pop(rank, None)
+        self._taken.discard(rank)
         line.close()
         self.inbox.put_nowait((rank, Lost(reason)))
 
@@ -200,7 +234,7 @@ class ControlClient:
         self._line.close()
 
 
-async def join(host: str, port: int, rank: int, key: str, silence_s: float, timeout_s: float) -> ControlClient:
+async def join(host: str, port: int, rank: int, secret: Secret, silence_s: float, timeout_s: float) -> ControlClient:
     """Connect this rank to rank 0, trying again until it answers.
 
     Raises:
@@ -211,14 +245,10 @@ async def join(host: str, port: int, rank: int, key: str, silence_s: float, time
         async with asyncio.timeout(timeout_s):
             while True:
                 try:
-                    line = _Line(*await asyncio.open_connection(host, port, limit=LONGEST), silence_s)
-                    if isinstance(challenge := await line.read(), Nonce):
-                        await line.send(Hello(rank, _proof(key, challenge.nonce)))
-                        if isinstance(await line.read(), Welcome):
-                            return ControlClient(line)
-                    line.close()
+                    return ControlClient(await _enter(host, port, rank, secret, silence_s))
+                except (ConnectionResetError, BrokenPipeError):
                     last = "rank 0 refused this rank"
-                except (OSError, TimeoutError, ValueError) as error:
+                except (OSError, TimeoutError) as error:
                     last = str(error) or type(error).__name__
                 await asyncio.sleep(0.2)
     raise RunError(
@@ -227,3 +257,22 @@ async def join(host: str, port: int, rank: int, key: str, silence_s: float, time
         f"rank {rank} did not reach rank 0 at {host}:{port}: {last}",
         "See stdout of rank 0; check that the nodes reach each other on that port.",
     )
+
+
+async def _enter(host: str, port: int, rank: int, secret: Secret, silence_s: float) -> _Line:
+    loop = asyncio.get_running_loop()
+    [*_, address] = (await loop.getaddrinfo(host, port, family=socket.AF_INET, type=socket.SOCK_STREAM))[0]
+    with contextlib.ExitStack() as failure:
+        sock = failure.enter_context(socket.socket())
+        sock.setblocking(False)
+        await loop.sock_connect(sock, address)
+        line = await _Line.over(sock, await enter(sock, secret, rank), silence_s)
+        failure.pop_all()
+        return line
+
+
+async def _accept(listener: socket.socket) -> socket.socket:
+    while True:
+        with contextlib.suppress(OSError):  # gone again, or no descriptor is left
+            return (await asyncio.get_running_loop().sock_accept(listener))[0]
+        await asyncio.sleep(0.1)

@@ -99,7 +99,7 @@ async def _inspect(control: ControlClient, engine: Engine | None) -> None:
     except UserError as error:  # a full disk
         await _fail(control, error)
     else:
-        await control.send(Inspected(found))
+        await control.send(Inspected(found, engine.load_gb_s if engine else None))
 
 
 async def _prepare(
@@ -148,8 +148,7 @@ async def _report_end(control: ControlClient, engine: Engine, folder: RankDir) -
     size = -1
     while not ended.done():
         if size != (size := engine.log_size()):
-            await control.send(Progress(engine.log_age()))
-            await aside(engine.note_progress)
+            await control.send(Progress(await aside(engine.note_progress)))
         await asyncio.wait({ended}, timeout=PROGRESS_S)
     reason = ended.result()
     await control.send(Ended(reason, time.time()))

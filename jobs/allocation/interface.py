@@ -6,13 +6,11 @@ import contextlib
 import socket
 from dataclasses import replace
 
-import psutil
-
 from jobs.allocation.preflight.findings import named
-from jobs.cluster.interfaces import VIRTUAL, find_interface, interface_addresses
+from jobs.cluster.interfaces import VIRTUAL, find_interface, interface_addresses, interfaces_up
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
-from jobs.engines.placement import LOOPBACK
+from jobs.core.layout import LOOPBACK
 
 Interface = tuple[str, str, int]
 """Name, IPv4 address and prefix length in bits."""
@@ -51,8 +49,8 @@ def own_interface(config: Config) -> Interface:
             for address in addresses:
                 if address.ip in names and name != LOOPBACK:
                     return name, address.ip, address.prefix
-        spec, states = None, psutil.net_if_stats()
-        up = {name: its for name, its in interfaces.items() if name in states and states[name].isup}
+        spec, working = None, interfaces_up()
+        up = {name: its for name, its in interfaces.items() if name in working}
         interfaces = {name: its for name, its in up.items() if not name.startswith(VIRTUAL)} or up
     name, found = find_interface(spec, interfaces)
     return name, found.ip, found.prefix

@@ -36,7 +36,10 @@ def decode(line: bytes) -> Message:
     Raises:
         ValueError: it is no message of ours: not JSON, an unknown kind, a field too many or of another type.
     """
-    data = json.loads(line)
+    try:
+        data = json.loads(line)
+    except RecursionError:
+        raise ValueError("it is too deep") from None
     kind = data.pop("type", None) if isinstance(data, dict) else None
     if not isinstance(kind, str) or kind not in Message.kinds:
         raise ValueError(f"there is no message of kind {str(kind)[:40]!r}")
@@ -50,29 +53,6 @@ def decode(line: bytes) -> Message:
 @cache
 def _reader(kind: str) -> TypeAdapter[Message]:
     return TypeAdapter(Message.kinds[kind])
-
-
-# Joining: rank 0 gives a nonce, the other proves that it knows the key, and is welcome.
-
-
-@dataclass(frozen=True)
-class Nonce(Message):
-    """Rank 0's challenge."""
-
-    nonce: str
-
-
-@dataclass(frozen=True)
-class Hello(Message):
-    """A rank's answer to it."""
-
-    rank: int
-    proof: str
-
-
-@dataclass(frozen=True)
-class Welcome(Message):
-    """The rank has joined."""
 
 
 @dataclass(frozen=True)
@@ -165,9 +145,12 @@ class Signalled(Gone):
 
 @dataclass(frozen=True)
 class Progress(Message):
-    """The engine's log has grown; `age_s`: seconds since then."""
+    """The engine's log has grown. When is told by the clock of who hears it: a file's time is another host's.
 
-    age_s: float
+    `weights`: it says that the weights are read.
+    """
+
+    weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -179,9 +162,10 @@ class Prepared(Message):
 
 @dataclass(frozen=True)
 class Inspected(Message):
-    """How the running engine differs from what was intended."""
+    """How the running engine differs from what was intended; how fast it has read its weights, GB/s."""
 
     differences: tuple[Difference, ...] = ()
+    load_gb_s: float | None = None
 
 
 @dataclass(frozen=True)

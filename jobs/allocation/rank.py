@@ -1,6 +1,6 @@
 """What one task of an allocation does, start to end. Rank 0 conducts, every other rank obeys.
 
-Entry points: submitit (jobs/allocation/entry.py), and `python -m jobs.allocation.rank ALLOCATION_DIR` under srun.
+Every scheduler runs it on each node (jobs/cluster/base.py: ENTRY), and so do the scripts of sbatch/.
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from jobs.allocation import deadline, headless
+from jobs.allocation import headless, walltime
 from jobs.allocation.context import RankContext
 from jobs.allocation.control import join
 from jobs.allocation.interface import ON_LOOPBACK, addresses_of, usable_interface
 from jobs.allocation.messages import EngineStart, Signalled
 from jobs.allocation.node.engine import Engine
-from jobs.allocation.preflight.station import Station, make_station
+from jobs.allocation.preflight.station import Station, StationContext
 from jobs.allocation.signals import Signals
 from jobs.allocation.walltime import Walltime
-from jobs.cluster.base import cancel
+from jobs.cluster.base import Job, cancel, scheduler
 from jobs.cluster.interfaces import check_master, same_subnet
-from jobs.cluster.nodelist import Task, task_from_slurm
+from jobs.cluster.nodelist import Task
 from jobs.cluster.ports import Ports, derive_ports, hold_ports
 from jobs.cluster.time_limit import limit_seconds
-from jobs.core import process
+from jobs.core import names, process
 from jobs.core.config import Config
 from jobs.core.errors import RunError, UserError
-from jobs.core.files import read_json
+from jobs.core.layout import Placement
+from jobs.core.lock import is_free
 from jobs.core.log import log
 from jobs.core.rundir import AllocationDir
 from jobs.core.sharing import let_group_read
-from jobs.core.tasks import read_config, read_task
+from jobs.core.tasks import read_config, read_head, read_task
 from jobs.core.waiting import first_of
-from jobs.engines.placement import Placement
 
 T = TypeVar("T")
 
@@ -47,7 +47,33 @@ GIVE_BACK_S = 3.0
 """srun ends the other tasks within two seconds after one has ended badly (measured), if it can see it."""
 
 
-def main(folder: AllocationDir, task: Task) -> int:
+def main(arguments: Sequence[str]) -> int:
+    """Run one rank of an allocation, then submit what is left. Returns the rank's exit code.
+
+    Args:
+        arguments: the allocation's directory, and the scheduler's name; without it the script in sbatch/ that started
+            us submits the rest itself.
+    """
+    if len(arguments) not in (1, 2):
+        print("usage: srun python -m jobs.allocation.rank ALLOCATION_DIR [KIND]", file=sys.stderr)
+        return 2
+    folder, kind = AllocationDir(Path(arguments[0])), arguments[1:]
+    try:
+        task = scheduler(*kind or ["script"]).task(os.environ)
+    except RunError as error:
+        print(f"error: {error}", flush=True)
+        return error.exit_code
+    if kind and task.rank == 0 and not folder.job.exists() and is_free(folder.submitting):  # its launcher is dead
+        Job(folder, str(task.job_id), kind[0], task.ranks, time.time()).write()
+    code = run(folder, task)
+    if kind and task.rank == 0:
+        from jobs.allocation.submission import submit_rest  # with what makes the table: see below
+
+        submit_rest(folder)
+    return code
+
+
+def run(folder: AllocationDir, task: Task) -> int:
     """Run this rank. Returns its exit code; a traceback goes to its log, one clear line to its output."""
     try:
         return asyncio.run(_run(folder, task))
@@ -63,18 +89,21 @@ def main(folder: AllocationDir, task: Task) -> int:
 async def _run(folder: AllocationDir, task: Task) -> int:
     signals = Signals(asyncio.get_running_loop())
     stopping = signals.stopping
+    if task.on_loopback:
+        leash = asyncio.create_task(_end_with_controller(task.job_id, stopping))
+        stopping.add_done_callback(lambda _: leash.cancel())
     work = read_task(folder)
     first = read_config(folder.sweep, work.services[0].points[0])
     if first.cluster.share_group:
         let_group_read()
-    (name, address, prefix), problem = (ON_LOOPBACK, None) if task.on_loopback else usable_interface(first)
+    interface, problem = (ON_LOOPBACK, None) if task.on_loopback else usable_interface(first)
+    name, address, prefix = interface
     ports, _held = await _ports(task, first, folder, stopping)
     signals.walltime = await _walltime(task, first, stopping)
     context = RankContext(task, name, address, ports, folder, work, dict(os.environ), signals.walltime)
     log(f"rank {task.rank} of {task.ranks} on {task.host}, interface {name} {address}, job {task.job_id}")
     results = folder.sweep.path.parent
-    interface = (name, address, prefix)
-    station = make_station(first, task, interface, problem, ports, results, context.inherited)
+    station = Station(first, StationContext(task, interface, problem, ports, results, context.inherited))
     if task.rank == 0:
         from jobs.allocation import (
             head,  # with what measures and makes the table: a second of start that no other rank needs
@@ -86,6 +115,13 @@ async def _run(folder: AllocationDir, task: Task) -> int:
     if lost and not task.on_loopback:
         await _give_back(folder, stopping)
     return code
+
+
+async def _end_with_controller(pid: int, stopping: asyncio.Future[str]) -> None:
+    """End in good order once the controller of the local ranks is gone: nobody could cancel them any more."""
+    await process.gone(pid, 1.0)
+    if not stopping.done():
+        stopping.set_result("the controller of its ranks has ended")
 
 
 async def _ports(
@@ -102,10 +138,9 @@ async def _ports(
 
 
 async def _published(folder: AllocationDir) -> Ports:
-    while not folder.head.exists():
+    while (head := read_head(folder)) is None:
         await asyncio.sleep(0.1)
-    found = read_json(folder.head)
-    return Ports(found["api_port"], found["data_parallel_rpc_port"], found["control_port"])
+    return Ports(head.api_port, head.data_parallel_rpc_port, head.control_port)
 
 
 async def _from_head(work: Awaitable[T], task: Task, folder: AllocationDir, stopping: asyncio.Future[str]) -> T:
@@ -128,7 +163,7 @@ async def _walltime(task: Task, config: Config, stopping: asyncio.Future[str]) -
     """Return when this rank has to be done, and say who told so."""
     if task.on_loopback:
         return Walltime.of(limit_seconds(config.cluster.time_limit))
-    finding = deadline.find(str(task.job_id), os.environ, config.cluster.time_limit)
+    finding = walltime.find(str(task.job_id), os.environ, config.cluster.time_limit)
     if not (found := await first_of(finding, stopping)):
         return Walltime(None)
     log(str(found.result()))
@@ -155,11 +190,12 @@ async def _obey(
     """Serve rank 0. Returns the exit code, and whether rank 0 was lost."""
     host = "127.0.0.1" if context.task.on_loopback else context.task.hosts[0]
     limits = first.limits
-    port, key = context.ports.control, context.folder.key.read_text(encoding="utf-8")
-    joining = join(host, port, context.task.rank, key, limits.heartbeat_s, limits.rendezvous_s)
+    port, secret = context.ports.control, context.secret()
+    joining = join(host, port, context.task.rank, secret, limits.heartbeat_s, limits.rendezvous_s)
     control = await _from_head(joining, context.task, context.folder, stopping)
 
     def make_engine(start: EngineStart) -> Engine | None:
+        _check_start(start, context)
         if context.task.rank >= start.ranks:
             return None
         config = read_config(context.folder.sweep, start.point)
@@ -201,17 +237,17 @@ async def _obey(
     return (1, True) if reason else (0, False)
 
 
-def _from_srun(arguments: list[str], env: Mapping[str, str]) -> int:
+def _check_start(start: EngineStart, context: RankContext) -> None:
+    """Raise RunError where rank 0 names what is not of this allocation: its words become paths and a command line."""
+    points = next((task.points for task in context.work.services if task.service == start.service), ())
+    numbers = start.api_port.isdecimal() and start.rpc_port.isdecimal() and start.attempt > 0
     try:
-        [folder] = arguments
-        return main(AllocationDir(Path(folder)), task_from_slurm(env))
-    except ValueError:
-        print("usage: srun python -m jobs.allocation.rank ALLOCATION_DIR", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"error: {error}", flush=True)
-        return error.exit_code
+        names.host(start.master_address)
+        if start.point not in points or not numbers:
+            raise ValueError("it is not of this allocation")
+    except ValueError as error:
+        raise RunError("rank 0", start, str(error), f"See {context.folder.task}.") from None
 
 
 if __name__ == "__main__":
-    sys.exit(_from_srun(sys.argv[1:], os.environ))
+    sys.exit(main(sys.argv[1:]))

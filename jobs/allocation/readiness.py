@@ -8,32 +8,43 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
 
 import aiohttp
 
 from jobs.allocation.probe import counters, one_token, silent_ranks
+from jobs.cluster.ports import listeners
 from jobs.core.config import Config
 from jobs.core.errors import RunError
+from jobs.core.process import name_of
+from jobs.core.waiting import aside
 from jobs.measure.records import Target
 
 POLL_S = 0.25
 
 
-async def wait_ready(config: Config, api: Target, on_state: Callable[[str], None]) -> None:
-    """Return when the service is ready.
+async def wait_ready(config: Config, api: Target, on_state: Callable[[str], None], owns: Callable[[int], bool]) -> None:
+    """Return when the service is ready. Its key is sent to nobody else.
 
     Args:
         config: of the service; `limits.load_s` and `limits.first_token_s` apply.
         api: where it is.
         on_state: told "healthy" and "ready" as they happen.
+        owns: tells whether a process is of our engine.
 
     Raises:
         RunError: a limit was exceeded, the wrong model is served, or a data-parallel rank does not answer.
     """
     timeout = aiohttp.ClientTimeout(total=5)
+    async with aiohttp.ClientSession(api.base_url, timeout=timeout) as session:  # /health asks for no key
+        await _until(
+            lambda: _healthy(session, api, owns), config.limits.load_s, "limits.load_s", "/health was not 200 in time"
+        )
+    # Who listened before the answer may have gone since. While our engine listens, nobody else can.
+    await aside(check_listener, urlsplit(api.base_url).port or 0, owns)
     async with aiohttp.ClientSession(api.base_url, headers=api.authorization, timeout=timeout) as session:
-        await _until(lambda: _healthy(session), config.limits.load_s, "limits.load_s", "/health was not 200 in time")
         on_state("healthy")
         await _check_model(session, api.model)
         await probe_all(session, config, api)
@@ -78,11 +89,32 @@ async def probe_all(session: aiohttp.ClientSession, config: Config, api: Target)
         ) from None
 
 
-async def _healthy(session: aiohttp.ClientSession) -> bool:
-    with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-        async with session.get("/health") as response:
-            return response.status == 200
+async def _healthy(session: aiohttp.ClientSession, api: Target, owns: Callable[[int], bool]) -> bool:
+    if await aside(check_listener, urlsplit(api.base_url).port or 0, owns):
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+            async with session.get("/health") as response:
+                return response.status == 200
     return False
+
+
+def check_listener(port: int, owns: Callable[[int], bool]) -> bool:
+    """Look who listens where the API will be. Returns whether anybody does, as far as can be told.
+
+    An engine binds its port at its start and listens after its load: until then any user could listen beside it. A
+    container's engine may be root's, and then nobody but root sees its processes.
+
+    Raises:
+        RunError: it is neither this user nor root, or a process that is not of our engine.
+    """
+    found = listeners(port)
+    for one in found or ():
+        who = f"user {one.uid}" if one.uid not in (os.geteuid(), 0) else None
+        if not who and (pids := one.pids()) and not any(map(owns, pids)):
+            who = f"process {pids[0]} {name_of(pids[0])}, which is not of this service,"
+        if who:
+            reason, remedy = f"{who} listens there in the engine's place", "Set engine.port to another port"
+            raise RunError("engine.port", port, reason, f"{remedy}, and find out what that is.")
+    return found is None or bool(found)
 
 
 async def _check_model(session: aiohttp.ClientSession, model: str) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from jobs.allocation.walltime import TIME_IS_UP
 from jobs.core.config import Config
-from jobs.measure.point import Measured
 from jobs.results.row import NOT_RUN, make_row, tokens_text
+
+if TYPE_CHECKING:
+    from jobs.measure.point import Measured
 
 Row = dict[str, Any]
 
@@ -56,16 +58,56 @@ class RowLedger:
         return self.was_served or all(row["valid"] for row in self._rows.values())
 
     @property
+    def kept(self) -> tuple[Row, ...]:
+        """The rows so far."""
+        return tuple(self._rows.values())
+
+    @property
     def left(self) -> tuple[str, ...]:
         """The points for another allocation: those without a row, and those that the time limit cut short."""
         return tuple(p for p in self._configs if p not in self._rows or self._rows[p]["invalid_reason"] == TIME_IS_UP)
 
     @property
     def to_retry(self) -> tuple[str, ...]:
-        """The points for a second try at once: those without a valid row, where the failure may pass."""
+        """The points for a second try at once: those without a valid and whole row, where the failure may pass."""
         if not self._passing:
             return ()
-        return tuple(p for p in self._configs if p not in self._rows or not self._rows[p]["valid"])
+        return tuple(
+            p for p in self._configs if p not in self._rows or not self._rows[p]["valid"] or self._rows[p]["truncated"]
+        )
+
+    def of_turns(
+        self, measured: Mapping[str, Measured], cut: str | None, failure: str | None
+    ) -> list[tuple[str, Measured, str | None]]:
+        """Return which of some points that were measured by turns get a row, and the failure that it is to name.
+
+        The failure is that of the point that it cut short, else of those whose windows it made invalid, else of the
+        last one. A point that it left between two windows keeps those that it has, to be run again by a resume; where
+        the end came from outside, that is its reason. A point without a window was not begun.
+
+        Args:
+            measured: what came of each.
+            cut: the one that was being measured when the service failed; None: all had come to their end.
+            failure: why it failed; None: it did not.
+        """
+        if failure is None:
+            return [(point, found, None) for point, found in measured.items()]
+        doubtful = [point for point, found in measured.items() if found.windows and found.reason]
+        blamed = [cut] if cut else doubtful or [list(measured)[-1]]
+        told: list[tuple[str, Measured, str | None]] = []
+        for point, found in measured.items():
+            asked = self._configs[point].bench.repeats
+            short = len(found.windows) < asked and point not in blamed
+            if short and found.windows and not self.from_outside:
+                told.append((point, self.so_far(point, found, ": the service failed between them"), None))
+            elif found.windows or point in blamed:
+                told.append((point, found, failure if short or point in blamed else None))
+        return told
+
+    def so_far(self, point: str, found: Measured, why: str = "") -> Measured:
+        """Mark what a part of a point's windows came to: a resume measures it whole."""
+        note = f"{len(found.windows)} of {self._configs[point].bench.repeats} windows{why}"
+        return replace(found, truncated=True, notes=(*found.notes, note))
 
     def measured(self, point: str, found: Measured, failure: str | None) -> Row:
         """Keep what a point came to; `failure`: why the service failed meanwhile."""
@@ -110,6 +152,10 @@ class RowLedger:
             elif not for_another:
                 rows.append(self._set(point, invalid_reason=never_begun))
         return rows
+
+    def foretold(self, columns: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+        """Put what was predicted of points beside what they showed."""
+        return [self._add(self._rows[point], **found) for point, found in columns.items() if found]
 
     def salvage(self, reason: str, written: Collection[str]) -> list[Row]:
         """Return the rows that are not written yet, after rank 0 could not go on: none of them is valid."""

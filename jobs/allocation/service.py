@@ -19,21 +19,24 @@ from jobs.allocation.rows import End, RowLedger
 from jobs.allocation.supervisor import Supervisor
 from jobs.allocation.walltime import service_seconds
 from jobs.core.errors import RunError, UserError
-from jobs.core.files import read_json, write_json, write_text
-from jobs.core.layout import local_sizes
+from jobs.core.files import read_json, write_text
+from jobs.core.layout import Placement, local_sizes
 from jobs.core.log import log, read_all
-from jobs.core.rundir import AllocationDir
-from jobs.core.tasks import ServiceTask, read_config
+from jobs.core.records import tolerant
+from jobs.core.rundir import AllocationDir, Root
+from jobs.core.tasks import ServiceRecord, ServiceTask, read_config, write_record
 from jobs.core.waiting import aside
 from jobs.diagnose import explain
 from jobs.engines.base import engine_of
-from jobs.engines.placement import Placement
+from jobs.engines.checkpoint.architecture import required
 from jobs.engines.prediction import Prediction
 from jobs.engines.vllm import environment
-from jobs.forecast import history
+from jobs.forecast import history, observed
+from jobs.forecast.memory import judge
 from jobs.measure import dataset
 from jobs.measure.clients import base as clients
 from jobs.measure.records import Target
+from jobs.results import spread
 from jobs.results.row import write_rows
 from jobs.results.stale import retire
 
@@ -91,8 +94,12 @@ class Service:
 
     def salvage(self, reason: str) -> None:
         """Write the rows that are not written yet, after this rank could not go on: no row is lost."""
-        written = {point for point in self.task.points if self._sweep.point(point).row.exists()}
+        written = {point for point in self._configs if self._sweep.point(point).row.exists()}
         write_rows(self._sweep, self.rows.salvage(reason, written))
+
+    def add(self, point: str) -> None:
+        """Take a further point of this service, which is up (a search chooses one after the other)."""
+        self._configs[point] = read_config(self._sweep, point)
 
     @property
     def load_s(self) -> float | None:
@@ -165,8 +172,11 @@ class Service:
         began = time.monotonic()
         try:
             await live.supervisor.start(self._context.inherited, live.target)
-            known["stage_s"] = round(live.supervisor.prepared_s, 1)
-            known["load_s"] = round(time.monotonic() - began - live.supervisor.prepared_s, 1)
+            took_s = time.monotonic() - began
+            # Some runtimes unpack the image beforehand, others in the same step in which they start the engine.
+            before_s = live.supervisor.prepared_s + await aside(live.engine.container_s)
+            known["stage_s"], known["load_s"] = round(before_s, 1), round(max(0.0, took_s - before_s), 1)
+            known |= live.supervisor.slowest()
             known["kv_cache_tokens"] = (
                 engine_of(self._config).read_log(await aside(read_all, self._folder.rank(0).log)).first_kv_tokens
             )
@@ -175,6 +185,7 @@ class Service:
         finally:
             reading.cancel()
         now = await aside(fingerprint.of_this_host, self._config, self._given_up.is_set)
+        now = replace(now, host_state=tolerant(self._context.folder.preflight).get("host_state"))
         known |= asdict(now)
         for sentence in retire(self._sweep, self._config, now):
             log(sentence)
@@ -202,14 +213,9 @@ class Service:
             end = await aside(self._diagnose, end, failure)
         write_rows(self._sweep, self.rows.finish(end))
         await aside(self._remember)
-        record = {
-            "service": service,
-            "points": list(self.task.points),
-            "failure": end.failure,
-            "leftovers": self._leftovers,
-            "warnings": live.supervisor.warnings,
-        }
-        write_json(self._folder.record, record | self.rows.known)
+        left, warnings = tuple(self._leftovers), tuple(live.supervisor.warnings)
+        record = ServiceRecord(service, tuple(self._configs), end.failure, left, warnings, **self.rows.known)
+        write_record(self._folder, record)
         log(f"service {service}: stopped after {end.teardown_s} s")
 
     def _diagnose(self, end: End, own: str) -> End:
@@ -220,15 +226,30 @@ class Service:
         return replace(end, failure=reason, cause=own, passing=found.found and found.retryable)
 
     def _remember(self) -> None:
-        """Keep what this run showed for later plans: its memory beside the prediction, and its times."""
+        """Keep what this run showed for later plans: its memory beside the prediction, its times, its figures."""
         figures = engine_of(self._config).read_log(read_all(self._folder.rank(0).log))
         root, run, teardown_s = self._sweep.root, self._folder.path, self.rows.known["teardown_s"]
         try:
             history.remember(
                 root, self._config, self._prediction, figures, run=run, load_s=self.load_s, teardown_s=teardown_s
             )
+            spread.remember(self._sweep, self._configs, self.rows.kept)
+            self._learn(root)
         except UserError as error:  # a layout without a name, a root that another user owns: the rows are there
             log(f"nothing is learnt from this run: {error}")
+
+    def _learn(self, root: Root) -> None:
+        """Put what was predicted beside the rows, and keep them for later predictions."""
+        fit = judge(self._config, required)
+        found = {
+            row["point"]: seen
+            for row in self.rows.kept
+            if (seen := observed.observation(self._configs[row["point"]], fit, row))
+        }
+        write_rows(
+            self._sweep, self.rows.foretold(observed.beside(observed.learnt_of(root, self._config.engine.name), found))
+        )
+        observed.remember(root, found.values())
 
     def _place(self) -> Placement:
         context, config = self._context, self._config
@@ -243,7 +264,7 @@ class Service:
             master_address=config.cluster.master_address or context.address,
             api_port=str(context.ports.api),
             rpc_port=str(context.ports.dp_rpc),
-            api_key=context.folder.api_key.read_text(encoding="utf-8") if config.engine.api_key else None,
+            api_key=context.folder.new_api_key() if config.engine.api_key else None,
         )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from jobs.core.config import Config
 from jobs.core.files import read_json
+from jobs.core.layout import Placement
 from jobs.core.rundir import AllocationDir, SweepDir
-from jobs.engines.placement import Placement
 
 IDLE_KEY = "limits.idle_s"
 NEVER_IDLE = f"{IDLE_KEY}=31536000"

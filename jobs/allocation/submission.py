@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 
 from jobs.cluster.base import Job, Request, read_job, scheduler
 from jobs.core.errors import UserError
+from jobs.core.lock import exclusive
+from jobs.core.planfile import begun_services
+from jobs.core.records import tolerant
 from jobs.core.rundir import AllocationDir, SweepDir
 from jobs.core.sharing import let_group_read
-from jobs.core.tasks import AllocationTask, ServiceTask, read_config, read_outcome, write_outcome, write_task
+from jobs.core.tasks import AllocationTask, ServiceTask, read_config, read_outcome, read_task, write_outcome, write_task
 from jobs.results.row import NOT_RUN, make_row, write_rows
 from jobs.results.table import write_table
 
@@ -24,6 +28,7 @@ def submit_allocation(
     *,
     kind: str | None = None,
     serve: bool = False,
+    search: bool = False,
 ) -> Job:
     """Write what an allocation has to do, and submit it; at most `cluster.max_allocations` of a sweep run at a time.
 
@@ -34,6 +39,7 @@ def submit_allocation(
         request: what it asks for; its name is made here.
         kind: the back end; None: `cluster.kind`.
         serve: keep its one service up for hand tests.
+        search: rank 0 chooses from the services.
 
     Raises:
         ConfigError: it can't be submitted from here; nothing is written then.
@@ -45,20 +51,29 @@ def submit_allocation(
     scheduler(kind).check(request)
     if cluster.share_group:
         let_group_read()  # Slurm takes the umask over for the job and its output
-    return submit(sweep.allocation(index, attempt), AllocationTask(tuple(services), attempt, serve), request, kind)
+    return submit(
+        sweep.allocation(index, attempt), AllocationTask(tuple(services), attempt, serve, search=search), request, kind
+    )
 
 
 def submit(folder: AllocationDir, work: AllocationTask, request: Request, kind: str) -> Job:
-    """Make the directory of an allocation with its secrets and its work, submit it, and write its record.
+    """Make the directory of an allocation with its secret and its work, submit it, and write its record.
+
+    While that goes on a lock is held: an allocation without a record and with a free lock was never submitted.
 
     Raises:
-        RunError: the cluster refused it.
+        RunError: the cluster refused it; its directory is taken away again.
     """
     folder.path.mkdir(parents=True)
-    folder.new_keys()
-    write_task(folder, work)
-    job = scheduler(kind).submit(folder, request)
-    job.write()
+    with exclusive(folder.submitting, required=False):
+        folder.new_key()
+        write_task(folder, work)
+        try:
+            job = scheduler(kind).submit(folder, request)
+        except UserError:
+            shutil.rmtree(folder.path, ignore_errors=True)
+            raise
+        job.write()
     return job
 
 
@@ -81,26 +96,35 @@ def submit_rest(folder: AllocationDir, kind: str | None = None) -> str | None:
     outcome, before = read_outcome(folder), read_job(folder)
     if not outcome or not outcome.left or before is None:
         return None
-    config = read_config(folder.sweep, outcome.left[0].points[0])
+    config, search = read_config(folder.sweep, outcome.left[0].points[0]), read_task(folder).search
     reason = f"the time limit came first, in {folder.tries} attempts (limits.attempts)"
     if outcome.too_short:
         limit = f"cluster.time_limit={config.cluster.time_limit}"
         reason = f"{outcome.too_short}; no job of {limit} can begin it: start the sweep again with a longer one"
-    # Giving way to others is no failed try.
-    elif folder.tries < config.limits.attempts or outcome.yielded:
+    # Giving way to others is no failed try, and a search that got a row has made its way.
+    elif folder.tries < config.limits.attempts or outcome.yielded or (search and _gained(folder, before.job_id)):
         try:
-            request = Request(config, before.nodes, after=before)
-            job = submit_allocation(folder.sweep, folder.index, folder.attempt + 1, outcome.left, request, kind=kind)
+            request, attempt = Request(config, before.nodes, after=before), folder.attempt + 1
+            job = submit_allocation(
+                folder.sweep, folder.index, attempt, outcome.left, request, kind=kind, search=search
+            )
         except UserError as error:
             reason = f"the time limit came first, and the rest could not be submitted: {error.reason}"
         else:
             write_outcome(folder, replace(outcome, resubmitted=job.job_id))
             print(f"the rest is submitted again as job {job.job_id}", flush=True)
             return job.job_id
+    begun = {point for service in begun_services(folder) for point in service.points}
     for service in outcome.left:
         for point in service.points:
-            row = make_row(point, service.service, read_config(folder.sweep, point), invalid_reason=NOT_RUN + reason)
-            if not folder.sweep.point(point).row.exists():
-                write_rows(folder.sweep, [row])
+            if point in begun and not folder.sweep.point(point).row.exists():
+                config = read_config(folder.sweep, point)
+                write_rows(folder.sweep, [make_row(point, service.service, config, invalid_reason=NOT_RUN + reason)])
     write_table(folder.sweep)
     return None
+
+
+def _gained(folder: AllocationDir, job_id: str) -> bool:
+    """Return whether a job has given its sweep a valid row."""
+    rows = (tolerant(folder.sweep.point(p).row) for one in begun_services(folder) for p in one.points)
+    return any(row.get("valid") and str(row.get("job_id")) == job_id for row in rows)

@@ -56,9 +56,13 @@ class Supervisor:
         self._watchers: list[asyncio.Task[None]] = []
         self._telling: set[asyncio.Task[None]] = set()
         self._heard: dict[int, float] = {}
+        self._weights: set[int] = set()  # the ranks that have read theirs
         self._begun = time.monotonic()
         self.prepared_s = 0.0
         """Seconds that bringing the image, and staging and checking the checkpoint, took."""
+        self.stage_rates: dict[int, float] = {}
+        self.load_rates: dict[int, float | None] = {}
+        """How fast each rank has copied the checkpoint, and read the weights, GB/s."""
         self.warnings: list[str] = []
         self.watch: Watch | None = None
 
@@ -81,7 +85,7 @@ class Supervisor:
             self._watchers.append(asyncio.create_task(self._watch_engine()))
         loading = asyncio.create_task(self._watch_load())
         try:
-            await self._life.during(readiness.wait_ready(self._engine.config, api, self.enter))
+            await self._life.during(readiness.wait_ready(self._engine.config, api, self.enter, self._engine.owns))
         except UserError as error:
             # The API server often notices a dead engine before its rank has reported it: then that is the reason.
             raise ServiceFailed(await self._life.failure_soon() or self._named(error)) from None
@@ -90,6 +94,12 @@ class Supervisor:
         await self._life.during(self._inspect())
         self.watch = Watch(self._engine.config, api, self._life.fail)
         self._watchers.append(asyncio.create_task(self.watch.run()))
+
+    def slowest(self) -> dict[str, float | None]:
+        """Return how fast the slowest node has copied the checkpoint, and read the weights, for the rows."""
+        read = [one for one in self.load_rates.values() if one]
+        both = {"stage_gb_s": min(self.stage_rates.values(), default=None), "load_gb_s": min(read, default=None)}
+        return {name: rate and round(rate, 3) for name, rate in both.items()}
 
     def enter(self, state: str, **details: Any) -> None:
         """Record a phase of the service on every rank."""
@@ -109,6 +119,9 @@ class Supervisor:
             self._life.fail(0, str(error))
             raise ServiceFailed(await self._life.reason()) from None
         await self._prepared.wait()  # each rank keeps the limit itself; a lost one ends the service
+        self.stage_rates = staging.rates(self._prepared)
+        self.warnings += staging.slow("staging", self.stage_rates)
+        self.warnings += staging.unknown_images(self._engine.config, self._prepared)
         if found := staging.difference(self._prepared):
             self._life.fail(*found)
             raise ServiceFailed(await self._life.reason())
@@ -118,13 +131,18 @@ class Supervisor:
         if error.key != "limits.load_s":
             return str(error)
         rank, since = self._silent_longest()
-        words = f"{error} Its log has been silent longest: {time.monotonic() - since:.0f} s."
+        behind = "It has not read its weights, others have. " if self._weights and rank not in self._weights else ""
+        words = f"{error} {behind}Its log has been silent longest: {time.monotonic() - since:.0f} s."
         return str(Failure(time.time(), rank, words))
 
     def _silent_longest(self) -> tuple[int, float]:
-        """Return the rank whose log said something longest ago, and when (monotonic clock)."""
-        # The others of the allocation have no engine.
-        heard = [(self._heard.get(rank, self._begun), rank) for rank in range(self._engine.place.ranks)]
+        """Return the rank whose log said something longest ago, and when (monotonic clock).
+
+        Who has read its weights waits for those that have not, and says nothing meanwhile.
+        """
+        ranks = range(self._engine.place.ranks)  # the others of the allocation have no engine
+        behind = [rank for rank in ranks if rank not in self._weights] or ranks
+        heard = [(self._heard.get(rank, self._begun), rank) for rank in behind]
         since, rank = min(heard)
         return rank, since
 
@@ -132,6 +150,7 @@ class Supervisor:
         """Compare the running engine of every rank with what was intended; a difference that matters ends it."""
         # A flooded log, or a container that is slow to answer, takes seconds.
         self._inspected.answer(0, await aside(self._engine.inspect))
+        self.load_rates[0] = self._engine.load_gb_s
         await self._control.send(Inspect())
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._inspected.wait(), INSPECT_S)
@@ -140,6 +159,7 @@ class Supervisor:
                 if one.error:
                     self._life.fail(rank, f"the running engine differs from its command: {one}")
                 self.warnings.append(f"rank {rank}: {one}")
+        self.warnings += staging.slow("the load", {rank: one for rank, one in self.load_rates.items() if one})
         unread = sorted(self._ranks - self._inspected.keys())
         self.warnings += [f"rank {rank}: its engine could not be read back" for rank in unread]
 
@@ -148,8 +168,9 @@ class Supervisor:
         limit, size = self._engine.config.limits.load_silence_s, -1
         while True:
             if size != (size := self._engine.log_size()):
-                self._heard[0] = time.monotonic() - self._engine.log_age()
-                self._engine.note_progress()
+                self._heard[0] = time.monotonic()
+                if self._engine.note_progress():
+                    self._weights.add(0)
             rank, since = self._silent_longest()
             if time.monotonic() - since > limit:
                 self._life.fail(rank, f"no new line in its log for {limit:g} s (limits.load_silence_s)")
@@ -194,11 +215,14 @@ class Supervisor:
                 case Lost(reason):
                     self._life.fail(rank, reason)
                     self._stopped.check()
-                case Progress(age_s):
-                    self._heard[rank] = time.monotonic() - age_s
+                case Progress(weights):
+                    self._heard[rank] = time.monotonic()
+                    if weights:
+                        self._weights.add(rank)
                 case Prepared(parts):
                     self._prepared.answer(rank, parts)
-                case Inspected(differences):
+                case Inspected(differences, load_gb_s):
+                    self.load_rates[rank] = load_gb_s
                     self._inspected.answer(rank, differences)
                 case Stopped(leftovers):
                     self._stopped.answer(rank, leftovers)

@@ -1,21 +1,36 @@
-"""The time limit of an allocation: do not begin what cannot end before it."""
+"""The time limit of an allocation: when the job ends (what Slurm says, else what it told at the start, else the limit
+that was asked for), and whether something can end before it.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from jobs.cluster.squeue import seconds_left
 from jobs.cluster.time_limit import SIGNAL_DELAY_S, limit_seconds
 from jobs.core.config import Config
-from jobs.core.files import read_json
+from jobs.core.records import tolerant
 from jobs.core.rundir import SweepDir
+from jobs.core.waiting import aside
 from jobs.forecast import history
-from jobs.forecast.duration import load_seconds, measure_seconds
+from jobs.forecast.duration import load_seconds, point_seconds
 
 EARLY_S, LATE_S = 5.0, 60.0
 """Around the time limit that we know, in which Slurm ends a job for it: it tells the time left in whole seconds, and
 looks at limits every 30 s. After that it is something else: somebody has extended the limit."""
+
+PAUSES_S = (0.0, 2.0, 5.0)
+"""Before each question to squeue: slurmctld is busy most of all where many jobs start at once."""
+
+ANSWER_S = 10.0
+"""A rank that waits longer for an answer makes the others wait too."""
+
+Ask = Callable[[str, float], float | None]
+"""Asks for the seconds that a job has left (jobs/cluster/squeue.py)."""
 
 TIME_IS_UP = "the time limit is near"
 """Reason for ending early after which the rest is submitted again."""
@@ -47,29 +62,6 @@ class Walltime:
         return f"it needs about {needed_s:.0f} s, and {max(0.0, left):.0f} s are left before the time limit"
 
 
-def point_seconds(config: Config) -> float:
-    """Predict the seconds of one point and of the stop after it."""
-    return measure_seconds(config) + config.limits.stop_s
-
-
-def never_fits(config: Config, load_s: float) -> str | None:
-    """Return why no job of this time limit can begin a service, or None.
-
-    Args:
-        config: of the service's first point.
-        load_s: its predicted load, seconds.
-    """
-    limit = limit_seconds(config.cluster.time_limit)
-    needed = load_s + point_seconds(config) + SIGNAL_DELAY_S
-    if limit is None or needed <= limit:
-        return None
-    return (
-        f"cluster.time_limit={config.cluster.time_limit} is too short for any point: load and first point need about "
-        f"{load_s + point_seconds(config):.0f} s, and {SIGNAL_DELAY_S} s are kept for the end: give at least "
-        f"{math.ceil(needed / 60)} minutes"
-    )
-
-
 def service_seconds(sweep: SweepDir, service: str, config: Config, last_load_s: float | None) -> float:
     """Predict seconds from the start of a service to the end of its first point.
 
@@ -77,11 +69,48 @@ def service_seconds(sweep: SweepDir, service: str, config: Config, last_load_s: 
     the service that this allocation ran last, earlier runs of this model and layout, else the plan's estimate.
     """
     past = []
-    for record in sweep.service_records(service):
-        load = read_json(record).get("load_s")
-        past += [float(load)] if load else []
+    for folder in sweep.all_attempts(service):
+        past += [load] if (load := tolerant(folder.record, ours=True).get("load_s")) else []
     load = max(past) if past else last_load_s
     if not load:
         alike, _ = history.recall(sweep.root, config)
         load = max(alike.load_s) if alike and alike.load_s else load_seconds(config)
     return load + point_seconds(config)
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """Seconds that are left, None: there is no limit; and who says so."""
+
+    left_s: float | None
+    source: str
+
+    def __str__(self) -> str:
+        left = "no end" if self.left_s is None else f"{self.left_s:.0f} s left"
+        return f"time limit: {left} ({self.source})"
+
+
+async def find(job_id: str, env: Mapping[str, str], configured: int | str | None, ask: Ask = seconds_left) -> Deadline:
+    """Return when this Slurm job ends. One unanswered question must not let a service begin that cannot end.
+
+    Args:
+        job_id: of this job.
+        env: of this task: SLURM_JOB_END_TIME and SLURM_JOB_START_TIME (newer releases set them; Unix seconds).
+        configured: `cluster.time_limit`.
+        ask: blocks; it is called beside the event loop.
+    """
+    for pause in PAUSES_S:
+        await asyncio.sleep(pause)
+        left = await aside(ask, job_id, ANSWER_S)
+        if left is not None:
+            return Deadline(None if math.isinf(left) else left, "squeue")
+    silent = "squeue does not answer"
+    end = env.get("SLURM_JOB_END_TIME", "")
+    if end.isdigit():
+        return Deadline(int(end) - time.time(), f"SLURM_JOB_END_TIME; {silent}")
+    limit = limit_seconds(configured)
+    if limit is None:
+        return Deadline(None, f"{silent}, and cluster.time_limit is not set: nothing is held back")
+    start = env.get("SLURM_JOB_START_TIME", "")
+    ran = time.time() - int(start) if start.isdigit() else 0.0
+    return Deadline(limit - ran, f"cluster.time_limit; {silent}")

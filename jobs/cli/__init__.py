@@ -14,6 +14,8 @@ Argument = tuple[str, Mapping[str, Any]]
 OVERRIDES: Argument = ("overrides", {"nargs": "*", "metavar": "OVERRIDE", "help": "as launch.py -m takes them"})
 RUN: Argument = ("run", {"type": Path, "metavar": "RUN", "help": "directory of a sweep"})
 
+NOT_WRITTEN = "report: not written, since you may only read this sweep"
+
 
 @dataclass(frozen=True)
 class Command:

@@ -11,9 +11,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from jobs.cli import OVERRIDES, Command
+from jobs.cli import OVERRIDES, Argument, Command
+from jobs.core.config import Config
 from jobs.core.errors import ConfigError
-from jobs.engines.base import Finding
+from jobs.engines.ascend.real import ask
+from jobs.engines.base import Finding, engine_of
 from jobs.sweep import check, compose, show
 from jobs.sweep.check import Shared
 
@@ -58,7 +60,8 @@ def _check(options: argparse.Namespace) -> int:
         counts = ((len(points), "point"), (errors, "error"), (len(found) - errors, "warning"))
         asked, *rest = [show.count(number, noun) for number, noun in counts]
         print(f"{asked}: {', '.join(rest)}")
-    return 2 if errors else 0
+    refused = _real(points) if options.real and not errors and not options.json else 0
+    return 2 if errors or refused else 0
 
 
 def text(one: Shared, points: int) -> str:
@@ -71,4 +74,30 @@ def text(one: Shared, points: int) -> str:
     )
 
 
-COMMANDS = (Command("check", _check, "list everything that is wrong or risky with these points", (OVERRIDES,)),)
+def _real(points: Sequence[Sequence[str]]) -> int:
+    """Ask the real code of each point's release, rank by rank; return how many points it refuses."""
+    refused = 0
+    releases: dict[str, list[tuple[Sequence[str], Config]]] = {}
+    for point, config in zip(points, compose.configs(points), strict=True):
+        if not engine_of(config).traits.npus:
+            raise ConfigError("engine", config.engine.name, "it has no vllm-ascend", "Set engine=vllm_ascend.")
+        releases.setdefault(config.engine.release, []).append((point, config))
+    asked = (
+        (point, config, answers)
+        for release, of_it in releases.items()  # it is imported once for all of them
+        for (point, config), answers in zip(of_it, ask.ask_points(release, [one for _, one in of_it]), strict=True)
+    )
+    for point, config, answers in asked:
+        print(f"{' '.join(point) or '(the defaults)'}: vllm-ascend {config.engine.release}")
+        for rank, answer in enumerate(answers):
+            said = "accepts it" if answer.refused is None else f"refuses it: {answer.refused}"
+            print(f"    rank {rank}: the real code {said}")
+        refused += any(answer.refused is not None for answer in answers)
+    return refused
+
+
+REAL: Argument = (
+    "--real",
+    {"action": "store_true", "help": "also ask the release's own code, on this machine and without an NPU: minutes"},
+)
+COMMANDS = (Command("check", _check, "list everything that is wrong or risky with these points", (OVERRIDES, REAL)),)

@@ -5,18 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
-import sys
 from dataclasses import asdict
-from types import FrameType
-from typing import NoReturn
 
-from containers import enroot, imports
-from containers.base import check_programs, log
-from containers.recipes import recipes, resolve
+from containers import apptainer, enroot
+from containers.base import check_programs
+from containers.spec import recipes, resolve
 from containers.store import Store
 from jobs.allocation.node import container
 from jobs.cli import OVERRIDES, Command
+from jobs.core import session
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.sweep import compose, grammar
@@ -39,8 +36,8 @@ def _import(options: argparse.Namespace, config: Config, names: list[str]) -> in
     if not named:
         known = ", ".join(recipes())
         raise ConfigError("IMAGE", None, "no image is named", f"Name one, or a recipe: {known}.")
-    signal.signal(signal.SIGTERM, _end)
-    local, env, store = container.local(config), dict(os.environ), Store(container.images(config))
+    local, env = container.local(config, container.Words.here()), dict(os.environ)
+    store = Store(container.images(config))
     made = []
     for name in named:
         image = resolve(name, config.container.registry)
@@ -50,15 +47,8 @@ def _import(options: argparse.Namespace, config: Config, names: list[str]) -> in
             remedy = "Set container.registry=HOST, or write HOST#image:tag."
             raise ConfigError("container.registry", None, f"{name} names no registry", remedy)
         check_programs(enroot.Enroot())
-        entry = store.ensure(
-            image,
-            lambda output, image=image: imports.fetch(image, output, local, env, options.arch),  # type: ignore[misc]
-            lambda image=image: imports.digest(image, env | local.env()),  # type: ignore[misc]
-            options.arch,
-            log,
-            options.refresh,
-        )
-        made.append(entry)
+        with session.orderly():
+            made.append(enroot.imported(store, image, local, env, options.arch, options.refresh))
     if options.json:
         print(json.dumps([asdict(entry) for entry in made]))
     else:
@@ -66,12 +56,14 @@ def _import(options: argparse.Namespace, config: Config, names: list[str]) -> in
     return 0
 
 
-def _end(number: int, _: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
+def _stores(config: Config) -> tuple[Store, ...]:
+    """Return the stores of both forms of image files."""
+    folder = container.images(config)
+    return (Store(folder), apptainer.store(folder))
 
 
 def _list(options: argparse.Namespace, config: Config, names: list[str]) -> int:
-    entries = Store(container.images(config)).entries()
+    entries = [entry for store in _stores(config) for entry in store.entries()]
     if options.json:
         found = {"images": [asdict(entry) for entry in entries]}
         print(json.dumps(found | {"recipes": {tag: asdict(recipe) for tag, recipe in recipes().items()}}))
@@ -84,10 +76,10 @@ def _list(options: argparse.Namespace, config: Config, names: list[str]) -> int:
 
 
 def _verify(options: argparse.Namespace, config: Config, names: list[str]) -> int:
-    store = Store(container.images(config))
     wanted = {str(resolve(name, config.container.registry)) for name in names}
-    entries = [entry for entry in store.entries() if not wanted or entry.reference in wanted]
-    found = [(entry, store.verify(entry)) for entry in entries]
+    every = [(store, entry) for store in _stores(config) for entry in store.entries()]
+    entries = [entry for _, entry in every if not wanted or entry.reference in wanted]
+    found = [(entry, store.verify(entry)) for store, entry in every if entry in entries]
     missing = sorted(wanted - {entry.reference for entry in entries})
     if options.json:
         results = [{"reference": entry.reference, "path": entry.path, "problem": problem} for entry, problem in found]
@@ -103,8 +95,9 @@ def _verify(options: argparse.Namespace, config: Config, names: list[str]) -> in
 
 def _prune(options: argparse.Namespace, config: Config, names: list[str]) -> int:
     older_s = None if options.older_days is None else options.older_days * DAY_S
-    removed = Store(container.images(config)).prune(older_s)
-    local = container.local(config)
+    removed = [name for store in _stores(config) for name in store.prune(older_s)]
+    local = container.local(config, container.Words.here())
+    removed += [str(local.temp / name) for name in enroot.sweep_temp(local.temp)]
     removed += [str(local.data / name) for name in enroot.Enroot().sweep(local, os.environ, lambda _: None)]
     print(json.dumps({"removed": removed}) if options.json else "\n".join(removed) or "nothing to remove")
     return 0

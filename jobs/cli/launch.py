@@ -11,12 +11,12 @@ from typing import Any
 
 from rich.console import Console
 
-from jobs.cli import errors, through_hydra
+from jobs.cli import output, through_hydra
 from jobs.cluster.sick_nodes import proposal
 from jobs.core.errors import UserError
-from jobs.core.files import read_json
 from jobs.core.rundir import Root, SweepDir
 from jobs.results.report import write_report
+from jobs.results.row import read_row
 from jobs.sweep import compose, grammar, reuse, road, show
 from jobs.sweep.follow import follow
 from jobs.sweep.plan import Plan
@@ -39,7 +39,7 @@ class Outcome:
     points: tuple[str | None, ...] = ()
     rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     code: int = 0
-    column: str = "output_tok_s"
+    column: str = "output_tok_per_s"
     worst: float | None = None
 
     def objective(self, index: int) -> float | None:
@@ -51,7 +51,7 @@ class Outcome:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run launch.py. Returns its exit code, 0: all rows valid; 1: a run failed; 2: the question cannot be asked."""
-    given = sys.argv[1:] if arguments is None else arguments
+    given = grammar.spelled(sys.argv[1:] if arguments is None else arguments)
     overrides = [word for word in given if word not in through_hydra.MODES]
     try:
         if through_hydra.is_asked(given):
@@ -61,7 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return launch(compose.expand(overrides)).code
     except UserError as error:
         logging.info("the sweep failed", exc_info=True)
-        return errors.show(error)
+        return output.show(error)
+    except KeyboardInterrupt:
+        print("\ninterrupted: python -m jobs status RUN tells what was submitted before", file=sys.stderr)
+        return output.INTERRUPTED
 
 
 def launch(points: Sequence[Sequence[str]], composer: compose.Composer = compose.default_composer) -> Outcome:
@@ -77,9 +80,7 @@ def launch(points: Sequence[Sequence[str]], composer: compose.Composer = compose
     made = road.plan(points, composer)
     settings = made.points[0].config
     out = show.console()
-    out.print(show.plan_text(made))
-    if warnings := show.warnings_text(made.findings):
-        out.print(warnings, markup=False)
+    show.print_plan(made, out)
     earlier = reuse.find(made.points, reuse.roots_of(settings.results.root, settings.results.roots))
     for line in reuse.offer_text(earlier, taken=settings.launch.reuse):
         out.print(line, markup=False)
@@ -103,12 +104,13 @@ def _followed(made: Plan, sweep: SweepDir, out: Console) -> Outcome:
         valid = follow(sweep, out)
     except KeyboardInterrupt:
         out.print(f"\ndetached: the sweep goes on. Follow it by: python -m jobs follow {sweep.path}")
-        return Outcome(code=errors.INTERRUPTED)
+        return Outcome(code=output.INTERRUPTED)
     show.print_table(sweep, out)
-    out.print(f"report: {write_report(sweep)}", markup=False)
+    written = write_report(sweep, lambda sentence: out.print(sentence, markup=False, highlight=False))
+    out.print(f"report: {written}", markup=False)
     return Outcome(made.asked, rows_of(made, sweep), 0 if valid else 1)
 
 
 def rows_of(made: Plan, sweep: SweepDir) -> dict[str, Mapping[str, Any]]:
     """Return the rows of a sweep that has ended, by point."""
-    return {point.point: read_json(sweep.point(point.point).row) for point in made.points}
+    return {point.point: read_row(sweep.point(point.point).row) for point in made.points}

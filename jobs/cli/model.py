@@ -16,6 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from jobs.allocation.node import container
 from jobs.cli import Command
+from jobs.core import session
 from jobs.core.config import Model
 from jobs.core.errors import ConfigError
 from jobs.engines.checkpoint import fetch as fetching
@@ -37,7 +38,7 @@ def _fetch(options: argparse.Namespace) -> int:
     target = options.to or path
     name = options.name or model.source
     # The client shows bars of its own.
-    with _bar(show.console(stderr=True), "fetch", shown=options.origin != fetching.CLIENT) as bar:
+    with session.orderly(), _bar(show.console(stderr=True), "fetch", shown=options.origin != fetching.CLIENT) as bar:
         fetching.fetch(
             options.origin,
             name,
@@ -103,7 +104,7 @@ def _model(options: argparse.Namespace) -> tuple[Model, Path]:
 
 
 def _expected(model: Model) -> Expected:
-    return Expected(packaged(model.name), w8a8=model.quantization == "ascend")
+    return Expected(packaged(model.name), quantized=model.quantized)
 
 
 def _show(report: Report, options: argparse.Namespace) -> int:

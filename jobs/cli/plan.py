@@ -20,9 +20,7 @@ def _plan(options: argparse.Namespace) -> int:
         print(json.dumps(as_json(made), ensure_ascii=False))
         return 0
     out = show.console()
-    out.print(show.plan_text(made))
-    if warnings := show.warnings_text(made.findings):
-        out.print(warnings, markup=False)
+    show.print_plan(made, out)
     out.print("\n" + show.commands_text(made), markup=False)
     return 0
 
@@ -58,7 +56,8 @@ def _memory_lines(service: Service) -> list[str]:
     made = fit.prediction
     if made is None:
         return [f"no prediction: {fit.unknown}"]
-    lines = [f"{term.gib:9.3f} GiB  {term.name}  ({term.source})" for term in made.terms]
+    lines = [f"pipeline {stage}" for stage in made.stages]
+    lines += [f"{term.gib:9.3f} GiB  {term.name}  ({term.source})" for term in made.terms]
     left = f"{made.kv_bytes / GIB:9.3f} GiB  for the KV cache, {made.kv_bytes_per_token:,} bytes a token"
     lines.append(left + (f", give or take {made.uncertainty_bytes / GIB:.2f} GiB" if made.uncertainty_bytes else ""))
     lines += [

@@ -17,11 +17,12 @@ from typing import Any
 
 from jobs.allocation import submission
 from jobs.allocation.control import ControlServer
+from jobs.allocation.handshake import Secret
 from jobs.allocation.interface import usable_interface
 from jobs.allocation.preflight import report
 from jobs.allocation.preflight.conduct import Preflight, Result
 from jobs.allocation.preflight.findings import Finding
-from jobs.allocation.preflight.station import make_station
+from jobs.allocation.preflight.station import Station, StationContext
 from jobs.cli import OVERRIDES, Command
 from jobs.cluster.base import ENDED, Request, cancel, scheduler
 from jobs.cluster.nodelist import Task
@@ -56,8 +57,8 @@ async def _here(config: Config) -> Result:
     interface, problem = usable_interface(config)
     task = Task(0, 1, os.getpid(), (host,), host)
     results = Path(config.results.root).absolute()
-    station = make_station(config, task, interface, problem, ports, results, dict(os.environ))
-    return await Preflight(config, ports, ControlServer(1, "", 1.0), station).run()
+    station = Station(config, StationContext(task, interface, problem, ports, results, dict(os.environ)))
+    return await Preflight(config, ports, ControlServer(1, Secret(""), 1.0), station).run()
 
 
 def _on_nodes(made: Plan) -> Mapping[str, Any]:
@@ -66,11 +67,13 @@ def _on_nodes(made: Plan) -> Mapping[str, Any]:
     minutes = math.ceil((config.limits.rendezvous_s + config.limits.preflight_s + SIGNAL_DELAY_S) / 60) + 1
     config = replace(config, cluster=replace(config.cluster, time_limit=str(minutes)))
     cluster = scheduler(config.cluster.kind)
-    request = Request(config, max(allocation.nodes for allocation in made.allocations), "preflight")
+    request = Request(config, max(allocation.nodes for allocation in made.allocations))
     cluster.check(request)
     root = Path(config.results.root).absolute()
     name = datetime.now().strftime("preflight_%Y-%m-%d_%H-%M-%S")
     folder = new_sweep(root, name, datetime.now(), config.cluster.share_group, latest=False).allocation(0, 1)
+    # Named as a sweep's jobs: before one is cancelled its name is asked for.
+    request = replace(request, name=submission.job_name(folder.sweep, 0))
     write_config(folder.sweep, point.point, config)
     work = AllocationTask((ServiceTask(point.service, (point.point,)),), 1, checks_only=True)
     job = submission.submit(folder, work, request, config.cluster.kind)

@@ -8,14 +8,15 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from jobs.cli import RUN, Command
-from jobs.core.files import write_bytes, write_text
+from jobs.cli import NOT_WRITTEN, RUN, Command
+from jobs.core.files import public, write_bytes, write_text
 from jobs.core.rundir import open_sweep
 from jobs.results import page
 from jobs.results.compare import compare, text
 from jobs.results.export import TARGETS, export
 from jobs.results.gather import collect, read_run, read_runs
 from jobs.results.report import data
+from jobs.results.search import answer_of, lines
 from jobs.results.table import FORMATS, render
 from jobs.sweep import show
 
@@ -26,7 +27,7 @@ def _collect(options: argparse.Namespace) -> int:
     form = "json" if options.json else options.format
     content = b"" if table.empty and not runs else render(table, form or "csv")
     if options.out:
-        write_bytes(options.out, content)
+        write_bytes(options.out, content, public())
     elif form:
         sys.stdout.buffer.write(content)
     elif runs:
@@ -46,10 +47,13 @@ def _report(options: argparse.Namespace) -> int:
         print(json.dumps(data(read_run(found.path)), ensure_ascii=False))
         return 0
     shown = data(read_run(found.path))
-    write_text(found.report, page.render(shown))
-    for sentence in shown["verdict"]["sentences"]:
+    if found.writable:
+        write_text(found.report, page.render(shown))
+    if answer := answer_of(found):
+        print("\n".join(lines(answer)))
+    for sentence in () if answer else shown["verdict"]["sentences"]:
         print(page.worded(sentence))
-    print(f"report: {found.report}")
+    print(f"report: {found.report}" if found.writable else NOT_WRITTEN)
     return 0
 
 

@@ -7,18 +7,20 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from jobs.cli import RUN, Command
+from jobs.allocation.searching import told
+from jobs.cli import NOT_WRITTEN, RUN, Command
 from jobs.cluster import base
 from jobs.cluster.sick_nodes import proposal
 from jobs.core.planfile import read_plan
 from jobs.core.rundir import SweepDir, open_sweep
 from jobs.core.tasks import read_config
 from jobs.results.report import write_report
+from jobs.results.search import lines
 from jobs.results.table import FORMATS, read_table, render, write_table
 from jobs.sweep import show, status
 from jobs.sweep.follow import follow
 from jobs.sweep.lost import all_lost
-from jobs.sweep.resume import resume
+from jobs.sweep.resume import check_begun, resume
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,8 +36,11 @@ def _follow(options: argparse.Namespace) -> int:
     found = open_sweep(options.run)
     out = show.console(stderr=options.json)
     follow(found, out, bar=False if options.json else None)
-    code = _print(found, options, read_table(found))
-    out.print(f"report: {write_report(found)}", markup=False)
+    code = _print(found, options, read_table(found, {} if found.writable else all_lost(found)))
+    if found.search.exists():
+        out.print("\n".join(lines(told(found))), markup=False)
+    written = write_report(found, lambda sentence: out.print(sentence, markup=False, highlight=False))
+    out.print(f"report: {written}" if found.writable else NOT_WRITTEN, markup=False)
     return code
 
 
@@ -52,10 +57,12 @@ def _table(options: argparse.Namespace) -> int:
 def _resume(options: argparse.Namespace) -> int:
     found = open_sweep(options.run)
     out = show.console(stderr=options.json)
+    check_begun(found)
     for line in proposal(read_config(found, read_plan(found).points[0].point), found.root):
         out.print(f"note: {line}", markup=False)
     points = resume(found, retry_failed=options.retry_failed)
-    out.print(f"sweep {found.path}: {points} points are left" + ("" if points else ", nothing to do"), markup=False)
+    left = "the search goes on" if points and found.search.exists() else f"{points} points are left"
+    out.print(f"sweep {found.path}: {left}" + ("" if points else ", nothing to do"), markup=False)
     return _follow(options)
 
 

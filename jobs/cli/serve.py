@@ -9,7 +9,7 @@ from rich.console import Console
 
 from jobs.allocation import serving
 from jobs.cli import OVERRIDES, RUN, Command
-from jobs.cli.errors import INTERRUPTED
+from jobs.cli.output import INTERRUPTED
 from jobs.core.errors import RunError
 from jobs.core.files import read_json
 from jobs.core.rundir import SweepDir, open_sweep

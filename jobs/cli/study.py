@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from jobs.cli.errors import INTERRUPTED
 from jobs.cli.launch import Outcome, rows_of
+from jobs.cli.output import INTERRUPTED
 from jobs.cli.through_hydra import Ended
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError

@@ -9,18 +9,25 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
+
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from jobs.cluster.nodelist import Task
+from jobs.core import names
 from jobs.core.config import Config
-from jobs.core.files import read_json, write_json
+from jobs.core.errors import RunError
+from jobs.core.files import write_json
+from jobs.core.foreign import SMALL, is_ours, load_form, refused
+from jobs.core.lock import is_free
+from jobs.core.records import Number
 from jobs.core.registry import SCHEDULERS
 from jobs.core.rundir import AllocationDir
 
 ENDED = frozenset(
     (
         *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
-        *("REVOKED", "TIMEOUT", "GONE"),
+        *("REVOKED", "TIMEOUT", GONE := "GONE"),
     )
 )
 """Slurm's final states (squeue(1)), and GONE: no source knows the job any more. All back ends use these words."""
@@ -31,7 +38,7 @@ UNKNOWN = "UNKNOWN"
 SRUN_WAIT_S = 60
 """srun --wait: from the first task's end to the end of the step, as in sbatch/."""
 
-ENTRY = "jobs.allocation.entry"
+ENTRY = "jobs.allocation.rank"
 """What every task runs, with the allocation's directory and the kind of cluster. By name, as on a command line: this
 room knows no rank."""
 
@@ -77,6 +84,20 @@ class Job:
         """Write the record."""
         record = {"job_id": self.job_id, "kind": self.kind, "nodes": self.nodes, "submitted": self.submitted}
         write_json(self.folder.job, record | ({} if self.pid is None else {"pid": self.pid}))
+
+
+@dataclass(frozen=True)
+class _Record:
+    """job.json as it is read: the id becomes a word of scancel's command line, the pid is sent a signal."""
+
+    job_id: Annotated[str, AfterValidator(names.job_id)]
+    kind: str
+    nodes: Annotated[int, Field(ge=1, le=100_000)]
+    submitted: Number
+    pid: Annotated[int, Field(gt=1)] | None = None
+
+
+_RECORD = TypeAdapter(_Record)
 
 
 def entry(folder: AllocationDir, kind: str) -> list[str]:
@@ -144,14 +165,28 @@ def settled(kind: str) -> str:
 
 
 def read_job(folder: AllocationDir) -> Job | None:
-    """Return the record of an allocation; None: it was not submitted."""
-    return Job(folder, **read_json(folder.job)) if folder.job.exists() else None
+    """Return the record of an allocation; None: it was not submitted.
+
+    Raises:
+        RunError: its record cannot be read, or names what is no job.
+    """
+    if not folder.job.exists():
+        return None
+    found = load_form(folder.job, _RECORD, SMALL)
+    if found.kind not in SCHEDULERS:
+        raise refused(folder.job, f"there is no kind of cluster {found.kind[:40]!r}")
+    return Job(folder, found.job_id, found.kind, found.nodes, found.submitted, found.pid)
 
 
 def job_state(folder: AllocationDir) -> str:
-    """Return the state of an allocation's job; UNKNOWN if it has none, or nobody answered."""
+    """Return the state of an allocation's job; UNKNOWN if nobody answered, or it is being submitted just now.
+
+    GONE if it never was: its launcher ended before that, and no rank of it has begun.
+    """
     job = read_job(folder)
-    return scheduler(job.kind).state(job) if job else UNKNOWN
+    if job is None:
+        return GONE if is_free(folder.submitting) and not folder.head.exists() else UNKNOWN
+    return scheduler(job.kind).state(job)
 
 
 def queue_words(folder: AllocationDir) -> dict[str, str]:
@@ -164,11 +199,14 @@ def cancel(folder: AllocationDir) -> str | None:
     """Cancel an allocation's own job and nothing else. Returns its id; None: there was nothing to cancel.
 
     Raises:
-        RunError: the cluster refused, in its own words.
+        RunError: it is another user's, whose record may name any job of ours; it is not this job any more (Slurm gives
+            ids again); or the cluster refused, in its own words.
     """
     job = read_job(folder)
     if job is None or job_state(folder) in ENDED:
         return None
+    if not is_ours(folder.job.stat()):
+        raise RunError("RUN", folder.sweep.path, "this sweep belongs to another user", "Only its owner can cancel it.")
     scheduler(job.kind).cancel(job)
     return job.job_id
 

@@ -18,7 +18,7 @@ from jobs.cluster.nodelist import Task, task_from_slurm
 from jobs.core import process
 from jobs.core.errors import ConfigError, RunError
 from jobs.core.fields import ROOT
-from jobs.core.log import last_line
+from jobs.core.log import read_tail
 from jobs.core.registry import SCHEDULERS
 from jobs.core.rundir import AllocationDir
 
@@ -80,7 +80,8 @@ class Current:
         """Return why srun waits, in its own words, or what squeue says of the allocation."""
         if job.folder.stdout(0).exists():
             return squeue.queue_words(job.job_id)
-        return {"reason": said} if (said := last_line(job.folder.srun_log)) else {}
+        said = read_tail(job.folder.srun_log).strip()
+        return {"reason": said.splitlines()[-1]} if said else {}
 
     def cancel(self, job: Job) -> None:
         """End our step, in good order as Slurm ends a job: a step would be killed at once. While it waits, end srun."""

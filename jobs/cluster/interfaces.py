@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import ifaddr
+import psutil
 
 from jobs.core.errors import ConfigError
 
@@ -32,6 +33,11 @@ def interface_addresses() -> dict[str, tuple[Address, ...]]:
             Address(ip.ip if isinstance(ip.ip, str) else ip.ip[0], ip.network_prefix) for ip in ips
         )
     return interfaces
+
+
+def interfaces_up() -> frozenset[str]:
+    """Return the names of the interfaces of this host that are up."""
+    return frozenset(name for name, stats in psutil.net_if_stats().items() if stats.isup)
 
 
 def choose_interface(spec: str | None, names: Sequence[str]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -48,8 +49,8 @@ class Local:
         return Job(folder, job_id, "local", request.nodes, submitted)
 
     def state(self, job: Job) -> str:
-        """Return whether the controller lives, else whether rank 0 came to its end."""
-        if process.alive(int(job.job_id), str(job.folder.submitit.resolve())):
+        """Return whether the controller or a rank lives, else whether rank 0 came to its end."""
+        if process.alive(int(job.job_id), str(job.folder.submitit.resolve())) or self._ranks(job):
             return "RUNNING"
         return "COMPLETED" if job.folder.outcome.exists() else "FAILED"
 
@@ -58,8 +59,19 @@ class Local:
         return {}
 
     def cancel(self, job: Job) -> None:
-        """End the controller, which ends its tasks."""
-        process.terminate(int(job.job_id))
+        """End the ranks, and the controller at once while it starts them: its handler tells those that are there.
+
+        A rank that it has just started ends with it.
+        """
+        ranks = self._ranks(job)
+        for pid in ranks:
+            process.terminate(pid)
+        if process.alive(int(job.job_id), str(job.folder.submitit.resolve())):
+            process.terminate(int(job.job_id), signal.SIGTERM if len(ranks) == job.nodes else signal.SIGKILL)
+
+    def _ranks(self, job: Job) -> list[int]:
+        """Return the ranks that live: for a moment they outlive a controller that was killed."""
+        return process.with_arguments(entry(job.folder, "local")[-3:])
 
     def task(self, env: Mapping[str, str]) -> Task:
         """Return the place that the controller gives."""

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -18,6 +19,12 @@ PORTS_PER_JOB = 10
 
 
 PORT_SLOTS = 1_250
+
+
+PROC_NET = Path("/proc/net")
+
+_LISTENS = "0A"
+"""State of a socket that listens (Linux, include/net/tcp_states.h)."""
 
 
 @dataclass(frozen=True)
@@ -101,3 +108,33 @@ def holder(port: int) -> Holder:
                 return Holder(f"process {one.pid} {process.name()} of {process.username()}", listens)
         return Holder("a process that this user may not see", listens)
     return Holder("a process that this user may not see")
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A socket that listens: the user id of who made it, and its inode."""
+
+    uid: int
+    inode: int
+
+    def pids(self) -> list[int]:
+        """Return the processes that hold it, as far as this user may see into them: proc(5), /proc/PID/fd."""
+        name, found = f"socket:[{self.inode}]", []
+        for folder in Path("/proc").glob("[0-9]*/fd"):
+            with contextlib.suppress(OSError):
+                if any(str(file.readlink()) == name for file in folder.iterdir()):
+                    found.append(int(folder.parent.name))
+        return found
+
+
+def listeners(port: int) -> set[Listener] | None:
+    """Return what listens on a port of this host: proc(5), /proc/net/tcp. None: nobody can tell."""
+    found, read = set(), False
+    for name in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            for line in (PROC_NET / name).read_text(encoding="utf-8").splitlines()[1:]:
+                words = line.split()
+                if words[3] == _LISTENS and int(words[1].rpartition(":")[2], 16) == port:
+                    found.add(Listener(int(words[7]), int(words[9])))
+            read = True
+    return found if read else None

@@ -63,6 +63,10 @@ class Script(Slurm):
             raise RunError("sbatch", folder.submission, reason, remedy)
         return Job(folder, done.stdout.strip().partition(";")[0], "script", request.nodes, time.time())
 
+    def cancel(self, job: Job) -> None:
+        """Call scancel, where the job was submitted when its record says so: its name is the user's."""
+        squeue.scancel(job.job_id, refused=squeue.stranger(job.job_id, submitted=job.submitted))
+
 
 def sbatch_command(job_id: str, record: str, folder: AllocationDir) -> list[str]:
     """Return the command that submits an allocation after a job has ended. Pure.

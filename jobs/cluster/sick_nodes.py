@@ -5,13 +5,21 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass, replace
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from jobs.cluster.base import scheduler
 from jobs.cluster.nodelist import expand_nodelist
+from jobs.core import names
 from jobs.core.config import Config
 from jobs.core.errors import UserError
-from jobs.core.files import read_json
+from jobs.core.foreign import SMALL, load_form
+from jobs.core.records import Number
 from jobs.core.rundir import Root
+
+EVIDENCE_HOURS = 24.0
+"""How long a node that failed is left out or proposed to be: by the next day somebody has looked at it."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +36,26 @@ class Sick:
         return f"{self.node} failed its checks {ago} ago: {self.reason}"
 
 
-def sick(root: Root, hours: float) -> list[Sick]:
+@dataclass(frozen=True)
+class _Evidence:
+    """What a file says (preflight/evidence.py); the node becomes a word of the batch script."""
+
+    node: Annotated[str, AfterValidator(names.host)]
+    time: Number
+    reasons: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+_EVIDENCE = TypeAdapter(_Evidence)
+
+
+def sick(root: Root) -> list[Sick]:
     """Return the nodes whose evidence has not expired."""
     found = []
     for path in root.nodes():
-        with contextlib.suppress(UserError, KeyError, TypeError, IndexError, ValueError):  # half a file is no evidence
-            data = read_json(path)
-            one = Sick(str(data["node"]), float(data["time"]), str(data["reasons"][0]))
-            if time.time() - one.time < hours * 3600:
-                found.append(one)
+        with contextlib.suppress(UserError):  # half a file, or a stranger's, is no evidence
+            data = load_form(path, _EVIDENCE, SMALL, ours=True)
+            if time.time() - data.time < EVIDENCE_HOURS * 3600:
+                found.append(Sick(data.node, data.time, data.reasons[0]))
     return found
 
 
@@ -46,7 +65,7 @@ def to_exclude(config: Config, root: Root) -> list[Sick]:
     for nodelist in (config.cluster.exclude, config.cluster.nodelist):
         with contextlib.suppress(UserError):  # sbatch will say what is wrong with it
             named.update(expand_nodelist(nodelist or ""))
-    return [one for one in sick(root, config.preflight.evidence_hours) if one.node not in named]
+    return [one for one in sick(root) if one.node not in named]
 
 
 def without_sick(config: Config, root: Root) -> Config:

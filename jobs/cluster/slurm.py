@@ -13,7 +13,7 @@ from typing import Any
 
 from containers.pyxis import check_strays
 from jobs.cluster import squeue
-from jobs.cluster.base import ENTRY, SRUN_WAIT_S, Job, Request, link_output
+from jobs.cluster.base import ENDED, ENTRY, GONE, SRUN_WAIT_S, UNKNOWN, Job, Request, link_output
 from jobs.cluster.nodelist import Task, task_from_slurm
 from jobs.cluster.sick_nodes import without_sick
 from jobs.cluster.time_limit import SIGNAL_DELAY_S, limit_seconds
@@ -58,16 +58,18 @@ class Slurm:
         return Job(folder, job_id, "slurm", request.nodes, submitted)
 
     def state(self, job: Job) -> str:
-        """Return what squeue, sacct or scontrol says."""
-        return squeue.slurm_state(job.job_id)
+        """Return what squeue, sacct or scontrol says; GONE where Slurm has given the id to another job since."""
+        state = squeue.slurm_state(job.job_id)
+        lives = state not in (*ENDED, UNKNOWN)
+        return GONE if lives and squeue.is_reused(job.job_id, job.submitted) else state
 
     def queue(self, job: Job) -> dict[str, str]:
         """Return what squeue says."""
         return squeue.queue_words(job.job_id)
 
     def cancel(self, job: Job) -> None:
-        """Call scancel."""
-        squeue.scancel(job.job_id)
+        """Call scancel, where the job is of this sweep."""
+        squeue.scancel(job.job_id, refused=squeue.stranger(job.job_id, name=f"sweep-{job.folder.sweep.path.name}-"))
 
     def task(self, env: Mapping[str, str]) -> Task:
         """Return the place that srun gives."""

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
+import time
 from datetime import datetime
 
 from jobs.cluster.base import UNKNOWN
 from jobs.cluster.time_limit import limit_seconds
 from jobs.core import process
 from jobs.core.errors import ConfigError, RunError
+
+DAY_S = 24 * 3600.0
+"""Slurm gives an id again after all others: not within a day."""
 
 FOR_NODES = ("Resources", "Priority")
 """Reasons of pending jobs that would run on nodes that are given back (squeue(1), job reason codes)."""
@@ -62,7 +67,8 @@ def queue_words(job_id: str) -> dict[str, str]:
         state, *words = (*done.stdout.strip().split("|"), "", "", "", "")[:5]
         reason, nodelist, starts, left = words
         if state == "PENDING":
-            return {"reason": reason, "starts": "" if starts == "N/A" else starts}
+            # Before Slurm has looked at a job it has no reason to give: the word None.
+            return {"reason": "" if reason == "None" else reason, "starts": "" if starts == "N/A" else starts}
         return {"nodelist": nodelist, "left": left} if state else {}
     return {}
 
@@ -84,12 +90,44 @@ def job_record(job_id: str) -> str:
     return ""
 
 
-def submit_time(job_id: str) -> float | None:
-    """Return when a job was submitted, Unix seconds; None where nobody answers. Slurm tells local time."""
-    match = re.search(r"\bSubmitTime=(\S+)", job_record(job_id))
+def submit_time(job_id: str, record: str | None = None) -> float | None:
+    """Return when a job was submitted, Unix seconds; None where nobody answers. Slurm tells local time.
+
+    `record`: what `job_record` said; None: it is asked.
+    """
+    match = re.search(r"\bSubmitTime=(\S+)", job_record(job_id) if record is None else record)
     with contextlib.suppress(ValueError):
         return datetime.fromisoformat(match.group(1)).timestamp() if match else None
     return None
+
+
+def stranger(job_id: str, *, name: str | None = None, submitted: float | None = None) -> str | None:
+    """Return why a job is not the one that a record means, or None. Slurm gives ids again, and a run can be copied.
+
+    Args:
+        job_id: of the record.
+        name: how the job's name begins.
+        submitted: Unix seconds; a job that was requeued has a later time.
+    """
+    if not (record := job_record(job_id)):
+        return "Slurm does not say what it is"
+    values = dict(re.findall(r"(\w+)=(.*?)(?= [\w:/]+=|$)", record.strip()))
+    owner, own, began = values.get("UserId", ""), values.get("JobName", ""), submit_time(job_id, record)
+    if not owner.endswith(f"({os.geteuid()})"):
+        return f"it belongs to {owner or 'nobody'}"
+    if name is not None and not own.startswith(name):
+        return f"its name is {own!r} and not {name}..."
+    late = submitted is not None and began is not None and abs(began - submitted) > 3600
+    return f"it was submitted at {values['SubmitTime']}" if late and values.get("Restarts", "0") == "0" else None
+
+
+def is_reused(job_id: str, submitted: float) -> bool:
+    """Return whether a living job was submitted more than a day after a record of its id says (Unix seconds)."""
+    if time.time() - submitted < DAY_S:
+        return False
+    record = job_record(job_id)
+    began = submit_time(job_id, record)
+    return began is not None and began - submitted > DAY_S and "Restarts=0" in record.split()
 
 
 def others_wait(partition: str, user: str) -> bool:
@@ -104,12 +142,19 @@ def others_wait(partition: str, user: str) -> bool:
     return False
 
 
-def scancel(job: str, *options: str) -> None:
+def scancel(job: str, *options: str, refused: str | None = None) -> None:
     """Cancel a job, or a step of one (JOB.STEP), and nothing else.
 
+    Args:
+        job: its id.
+        options: of scancel.
+        refused: why it is not the job that is meant.
+
     Raises:
-        RunError: scancel refused, in its own words.
+        RunError: that, or scancel refused, in its own words.
     """
+    if refused:
+        raise RunError("job_id", job, f"this is not the job of this sweep: {refused}", "Look at it: squeue -j ID.")
     done = process.run(["scancel", *options, job])
     if done.returncode:
         raise RunError("scancel", job, " ".join(done.stderr.split()), "Is it your own job?")

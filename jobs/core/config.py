@@ -29,6 +29,7 @@ from jobs.core.sweep_settings import (
     ModelSettings,
     Preflight,
     Results,
+    Tune,
 )
 
 S = TypeVar("S", bound=Section)
@@ -74,6 +75,7 @@ class SweepSettings:
     preflight: Preflight
     results: Results
     launch: Launch
+    tune: Tune
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Config(Section):
     preflight: Preflight = section(Preflight, "checks of the nodes before the first service")
     results: Results = section(Results, "where results go")
     launch: Launch = section(Launch, "what launch.py does")
+    tune: Tune = section(Tune, "a search for the best setting")
 
     @cached_property
     def service(self) -> ServiceConfig:
@@ -111,7 +114,7 @@ class Config(Section):
     @cached_property
     def settings(self) -> SweepSettings:
         """What belongs to the sweep."""
-        return SweepSettings(self.cluster, self.limits, self.preflight, self.results, self.launch)
+        return SweepSettings(self.cluster, self.limits, self.preflight, self.results, self.launch, self.tune)
 
 
 def _part(kind: type[S], whole: S) -> S:
@@ -120,10 +123,15 @@ def _part(kind: type[S], whole: S) -> S:
 
 
 def usual_windows(bench: Bench) -> int:
-    """Predict how many windows a point takes: its repeats, or the probes of a search that ends 8 x higher."""
+    """Predict how many windows a point takes: its repeats, or the probes of a search that ends 8 x higher.
+
+    An external client measures once.
+    """
     if bench.search is None:
-        return bench.repeats
-    return 3 + math.ceil(math.log2(1 / bench.search_precision)) + 1
+        return 1 if bench.is_external else bench.repeats
+    # At a rate, 299 requests without a miss tell (jobs/measure/bound.py), in at most six windows a load.
+    each = math.ceil(299 / (bench.request_rate * bench.window_s)) if bench.request_rate else 1
+    return (3 + math.ceil(math.log2(1 / bench.search_precision)) + 1) * min(6, each)
 
 
 def in_container(config: Config) -> bool:

@@ -10,6 +10,8 @@ from typing import Annotated, Any, ClassVar, Protocol
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
+from jobs.core import names
+
 CODE = Path(__file__).resolve().parents[2]
 """Where this package lies: a checkout, or the packages of an environment."""
 
@@ -30,7 +32,7 @@ def dotted(tree: Any, key: str) -> Any:
             tree = tree.get(part)
         else:
             tree = getattr(tree, part, None) if isinstance(tree, Section) else None
-    return tree
+    return dict(vars(tree)) if isinstance(tree, OneKey) else tree
 
 
 def plain(value: Any) -> Any:
@@ -121,6 +123,31 @@ def _words_on_one_line(options: dict[str, Any]) -> dict[str, Any]:
 Line = Annotated[Text, AfterValidator(_one_line)]
 """Text that becomes a part of one line for Slurm."""
 
+
+def _no_pattern(value: str) -> str:
+    if "%" in value:
+        raise ValueError("it has a %, which Slurm replaces in the name of a job's output")
+    return value
+
+
+def _directory(value: str) -> str:
+    if not value.strip():
+        raise ValueError("it is empty")
+    return _no_pattern(value)
+
+
+def _own_name(value: str) -> str:
+    if value == "latest":
+        raise ValueError("this is the link to the newest sweep")
+    return _no_pattern(names.file_name(value))
+
+
+Directory = Annotated[Line, AfterValidator(_directory)]
+"""Path of a directory in which Slurm writes output."""
+
+Name = Annotated[Line, AfterValidator(_own_name)]
+"""Name of a directory in one."""
+
 Options = Annotated[dict[str, Any], AfterValidator(_words_on_one_line)]
 """Options by name, each of them on one line for Slurm."""
 
@@ -129,3 +156,7 @@ class Section:
     """Base of all sections: a key that is not a field is an error."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+
+class OneKey(Section):
+    """Base of a section that is one key for people: a mapping with known names, its fields (`bench.slo`)."""

@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
+import io
 import json
 import os
+import shutil
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from jobs.core import masking
 from jobs.core.errors import RunError
+from jobs.core.foreign import is_ours, load_bytes, load_json, parse_json, regular
 
 CHUNK_BYTES = 8 << 20
 
+SECRET = 0o600
+"""Mode of a file that is there to hold a secret."""
 
-def write_bytes(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write a file so that a reader sees the old content or the new one, never half of it.
+
+def write_bytes(path: Path, data: bytes, mode: int | None = None) -> None:
+    """Write a file so that a reader sees the old content or the new one, never half of it. No link is followed.
+
+    Args:
+        path: where; directories that are missing are made.
+        data: its content.
+        mode: None: for this user alone, in a directory that is shared with a group for that group too
+            (jobs/core/sharing.py).
 
     Raises:
         RunError: the directory cannot be written (full disk, no right).
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        make_directory(path.parent)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:200]}.")
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
-                os.fchmod(file.fileno(), mode)
+                os.fchmod(file.fileno(), _mode(path.parent) if mode is None else mode)
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).replace(path)
@@ -40,13 +54,122 @@ def write_bytes(path: Path, data: bytes, mode: int = 0o644) -> None:
         raise RunError(str(path), "(write)", str(error), "Free space, or choose another results.root.") from error
 
 
-def write_text(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write text atomically."""
-    write_bytes(path, text.encode(), mode)
+def _mode(folder: Path) -> int:
+    return 0o640 if _is_shared(folder) else 0o600
 
 
-def write_json(path: Path, value: Any, mode: int = 0o644) -> None:
-    """Write one JSON value atomically, readable by people."""
+def _is_shared(folder: Path) -> bool:
+    """Whether a directory is for reading to its group, and so is what is made in it (jobs/core/sharing.py)."""
+    return folder.stat().st_mode & _SHARED == _SHARED
+
+
+_SHARED = stat.S_ISGID | stat.S_IRGRP | stat.S_IXGRP
+
+
+def public() -> int:
+    """Return the mode of a file that the user asked for by its name: the umask decides, as with any program."""
+    os.umask(mask := os.umask(0o077))
+    return 0o666 & ~mask
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it, for this user alone or for the group of a shared one.
+
+    Another rank may make the same one at the same moment.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if not path.is_dir():
+        make_directory(path.parent)
+        try:
+            path.mkdir(mode=0o750 if _is_shared(path.parent) else 0o700)
+        except FileExistsError:
+            if not path.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
+
+
+def new_file(path: Path, mode: int) -> io.FileIO:
+    """Open a new file for writing: one that is there already, a link too, is an error.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb", 0)
+
+
+def open_append(path: Path, mode: int | None = None) -> io.FileIO:
+    """Open a regular file for appending, made where it is missing (modes: see `write_bytes`); no link is followed.
+
+    Raises:
+        OSError: it cannot be written, or is none.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    handle = os.open(path, flags, _mode(path.parent) if mode is None else mode)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return os.fdopen(handle, "ab", 0)
+
+
+def not_private(path: Path) -> str | None:
+    """Return why others could put something of theirs in the place of a directory or one above it; None: they can't.
+
+    Where anybody may make names (/tmp), everything below has to be this user's, and writable to nobody else.
+    """
+    below_all = False
+    parts = [*reversed(path.absolute().parents), path.absolute()]
+    for number, part in enumerate(parts):
+        try:
+            info = part.lstat()
+        except FileNotFoundError:
+            return None
+        others = info.st_mode & 0o022
+        if stat.S_ISLNK(info.st_mode):
+            if not is_ours(info):
+                return f"{part} is a link of somebody else"
+            return not_private(Path(os.path.realpath(part)).joinpath(*path.absolute().parts[number + 1 :]))
+        last, sticky = part == parts[-1], bool(info.st_mode & stat.S_ISVTX)
+        if (below_all or last) and info.st_uid != os.geteuid() and not (is_ours(info) and not last):
+            return f"{part} belongs to somebody else"
+        if below_all and others and (last or not sticky):
+            return f"others may write to {part}"
+        if others & 0o002 and not last:
+            if not sticky:
+                return f"anybody may rename what is in {part}"
+            below_all = True
+    return None
+
+
+def make_private(path: Path) -> None:
+    """Make a directory for this user alone; one that is there is only good where nobody else can exchange it.
+
+    Raises:
+        OSError: it cannot be made, or is not good.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if wrong := not_private(path):
+        raise PermissionError(errno.EPERM, wrong, str(path))
+    path.chmod(0o700)
+
+
+def own_folder(root: Path, name: str) -> Path:
+    """Return the directory of this name below a root that several users share; where it is another's, with the uid."""
+    path = root / name
+    with contextlib.suppress(OSError):
+        info = path.lstat()
+        if info.st_uid != os.geteuid() or not stat.S_ISDIR(info.st_mode):
+            return root / f"{name}-{os.geteuid()}"
+    return path
+
+
+def write_text(path: Path, text: str, mode: int | None = None) -> None:
+    """Write text atomically; modes: see `write_bytes`. Known secrets are masked, but in a file of mode SECRET."""
+    write_bytes(path, (text if mode == SECRET else masking.known_away(text)).encode(), mode)
+
+
+def write_json(path: Path, value: Any, mode: int | None = None) -> None:
+    """Write one JSON value atomically, readable by people; modes: see `write_bytes`."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n", mode)
 
 
@@ -54,21 +177,9 @@ def read_json(path: Path) -> Any:
     """Read one JSON file.
 
     Raises:
-        RunError: it is missing or is not JSON.
+        RunError: it is missing, is not JSON, or is not to be read (jobs/core/foreign.py).
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(str(path), "(read)", str(error), "Is this the directory of a sweep?") from None
-
-
-def from_yaml(text: str) -> Any:
-    """Return the data of a YAML text, read by libyaml where PyYAML has it: ten times as fast.
-
-    Raises:
-        yaml.YAMLError: it is no YAML.
-    """
-    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return load_json(path)
 
 
 def is_there(path: Path) -> bool | None:
@@ -92,6 +203,26 @@ def nearest_there(path: Path) -> Path:
     return path
 
 
+def remove_tree(path: Path) -> bool:
+    """Remove a directory with all that is in it, also what its owner may not write. Returns whether it is gone.
+
+    Layers of images have such directories; where one lies on the way its owner opens it.
+    """
+
+    def opened(remove: Callable[..., Any], name: str, _: Any) -> None:
+        with contextlib.suppress(OSError):
+            for one in (Path(name).parent, Path(name)):
+                if one.is_dir() and not one.is_symlink() and (one == path or path in one.parents):
+                    one.chmod(0o700)
+            if remove in (os.unlink, os.rmdir):
+                remove(name)
+            else:
+                shutil.rmtree(name, ignore_errors=True)
+
+    shutil.rmtree(path, onerror=opened)
+    return not path.exists()
+
+
 def sha256(path: Path, stop: Callable[[], bool] = lambda: False) -> str:
     """Return the SHA-256 of a whole file.
 
@@ -100,7 +231,7 @@ def sha256(path: Path, stop: Callable[[], bool] = lambda: False) -> str:
         OSError: it cannot be read.
     """
     digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
+    with regular(path) as file:
         while chunk := file.read(CHUNK_BYTES):
             if stop():
                 raise InterruptedError(str(path))
@@ -115,21 +246,21 @@ def append_json(path: Path, value: Any) -> None:
         RunError: the file cannot be written (full disk, no right).
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab", buffering=0) as file:
-            file.write((json.dumps(value, ensure_ascii=False, default=str) + "\n").encode())
+        make_directory(path.parent)
+        with open_append(path) as file:
+            file.write((masking.known_away(json.dumps(value, ensure_ascii=False, default=str)) + "\n").encode())
     except OSError as error:
         raise RunError(str(path), "(write)", str(error), "Free space, or choose another results.root.") from error
 
 
 def read_lines(path: Path) -> list[Any]:
-    """Return the JSON values of a `.jsonl` file; a half-written last line is left out."""
-    if not path.exists():
-        return []
+    """Return the JSON values of a `.jsonl` file, without half-written lines; none where it cannot be read."""
     values = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            values.append(json.loads(line))
-        except ValueError:
-            continue
+    try:
+        lines = load_bytes(path).splitlines()
+    except RunError:
+        return []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            values.append(parse_json(line))
     return values

@@ -28,14 +28,21 @@ class File:
 
 @dataclass(frozen=True)
 class Files:
-    """The same for files of a kind: `stdout = Files("stdout-<rank>.log", "output of one task")`, then `stdout(0)`."""
+    """The same for files of a kind: `stdout = Files("stdout-<rank>.log", "output of one task")`, then `stdout(0)`.
+
+    `own`: its directory belongs to one user, and another one has another (`files.own_folder`, which gives it).
+    """
 
     name: str
     holds: str
+    own: Callable[[Path, str], Path] | None = None
 
     def __get__(self, folder: Folder, owner: type) -> Callable[[Any], Path]:
-        before, _, rest = self.name.partition("<")
-        return lambda which: folder.path / f"{before}{which}{rest.partition('>')[2]}"
+        first, _, name = self.name.rpartition("/")
+        before, _, rest = name.partition("<")
+        top, _, below = first.partition("/")
+        where = self.own(folder.path, top) / below if self.own else folder.path / first
+        return lambda which: where / f"{before}{which}{rest.partition('>')[2]}"
 
 
 def files_of(folder: type) -> Iterator[File | Files]:

@@ -1,19 +1,41 @@
-"""How the data-parallel ranks of a service lie on its nodes, from the config alone."""
+"""How the data-parallel ranks of a service lie on its nodes, from the config alone, and where each of its ranks stands:
+its role, its addresses and ports.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 
+Role = Literal["head", "headless"]
+
+LOOPBACK = "lo"
+
+
+def npus_of_a_rank(config: Config) -> int:
+    """Return the NPUs of one data-parallel rank: tensor x pipeline x prefill context parallel size."""
+    parallel = config.parallel
+    sizes = (parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.prefill_context_parallel_size)
+    return math.prod(size or 1 for size in sizes)
+
 
 def span(config: Config) -> int:
-    """Return the nodes over which one data-parallel rank reaches: 1 where its NPUs fit in a node."""
-    parallel = config.parallel
-    npus = parallel.tensor_parallel_size * (parallel.prefill_context_parallel_size or 1)
-    whole = parallel.data_parallel_size == 1 and npus % config.cluster.npus_per_node == 0
-    return max(1, npus // config.cluster.npus_per_node) if whole else 1
+    """Return the nodes over which one data-parallel rank reaches: 1 where its NPUs fit in a node.
+
+    A single rank is also spread over `cluster.nodes` where its pipeline stages can be: a small model, a stage a node.
+    """
+    parallel, nodes, most = config.parallel, config.cluster.nodes or 1, config.cluster.npus_per_node
+    npus, stages = npus_of_a_rank(config), parallel.pipeline_parallel_size or 1
+    if parallel.data_parallel_size > 1:
+        return 1
+    if stages > 1 and stages % nodes == 0 and npus <= nodes * most:
+        return nodes
+    return max(1, npus // most) if npus % most == 0 else 1
 
 
 def local_sizes(config: Config) -> tuple[int, ...]:
@@ -48,7 +70,7 @@ def local_sizes(config: Config) -> tuple[int, ...]:
             "Leave cluster.nodes null, or give as many local sizes.",
         )
     for node, ranks in enumerate(sizes):
-        npus = ranks * config.parallel.tensor_parallel_size * (config.parallel.prefill_context_parallel_size or 1)
+        npus = ranks * npus_of_a_rank(config)
         if npus > config.cluster.npus_per_node:
             raise ConfigError(
                 "parallel.tensor_parallel_size",
@@ -82,3 +104,53 @@ def node_of(local_sizes: Sequence[int], data_parallel_rank: int) -> int:
         if data_parallel_rank < start_rank(local_sizes, node) + size:
             return node
     raise IndexError(f"data-parallel rank {data_parallel_rank} of {sum(local_sizes)}")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One rank of a service.
+
+    Text that is known only on the node (addresses, ports from the job id) is a placeholder in braces when a
+    plan is printed: {address}, {interface}, {master_address}, {api_port}, {rpc_port}.
+    """
+
+    rank: int
+    ranks: int
+    address: str
+    interface: str
+    master_address: str
+    api_port: str
+    rpc_port: str
+    api_key: str | None = None
+
+    @property
+    def role(self) -> Role:
+        """Rank 0 is the head (API server, measures); every other rank is headless."""
+        return "head" if self.rank == 0 else "headless"
+
+
+def first_data_parallel_rank(config: Config, rank: int) -> int:
+    """Return the data-parallel rank of the first engine of a node (--data-parallel-start-rank)."""
+    return start_rank(local_sizes(config), rank)
+
+
+def planned(config: Config) -> tuple[Placement, ...]:
+    """Return the ranks of a service as far as they are known before there is an allocation."""
+    engine, cluster, hccl = config.engine, config.cluster, config.hccl
+    loopback = cluster.on_loopback
+    interface = LOOPBACK if loopback else "{interface}" if hccl.socket_ifname == "auto" else hccl.socket_ifname
+    master = cluster.master_address or ("127.0.0.1" if loopback else "{master_address}")
+    ranks = len(local_sizes(config))
+    return tuple(
+        Placement(
+            rank=rank,
+            ranks=ranks,
+            address="127.0.0.1" if loopback else master if rank == 0 else "{address}",
+            interface=interface or "{interface}",
+            master_address=master,
+            api_port=str(engine.port or "{api_port}"),
+            rpc_port=str(engine.data_parallel_rpc_port or "{rpc_port}"),
+            api_key="{api_key}" if engine.api_key and rank == 0 else None,
+        )
+        for rank in range(ranks)
+    )

@@ -7,10 +7,12 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jobs.core.errors import RunError
+from jobs.core.log import read_tail
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """What a file system without locks answers: Lustre mounted without -o flock, some NFS servers."""
@@ -35,18 +37,34 @@ def exclusive(
     with contextlib.ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(path.open("ab"))
+            file = _open(path)
+            stack.callback(os.close, file)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 waiting(_holder(path))
                 fcntl.flock(file, fcntl.LOCK_EX)
-            _sign(file.fileno())
+            _sign(file)
         except OSError as error:
             if required or error.errno not in NO_LOCKS:
                 remedy = "Choose a directory that you can write, on a file system with locks."
                 raise RunError(str(path), "(lock)", str(error), remedy) from None
         yield
+
+
+def _open(path: Path) -> int:
+    """Open a lock, made where it is missing: who may make files in its directory may wait for it, and nobody else.
+
+    Raises:
+        OSError: it cannot be made, or is no regular file of its own.
+    """
+    flags = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    handle = os.open(path, os.O_RDWR | flags, 0o600 | path.parent.stat().st_mode & 0o060)
+    info = os.fstat(handle)
+    if not stat.S_ISREG(info.st_mode) or info.st_nlink > 1:
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is no file of its own", str(path))
+    return handle
 
 
 def _sign(handle: int) -> None:
@@ -60,16 +78,21 @@ def _sign(handle: int) -> None:
 def is_free(path: Path) -> bool:
     """Return whether nobody holds this lock."""
     try:
-        with path.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
+        file = _open(path)
     except OSError:
         return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return True
 
 
 def _holder(path: Path) -> str:
     """Return who wrote itself into a lock last; that is who holds it, but for an instant after it was taken."""
     with contextlib.suppress(OSError):
-        if text := path.read_text(encoding="utf-8", errors="replace").strip():
+        if text := read_tail(path, 200).strip():
             return text
     return "another process"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from pathlib import Path
+
+from jobs.core import masking
+from jobs.core.foreign import regular
 
 _ERROR = re.compile(r"\b(?:[A-Z]\w*(?:Error|Exception)\b|ERROR|error:|FATAL|CRITICAL)|E[IJZ]\d{4}|not found")
 
 
 _NOISE = re.compile(
     r"Engine core initialization failed|ERR02200|EI0009|resource_tracker|leaked|Traceback|^\s*\^+\s*$|raise "
+    r"|srun: error: \S+ tasks? [\d,-]+: (?:Exited with exit code|Killed|Terminated)"
 )
 """Follow-on errors that only repeat what another line said first."""
 
@@ -24,7 +29,7 @@ TAIL_BYTES = 256 * 1024
 def read_tail(path: Path, size: int = TAIL_BYTES) -> str:
     """Return the last `size` bytes of a log as text; an empty string where there is none."""
     try:
-        with path.open("rb") as file:
+        with regular(path) as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - size))
             return file.read().decode(errors="replace")
@@ -46,10 +51,9 @@ def read_all(path: Path) -> str:
 def last_words(text: str) -> str:
     """Return the line that says most about a failure: the last real error line, else the last line."""
     lines = [line.strip() for line in _COLOUR.sub("", text).splitlines() if line.strip()]
-    errors = [line for line in lines if _ERROR.search(line) and not _NOISE.search(line)]
-    if errors:
-        return errors[-1][:400]
-    return lines[-1][:400] if lines else "(its log is empty)"
+    own = [line for line in lines if not _NOISE.search(line)]
+    errors = [line for line in own if _ERROR.search(line)]
+    return (errors or own or lines or ["(its log is empty)"])[-1][:400]
 
 
 def own_error(text: str) -> str | None:
@@ -59,5 +63,6 @@ def own_error(text: str) -> str | None:
 
 
 def log(text: str) -> None:
-    """Write one line of a task's own output, with the time of day."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+    """Write one line of a task's own output, with the time of day; on a full disk it is what can be missed."""
+    with contextlib.suppress(OSError):
+        print(f"{time.strftime('%H:%M:%S')} {masking.visible(masking.text(text))}", flush=True)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jobs.core.errors import RunError
-from jobs.core.files import read_json
-from jobs.core.rundir import SweepDir
+from pydantic import TypeAdapter
+
+from jobs.core.foreign import checked, load_visible, refused
+from jobs.core.records import Number
+from jobs.core.rundir import AllocationDir, SweepDir
+from jobs.core.tasks import Identity, ServiceTask, read_task
 
 
 @dataclass(frozen=True)
 class PlannedPoint:
     """A point as planned. `values`: of the swept keys."""
 
-    point: str
-    service: str
+    point: Identity
+    service: Identity
     values: Mapping[str, Any]
+    overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,19 @@ class PlannedService:
     `seen`: what the launching host saw of driver, image and checkpoint; empty before the sweep was started.
     """
 
-    service: str
-    points: tuple[str, ...]
-    engine: str | None
-    release: str | None
-    seen: Mapping[str, Any]
+    service: Identity
+    points: tuple[Identity, ...]
+    engine: str | None = None
+    release: str | None = None
+    seen: Mapping[str, str | None] = field(default_factory=dict)
+    predicted_s: Number | None = None
+
+
+@dataclass(frozen=True)
+class PlannedAllocation:
+    """An allocation as planned."""
+
+    node_hours: Number | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,11 @@ class PlanFile:
     points: tuple[PlannedPoint, ...]
     services: tuple[PlannedService, ...]
     swept: tuple[str, ...]
-    data: Mapping[str, Any]
+    allocations: tuple[PlannedAllocation, ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+_FORM = TypeAdapter(PlanFile)
 
 
 def read_plan(sweep: SweepDir) -> PlanFile:
@@ -50,16 +66,22 @@ def read_plan(sweep: SweepDir) -> PlanFile:
     Raises:
         RunError: it is missing, or is no plan.
     """
-    data = read_json(sweep.plan)
-    try:
-        points = tuple(PlannedPoint(one["point"], one["service"], one["values"]) for one in data["points"])
-        services = tuple(
-            PlannedService(
-                one["service"], tuple(one["points"]), one.get("engine"), one.get("release"), one.get("seen", {})
-            )
-            for one in data["services"]
-        )
-        return PlanFile(points, services, tuple(data["swept"]), data)
-    except (KeyError, TypeError, AttributeError):
-        remedy = "Give the directory of a sweep, runs/<sweep>."
-        raise RunError(str(sweep.plan), "(read)", "it is not a plan", remedy) from None
+    data = load_visible(sweep.plan)
+    plan = checked(sweep.plan, _FORM, data)
+    if any(not set(plan.swept) <= point.values.keys() for point in plan.points):
+        raise refused(sweep.plan, "it is not a plan: a point has no value of a swept key")
+    return replace(plan, data=data)
+
+
+def begun_services(folder: AllocationDir) -> tuple[ServiceTask, ...]:
+    """Return what an allocation runs; of a search what it has begun, which is what its plan holds.
+
+    Raises:
+        RunError: its record cannot be read.
+    """
+    work = read_task(folder)
+    if not work.search:
+        return work.services
+    begun = {one.point for one in read_plan(folder.sweep).points}
+    found = [ServiceTask(one.service, tuple(p for p in one.points if p in begun)) for one in work.services]
+    return tuple(one for one in found if one.points)

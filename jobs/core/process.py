@@ -1,4 +1,4 @@
-"""The only place that starts, signals and reaps processes."""
+"""The only place that starts, signals and reaps processes; what belongs to one of them says session.py."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ from typing import IO, NoReturn
 import psutil
 
 from jobs.core.errors import RunError
+from jobs.core.files import open_append
+from jobs.core.session import KILL_S, Guard, alone, end_all, popen
 from jobs.core.waiting import aside
 
 TAG = "SERVING_SWEEP_RANK"
 """Environment variable that tags every process of an engine, so that strays are found wherever they went."""
-
-KILL_S = 10.0
-"""After SIGKILL a process may hang in the kernel for as long as its driver takes; then it counts as left behind."""
 
 # Signals that Slurm and submitit send to us must not end the engine: an ignored signal stays ignored over
 # exec. Values are positional arguments and never pass through the shell's parser.
@@ -39,31 +38,8 @@ done
 exec "${serving_sweep_words[@]:1}"
 """
 
-# What ends a whole tree when its owner is gone without a word (SIGKILL, a lost container, the OOM killer). Not by
-# PR_SET_PDEATHSIG, which reaches one process and dies with its exec under other rights; not by Slurm, which finds
-# orphans only where a cgroup holds them. Its standard input is a pipe from the owner: first the pid of the tree, then
-# nothing until the owner's end closes it.
-_GUARD = """trap '' HUP INT TERM USR1 USR2
-read -r pid
-read -r never
-strays() { grep -lszxF -- "$1" /proc/[0-9]*/environ | cut -d/ -f3; }
-alive() { { [ -n "$pid" ] && kill -0 -- "-$pid"; } || [ -n "$(strays "$1")" ]; } 2>/dev/null
-[ -z "$pid" ] || { kill -0 -- "-$pid" && kill -TERM "$pid"; } 2>/dev/null
-tries=0
-while alive "$1"; do
-  sleep 0.2
-  tries=$((tries + 1))
-  [ "$tries" -lt "$2" ] && continue
-  { [ -z "$pid" ] || kill -KILL -- "-$pid"; kill -KILL $(strays "$1"); } 2>/dev/null
-  [ "$tries" -lt "$(($2 + 50))" ] || exit 1
-done
-"""
-
 _guards: dict[str, list[Guard]] = {}
 """By process tag. Held here, since a guard acts when its pipe is closed: also when nobody refers to it any more."""
-
-_GUARD_TRIES = 15
-"""Times 0.2 s from SIGTERM to SIGKILL, where nobody is left to wait for the engine."""
 
 
 def run(
@@ -71,33 +47,33 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a short command and return its output and exit code; never raises for an exit code.
 
+    What it started ends with it when the time is over: a child could else keep our end of its output open for ever.
+
     Raises:
         RunError: the program is missing or did not end in time.
     """
+    both = subprocess.PIPE
+    started = popen(argv, dict(os.environ if env is None else env), stdout=both, stderr=both)
     try:
-        return subprocess.run(
-            list(argv), capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False,
-            stdin=subprocess.DEVNULL, env=None if env is None else dict(env),
-        )  # fmt: skip
-    except FileNotFoundError:
-        raise RunError(argv[0], "(program)", "it is not on PATH", "Install it or mend PATH.") from None
-    except OSError as error:
-        raise RunError(argv[0], "(program)", str(error), "Try it by hand.") from None
+        output, errors = started.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         reason = f"no answer within {timeout_s:g} s"
         raise RunError(" ".join(argv), "(command)", reason, "Try it by hand.") from None
+    finally:
+        if started.returncode is None:
+            end_all(started)
+
+    return subprocess.CompletedProcess(list(argv), started.returncode, output, errors)
 
 
-def attend(argv: Sequence[str]) -> int:
-    """Run a program in the foreground with its output on stderr, as on a terminal. Returns its exit code.
+def attend(argv: Sequence[str], grace_s: float = 5.0) -> int:
+    """Run a program with its output on stderr, as on a terminal. Returns its exit code. It ends with us, as `stream`'s.
 
     Raises:
         RunError: it cannot be started.
     """
-    try:
-        return subprocess.run(list(argv), stdout=sys.stderr, check=False).returncode
-    except OSError as error:
-        raise RunError(argv[0], "(program)", str(error), "Try it by hand.") from None
+    with alone(argv, os.environ, grace_s, stdout=sys.stderr) as started:
+        return started.wait()
 
 
 LAST_LINES = 200
@@ -106,38 +82,20 @@ LAST_LINES = 200
 def stream(argv: Sequence[str], env: Mapping[str, str], output: IO[str]) -> tuple[int, str]:
     """Run a long command; its words go to `output` as they come. Returns its exit code and its last lines.
 
-    It has a session of its own, and whatever ends the wait (a signal handler that raises, Ctrl-C) ends all of it:
-    programs that are shell scripts leave their children behind otherwise.
+    It has a session of its own, and whatever ends the wait (a signal handler that raises, Ctrl-C, SIGKILL of us) ends
+    all of it: programs that are shell scripts leave their children behind otherwise, in groups of their own.
 
     Raises:
         RunError: it cannot be started.
     """
-    try:
-        started = subprocess.Popen(
-            list(argv),
-            env=dict(env),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-    except OSError as error:
-        reason = "it is not on PATH" if isinstance(error, FileNotFoundError) else str(error)
-        raise RunError(argv[0], "(program)", reason, "Install it or mend PATH.") from None
     last: deque[str] = deque(maxlen=LAST_LINES)
-    try:
+    with alone(argv, env, 0, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as started:
         assert started.stdout is not None
         for line in started.stdout:
             last.append(line)
             output.write(line)
             output.flush()
         return started.wait(), "".join(last)
-    finally:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(started.pid, signal.SIGKILL)
-        started.wait()
 
 
 def become(argv: Sequence[str], env: Mapping[str, str]) -> NoReturn:
@@ -164,7 +122,7 @@ def tags() -> set[str]:
 
 def detach(argv: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
     """Start a process in a session of its own, which outlives this one and its terminal."""
-    with log.open("ab") as output:
+    with open_append(log) as output:
         return subprocess.Popen(
             list(argv),
             env=dict(env),
@@ -185,6 +143,17 @@ def alive(pid: int, argument: str) -> bool:
         return False
 
 
+def with_arguments(words: Sequence[str]) -> list[int]:
+    """Return the processes of this user whose command line ends with these words."""
+    found = []
+    for one in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            ours = one.uids().real == os.getuid() and one.status() != psutil.STATUS_ZOMBIE
+            if ours and one.cmdline()[-len(words) :] == list(words):
+                found.append(one.pid)
+    return found
+
+
 def child_with(pid: int, name: str, value: str) -> int | None:
     """Return the child of a process that has this variable in its environment; None: there is none."""
     with contextlib.suppress(psutil.Error):
@@ -203,10 +172,34 @@ async def gone(pid: int | None, pause_s: float = 0.2) -> None:
             await asyncio.sleep(pause_s)
 
 
-def terminate(pid: int) -> None:
-    """Send SIGTERM to a process that may be gone already."""
+async def fewer_children(pid: int, count: int) -> None:
+    """Wait until a process has fewer living children than it starts, one after the other: at three looks."""
+    fewer = 0
+    while fewer < 3:
+        await asyncio.sleep(1.0)
+        with contextlib.suppress(psutil.Error):
+            living = [one for one in psutil.Process(pid).children() if one.status() != psutil.STATUS_ZOMBIE]
+            fewer = fewer + 1 if len(living) < count else 0
+
+
+def terminate(pid: int, by: signal.Signals = signal.SIGTERM) -> None:
+    """Send a signal to a process that may be gone already."""
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, by)
+
+
+def signal_name(code: int) -> str | None:
+    """Return the signal of which a program ended by its exit code; None: of none.
+
+    128 + N is the signal N where something stands between: a shell, srun, `docker exec`.
+    """
+    with contextlib.suppress(ValueError):
+        return signal.Signals(-code if code < 0 else code - 128).name
+    return None
+
+
+_MEANS = {126: " (the program cannot be executed)", 127: " (there is no such program)"}
+"""Exit codes of shells, of srun and of container runtimes about what they were to start (POSIX, XCU 2.8.2)."""
 
 
 @dataclass(frozen=True)
@@ -216,10 +209,9 @@ class Ended:
     code: int
 
     def __str__(self) -> str:
-        if self.code < 0:
-            with contextlib.suppress(ValueError):
-                return f"killed by {signal.Signals(-self.code).name}"
-        return f"exited with code {self.code}"
+        if name := signal_name(self.code):
+            return f"killed by {name}" + (f" (exit code {self.code})" if self.code > 0 else "")
+        return f"exited with code {self.code}{_MEANS.get(self.code, '')}"
 
 
 class Process:
@@ -256,7 +248,7 @@ class Process:
                 await asyncio.wait_for(self._process.wait(), 5.0)
         if not strays:
             _dismiss(self.tag)  # their pids may be given away from now on
-        return [f"pid {p.pid} {_name(p)}" for p in strays]
+        return [f"pid {p.pid} {name_of(p.pid)}" for p in strays]
 
     def _stands_still(self) -> bool:
         """Whether the main process was stopped (SIGSTOP): then it does not see SIGTERM."""
@@ -264,60 +256,37 @@ class Process:
             return bool(psutil.Process(self.pid).status() == psutil.STATUS_STOPPED)
         return False
 
+    def owns(self, pid: int) -> bool:
+        """Return whether a process is of this engine: of its group, or with its tag."""
+        with contextlib.suppress(psutil.Error):
+            return self._is_ours(psutil.Process(pid))
+        return False
+
     def strays(self) -> list[psutil.Process]:
-        """Return living processes of this engine: its group, and whatever carries its tag."""
+        """Return living processes of this engine: its session, and whatever carries its tag."""
         return [p for p in psutil.process_iter() if self._is_ours(p)]
 
     def _is_ours(self, process: psutil.Process) -> bool:
         try:
             if process.status() == psutil.STATUS_ZOMBIE:
                 return False
-            return os.getpgid(process.pid) == self.pid or process.environ().get(TAG) == self.tag
+            ours = self.pid in (os.getpgid(process.pid), os.getsid(process.pid))
+            return ours or process.environ().get(TAG) == self.tag
         except (psutil.Error, OSError):
             return False
 
 
-def _name(process: psutil.Process) -> str:
-    try:
-        return str(process.name())
-    except psutil.Error:
-        return "(gone)"
+def name_of(pid: int) -> str:
+    """Return the name of a process's program."""
+    with contextlib.suppress(psutil.Error):
+        return str(psutil.Process(pid).name())
+    return "(gone)"
 
 
-class Guard:
-    """What ends everything with a process tag, and the group of one process that has it, once this process is gone."""
-
-    def __init__(self, tag: str, path: str) -> None:
-        """Start it. `path`: a PATH that finds the tools of its script."""
-        self.minds: asyncio.subprocess.Process | None = None
-        self._process = subprocess.Popen(
-            ["bash", "-c", _GUARD, "serving-sweep-guard", f"{TAG}={tag}", str(_GUARD_TRIES)],
-            env={"PATH": f"{path}{os.pathsep}{os.defpath}"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    def mind(self, process: asyncio.subprocess.Process) -> None:
-        """Tell it the process whose group it ends too."""
-        assert self._process.stdin is not None
-        self.minds = process
-        self._process.stdin.write(f"{process.pid}\n".encode())
-        self._process.stdin.flush()
-
-    def dismiss(self) -> None:
-        """End it without an act."""
-        self._process.kill()
-        self._process.wait()
-        if self._process.stdin:
-            self._process.stdin.close()
-
-
-def _guard(tag: str, path: str) -> Guard:
+def _guard(tag: str, path: str, scratch: str) -> Guard:
     """Start a guard. Several processes may have one tag at once: what stages weights, and what brings an image."""
     _dismiss(tag)
-    guard = Guard(tag, path)
+    guard = Guard(f"{TAG}={tag}", path, scratch)
     _guards.setdefault(tag, []).append(guard)
     return guard
 
@@ -339,6 +308,7 @@ async def start(
     tag: str,
     source: Sequence[str] = (),
     cwd: Path | None = None,
+    scratch: str = "",
 ) -> Process:
     """Start an engine, or a client of it, with its output in `log`.
 
@@ -348,7 +318,7 @@ async def start(
         log: file that takes stdout and stderr; its directory is made.
         tag: value of TAG in the environment of the whole tree.
         source: shell files that are sourced first, in this order.
-        cwd: working directory; None: ours.
+        cwd: working directory; None: ours. scratch: a directory that goes with it, where this process is gone.
 
     The whole tree ends with this process, however that ends: within seconds, and by SIGTERM first.
     A missing program or shell file shows as exit code 127 with the shell's words in `log`.
@@ -360,17 +330,12 @@ async def start(
     command = ["bash", "-c", _WRAPPER, "bash", *source, "--", *argv]
     guard: Guard | None = None
     try:
-        guard = _guard(tag, env.get("PATH", ""))  # before the engine: there is no moment in which nobody minds it
-        with log.open("ab") as output:
+        guard = _guard(tag, env.get("PATH", ""), scratch)  # first: there is no moment in which nobody minds it
+        with open_append(log) as output:
             process = await asyncio.create_subprocess_exec(
-                *command,
-                env=dict(env) | {TAG: tag},
-                cwd=cwd,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+                *command, env=dict(env) | {TAG: tag}, cwd=cwd, stdin=subprocess.DEVNULL, stdout=output,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
         guard.mind(process)
     except (OSError, ValueError) as error:
         if guard:

@@ -117,6 +117,6 @@ ENGINES: Registry[Any] = Registry(
 RUNTIMES: Registry[Any] = Registry(
     "container.runtime",
     "serving_sweep.runtimes",
-    {name: f"containers.{name}" for name in ("enroot", "pyxis", "docker", "podman")},
+    {name: f"containers.{name}" for name in ("enroot", "pyxis", "docker", "podman", "apptainer")},
 )
 """Container runtimes: containers/base.py."""

@@ -12,9 +12,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jobs.core import sharing
+from jobs.core import masking, names, sharing
 from jobs.core.errors import RunError
-from jobs.core.files import append_json, nearest_there, write_bytes, write_text
+from jobs.core.files import SECRET, append_json, nearest_there, own_folder, write_bytes, write_text
 from jobs.core.filetable import File, Files
 
 NO_ROOT = "Choose a results.root that you can write and that all nodes see."
@@ -27,12 +27,14 @@ class Root:
     path: Path
 
     # One file a layout, so that two writers replace it and never mix.
-    calibration = Files(".calibration/<layout>.json", "what earlier runs of one layout showed")
-    node = Files(".nodes/<host>.json", "the evidence against one node")
+    calibration = Files(".calibration/<layout>.json", "what earlier runs of one layout showed", own=own_folder)
+    starts = Files(".calibration/starts/<layout>.json", "what single starts of one layout showed", own=own_folder)
+    figures = Files(".calibration/figures/<engine>.json", "what rows of one engine showed", own=own_folder)
+    node = Files(".nodes/<host>.json", "the evidence against one node", own=own_folder)
 
     def nodes(self) -> list[Path]:
         """The evidence against every node that has any."""
-        return sorted((self.path / ".nodes").glob("*.json"))
+        return sorted(self.node("*").parent.glob("*.json"))
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class ServiceDir:
 
     def ranks(self) -> list[RankDir]:
         """Return the directories of the ranks that have one, in order."""
-        return [RankDir(path) for path in sorted(self.path.glob("rank*"), key=lambda p: int(p.name[4:]))]
+        return [RankDir(path) for _, path in _numbered(self.path, "rank")]
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class PointDir:
     path: Path
 
     config = File("config.yaml", "the resolved config of the point")
+    secrets = File("secrets.key", "secret values of its engine.env, readable by the owner only; there where it has any")
     row = File("row.json", "the point's row of the sweep table")
     client = File("client", "what an external client wrote: its log, its own results")
     requests = File("requests.parquet", "per-request records")
@@ -106,8 +109,9 @@ class AllocationDir:
 
     task = File("allocation.json", "what the ranks of this allocation have to do")
     key = File("control.key", "shared secret of the ranks, readable by the owner only")
-    api_key = File("api.key", "key of the API servers of this allocation, readable by the owner only")
+    api_key = File("api.key", "key of the service that runs, of each its own, readable by the owner only")
     head = File("head.json", "what rank 0 published: address, interface, ports")
+    submitting = File("submitting.lock", "held while the allocation is being submitted")
     job = File("job.json", "job id, kind of cluster, time of submission")
     submission = File("submission.sh", "the batch script as submitted")
     submitit = File("submitit", "submitit's own files")
@@ -151,10 +155,15 @@ class AllocationDir:
         """The sweep that this allocation belongs to."""
         return SweepDir(self.path.parent.parent.parent)
 
-    def new_keys(self) -> None:
-        """Make the two secrets of this allocation."""
-        for path in (self.key, self.api_key):
-            write_text(path, secrets.token_hex(16), mode=0o600)
+    def new_key(self) -> None:
+        """Make the secret that the ranks of this allocation share."""
+        write_text(self.key, secrets.token_hex(16), SECRET)
+
+    def new_api_key(self) -> str:
+        """Make the key of a service; the one before it is of no more use."""
+        masking.learn([key := secrets.token_hex(16)])
+        write_text(self.api_key, key, SECRET)
+        return key
 
 
 @dataclass(frozen=True)
@@ -168,9 +177,19 @@ class SweepDir:
         """The directory that holds this sweep and others."""
         return Root(self.path.parent)
 
+    @property
+    def writable(self) -> bool:
+        """Whether this user may write here: a colleague's sweep can be for reading alone (`cluster.share_group`)."""
+        return os.access(self.path, os.W_OK)
+
     plan = File("plan.json", "the plan as submitted")
+    search = File("tune.json", "of a search: its settings, what was forecast of them, its goal and its budget")
+    answer = File("answer.json", "of a search: what it has found so far, what it cost, and what was ruled out by what")
+    question = File("question.json", "what `python -m jobs decide` asks of it: A or B, by which figure and difference")
+    resuming = File("resume.lock", "held while a resume submits what is left")
     log = File("sweep.log", "what the launcher did, with tracebacks")
-    provenance = File("provenance.json", "commit, versions and command line with which the sweep was started")
+    provenance = File("provenance.json", "commit, versions and command line of its start; how its nodes are tuned")
+    noting = File("provenance.lock", "held while an allocation adds how its nodes are tuned")
     report = File("report.html", "the report for people: one page that needs no network")
     exported = Files("export/<target>", "results in the form of another tool")
     table = Files("table.<form>", "the sweep table: csv, parquet, md")
@@ -191,29 +210,47 @@ class SweepDir:
 
     def service_attempts(self, service: str) -> list[ServiceDir]:
         """Return the directories of all attempts at a service, oldest first."""
-        paths = sorted((self.path / "services" / service).glob("*"), key=lambda path: int(path.name))
-        return [ServiceDir(path) for path in paths]
+        return [ServiceDir(path) for _, path in _numbered(self.path / "services" / service)]
 
     def next_attempt(self, services: Iterable[str]) -> int:
         """Return a number that no attempt at any of these services has."""
-        taken = [int(path.name) for name in services for path in (self.path / "services" / name).glob("*")]
+        taken = [number for name in services for number, _ in _numbered(self.path / "services" / name)]
         return max(taken, default=0) + 1
 
-    def service_records(self, service: str) -> Iterator[Path]:
-        """The records of a service in this sweep and in the sweeps beside it: what its load took before."""
-        return self.path.parent.glob(f"*/services/{service}/*/service.json")
+    def all_attempts(self, service: str) -> Iterator[ServiceDir]:
+        """The attempts at a service in this sweep and in the sweeps beside it: what its load took before."""
+        return map(ServiceDir, self.path.parent.glob(f"*/services/{service}/*"))
 
     def allocation(self, index: int, attempt: int) -> AllocationDir:
         """Directory of one attempt at an allocation."""
         return AllocationDir(self.path / "allocations" / str(index) / str(attempt))
 
+    def next_allocation(self) -> int:
+        """Return a number that no allocation has, a half-written one neither."""
+        return max((number for number, _ in _numbered(self.path / "allocations")), default=-1) + 1
+
+    def attempts(self, index: int) -> list[AllocationDir]:
+        """Return the directories of all attempts at an allocation, oldest first."""
+        return [AllocationDir(path) for _, path in _numbered(self.path / "allocations" / str(index))]
+
     def allocations(self) -> Iterator[AllocationDir]:
         """The latest attempt of every allocation."""
-        for folder in sorted((self.path / "allocations").glob("*"), key=lambda p: int(p.name)):
-            attempts = [AllocationDir(path) for path in sorted(folder.glob("*"), key=lambda p: int(p.name))]
+        for index, _ in _numbered(self.path / "allocations"):
+            attempts = self.attempts(index)
             written = [attempt for attempt in attempts if attempt.task.exists()]
             if written:
                 yield written[-1]
+
+
+def _numbered(folder: Path, before: str = "") -> list[tuple[int, Path]]:
+    """Return what has a number for its name in a directory, by number; what else lies there is not ours."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if path.name.startswith(before):
+                with contextlib.suppress(ValueError):
+                    found.append((names.number(path.name.removeprefix(before)), path))
+    return sorted(found)
 
 
 FOLDERS: Mapping[str, type] = {
@@ -258,7 +295,7 @@ def check_root(root: Path) -> None:
 
 def images_path(root: Path) -> Path:
     """Return the directory of imported container images beside the sweeps of a results.root."""
-    return root / ".images"
+    return own_folder(root, ".images")
 
 
 def new_sweep(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields
 from functools import cache
@@ -14,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from jobs.core.config import Config, ServiceConfig
 from jobs.core.errors import ConfigError, nearest
-from jobs.core.fields import CODE, ROOT, OneOf, Section, dotted
+from jobs.core.fields import CODE, ROOT, OneKey, OneOf, Section, dotted
 from jobs.core.load import Load
 
 CONF = CODE / "conf" if ROOT == CODE else CODE / "jobs/conf"
@@ -23,7 +24,7 @@ CONF = CODE / "conf" if ROOT == CODE else CODE / "jobs/conf"
 
 @cache
 def schema() -> Mapping[str, str]:
-    """Return the scope of every leaf key by its dotted name; open mappings (`engine.env`) are one leaf."""
+    """Return the scope of every leaf key by its dotted name; a mapping (`engine.env`, `bench.slo`) is one leaf."""
     return dict(_leaves(Config, "", "sweep"))
 
 
@@ -46,10 +47,27 @@ def _leaves(cls: type, prefix: str, scope: str) -> Iterator[tuple[str, str]]:
         name, kind = prefix + item.name, hints[item.name]
         owner = next(base for base in cls.__mro__ if item.name in vars(base).get("__annotations__", {}))
         scope_of_it = _scopes().get(owner, scope)
-        if isinstance(kind, type) and issubclass(kind, Section):
+        if _is(kind, Section) and not _is(kind, OneKey):
             yield from _leaves(kind, name + ".", _scopes().get(kind, scope_of_it))
         else:
             yield name, scope_of_it
+
+
+def _is(kind: Any, base: type) -> bool:
+    return isinstance(kind, type) and issubclass(kind, base)
+
+
+@cache
+def names() -> Mapping[str, str]:
+    """Return the leaf of every dotted name with a type of its own: a leaf itself, a name in `bench.slo`."""
+    kinds = {key: _hints(_class_of(key.rpartition(".")[0]))[key.rpartition(".")[2]] for key in schema()}
+    inner = {f"{key}.{item.name}": key for key, kind in kinds.items() if _is(kind, OneKey) for item in fields(kind)}
+    return {**inner, **{key: key for key in kinds}}
+
+
+def names_in(key: str) -> tuple[str, ...]:
+    """Return the dotted names of a mapping that takes no other ones (`bench.slo`); nothing for any other key."""
+    return tuple(name for name, leaf in names().items() if leaf == key and name != key)
 
 
 @cache
@@ -63,7 +81,7 @@ def _open(cls: type, prefix: str) -> frozenset[str]:
     hints = _hints(cls)
     for item in fields(cls):
         kind = hints[item.name]
-        if isinstance(kind, type) and issubclass(kind, Section):
+        if _is(kind, Section):
             found |= _open(kind, prefix + item.name + ".")
         elif item.default_factory is not MISSING or "dict[" in str(item.type).split("tuple")[0]:
             found |= {prefix + item.name}
@@ -72,8 +90,8 @@ def _open(cls: type, prefix: str) -> frozenset[str]:
 
 def leaf_of(key: str) -> str | None:
     """Return the schema leaf that a dotted key sets, or None: `engine.env.FOO` belongs to `engine.env`."""
-    if key in schema():
-        return key
+    if key in names():
+        return names()[key]
     for name in open_mappings():
         if key.startswith(name + "."):
             return name
@@ -85,8 +103,22 @@ def check_key(key: str, value: object) -> None:
     if leaf_of(key) or any(name.startswith(key + ".") for name in schema()):
         return
     section = key.partition(".")[0] + "."
-    listed = [name for name in schema() if name.startswith(section)] or [item.name for item in fields(Config)]
-    raise ConfigError(key, value, "there is no such key", nearest(key, schema(), listed))
+    listed = [name for name in names() if name.startswith(section)] or [item.name for item in fields(Config)]
+    raise ConfigError(key, value, "there is no such key", nearest(key, names(), listed))
+
+
+LARGEST = 2**53
+"""A number of the configuration beyond it is a slip: more cannot be counted in steps of one, nor waited for."""
+
+
+def _check_sizes(values: Mapping[str, Any], section: str = "") -> None:
+    for name, value in values.items():
+        key = section + name
+        if isinstance(value, Mapping):
+            if key not in open_mappings():
+                _check_sizes(value, f"{key}.")
+        elif isinstance(value, int | float) and LARGEST < abs(value) != math.inf:
+            raise ConfigError(key, repr(value), "it is too large", f"{key}: {help_of(key)}")
 
 
 _ADAPTER = TypeAdapter(Config)
@@ -99,6 +131,7 @@ def build(values: Mapping[str, Any]) -> Config:
         ConfigError: unknown key (with the nearest valid one), wrong type, value out of range. The first
             error is raised; each names key, value, reason and remedy.
     """
+    _check_sizes(values)
     try:
         return _ADAPTER.validate_python(values)
     except ValidationError as error:
@@ -107,15 +140,18 @@ def build(values: Mapping[str, Any]) -> Config:
         if first["type"] == "unexpected_keyword_argument":
             check_key(key, first["input"])
         # pydantic appends the branch of a union to the location: the leaf is the longest known prefix.
-        leaf = next((name for name in schema() if key == name or key.startswith(name + ".")), key)
+        leaf = max((name for name in names() if key == name or key.startswith(name + ".")), key=len, default=key)
         raise ConfigError(
             leaf, repr(first["input"]), first["msg"].removeprefix("Value error, "), f"{leaf}: {help_of(leaf)}"
         ) from None
 
 
 def help_of(key: str) -> str:
-    """Return the help text of a leaf key; nothing for what is none."""
-    return _field(key).metadata["help"] if key in schema() else ""
+    """Return the help text of a key, with those of its names where only some are valid; nothing for what is none."""
+    if key not in names():
+        return ""
+    inner = [f"{name.rpartition('.')[2]}: {help_of(name)} ({type_of(name)})" for name in names_in(key)]
+    return "; ".join([_field(key).metadata["help"], *inner])
 
 
 def default_of(key: str) -> Any:
@@ -156,7 +192,7 @@ def _type_text(kind: Any) -> str:
     elif origin is tuple:
         text = f"list of: {_type_text(get_args(base)[0])}"
     else:
-        text = _WORDS.get(origin or base, "whole number, or list of them")
+        text = "mapping" if _is(base, OneKey) else _WORDS.get(origin or base, "whole number, or list of them")
     rules = [rule for one in more if isinstance(one, FieldInfo) for rule in one.metadata]
     limits = [f", {word} {getattr(rule, name):g}" for rule in rules for name, word in _LIMITS if hasattr(rule, name)]
     return text + "".join(limits)

@@ -12,8 +12,10 @@ from jobs.core.fields import (
     Count,
     Flag,
     NotNegative,
+    OneKey,
     Positive,
     Section,
+    Share,
     Text,
     Whole,
     registered,
@@ -29,8 +31,12 @@ def _local_sizes(value: Any) -> Any:
     return tuple(sizes) if isinstance(value, list | tuple) else value
 
 
+def _without_nulls(value: dict[str, Any] | None) -> dict[str, Any] | None:
+    return value and {key: item for key, item in value.items() if item is not None}
+
+
 @dataclass(frozen=True)
-class Shape(Section):
+class Shape(OneKey):
     """What a model costs, for prompts, the rehearsal engine and first estimates."""
 
     parameters: Positive = setting(1e6, "all parameters, a count")
@@ -38,6 +44,7 @@ class Shape(Section):
     weight_gib: Positive = setting(0.01, "weights of the whole model in GiB")
     kv_bytes_per_token: Count = setting(1024, "KV cache bytes of one token in one data-parallel rank")
     max_position_embeddings: Count = setting(131072, "longest sequence that the model was made for, tokens")
+    expert_bits: Count | None = setting(None, "bits of a routed expert's weight (W4A8: 4); null: as model.quantization")
     token_ids: tuple[int, int] = setting((100, 1000), "[low, high): ordinary token ids for random prompts")
 
 
@@ -54,13 +61,20 @@ class ServedModel(Section):
     shape: Shape = section(Shape, "sizes of the model")
 
     @property
+    def quantized(self) -> str:
+        """What its checkpoint holds, for vllm-ascend: W8A8, or W4A8 where the experts have 4 bits; else empty."""
+        if self.quantization != "ascend":
+            return ""
+        return "W4A8" if self.shape.expert_bits == 4 else "W8A8"
+
+    @property
     def name_for_clients(self) -> str:
         """The value of "model" in a request."""
         return self.served_model_name or self.path
 
 
 @dataclass(frozen=True)
-class Rehearsal(Section):
+class Rehearsal(OneKey):
     """What the rehearsal engine pretends, and the faults it acts out."""
 
     hardware: Text = setting(
@@ -68,6 +82,11 @@ class Rehearsal(Section):
     )
     load_s: NotNegative = setting(0.5, "seconds that loading takes")
     faults: tuple[dict[str, Any], ...] = setting((), "faults to act out; see jobs/engines/simulator/faults.py")
+    acceptance: Share = setting(0.8, "speculation: share of drafted tokens accepted, if those before them were")
+    half_length: NotNegative = setting(
+        0.0, "tokens of context at which acceptance is half as large; 0: it does not fall"
+    )
+    draft_cost: NotNegative = setting(0.05, "speculation: by how much each drafted token lengthens a step")
 
 
 @dataclass(frozen=True)
@@ -82,7 +101,9 @@ class ServedEngine(Section):
     source: tuple[Text, ...] = setting((), "shell files sourced before the engine starts, in this order")
     env: dict[str, Any] = setting({}, "environment of the engine; null: not set")
     args: dict[str, Any] = setting({}, "further `vllm serve` flags by name, without dashes; null: not emitted")
-    additional_config: dict[str, Any] | None = setting({}, "--additional-config; null or empty: not emitted")
+    additional_config: Annotated[dict[str, Any] | None, AfterValidator(_without_nulls)] = setting(
+        {}, "--additional-config; null or empty: not emitted, and so is a key that is null"
+    )
     rehearsal: Rehearsal = section(Rehearsal, "for engine=simulator only")
 
 
@@ -94,7 +115,10 @@ class Parallel(Section):
     data_parallel_size_local: Annotated[Any, AfterValidator(_local_sizes)] = setting(
         1, "data-parallel ranks of a node: one number for all nodes, or a list in node order"
     )
-    tensor_parallel_size: Count = setting(8, "NPUs of one data-parallel rank")
+    tensor_parallel_size: Count = setting(8, "NPUs of one data-parallel rank, or of one of its pipeline stages")
+    pipeline_parallel_size: Count | None = setting(
+        None, "cut the layers into so many stages, each of tensor_parallel_size NPUs; null: not emitted"
+    )
     decode_context_parallel_size: Count | None = setting(
         None, "spread the KV cache of a sequence over so many tensor parallel ranks (from 0.13); null: not emitted"
     )
@@ -112,6 +136,11 @@ class Parallel(Section):
     enable_prefix_caching: Flag | None = setting(False, "null: the engine's own default")
     seed: Whole | None = setting(1024, "engine seed")
 
+    @property
+    def sequences(self) -> int | None:
+        """How many requests all engines together run at once; None: nothing limits their number."""
+        return None if self.max_num_seqs is None else self.max_num_seqs * self.data_parallel_size
+
 
 @dataclass(frozen=True)
 class Hccl(Section):
@@ -125,6 +154,7 @@ class Hccl(Section):
     buffsize: Count | None = setting(None, "HCCL_BUFFSIZE, MB; each communicator takes twice this")
     connect_timeout: Count | None = setting(None, "HCCL_CONNECT_TIMEOUT, s")
     exec_timeout: Count | None = setting(None, "HCCL_EXEC_TIMEOUT, s")
+    algo: Text | None = setting(None, "HCCL_ALGO, such as level0:NA;level1:pipeline; null: HCCL chooses")
     op_expansion_mode: Text | None = setting(None, "HCCL_OP_EXPANSION_MODE")
     intra_pcie_enable: Whole | None = setting(None, "HCCL_INTRA_PCIE_ENABLE")
     intra_roce_enable: Whole | None = setting(None, "HCCL_INTRA_ROCE_ENABLE")
@@ -135,7 +165,9 @@ class ServedContainer(Section):
     """Where the engine runs."""
 
     runtime: Annotated[Text, registered(registry.RUNTIMES, "none")] = setting(
-        "none", "none: directly on the node; enroot, pyxis, docker or podman"
+        "none", "none: directly on the node; enroot, pyxis, docker, podman or apptainer"
     )
-    image: Text | None = setting(None, "registry#image:tag, registry/image:tag, or a .sqsh path")
+    image: Text | None = setting(
+        None, "registry#image:tag, registry/image:tag, or the path of a .sqsh (apptainer: .sif) file"
+    )
     mounts: tuple[Text, ...] = setting((), "SRC:DST[:FLAGS], flags joined by +; SRC alone: the same path inside")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator
-
 from jobs.core.fields import (
     Count,
+    Directory,
     Flag,
     Line,
+    Name,
     NotNegative,
+    OneKey,
     Options,
     Port,
     Positive,
@@ -21,6 +20,7 @@ from jobs.core.fields import (
     Text,
     one_of,
     registered,
+    section,
     setting,
 )
 from jobs.core.registry import SCHEDULERS
@@ -51,7 +51,7 @@ class EngineSettings(Section):
         "release that this preset was written for; another engine.release migrates it: python -m jobs explain",
     )
     api_key: Annotated[Text, one_of("auto")] | None = setting(
-        "auto", "auto: a new key for each allocation; null: the API is open to every user of the cluster"
+        "auto", "auto: a new key for each service; null: the API is open to every user of the cluster"
     )
     host: Text = setting("0.0.0.0", "bind address of the API server")
     port: Port | None = setting(None, "API port; null: derived from the job id")
@@ -78,7 +78,6 @@ class ContainerSettings(Section):
         "1g", "size of /dev/shm; enroot and pyxis show the node's own, so there it is the least that is accepted",
     )  # fmt: skip
     args: Options = setting({}, "further options of the runtime's run command by name, without dashes")
-    enroot_conf: Text | None = setting(None, "enroot start --conf: a script of the site")
     images_path: Text | None = setting(
         None, "imported images, on the shared file system; null: .images in results.root"
     )
@@ -94,12 +93,12 @@ class ClientSettings(Section):
 
     program: Text | None = setting(
         None,
-        "program of an external client; null: the engine's own vllm, or .engines/ais_bench (in an image: ais_bench)",
+        "program of an external client; null: where that client says that it usually is",
     )
     where: Annotated[Text, one_of("auto", "node", "container")] = setting(
         "auto",
-        "where an external client runs. auto: vllm_bench where the engine runs, its container or the node; ais_bench"
-        " on the node, in an environment of its own. container: the image has the client",
+        "where an external client runs. auto: one that is the engine's own where the engine runs, its container or the"
+        " node; any other on the node, in an environment of its own. container: the image has the client",
     )
 
 
@@ -156,35 +155,24 @@ class Limits(Section):
     )
     drain_s: Positive = setting(600.0, "end of the window until its last request has ended")
     idle_s: Positive = setting(900.0, "a ready service in which no request ran for so long ends")
-    client_s: Positive = setting(3600.0, "one run of an external client (vllm_bench, ais_bench)")
+    client_s: Positive = setting(3600.0, "one run of an external client")
     stop_s: Positive = setting(30.0, "SIGTERM until SIGKILL")
     heartbeat_s: Positive = setting(15.0, "silence after which a rank counts as lost")
     attempts: Count = setting(3, "jobs in a row for one allocation: what the time limit left is submitted again")
 
 
-THRESHOLDS: Mapping[str, str | int | float] = {
-    "chip": "910B",
-    "npu_memory_mb": 65536,
-    "npu_idle_mb": 4500,
-    "shm_gib": 1.0,
-    "memory_gib": 2.0,
-    "disk_gib": 1.0,
-    "image_gib": 15.0,
-    "clock_s": 5.0,
-}
-"""From what on a node fails a check: names and defaults of `preflight.thresholds`."""
+@dataclass(frozen=True)
+class Thresholds(OneKey):
+    """From what on a node fails a check."""
 
-
-def _thresholds(given: dict[str, Any]) -> dict[str, Any]:
-    """Return all thresholds, those that are not given with their default."""
-    for name, value in given.items():
-        if name not in THRESHOLDS:
-            raise ValueError(f"there is no {name}; valid names are {', '.join(THRESHOLDS)}")
-        text = isinstance(THRESHOLDS[name], str)
-        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
-        if not (isinstance(value, str) if text else number):
-            raise ValueError(f"{name} takes {'a text' if text else 'a number of at least 0'}, not {value!r}")
-    return {**THRESHOLDS, **given}
+    chip: Text = setting("910B", "beginning of the name in npu-smi; an Atlas 800I A2 has 910B1 to 910B4")
+    npu_memory_mb: NotNegative = setting(65536, "least memory of an NPU")
+    npu_idle_mb: NotNegative = setting(4500, "most memory that an idle NPU has in use; 2.9 to 3.5 GB are usual")
+    shm_gib: NotNegative = setting(1.0, "least size of /dev/shm, and least free in it")
+    memory_gib: NotNegative = setting(2.0, "least memory available on a node")
+    disk_gib: NotNegative = setting(1.0, "least free in results.root and TMPDIR")
+    image_gib: NotNegative = setting(15.0, "unpacked size of an image that is not on the node yet")
+    clock_s: NotNegative = setting(5.0, "largest difference of a node's clock from the first node's")
 
 
 @dataclass(frozen=True)
@@ -195,26 +183,23 @@ class Preflight(Section):
     npus: Flag | None = setting(None, "check NPUs and their fabric; null: where the engine is vllm_ascend")
     skip: tuple[Text, ...] = setting((), "ids or groups (host, network, npu, fabric) of checks that are not made")
     warn_only: tuple[Text, ...] = setting((), "ids or groups of checks whose failure is only a warning")
-    thresholds: Annotated[dict[str, Any], AfterValidator(_thresholds)] = setting(
-        THRESHOLDS,
-        "chip: beginning of the name in npu-smi (an Atlas 800I A2 has 910B1 to 910B4); npu_memory_mb: least memory of"
-        " an NPU; npu_idle_mb: most that an idle one has in use (2.9 to 3.5 GB are usual); shm_gib: least size of"
-        " /dev/shm and least free in it; memory_gib: least available on a node; disk_gib: least free in results.root"
-        " and TMPDIR; image_gib: unpacked size of an image that is not on the node yet; clock_s: largest difference"
-        " of a node's clock from the first node's",
+    thresholds: Thresholds = section(Thresholds, "from what on a node fails a check")
+    exclude_sick: Flag = setting(
+        False, "add nodes that failed in the last 24 hours to --exclude instead of only proposing it"
     )
-    evidence_hours: NotNegative = setting(24.0, "how long a failed node is proposed for --exclude, hours")
-    exclude_sick: Flag = setting(False, "add those nodes to --exclude instead of only proposing it")
 
 
 @dataclass(frozen=True)
 class Results(Section):
     """Where results go."""
 
-    root: Line = setting("runs", "directory on the shared file system that holds the sweeps")
-    name: Line | None = setting(None, "name of the sweep's directory; null: the time of day")
+    root: Directory = setting("runs", "directory on the shared file system that holds the sweeps")
+    name: Name | None = setting(None, "name of the sweep's directory; null: the time of day")
     roots: tuple[Text, ...] = setting((), "further directories of sweeps whose valid rows may be reused")
-    objective: Text = setting("output_tok_s", "column that decides who won, and that hydra/sweeper=optuna optimises")
+    objective: Text = setting(
+        "output_tok_per_s",
+        "column that decides who won, and that hydra/sweeper=optuna and a search (goal=... for short) look for",
+    )
     price_node_hour: Positive | None = setting(None, "price of a node for an hour, any currency; null: no price column")
 
 
@@ -231,3 +216,15 @@ class Launch(Section):
         None, "cut the plan to so many predicted node-hours: the least informative points go; null: no limit"
     )
     follow: Flag = setting(True, "stay and show progress until the table is there; Ctrl-C detaches")
+
+
+@dataclass(frozen=True)
+class Tune(Section):
+    """A search (`python -m jobs tune`): what it may spend, and the settings among which it looks."""
+
+    budget_node_hours: Positive | None = setting(None, "node-hours that a search may use, the queue apart")
+    space: dict[str, Any] = setting(
+        {},
+        "settings of a search: a list of values by key or group; speculation: drafted tokens; auto: derived"
+        " (hccl.buffsize, parallel.gpu_memory_utilization)",
+    )

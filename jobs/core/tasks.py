@@ -1,25 +1,36 @@
-"""What one allocation has to do and how it ended (allocation.json, outcome.json), and the configs of its points."""
+"""The files of an allocation and of its services, each with one writer and one reader: what is to be done, where rank 0
+is, how it went; and the configs of the points.
+"""
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import json
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 from omegaconf import OmegaConf
-from pydantic import TypeAdapter
+from pydantic import AfterValidator, TypeAdapter
 
-from jobs.core import schema
+from jobs.core import masking, names, schema
 from jobs.core.config import Config
+from jobs.core.errors import RunError
 from jobs.core.fields import plain
-from jobs.core.files import from_yaml, read_json, write_json, write_text
-from jobs.core.rundir import AllocationDir, SweepDir
+from jobs.core.files import SECRET, write_bytes, write_json, write_text
+from jobs.core.foreign import SMALL, load_bytes, load_form, load_yaml, parse_json
+from jobs.core.rundir import AllocationDir, ServiceDir, SweepDir
+
+Identity = Annotated[str, AfterValidator(names.identity)]
+"""Id of a point or a service: it becomes the name of a directory."""
 
 
 @dataclass(frozen=True)
 class ServiceTask:
     """One service and its points, in the order of measuring."""
 
-    service: str
-    points: tuple[str, ...]
+    service: Identity
+    points: tuple[Identity, ...]
 
 
 @dataclass(frozen=True)
@@ -31,12 +42,14 @@ class AllocationTask:
         attempt: number of this try.
         checks_only: the nodes are checked, and no service is started.
         serve: its one service is kept up for hand tests and not measured.
+        search: rank 0 decides which of the services comes next, and when it is enough (tune.json).
     """
 
     services: tuple[ServiceTask, ...]
     attempt: int
     serve: bool = False
     checks_only: bool = False
+    search: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +75,56 @@ class Outcome:
     resubmitted: str | None = None
 
 
-_TASK, _OUTCOME = TypeAdapter(AllocationTask), TypeAdapter(Outcome)
+@dataclass(frozen=True)
+class Head:
+    """Where rank 0 of an allocation is: its host, and the address and interface that it bound; the ports of its API, of
+    the engines' rendezvous and of the ranks' channel.
+    """
+
+    host: str
+    address: str
+    interface: str
+    api_port: int
+    data_parallel_rpc_port: int
+    control_port: int
+
+
+@dataclass(frozen=True)
+class ServiceRecord:
+    """How one attempt at a service went. Times in seconds, KV caches in tokens; None: it is not known.
+
+    Attributes:
+        failure: why it failed.
+        leftovers: what was left behind on the nodes.
+        engine_version, driver_version, image_digest, model_digest, host_state: see jobs/results/fingerprint.py.
+        others: columns of its rows (docs/report.md).
+    """
+
+    service: str = ""
+    points: tuple[str, ...] = ()
+    failure: str | None = None
+    leftovers: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    queue_s: float | None = None
+    nodes: int | None = None
+    job_id: str | None = None
+    attempt: int | None = None
+    stage_s: float | None = None
+    stage_gb_s: float | None = None
+    load_s: float | None = None
+    load_gb_s: float | None = None
+    teardown_s: float | None = None
+    kv_cache_tokens: int | None = None
+    predicted_kv_tokens: int | None = None
+    engine_version: str | None = None
+    driver_version: str | None = None
+    image_digest: str | None = None
+    model_digest: str | None = None
+    host_state: str | None = None
+
+
+_TASK, _HEAD = TypeAdapter(AllocationTask), TypeAdapter(Head)
+_OUTCOME, _RECORD = TypeAdapter(Outcome), TypeAdapter(ServiceRecord)
 
 
 def write_outcome(folder: AllocationDir, outcome: Outcome) -> None:
@@ -71,8 +133,28 @@ def write_outcome(folder: AllocationDir, outcome: Outcome) -> None:
 
 
 def read_outcome(folder: AllocationDir) -> Outcome | None:
-    """Return how an allocation ended; None: it has not."""
-    return _OUTCOME.validate_python(read_json(folder.outcome)) if folder.outcome.exists() else None
+    """Return how an allocation ended; None: it has not. Raises RunError where its record cannot be read."""
+    return load_form(folder.outcome, _OUTCOME) if folder.outcome.exists() else None
+
+
+def write_head(folder: AllocationDir, head: Head) -> None:
+    """Publish where rank 0 is."""
+    write_json(folder.head, asdict(head))
+
+
+def read_head(folder: AllocationDir) -> Head | None:
+    """Return where rank 0 is; None: it has not said so yet."""
+    return load_form(folder.head, _HEAD) if folder.head.exists() else None
+
+
+def write_record(folder: ServiceDir, record: ServiceRecord) -> None:
+    """Write how an attempt at a service went."""
+    write_json(folder.record, asdict(record))
+
+
+def read_record(folder: ServiceDir) -> ServiceRecord:
+    """Return how an attempt at a service went; nothing is known of one that runs or was killed."""
+    return load_form(folder.record, _RECORD) if folder.record.exists() else ServiceRecord()
 
 
 def write_task(folder: AllocationDir, task: AllocationTask) -> None:
@@ -81,15 +163,33 @@ def write_task(folder: AllocationDir, task: AllocationTask) -> None:
 
 
 def read_task(folder: AllocationDir) -> AllocationTask:
-    """Read what this allocation has to do."""
-    return _TASK.validate_python(read_json(folder.task))
+    """Read what this allocation has to do. Raises RunError where its record cannot be read."""
+    return load_form(folder.task, _TASK)
 
 
 def write_config(sweep: SweepDir, point: str, config: Config) -> None:
-    """Write a point's resolved config."""
-    write_text(sweep.point(point).config, OmegaConf.to_yaml(OmegaConf.create(plain(asdict(config)))))
+    """Write a point's resolved config. What of `engine.env` is secret stands in a file for this user alone."""
+    folder, tree = sweep.point(point), plain(asdict(config))
+    env = tree["engine"]["env"]
+    if secrets := masking.values_in(env):
+        masking.learn(map(str, secrets.values()))
+        env |= dict.fromkeys(secrets, masking.MASK)
+        # In a form that no search and no screen shows by the way.
+        write_bytes(folder.secrets, base64.b64encode(json.dumps(secrets).encode()), SECRET)
+    write_text(folder.config, OmegaConf.to_yaml(OmegaConf.create(tree)))
 
 
 def read_config(sweep: SweepDir, point: str) -> Config:
-    """Read a point's resolved config back, validated."""
-    return schema.build(from_yaml(sweep.point(point).config.read_text(encoding="utf-8")))
+    """Read a point's resolved config back, validated, with its secrets where this user may read them.
+
+    Raises:
+        RunError, ConfigError: it cannot be read, or is none.
+    """
+    folder = sweep.point(point)
+    tree = load_yaml(folder.config)
+    if folder.secrets.exists():
+        with contextlib.suppress(RunError):  # a colleague's: it is masked then
+            secrets = parse_json(base64.b64decode(load_bytes(folder.secrets, SMALL, ours=True)))
+            masking.learn(map(str, secrets.values()))
+            tree["engine"]["env"] |= secrets
+    return schema.build(tree)

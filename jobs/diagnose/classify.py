@@ -1,107 +1,84 @@
 """Logs of all ranks -> the first failing rank, its cause and the remedy. Pure.
 
 Order of trust:
-    1. Every line is one hit: of a signature, or an error that none knows. Follow-on errors never decide while there is
-       anything else, whatever their time: they are often printed before the error that they wrap.
+    1. Every event is one hit: of a signature, of a code of a closed list, or an error that none knows. Follow-on errors
+       never decide while there is anything else, whatever their time: they are often printed before the error that
+       they wrap.
     2. A cause decides. On one rank, causes within two seconds are one failure: there the order of signatures.yaml,
-       then worker before API server. Between ranks the earlier one decides.
-    3. Without a cause, an unknown error decides, unless it is itself a consequence: of a time-out on its own rank, or
-       of the end of another rank.
+       then the line that says why before one that only carries its code, then worker before API server. Between ranks
+       the earlier one decides.
+    3. Without a cause, a symptom or an unknown error decides, unless it is itself a consequence: of a time-out on its
+       own rank, or of the end of another rank. A line that only its level makes an error comes after all of them.
     4. A time-out blames a rank that has none. It decides only where nothing was wrong before it.
     5. An error without a time on another rank says nothing against our own report of who failed first.
-    6. What an engine says after it was told to stop is no failure.
+    6. An error that none knows is described by the place where it came up (places.yaml), where that is known.
+    7. What an engine says after it was told to stop is no failure.
+    8. A wait that its line does not call an error decides only where no error does; and where nothing is found, the
+       stage of its life in which the least advanced log ends.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from jobs.core.layout import node_of
 from jobs.diagnose.diagnosis import Diagnosis, Evidence, RankLog
-from jobs.diagnose.lines import Parsed
-from jobs.diagnose.sift import may_matter
-from jobs.diagnose.signatures import Signature, signatures
+from jobs.diagnose.endings import closed, lived_on, nothing, stopped
+from jobs.diagnose.events import Event, forms, read_events
+from jobs.diagnose.hits import Hit, clearly_later, of_kind, what_counts
+from jobs.diagnose.places import fallback
+from jobs.diagnose.signatures import KINDS, Signature, candidates, families, meanings, of_code, position
 from jobs.diagnose.times import When, timeline
 
 _TOGETHER = timedelta(seconds=2)
 """Errors of one rank that are one failure: vLLM's times have whole seconds."""
 
-_GRACE = timedelta(seconds=5)
-"""How much later than a time-out, or than the end of a rank, its own reason may be printed."""
+_READY, _SHUTDOWN, _SLURM = (re.compile(forms()[name]) for name in ("ready", "shutdown", "slurm"))
 
-_READY = re.compile(r"Application startup complete|: ready after [\d.]+ s")
-_SHUTDOWN = re.compile(
-    r"shutdown triggered|trigger received signal=SIG|Waiting up to \d+ seconds for processes to exit"
-)
-"""An engine was told to stop (vLLM from 0.23)."""
-
-_SLURM = re.compile(r"(?:srun|slurmstepd|sbatch)\S*: ")
-"""Words of Slurm about any rank; they go to the output of the batch script, which is that of rank 0."""
-
-_EMPTY = "See the output of the batch script, what Slurm says of the job (sacct -j JOB), and whether the disk was full."
+_NOT_READ = "no failure in what was read before the time was over: that says neither success nor failure"
+_AGAIN = "Name the one log that matters (python -m jobs diagnose FILE), on a machine that has time."
+_CUT_SHORT = "the time for the diagnosis ran out: what stands further on in {log} was not read"
 
 _LONGEST = 400
+_CLIENT = "core_client.py:"
+"""In the frames of an API server that lost its engine."""
+
 _FIRST_LINES = 3
+_BELOW = 8
+"""Lines below an exception without words in which its words may stand."""
+
+_UNKNOWN = (len(KINDS), 0)
 
 
-@dataclass(frozen=True)
-class _Hit:
-    """One line that says something about a failure."""
-
-    signature: Signature | None
-    rank: int | None
-    group: str
-    log: str
-    number: int
-    line: str
-    when: When
-    layer: int
-    exception: bool
-    reported: bool
-
-    @property
-    def kind(self) -> str:
-        return self.signature.kind if self.signature else "unknown"
-
-    @property
-    def order(self) -> tuple[bool, datetime, str, int]:
-        """By time; where there is none, the log died before it had a clock: first."""
-        time = self.when.time
-        return time is not None, time or datetime.min, self.log, self.number
-
-    def evidence(self) -> Evidence:
-        return Evidence(self.rank, self.log, self.number, self.line, self.when.time)
-
-
-def classify(logs: Sequence[RankLog], local_sizes: Sequence[int] = ()) -> Diagnosis:
+def classify(logs: Sequence[RankLog], local_sizes: Sequence[int] = (), alone: bool = True) -> Diagnosis:
     """Return why a service failed.
 
     Args:
         logs: of all ranks, in any order; also logs that this tool did not write.
         local_sizes: data-parallel ranks of each node, in order; empty: not known, so that a line about a
             data-parallel rank does not tell the node.
+        alone: nothing but these logs tells of the failure, so that how far they came is an answer.
     """
     ordered = sorted(logs, key=lambda log: (log.rank is None, log.rank or 0, log.name, log.lines))
     times = timeline([([text for _, text in log.lines], log.end) for log in ordered])
     ready = _ready(ordered, times)
     hits = [hit for log, when in zip(ordered, times, strict=True) for hit in _hits(log, when, ready, local_sizes)]
-    hits = _not_overcome(_not_passed(hits, ready))
-    notes = tuple(dict.fromkeys(f"{h.signature.cause} ({h.log}:{h.number})" for h in hits if h.signature and _note(h)))
-    hits = [hit for hit in hits if not _note(hit)]
+    stages, ended = (stopped(hits, ordered) if alone else []), closed(hits, ordered)
+    hits = what_counts([hit for hit in lived_on(hits, ordered) if hit.kind != "stage"], ready)
+    notes = [f"{h.says(h.signature.cause)} ({h.log}:{h.event.number})" for h in of_kind(hits, "note") if h.signature]
+    late = [_CUT_SHORT.format(log=log.name) for log in ordered if log.cut]
+    told = tuple(dict.fromkeys(notes + late))
+    hits = [hit for hit in hits if hit.kind != "note"]
     winner = _decide(hits)
-    if winner is None and logs and not any(text.strip() for log in logs for _, text in log.lines):
-        which = "the log is" if len(logs) == 1 else "all logs are"
-        return Diagnosis(found=False, cause=f"{which} empty: that says neither success nor failure", remedy=_EMPTY)
-    if winner is None:
-        return Diagnosis(found=False, evidence=tuple(_ends(ordered, times)), notes=notes)
-    return replace(_explain(winner, hits, {log.rank for log in logs}), notes=notes)
-
-
-def _note(hit: _Hit) -> bool:
-    return hit.kind == "note"
+    if winner is None and late:
+        return Diagnosis(found=False, cause=_NOT_READ, remedy=_AGAIN, notes=told)
+    if winner is None and not stages:
+        return nothing(ordered, times, (*told, *ended))
+    found = _explain(winner or stages[0], hits or stages, {log.rank for log in logs})
+    return replace(found, notes=told)
 
 
 def _ready(logs: Sequence[RankLog], times: Sequence[Sequence[When]]) -> datetime | None:
@@ -110,53 +87,64 @@ def _ready(logs: Sequence[RankLog], times: Sequence[Sequence[When]]) -> datetime
         when.time
         for log, whens in zip(logs, times, strict=True)
         for (_, text), when in zip(log.lines, whens, strict=True)
-        if when.time and may_matter(text) and _READY.search(text)
+        if when.time and _READY.search(text)
     )
     return min(found, default=None)
 
 
-def _hits(log: RankLog, times: Sequence[When], ready: datetime | None, local_sizes: Sequence[int]) -> Iterable[_Hit]:
-    frame: str | None = None
-    stopping = False
-    for (number, text), when in zip(log.lines, times, strict=True):
-        parsed = Parsed(text)
-        frame = parsed.frame or frame
-        stopping = stopping or _SHUTDOWN.search(text) is not None
-        if not may_matter(text) or parsed.quotes_code:
+def _hits(log: RankLog, times: Sequence[When], ready: datetime | None, local_sizes: Sequence[int]) -> Iterator[Hit]:
+    stopping, up, alive = False, False, 0
+    for event in read_events(log.lines, times):
+        alive = event.number if event.minor and not event.bare else alive
+        stopping = stopping or _SHUTDOWN.search(event.raw) is not None
+        up = up or _READY.search(event.raw) is not None
+        after = up or bool(ready and event.when.time and event.when.time >= ready)
+        signature, match = _match(event, log.rank, after)
+        if signature is None and not event.error:
             continue
-        line = parsed.message.strip()
-        if parsed.exception and ":" not in line and frame:
-            line = f"{line} [{frame}]"
-        after = bool(ready and when.time and when.time >= ready)
-        signature = _match(parsed, line, log.rank, after)
-        if signature is None and not parsed.error:
+        if stopping and (signature is None or signature.kind in ("symptom", "follow_on", "timeout")):
             continue
-        if stopping and (signature is None or signature.kind in ("follow_on", "timeout")):
-            continue
-        rank = _rank(parsed, signature, log.rank, local_sizes)
+        rank = _rank(event, match, log, local_sizes)
+        if signature and signature.kind == "end" and log.own and _SLURM.match(event.raw):
+            signature = replace(signature, kind="follow_on")  # the engine's own exit code says more
         group = f"rank {rank}" if rank is not None else log.name
-        place = (rank, group, log.name, number, line[:_LONGEST], when)
-        yield _Hit(signature, *place, parsed.layer, parsed.exception, parsed.report is not None)
+        yield Hit(event, signature, match, rank, group, log.name, event.text[:_LONGEST], alive)
 
 
-def _match(parsed: Parsed, line: str, rank: int | None, after_ready: bool) -> Signature | None:
-    for signature in signatures():
-        if parsed.minor and not signature.any_level:
+def _match(event: Event, rank: int | None, after_ready: bool) -> tuple[Signature | None, re.Match[str] | None]:
+    """Return what an event is, and how it was recognised: a signature, or a code of a kind that is trusted more."""
+    best: tuple[Signature | None, re.Match[str] | None] = None, None
+    for signature in candidates(f"{event.raw}\n{event.text}"):
+        if (event.minor and not signature.any_level) or (event.error and signature.kind == "stage"):
             continue
         if rank is not None and signature.role and (signature.role == "head") != (rank == 0):
             continue
         if signature.ready is not None and signature.ready != after_ready:
             continue
-        if signature.pattern.search(parsed.raw) or signature.pattern.search(line):
-            return signature
-    return None
+        if signature.place and not signature.place.search(event.frames):
+            continue
+        if match := signature.pattern.search(event.text) or signature.pattern.search(event.raw):
+            best = signature, match
+            break
+    kind = best[0].kind if best[0] else None
+    if kind in (None, "symptom", "follow_on") and (not event.minor or event.code):
+        for family in families():
+            if family.errors and (kind or not event.error):
+                continue
+            for match in family.found(event.text):
+                coded = of_code(family.id, match["code"])
+                if coded and (kind is None or KINDS.index(coded.kind) < KINDS.index(kind)):
+                    return coded, match
+    return best
 
 
-def _rank(parsed: Parsed, signature: Signature | None, rank: int | None, local_sizes: Sequence[int]) -> int | None:
-    """Return the rank that a line is about: its own words are better than the file that they are in."""
-    if parsed.report:
-        return int(parsed.report["rank"])
-    match = signature.pattern.search(parsed.raw) if signature else None
+def _rank(event: Event, match: re.Match[str] | None, log: RankLog, local_sizes: Sequence[int]) -> int | None:
+    """Return the rank that an event is about: its own words are better than the file that they are in."""
+    rank = log.rank
+    if log.own and _SLURM.match(event.raw):
+        return rank
+    if event.report or (event.rank is not None and rank is None):
+        return event.rank
     named = match.groupdict() if match else {}
     if named.get("rank") is not None:
         return int(named["rank"])
@@ -164,130 +152,133 @@ def _rank(parsed: Parsed, signature: Signature | None, rank: int | None, local_s
         # A node may run several engines: without their numbers only the first one's node is certain.
         engine = int(named["data_parallel_rank"])
         return node_of(local_sizes, engine) if engine < sum(local_sizes) else None if engine else 0
-    return None if rank == 0 and _SLURM.match(parsed.raw) else rank
+    return None if rank == 0 and _SLURM.match(event.raw) else rank
 
 
-def _not_passed(hits: Sequence[_Hit], ready: datetime | None) -> list[_Hit]:
-    """Leave out what the service got over: it was ready later."""
-    if ready is None:
-        return list(hits)
-
-    def before(hit: _Hit) -> bool:
-        return hit.when.time is not None and hit.when.time < ready
-
-    hits = [hit for hit in hits if not (hit.signature and hit.signature.passing and before(hit))]
-    after = any(not before(hit) for hit in hits if hit.kind in ("cause", "timeout", "unknown"))
-    return [hit for hit in hits if not (after and before(hit))]
-
-
-def _not_overcome(hits: Sequence[_Hit]) -> list[_Hit]:
-    overcome = {name for hit in hits if hit.signature for name in hit.signature.over}
-    return [hit for hit in hits if not (hit.signature and hit.signature.id in overcome)]
-
-
-def _decide(hits: Sequence[_Hit]) -> _Hit | None:
-    causes = _of(hits, "cause")
-    timeouts, ends = _of(hits, "timeout"), _of(hits, "end")
+def _decide(hits: Sequence[Hit]) -> Hit | None:
+    causes = of_kind(hits, "cause")
+    timeouts, ends = of_kind(hits, "timeout"), of_kind(hits, "end")
     effect = _effect(timeouts, ends)
     if cause := _first(causes):
-        return effect if effect and _clearly_later(cause, effect) else cause
-    unknown = _first([hit for hit in _of(hits, "unknown") if not _is_consequence(hit, timeouts, ends)])
-    if unknown and not (effect and _clearly_later(unknown, effect)):
+        return effect if effect and clearly_later(cause, effect) else cause
+    others = of_kind(hits, "symptom", "unknown")
+    unknown = _first(_serious([hit for hit in others if not _is_consequence(hit, timeouts, ends)]))
+    if unknown and not (effect and clearly_later(unknown, effect)):
         return unknown
-    return effect or unknown or _first(_of(hits, "unknown")) or _first(_of(hits, "follow_on"))
+    return effect or unknown or _first(others) or _first(of_kind(hits, "follow_on"))
 
 
-def _of(hits: Iterable[_Hit], kind: str) -> list[_Hit]:
-    return [hit for hit in hits if hit.kind == kind]
+def _serious(hits: Sequence[Hit]) -> list[Hit]:
+    """Leave out what only its level makes an error, on each rank that has more."""
+    groups = {hit.group for hit in hits if hit.serious}
+    return [hit for hit in hits if hit.serious or hit.group not in groups]
 
 
-def _first(hits: Sequence[_Hit]) -> _Hit | None:
+def _first(hits: Sequence[Hit]) -> Hit | None:
     """Return the first failure: on each rank by trust among what came together, between the ranks by time."""
-    groups: dict[str, list[_Hit]] = {}
+    groups: dict[str, list[Hit]] = {}
     for hit in hits:
         groups.setdefault(hit.group, []).append(hit)
     return min((_most_trusted(group) for group in groups.values()), key=lambda hit: hit.order, default=None)
 
 
-def _most_trusted(hits: Sequence[_Hit]) -> _Hit:
+def _most_trusted(hits: Sequence[Hit]) -> Hit:
     earliest = min(hits, key=lambda hit: hit.order)
     limit = earliest.when.time + _TOGETHER if earliest.when.time else None
     together = [hit for hit in hits if hit.when.time is None or limit is None or hit.when.time <= limit]
     return min(together, key=_trust)
 
 
-def _trust(hit: _Hit) -> tuple[int, bool, bool, int, tuple[bool, datetime, str, int]]:
+def _trust(hit: Hit) -> tuple[tuple[int, int], bool, bool, bool, bool, int, tuple[bool, datetime, str, int]]:
     """Order of trust among errors of one moment: the rank's own log before what rank 0 reports of it."""
-    return _position(hit.signature), hit.reported, not hit.exception, hit.layer, hit.order
+    event = hit.event
+    wraps = event.minor or hit.wraps or event.wordless
+    place = (KINDS.index(hit.signature.kind), position(hit.signature.id)) if hit.signature else _UNKNOWN
+    said = event.exception or event.code is not None
+    return place, event.report, event.chained, wraps, not said, event.layer, hit.order
 
 
-def _position(signature: Signature | None) -> int:
-    return signatures().index(signature) if signature else 0
-
-
-def _effect(timeouts: Sequence[_Hit], ends: Sequence[_Hit]) -> _Hit | None:
+def _effect(timeouts: Sequence[Hit], ends: Sequence[Hit]) -> Hit | None:
     """Return the first sign that a rank waited in vain, or ended."""
     timeout, end = _first(timeouts), _first(ends)
     if timeout is None or end is None:
         return timeout or end
-    if end.group != timeout.group and not _clearly_later(end, timeout):
+    below = end.log == timeout.log and end.event.number > timeout.event.number and not end.when.own
+    if end.group != timeout.group and not below and not clearly_later(end, timeout):
         return end
     return min(timeout, end, key=lambda hit: hit.order)
 
 
-def _clearly_later(hit: _Hit, other: _Hit) -> bool:
-    """Whether one line was written after another for certain: both must say when."""
-    one, two = hit.when, other.when
-    return bool(one.own and two.own and one.time and two.time and one.time > two.time + _GRACE)
-
-
-def _is_consequence(hit: _Hit, timeouts: Sequence[_Hit], ends: Sequence[_Hit]) -> bool:
-    wrapped = any(hit.group == other.group and not _clearly_later(other, hit) for other in timeouts)
+def _is_consequence(hit: Hit, timeouts: Sequence[Hit], ends: Sequence[Hit]) -> bool:
+    wrapped = any(hit.group == other.group and not clearly_later(other, hit) for other in timeouts)
     orphaned = any(
         hit.group != other.group and other.rank is not None and _not_before(hit.when, other.when) for other in ends
     )
-    return wrapped or orphaned or any(_outranked(hit, other) for other in (*ends, *timeouts))
+    lost = _CLIENT in hit.event.frames and any(hit.group == other.group for other in ends)
+    return wrapped or orphaned or lost or any(_outranked(hit, other) for other in (*ends, *timeouts))
 
 
-def _outranked(hit: _Hit, report: _Hit) -> bool:
+def _outranked(hit: Hit, report: Hit) -> bool:
     """Whether we reported with a time that another rank failed first, and this line has none: teardown, most often."""
-    return report.reported and report.when.own and not hit.when.own and hit.group != report.group
+    return report.event.report and report.when.own and not hit.when.own and hit.group != report.group
 
 
 def _not_before(one: When, two: When) -> bool:
     return bool(one.own and two.own and one.time and two.time and one.time >= two.time)
 
 
-def _explain(winner: _Hit, hits: Sequence[_Hit], ranks: set[int | None]) -> Diagnosis:
-    known = winner.signature
-    same = (hit.rank for hit in hits if hit.signature == known and hit.rank is not None)
+def _explain(winner: Hit, hits: Sequence[Hit], ranks: set[int | None]) -> Diagnosis:
+    known = winner.signature or fallback(winner.event)
+    same = (hit.rank for hit in hits if hit.signature and hit.signature == known and hit.rank is not None)
     rank = next(same, None) if known and winner.rank is None else winner.rank
-    base = Diagnosis(True, rank, first=winner.evidence(), evidence=_evidence(winner, hits))
+    shown = _reason(winner, hits)
+    plain = known is not None and not known.id.startswith("errno")
+    means = tuple(dict.fromkeys((*meanings(winner.line, plain), *meanings(shown.line, plain))))
+    base = Diagnosis(True, rank, first=shown.evidence(), evidence=_evidence(shown, hits), means=means)
     if known is None:
         return replace(
             base,
+            certainty="not known",
             cause="an error that no signature knows; its own words follow",
             remedy="Read the first error lines of each rank below, and the log around them.",
         )
     suspects: set[int] = set()
     if known.kind == "timeout":
-        waiting = {hit.rank for hit in _of(hits, "timeout")}
-        suspects = {rank for rank in ranks - waiting if rank is not None}
+        waiting = {hit.rank for hit in of_kind(hits, "timeout")}
+        suspects = {rank for rank in (ranks | {0} if rank else ranks) - waiting if rank is not None}
     return replace(
         base,
+        certainty=known.certainty,
         signature=known.id,
         phase=known.phase,
-        cause=known.cause,
-        remedy=known.remedy,
+        cause=winner.says(known.cause),
+        remedy=winner.says(known.remedy),
+        causes=tuple(winner.says(one) for one in known.causes),
+        source=known.source,
         retryable=known.retryable,
         suspects=tuple(sorted(suspects)),
     )
 
 
-def _evidence(winner: _Hit, hits: Sequence[_Hit]) -> tuple[Evidence, ...]:
+def _reason(winner: Hit, hits: Sequence[Hit]) -> Hit:
+    """Return the line that says most: for an exception without words, or a code that came up through a wrapper."""
+    if winner.event.wordless:
+        below = [hit for hit in of_kind(hits, "unknown") if hit.log == winner.log and not hit.event.exception]
+        below = [hit for hit in below if winner.event.process == hit.event.process]
+        below = [hit for hit in below if 0 < hit.event.number - winner.event.number <= _BELOW and hit.event.says]
+        return min(below, key=lambda hit: hit.event.number, default=winner)
+    if winner.kind != "symptom" or not winner.wraps:
+        return winner
+    told = of_kind(hits, "unknown")
+    told = [hit for hit in told if (hit.event.code or hit.event.inside) and hit.group == winner.group]
+    near = [hit for hit in told if not clearly_later(hit, winner) and not clearly_later(winner, hit)]
+    return min(near, key=lambda hit: (hit.event.code is None, hit.order), default=winner)
+
+
+def _evidence(winner: Hit, hits: Sequence[Hit]) -> tuple[Evidence, ...]:
     """Return the first lines of the failing rank and of each other: three of an unknown error, else two and one."""
     unknown = winner.signature is None
-    chosen: list[_Hit] = []
+    chosen: list[Hit] = []
     for group in sorted({hit.group for hit in hits}, key=lambda name: (name != winner.group, name)):
         count = _FIRST_LINES if unknown else 2 if group == winner.group else 1
         told: set[str] = {winner.line}
@@ -297,11 +288,3 @@ def _evidence(winner: _Hit, hits: Sequence[_Hit]) -> tuple[Evidence, ...]:
                 told.add(hit.line)
                 count -= 1
     return tuple(hit.evidence() for hit in sorted(chosen, key=lambda hit: hit.order))
-
-
-def _ends(logs: Sequence[RankLog], times: Sequence[Sequence[When]]) -> Iterable[Evidence]:
-    for log, whens in zip(logs, times, strict=True):
-        last = next(((n, t, w) for (n, t), w in zip(log.lines[::-1], whens[::-1], strict=True) if t.strip()), None)
-        if last:
-            number, text, when = last
-            yield Evidence(log.rank, log.name, number, Parsed(text).message.strip()[:_LONGEST], when.time)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from jobs.diagnose.sift import Line, plain
 
 _SHORT = 240
+
+_ANSWERS = {
+    "named": "named, the line says why",
+    "narrowed": "narrowed, the line says what happened and not why",
+    "not known": "not known, the line speaks for itself",
+}
 
 
 @dataclass(frozen=True)
@@ -20,17 +26,21 @@ class RankLog:
         name: for people; names the file.
         lines: (number, text) in order.
         end: when the log ended, of the same time zone as the times in it; for logs without any.
+        cut: the time for it was over before its end.
+        own: an engine's own log: what Slurm says in it is about a step of this rank, whose only task is number 0.
     """
 
     rank: int | None
     name: str
     lines: tuple[Line, ...]
     end: datetime | None = None
+    cut: bool = False
+    own: bool = False
 
     @classmethod
     def of(cls, rank: int | None, name: str, text: str, end: datetime | None = None) -> RankLog:
         """Make one of a whole text."""
-        return cls(rank, name, tuple(enumerate(plain(text).splitlines(), start=1)), end)
+        return cls(rank, name, tuple(enumerate(map(plain, text.splitlines()), start=1)), end)
 
 
 @dataclass(frozen=True)
@@ -63,8 +73,13 @@ class Diagnosis:
         found: whether there is any sign of a failure.
         rank: the first failing rank; None: it cannot be told.
         signature: id in signatures.yaml; None: no signature fits, so the first error lines speak for themselves.
+        certainty: named: the line says why. narrowed: it says what happened; `causes` are what reports of it found.
+            not known: the line that says most stands for itself.
         phase: part of the service's life, as in signatures.yaml.
         cause, remedy: for people.
+        causes: of a narrowed answer: the possible causes, each with what tells it from the others.
+        means: what the codes in the deciding line mean, from the vendors' lists.
+        source: where the meaning was found.
         retryable: whether the same allocation may simply try again, once.
         first: the line that decided; None where nothing was found.
         evidence: further lines: of the same failure, and the first one of every other rank.
@@ -75,9 +90,13 @@ class Diagnosis:
     found: bool
     rank: int | None = None
     signature: str | None = None
+    certainty: Literal["named", "narrowed", "not known"] = "named"
     phase: str = "any"
     cause: str = "no failure found"
     remedy: str = "If it failed all the same, see the last lines of each rank."
+    causes: tuple[str, ...] = ()
+    means: tuple[str, ...] = ()
+    source: str = ""
     retryable: bool = False
     first: Evidence | None = None
     evidence: tuple[Evidence, ...] = ()
@@ -89,7 +108,8 @@ class Diagnosis:
         if self.first is None:
             return self.cause
         line = self.first.line if len(self.first.line) <= _SHORT else self.first.line[: _SHORT - 1] + "…"
-        known = f"{self.cause} ({self.signature}): " if self.signature else ""
+        mark = ", narrowed" if self.certainty == "narrowed" else ""
+        known = f"{self.cause} ({self.signature}{mark}): " if self.signature else ""
         where = "" if self.signature else f" ({self.first.place})"
         return f"{_who(self.rank)}{known}{line}{where}"
 
@@ -101,8 +121,12 @@ class Diagnosis:
             retry = "yes, once" if self.retryable else "no"
             head = [
                 f"{_who(self.rank)}{self.cause}" + (f" ({self.signature})" if self.signature else ""),
+                f"  answer: {_ANSWERS[self.certainty]}",
                 f"  line:   {self.first.text()}",
+                *(f"  means:  {one}" for one in self.means),
+                *(f"  cause {number}: {one}" for number, one in enumerate(self.causes, start=1)),
                 f"  remedy: {self.remedy}",
+                *([f"  source: {self.source}"] if self.source else []),
                 f"  retry:  {retry}",
             ]
         if self.suspects:

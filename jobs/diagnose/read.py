@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count, takewhile
 from pathlib import Path
 
 from jobs.core.errors import RunError, UserError
-from jobs.core.files import read_json
+from jobs.core.foreign import regular
 from jobs.core.layout import local_sizes
 from jobs.core.rundir import AllocationDir, RankDir, ServiceDir, SweepDir
-from jobs.core.tasks import read_config
+from jobs.core.tasks import read_config, read_task
 from jobs.diagnose.classify import classify
 from jobs.diagnose.diagnosis import Diagnosis, RankLog
 from jobs.diagnose.sift import sift
@@ -22,6 +23,9 @@ from jobs.diagnose.sift import sift
 _SUFFIXES = frozenset((".log", ".out", ".err"))
 _IF_NOTHING_ELSE = ".txt"
 """Suffix of logs where there are no others: beside them it is notes, requirements, our own diagnosis."""
+
+_BUDGET_S = 120.0
+"""After so many seconds of reading the answer is that of the lines read so far."""
 
 _MOST = 400
 """Logs of one directory that are read; a directory with more of them is not one service's."""
@@ -35,14 +39,24 @@ _NODE_IN_NAME = re.compile(r"node[-_.]?(\d{1,3})(?!\d)", re.IGNORECASE)
 _SERVICE_STARTS = re.compile(r" service (\w+): start\b")
 
 
+_OURS = re.compile(
+    r"(?:rank \d{1,9} \(\w{1,20}\): )?(?:engine [^:]{1,80}: )?(?:error: )?(?:container|model)\.\w{1,40} = "
+)
+"""How an error of this tool begins that says itself why a rank could not start its engine."""
+
+
 @dataclass(frozen=True)
 class Source:
-    """One log file. `service`: only the lines about this one count (an allocation's output is about several)."""
+    """One log file. `service`: only the lines about this one count (an allocation's output is about several).
+
+    `own`: it is an engine's own.
+    """
 
     path: Path
     rank: int | None
     name: str
     service: str | None = None
+    own: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,11 @@ def diagnose_each(paths: Sequence[Path]) -> tuple[tuple[str, Diagnosis], ...]:
 
     Args, raises: see `diagnose`.
     """
+    return tuple((name, classify(logs, sizes)) for name, logs, sizes in read_each(paths))
+
+
+def read_each(paths: Sequence[Path]) -> Iterator[tuple[str, list[RankLog], tuple[int, ...]]]:
+    """Yield name, logs and data-parallel ranks of each node of every failure. Args, raises: see `diagnose`."""
     found = cases(paths)
     if not found:
         raise RunError(
@@ -86,12 +105,15 @@ def diagnose_each(paths: Sequence[Path]) -> tuple[tuple[str, Diagnosis], ...]:
             f"there is no log in it (a file named *{', *'.join(sorted(_SUFFIXES))} or *{_IF_NOTHING_ELSE})",
             "Name the log itself: any name will do.",
         )
-    return tuple((case.name, classify([read(source) for source in case.sources], case.local_sizes)) for case in found)
+    for case in found:
+        enough = _budget()
+        yield case.name, [read(source, enough) for source in case.sources], case.local_sizes
 
 
-def invalid_reason(service: ServiceDir, own: str, more: Sequence[RankLog] = (), sizes: Sequence[int] = ()) -> str:
-    """Return why a service failed, for the `invalid_reason` of its rows: one line. Args: see `explain`."""
-    return explain(service, own, more, sizes)[1]
+def _budget() -> Callable[[], bool]:
+    """Return what says whether the time for reading is over."""
+    end = time.monotonic() + _BUDGET_S
+    return lambda: time.monotonic() > end
 
 
 def explain(
@@ -105,11 +127,14 @@ def explain(
         more: further texts, for example Slurm's state of the job (`State=NODE_FAIL`).
         sizes: data-parallel ranks of each node, see `classify`.
     """
-    logs = [read(source) for source in _service(service)]
+    enough = _budget()
+    logs = [read(source, enough) for source in _service(service)]
     words = RankLog.of(0, "rank 0", own, datetime.now())
-    found = classify([*logs, words, *more], sizes)
+    found = classify([*logs, words, *more], sizes, alone=False)
     reason = own
-    if found.signature:
+    if _OURS.match(own):  # it names key, value, reason and remedy; a word in it may look like something else
+        pass
+    elif found.signature:
         reason = found.summary()
     elif found.first and found.first.line not in own:
         reason = f"{own}; first error: {found.summary()}"
@@ -135,17 +160,17 @@ def cases(paths: Sequence[Path]) -> tuple[Case, ...]:
     return (*found, Case("logs", sources)) if sources else tuple(found)
 
 
-def read(source: Source) -> RankLog:
-    """Read what may matter of one log; a log that cannot be read is empty."""
+def read(source: Source, enough: Callable[[], bool] = bool) -> RankLog:
+    """Read what may matter of one log until it is `enough`; a log that cannot be read is empty."""
     try:
-        with source.path.open("rb") as stream:
-            lines = sift(stream)
+        with regular(source.path) as stream:
+            lines = sift(stream, enough)
         end = datetime.fromtimestamp(source.path.stat().st_mtime)
     except OSError:
         return RankLog(source.rank, source.name, ())
     if source.service is not None:
         lines = tuple(_about(lines, source.service))
-    return RankLog(source.rank, source.name, lines, end)
+    return RankLog(source.rank, source.name, lines, end, cut=enough(), own=source.own)
 
 
 def _time(diagnosis: Diagnosis) -> tuple[bool, datetime]:
@@ -169,10 +194,10 @@ def _sweep(sweep: SweepDir) -> Iterator[Case]:
 
 def _services(allocation: AllocationDir) -> list[tuple[str, int, list[str]]]:
     try:
-        task = read_json(allocation.task)
+        task = read_task(allocation)
     except UserError:
         return []
-    return [(str(item["service"]), int(task["attempt"]), list(item["points"])) for item in task["services"]]
+    return [(item.service, task.attempt, list(item.points)) for item in task.services]
 
 
 def _sizes(sweep: SweepDir, points: Sequence[str]) -> tuple[int, ...]:
@@ -194,7 +219,7 @@ def _service(service: ServiceDir, root: Path | None = None) -> Iterator[Source]:
 
     for number, rank in enumerate(takewhile(there, map(service.rank, count()))):
         if rank.log.exists():
-            yield Source(rank.log, number, str(rank.log.relative_to(root or service.path)))
+            yield Source(rank.log, number, str(rank.log.relative_to(root or service.path)), own=True)
 
 
 def _about(lines: Iterable[tuple[int, str]], service: str) -> Iterator[tuple[int, str]]:
@@ -217,7 +242,8 @@ def _any(paths: Sequence[Path]) -> tuple[Source, ...]:
             files.setdefault(file.resolve(), (file, name))
     nodes = {int(found.group(1)) for file, _ in files.values() if (found := _NODE_IN_NAME.search(file.name))}
     first = min(nodes, default=0)
-    return tuple(Source(file, _rank(file, first), name) for file, name in files.values())
+    engine = RankDir(Path()).log.name
+    return tuple(Source(file, _rank(file, first), name, own=file.name == engine) for file, name in files.values())
 
 
 def _inside(folder: Path) -> list[Path]:

@@ -2,52 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import groupby
 from typing import BinaryIO
 
+from jobs.diagnose.events import forms
+from jobs.diagnose.signatures import signatures
 from jobs.diagnose.times import has_stamp
 
 Line = tuple[int, str]
 """Line number (from 1) and text."""
 
-_GENERAL = (
-    "Error", "error", "ERR", "FATAL", "CRITICAL", "CANCELLED", "Exception", "exception", "Interrupt", "Fail",
-    "fail", "FAIL", "fatal", "Fatal", "fault", "Killed", "killed", "died", "dumped", "Exited", "exited", "ended",
-    "out of memory", "Out Of Memory", "imed out", "times out", "timeout", "No such", "no such", "annot ",
-    "not found", "denied", "refused", "nvalid", "is invalid", "did not ", "Did not ", "couldn", "ould not ",
-    "not exist", "not support", "Unable to ", "[Errno ", "by peer", '", line ',
-)  # fmt: skip
-"""Words of lines that read like an error, and of tracebacks."""
 
-_SPECIAL = (
-    "EI00", "EJ00", "EL00", "EZ99", "EE99", "EH99", "hcclRet", "GetRootInfo", "BUFFSIZE", "MTE instruction",
-    "inconsistent", "listening", "AllocComResource", "AclmdlRI", "available streams", "stream resource",
-    "runtime result", "aicore", "aivec", "only support", "queries per kv", "graph batch", "torchair_cache",
-    "kv_cache_bytes", "larger than the", "less than desired", "No available", "usage: 9", "usage: 100",
-    "scheduler is enabled", "batched_tokens (", "max_model_len (", "eager mode", "mismatch", "Not enough",
-    "World size", "divisible by", "quantization method", "trust_remote_code=", "Repo id", "not appear",
-    "OfflineMode", "No module", "No package", "undefined symbol", "requires NumPy", "in use", "EADDRINUSE",
-    "No space", "quota", "Read-only", "Stale file", "Too many", "Bus ", "exit code", "oom", "OOM", "OUT_OF_MEMORY",
-    "memory limit", "Zero Bytes", "DUE TO", "PREEMPTED", "TIMEOUT", "aborted", "Terminat", "curl: (", "SQUASHFS",
-    "corruption", "ABORTING", "already", "source path", "enroot-", "unrecognized", "not permitted",
-    "required plugin", "ignoring --", "encountered", "Dumping ", "Process ", "Waiting ", "is gone", "is lost",
-    "sign of life", "no new line", "in time", "connection to rank", "left something", "service ", "ready after",
-    "startup complete", "shutdown trigger", "trigger received", "SIGTERM", "SIGUSR2", "SIGINT", "SystemExit",
-    "time limit", "invaild", "SUMM-",
-)  # fmt: skip
-"""Some word of every signature that has none of the above (a test sees to it), and of what classify.py looks for."""
+@cache
+def _markers() -> tuple[str, ...]:
+    """Return all words of which a line needs one, those of the rule book too, that contain no shorter one.
 
-_MARKERS = _GENERAL + _SPECIAL
+    Not those of stages, whose progress bars would hide what stands behind them: a few stand among the markers.
+    """
+    book = [signature for signature in signatures() if signature.kind != "stage"]
+    known = set(forms()["markers"]).union(*(signature.words for signature in book))
+    return tuple(sorted(word for word in known if not any(other != word and other in word for other in known)))
 
-_MAY_MATTER = re.compile("|".join(map(re.escape, _MARKERS)))
-_FINDERS = tuple(
-    re.compile("|".join(map(re.escape, group)).encode())
-    for _, group in groupby(sorted(_MARKERS), key=lambda marker: marker[0])
-)
-"""One for each first letter: `re` looks for a single first letter some fifty times as fast as for one of many."""
+
+@cache
+def _finders() -> tuple[re.Pattern[bytes], ...]:
+    """One for each first letter: `re` looks for a single first letter some fifty times as fast as for one of many."""
+    return tuple(
+        re.compile("|".join(map(re.escape, group)).encode())
+        for _, group in groupby(_markers(), key=lambda marker: marker[0])
+    )
+
 
 _CHUNK = 1 << 20
 _LONGEST = 2000
@@ -61,35 +50,50 @@ _MESSAGES = 4000
 _RECENT = 1000
 _TAIL = 3
 _BACK = 64
-"""Lines that are searched backwards for the time of one without."""
+"""Lines that are searched for the time of one without."""
+
+_JSON = (
+    ("log", "message", "msg", "event", "text"),
+    ("level", "levelname", "severity", "lvl"),
+    ("time", "timestamp", "asctime", "ts", "@timestamp"),
+)
+"""Keys of a line of JSON: its words, its level, its time."""
+
+_NAMED_ABOVE = b"[type="
+"""In a line of pydantic, which has the name of the field on the line before it."""
 
 _NUMBERS = b"0123456789abcdef"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def may_matter(line: str) -> bool:
-    """Return whether a line has a word that could make it part of a diagnosis."""
-    return _MAY_MATTER.search(line) is not None
-
-
 def plain(text: str) -> str:
-    """Return a line or text without terminal colours."""
-    return _COLOUR.sub("", text)
+    """Return a line without terminal colours; one of JSON (docker, loguru, structlog) as a line of Python's logging."""
+    text = _COLOUR.sub("", text)
+    if not (text.startswith("{") and text.endswith("}")):
+        return text
+    try:
+        data = json.loads(text)
+    except ValueError:
+        return text
+    said, level, time = (next((data[key] for key in keys if isinstance(data.get(key), str)), "") for keys in _JSON)
+    head = f"{time} - json - {level.upper()} - " if level else f"{time} " if time else ""
+    return f"{head}{said.rstrip()}" if said else text
 
 
-def sift(stream: BinaryIO) -> tuple[Line, ...]:
+def sift(stream: BinaryIO, enough: Callable[[], bool] = bool) -> tuple[Line, ...]:
     """Return the lines of a log that may matter, in order.
 
     Of one message (numbers aside) the first three and the last are kept, of at most 4000 messages, and the last 1000
-    lines of all others. A line without a time comes with the nearest line before it that has one. The last three
-    lines of the log are always there.
+    lines of all others. A line without a time comes with the nearest lines before and after it that have one. The last
+    three lines of the log are always there.
 
     Args:
         stream: binary, read once in chunks of 1 MiB; any size, any line length.
+        enough: whether the time for it is over; the rest of the log is then left out.
     """
     kept = _Kept()
     number, rest = 1, b""
-    while chunk := stream.read(_CHUNK):
+    while not enough() and (chunk := stream.read(_CHUNK)):
         block = rest + chunk
         cut = block.rfind(b"\n") + 1
         if not cut:  # a line without end: its beginning says enough
@@ -104,7 +108,7 @@ def sift(stream: BinaryIO) -> tuple[Line, ...]:
 
 def _hits(body: bytes) -> Iterator[tuple[int, int]]:
     """Yield (first marker, end of line) of every line with a marker; `body` ends with a line."""
-    ahead = [(found.start(), finder) for finder in _FINDERS if (found := finder.search(body))]
+    ahead = [(found.start(), finder) for finder in _finders() if (found := finder.search(body))]
     while len(ahead) > 1:
         first = min(position for position, _ in ahead)
         end = body.index(b"\n", first)
@@ -157,10 +161,13 @@ class _Kept:
 
     def _keep(self, number: int, line: bytes, body: bytes, start: int) -> None:
         self._first[number] = line
+        if _NAMED_ABOVE in line and start:
+            begin = body.rfind(b"\n", 0, start - 1) + 1
+            self._first.setdefault(number - 1, body[begin : min(start - 1, begin + _LONGEST)])
         if not has_stamp(_text(line)):
-            stamped = _stamped_before(body, start, number) or self._stamped
-            if stamped:
-                self._first.setdefault(*stamped)
+            for stamped in (_stamped_before(body, start, number) or self._stamped, _stamped_after(body, start, number)):
+                if stamped:
+                    self._first.setdefault(*stamped)
 
     def _close(self, body: bytes, after: int) -> int:
         """Remember the end of a block, for the lines of the next one and as the end of the log."""
@@ -205,6 +212,20 @@ def _stamped_before(body: bytes, start: int, number: int) -> tuple[int, bytes] |
         if has_stamp(_text(line)):
             return number - back, line
         end = begin - 1
+    return None
+
+
+def _stamped_after(body: bytes, start: int, number: int) -> tuple[int, bytes] | None:
+    """Return the nearest line with a time below line `number`, which begins at `start`: that programs went on."""
+    begin = body.find(b"\n", start) + 1
+    for further in range(1, _BACK + 1):
+        end = body.find(b"\n", begin)
+        if not begin or end < 0:
+            return None
+        line = body[begin : min(end, begin + _LONGEST)]
+        if has_stamp(_text(line)):
+            return number + further, line
+        begin = end + 1
     return None
 
 

@@ -1,82 +1,58 @@
-"""The rule book: signatures.yaml, validated when it is loaded.
+"""The rule book: signatures.yaml and codes.yaml, validated when they are loaded.
 
-A signature recognises one line of a log and says what it means. Which of several wins is decided in classify.py.
+A signature recognises one line of a log and says what it means; a code is one of a vendor's closed list, so that a line
+that no signature knows is still named by it. Which of several lines wins is decided in classify.py.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, Field, TypeAdapter
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter
 
 from jobs.core.fields import Flag, Section
-from jobs.core.files import from_yaml
-from jobs.diagnose.sift import may_matter
+from jobs.core.foreign import from_yaml
+from jobs.diagnose.patterns import safe, words
 
 _FILE = Path(__file__).parent / "signatures.yaml"
+_CODES = Path(__file__).parent / "codes.yaml"
 
-Kind = Literal["cause", "timeout", "end", "follow_on", "note"]
+Kind = Literal["cause", "symptom", "timeout", "end", "follow_on", "note", "stage"]
 KINDS = get_args(Kind)
 """In the order of trust. Where several signatures match one line, the first kind, then the first in the file, wins."""
 
 Phase = Literal["queue", "container", "start", "load", "rendezvous", "graph", "serve", "bench", "any"]
 
+_SLOT = re.compile(r"\{(\w+)(?:\|([^{}]*))?\}")
 
-def _regex(text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise ValueError(f"not a regular expression: {error}") from None
-    return text
-
-
-_Words = Annotated[str, Field(min_length=1, strict=True)]
-_Regex = Annotated[_Words, AfterValidator(_regex)]
+Words = Annotated[str, Field(min_length=1, strict=True)]
+Regex = Annotated[Words, AfterValidator(safe)]
 
 
 @dataclass(frozen=True)
 class Signature(Section):
-    """One recognisable line.
+    """One recognisable line; the head of signatures.yaml says what each key means."""
 
-    Attributes:
-        id: short name, stands in rows and reports.
-        regex: searched in one line; a group `rank` names the failing rank where the line does, a group
-            `data_parallel_rank` the failing engine. An exception without
-            a message is read as `Name [file.py:line in function]`, from the traceback before it.
-        kind: cause      says itself what went wrong
-              timeout    this rank waited for another: the reason is probably there
-              end        how a process ended; why is said elsewhere
-              follow_on  only repeats that something failed
-              note       no failure, but worth knowing
-        phase: part of a service's life in which it happens.
-        cause: what it means.
-        remedy: what to do.
-        retryable: whether the same allocation may simply try again, once.
-        source: where the words and the meaning were found.
-        example: a line that it must match.
-        role: head (rank 0) or headless (the others), where only one of them can say it.
-        ready: True: only after the service was ready; False: only before.
-        passing: no failure where the service got ready later.
-        any_level: matches lines of level DEBUG, INFO and WARNING too.
-        over: ids of signatures that this one explains: they are dropped wherever this one is found.
-    """
-
-    id: _Words
-    regex: _Regex
+    id: Words
+    regex: Regex
     kind: Kind
     phase: Phase
-    cause: _Words
-    remedy: _Words
-    source: _Words
-    example: _Words
+    cause: Words
+    remedy: Words
+    source: Words
+    example: Words
+    causes: tuple[Words, ...] = ()
     retryable: Flag = False
     role: Literal["head", "headless"] | None = None
     ready: Flag | None = None
+    within: Regex | None = None
+    request: Flag = False
     passing: Flag = False
     any_level: Flag = False
     over: tuple[str, ...] = ()
@@ -85,6 +61,81 @@ class Signature(Section):
     def pattern(self) -> re.Pattern[str]:
         """The compiled regex."""
         return re.compile(self.regex)
+
+    @cached_property
+    def place(self) -> re.Pattern[str] | None:
+        """The compiled `within`."""
+        return re.compile(self.within) if self.within else None
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """Words of which every line that the regex can match has at least one."""
+        return words(self.regex)
+
+    @property
+    def certainty(self) -> Literal["named", "narrowed", "not known"]:
+        """How much its answer is worth."""
+        if self.kind in ("end", "follow_on", "stage"):
+            return "narrowed" if self.causes else "not known"
+        return "narrowed" if self.causes or self.kind != "cause" else "named"
+
+
+def fill(text: str, match: re.Match[str] | None) -> str:
+    """Return a text with what a regex found in the place of its slots."""
+    found = match.groupdict() if match else {}
+    return _SLOT.sub(lambda slot: found.get(slot[1]) or slot[2] or f"the {slot[1].replace('_', ' ')}", text)
+
+
+@dataclass(frozen=True)
+class Code(Section):
+    """What one code means. `do` and `kind`: where they differ from those of its family."""
+
+    says: Words
+    do: str = ""
+    kind: Kind | None = None
+
+
+def _texts(codes: dict[object, object]) -> dict[str, object]:
+    return {str(code): meaning for code, meaning in codes.items()}
+
+
+@dataclass(frozen=True)
+class Family(Section):
+    """A closed list of codes; the head of codes.yaml says what each key means."""
+
+    id: Words
+    quick: Regex
+    find: Regex
+    kind: Kind
+    do: Words
+    source: Words
+    codes: Annotated[dict[str, Code | Words], BeforeValidator(_texts)]
+    errors: Flag = False
+    any_case: Flag = False
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """The compiled regex."""
+        codes = "|".join(map(re.escape, sorted(self.codes, reverse=True)))
+        return re.compile(self.find.replace("CODES", f"(?i:{codes})" if self.any_case else codes))
+
+    @cached_property
+    def _quick(self) -> re.Pattern[str]:
+        return re.compile(self.quick)
+
+    def found(self, line: str) -> Iterable[re.Match[str]]:
+        """Return where a line has codes of the list."""
+        return self.pattern.finditer(line) if self._quick.search(line) else ()
+
+    def of(self, code: str) -> Code | None:
+        """Return what a code means, with what the family says of all of them."""
+        found = self.codes.get(code)
+        if found is None and self.any_case:
+            found = next((meaning for one, meaning in self.codes.items() if one.lower() == code.lower()), None)
+        if found is None:
+            return None
+        found = Code(found) if isinstance(found, str) else found
+        return Code(found.says, found.do or self.do, found.kind or self.kind)
 
 
 @cache
@@ -96,6 +147,31 @@ def signatures() -> tuple[Signature, ...]:
             that its own regex does not match.
     """
     return load(_FILE.read_text(encoding="utf-8"))
+
+
+@cache
+def _by_word() -> dict[str, list[int]]:
+    """Return the positions of the signatures that each word may belong to."""
+    index: dict[str, list[int]] = {}
+    for position, signature in enumerate(signatures()):
+        for word in signature.words:
+            index.setdefault(word, []).append(position)
+    return index
+
+
+def candidates(line: str) -> list[Signature]:
+    """Return the signatures that may match a line, in the order of precedence: most lines have none of their words."""
+    index, book = _by_word(), signatures()
+    return [book[at] for at in sorted({at for word in index if word in line for at in index[word]})]
+
+
+@cache
+def position(name: str) -> int:
+    """Return the place in the order of precedence of a signature, or of a code's (`FAMILY-CODE`, or `FAMILY`)."""
+    book = [signature.id for signature in signatures()]
+    if name in book:
+        return book.index(name)
+    return len(book) + next(at for at, family in enumerate(families()) if f"{name}-".startswith(f"{family.id}-"))
 
 
 def load(text: str) -> tuple[Signature, ...]:
@@ -113,6 +189,36 @@ def load(text: str) -> tuple[Signature, ...]:
     for item in found:
         if not item.pattern.search(item.example):
             raise ValueError(f"{item.id}: its regex does not match its example")
-        if not may_matter(item.example):
-            raise ValueError(f"{item.id}: its example has no marker of sift.py, so it would never be read")
+        if not item.words:
+            raise ValueError(f"{item.id}: its regex has an alternative without a word of three letters")
     return tuple(sorted(found, key=lambda item: KINDS.index(item.kind)))
+
+
+@cache
+def families() -> tuple[Family, ...]:
+    """Return the closed lists of codes, those whose lines say most first.
+
+    Raises:
+        ValueError: codes.yaml is wrong.
+    """
+    return TypeAdapter(tuple[Family, ...]).validate_python(from_yaml(_CODES.read_text(encoding="utf-8")))
+
+
+@cache
+def of_code(family: str, code: str) -> Signature | None:
+    """Return the signature that a code of a family amounts to; None: it is not in its list, or says nothing itself."""
+    known = next(item for item in families() if item.id == family)
+    found = known.of(code)
+    if found is None or found.kind in (None, "follow_on"):
+        return None
+    cause = f"{found.says} ({code})"
+    name = family if " " in code else f"{family}-{code}"
+    return Signature(name, re.escape(code), found.kind, "any", cause, found.do, known.source, code)
+
+
+def meanings(line: str, known: bool = False) -> tuple[str, ...]:
+    """Return what the codes in a line mean: `507899: ...`; of a line that is known, not those of plain words."""
+    lists = [family for family in families() if not (known and family.errors)]
+    found = ((match["code"], family) for family in lists for match in family.found(line))
+    told = ((code, one.says) for code, family in found if (one := family.of(code)))
+    return tuple(dict.fromkeys(f"{code}: {says}" for code, says in told))

@@ -13,8 +13,12 @@ _CLOCK = r"(?P<h>\d\d):(?P<m>\d\d):(?P<s>\d\d)"
 _FORMS = tuple(
     re.compile(form)
     for form in (
+        # journalctl: Nov 24 22:51:48 host
+        rf"^(?P<name>[A-Z][a-z]{{2}}) (?P<day>[ \d]\d) {_CLOCK} ",
         # Slurm 2026-11-24T22:51:48, CANN 2025-09-12-10:00:00.123.456, Python's logging 2026-11-24 23:25:49,921
         rf"(?<!\d)(?P<year>20\d\d)-(?P<month>\d\d)-(?P<day>\d\d)[T -]{_CLOCK}(?:[.,](?P<f>\d{{1,6}}(?:\.\d{{3}})?))?",
+        # AISBench 11/24 22:51:48 - AISBench
+        rf"(?<![\d/])(?P<month>\d\d)/(?P<day>\d\d) {_CLOCK} - ",
         # vLLM: INFO 11-24 22:51:48 [file.py:123]
         rf"\b(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) (?P<month>\d\d)-(?P<day>\d\d) {_CLOCK}",
         # PyTorch: [W1124 23:26:10.236264913 file.cpp:207]; the month has one digit or two
@@ -23,6 +27,8 @@ _FORMS = tuple(
         rf"^{_CLOCK} ",
     )
 )
+
+_MONTHS = " JanFebMarAprMayJunJulAugSepOctNovDec"
 
 _WITHIN = 200
 """Characters of a line in which its time stands; dates further on are part of the text."""
@@ -93,7 +99,8 @@ def _stamp(line: str) -> _Stamp | None:
             part = match.groupdict()
             micro = int((part.get("f") or "0").replace(".", "").ljust(6, "0")[:6])
             year, month, day = (int(part[key]) if part.get(key) else None for key in ("year", "month", "day"))
-            return _Stamp(year, month, day, (int(part["h"]), int(part["m"]), int(part["s"]), micro))
+            month = month or _MONTHS.find(part.get("name") or "?") // 3 + 1
+            return _Stamp(year, month or None, day, (int(part["h"]), int(part["m"]), int(part["s"]), micro))
     return None
 
 

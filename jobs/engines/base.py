@@ -12,9 +12,9 @@ from typing import Any, Literal, Protocol
 
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
+from jobs.core.layout import Placement
 from jobs.core.registry import ENGINES, Registry
 from jobs.engines.checkpoint.architecture import Architecture
-from jobs.engines.placement import Placement
 from jobs.engines.prediction import Allowance, Prediction
 
 Severity = Literal["error", "warning"]
@@ -79,6 +79,7 @@ class EngineLog:
         kv_tokens: KV cache capacity of one data-parallel rank, tokens.
         first_kv_tokens: the same of the rank that printed it first.
         weights_gib: of one device.
+        weights_s: seconds that reading the weights took.
         available_gib: for the KV cache of one device.
         device_gib: of one device in all.
         load_progress: how much of the checkpoint is loaded, as "20/163".
@@ -92,6 +93,7 @@ class EngineLog:
     device_gib: float | None = None
     load_progress: str | None = None
     ranks_met: bool = False
+    weights_s: float | None = None
 
 
 class Engine(Protocol):

@@ -6,7 +6,40 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.core.config import Config
+
 GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a model lies on the NPUs; `dcp` and `pcp` are decode and prefill context parallel sizes, `pp` the stages."""
+
+    tp: int
+    dp: int
+    expert_parallel: bool = False
+    dcp: int = 1
+    pcp: int = 1
+    pp: int = 1
+
+    @classmethod
+    def of(cls, config: Config) -> Layout:
+        """Return the layout of a config."""
+        p = config.parallel
+        further = (p.decode_context_parallel_size, p.prefill_context_parallel_size, p.pipeline_parallel_size)
+        return cls(
+            p.tensor_parallel_size, p.data_parallel_size, p.enable_expert_parallel, *(size or 1 for size in further)
+        )
+
+    @property
+    def npus(self) -> int:
+        """NPUs of one pipeline stage of all ranks; decode context parallelism reuses the tensor parallel ranks."""
+        return self.tp * self.dp * self.pcp
+
+    @property
+    def expert_ranks(self) -> int:
+        """NPUs over which the experts of a layer are cut: of one stage (vLLM, the expert parallel group)."""
+        return self.npus if self.expert_parallel else self.tp
 
 
 @dataclass(frozen=True)
@@ -51,6 +84,7 @@ class Prediction:
         device_bytes: memory of the NPU; 0 where the KV cache has a size of its own (CPU engine).
         block: tokens that are given out together: 128 x dcp x pcp.
         allowance: that was used.
+        stages: of a pipeline, a line on each stage; all that stands above is of the one that holds the fewest tokens.
         uncertainty_bytes: how far `kv_bytes` may be off; 0: the engine does not measure, its cache has a fixed size.
     """
 
@@ -65,6 +99,7 @@ class Prediction:
     block: int
     allowance: Allowance
     uncertainty_bytes: float = 0.0
+    stages: tuple[str, ...] = ()
 
     def lacks_bytes(self, length: int) -> float:
         """Return what one sequence of `length` tokens lacks, bytes; 0 or less: it fits, with so much to spare."""
@@ -105,6 +140,7 @@ class Prediction:
             "allowance_gib": self.allowance.gib,
             "allowance_source": self.allowance.source,
             "uncertainty_gib": self.uncertainty_bytes / GIB,
+            "stages": list(self.stages),
             "terms": [{"name": term.name, "gib": term.gib, "source": term.source} for term in self.terms],
         }
 

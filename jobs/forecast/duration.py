@@ -1,12 +1,15 @@
-"""Seconds: what a plan predicts for each phase of a service. Pure."""
+"""Seconds: what a plan predicts for each phase of a service, and which limit of the engine that meets. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from jobs.cluster.time_limit import SIGNAL_DELAY_S, limit_seconds
 from jobs.core.config import Bench, Config, usual_windows
-from jobs.engines.base import engine_of
+from jobs.engines.ascend import version
+from jobs.engines.base import Finding, engine_of
 from jobs.forecast.history import PastRuns
 
 START_S = 120.0
@@ -14,6 +17,15 @@ START_S = 120.0
 
 DRAIN = 0.25
 """Share of the window that the drain is taken to last."""
+
+
+_READY = "VLLM_ENGINE_READY_TIMEOUT_S"
+_DEFAULT_S = 600
+_SURE_S = 1800
+"""Seconds that a large model is always given; `limits.load_s` may allow far more than any load takes."""
+
+_LARGE_GIB = 100
+_SOURCE = "vllm v1/engine/core_client.py; vllm-ascend issue 6847"
 
 
 @dataclass(frozen=True)
@@ -71,8 +83,59 @@ def measure_seconds(config: Config) -> float:
     return usual_windows(bench) * bench.warmup_s + (1 + DRAIN) * _window_seconds(bench)
 
 
+def point_seconds(config: Config) -> float:
+    """Predict the seconds of one point and of the stop after it."""
+    return measure_seconds(config) + config.limits.stop_s
+
+
+def never_fits(config: Config, load_s: float) -> str | None:
+    """Return why no job of this time limit can begin a service, or None.
+
+    Args:
+        config: of the service's first point.
+        load_s: its predicted load, seconds.
+    """
+    limit = limit_seconds(config.cluster.time_limit)
+    needed = load_s + point_seconds(config) + SIGNAL_DELAY_S
+    if limit is None or needed <= limit:
+        return None
+    return (
+        f"cluster.time_limit={config.cluster.time_limit} is too short for any point: load and first point need about "
+        f"{load_s + point_seconds(config):.0f} s, and {SIGNAL_DELAY_S} s are kept for the end: give at least "
+        f"{math.ceil(needed / 60)} minutes"
+    )
+
+
 def _window_seconds(bench: Bench) -> float:
     """Predict seconds of all windows of a point; a fixed number of requests takes what its rate needs."""
     if bench.num_requests and bench.request_rate:
         return usual_windows(bench) * bench.num_requests / bench.request_rate
     return usual_windows(bench) * bench.window_s
+
+
+def load_limit(config: Config) -> Iterator[Finding]:
+    """Yield that the engine's own limit may end a load of the predicted length, or one that `limits.load_s` allows.
+
+    From vLLM 0.18 on a variable is the limit, 600 s by default. Before, several API servers wait 600 s, which cannot be
+    changed, and a single one as long as it takes (vllm 0.11 and 0.13, v1/engine/core_client.py).
+    """
+    adjustable = version(config.engine.release) >= (0, 18)
+    servers = str(config.engine.args.get("api-server-count") or 1)
+    given = str(config.engine.env.get(_READY) or _DEFAULT_S) if adjustable else str(_DEFAULT_S)
+    if not engine_of(config).traits.npus or not given.isdigit() or not (adjustable or servers not in ("0", "1")):
+        return
+    needed, allowed = load_seconds(config), config.limits.load_s
+    large = adjustable and config.model.shape.weight_gib >= _LARGE_GIB
+    if needed > int(given):
+        reason = f"the engine gives up a load after {given} s, and this one is predicted to take {needed:.0f} s"
+    elif large and int(given) < min(allowed, _SURE_S):
+        reason = f"the engine gives up a load after {given} s, though limits.load_s allows {allowed:.0f} s"
+    else:
+        return
+    if adjustable:
+        key, remedy = f"engine.env.{_READY}", f"Set +engine.env.{_READY}={max(allowed, 2 * needed):.0f}"
+        value = config.engine.env.get(_READY)
+        yield Finding("C5", "warning", key, value, reason, f"{remedy}, or correct cluster.model_read_gb_s.", _SOURCE)
+    else:
+        remedy = "Remove it: one API server waits as long as it takes. Or use release 0.18 or later."
+        yield Finding("C5", "warning", "engine.args.api-server-count", servers, reason, remedy, _SOURCE)

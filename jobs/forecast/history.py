@@ -6,25 +6,24 @@ is the allowance of the next prediction of that layout; the times are those of t
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError, RunError
 from jobs.core.fields import Section
-from jobs.core.files import read_json, write_json
+from jobs.core.files import write_json
+from jobs.core.foreign import SMALL, load_form
+from jobs.core.records import Number, Seconds
 from jobs.core.rundir import Root
-from jobs.engines.ascend.lookup import required
-from jobs.engines.ascend.memory import buffsize_of, loads_mtp
-from jobs.engines.base import EngineLog, engine_of
-from jobs.engines.checkpoint.architecture import Architecture
+from jobs.engines.base import EngineLog
+from jobs.engines.checkpoint.architecture import Architecture, required
+from jobs.engines.layout_name import layout_name, layout_of
 from jobs.engines.prediction import GIB, Allowance, Prediction
 from jobs.forecast.memory import Fit, judge
 
@@ -50,62 +49,31 @@ class PastRuns(Section):
     layout: dict[str, Any]
     run: str = ""
     time: str = ""
-    allowance_gib: float | None = None
-    device_gib: float | None = None
-    weights_gib: float | None = None
-    predicted_weights_gib: float | None = None
+    allowance_gib: Number | None = None
+    device_gib: Number | None = None
+    weights_gib: Number | None = None
+    predicted_weights_gib: Number | None = None
     kv_tokens: int | None = None
     predicted_kv_tokens: int | None = None
-    load_s: tuple[float, ...] = ()
-    teardown_s: tuple[float, ...] = ()
+    load_s: tuple[Seconds, ...] = ()
+    teardown_s: tuple[Seconds, ...] = ()
 
 
 _ADAPTER = TypeAdapter(PastRuns)
 
 
-def layout_of(config: Config) -> dict[str, Any]:
-    """Return what memory and load time depend on beside lengths, limits and loads.
-
-    Raises:
-        ConfigError: a setting that the sum needs is not a number.
-    """
-    parallel, engine = config.parallel, config.engine
-    layout = {
-        "engine": engine.name,
-        "release": engine.release,
-        "model": config.model.name,
-        "load_format": config.model.load_format,
-        "tensor_parallel_size": parallel.tensor_parallel_size,
-        "data_parallel_size": parallel.data_parallel_size,
-        "enable_expert_parallel": parallel.enable_expert_parallel,
-        "decode_context_parallel_size": parallel.decode_context_parallel_size,
-        "prefill_context_parallel_size": parallel.prefill_context_parallel_size,
-        "max_num_batched_tokens": parallel.max_num_batched_tokens,
-        "hccl_buffsize": buffsize_of(config),
-        "mtp": loads_mtp(config),
-    }
-    if engine_of(config).traits.simulated:
-        layout |= {"rehearsal": _short(asdict(engine.rehearsal)), "shape": _short(asdict(config.model.shape))}
-    return layout
-
-
-def _short(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
 def recall(root: Root, config: Config) -> tuple[PastRuns | None, str | None]:
     """Return what earlier runs of this layout showed, and a word if their file had to be ignored."""
     try:
-        path = root.calibration(_short(layout_of(config)))
+        path = root.calibration(layout_name(config))
     except ConfigError:  # whoever predicts the memory says what is wrong
         return None, None
     if not path.exists():
         return None, None
     try:
-        return _ADAPTER.validate_python(read_json(path)), None
-    except (RunError, ValidationError) as error:
-        reason = error.args[2] if isinstance(error, RunError) else error.errors(include_url=False)[0]["msg"]
-        return None, f"{path} is ignored, it cannot be read: {reason}"
+        return load_form(path, _ADAPTER, SMALL, ours=True), None
+    except RunError as error:
+        return None, f"{path} is ignored, it cannot be read: {error.reason}"
 
 
 def remember(
@@ -131,8 +99,7 @@ def remember(
         ConfigError: a setting that the sum needs is not a number.
         RunError: the file cannot be written.
     """
-    layout = layout_of(config)
-    past = recall(root, config)[0] or PastRuns(layout)
+    past = recall(root, config)[0] or PastRuns(layout_of(config))
     now = datetime.now().isoformat(timespec="seconds")
     past = replace(
         past,
@@ -143,7 +110,7 @@ def remember(
     )
     if prediction:
         past = replace(past, **_measured(prediction, figures))
-    write_json(root.calibration(_short(layout)), asdict(past))
+    write_json(root.calibration(layout_name(config)), asdict(past))
     return past
 
 

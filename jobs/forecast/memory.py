@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.engines.ascend import utilization
-from jobs.engines.ascend.rules.lengths import at_once
 from jobs.engines.base import engine_of
 from jobs.engines.checkpoint.architecture import Architecture
 from jobs.engines.prediction import GIB, Allowance, Prediction
@@ -119,7 +118,7 @@ def queueing(config: Config, fit: Fit) -> Queueing | None:
         return None
     found: list[Queueing] = []
     ranks = parallel.data_parallel_size
-    if (most := at_once(parallel)) is not None:
+    if (most := parallel.sequences) is not None:
         found.append(Queueing(most, f"max_num_seqs x data-parallel ranks = {parallel.max_num_seqs} x {ranks}"))
     if fit.prediction and fit.lacks_bytes <= 0:
         made, length = fit.prediction, bench.input_tokens + bench.output_tokens

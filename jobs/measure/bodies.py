@@ -85,6 +85,10 @@ class Writer:
         pieces = self._pieces(drawn)
         if self.chat:
             return self._open(max_tokens, '"messages": [{"role": "user", "content": "') + pieces + b'"}]}'
+        return self.ids(pieces, max_tokens)
+
+    def ids(self, pieces: bytes, max_tokens: int) -> bytes:
+        """Return a request whose prompt are these token ids, JSON text without brackets."""
         return self._open(max_tokens, '"prompt": [') + pieces + b"]}"
 
     def turns(self, parts: Sequence[NDArray[np.int32]], max_tokens: int) -> bytes:

@@ -1,6 +1,8 @@
 """The canary: one known question before and after the windows. A fast service that answers nonsense is not valid.
 
+It stands among the load as well (underload.py), for kernels that are right when idle and wrong under concurrency.
 It is the article's own check ("解释一下量子纠缠", by chat, 100 tokens), sent while nothing else runs, at temperature 0.
+Where any words will do, a few are enough.
 """
 
 from __future__ import annotations
@@ -10,15 +12,18 @@ import re
 import shlex
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from difflib import SequenceMatcher
 from typing import Any
 
 from jobs.core.config import Bench
-from jobs.measure.records import Target
+from jobs.measure.records import Answer, Target
 from jobs.measure.wire import Connections, request_json
 
 QUESTION = "解释一下量子纠缠"
+TOKENS = {"sane": 100, "answer": 16}
+"""Length of the answer by `bench.canary`, tokens."""
+
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 
@@ -38,15 +43,6 @@ ALIKE = 0.2
 """Likeness of the two answers (difflib) below which it is noted: batches differ, so they need not be equal."""
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What came back: the words, their number by the engine's count, or why there are none."""
-
-    text: str
-    tokens: int | None
-    error: str | None
-
-
 def body(model: str, tokens: int) -> dict[str, Any]:
     """Return the article's request, made repeatable."""
     messages = [{"role": "user", "content": QUESTION}]
@@ -61,13 +57,23 @@ def curl(target: Target, tokens: int) -> str:
     return line if target.api_key is None else line + ' -H "Authorization: Bearer $API_KEY"'
 
 
-async def ask(connections: Connections, target: Target, tokens: int) -> Answer:
-    """Ask the canary's question; a model without a chat template is asked for a completion."""
+async def ask(connections: Connections, target: Target, tokens: int, *, chat: bool | None = None) -> Answer:
+    """Ask the canary's question.
+
+    Args:
+        connections: to the service.
+        target: the service.
+        tokens: length of the answer.
+        chat: by chat, or for a completion; None: by chat, and a model without a chat template for a completion.
+    """
     asked = body(target.model, tokens)
-    status, answer = await request_json(connections, CHAT, asked, LIMIT_S)
-    if status == 400 and "chat template" in json.dumps(answer).lower():
+    status, answer = 400, dict[str, Any]()
+    if chat is not False:
+        status, answer = await request_json(connections, CHAT, asked, LIMIT_S)
+    if chat is False or (chat is None and status == 400 and "chat template" in json.dumps(answer).lower()):
         del asked["messages"]
         status, answer = await request_json(connections, COMPLETIONS, asked | {"prompt": QUESTION}, LIMIT_S)
+        return replace(read(status, answer), chat=False)
     return read(status, answer)
 
 
@@ -80,9 +86,9 @@ def read(status: int, answer: Mapping[str, Any]) -> Answer:
         message = choice.get("message") or {"content": choice.get("text")}
         # A reasoning parser puts what comes first apart; within 100 tokens it may be all there is.
         said = [message.get(key) for key in ("reasoning_content", "reasoning", "content")]
-        return Answer(
-            "".join(text for text in said if text), (answer.get("usage") or {}).get("completion_tokens"), None
-        )
+        usage = answer.get("usage") or {}
+        text = "".join(text for text in said if text)
+        return Answer(text, usage.get("completion_tokens"), None, usage.get("prompt_tokens"))
     except (KeyError, IndexError, TypeError, AttributeError):
         return Answer("", None, f"no chat answer: {json.dumps(answer)[:200]}")
 
@@ -134,13 +140,18 @@ def _repetition(text: str) -> float:
     return max(shares)
 
 
+def alike(one: Answer, other: Answer) -> float:
+    """Return how much two answers have in common, 0 to 1."""
+    return SequenceMatcher(None, one.text, other.text, autojunk=False).ratio()
+
+
 def differ(before: Answer, after: Answer) -> str | None:
     """Return a note where the two answers are unlike."""
-    likeness = SequenceMatcher(None, before.text, after.text, autojunk=False).ratio()
+    likeness = alike(before, after)
     return f"the canary's answers before and after are unlike ({likeness:.0%} alike)" if likeness < ALIKE else None
 
 
 def record(target: Target, bench: Bench, answers: Mapping[str, Answer]) -> dict[str, Any]:
     """Return what is kept: the question as a line for a shell, and both answers."""
     said = {when: asdict(answer) | {"fault": fault(answer, bench)} for when, answer in answers.items()}
-    return {"curl": curl(target, bench.canary_tokens), **said}
+    return {"curl": curl(target, TOKENS[bench.canary]), **said}

@@ -1,7 +1,7 @@
 """The window client: warm the service up, measure a window of steady load, drain.
 
 The window opens while the load already runs and closes while it still runs, so that it holds no ramp at either
-end. Latencies count for the requests that *start* in [opened, closed); the load stays on until each of them has
+end. Latencies count for the requests that *come* in [opened, closed); the load stays on until each of them has
 its answer (`bench.hold_load`), so the last ones meet the same load as the first. Requests that our own limits
 cut off are truncated, never failed, and stand in no latency figure.
 """
@@ -18,12 +18,15 @@ from dataclasses import dataclass, replace
 from jobs.core.config import Bench, Model
 from jobs.core.errors import ConfigError
 from jobs.core.sweep_settings import Limits
-from jobs.measure import dataset
+from jobs.measure import dataset, underload
+from jobs.measure.arrivals import poisson
+from jobs.measure.heartbeat import Heartbeat
 from jobs.measure.load import Load
-from jobs.measure.records import Growth, RequestRecord, Target, Window
-from jobs.measure.series import Page, Scraper, finished_between, generated_between, grown, result, samples
+from jobs.measure.records import Answer, Growth, RequestRecord, Target, Window
+from jobs.measure.series import Page, Scraper, grown, result, totals
+from jobs.measure.underload import Questions
 from jobs.measure.wire import Connections, clock
-from jobs.measure.workload import Workload, poisson
+from jobs.measure.workload import Workload
 
 __all__ = ["RequestRecord", "Target", "Window", "measure"]
 
@@ -50,7 +53,9 @@ async def measure(
     model: Model,
     target: Target,
     *,
+    number: int = 1,
     seed_offset: int = 0,
+    idle: Answer | None = None,
     stop: asyncio.Event | None = None,
     on_phase: Callable[[str], None] = _silent,
 ) -> Window:
@@ -69,7 +74,9 @@ async def measure(
         limits: `warmup_s`, `window_s` (of a fixed number of requests) and `drain_s` are used.
         model: ordinary token ids for the prompts.
         target: the service.
+        number: of the window in its point, from 1: each has arrivals of its own (see arrivals.py).
         seed_offset: keeps prompts apart from those of other windows (see workload.py); 0: none.
+        idle: the idle service's answer to the question that stands among the load; None: none does.
         stop: once set, sending stops at once and what was measured so far comes back within about a second.
         on_phase: told "warm", "measuring" and "drain" as they begin.
 
@@ -84,24 +91,31 @@ async def measure(
     with closing(Connections(target.base_url, target.headers)) as connections:
         items = await dataset.load(bench, connections, target.model)
         workload = Workload(bench, model, target.model, items=items, seed_offset=seed_offset)
+        questions = Questions(connections, target, bench, idle) if idle and underload.wanted(bench) else None
         begun = clock()
         async with asyncio.TaskGroup() as group:
             scraper = Scraper(group, connections, _SCRAPE_S)
             before, polling = scraper.scrape(), group.create_task(scraper.run())
-            run = _WindowRun(bench, limits, connections, workload, stop, on_phase, scraper)
+            beating = group.create_task((heart := Heartbeat()).run())
+            run = _WindowRun(bench, limits, connections, workload, stop, on_phase, scraper, number, questions)
             window = await (_counted(run) if traced or bench.num_requests else _timed(run))
             polling.cancel()
+            beating.cancel()
             after = scraper.scrape()
             await scraper.end(_SCRAPE_AFTER_STOP_S if stop.is_set() else _SCRAPE_S)
-        return replace(
-            window,
-            begun_s=begun,
-            ended_s=clock(),
-            finished=finished_between(result(before), result(after)),
-            generated=generated_between(result(before), result(after)),
-            series=samples(scraper.pages),
-            records=tuple(_placed(record, window) for record in window.records),
-        )
+        told = totals(result(before), result(after))
+        return replace(_placed(window, heart, questions), begun_s=begun, ended_s=clock(), series=scraper.series, **told)
+
+
+def _placed(window: Window, heart: Heartbeat, questions: Questions | None) -> Window:
+    """Return the window with all that is known once it is over, and each record in it or beside it."""
+    inside = (not r.check and window.opened_s <= r.came_s < window.closed_s for r in window.records)
+    return replace(
+        window,
+        checked=questions.checked if questions else None,
+        lags=heart.lags(window.opened_s, window.closed_s + window.drain_s),
+        records=tuple(replace(r, in_window=here) for r, here in zip(window.records, inside, strict=True)),
+    )
 
 
 async def warm(
@@ -124,14 +138,14 @@ async def warm(
     with closing(Connections(target.base_url, target.headers)) as connections:
         items = await dataset.load(bench, connections, target.model)
         workload = Workload(bench, model, target.model, items=items, seed_offset=seed_offset).apart()
-        load = Load(connections, workload, bench, first=_APART)
         async with asyncio.TaskGroup() as group:
             run = _WindowRun(
                 bench, limits, connections, workload, stop, on_phase, Scraper(group, connections, _SCRAPE_S)
             )
+            load = run.load(first=_APART)
             async with run.sending(load):
                 await run.warm_up(load)
-                load.sending = False
+                load.sending, load.dropping = False, True
                 await load.until(lambda: not load.in_flight, stop, limits.drain_s)
     if stop.is_set():
         return "the window was cut short"
@@ -155,6 +169,13 @@ class _WindowRun:
     stop: asyncio.Event
     on_phase: Callable[[str], None]
     scraper: Scraper
+    number: int = 0
+    questions: Questions | None = None
+
+    def load(self, *, first: int = 0, questions: Questions | None = None) -> Load:
+        """Return the load before the window, and in a closed loop in it."""
+        arrivals = poisson(self.bench, self.number, warming=True) if self.bench.request_rate else None
+        return Load(self.connections, self.workload, self.bench, first=first, arrivals=arrivals, questions=questions)
 
     @asynccontextmanager
     async def sending(self, load: Load) -> AsyncIterator[asyncio.Task[None]]:
@@ -171,15 +192,18 @@ class _WindowRun:
         load.sending = False
         load.news.set()
 
-    async def warm_up(self, load: Load) -> bool:
-        """Return whether the service answers under this load."""
+    async def warm_up(self, load: Load) -> float | None:
+        """Return the moment at which the service is warm; None: it does not answer under this load."""
         self.on_phase("warm")
         await load.until(lambda: False, self.stop, self.bench.warmup_s)
-        began = clock()
+        began, answers = clock(), len(load.records)
         warm = await load.until(load.warm, self.stop, self.limits.warmup_s)
         if warm:
             await load.until(load.filled, self.stop, max(0.0, self.limits.warmup_s - (clock() - began)))
-        return warm and not self.stop.is_set()
+        if not warm or self.stop.is_set():
+            return None
+        # An answer that ended the wait opens the window: what its slot has sent since then came in it.
+        return load.records[-1].end_s if len(load.records) > answers and load.filled() else clock()
 
     async def growth(self, first: Scrape, last: Scrape) -> Growth:
         """Return what the engines' counters grew by between two readings."""
@@ -193,7 +217,7 @@ def _never_opened(begun: float, opened: float) -> Window:
 
 async def _timed(run: _WindowRun) -> Window:
     """Measure a window of time in a load that was there before and goes on after it."""
-    load = Load(run.connections, run.workload, run.bench)
+    load = run.load(questions=run.questions)
     async with run.sending(load):
         window = await _phases(run, load)
     return replace(window, records=tuple(load.records))  # with what was cut off at the end
@@ -202,15 +226,20 @@ async def _timed(run: _WindowRun) -> Window:
 async def _phases(run: _WindowRun, load: Load) -> Window:
     """Lead the load through its phases."""
     bench, stop, begun = run.bench, run.stop, clock()
-    warm = await run.warm_up(load)
-    opened, cpu = clock(), time.process_time()
-    if not warm:
-        return _never_opened(begun, opened)
+    opened, cpu = await run.warm_up(load), time.process_time()
+    if opened is None:
+        return _never_opened(begun, clock())
 
     run.on_phase("measuring")
+    if bench.request_rate:
+        load.anew(poisson(bench, run.number), opened)
     first = run.scraper.scrape()
-    await load.until(lambda: False, stop, bench.window_s)
-    closed, cpu = min(opened + bench.window_s, clock()), time.process_time() - cpu
+    await load.until(lambda: False, stop, opened + bench.window_s - clock())
+    closed = min(opened + bench.window_s, clock())
+    if not load.came_since(opened):
+        await load.until(lambda: load.came_since(opened), stop, run.limits.drain_s)
+        closed = clock()
+    cpu = time.process_time() - cpu
     last = run.scraper.scrape()
 
     run.on_phase("drain")
@@ -227,10 +256,10 @@ async def _phases(run: _WindowRun, load: Load) -> Window:
 async def _counted(run: _WindowRun) -> Window:
     """Measure a fixed number of requests, all of them."""
     bench, workload, stop, begun = run.bench, run.workload, run.stop, clock()
-    warming = Load(run.connections, workload.apart(), _for_warm_up(bench, workload), first=_APART)
+    warming = replace(run, bench=_for_warm_up(bench, workload), workload=workload.apart()).load(first=_APART)
     async with run.sending(warming):
-        warm = await run.warm_up(warming)
-        warming.sending = False
+        warm = await run.warm_up(warming) is not None
+        warming.sending, warming.dropping = False, True
         await warming.until(lambda: not warming.in_flight, stop, run.limits.drain_s)
 
     opened, cpu = clock(), time.process_time()
@@ -239,8 +268,8 @@ async def _counted(run: _WindowRun) -> Window:
     run.on_phase("measuring")
     first = run.scraper.scrape()
     count = len(workload.arrivals) if workload.arrivals is not None else bench.num_requests
-    arrivals = _arrivals(bench, workload)
-    load = Load(run.connections, workload, bench, count=count, arrivals=arrivals)
+    arrivals = _arrivals(bench, workload, run.number)
+    load = Load(run.connections, workload, bench, count=count, arrivals=arrivals, questions=run.questions)
     limit = run.limits.window_s or usual_limit_s(count or 0, bench.concurrency, arrivals)
     async with run.sending(load) as running:
         while not stop.is_set() and (left := opened + limit - clock()) > 0:
@@ -274,13 +303,13 @@ def usual_limit_s(count: int, concurrency: int | None, arrivals: Sequence[float]
     return _HOUR_S + 2 * last + (_REQUEST_S * count / concurrency if concurrency else 0.0)
 
 
-def _arrivals(bench: Bench, workload: Workload) -> tuple[float, ...] | None:
+def _arrivals(bench: Bench, workload: Workload, number: int) -> tuple[float, ...] | None:
     """Return the times of all requests; None: a closed loop."""
     if workload.arrivals is not None:
         return workload.arrivals
     if bench.request_rate is None:
         return None
-    return tuple(itertools.islice(poisson(bench.seed, bench.request_rate), bench.num_requests))
+    return tuple(itertools.islice(poisson(bench, number), bench.num_requests))
 
 
 def _for_warm_up(bench: Bench, workload: Workload) -> Bench:
@@ -288,7 +317,3 @@ def _for_warm_up(bench: Bench, workload: Workload) -> Bench:
     if workload.arrivals is None:
         return bench
     return replace(bench, request_rate=None, concurrency=bench.concurrency or _USUAL_CONCURRENCY)
-
-
-def _placed(record: RequestRecord, window: Window) -> RequestRecord:
-    return replace(record, in_window=window.opened_s <= record.start_s < window.closed_s)

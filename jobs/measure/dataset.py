@@ -1,10 +1,11 @@
-"""Data sets of people: ShareGPT conversations and traces of arrivals."""
+"""Data sets of people: ShareGPT conversations, traces of arrivals, prose."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ import numpy as np
 from jobs.core.config import Bench
 from jobs.core.errors import RunError
 from jobs.core.fields import from_root
+from jobs.measure import prose
+from jobs.measure.prose import Paragraph, Prose
 from jobs.measure.wire import Connections, request_json
-from jobs.measure.workload import Item
+from jobs.measure.workload import Item, longest_prompt
 
 _SHUFFLE = 4  # a branch of the seed of its own
 _MOST = 1000
@@ -28,12 +31,14 @@ _AT_ONCE = 32
 _TOKENIZE_S = 60.0
 
 
-async def load(bench: Bench, connections: Connections, model: str) -> list[Item]:
-    """Return the items of the point's data set; empty where its workload has none.
+async def load(bench: Bench, connections: Connections, model: str) -> Sequence[Item] | Prose:
+    """Return the items of the point's data set, or its prose; empty where its workload has none.
 
     Raises:
-        RunError: the file cannot be read, or holds nothing of use.
+        RunError: the file cannot be read, or holds nothing of use; the service tells no tokens (workload=text).
     """
+    if bench.workload == "text":
+        return await _prose(bench, connections, model)
     if bench.workload == "trace":
         return read_trace(_path(bench), bench.trace_speed, bench.num_requests)
     if bench.workload == "sharegpt":
@@ -47,6 +52,20 @@ def _path(bench: Bench) -> Path:
     return Path(from_root(bench.dataset or ""))
 
 
+TEXTS = ("text", "sharegpt")
+"""Workloads whose prompts are text that people write."""
+
+
+def is_text(bench: Bench) -> bool:
+    """Return whether prompts are such text; a trace that cannot be read is taken for one."""
+    if bench.workload != "trace":
+        return bench.workload in TEXTS
+    try:
+        return all(item.text is not None for item in read_trace(_path(bench), bench.trace_speed, bench.num_requests))
+    except RunError:  # a finding of its own
+        return True
+
+
 def check(bench: Bench) -> None:
     """Read the point's file for nothing but its errors: an engine start takes long, and this a second.
 
@@ -57,6 +76,70 @@ def check(bench: Bench) -> None:
         read_trace(_path(bench), bench.trace_speed, bench.num_requests)
     elif bench.workload == "sharegpt":
         read_sharegpt(_path(bench), bench.seed)
+    elif bench.workload == "text" and bench.dataset:
+        prose.read(_path(bench), bench.seed)
+
+
+_PROSE: dict[tuple[Any, ...], Prose] = {}
+"""Prose of this process by tokenizer and length: windows of one service share it."""
+
+_LEAST, _SPARE, _UNITS = 8192, 1.25, 256
+"""Tokens of a language at least; its tokens for each one of the longest prompt, so that not all prompts are one text;
+the pieces of the longest prompt, for which the service is asked one by one."""
+
+
+async def _prose(bench: Bench, connections: Connections, model: str) -> Prose:
+    async def tokens(text: str, *, special: bool = False) -> tuple[int, ...]:
+        return await tokenize(connections, model, text, special=special)
+
+    plain, marked = await asyncio.gather(tokens(_PROBE), tokens(_PROBE, special=True))
+    longest = longest_prompt(bench)
+    key = (plain, marked, bench.seed, longest, bench.dataset)
+    if key not in _PROSE:
+        begin = marked[: len(marked) - len(plain)] if marked[len(marked) - len(plain) :] == plain else ()
+        digits = await asyncio.gather(*map(tokens, (*"0123456789", "/", ". ")))
+        if bench.dataset:
+            sources: list[Iterator[str]] = [iter(prose.read(_path(bench), bench.seed))]
+        else:
+            sources = [prose.paragraphs(bench.seed, language) for language in prose.LANGUAGES]
+        languages = [await _paragraphs(source, longest, tokens) for source in sources]
+        _PROSE[key] = Prose(begin, tuple(digits), tuple(languages))
+    return _PROSE[key]
+
+
+_PROBE = "The tide was out, and the boats lay on the sand. 潮水退了，船停在沙滩上。"
+
+
+async def _paragraphs(
+    source: Iterator[str], longest: int, tokens: Callable[[str], Awaitable[tuple[int, ...]]]
+) -> tuple[Paragraph, ...]:
+    """Return enough paragraphs for the longest prompt, several of them in one piece where it is very long."""
+    found: list[Paragraph] = []
+    have, together, wanted = 0, 1, max(_LEAST, _SPARE * longest)
+    while have < wanted and any(texts := ["".join(itertools.islice(source, together)) for _ in range(_AT_ONCE)]):
+        pieces = await asyncio.gather(*(tokens(text) for text in texts if text))
+        found += [Paragraph.of(ids) for ids in pieces if ids]
+        have = sum(len(one.ids) for one in found)
+        together = max(together, round(longest / _UNITS * len(found) / max(1, have)))
+    if have < longest:
+        reason = f"it has {have} tokens, and the longest prompt {longest}"
+        raise RunError("bench.dataset", "(text)", reason, "Use a longer text, or leave bench.dataset out.")
+    return tuple(found)
+
+
+async def tokenize(connections: Connections, model: str, text: str, *, special: bool) -> tuple[int, ...]:
+    """Return the token ids of a text by vLLM's /tokenize, with those that stand before every text where `special`.
+
+    Raises:
+        RunError: the service does not tell.
+    """
+    asked = {"model": model, "prompt": text, "add_special_tokens": special}
+    status, answer = await request_json(connections, "/tokenize", asked, _TOKENIZE_S)
+    ids = answer.get("tokens")
+    if status != 200 or not isinstance(ids, list) or not all(type(one) is int for one in ids):
+        reason = f"the service's /tokenize tells no token ids (HTTP {status}: {str(answer.get('error'))[:200]})"
+        raise RunError("bench.workload", "text", reason, "Choose bench.workload=sharegpt or random.")
+    return tuple(ids)
 
 
 @lru_cache(maxsize=1)

@@ -6,12 +6,15 @@ import asyncio
 import itertools
 import json
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from statistics import median
 
 from jobs.core.config import Bench
 from jobs.measure.records import RequestRecord, Status
 from jobs.measure.sse import StreamParser, words_of
+from jobs.measure.underload import Questions, record
 from jobs.measure.wire import Connections, clock
-from jobs.measure.workload import Workload, poisson
+from jobs.measure.workload import Workload
 
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
@@ -21,11 +24,12 @@ _LONGEST_ERROR = 500
 class Load:
     """Keeps requests in flight until it is cancelled, told to send no more, or `count` of them are sent.
 
-    Closed loop (no `bench.request_rate`): `bench.concurrency` workers, each with one request at a time. A worker
-    whose request failed pauses, 50 ms at first and twice as long each time up to 1 s, so that a dead service is
-    not flooded. Open loop: Poisson arrivals on absolute times, or those of the workload. With a concurrency as well,
-    an arrival may wait for a free slot: the wait is the record's `queue_s` and no part of its latencies, as in
-    `vllm bench serve`. The requests of one conversation are sent one after the other, by one worker or arrival.
+    Closed loop (no `arrivals`): `bench.concurrency` workers, each with one request at a time. A worker whose request
+    failed pauses, 50 ms at first and twice as long each time up to 1 s, so that a dead service is not flooded. Open
+    loop: requests come at `arrivals`, on absolute times, so that a slow service does not thin the load out. With a
+    concurrency as well, one that has come may wait for a free slot: the wait is the record's `wait_s`, and latencies
+    count from its begin (`came_s`). The requests of one conversation are sent one after the other, by one worker or
+    arrival.
 
     Args:
         connections: to the service.
@@ -33,12 +37,14 @@ class Load:
         bench: the load.
         first: number of the first request.
         count: requests in all; None: no end.
-        arrivals: times in s at which requests are sent, instead of those of `bench`.
+        arrivals: times in s from the begin at which requests come; None: a closed loop.
+        questions: stand among the requests; None: none do.
 
     Attributes:
-        records: of all requests that ended, in the order of their ends.
-        in_flight: start of every request under way, by index.
-        sending: set to False to let the load run dry.
+        records: of all requests that ended, in the order of their ends; those that never got a slot are truncated.
+        in_flight: when each request came that has no end yet, by index; it may still wait for a slot.
+        sending: set to False to let the load run dry: no more come, and what has come is sent.
+        dropping: what waits for a slot is not sent either.
         news: set whenever a request ended.
     """
 
@@ -51,27 +57,35 @@ class Load:
         first: int = 0,
         count: int | None = None,
         arrivals: Iterable[float] | None = None,
+        questions: Questions | None = None,
     ) -> None:
         self._connections, self._workload, self._bench = connections, workload, bench
         self._chat = bench.endpoint == "chat"
         self._chains = itertools.count(first // workload.turns)
         self._end = None if count is None else first + count
-        rate = bench.request_rate
-        self._arrivals = poisson(bench.seed, rate) if arrivals is None and rate is not None else arrivals
+        self._arrivals, self._group = arrivals, asyncio.TaskGroup()
+        self._slots = asyncio.Semaphore(bench.concurrency) if bench.concurrency else nullcontext()
+        self._questions = questions
         self.records: list[RequestRecord] = []
         self.in_flight: dict[int, float] = {}
-        self.sending = True
+        self.sending, self.dropping = True, False
         self.news = asyncio.Event()
 
     async def run(self) -> None:
         """Send requests; end when `sending` is False, or all are sent, and the last answer is in."""
-        bench = self._bench
-        async with asyncio.TaskGroup() as group:
+        self._begun = clock()
+        async with self._group:
             if self._arrivals is not None:
-                await self._arrive(group, self._arrivals, bench.concurrency)
+                self._sender = self._group.create_task(self._arrive(self._arrivals, self._begun))
             else:
-                for _ in range(bench.concurrency or 0):
-                    group.create_task(self._work())
+                for _ in range(self._bench.concurrency or 0):
+                    self._group.create_task(self._work())
+
+    def anew(self, arrivals: Iterable[float], begun: float) -> None:
+        """Let the further requests of an open loop come at these times after the moment `begun`, and at no others."""
+        if self.sending:
+            self._sender.cancel()
+            self._sender = self._group.create_task(self._arrive(arrivals, begun))
 
     async def until(self, met: Callable[[], bool], stop: asyncio.Event, limit_s: float) -> bool:
         """Wait until `met()` holds, `stop` is set or `limit_s` is over; return `met()`. It is asked at each news."""
@@ -92,14 +106,26 @@ class Load:
     def filled(self) -> bool:
         """Tell whether the service has worked on a full load: every slot of a closed loop has had an answer.
 
-        The graphs that engines compile for a batch of this size are compiled by then (torchair: one a batch size).
+        The graphs that engines compile for a batch of this size are compiled by then (torchair: one a batch size). In
+        an open loop as many requests come as end by then: it has lasted twice as long as the median answer. (Not the
+        longest: where far more come than are answered, that is nearly as old as the load.)
         """
-        return self._arrivals is not None or len(self.records) >= (self._bench.concurrency or 1)
+        if self._arrivals is None:
+            return len(self.records) >= (self._bench.concurrency or 1)
+        took = [one.end_s - one.came_s for one in self.records if one.status == "ok"]
+        return not took or clock() - self._begun >= 2 * median(took)
+
+    def came_since(self, opened: float) -> bool:
+        """Tell whether every slot of a closed loop has begun a request since a moment."""
+        if self._arrivals is not None:
+            return True
+        begun = sum(came >= opened for came in self.in_flight.values())
+        return begun + sum(record.came_s >= opened for record in self.records) >= (self._bench.concurrency or 1)
 
     async def _work(self) -> None:
         pause = _FIRST_PAUSE_S
         while self.sending and (indices := self._next()):
-            if await self._chain(indices, 0.0):
+            if await self._chain(indices, None):
                 pause = _FIRST_PAUSE_S
             else:
                 await asyncio.sleep(pause)
@@ -111,44 +137,77 @@ class Load:
         start = next(self._chains) * turns
         return range(start, start + turns if self._end is None else min(start + turns, self._end))
 
-    async def _arrive(self, group: asyncio.TaskGroup, arrivals: Iterable[float], cap: int | None) -> None:
-        slots = asyncio.Semaphore(cap) if cap else None
-        begun = clock()
+    async def _arrive(self, arrivals: Iterable[float], begun: float) -> None:
         for arrival in arrivals:
-            await asyncio.sleep(max(0.0, begun + arrival - clock()))
+            due = begun + arrival
+            await asyncio.sleep(max(0.0, due - clock()))
             if not self.sending or not (indices := self._next()):
                 return
-            group.create_task(self._chain(indices, 0.0) if slots is None else self._wait_for(slots, indices))
+            self._group.create_task(self._come(indices, due))
 
-    async def _wait_for(self, slots: asyncio.Semaphore, indices: range) -> None:
-        arrived = clock()
-        async with slots:
-            if self.sending:
-                await self._chain(indices, clock() - arrived)
+    async def _come(self, indices: range, due: float) -> None:
+        """Send what came at the moment `due`, once there is a slot; without one it is truncated in the end."""
+        self.in_flight[indices.start] = due
+        sent = False
+        try:
+            async with self._slots:
+                if sent := not self.dropping:
+                    await self._chain(indices, due)
+        finally:
+            if not sent:
+                now = clock()
+                asked = self._workload.asked_input(indices.start)
+                self._ended(
+                    RequestRecord(
+                        indices.start, now, None, now, status="truncated", wait_s=now - due, asked_input=asked
+                    )
+                )
 
-    async def _chain(self, indices: range, queue_s: float) -> bool:
-        """Send requests one after the other; a failed one ends the row. Returns whether all were answered."""
+    def _ended(self, record: RequestRecord) -> None:
+        del self.in_flight[record.index]
+        self.records.append(record)
+        self.news.set()
+
+    async def _chain(self, indices: range, due: float | None) -> bool:
+        """Send requests one after the other; a failed one ends the row. Returns whether all were answered.
+
+        Args:
+            indices: their numbers.
+            due: when the first one came; None: now.
+        """
         for index in indices:
             if index > indices.start and not self.sending:
                 break
-            if not await self._request(index, queue_s if index == indices.start else 0.0):
+            if not await self._request(index, due if index == indices.start else None):
                 return False
+            if self._questions and self._questions.due(index) and self.sending:
+                await self._ask(self._questions, index)
         return True
 
-    async def _request(self, index: int, queue_s: float) -> bool:
+    async def _ask(self, questions: Questions, index: int) -> None:
+        number, answer = -1 - index, None
+        start = self.in_flight[number] = clock()
+        try:
+            answer = await questions.ask()
+        finally:
+            del self.in_flight[number]
+            self.records.append(record(index, start, answer))
+            self.news.set()
+
+    async def _request(self, index: int, due: float | None) -> bool:
         body = self._workload.body(index)
         asked = self._workload.asked_output(index) if self._bench.ignore_eos else None
         parser = StreamParser(chat=self._chat)
         status: Status = "truncated"
         error = None
-        start = self.in_flight[index] = clock()
+        start = clock()
+        came = self.in_flight[index] = start if due is None else due
         try:
             error = await self._exchange(body, parser, asked)
             status = "failed" if error else "ok"
         finally:  # also where the request is cut off by cancellation
-            del self.in_flight[index]
             times = parser.chunk_times
-            self.records.append(
+            self._ended(
                 RequestRecord(
                     index=index,
                     start_s=start,
@@ -159,11 +218,11 @@ class Load:
                     output_tokens=parser.output_tokens,
                     status=status,
                     error=error,
-                    queue_s=queue_s,
+                    wait_s=start - came,
                     asked_input=self._workload.asked_input(index),
+                    asked_output=self._workload.asked_output(index),
                 )
             )
-            self.news.set()
         return status == "ok"
 
     async def _exchange(self, body: bytes, parser: StreamParser, asked: int | None) -> str | None:

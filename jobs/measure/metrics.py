@@ -13,7 +13,10 @@ GENERATED = "vllm:generation_tokens_total"
 """Tokens that an engine has generated since its start; label `engine` is the data-parallel rank (vLLM)."""
 
 FINISHED = "vllm:request_success_total"
-"""Requests that came to their end, by finish reason; those that were aborted do not count here."""
+"""Requests that came to their end, by finish reason."""
+
+PROMPTED = "vllm:prompt_tokens_total"
+"""Tokens of the prompts that were read."""
 
 PREEMPTIONS = "vllm:num_preemptions_total"
 PREFIX_QUERIES = ("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total")
@@ -25,25 +28,30 @@ WAITING = "vllm:num_requests_waiting"
 KV_USE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 """Share of the KV cache that is held, 0 to 1."""
 
-_WANTED = tuple(
-    name.encode()
-    for name in (GENERATED, FINISHED, PREEMPTIONS, *PREFIX_QUERIES, *PREFIX_HITS, RUNNING, WAITING, *KV_USE)
+_SPEC = "vllm:spec_decode_num_"
+
+_WANTED = (
+    *(GENERATED, FINISHED, PROMPTED, PREEMPTIONS, *PREFIX_QUERIES, *PREFIX_HITS, RUNNING, WAITING, *KV_USE, _SPEC),
 )
-_SAMPLE = re.compile(r"^(?P<name>[^\s{]+)(?:\{(?P<labels>.*)\})?\s+(?P<value>\S+)(?:\s+-?\d+)?$")
+_BEGINNINGS = tuple(name.encode() for name in _WANTED)
+_SAMPLE = re.compile(r"^(?P<name>[^\s{]+)(?:\{(?P<labels>.*)\})?\s+(?P<value>[-+.\deE]+)(?:\s+-?\d+)?$")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _ABORTED = 'finished_reason="abort"'
 
 
-def engine_counters(text: str, *names: str, without: str | None = None) -> dict[str, float]:
+def engine_counters(
+    text: str, *names: str, has: str = "", lacks: str | None = None, label: str = "engine"
+) -> dict[str, float]:
     """Return the value of a metric for each value of its label `engine`, summed over all other labels.
 
     A sample without that label counts for engine "0": a service of one engine may leave it out. Lines that are
-    no samples are passed over.
+    no samples are passed over, and so are NaN and infinity, which nothing can be counted by.
 
     Args:
         text: the page.
         names: of the metric; the first one that the page has is taken.
-        without: samples whose labels hold this text are passed over.
+        has, lacks: samples whose labels do not hold the first text, or hold the second, are passed over.
+        label: that tells the values apart; "0" stands for it where a sample has none.
     """
     for name in names:
         sums: dict[str, float] = defaultdict(float)
@@ -51,17 +59,30 @@ def engine_counters(text: str, *names: str, without: str | None = None) -> dict[
             if not line.startswith(name):
                 continue
             sample = _SAMPLE.match(line.strip())
-            if sample and sample["name"] == name and not (without and without in (sample["labels"] or "")):
-                labels = dict(_LABEL.findall(sample["labels"] or ""))
-                sums[labels.get("engine", "0")] += float(sample["value"])
+            if not sample or sample["name"] != name:
+                continue
+            written = sample["labels"] or ""
+            if has in written and not (lacks and lacks in written):
+                labels = dict(_LABEL.findall(written))
+                sums[labels.get(label, "0")] += float(sample["value"])
         if sums:
             return dict(sums)
     return {}
 
 
 def finished(text: str) -> dict[str, float]:
-    """Return the requests of each engine that came to their end so far."""
-    return engine_counters(text, FINISHED, without=_ABORTED)
+    """Return the requests of each engine that came to their end so far; those that were broken off do not count."""
+    return engine_counters(text, FINISHED, lacks=_ABORTED)
+
+
+def aborted(text: str) -> dict[str, float]:
+    """Return the requests of each engine that were broken off so far; not every release counts them."""
+    return engine_counters(text, FINISHED, has=_ABORTED)
+
+
+def prompted(text: str) -> dict[str, float]:
+    """Return the tokens of the prompts that each engine read so far."""
+    return engine_counters(text, PROMPTED)
 
 
 def generated(text: str) -> dict[str, float]:
@@ -80,6 +101,17 @@ def growth(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str,
     }
 
 
+def speculation(text: str, what: str) -> dict[str, float]:
+    """Return what speculative decoding has counted so far: of each engine, or by position for what is "per_pos".
+
+    Args:
+        text: the page.
+        what: the counter's name without what all of them have; `_total` is the client library's, which not all use.
+    """
+    label = "position" if what.endswith("per_pos") else "engine"
+    return engine_counters(text, f"{_SPEC}{what}_total", f"{_SPEC}{what}", label=label)
+
+
 async def read_page(connections: Connections, limit_s: float) -> str | None:
     """Return the lines of the page that are of use here; None where the service does not give it in `limit_s`.
 
@@ -95,7 +127,7 @@ async def read_page(connections: Connections, limit_s: float) -> str | None:
     if status != 200:
         return None
     lines = b"".join(pieces).split(b"\n")
-    return b"\n".join(line for line in lines if line.startswith(_WANTED)).decode(errors="replace")
+    return b"\n".join(line for line in lines if line.startswith(_BEGINNINGS)).decode(errors="replace")
 
 
 async def generated_tokens(connections: Connections, limit_s: float) -> dict[str, float] | None:
@@ -104,8 +136,19 @@ async def generated_tokens(connections: Connections, limit_s: float) -> dict[str
     return None if page is None else generated(page)
 
 
+ALL = "all"
+"""Stands for the number of an engine where a page does not tell engines apart."""
+
+
+def tells_engines(text: str) -> bool:
+    """Return whether the samples of a page say of which engine they are."""
+    return 'engine="' in text
+
+
 def complete(tokens: Mapping[str, int], arrived: int, size: int) -> dict[str, int]:
     """Return tokens by rank, with the one rank that shows no counter taken from what arrived at the client."""
+    if ALL in tokens:
+        return {"0": tokens[ALL]} if size == 1 else dict(tokens)
     missing = [rank for rank in range(size) if str(rank) not in tokens]
     if not tokens or len(missing) != 1:
         return dict(tokens)

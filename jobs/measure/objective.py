@@ -1,7 +1,7 @@
 """Whether a window keeps the service-level objective and its queue stays, and several windows as one row. Pure.
 
-The objective (`bench.slo`) is told while the single requests are at hand: a row shows no 99th percentile of fewer than
-100 of them, and without one nobody could tell later.
+The objective (`bench.slo`) is told while the single requests are at hand, by how many of them miss a limit, fail or are
+cut off (bound.py): a 99th percentile of a few hundred lies below the true one more often than not.
 
 Where requests come faster than they are answered, a window says what the service can do at most (its rates), but its
 latencies are those of a queue that grows: they depend on how long was measured. So its row is kept and flagged
@@ -10,41 +10,53 @@ latencies are those of a queue that grows: they depend on how long was measured.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from statistics import median, median_low
 from typing import Any
 
-from jobs.core.config import Bench
 from jobs.core.load import Slo
-from jobs.measure import statistics
-from jobs.measure.records import RequestRecord, Window
+from jobs.measure import bound, statistics
+from jobs.measure.records import Window
 
-MISSING_SHARE = 0.1
-"""Part of the arrivals that may be missing among the answers: long answers of a steady load overlap its ends."""
-
-MISSING_DEVIATIONS = 3.0
-"""Standard deviations of a Poisson count below which fewer answers than arrivals are chance."""
-
-SPREAD = ("output_tok_s", "total_tok_s", "request_s", "ttft_ms_p50", "tpot_ms_p50", "e2el_ms_p50")
+SPREAD = ("output_tok_per_s", "total_tok_per_s", "request_per_s", "ttft_ms_p50", "tpot_ms_p50", "e2el_ms_p50")
 """Figures whose smallest and largest value over the repeats stand in the row."""
+
+APART, LIMIT = ("output_tok_per_s", "tpot_ms_p50"), 0.3
+"""Figures that windows of one service share, whatever queue they met; and by which share they may differ."""
+
+COUNTED = ("slo_requests", "slo_misses")
+"""Requests of all windows of a row that were held against the objective, and those that missed it."""
+
+REPEAT = "repeat "
+"""Begins what is said of one of several windows."""
 
 SPREAD_COLUMNS = tuple(f"{name}_{end}" for name in SPREAD for end in ("min", "max"))
 
 
-def kept(window: Window, bench: Bench) -> bool | None:
-    """Return whether a window keeps every limit; None: none is set, or its requests do not tell.
+def told(window: Window, slo: Slo, *, saturated: bool | None) -> dict[str, Any]:
+    """Return the columns of a window that its objective has.
 
-    A queue that grows keeps none: its latencies depend on how long was measured.
+    `slo_kept`: whether it keeps every limit; None: none is set, or its requests do not tell. A queue that grows keeps
+    none: its latencies depend on how long was measured.
     """
-    if not limits(bench.slo):
-        return None
-    if queue_grows(window, bench):
-        return False
-    if not any(record.in_window and record.status == "ok" for record in window.records):
-        return None
-    broken = statistics.broken(window, bench.slo)
-    return None if broken is not None and statistics.UNKNOWN in broken else broken is None
+    counted = statistics.misses(window, slo)
+    kept = False if saturated and limits(slo) else bound.decided(*counted) if counted else None
+    misses, requests = counted or (None, None)
+    return {"slo_kept": kept, "slo_misses": misses, "slo_requests": requests}
+
+
+def notes(row: Mapping[str, Any]) -> list[str]:
+    """Return what a reader should know of a row: it is not known whether the objective is kept; its windows differ."""
+    unknown = row.get("slo_requests") and row.get("slo_kept") is None
+    said = [bound.words(row["slo_misses"], row["slo_requests"])] if unknown else []
+    ends = {name: (row.get(f"{name}_min"), row.get(f"{name}_max")) for name in APART}
+    apart = {name: most / least - 1 for name, (least, most) in ends.items() if least and most}
+    name = max(apart, key=lambda one: apart[one], default="")
+    if name and apart[name] > LIMIT:
+        said.append(f"{name} differs by {apart[name]:.0%} between the windows: their median is that of no one service")
+    return said
 
 
 def kept_by(figures: Mapping[str, Any], slo: Mapping[str, float]) -> bool | None:
@@ -58,62 +70,36 @@ def kept_by(figures: Mapping[str, Any], slo: Mapping[str, float]) -> bool | None
 
 def limits(slo: Slo) -> dict[str, float]:
     """Return the limits that are set: column to limit."""
-    return {name: limit for name, limit in asdict(slo).items() if limit is not None}
+    return {slo.column(name): limit for name, limit in asdict(slo).items() if limit is not None}
 
 
-def queue_grows(window: Window, bench: Bench) -> str | None:
-    """Return words where an open loop's requests come faster than they are answered, or None.
-
-    A window of time is judged whole. A fixed number of requests has its ramp in the window, and all of them are
-    answered in the end: there the second half of the time in which they come is judged.
-    """
-    if bench.request_rate is None or window.seconds <= 0:
-        return None
-    if bench.num_requests:
-        ours = [record for record in window.records if record.in_window]
-        came = sorted(_arrival(record) for record in ours)
-        begin, end = (came[0] + came[-1]) / 2 if came else 0.0, came[-1] if came else 0.0
-        expected = float(sum(begin <= moment < end for moment in came))
-        answered = _answered(window, begin, end)
-    else:
-        # With a cap those that wait for a slot leave no record before they are sent: then the rate is the measure.
-        arrivals = sum(r.in_window for r in window.records) if bench.concurrency is None else None
-        expected = bench.request_rate * window.seconds if arrivals is None else float(arrivals)
-        answered = _answered(window, window.opened_s, window.closed_s)
-    return overload(expected, answered)
+def _mean_list(texts: Sequence[str]) -> str:
+    """Return the means, place by place, of lists of numbers that are JSON text (`spec_by_position`)."""
+    places = zip(*map(json.loads, texts), strict=False)
+    return json.dumps([round(sum(place) / len(place), 4) for place in places])
 
 
-def overload(expected: float, answered: float) -> str | None:
-    """Return words where fewer were answered than came, by a tenth and by three deviations; None: it is chance."""
-    missing = expected - answered
-    if missing > MISSING_SHARE * expected and missing > MISSING_DEVIATIONS * expected**0.5:
-        return (
-            f"the queue grows: while {expected:.0f} requests came {answered:.0f} were answered,"
-            " so latencies depend on the length of the measurement"
-        )
-    return None
-
-
-def _arrival(record: RequestRecord) -> float:
-    return record.start_s - record.queue_s
-
-
-def _answered(window: Window, begin: float, end: float) -> int:
-    return sum(record.status == "ok" and begin <= record.end_s < end for record in window.records)
+def _most(said: Sequence[bool]) -> bool | None:
+    """Return what most windows say; None: as many say the other."""
+    return None if 2 * sum(said) == len(said) else 2 * sum(said) > len(said)
 
 
 def combine(windows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the medians of all figures, and the ends of the key figures where there is more than one window.
 
-    A figure that a window lacks is taken from the others; counts stay whole (the lower median). What is true of one
-    window (`saturated`) is true of the row; the objective is kept (`slo_kept`) where every window that tells keeps it.
+    A figure that a window lacks is taken from the others; counts stay whole (the lower median). A row is `saturated`
+    where most of the windows that tell are, and it is not known where as many are not: one of three that calls a busy
+    service overloaded is chance. `slo_kept` is told by the requests of all windows together.
     """
     row: dict[str, Any] = {}
     for name in windows[0]:
         known = [window[name] for window in windows if window.get(name) is not None]
+        if known and isinstance(known[0], str):
+            row[name] = _mean_list(known)
+            continue
         whole = all(isinstance(value, int) for value in known)
         if any(isinstance(value, bool) for value in known):
-            row[name] = all(known) if name == "slo_kept" else any(known)
+            row[name] = all(known) if name == "slo_kept" else _most(known)
             continue
         row[name] = None if not known else median_low(known) if whole else median(known)
     row["windows"] = len(windows)
@@ -121,4 +107,22 @@ def combine(windows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         known = [window[name] for window in windows if window.get(name) is not None]
         wanted = len(windows) > 1 and bool(known)
         row[f"{name}_min"], row[f"{name}_max"] = (min(known), max(known)) if wanted else (None, None)
+    for name in COUNTED:
+        known = [window[name] for window in windows if window.get(name) is not None]
+        row[name] = sum(known) if known else None
+    if row["slo_requests"] and not row.get("saturated"):
+        row["slo_kept"] = bound.decided(row["slo_misses"], row["slo_requests"])
     return row
+
+
+def said_once(notes: Iterable[str]) -> tuple[str, ...]:
+    """Return each note once; what windows say alike stands behind all their numbers (`repeats 1, 3: ...`)."""
+    found: dict[str, list[str]] = {}
+    for note in notes:
+        whose, _, text = note.partition(": ") if note.startswith(REPEAT) else ("", "", note)
+        found.setdefault(text, []).append(whose.removeprefix(REPEAT))
+    told = []
+    for text, numbers in found.items():
+        many = ", ".join(filter(None, dict.fromkeys(numbers)))
+        told.append(f"repeat{'s' if ',' in many else ''} {many}: {text}" if many else text)
+    return tuple(told)

@@ -4,32 +4,55 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from jobs.core.config import Bench, Config
 from jobs.core.errors import RunError
-from jobs.core.files import write_json, write_text
-from jobs.core.rundir import PointDir
 from jobs.core.waiting import first_of
-from jobs.measure import canary, client, objective, quality, search, statistics, telemetry, validity
+from jobs.measure import (
+    bound,
+    canary,
+    client,
+    dataset,
+    objective,
+    quality,
+    queueing,
+    search,
+    speculation,
+    statistics,
+    telemetry,
+    validity,
+)
 from jobs.measure.clients import judge
 from jobs.measure.clients import run as external
 from jobs.measure.clients.run import ExternalRun
+from jobs.measure.gate import accuracy
+from jobs.measure.gate.case import Case
 from jobs.measure.metrics import complete
 from jobs.measure.quality import Quality
-from jobs.measure.records import Target, Window
+from jobs.measure.records import Answer, Target, Window
 from jobs.measure.telemetry import Reading
 from jobs.measure.wire import Connections
 
-Outcome = tuple[Window, dict[str, Any], str | None]
-"""A window, its figures, and why they cannot be believed."""
+Enough = Callable[[Mapping[str, Any], int], bool]
+"""Whether a point needs no further window, by its figures so far and the number of its windows."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One window with its figures, why they cannot be believed (`reason`), and what a reader should know as well.
+
+    `grows`: words where the queue grew in it; None: it did not, or that is not known.
+    """
+
+    window: Window
+    figures: dict[str, Any]
+    reason: str | None
+    notes: tuple[str, ...]
+    grows: str | None
 
 
 class Probes(Protocol):
@@ -97,6 +120,8 @@ class PointRun:
         stop: once set, the point ends within about a second.
         on_phase: told "canary", "quality", "warm", "measuring" and "drain" as they begin.
         client: the external client's run; None: this tool's own client measures.
+        enough: asked after each window but the last, with the figures so far and the number of windows, whether this
+            point needs no further one.
     """
 
     config: Config
@@ -106,15 +131,16 @@ class PointRun:
     stop: asyncio.Event
     on_phase: Callable[[str], None]
     client: ExternalRun | None = None
+    enough: Enough = lambda figures, windows: False
 
     def __post_init__(self) -> None:
         self._windows: list[Window] = []
         self._in_row: list[Window] = []
-        self._lines: list[dict[str, Any]] = []
+        self.lines: list[dict[str, Any]] = []  # of its windows so far, as in `Measured`
         self._figures: list[dict[str, Any]] = []
         self._notes: list[str] = []
         self._reasons: list[str] = []
-        self._answers: dict[str, canary.Answer] = {}
+        self._answers: dict[str, Answer] = {}
         self._readings: list[tuple[Reading, ...]] = []
         self._tokens: Mapping[str, int] = {}
         self._truncated = True
@@ -122,15 +148,45 @@ class PointRun:
 
     async def run(self) -> None:
         """Measure; what came of it so far is in `result`, whenever this ends."""
+        await self.begin()
+        for number in range(1, self.turns + 1):
+            await self.turn(number)
+            whole = number == self.turns or self._reasons or not self._figures
+            if not whole and self.enough(objective.combine(self._figures), number):
+                self._notes.append(f"{number} of {self.turns} windows: it can hardly be the best of the search")
+                break
+        await self.end()
+
+    @property
+    def turns(self) -> int:
+        """How often `turn` is to be called: once for each repeat; a search and an external client have one."""
+        bench = self.config.bench
+        return 1 if bench.search or bench.is_external else bench.repeats
+
+    @property
+    def has_figures(self) -> bool:
+        """Whether a window has left any."""
+        return bool(self._figures)
+
+    async def begin(self) -> None:
+        """Do what comes before the first window."""
         await self._ask_canary("before")
         await self._ask_questions()
+
+    async def turn(self, number: int) -> None:
+        """Measure the window of this number, or all that a search or an external client takes."""
+        if self.stop.is_set():
+            return
         try:
             if self.client is not None:
                 await self._run_client(self.client)
             else:
-                await (self._search() if self.config.bench.search else self._repeat())
+                await (self._search() if self.config.bench.search else self._repeat(number))
         except RunError as error:  # the data set cannot be used: the next point may do without it
             self._reasons.append(str(error))
+
+    async def end(self) -> None:
+        """Do what comes after the last window."""
         await self._ask_canary("after")
 
     def result(self) -> Measured:
@@ -147,6 +203,8 @@ class PointRun:
         if not self._figures:
             self._figures.append(dict(statistics.summarize(_never(), bench)))
             self._reasons.append("the window was cut short")
+        combined = objective.combine(self._figures)
+        self._notes += objective.notes(combined)
         asked = self.service.quality if bench.quality == "needle" else None
         if asked and asked.note:
             self._notes.append(asked.note)
@@ -154,11 +212,11 @@ class PointRun:
             self._reasons.append(fault)
         in_row = tuple(n for n, one in enumerate(self._windows, 1) if any(one is other for other in self._in_row))
         return Measured(
-            figures=objective.combine(self._figures) | {"needle_score": asked.score if asked else None},
+            figures=combined | {"needle_score": asked.score if asked else None},
             reason=self._reasons[0] if self._reasons else None,
-            notes=tuple(dict.fromkeys(self._notes)),
+            notes=objective.said_once(self._notes),
             windows=tuple(self._windows),
-            lines=tuple({**line, "in_row": number in in_row} for number, line in enumerate(self._lines, 1)),
+            lines=tuple({**line, "in_row": number in in_row} for number, line in enumerate(self.lines, 1)),
             canary=record,
             engine_tokens=self._tokens,
             truncated=self._truncated,
@@ -174,9 +232,14 @@ class PointRun:
             return
         self.on_phase("canary")
         with closing(Connections(self.target.base_url, self.target.headers)) as connections:
-            asked = await first_of(canary.ask(connections, self.target, bench.canary_tokens), self.stop)
+            asked = await first_of(canary.ask(connections, self.target, canary.TOKENS[bench.canary]), self.stop)
         if asked is not None:
             self._answers[when] = asked.result()
+
+    def _idle_answer(self) -> Answer | None:
+        """Return the answer that those under load are held against; None: the canary is off, or was no good."""
+        answer = self._answers.get("before")
+        return answer if answer and not canary.fault(answer, self.config.bench) else None
 
     async def _ask_questions(self) -> None:
         """Ask the questions on long texts before the first window of a service that wants them."""
@@ -193,22 +256,28 @@ class PointRun:
         power = asyncio.create_task(telemetry.watch_npus(readings))
         measured = await client.measure(
             bench, config.limits, config.model, self.target,
-            seed_offset=self._seed_offset(), stop=self.stop, on_phase=self.on_phase,
+            number=len(self._windows) + 1, seed_offset=self._seed_offset(), idle=self._idle_answer(),
+            stop=self.stop, on_phase=self.on_phase,
         )  # fmt: skip
         power.cancel()
         window = self._without_probes(measured)
         figures: dict[str, Any] = dict(statistics.summarize(window, bench)) | statistics.of_series(window)
+        drafts = window.growth.drafts
+        text = speculation.is_seen(config, drafts) and dataset.is_text(bench)  # that of a trace is read from its file
+        figures |= speculation.figures(config, drafts, text=text)
         figures["head_npu_power_w"] = telemetry.mean_power(readings, window)
-        figures["saturated"] = objective.queue_grows(window, bench) is not None
-        figures["slo_kept"] = objective.kept(window, bench)
+        trend = queueing.trend(window, bench)
+        figures["saturated"] = trend.saturated
+        figures |= objective.told(window, bench.slo, saturated=trend.saturated)
+        figures |= accuracy.figures(window, bench)
         asked = sum(self._probed(window.begun_s, window.ended_s).values())
-        reason = validity.invalid_reason(config, window, figures, asked)
+        reason, notes = validity.judge(Case(config, window, figures, trend, asked))
         self._windows.append(window)
         self._measured_s += window.seconds + window.drain_s
         self._readings.append(tuple(readings))
         load = {"concurrency": bench.concurrency, "request_rate": bench.request_rate}
-        self._lines.append({**about, **load, "valid": reason is None, "invalid_reason": reason} | figures)
-        return window, figures, reason
+        self.lines.append({**about, **load, "valid": reason is None, "invalid_reason": reason} | figures)
+        return Outcome(window, figures, reason, notes, trend.grows)
 
     def _seed_offset(self) -> int:
         """Return the seed offset of the next window: 0 where nothing is cached, for the same bytes."""
@@ -225,23 +294,21 @@ class PointRun:
         arrived = round(statistics.arrived_tokens(window))
         return replace(window, engine_tokens=complete(served, arrived, self.config.parallel.data_parallel_size))
 
-    def _take(self, bench: Bench, window: Window, figures: dict[str, Any], reason: str | None, whose: str = "") -> None:
-        """Let a window, measured by this load, stand in the row."""
+    def _take(self, outcome: Outcome, whose: str = "") -> None:
+        """Let a window stand in the row."""
+        window = outcome.window
         self._in_row.append(window)
         self._tokens = window.engine_tokens
         self._truncated = window.truncated or (self._truncated and bool(self._figures))
-        self._figures.append(figures)
-        if reason:
-            self._reasons.append(whose + reason)
-        self._notes += [whose + note for note in validity.notes(replace(self.config, bench=bench), window, figures)]
+        self._figures.append(outcome.figures)
+        if outcome.reason:
+            self._reasons.append(whose + outcome.reason)
+        self._notes += [whose + note for note in outcome.notes]
 
-    async def _repeat(self) -> None:
+    async def _repeat(self, number: int) -> None:
         bench = self.config.bench
-        for number in range(1, bench.repeats + 1):
-            if self.stop.is_set():
-                return
-            window, figures, reason = await self._window(bench, kind="repeat", number=number)
-            self._take(bench, window, figures, reason, f"repeat {number}: " if bench.repeats > 1 else "")
+        outcome = await self._window(bench, kind="repeat", number=number)
+        self._take(outcome, f"{objective.REPEAT}{number}: " if bench.repeats > 1 else "")
 
     async def _run_client(self, client: ExternalRun) -> None:
         """Let an external client stand in the row; what is around it is ours all the same."""
@@ -272,28 +339,48 @@ class PointRun:
             self._reasons.append(reason)
 
     async def _search(self) -> None:
-        """Look for the highest load that keeps the objective; the row is that of its last window at that load."""
-        bench = self.config.bench
-        looking = search.begin(bench)
-        at: dict[float, Outcome] = {}
+        """Look for the highest load that is known to keep the objective; the row is that of its last windows there."""
+        looking = search.begin(self.config.bench)
+        at: dict[float, list[Outcome]] = {}
         limited: dict[float, str] = {}
         while not self.stop.is_set() and (load := looking.next()) is not None:
-            probe = search.with_load(bench, load)
-            at[load] = window, figures, reason = await self._probe(probe, load)
-            if window.truncated and self.stop.is_set():
+            probe = search.with_load(self.config.bench, load)
+            at[load], keeps = await self._at(probe, load)
+            last = at[load][-1]
+            if last.window.truncated and self.stop.is_set():
                 break
-            broken = objective.queue_grows(window, probe) or (None if reason else statistics.broken(window, bench.slo))
-            self._lines[-1]["objective_broken"] = broken
-            if reason and not broken:
-                limited[load] = reason
-            lower = [at[one][1] for one in at if one < load]
-            saturated = search.saturated(probe, figures, lower)
-            looking.tell(load, keeps=not reason and not broken, saturated=saturated)
+            if last.reason and keeps is None:
+                limited[load] = last.reason
+            lower = [at[one][-1].figures for one in at if one < load]
+            few = keeps is None and not last.reason and all(one.figures["slo_misses"] == 0 for one in at[load])
+            looking.tell(load, keeps=keeps, saturated=search.saturated(probe, last.figures, lower), few=few)
         if at:
             shown = min(at) if looking.kept is None else looking.kept
-            window, figures, reason = at[shown]
-            self._notes += search.notes(looking, min(at), limited, valid=reason is None)
-            self._take(search.with_load(bench, shown), window, figures | search.columns(looking), reason)
+            self._notes += search.notes(looking, min(at), limited, valid=at[shown][-1].reason is None)
+            for outcome in at[shown]:
+                self._take(replace(outcome, figures=outcome.figures | search.columns(looking)))
+
+    async def _at(self, probe: Bench, load: float) -> tuple[list[Outcome], bool | None]:
+        """Measure one load of a search until it is known whether it keeps the objective (True, False); None: it is not.
+
+        Each window has arrivals of its own. It is given up where the windows that are left could not tell either.
+        """
+        outcomes: list[Outcome] = []
+        misses = total = 0
+        for left in reversed(range(bound.WINDOWS)):
+            outcome = await self._probe(probe, load)
+            self.lines[-1]["objective_broken"] = outcome.grows
+            missed, counted = outcome.figures["slo_misses"], outcome.figures["slo_requests"]
+            if outcome.grows or outcome.reason or counted is None or self.stop.is_set():
+                return [outcome], False if outcome.grows else None
+            outcomes.append(outcome)
+            misses, total = misses + missed, total + counted
+            told = bound.decided(misses, total)
+            if told is False:
+                self.lines[-1]["objective_broken"] = f"{misses} of {total} requests missed bench.slo"
+            if told is not None or not bound.may_tell(misses, total, left * missed, left * max(counted, 1)):
+                return outcomes, told
+        return outcomes, None
 
     async def _probe(self, probe: Bench, load: float) -> Outcome:
         """Measure one load of a search.
@@ -301,35 +388,13 @@ class PointRun:
         A probe that is invalid for another reason than overload is measured once more; where that is invalid too,
         the load counts as one that is too high, and the row says so.
         """
-        outcome = window, _, reason = await self._window(probe, kind="probe", load=load)
-        if not reason or objective.queue_grows(window, probe) or self.stop.is_set():
+        outcome = await self._window(probe, kind="probe", load=load)
+        if not outcome.reason or outcome.grows or self.stop.is_set():
             return outcome
         # Its latencies say nothing of the objective: one disturbance is not to halve what is found.
-        self._lines[-1]["objective_broken"] = None
+        self.lines[-1]["objective_broken"] = None
         return await self._window(probe, kind="probe again", load=load)
 
 
 def _never() -> Window:
     return Window(0.0, 0.0, 0.0, 0.0, (), {}, 0.0, truncated=True)
-
-
-def save(folder: PointDir, measured: Measured) -> None:
-    """Write requests, series, windows and the canary of one point.
-
-    Raises:
-        RunError: the directory cannot be written (full disk, no right).
-    """
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        pq.write_table(statistics.requests_table(measured.windows, measured.in_row), folder.requests)
-        pq.write_table(statistics.series_table(measured.windows), folder.series)
-        if any(measured.readings):
-            pq.write_table(telemetry.npu_table(measured.windows, measured.readings), folder.power)
-    except (OSError, pa.ArrowException) as error:
-        raise RunError(str(folder.path), "(write)", str(error), "Free space, or choose another root.") from None
-    lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in measured.lines]
-    write_text(folder.windows, "".join(lines))
-    if measured.canary is not None:
-        write_json(folder.canary, measured.canary)
-    if measured.quality is not None:
-        write_json(folder.quality, {"score": measured.quality.score, "questions": list(measured.quality.lines)})

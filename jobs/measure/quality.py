@@ -20,6 +20,9 @@ SET = (
 )  # fmt: skip
 """Kind of each question and the depth of its fact."""
 
+ANSWER_TOKENS = 1024
+"""Longest answer, tokens: reasoning models think first."""
+
 _GAUGE_WORDS = 400
 _MARGIN = 0.98
 """Texts differ a little in tokens a word; a prompt that is too long would be refused."""
@@ -56,8 +59,8 @@ def fault(quality: Quality, bench: Bench) -> str | None:
 
 
 def answer_tokens(config: Config) -> int:
-    """Return the longest answer: reasoning models think first; of a short context a quarter is left for it."""
-    return min(config.bench.quality_tokens, max(1, config.parallel.max_model_len // 4))
+    """Return the longest answer; of a short context a quarter is left for it."""
+    return min(ANSWER_TOKENS, max(1, config.parallel.max_model_len // 4))
 
 
 async def ask(config: Config, target: Target) -> Quality:

@@ -44,13 +44,35 @@ class Target:
         return {"Content-Type": "application/json"} | self.authorization
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What came back on a known question: the words, their number and the prompt's by the engine's count, or an error.
+
+    `chat`: it was asked by chat, else for a completion.
+    """
+
+    text: str
+    tokens: int | None
+    error: str | None
+    prompt_tokens: int | None = None
+    chat: bool = True
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The answers to one known question: of an idle service, and of those that stood among the load."""
+
+    idle: Answer
+    answers: tuple[Answer, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class RequestRecord:
     """One request. All moments are seconds of one monotonic clock.
 
     Args:
         index: number of the prompt (see `workload.Workload`).
-        start_s: moment at which the request was handed to the network.
+        start_s: moment at which the request was handed to the network; of one that never was, that of the cut.
         first_token_s: arrival of the first token chunk; None: there was none.
         end_s: end of the answer, or the moment at which it failed or was cut off.
         chunk_times: arrival of every token chunk, shape (chunks,). A chunk may carry several tokens, and
@@ -59,9 +81,11 @@ class RequestRecord:
         output_tokens: output length by the engine's count; None: it sent none.
         status: see `Status`.
         error: why a request failed, in the service's words where it had any; None otherwise.
-        in_window: it started in [opened, closed): its latencies count.
-        queue_s: time it waited for a free slot under the cap of an open loop before start_s; else 0.
+        in_window: it came (`came_s`) in [opened, closed): its latencies count.
+        wait_s: open loop: how long before start_s it was to come. With a cap it waited for a free slot.
         asked_input: prompt length that was asked for, tokens; None: it cannot be told in tokens (a text).
+        asked_output: output length that was asked for, tokens; None: any.
+        check: a known question, not of the load: its tokens count as ours, its latencies nowhere.
     """
 
     index: int
@@ -74,8 +98,15 @@ class RequestRecord:
     status: Status = "ok"
     error: str | None = None
     in_window: bool = True
-    queue_s: float = 0.0
+    wait_s: float = 0.0
     asked_input: int | None = None
+    asked_output: int | None = None
+    check: bool = False
+
+    @property
+    def came_s(self) -> float:
+        """The intended arrival: from it latencies count. In a closed loop the start."""
+        return self.start_s - self.wait_s
 
 
 @dataclass(frozen=True)
@@ -92,12 +123,32 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Drafts:
+    """What speculative decoding did in a span, all engines together.
+
+    Attributes:
+        tokens: drafted. accepted: of these.
+        drafts: steps of single sequences that had a draft; None: an engine before V1, which tells `emitted` instead.
+        by_position: accepted tokens by their place in the draft.
+        emitted: tokens that these steps gave.
+    """
+
+    tokens: int
+    accepted: int
+    drafts: int | None = None
+    by_position: tuple[int, ...] = ()
+    emitted: int | None = None
+
+
+@dataclass(frozen=True)
 class Growth:
     """What the engines' counters say of a span. None: they do not tell.
 
     Attributes:
         tokens: generated, by engine number; empty: not told.
-        until_s: moment until which the service may have counted: a busy one hears late that it is asked.
+        since_s, until_s: moments until which the service may have counted at either end: a busy one hears late that it
+            is asked.
+        drafts: of speculative decoding; None too where it is off.
     """
 
     tokens: Mapping[str, int]
@@ -105,6 +156,8 @@ class Growth:
     prefix_queries: int | None = None
     prefix_hits: int | None = None
     until_s: float | None = None
+    since_s: float | None = None
+    drafts: Drafts | None = None
 
     @property
     def prefix_hit_share(self) -> float | None:
@@ -130,8 +183,11 @@ class Window:
         begun_s, ended_s: from before the first request to after the last one, on the clock of the records.
         finished, generated: requests that came to their end on the engines in that time, and tokens that these made;
             None: the service does not tell.
+        aborted, prompted: requests that were broken off in that time, and tokens of prompts that were read; as above.
         series: what the service said of itself, once a second.
         late_s: the limit at which a fixed number of requests was cut off, s; None: it was not.
+        checked: known questions among the load; None: there were none.
+        lags: how late the client's own beats were from the opening to the end of the drain, s, shape (beats,).
     """
 
     opened_s: float
@@ -147,8 +203,12 @@ class Window:
     ended_s: float = 0.0
     finished: int | None = None
     generated: int | None = None
+    aborted: int | None = None
+    prompted: int | None = None
     series: tuple[Sample, ...] = ()
     late_s: float | None = None
+    checked: Checked | None = None
+    lags: Times = field(default_factory=_no_times)
 
     @property
     def seconds(self) -> float:

@@ -1,7 +1,8 @@
 """The highest load that keeps an objective: doubling up to the first failure, bisection, confirmation. Pure.
 
 The objective is taken to be monotonic: a load that keeps it leaves the lower ones keeping it too. Noise breaks that
-now and then, so the load that is found is measured once more; where it fails then, the search goes on below it.
+now and then, so the load that is found is measured once more, with arrivals of their own; where it is not known to keep
+it then, the search goes on below it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jobs.core.config import Bench
+from jobs.measure import bound
 
 _HALVINGS = 10
 """A first rate that does not keep the objective is halved so often at most."""
@@ -26,9 +28,13 @@ class Search:
         most: no load above it is tried.
         precision: the limits are close enough at this share of the lower one.
         whole: loads are whole numbers (concurrency), at least 1.
+        least: no load below it is tried.
 
     Attributes:
-        kept, broken: the highest load that kept the objective, the lowest one that did not; None: none so far.
+        kept, broken: the highest load that is known to keep the objective, the lowest of which that is not known; None:
+            none so far.
+        surely: the lowest load that is known to break it.
+        few: the highest load at which there were too few requests to tell, and no miss: a higher one has more of them.
         confirmed: the load `kept` was measured twice and kept it twice.
     """
 
@@ -36,8 +42,11 @@ class Search:
     most: float
     precision: float
     whole: bool
+    least: float = 0.0
     kept: float | None = None
     broken: float | None = None
+    surely: float | None = None
+    few: float | None = None
     confirmed: bool = False
     tried: list[tuple[float, bool]] = field(default_factory=list)
 
@@ -45,19 +54,31 @@ class Search:
         """Return the load to measure next; None: the search is over."""
         if self.confirmed or len(self.tried) >= most_probes(self.first, self.most, self.precision):
             return None
-        if self.kept is None:
+        low = self.few if self.kept is None else self.kept
+        if low is None:
             return self._below()
         if self.broken is None:
-            return self.kept if self.kept >= self.most else min(self.most, self._rounded(2 * self.kept))
-        between = self._rounded((self.kept + self.broken) / 2)
-        close = self.broken - self.kept <= self.precision * self.kept
-        if close or not self.kept < between < self.broken:
+            return self.kept if low >= self.most else min(self.most, self._rounded(2 * low))
+        between = self._rounded((low + self.broken) / 2)
+        close = self.broken - low <= self.precision * low
+        if close or not low < between < self.broken:
             return self.kept
         return between
 
-    def tell(self, load: float, *, keeps: bool, saturated: bool = False) -> None:
-        """Take the outcome of one load. `saturated`: the queue grows, so no higher load is worth a try."""
-        if keeps and load == self.kept:
+    def tell(self, load: float, *, keeps: bool | None, saturated: bool = False, few: bool = False) -> None:
+        """Take the outcome of one load; None, that it is not known, counts as too high.
+
+        Args:
+            load: that was measured.
+            keeps: the objective.
+            saturated: the queue grows, so no higher load is worth a try.
+            few: it is not known for want of requests alone, so a higher load may tell.
+        """
+        if keeps is False:
+            self.surely = min(load, self.surely or load)
+        if few and keeps is None:
+            self.few = max(load, self.few or load)
+        elif keeps and load == self.kept:
             self.confirmed = True
         elif keeps:
             self.kept = load
@@ -68,13 +89,13 @@ class Search:
             if self.kept is not None and load <= self.kept:
                 below = [past for past, kept in self.tried if kept and past < load]
                 self.kept = max(below, default=None)
-        self.tried.append((load, keeps))
+        self.tried.append((load, keeps is True))
 
     def _below(self) -> float | None:
         if self.broken is None:
             return self._rounded(min(self.first, self.most))
         lower = self._rounded(self.broken / 2, down=True)
-        if lower >= self.broken or (not self.whole and lower < self.first / 2**_HALVINGS):
+        if lower >= self.broken or (not self.whole and lower < max(self.least, self.first / 2**_HALVINGS)):
             return None
         return lower
 
@@ -95,7 +116,12 @@ def begin(bench: Bench) -> Search:
     whole = bench.search == "concurrency"
     first = bench.concurrency if whole else bench.request_rate
     most = math.floor(bench.search_most) if whole else bench.search_most
-    return Search(float(first or 1.0), float(most), bench.search_precision, whole)
+    return Search(float(first or 1.0), float(most), bench.search_precision, whole, 0.0 if whole else least_rate(bench))
+
+
+def least_rate(bench: Bench) -> float:
+    """Return the rate below which all windows of a load hold too few requests to tell that the objective is kept."""
+    return bound.needed(0) / bound.WINDOWS / bench.window_s
 
 
 def with_load(bench: Bench, load: float) -> Bench:
@@ -106,9 +132,15 @@ def with_load(bench: Bench, load: float) -> Bench:
 
 
 def columns(looking: Search) -> dict[str, Any]:
-    """Return the columns of a row that only a search has: what was found (0: nothing), and how many loads it took."""
-    found = looking.kept or 0.0
-    load = {"found_concurrency": round(found)} if looking.whole else {"found_request_rate": found}
+    """Return the columns of a row that only a search has: what was found, and how many loads it took.
+
+    0: the lowest load that was tried breaks the objective; None: no load is known to keep it, nor that one to break it.
+    """
+    found = looking.kept
+    if found is None and looking.tried and looking.surely == min(load for load, _ in looking.tried):
+        found = 0.0
+    whole = looking.whole and found is not None
+    load = {"found_concurrency" if looking.whole else "found_request_rate": round(found or 0) if whole else found}
     return load | {"probes": len(looking.tried)}
 
 
@@ -123,11 +155,13 @@ def notes(looking: Search, lowest: float, limited: Mapping[float, str], *, valid
     """
     found, said = looking.kept, []
     if found is None and valid:
-        said.append(f"no load down to {lowest:g} keeps bench.slo")
+        said.append(f"no load down to {lowest:g} is known to keep bench.slo")
     elif not looking.confirmed:
-        said.append("the load that was found is not confirmed by a second window")
+        said.append("the load that was found is not confirmed by windows of their own")
     elif found is not None and found >= looking.most:
         said.append("the search ended at bench.search_most")
+    if found is not None and looking.surely is not None:
+        said.append(f"bench.slo is kept at {found:g} and broken at {looking.surely:g}: the edge lies between")
     if found is not None and looking.broken is not None and looking.broken in limited:
         said.append(f"limited by: {limited[looking.broken]} (at {looking.broken:g}), not by the objective")
     return said
@@ -142,8 +176,8 @@ def saturated(bench: Bench, figures: Mapping[str, Any], lower: Iterable[Mapping[
         lower: those of lower loads.
     """
     waits = (figures["waiting_mean"] or 0.0) > _WAITING_SHARE * (bench.concurrency or 0)
-    best = max((one["output_tok_s"] or 0.0 for one in lower), default=0.0)
-    return bench.request_rate is None and waits and best * _GAIN >= (figures["output_tok_s"] or 0.0)
+    best = max((one["output_tok_per_s"] or 0.0 for one in lower), default=0.0)
+    return bench.request_rate is None and waits and best * _GAIN >= (figures["output_tok_per_s"] or 0.0)
 
 
 _WAITING_SHARE, _GAIN = 0.1, 1.05

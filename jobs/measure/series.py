@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jobs.measure import metrics
-from jobs.measure.records import Growth, Sample
+from jobs.measure.records import Drafts, Growth, Sample
 from jobs.measure.wire import Connections, clock
 
 PERIOD_S = 1.0
@@ -97,6 +98,11 @@ class Scraper:
                 task.cancel()
 
     @property
+    def series(self) -> tuple[Sample, ...]:
+        """What all pages so far say."""
+        return samples(self.pages)
+
+    @property
     def pages(self) -> list[Page]:
         """All pages so far."""
         return [page for task in self._tasks if (page := result(task))]
@@ -118,25 +124,39 @@ def grown(before: Page | None, after: Page | None) -> Growth:
         return Growth({})
 
     def total(*names: str) -> int | None:
-        return _total(before, after, lambda text: metrics.engine_counters(text, *names))
+        return between(before, after, lambda text: metrics.engine_counters(text, *names))
 
     tokens = metrics.growth(metrics.generated(before.text), metrics.generated(after.text))
+    if tokens and not metrics.tells_engines(after.text):
+        tokens = {metrics.ALL: sum(tokens.values())}
     return Growth(
-        tokens, total(metrics.PREEMPTIONS), total(*metrics.PREFIX_QUERIES), total(*metrics.PREFIX_HITS), after.came_s
-    )
+        tokens, total(metrics.PREEMPTIONS), total(*metrics.PREFIX_QUERIES), total(*metrics.PREFIX_HITS), after.came_s,
+        before.came_s, _drafts(before, after),
+    )  # fmt: skip
 
 
-def finished_between(before: Page | None, after: Page | None) -> int | None:
-    """Return how many requests came to their end between two pages, or None."""
-    return _total(before, after, metrics.finished)
+def _drafts(before: Page, after: Page) -> Drafts | None:
+    """Return what was drafted between two pages; None where they do not tell."""
+
+    def total(what: str) -> int | None:
+        return between(before, after, lambda text: metrics.speculation(text, what))
+
+    tokens, accepted = total("draft_tokens"), total("accepted_tokens")
+    if tokens is None or accepted is None:
+        return None
+    one, two = (metrics.speculation(page.text, "accepted_tokens_per_pos") for page in (before, after))
+    grown_by = metrics.growth(one, two)
+    places = tuple(grown_by.get(str(place), 0) for place in range(1 + max(map(int, grown_by), default=-1)))
+    return Drafts(tokens, accepted, total("drafts"), places, total("emitted_tokens"))
 
 
-def generated_between(before: Page | None, after: Page | None) -> int | None:
-    """Return how many tokens were made between two pages, or None."""
-    return _total(before, after, metrics.generated)
+def totals(before: Page | None, after: Page | None) -> dict[str, Any]:
+    """Return by how much counters grew over a whole run, by the names of `Window`; None: not told."""
+    reads = (metrics.finished, metrics.generated, metrics.aborted, metrics.prompted)
+    return {read.__name__: between(before, after, read) for read in reads}
 
 
-def _total(before: Page | None, after: Page | None, read: Callable[[str], Mapping[str, float]]) -> int | None:
+def between(before: Page | None, after: Page | None, read: Callable[[str], Mapping[str, float]]) -> int | None:
     """Return how far the counters of all engines rose together; None where a page is missing or does not tell."""
     if before is None or after is None or not (now := read(after.text)):
         return None

@@ -1,8 +1,11 @@
 """Reader of a streamed completion (server-sent events), made to cost next to nothing per token.
 
-Events are told apart by their bytes; JSON is parsed only for those that say more than "one more token": the first
-and last chunk, usage and errors. What is a success is decided here and nowhere else (faults:
-an engine that dies ends its streams with HTTP 200, an error event and [DONE]).
+Events are framed as the standard says (https://html.spec.whatwg.org/multipage/server-sent-events.html, 9.2.6): lines
+end with LF, CRLF or CR, a blank line ends an event, a byte order mark may stand before the first, comments and unknown
+fields are passed over, several `data` lines are one text, and an event that the stream cuts off is none. They are told
+apart by their bytes; JSON is parsed only for those that say more than "one more token": the first and last chunk, usage
+and errors. What is a success is decided here and nowhere else (faults: an engine that dies ends its streams with HTTP
+200, an error event and [DONE]).
 """
 
 from __future__ import annotations
@@ -15,9 +18,11 @@ import numpy as np
 
 from jobs.measure.records import Times
 
-_CHOICE = b'"choices":[{'  # cannot occur inside a JSON string, where quotes are escaped
-_RUNNING = b'"finish_reason":null'
-_TEXTS = ("content", "reasoning_content", "reasoning", "tool_calls")
+_BOM = b"\xef\xbb\xbf"
+_RUNNING = b'"finish_reason":null'  # cannot occur inside a JSON string, where quotes are escaped
+_DATA, _QUOTE = b'd"'
+_NEVER = b"\n\n"  # in no event
+_TEXTS = ("text", "content", "reasoning_content", "reasoning", "tool_calls")
 
 
 class StreamParser:
@@ -35,7 +40,10 @@ class StreamParser:
     def __init__(self, *, chat: bool) -> None:
         self._opening = chat
         self._rest = b""
+        self._fresh = self._careful = True  # nothing came yet; the next bytes have to be looked at
         self._times = array("d")
+        self._empty: set[int] = set()  # numbers of the chunks without a word
+        self._words, self._length = _NEVER, 0  # how the last chunk that was parsed began its words
         self._done = False
         self.prompt_tokens: int | None = None
         self.output_tokens: int | None = None
@@ -43,14 +51,35 @@ class StreamParser:
 
     @property
     def chunk_times(self) -> Times:
-        """Arrival of every token chunk, shape (chunks,)."""
-        return np.array(self._times, dtype=np.float64)
+        """Arrival of every token chunk, shape (chunks,).
+
+        A chunk without a word is neither the first nor the last: a gateway may open and end an answer with one. Engines
+        send one too, for a token that is half a character or hidden. So each is a token where there are as many
+        chunks as tokens, or where no chunk has a word.
+        """
+        begin, end = 0, len(self._times)
+        if self.output_tokens != end and len(self._empty) < end:
+            while begin in self._empty:
+                begin += 1
+            while end - 1 in self._empty:
+                end -= 1
+        return np.array(self._times[begin:end], dtype=np.float64)
 
     def feed(self, data: bytes, now: float) -> None:
         """Take bytes that arrived at `now`; events may be split over reads or share one."""
-        *events, self._rest = (self._rest + data).split(b"\n\n")
+        if self._careful or b"\r" in data:
+            data = self._plain(data)
+        data = self._rest + data
+        *events, self._rest = data.split(b"\n\n")
         for event in events:
-            if _CHOICE in event and _RUNNING in event and not self._opening:
+            at = event.find(self._words)
+            if (
+                at > 0
+                and event[at + self._length] != _QUOTE
+                and event[0] == _DATA
+                and _RUNNING in event
+                and b"\n" not in event
+            ):
                 self._times.append(now)
             else:
                 self._other(event, now)
@@ -73,20 +102,36 @@ class StreamParser:
             return f"{self.output_tokens} tokens instead of {output_tokens}"
         return None
 
+    def _plain(self, data: bytes) -> bytes:
+        """Return the bytes with LF for every end of a line and without a byte order mark; reads may split both."""
+        if self._fresh:
+            data, self._rest = self._rest + data, b""
+            if len(data) < len(_BOM) and _BOM.startswith(data):
+                return data
+            data, self._fresh = data.removeprefix(_BOM), False
+        elif self._careful:
+            data = data.removeprefix(b"\n")
+        self._careful = data.endswith(b"\r")
+        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
     def _other(self, event: bytes, now: float) -> None:
-        line = event.strip()
-        if not line.startswith(b"data:"):
-            return  # a comment or another field of the SSE format
-        payload = line.removeprefix(b"data:").strip()
+        if self._done:
+            return  # nothing counts after [DONE]
+        name, payload = _fields(event)
+        if not payload:
+            return
         if payload == b"[DONE]":
-            self._done = True
+            self._done, self._words = True, _NEVER
             return
         try:
             message = json.loads(payload)
         except ValueError:
             message = None
-        if not isinstance(message, dict):
-            self._fail(f"unreadable event: {payload[:200].decode(errors='replace')}")
+        if name == b"error":
+            self._fail(words_of(message) if isinstance(message, dict) else payload[:200].decode(errors="replace"))
+        elif not isinstance(message, dict):
+            if name in (b"", b"message"):  # another name: a sign of life of what stands between
+                self._fail(f"unreadable event: {payload[:200].decode(errors='replace')}")
         elif message.get("error") or message.get("object") == "error":
             self._fail(words_of(message))
         else:
@@ -96,20 +141,35 @@ class StreamParser:
         if usage := message.get("usage"):
             self.prompt_tokens = usage.get("prompt_tokens")
             self.output_tokens = usage.get("completion_tokens")
-        for choice in message.get("choices", ()):
+        for choice in message.get("choices") or ():
             if choice.get("finish_reason") in ("abort", "error"):
                 self._fail(f"finish_reason {choice['finish_reason']}")
-            if self._opening and _opens_only(choice.get("delta") or {}):
+            delta = choice.get("delta") or choice
+            said = next((key for key in _TEXTS if delta.get(key)), None)
+            if self._opening and "role" in delta and not said:
                 continue
             self._opening = False
+            if said:
+                self._words = b'"%s":"' % said.encode()
+                self._length = len(self._words)
+            else:
+                self._empty.add(len(self._times))
             self._times.append(now)
 
     def _fail(self, reason: str) -> None:
         self.error = self.error or reason
 
 
-def _opens_only(delta: dict[str, Any]) -> bool:
-    return "role" in delta and not any(delta.get(key) for key in _TEXTS)
+def _fields(event: bytes) -> tuple[bytes, bytes]:
+    """Return the name and the data of an event, both empty where it has none."""
+    name, lines = b"", []
+    for line in event.split(b"\n"):
+        field, _, value = line.partition(b":")
+        if field == b"data":
+            lines.append(value.removeprefix(b" "))
+        elif field == b"event":
+            name = value.strip()
+    return name, b"\n".join(lines).strip()
 
 
 def words_of(message: dict[str, Any]) -> str:

@@ -1,13 +1,15 @@
 """From a window's records to the figures of a row. Pure numpy; a figure that does not exist is None, never 0 or NaN.
 
-Latencies (`latencies`) are those of whole answers to requests that started in the window, by the definitions of
-`vllm bench serve` (vllm/benchmarks/serve.py), so that figures compare:
-    TTFT = first token chunk - start            E2EL = last token chunk - start
+Latencies (`latencies`) are those of whole answers to requests that came in the window. In a closed loop they have the
+definitions of `vllm bench serve` (vllm/benchmarks/serve.py), so that figures compare; in an open loop they count from
+the intended arrival, as MLPerf LoadGen's do (from `scheduled_time`), whenever there was a slot to send the request:
+    TTFT = first token chunk - arrival          E2EL = last token chunk - arrival
     TPOT = (E2EL - TTFT) / (n - 1), n output tokens by the engine's count; undefined for n = 1
     ITL  = gaps between successive token chunks, pooled over all requests
 An answer of several tokens that came in one piece has no TPOT and no ITL: a time of 0 would be the best of all.
-Rates look at the window alone: what happened in [opened, closed), whenever its request started. So neither the
-ramp before nor the drain after can bias them.
+Rates of a closed loop are those of Little's law, so that a window of few rounds tells them too (rounds.py). All others
+look at the window alone: what happened in [opened, closed), whenever its request started. So neither the ramp before
+nor the drain after can bias them.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 
 from jobs.core.config import Bench
 from jobs.core.load import Slo
+from jobs.measure import rounds
 from jobs.measure.records import RequestRecord, Window
 
 if TYPE_CHECKING:
@@ -30,9 +33,6 @@ Figure = float | int | None
 Floats = NDArray[np.float64]
 
 PERCENTILES = (50, 90, 99)
-
-UNKNOWN = "is unknown"
-"""In the words of `broken`: the requests do not tell whether a limit is kept."""
 
 
 def enough(count: int, percentile: float) -> bool:
@@ -57,8 +57,8 @@ def latencies(record: RequestRecord) -> Latencies:
     if record.first_token_s is None:
         return Latencies(None, None, np.empty(0), None)
     times = record.chunk_times
-    ttft = (record.first_token_s - record.start_s) * 1e3
-    e2el = (float(times[-1]) - record.start_s) * 1e3
+    ttft = (record.first_token_s - record.came_s) * 1e3
+    e2el = (float(times[-1]) - record.came_s) * 1e3
     tokens = record.output_tokens or 0
     if in_one_piece(record):
         return Latencies(ttft, None, np.empty(0), e2el)
@@ -75,41 +75,49 @@ def in_one_piece(record: RequestRecord) -> bool:
 def summarize(window: Window, bench: Bench) -> dict[str, Figure]:
     """Return the figures of a window by column name, in the order of the table.
 
-    completed, failed, truncated_requests: requests that started in the window, by how they ended.
-    request_s: whole answers that *ended* in the window, per second.
+    completed, failed, truncated_requests: requests that came in the window, by how they ended.
+    offered_per_s: open loop: requests that came in the window, per second. Of a fixed number of them: per second until
+        the last one came.
+    request_per_s: whole answers per second: open loop: that *ended* in the window; closed loop: see rounds.py.
+    wait_ms_{p50,p99}: open loop: from the intended arrival to the sending, ms, of all requests that came.
     {ttft,tpot,itl,e2el}_ms_{mean,std,p50,p90,p99}: ms; std with denominator N and percentiles by linear
         interpolation, both as numpy's (and `vllm bench serve`'s) defaults. A percentile of too few values is None
         (`enough`).
-    goodput_s: whole answers that ended in the window and kept every limit of `bench.slo`, per second.
+    goodput_per_s: those of them that kept every limit of `bench.slo`, per second.
     input_tokens_mean, output_tokens_mean: real lengths by the engine's count.
     prefix_hit_share: prompt tokens of the window that the engines found in their prefix caches.
     preemptions: requests of the window that an engine put back for want of KV cache; their tokens are computed twice.
-    output_tok_s: output tokens that arrived in the window, per second (`arrived_tokens`).
-    total_tok_s: the same plus the prompts of requests whose first token arrived in the window.
-    tok_s_per_user: 1000 / tpot_ms_mean: the decoding speed that one user sees.
+    output_tok_per_s: output tokens per second: open loop: that arrived in the window (`arrived_tokens`).
+    total_tok_per_s: the same plus the prompts; open loop: of requests whose first token arrived in the window.
+    tok_per_s_per_user: mean over requests of 1000 / its TPOT, as AIPerf has it (`output_token_throughput_per_user`):
+        the decoding speed that one user sees.
     client_cpu_share: processor time of this process per second of window; near 1 the client was measured, not
         the service.
+    client_lag_ms_p99: how late the client's own loop was in 99 of 100 moments from the opening to the end of the drain.
     """
     counted = [record for record in window.records if record.in_window]
     whole = [record for record in counted if record.status == "ok"]
     answered = [latencies(record) for record in whole]
+    requests, output, total, goodput = _rates(window, bench)
     row: dict[str, Figure] = {
         "completed": len(answered),
         "failed": sum(record.status == "failed" for record in counted),
         "truncated_requests": sum(record.status == "truncated" for record in counted),
-        "request_s": _per_second(_ended(window), window),
+        "offered_per_s": _offered(counted, window, bench),
+        "request_per_s": requests,
     }
+    waits = np.array([record.wait_s * 1e3 for record in counted if bench.is_open])
+    row |= {f"wait_ms_p{p}": float(np.percentile(waits, p)) if enough(waits.size, p) else None for p in (50, 99)}
     row |= _spread("ttft_ms", [one.ttft for one in answered if one.ttft is not None])
     row |= _spread("tpot_ms", [one.tpot for one in answered if one.tpot is not None])
     row |= _spread("itl_ms", np.concatenate([one.itl for one in answered]) if answered else ())
     row |= _spread("e2el_ms", [one.e2el for one in answered if one.e2el is not None])
-    output = arrived_tokens(window)
-    tpot = row["tpot_ms_mean"]
-    row["output_tok_s"] = _per_second(output, window)
-    row["total_tok_s"] = _per_second(output + _prompt_tokens(window, bench), window)
-    row["tok_s_per_user"] = 1e3 / tpot if tpot else None
+    speeds = [1e3 / one.tpot for one in answered if one.tpot]
+    row["output_tok_per_s"], row["total_tok_per_s"] = output, total
+    row["tok_per_s_per_user"] = float(np.mean(speeds)) if speeds else None
     row["client_cpu_share"] = _per_second(window.cpu_s, window)
-    row["goodput_s"] = _per_second(kept(window, bench.slo), window) if any(asdict(bench.slo).values()) else None
+    row["client_lag_ms_p99"] = float(np.percentile(window.lags, 99)) * 1e3 if window.lags.size else None
+    row["goodput_per_s"] = goodput if any(asdict(bench.slo).values()) else None
     row["input_tokens_mean"] = _mean(record.prompt_tokens for record in whole)
     row["output_tokens_mean"] = _mean(record.output_tokens for record in whole)
     growth = window.growth
@@ -118,14 +126,41 @@ def summarize(window: Window, bench: Bench) -> dict[str, Figure]:
     return row
 
 
-def kept(window: Window, slo: Slo) -> int:
-    """Return the whole answers that ended in the window within every limit; of ITL the request's own p99 counts."""
-    return sum(_keeps(record, slo) for record in window.records if _is_ended(record, window))
+def _offered(counted: Sequence[RequestRecord], window: Window, bench: Bench) -> float | None:
+    if not bench.is_open or not counted:
+        return None
+    whole = bench.num_requests or bench.workload == "trace"
+    seconds = max(one.came_s for one in counted) - window.opened_s if whole else window.seconds
+    return len(counted) / seconds if seconds > 0 else None
+
+
+def _rates(window: Window, bench: Bench) -> tuple[Figure, Figure, Figure, Figure]:
+    """Return whole answers, output tokens, all tokens and answers within `bench.slo`, each per second."""
+    if rounds.in_rounds(bench):
+        each = rounds.per_request(window)
+        came = [record for record in window.records if record.in_window and record.status != "failed"]
+        whole = [record for record in came if record.status == "ok"]
+        output = arrived_tokens(window, -np.inf, np.inf, came)
+    else:
+        each = 1 / window.seconds if window.seconds > 0 else None
+        answered = [one for one in window.records if one.status != "failed"]
+        came = [one for one in answered if _inside(one.first_token_s, window)]
+        whole = [one for one in answered if one.status == "ok" and not one.check and _inside(one.end_s, window)]
+        output = arrived_tokens(window)
+    if each is None:
+        return None, None, None, None
+    prompts = _prompt_tokens(came, window, bench)
+    return len(whole) * each, output * each, (output + prompts) * each, kept(whole, bench.slo) * each
+
+
+def kept(records: Iterable[RequestRecord], slo: Slo) -> int:
+    """Return how many whole answers are within every limit; of ITL the request's own p99 counts."""
+    return sum(_keeps(record, slo) for record in records)
 
 
 def _keeps(record: RequestRecord, slo: Slo) -> bool:
     """An answer that came in one piece hides how fast its tokens came, so it keeps no limit of that."""
-    hidden = (slo.tpot_ms_p99 is not None or slo.itl_ms_p99 is not None) and in_one_piece(record)
+    hidden = (slo.tpot_ms is not None or slo.itl_ms is not None) and in_one_piece(record)
     return within(latencies(record), slo) and not hidden
 
 
@@ -133,36 +168,25 @@ def within(one: Latencies, slo: Slo) -> bool:
     """Tell whether a request kept every limit; a latency that it does not have breaks none."""
     itl = float(np.percentile(one.itl, 99)) if one.itl.size else None
     pairs = (
-        (one.ttft, slo.ttft_ms_p99),
-        (one.tpot, slo.tpot_ms_p99),
-        (itl, slo.itl_ms_p99),
-        (one.e2el, slo.e2el_ms_p99),
+        (one.ttft, slo.ttft_ms),
+        (one.tpot, slo.tpot_ms),
+        (itl, slo.itl_ms),
+        (one.e2el, slo.e2el_ms),
     )
     return all(value is None or limit is None or value <= limit for value, limit in pairs)
 
 
-def broken(window: Window, slo: Slo) -> str | None:
-    """Return the first limit that the window's requests break, with the figure, or None.
+def misses(window: Window, slo: Slo) -> tuple[int, int] | None:
+    """Return how many requests of the window missed a limit, failed or were cut off, and how many there are.
 
-    The 99th percentile is taken of however many there are: of few it is nearly their maximum, which is on the safe
-    side of the limit.
+    None: no limit is set, or no answer tells: all came in one piece, which hides how fast their tokens came.
     """
-    whole = [record for record in window.records if record.in_window and record.status == "ok"]
-    each = [latencies(record) for record in whole]
-    for name, limit in asdict(slo).items():
-        if limit is None or not each:
-            continue
-        field = name.partition("_")[0]
-        if field in ("tpot", "itl") and all(map(in_one_piece, whole)):
-            return f"{name} {UNKNOWN}: answers came in one piece"
-        values = (
-            np.concatenate([one.itl for one in each])
-            if field == "itl"
-            else np.array([getattr(one, field) for one in each if getattr(one, field) is not None])
-        )
-        if values.size and (found := float(np.percentile(values, 99))) > limit:
-            return f"{name} is {found:.4g}, the limit {limit:g}"
-    return None
+    counted = [record for record in window.records if record.in_window]
+    whole = [record for record in counted if record.status == "ok"]
+    hidden = (slo.tpot_ms is not None or slo.itl_ms is not None) and bool(whole) and all(map(in_one_piece, whole))
+    if hidden or not any(limit is not None for limit in asdict(slo).values()):
+        return None
+    return sum(record.status != "ok" or not _keeps(record, slo) for record in counted), len(counted)
 
 
 def of_series(window: Window) -> dict[str, Figure]:
@@ -185,8 +209,16 @@ def _mean_total(samples: Iterable[tuple[float, float | None]]) -> float | None:
     return float(np.mean(list(totals.values()))) if totals else None
 
 
-def arrived_tokens(window: Window, since_s: float | None = None, until_s: float | None = None) -> float:
+def arrived_tokens(
+    window: Window,
+    since_s: float | None = None,
+    until_s: float | None = None,
+    of: Iterable[RequestRecord] | None = None,
+) -> float:
     """Return the output tokens that arrived in [since, until) of all requests but failed ones; usually in the window.
+
+    Args:
+        of: the requests; None: all of the window's records.
 
     A chunk may carry several tokens, and the engine tells their number at the end of an answer alone: so the
     tokens of an answer are shared out evenly over its chunks. A chunk of a truncated request counts for
@@ -195,7 +227,7 @@ def arrived_tokens(window: Window, since_s: float | None = None, until_s: float 
     since = window.opened_s if since_s is None else since_s
     until = window.closed_s if until_s is None else until_s
     mean, total = tokens_a_chunk(window), 0.0
-    for record in window.records:
+    for record in window.records if of is None else of:
         times = record.chunk_times
         if record.status != "failed" and len(times):
             inside = int(np.count_nonzero((times >= since) & (times < until)))
@@ -205,7 +237,7 @@ def arrived_tokens(window: Window, since_s: float | None = None, until_s: float 
 
 def tokens_a_chunk(window: Window) -> float:
     """Return the tokens of the mean chunk of the whole answers, 1 where there is none."""
-    whole = [r for r in window.records if r.status == "ok" and r.output_tokens]
+    whole = [r for r in window.records if r.status == "ok" and r.output_tokens and not r.check]
     chunks = sum(len(r.chunk_times) for r in whole)
     return sum(r.output_tokens or 0 for r in whole) / chunks if chunks else 1.0
 
@@ -254,7 +286,7 @@ def records_table(window: Window) -> pa.Table:
     columns = {
         "index": pa.array([r.index for r in records], pa.int64()),
         "start_s": pa.array([r.start_s - window.opened_s for r in records], pa.float64()),
-        "queue_s": pa.array([r.queue_s for r in records], pa.float64()),
+        "wait_s": pa.array([r.wait_s for r in records], pa.float64()),
         "ttft_ms": pa.array([one.ttft for one in each], pa.float64()),
         "tpot_ms": pa.array([one.tpot for one in each], pa.float64()),
         "e2el_ms": pa.array([one.e2el for one in each], pa.float64()),
@@ -269,12 +301,8 @@ def records_table(window: Window) -> pa.Table:
     return pa.table(columns)
 
 
-def _ended(window: Window) -> int:
-    return sum(_is_ended(record, window) for record in window.records)
-
-
-def _is_ended(record: RequestRecord, window: Window) -> bool:
-    return record.status == "ok" and window.opened_s <= record.end_s < window.closed_s
+def _inside(moment: float | None, window: Window) -> bool:
+    return moment is not None and window.opened_s <= moment < window.closed_s
 
 
 def _mean(values: Iterable[int | None]) -> float | None:
@@ -282,18 +310,14 @@ def _mean(values: Iterable[int | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _prompt_tokens(window: Window, bench: Bench) -> float:
-    """Return the prompt tokens of requests whose first token arrived in the window.
+def _prompt_tokens(records: Iterable[RequestRecord], window: Window, bench: Bench) -> float:
+    """Return the prompt tokens of requests by the engine's count.
 
-    The engine's own count where it came, else the mean of those that did, else `bench.input_tokens`.
+    Where that did not come, the mean of the window's others, else `bench.input_tokens`.
     """
     known = [r.prompt_tokens for r in window.records if r.prompt_tokens is not None]
     usual = float(np.mean(known)) if known else float(bench.input_tokens)
-    return sum(
-        usual if r.prompt_tokens is None else r.prompt_tokens
-        for r in window.records
-        if r.status != "failed" and r.first_token_s is not None and window.opened_s <= r.first_token_s < window.closed_s
-    )
+    return sum(usual if one.prompt_tokens is None else one.prompt_tokens for one in records)
 
 
 def _spread(name: str, values: Iterable[float]) -> dict[str, Figure]:

@@ -1,4 +1,4 @@
-"""Requests: when they arrive, how long they are, and their prompts.
+"""Requests: how long they are, and their prompts. When they come is in arrivals.py.
 
 The i-th request of a workload is a pure function of (bench.seed, i), so the same at every concurrency.
 
@@ -9,6 +9,7 @@ The i-th request of a workload is a pure function of (bench.seed, i), so the sam
     needle         a text with one fact at `needle_depth` and a question on it (needle.py)
     sharegpt       first question and answer of each conversation of a ShareGPT file, shuffled by the seed
     trace          lines of a JSONL file at their times (dataset.py)
+    text           prose of exactly so many tokens, by the service's own tokenizer (prose.py, dataset.py)
 
 **Prefix caches.** Two points on one service send the same prompts, and with caching on the second would find those
 of the first. No endpoint that empties the cache is there on every release. So where caching is not off, each window
@@ -20,15 +21,17 @@ the prompts are the same byte for byte. Whether it worked is seen in the engine'
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs.core.config import Bench, Model
+from jobs.core.load import turn_input
 from jobs.measure.bodies import Writer
 from jobs.measure.needle import haystack
+from jobs.measure.prose import Prose
 
 _PREFIXES = 1 << 40
 """Prefixes are prompts of these numbers and above, which no request has."""
@@ -37,27 +40,9 @@ _HASH_BLOCK = 512
 """Tokens of one `hash_ids` entry of a trace (Mooncake, FAST'25 release: FAST25-release/traces)."""
 
 
-_ARRIVALS = (1,)  # a branch of the seed of its own, apart from the prompts
-_BLOCK = 1024
-
-_LENGTHS = 2  # a branch of the seed of its own, apart from prompts and arrivals
+_LENGTHS = 2  # a branch of the seed of its own, apart from prompts and arrivals (arrivals.py: 1)
 _FAR = 3.0
 """Lognormal lengths are cut at mean x (1 + 3 x spread), so that one can tell beforehand whether they fit."""
-
-
-def poisson(seed: int, rate: float) -> Iterator[float]:
-    """Yield the arrival times of a Poisson process, in seconds from its start, for ever.
-
-    Gaps are exponential with mean 1/rate and a pure function of the seed. The times are absolute: a slow
-    service does not thin the load out. N arrivals scatter by sqrt(N), as the real thing does: with few in a
-    window the rate that was realised may be well off the one that was asked for.
-    """
-    draws = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=_ARRIVALS))
-    last = 0.0
-    while True:
-        for time in last + np.cumsum(draws.exponential(1.0 / rate, size=_BLOCK)):
-            yield float(time)
-            last = float(time)
 
 
 def drawn_lengths(bench: Bench, index: int) -> tuple[int, int]:
@@ -89,9 +74,9 @@ def _longest_length(bench: Bench, mean: int) -> int:
     return math.floor(mean * (1 + bench.length_spread * (_FAR if bench.lengths == "lognormal" else 1.0)))
 
 
-def turn_input(bench: Bench, turn: int) -> int:
-    """Return the prompt length of a turn of a conversation: all that was said before, and `input_tokens` more."""
-    return bench.input_tokens + turn * (bench.input_tokens + bench.output_tokens)
+def longest_prompt(bench: Bench) -> int:
+    """Return the tokens of the longest prompt of a workload whose lengths are drawn."""
+    return _longest_length(bench, bench.input_tokens)
 
 
 def longest_request(bench: Bench) -> int | None:
@@ -100,7 +85,7 @@ def longest_request(bench: Bench) -> int | None:
         return None
     if bench.workload == "multi_turn":
         return turn_input(bench, bench.turns - 1) + bench.output_tokens
-    return _longest_length(bench, bench.input_tokens) + _longest_length(bench, bench.output_tokens)
+    return longest_prompt(bench) + _longest_length(bench, bench.output_tokens)
 
 
 def numbers(seed: int, index: int, count: int, low: int, high: int, seed_offset: int = 0) -> NDArray[np.int32]:
@@ -149,7 +134,7 @@ class Workload:
         bench: workload, lengths, endpoint, sampling and seed.
         model: ordinary token ids.
         name: the value of "model" in each request.
-        items: of the data set, where the workload has one.
+        items: of the data set, or the prose, where the workload has one.
         seed_offset: number that no other window on this service has, where its engine caches prefixes; else 0.
 
     Attributes:
@@ -158,18 +143,20 @@ class Workload:
     """
 
     def __init__(
-        self, bench: Bench, model: Model, name: str, *, items: Sequence[Item] = (), seed_offset: int = 0
+        self, bench: Bench, model: Model, name: str, *, items: Sequence[Item] | Prose = (), seed_offset: int = 0
     ) -> None:
-        self._bench, self._items, self._seed_offset = bench, items, seed_offset
+        self._bench, self._source, self._seed_offset = bench, items, seed_offset
         self._model, self._name = model, name
+        self._prose = items if isinstance(items, Prose) else None
+        self._items: Sequence[Item] = () if isinstance(items, Prose) else items
         self._writer = Writer(bench, model, name)
         self.path = self._writer.path
         self.turns = bench.turns if bench.workload == "multi_turn" else 1
-        self.arrivals = tuple(item.at_s for item in items) if bench.workload == "trace" else None
+        self.arrivals = tuple(item.at_s for item in self._items) if bench.workload == "trace" else None
 
     def apart(self) -> Workload:
         """Return the same requests under another offset, where there is one: what they leave in a cache helps none."""
-        return Workload(self._bench, self._model, self._name, items=self._items, seed_offset=-self._seed_offset)
+        return Workload(self._bench, self._model, self._name, items=self._source, seed_offset=-self._seed_offset)
 
     def body(self, index: int) -> bytes:
         """Return the body of request number `index`."""
@@ -184,6 +171,8 @@ class Workload:
         if kind == "multi_turn":
             return self._turn(*divmod(index, self.turns), output)
         count, _ = drawn_lengths(self._bench, index)
+        if self._prose:
+            return self._writer.ids(self._prose.prompt(self._bench.seed, index, count, self._seed_offset), output)
         if kind == "shared_prefix":
             return self._writer.numbers(self._with_prefix(index, count), output)
         return self._writer.numbers(self._numbers(index, count), output)

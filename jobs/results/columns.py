@@ -11,18 +11,23 @@ from typing import Any
 from jobs.core import schema
 from jobs.core.errors import ConfigError, nearest
 from jobs.core.files import read_lines
+from jobs.core.load import open_loop
 from jobs.results.gather import Run
-from jobs.results.row import FIGURES, POINT, SERVICE
+from jobs.results.row import FIGURES, FORECAST, POINT, SERVICE
 
 LOADS = ("bench.concurrency", "bench.request_rate")
 RATE = "bench.request_rate"
+SEED = "bench.seed"
+
+OFFERED = ("output_tok_per_s", "total_tok_per_s", "request_per_s")
+"""Figures that at an offered rate are that rate, while the service keeps up: they make no setting the better one."""
 
 RESTARTS = ("parallel.seed",)
 """Keys that make another start of the engine and nothing else: rows that differ in them are one setting, again."""
 
 HOW = (
     *("bench.warmup_s", "bench.window_s", "bench.hold_load", "bench.seed", "bench.num_requests"),
-    *("bench.slo", "bench.search"),
+    *("bench.repeats", "bench.slo", "bench.search"),
 )
 """Keys (or beginnings) that say how long and how carefully is measured, not what."""
 
@@ -77,27 +82,40 @@ def lines_in_row(run: Run, row: Mapping[str, Any]) -> list[tuple[int, dict[str, 
     return [(number, line) for number, line in enumerate(lines, 1) if isinstance(line, dict) and line.get("in_row")]
 
 
+def is_offered(run: Run, row: Mapping[str, Any]) -> bool:
+    """Return whether the load of a row was offered: an open loop, at a rate or by a trace, and no search."""
+    search, rate, workload = (run.value(row, key) for key in ("bench.search", RATE, "bench.workload"))
+    return search is None and open_loop(search, rate, workload)
+
+
 LOW = (
-    *("ttft_", "tpot_", "itl_", "e2el_", "price_"),
-    *("failed", "truncated_requests", "preemptions", "waiting_mean", "kv_use_max", "client_cpu_share"),
+    *("ttft_", "tpot_", "itl_", "e2el_", "wait_", "price_"),
+    *("failed", "truncated_requests", "preemptions", "waiting_mean", "kv_use_max", "client_cpu_share", "client_lag_"),
     *("head_npu_power_w", "queue_s", "stage_s", "load_s", "warmup_s", "measure_s", "teardown_s", "probes"),
 )
 """Columns, or their beginnings (ending in `_`), in which less is better."""
 
 HIGH = (
-    *("completed", "request_s", "goodput_s", "output_tok_s", "total_tok_s", "tok_s_per_user", "found_concurrency"),
+    *("completed", "request_per_s", "goodput_per_s", "output_tok_per_s", "total_tok_per_s", "tok_per_s_per_user"),
+    "found_concurrency",
     *("found_request_rate", "needle_score", "kv_cache_tokens", "predicted_kv_tokens", "prefix_hit_share"),
+    *("spec_acceptance", "spec_tokens_per_step", "stage_gb_s", "load_gb_s"),
 )
 """Columns in which more is better."""
 
-NO_FIGURES = ("engine_tokens", "job_id", "attempt", "nodes", "saturated", "slo_kept", "reused_from", "schema_version")
+NO_FIGURES = (
+    *("engine_tokens", "job_id", "attempt", "nodes", "saturated", "slo_kept", "slo_requests", "slo_misses"),
+    *("reused_from", "schema_version"),
+    *FORECAST,
+    *("spec_tokens", "spec_by_position", "spec_text"),
+)
 """Columns beside figures that are none."""
 
 LATENCIES = ("ttft_ms_", "tpot_ms_", "itl_ms_", "e2el_ms_")
 
 STARRED = (
     *("ttft_ms_p50", "ttft_ms_p99", "tpot_ms_p50", "e2el_ms_p50", "price_per_m_output_tok"),
-    *("output_tok_s", "tok_s_per_user", "goodput_s", "found_concurrency", "found_request_rate"),
+    *("output_tok_per_s", "tok_per_s_per_user", "goodput_per_s", "found_concurrency", "found_request_rate"),
 )
 """Columns of the tables in which the best value is marked."""
 

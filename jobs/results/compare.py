@@ -1,4 +1,4 @@
-"""Compare two runs or points: paired differences with intervals, and what could have been seen where none is."""
+"""Compare two runs or points: differences with intervals, and what could have been seen where none is."""
 
 from __future__ import annotations
 
@@ -7,65 +7,79 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jobs.core import schema
 from jobs.core.errors import ConfigError, RunError
 from jobs.core.rundir import SweepDir
-from jobs.results.columns import HOW, is_work, low_is_best
+from jobs.results import noise
+from jobs.results.columns import HOW, OFFERED, RESTARTS, SEED, is_offered, is_work, low_is_best
 from jobs.results.gather import Run, read_config_plain, read_run
-from jobs.results.noise import LEAST, Sample, difference, sample
-from jobs.results.resampling import Interval, minimum_detectable, paired_difference
-from jobs.results.verdict import REPEATS
+from jobs.results.intervals import Interval
+from jobs.results.spread import Spreads
 
-FIGURES = ("output_tok_s", "ttft_ms_mean", "ttft_ms_p99", "tpot_ms_mean", "e2el_ms_mean")
+FIGURES = ("output_tok_per_s", "goodput_per_s", "ttft_ms_mean", "ttft_ms_p99", "tpot_ms_mean", "e2el_ms_mean")
 
-ONCE = (
-    "Note: with fewer than 3 windows a side, these intervals hold the noise inside windows alone. A busy machine or\n"
-    "another start of the engine can make a difference too: measure again (bench.repeats) before a choice."
+TOO_FEW = (
+    "Note: with fewer than 3 windows a side nothing is decided: the intervals hold the noise inside of these\n"
+    "windows alone, and another window may say otherwise: measure with bench.repeats=3."
+)
+ONE_START = (
+    "Note: ahead and behind hold the noise between windows of one start of the engine a side, and no more. Another\n"
+    "start may say otherwise: sweep parallel.seed=1,2,3 before a choice."
 )
 
-SAME_PROMPTS = 0.9
-"""Share of the prompts that both windows must have so that they are compared prompt by prompt. With fewer, the faster
-side's further prompts would be left out, and the means compared would not be those of the rows."""
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """One point of a comparison: its run, its row and its whole config by dotted keys."""
+    """A setting in a comparison: its run, its rows (one for each start) and the whole config by dotted keys."""
 
     run: Run
-    row: Mapping[str, Any]
+    rows: tuple[Row, ...]
     config: Mapping[str, Any]
+    spreads: Spreads
+
+    @property
+    def name(self) -> str:
+        """The sweep and its point; of several starts the first, with their number."""
+        more = f" and {len(self.rows) - 1} more starts" if len(self.rows) > 1 else ""
+        return f"{self.run.name}/{self.rows[0]['point']}{more}"
+
+    def of(self, column: str) -> noise.Side:
+        """Return the rows that show a column."""
+        rows = tuple(row for row in self.rows if row.get(column))
+        return noise.Side(self.run, rows, column, self.spreads.of(self.rows[0], column))
 
 
 @dataclass(frozen=True)
 class Figure:
     """One figure of a pair. `change` is relative, b against a; None: it cannot be told.
 
-    `verdict`: better or worse (the interval excludes no difference), none (no difference seen), unknown.
-    `least` is the least relative difference that would have been seen, 80 % of the time.
+    `verdict`: better or worse (beyond the scatter between starts), ahead or behind (beyond that between the windows of
+    one start), none (no difference seen), undecided (too few windows), unknown (too few records).
+    `least` is the least relative difference that would have been seen, about 80 % of the time. `basis`, `starts` and
+    `windows`: see `noise.Difference`.
     """
 
     column: str
     a: float | None
     b: float | None
-    change: Interval | None
-    paired: bool
-    verdict: str
-    least: float | None
+    change: Interval | None = None
+    verdict: str = "unknown"
+    least: float | None = None
+    basis: str = ""
+    starts: int = 0
+    windows: int = 0
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two points that are compared, what differs between their configs, and the figures."""
+    """Two settings that are compared, what differs between their configs, and the figures."""
 
     a: str
     b: str
     differs: Mapping[str, tuple[Any, Any]]
     figures: tuple[Figure, ...]
-    windows: int
-    """Windows of the side that has fewer."""
 
 
 def compare(a: Path, b: Path, key: str | None = None, *, anyway: bool = False) -> list[Pair]:
@@ -79,9 +93,10 @@ def compare(a: Path, b: Path, key: str | None = None, *, anyway: bool = False) -
 
     Raises:
         RunError: nothing can be paired, or a run cannot be read.
-        ConfigError: the two did different work: other lengths, client, engine or model.
+        ConfigError: the two did different work: other lengths, client, engine or model, or in an open loop other
+            arrivals.
     """
-    left, right = _sides(a), _sides(b)
+    left, right = (_sides(path, apart=key in RESTARTS) for path in (a, b))
     pairs = _pairs(left, right, key)
     if not pairs:
         known = sorted({name for side in (*left, *right) for name in side.run.swept})
@@ -93,8 +108,11 @@ def compare(a: Path, b: Path, key: str | None = None, *, anyway: bool = False) -
     return [_compare(one, two) for one, two in pairs]
 
 
-def _sides(path: Path) -> list[Side]:
-    """Return the valid points of a sweep, or the one point of this directory."""
+def _sides(path: Path, *, apart: bool) -> list[Side]:
+    """Return the settings of a sweep with a valid row, or the one point of this directory.
+
+    Other starts of the engine are the same setting, again, unless they are to be told `apart`.
+    """
     path = path.resolve()
     is_point = path.parent.name == "points" and not SweepDir(path).plan.exists()
     run = read_run(path.parent.parent if is_point else path)
@@ -102,11 +120,14 @@ def _sides(path: Path) -> list[Side]:
     if is_point and not (rows and rows[0]["valid"]):
         reason = rows[0]["invalid_reason"] if rows else "it is no point of this sweep"
         raise RunError("compare", path, f"the point has no valid row: {reason}", "Choose a valid point.")
-    return [
-        Side(run, row, dict(_flat(read_config_plain(run.sweep.point(row["point"]).config))))
-        for row in rows
-        if row["valid"]
-    ]
+    spreads = Spreads(run)
+    sides: dict[str, Side] = {}
+    for row in (row for row in rows if row["valid"]):
+        config = dict(_flat(read_config_plain(run.sweep.point(row["point"]).config)))
+        name = str(sorted((k, str(v)) for k, v in config.items() if _counts(k) and (apart or k not in RESTARTS)))
+        known = sides.get(name, Side(run, (), config, spreads))
+        sides[name] = Side(run, (*known.rows, row), known.config, spreads)
+    return list(sides.values())
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -124,7 +145,9 @@ def _asked(side: Side, without: str | None) -> dict[str, str]:
     return {
         name: str(value)
         for name, value in side.config.items()
-        if _counts(name) and (without is None or not (name == without or name.startswith(without + ".")))
+        if _counts(name)
+        and name not in RESTARTS
+        and (without is None or not (name == without or name.startswith(without + ".")))
     }
 
 
@@ -133,14 +156,18 @@ def _pairs(left: Sequence[Side], right: Sequence[Side], key: str | None) -> list
         if len(left) == len(right) == 1:
             return [(left[0], right[0])]
         shared = [name for name in left[0].run.swept if name in right[0].run.swept] if left and right else []
-        return [(one, two) for one in left for two in right if all(one.row[name] == two.row[name] for name in shared)]
+        shared = [name for name in shared if name not in RESTARTS]
+        return [
+            (one, two)
+            for one in left
+            for two in right
+            if all(one.rows[0][name] == two.rows[0][name] for name in shared)
+        ]
     found, seen = [], set()
     for one in left:
         for two in right:
             differ = _valued(one, key) != _valued(two, key)
-            ends = frozenset(
-                (str(one.run.sweep.point(one.row["point"]).path), str(two.run.sweep.point(two.row["point"]).path))
-            )
+            ends = frozenset(str(side.run.sweep.point(side.rows[0]["point"]).path) for side in (one, two))
             if differ and ends not in seen and _asked(one, key) == _asked(two, key):
                 seen.add(ends)
                 found.append((one, two))
@@ -169,6 +196,13 @@ def _check_same_work(one: Side, two: Side) -> None:
                 "the two points did different work, so their figures do not compare",
                 "Compare points of the same work, or say --anyway.",
             )
+        if name == SEED and any(is_offered(side.run, side.rows[0]) for side in (one, two)):
+            raise ConfigError(
+                name,
+                f"{first} and {second}",
+                "in an open loop another seed is other arrivals, and their queues do not compare",
+                "Measure both with one seed, or say --anyway.",
+            )
 
 
 def _differences(one: Side, two: Side) -> dict[str, tuple[Any, Any]]:
@@ -181,48 +215,31 @@ def _differences(one: Side, two: Side) -> dict[str, tuple[Any, Any]]:
 
 
 def _compare(one: Side, two: Side) -> Pair:
-    first, second = sample(one.run, one.row), sample(two.run, two.row)
+    # At an offered rate no rate of tokens is a merit: it is the offered one.
+    offered = OFFERED if any(is_offered(side.run, side.rows[0]) for side in (one, two)) else ()
     return Pair(
-        f"{one.run.name}/{one.row['point']}",
-        f"{two.run.name}/{two.row['point']}",
-        {name: values for name, values in _differences(one, two).items() if not name.startswith(HOW)},
-        tuple(_figure(one, two, first, second, column) for column in FIGURES),
-        min(1 if side is None else len(side.requests.windows) for side in (first, second)),
+        one.name,
+        two.name,
+        {name: values for name, values in _differences(one, two).items() if not name.startswith((*HOW, *RESTARTS))},
+        tuple(_figure(one.of(column), two.of(column)) for column in FIGURES if column not in offered),
     )
 
 
-def _figure(one: Side, two: Side, first: Sample | None, second: Sample | None, column: str) -> Figure:
-    a, b = one.row.get(column), two.row.get(column)
-    if not a or b is None:
-        return Figure(column, a, b, None, False, "unknown", None)
-    observed = b / a - 1
-    change = _paired(one, two, first, second, column)
-    paired = change is not None
-    if change is None:
-        change = difference(first, second, column, observed=observed)
-    if change is None:
-        return Figure(column, a, b, None, paired, "unknown", None)
-    least = minimum_detectable(change.error)
-    if change.holds_zero:
-        return Figure(column, a, b, change, paired, "none", least)
-    better = (change.estimate < 0) == low_is_best(column)
-    return Figure(column, a, b, change, paired, "better" if better else "worse", least)
-
-
-def _paired(one: Side, two: Side, first: Sample | None, second: Sample | None, column: str) -> Interval | None:
-    """Compare the means of a latency prompt by prompt, where the two windows asked mostly the same prompts."""
-    name, _, statistic = column.rpartition("_")
-    same = one.config.get("bench.seed") == two.config.get("bench.seed")
-    if first is None or second is None or statistic != "mean" or not same or not name.endswith("_ms"):
-        return None
-    if len(first.requests.windows) > 1 or len(second.requests.windows) > 1:
-        return None
-    both = first.requests.frame[["index", name]].merge(second.requests.frame[["index", name]], on="index").dropna()
-    most = max(len(first.requests.frame), len(second.requests.frame))
-    if len(both) < max(LEAST, SAME_PROMPTS * most):
-        return None
-    left, right = (both[f"{name}{suffix}"].to_numpy(dtype=np.float64) for suffix in ("_x", "_y"))
-    return paired_difference(left, right, block=max(first.block, second.block))
+def _figure(one: noise.Side, two: noise.Side) -> Figure:
+    a, b = (sum(row[side.column] for row in side.rows) / len(side.rows) if side.rows else None for side in (one, two))
+    found = noise.difference(one, two) if a and b else None
+    if found is None:
+        return Figure(one.column, a, b)
+    change = found.change
+    if found.basis == "window":
+        verdict = "undecided"
+    elif change.holds_zero:
+        verdict = "none"
+    else:
+        better = (change.estimate < 0) == low_is_best(one.column)
+        names = ("better", "worse") if found.of_starts else ("ahead", "behind")
+        verdict = names[not better]
+    return Figure(one.column, a, b, change, verdict, change.least, found.basis, found.starts, found.windows)
 
 
 def text(pairs: Sequence[Pair]) -> str:
@@ -232,20 +249,28 @@ def text(pairs: Sequence[Pair]) -> str:
         lines.append(f"{pair.a} -> {pair.b}")
         lines += [f"  {name}: {one} -> {two}" for name, (one, two) in pair.differs.items()]
         lines += [f"    {_line(figure)}" for figure in pair.figures if figure.a is not None or figure.b is not None]
-    if any(pair.windows < REPEATS for pair in pairs):
-        lines.append(ONCE)
+    shown = [figure for pair in pairs for figure in pair.figures]
+    lines += [TOO_FEW] if any(figure.basis == "window" for figure in shown) else []
+    lines += [ONE_START] if any(figure.basis == "windows" for figure in shown) else []
     return "\n".join(lines)
 
 
 def _line(one: Figure) -> str:
-    start = f"{one.column:<13} {_short(one.a):>8} -> {_short(one.b):>8}"
-    if one.change is None or one.least is None:
+    start = f"{one.column:<16} {_short(one.a):>8} -> {_short(one.b):>8}"
+    if one.change is None:
         return f"{start}  too few requests to tell a difference from noise"
     interval = f"{one.change.estimate:+.1%} [{one.change.low:+.1%}, {one.change.high:+.1%}]"
-    how = ", prompt by prompt" if one.paired else ""
+    if one.verdict == "undecided":
+        many = "one window" if one.windows == 1 else f"{one.windows} windows"
+        return f"{start}  not decided: {many}; the noise inside alone: {interval}"
+    how = {
+        "starts": f"{one.starts} starts a side",
+        "known": "by the known spread between starts",
+        "windows": f"{one.windows} windows of one start a side",
+    }[one.basis]
     if one.verdict == "none":
-        return f"{start}  no difference seen: {interval}{how}; one of {one.least:.1%} would have been seen"
-    return f"{start}  {one.verdict}: {interval}{how}"
+        return f"{start}  no difference seen: {interval}, {how}; about {one.least:.1%} would have been seen"
+    return f"{start}  {one.verdict}: {interval}, {how}"
 
 
 def _short(value: float | None) -> str:

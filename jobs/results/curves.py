@@ -1,13 +1,20 @@
-"""A figure against context length: a least-squares curve with its interval, where there are points enough."""
+"""A figure against context length: a least-squares curve with its interval, where there are points enough.
+
+A figure scatters by a share of its size, so each point weighs by 1 / size squared, with the sizes of the curve itself
+(iterated, as generalized linear models are: McCullagh, Nelder 1989, chapter 2.5): with equal weights the longest
+length, which lies alone at the end, would pull the curve through itself. The interval is one of the logarithm (delta
+method), so that it stays above 0. Of a rate the inverse is fitted, a time per token: a + b L + c L^2 is how times grow.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from jobs.core.student import t_quantile
 
 LENGTHS_FOR_LINE = 4
 LENGTHS_FOR_PARABOLA = 5
@@ -20,13 +27,15 @@ is a small multiple of the condition number; this is that multiple)."""
 GRID = 33
 """Lengths at which a curve is drawn."""
 
+ROUNDS = 4
+"""Times that weights are taken from the curve."""
+
+Floats = NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class Curve:
-    """y = sum of coefficients[k] * x**k, with the 95 % confidence interval of the mean at each x.
-
-    Of values that are never below 0, neither are the curve nor its interval.
-    """
+    """y = sum of coefficients[k] * x**k (of a rate 1 / y), with the 95 % confidence interval of the mean at each x."""
 
     coefficients: tuple[float, ...]
     x: tuple[float, ...]
@@ -35,72 +44,59 @@ class Curve:
     high: tuple[float, ...]
 
 
-def fit(x: Sequence[float], y: Sequence[float]) -> Curve | None:
+def fit(x: Sequence[float], y: Sequence[float], *, rate: bool = False) -> Curve | None:
     """Fit a parabola (attention in prefill costs L squared, the rest L), a line where lengths are few.
 
     Args:
         x: context lengths, tokens.
-        y: the figure at each of them.
+        y: the figure at each of them, above 0.
+        rate: more is better: its inverse is fitted.
 
     Returns:
-        None where there are fewer than LENGTHS_FOR_LINE different lengths.
+        None where there are fewer than LENGTHS_FOR_LINE different lengths, or a figure or the curve is not above 0.
     """
     different = len(set(x))
-    if different < LENGTHS_FOR_LINE:
+    if different < LENGTHS_FOR_LINE or min(y) <= 0:
         return None
     degree = 2 if different >= LENGTHS_FOR_PARABOLA else 1
     lengths, values = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    values = 1 / values if rate else values
     scale = float(lengths.max())  # of order 1: the normal equations stay well conditioned
     design = _powers(lengths / scale, degree)
-    coefficients, *_ = np.linalg.lstsq(design, values, rcond=None)
-    # What is smaller than this is rounding, and another processor's libraries would say another number.
-    noise = ROUNDING * np.finfo(float).eps * float(np.linalg.cond(design)) * float(np.abs(values).max())
-    coefficients = np.where(np.abs(coefficients) > noise, coefficients, 0.0)
-    free = len(values) - degree - 1
-    residuals = values - design @ coefficients
-    variance = float(np.sum(np.where(np.abs(residuals) > noise, residuals, 0.0) ** 2)) / free
-    covariance = variance * np.linalg.inv(design.T @ design)
     grid = np.linspace(lengths.min(), scale, GRID)
     rows = _powers(grid / scale, degree)
-    centre = rows @ coefficients
-    half = t_quantile(0.975, free) * np.sqrt(np.einsum("ij,jk,ik->i", rows, covariance, rows).clip(min=0))
-    least = 0.0 if values.min() >= 0 else -np.inf  # a time or a rate below 0 cannot be
-    lines = (one.clip(min=least) for one in (centre, centre - half, centre + half))
+    sizes = values
+    for _ in range(ROUNDS):
+        coefficients, covariance = _weighted(design, values, sizes)
+        centre, sizes = rows @ coefficients, design @ coefficients
+        if min(centre.min(), sizes.min()) <= 0:
+            return None  # a time below 0 cannot be: these points lie on no such curve
+    free = len(values) - degree - 1
+    half = t_quantile(0.975, free) * np.sqrt(np.einsum("ij,jk,ik->i", rows, covariance, rows).clip(min=0)) / centre
+    lines = [centre, centre * np.exp(-half), centre * np.exp(half)]
+    if rate:
+        lines = [1 / lines[0], 1 / lines[2], 1 / lines[1]]
     return Curve(
         tuple(float(c) / scale**k for k, c in enumerate(coefficients)),
         *(tuple(float(value) for value in line) for line in (grid, *lines)),
     )
 
 
-def _powers(x: NDArray[np.float64], degree: int) -> NDArray[np.float64]:
+def _weighted(design: Floats, values: Floats, sizes: Floats) -> tuple[Floats, Floats]:
+    """Return coefficients and their covariance, each point weighed by 1 / size squared."""
+    scaled, ones = design / sizes[:, None], values / sizes
+    coefficients, *_ = np.linalg.lstsq(scaled, ones, rcond=None)
+    # What is smaller than this is rounding, and another processor's libraries would say another number.
+    noise = ROUNDING * np.finfo(float).eps * float(np.linalg.cond(scaled))
+    shares = np.abs(coefficients) * np.abs(scaled).max(axis=0)
+    coefficients = np.where(shares > noise, coefficients, 0.0)
+    residuals = ones - scaled @ coefficients
+    free = len(values) - design.shape[1]
+    variance = float(np.sum(np.where(np.abs(residuals) > noise, residuals, 0.0) ** 2)) / free
+    return np.asarray(coefficients, dtype=np.float64), np.asarray(
+        variance * np.linalg.inv(scaled.T @ scaled), dtype=np.float64
+    )
+
+
+def _powers(x: Floats, degree: int) -> Floats:
     return np.vander(x, degree + 1, increasing=True)
-
-
-def t_quantile(p: float, free: int) -> float:
-    """Return the quantile p (0.5 < p < 1) of Student's t with `free` degrees of freedom, by bisection of its CDF."""
-    low, high = 0.0, 1e3
-    while _t_cdf(high, free) < p:
-        high *= 10
-    while high - low > 1e-10 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_cdf(middle, free) < p else (low, middle)
-    return (low + high) / 2
-
-
-def _t_cdf(t: float, free: int) -> float:
-    """Return the CDF of Student's t at t >= 0 by its finite sums (Abramowitz, Stegun: 26.7.3 and 26.7.4)."""
-    theta = math.atan2(t, math.sqrt(free))
-    sine, cosine = math.sin(theta), math.cos(theta)
-    if free % 2:
-        term = total = cosine if free > 1 else 0.0
-        for k in range(2, free - 1, 2):
-            term *= cosine**2 * k / (k + 1)
-            total += term
-        inside = 2 / math.pi * (theta + sine * total)
-    else:
-        term = total = 1.0
-        for k in range(1, free - 2, 2):
-            term *= cosine**2 * k / (k + 1)
-            total += term
-        inside = sine * total
-    return (1 + inside) / 2

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.core.errors import RunError
-from jobs.core.files import write_json
+from jobs.core.files import public, write_json
 from jobs.core.load import OWN_CLIENT
 from jobs.results.columns import key_of, lines_in_row, load_of
 from jobs.results.gather import Run
@@ -60,9 +60,9 @@ def vllm_bench(run: Run, row: Row) -> dict[str, Any]:
         "duration": window if run.value(row, "bench.client") == OWN_CLIENT else None,
         "completed": shown.get("completed"),
         "failed": shown.get("failed"),
-        "request_throughput": shown.get("request_s"),
-        "output_throughput": shown.get("output_tok_s"),
-        "total_token_throughput": shown.get("total_tok_s"),
+        "request_throughput": shown.get("request_per_s"),
+        "output_throughput": shown.get("output_tok_per_s"),
+        "total_token_throughput": shown.get("total_tok_per_s"),
     }
     for name in _LATENCIES:
         for statistic, ours in (("mean", "mean"), ("median", "p50"), ("std", "std"), ("p90", "p90"), ("p99", "p99")):
@@ -79,11 +79,13 @@ def vllm_bench(run: Run, row: Row) -> dict[str, Any]:
 
 def _one_window(run: Run, row: Row) -> tuple[int | None, Row]:
     """Return number and figures of the window that stands for a row; None and the row where there is no line of it."""
-    lines = [(number, line) for number, line in lines_in_row(run, row) if isinstance(line.get("output_tok_s"), float)]
+    lines = [
+        (number, line) for number, line in lines_in_row(run, row) if isinstance(line.get("output_tok_per_s"), float)
+    ]
     if not lines:
         return None, row
-    middle = statistics.median_low([line["output_tok_s"] for _, line in lines])
-    return next((number, line) for number, line in lines if line["output_tok_s"] == middle)
+    middle = statistics.median_low([line["output_tok_per_s"] for _, line in lines])
+    return next((number, line) for number, line in lines if line["output_tok_per_s"] == middle)
 
 
 def _requests(run: Run, row: Row, number: int | None) -> pd.DataFrame | None:
@@ -100,7 +102,7 @@ def _write_vllm_bench(run: Run, out: Path) -> list[Path]:
     for row in run.rows:
         if row["valid"]:
             paths.append(out / f"{row['point']}.json")
-            write_json(paths[-1], vllm_bench(run, row))
+            write_json(paths[-1], vllm_bench(run, row), public())
     return paths
 
 

@@ -12,12 +12,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What one host sees of it. None: it cannot be seen from there."""
+    """What one host sees of it. None: it cannot be seen from there.
+
+    `host_state` is a digest of how the nodes are tuned (jobs/allocation/preflight/tuning.py); no other host sees it.
+    """
 
     engine_version: str | None = None
     driver_version: str | None = None
     image_digest: str | None = None
     model_digest: str | None = None
+    host_state: str | None = None
 
     def or_else(self, other: Fingerprint) -> Fingerprint:
         """Return this one, completed by another where nothing is known."""

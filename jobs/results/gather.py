@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from jobs.core import masking
 from jobs.core.errors import RunError
 from jobs.core.fields import dotted
-from jobs.core.files import from_yaml
+from jobs.core.foreign import load_yaml, refused
 from jobs.core.planfile import PlanFile, PlannedPoint, read_plan
 from jobs.core.rundir import SweepDir
 from jobs.results.row import blank, columns
-from jobs.results.table import PENDING, cell, column
+from jobs.results.table import PENDING, cell, column, swept, unreadable, written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,20 +65,17 @@ def read_config_plain(path: Path) -> dict[str, Any]:
     Raises:
         RunError: it cannot be read, or is no mapping.
     """
-    try:
-        found = from_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise RunError(str(path), "(read)", str(error), "Is this the directory of a sweep?") from None
+    found = load_yaml(path)
     if not isinstance(found, dict):
-        raise RunError(str(path), "(read)", "it is no mapping", "Is this the directory of a sweep?")
-    return found
+        raise refused(path, "it is no mapping")
+    return dict(masking.all_visible(found))
 
 
 def read_run(path: Path) -> Run:
     """Read one sweep; what is half-written in it becomes an invalid row with the reason.
 
     Raises:
-        RunError: it has no plan that can be read, so that nothing is known of it.
+        RunError: it has no plan that can be read, so that nothing is known of it; its rows are of an older version.
     """
     sweep = SweepDir(path.resolve())
     plan = read_plan(sweep)
@@ -100,24 +95,16 @@ def _any_config(sweep: SweepDir, plan: PlanFile, skipped: list[Skipped]) -> dict
 
 
 def _row(sweep: SweepDir, point: PlannedPoint, config: Mapping[str, Any], skipped: list[Skipped]) -> dict[str, Any]:
-    values = {key: cell(value) for key, value in point.values.items()}
+    values = swept(point)
     name, release = (values.get(key, dotted(config, key)) for key in ("engine.name", "engine.release"))
     known = blank(point.point, point.service, name, release)
-    path = sweep.point(point.point).row
-    reason = PENDING
-    try:
-        found = json.loads(path.read_bytes())
-        if isinstance(found, dict) and "valid" in found:
-            return known | found | values  # a row of another version may lack columns
-        reason = "it is not a row"
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:
-        reason = str(error)
-    if reason != PENDING:
-        skipped.append(Skipped(str(path), reason))
-        reason = f"its row cannot be read: {reason}"
-    return known | {"invalid_reason": reason} | values
+    found = written(sweep, point)
+    if isinstance(found, dict):
+        return known | found | values  # a row of a newer version may lack columns
+    if found is None:
+        return known | {"invalid_reason": PENDING} | values
+    skipped.append(Skipped(found.key, found.reason))
+    return known | {"invalid_reason": unreadable(found)} | values
 
 
 def read_runs(paths: Sequence[Path]) -> tuple[tuple[Run, ...], tuple[Skipped, ...]]:

@@ -1,96 +1,201 @@
-"""How much a difference between two points is worth: its interval from the requests of both windows."""
+"""How much a difference between two settings is worth: what scatters, and what that says of their figures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.results.columns import key_of, load_of
+from jobs.core.load import REPEATS
+from jobs.results.columns import counts, is_offered, key_of, lines_in_row, load_of
 from jobs.results.gather import Run
-from jobs.results.requests import BLOCK, Requests, of_row
-from jobs.results.resampling import Floats, Interval, Statistic, per_time, relative_difference, spanning
+from jobs.results.intervals import LEVEL, Floats, Interval, Scatter, added, around, batches, of_values, pooled, wider
+from jobs.results.requests import Requests, of_row
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LEAST = 8
-"""Requests under which resampling tells nothing."""
+"""Requests under which their scatter tells nothing."""
+
+STARTS = 3
+"""Starts of the engine from which their own scatter can be judged, so that a difference is to be believed."""
+
+STRICTER = 5
+"""A spread between starts that is known from other days has a level of 99 %, not 95: this day may be another."""
+
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
-    """The requests of a row and its load. `in_flight` is None in an open loop."""
-
-    requests: Requests
-    in_flight: int | None
-
-    @property
-    def block(self) -> int:
-        """Neighbours that are drawn together: twice those in flight, so that a block holds a whole round of them."""
-        return 2 * self.in_flight if self.in_flight and self.in_flight > 1 else 1
-
-
-def sample(run: Run, row: Mapping[str, Any]) -> Sample | None:
-    """Return the requests of a row's point; None: there are none that can be read."""
-    found = of_row(run, row)
-    if found is None:
-        return None
-    load = load_of(run, row) if key_of(run, row) == "bench.concurrency" else None
-    return Sample(found, int(load) if load else None)
-
-
-def difference(
-    one: Sample | None, two: Sample | None, column: str, *, observed: float | None = None, seed: int = 0
-) -> Interval | None:
-    """Return the relative difference from `one` to `two` in a column, with its interval; None: it cannot be told.
-
-    In a closed loop a fixed number of requests is in flight, so the token rate goes by tokens over end-to-end
-    latency (Little's law): its noise is that of the requests. In an open loop the slices of the window are drawn.
+class Side:
+    """A setting at one load: one row for each start of the engine, and what is known of other starts of its layout.
 
     Args:
-        observed: the difference of the two rows' figures. Where a short window cut whole rounds of requests, it is
-            not quite that of the requests: then the interval holds what both say.
+        spread: scatter between single starts of this layout in earlier sweeps; None: it is not known.
     """
-    found = _from_requests(one, two, column, seed)
-    if found is None or observed is None:
-        return found
-    around = _scaled(found, (1 + observed) / (1 + found.estimate))
-    return spanning(observed, min(found.low, around.low), max(found.high, around.high))
+
+    run: Run
+    rows: tuple[Row, ...]
+    column: str
+    spread: Scatter | None = None
+
+    @cached_property
+    def starts(self) -> tuple[tuple[float, ...], ...]:
+        """The figure of each window, by start. Where no window has left one, the row's own stands for one window."""
+        return tuple(self._windows(number) for number in range(len(self.rows)))
+
+    @property
+    def windows(self) -> tuple[float, ...]:
+        """The figures of all windows."""
+        return tuple(value for start in self.starts for value in start)
+
+    @property
+    def means(self) -> tuple[float, ...]:
+        """The mean of each start."""
+        return tuple(float(np.mean(start)) for start in self.starts)
+
+    @cached_property
+    def inside(self) -> Scatter | None:
+        """The scatter of the mean of all windows by the noise inside of them alone; None: the requests do not tell."""
+        parts = []
+        for number, found in enumerate(self._requests):
+            statistic = _statistic(self.column, self._in_flight(number))
+            for frame in found.windows if found and statistic else ():
+                figures = [value for part in _parts(frame) if (value := statistic(part)) is not None]  # type: ignore[misc]
+                parts.append(of_values(figures) if len(frame) >= LEAST and figures else None)
+        known = [part for part in parts if part]
+        if not parts or len(known) < len(parts):
+            return None
+        return added([Scatter(one.squared / len(parts) ** 2, one.free) for one in known])
+
+    @cached_property
+    def _requests(self) -> tuple[Requests | None, ...]:
+        return tuple(of_row(self.run, row) for row in self.rows)
+
+    def _in_flight(self, number: int) -> float | None:
+        """Return the requests that a closed loop keeps in flight; None: an open loop, or it is not known."""
+        row = self.rows[number]
+        closed = key_of(self.run, row) == "bench.concurrency" and not is_offered(self.run, row)
+        load = load_of(self.run, row) if closed else None
+        return float(load) if load else None
+
+    def _windows(self, number: int) -> tuple[float, ...]:
+        row = self.rows[number]
+        lines = [line.get(self.column) for _, line in lines_in_row(self.run, row)]
+        if found := [float(value) for value in lines if value is not None and counts(self.column, value)]:
+            return tuple(found)
+        statistic, requests = _statistic(self.column, self._in_flight(number)), self._requests[number]
+        each = [statistic(frame) for frame in requests.windows] if requests and statistic else []
+        known = [value for value in each if value is not None]
+        return tuple(known) if len(known) > 1 else (float(row[self.column]),)
 
 
-def _from_requests(one: Sample | None, two: Sample | None, column: str, seed: int) -> Interval | None:
-    if one is None or two is None:
+@dataclass(frozen=True)
+class Difference:
+    """A relative difference and what its interval stands on.
+
+    Attributes:
+        basis: `starts`: the scatter between starts of the engine in this sweep. `known`: that of earlier sweeps.
+            `windows`: that between windows of one start. `window`: the noise inside of too few windows: it decides
+            nothing.
+        starts, windows: of the side that has fewer.
+    """
+
+    change: Interval
+    basis: str
+    starts: int
+    windows: int
+
+    @property
+    def of_starts(self) -> bool:
+        """Whether the interval holds what another start of the engine would do."""
+        return self.basis in ("starts", "known")
+
+    @property
+    def sure(self) -> bool:
+        """Whether that is known well enough to be believed."""
+        return self.basis == "known" or (self.basis == "starts" and self.starts >= STARTS)
+
+
+def difference(one: Side, two: Side, *, level: float = LEVEL, inside: bool = True) -> Difference | None:
+    """Return the relative difference from `one` to `two`, with its interval; None: it cannot be told.
+
+    It is never narrower than the noise inside of the windows: windows may be alike because their requests run in step.
+
+    Args:
+        level: of the interval.
+        inside: read the single requests too, where windows or starts decide.
+    """
+    starts, windows = min(len(one.starts), len(two.starts)), min(len(one.windows), len(two.windows))
+    known = _known(one, two)
+    if starts >= STARTS or (starts > 1 and known is None):
+        basis, parts = "starts", [of_values(side.means) for side in (one, two)]
+    elif windows >= REPEATS:
+        basis = "known" if known else "windows"
+        parts = [of_values(side.windows) for side in (one, two)]
+        if known:
+            parts, level = [*parts, known], 1 - (1 - level) / STRICTER
+        elif max(len(one.starts), len(two.starts)) > 1:  # one side tells how far starts lie apart
+            parts.append(_by_starts(one, two))
+    else:
+        basis, parts = "window", [one.inside, two.inside]
+    before, after = (float(np.mean(side.windows if basis != "starts" else side.means)) for side in (one, two))
+    told = [part for part in parts if part]
+    if len(told) < len(parts) or min(before, after) <= 0:
         return None
-    block = max(one.block, two.block)
-    if column == "output_tok_s" and one.in_flight and two.in_flight:
-        first, second = _work(one), _work(two)
-        # What is drawn is a rate per request in flight: the loads may differ.
-        found = _resample(first, second, per_time, seed, block)
-        return None if found is None else _scaled(found, two.in_flight / one.in_flight)
-    if column == "output_tok_s":
-        return _resample(list(one.requests.rates), list(two.requests.rates), np.mean, seed, BLOCK)
+    change = around(after / before, added(told), level)
+    if basis == "starts" and len(one.starts) != len(two.starts) and (both := _by_starts(one, two)):
+        # Welch's degrees of freedom are too many where one side has two starts and the other has more.
+        change = wider(change, around(after / before, both, level))
+    if basis != "window" and inside and one.inside and two.inside:
+        change = wider(change, around(after / before, added([one.inside, two.inside]), level))
+    return Difference(change, basis, starts, windows)
+
+
+def _known(one: Side, two: Side) -> Scatter | None:
+    """Return the scatter of a difference by the spread of earlier starts: of one layout it is one estimate, not two."""
+    if one.spread is None or two.spread is None:
+        return None
+    squared = one.spread.squared / len(one.starts) + two.spread.squared / len(two.starts)
+    return Scatter(squared, min(one.spread.free, two.spread.free))
+
+
+def _by_starts(one: Side, two: Side) -> Scatter | None:
+    """Return the scatter of a difference by the starts of both sides together; None: no side has two."""
+    each = pooled([one.means, two.means])
+    return each and Scatter(each.squared * (1 / len(one.starts) + 1 / len(two.starts)), each.free)
+
+
+def _statistic(column: str, in_flight: float | None) -> Callable[[pd.DataFrame], float | None] | None:
+    """Return how a column comes from requests; None: it does not.
+
+    In a closed loop a fixed number of requests is in flight, so the token rate is tokens over end-to-end latency
+    (Little's law). In an open loop the rate is what was offered.
+    """
     name, _, statistic = column.rpartition("_")
+    if column == "output_tok_per_s" and in_flight:
+        return lambda frame: _rate(frame, in_flight)
     if name not in ("ttft_ms", "tpot_ms", "e2el_ms"):
         return None
-    return _resample(one.requests.values(name), two.requests.values(name), _statistic(statistic), seed, block)
+    if statistic.startswith("p"):
+        return lambda frame: _of(frame[name], lambda data: float(np.percentile(data, float(statistic[1:]))))
+    return lambda frame: _of(frame[name], lambda data: float(data.mean()))
 
 
-def _statistic(name: str) -> Statistic:
-    if not name.startswith("p"):
-        return np.mean
-    share = float(name[1:]) / 100
-    return lambda data, axis: np.quantile(data, share, axis=axis)
+def _of(values: pd.Series[Any], statistic: Callable[[Floats], float]) -> float | None:
+    data = values.dropna().to_numpy(dtype=np.float64)
+    return statistic(data) if len(data) else None
 
 
-def _work(one: Sample) -> list[Floats]:
-    return one.requests.values("output_tokens", "e2el_ms")
+def _rate(frame: pd.DataFrame, in_flight: float) -> float | None:
+    tokens, took = (float(frame[name].sum()) for name in ("output_tokens", "e2el_ms"))
+    return in_flight * tokens / took * 1e3 if took else None
 
 
-def _resample(one: list[Floats], two: list[Floats], statistic: Statistic, seed: int, block: int) -> Interval | None:
-    if any(len(data) < LEAST or not data.any() for data in (*one, *two)):
-        return None
-    return relative_difference(one, two, statistic, seed=seed, block=block)
-
-
-def _scaled(found: Interval, ratio: float) -> Interval:
-    return spanning(*((1 + value) * ratio - 1 for value in (found.estimate, found.low, found.high)))
+def _parts(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return the parts of one window in the order of time: runs of requests, as they started."""
+    return [frame.iloc[places.start : places.stop] for places in batches(len(frame))]

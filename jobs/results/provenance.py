@@ -8,9 +8,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from jobs.core import masking
 from jobs.core.fields import CODE
+from jobs.results.row import DISTRIBUTION
 
-PACKAGES = ("ascend-serving-sweep", "hydra-core", "numpy", "pandas", "pyarrow", "submitit")
+PACKAGES = (DISTRIBUTION, "hydra-core", "numpy", "pandas", "pyarrow", "submitit")
 
 
 def describe(command: Sequence[str]) -> dict[str, Any]:
@@ -20,7 +22,7 @@ def describe(command: Sequence[str]) -> dict[str, Any]:
         command: words of the command line that asked for the sweep.
     """
     return {
-        "command": list(command),
+        "command": masking.mask(command),
         "commit": commit(CODE),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,21 @@ import yaml
 
 from jobs.core.fields import dotted
 from jobs.core.files import write_text
+from jobs.core.records import tolerant
 from jobs.core.rundir import SweepDir
+from jobs.core.tasks import read_head
 from jobs.engines.base import is_simulated
 from jobs.results import columns, page, sections, slo, verdict
 from jobs.results.columns import LOADS, STARRED, key_of, load_of, low_is_best
 from jobs.results.curves import LENGTHS_FOR_LINE, fit
 from jobs.results.fingerprint import NAMES
 from jobs.results.gather import Run, read_run
+from jobs.results.search import answer_of
 
 LENGTHS = ("bench.input_tokens", "parallel.max_model_len")
 """Keys that are a context length, tokens."""
 
-CURVES = ("ttft_ms_p50", "tpot_ms_p50", "output_tok_s")
+CURVES = ("ttft_ms_p50", "tpot_ms_p50", "output_tok_per_s")
 
 DATA_VERSION = 1
 """Version of the form of `data`."""
@@ -32,15 +35,20 @@ DATA_VERSION = 1
 
 def data(run: Run) -> dict[str, Any]:
     """Return everything that a report shows. Pure data: JSON without NaN; paths of this machine do not appear."""
+    spoken = verdict.speculation(run)
     found = {
         "data_version": DATA_VERSION,
         "name": run.name,
         "simulated": sum(is_simulated(row["engine"]) for row in run.rows),
         "swept": list(run.swept),
         "lengths": [key for key in LENGTHS if key in run.swept],
-        "verdict": asdict(verdict.judge(run)),
+        "search": answer_of(run.sweep),
+        "verdict": asdict(verdict.judge(run, spoken)),
         "objective": {"column": verdict.objective(run), "low_is_best": low_is_best(verdict.objective(run))},
         "starred": {name: "low" if low_is_best(name) else "high" for name in STARRED},
+        "speculation": [
+            {"setting": line.setting, "drafted": line.drafted, **one} for line in spoken for one in line.rows
+        ],
         "slo": next((found for row in run.rows if (found := slo.limits(run, row))), {}),
         "example": slo.EXAMPLE,
         "largest": largest_loads(run),
@@ -95,7 +103,7 @@ def curves(run: Run) -> list[dict[str, Any]]:
                     lines.setdefault(series(run, row, (key,)), []).append((row[key], row[column]))
             for name, points in lines.items():
                 xs, ys = zip(*sorted(points), strict=True)
-                curve = fit(xs, ys)
+                curve = fit(xs, ys, rate=not low_is_best(column))
                 found.append(
                     {
                         "key": key,
@@ -127,7 +135,7 @@ def largest_loads(run: Run) -> list[dict[str, Any]]:
             ys = [_most(line[x]) for x in xs]
             # 0 is less than the least load that was measured, no figure that a curve could go through.
             told = [(x, y) for x, y in zip(xs, ys, strict=True) if y]
-            curve = fit(*zip(*told, strict=True)) if told else None
+            curve = fit(*zip(*told, strict=True), rate=True) if told else None
             found.append({"key": key, "series": name, "x": xs, "y": ys, "curve": asdict(curve) if curve else None})
     return found
 
@@ -142,29 +150,28 @@ def provenance(run: Run) -> dict[str, Any]:
     """Return with what the sweep was made: tool, config, nodes, image, and what each rank's process really had."""
     ranks = []
     for service, folder in sections.attempts(run):
-        for path in sorted(folder.path.glob("rank*")):
-            rank = folder.rank(int(path.name.removeprefix("rank")))
-            intended, real = sections.tolerant(rank.command), sections.tolerant(rank.effective)
+        for rank in folder.ranks():
+            intended, real = tolerant(rank.command), tolerant(rank.effective)
             argv = real.get("argv") or intended.get("argv")
             if argv:
                 ranks.append(
                     {
                         "service": service,
                         "attempt": int(folder.path.name),
-                        "rank": path.name,
+                        "rank": rank.path.name,
                         "argv": argv,
                         "effective": bool(real),
                         "env": real.get("env") or {},
                         "differences": real.get("differences") or [],
                     }
                 )
-    heads = [sections.tolerant(allocation.head) for allocation in run.sweep.allocations()]
+    heads = [sections.told(read_head, allocation) for allocation in run.sweep.allocations()]
     return {
-        "tool": sections.tolerant(run.sweep.provenance),
+        "tool": tolerant(run.sweep.provenance),
         "releases": sorted({f"{row['engine']} {row['release']}" for row in run.rows}),
         "image": dotted(run.config, "container.image"),
         "seen": _seen(run),
-        "nodes": sorted({f"{head['host']} ({head.get('address')})" for head in heads if "host" in head}),
+        "nodes": sorted({f"{head.host} ({head.address})" for head in heads if head}),
         "config": yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True),
         "ranks": ranks,
     }
@@ -176,13 +183,17 @@ def _seen(run: Run) -> dict[str, list[str]]:
     return {name: sorted(values) for name, values in found.items() if values}
 
 
-def write_report(sweep: SweepDir) -> Path:
-    """Write report.html beside the table and return its path.
+def write_report(sweep: SweepDir, tell: Callable[[str], None] = lambda _: None) -> Path:
+    """Write report.html beside the table, say its first sentence, and return its path; of a sweep that this user may
+    only read it is not written.
 
     Raises:
         RunError: the plan cannot be read, or the report cannot be written.
     """
-    write_text(sweep.report, page.render(data(read_run(sweep.path))))
+    shown = data(read_run(sweep.path))
+    if sweep.writable:
+        write_text(sweep.report, page.render(shown))
+    tell(page.worded(shown["verdict"]["sentences"][0]))
     return sweep.report
 
 

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from jobs.core.config import Bench, Config
+from jobs.core.errors import RunError
 from jobs.core.files import write_json
+from jobs.core.foreign import SMALL, load_visible, refused
 from jobs.core.rundir import SweepDir
-from jobs.measure.objective import SPREAD_COLUMNS
+from jobs.measure import speculation
+from jobs.measure.objective import COUNTED, SPREAD_COLUMNS
 from jobs.measure.records import Window
 from jobs.measure.statistics import of_series, summarize
 from jobs.results.fingerprint import NAMES
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Stands in every row as `schema_version`. A new column needs no new version; a changed meaning does."""
+
+DISTRIBUTION = "ascend-serving-sweep"
+"""The tool's name among installed packages."""
 
 NOT_RUN = "not run: "
 """Begins the reason of a row whose point was never measured; a resume runs it."""
@@ -23,14 +31,18 @@ NOT_RUN = "not run: "
 HEAD = ("point", "service")
 STATE = ("engine", "release", "valid", "invalid_reason", "truncated", "notes")
 _EMPTY = Window(0.0, 1.0, 0.0, 0.0, (), {}, 0.0, truncated=False)
-FIGURES = (*summarize(_EMPTY, Bench()), *of_series(_EMPTY))
+FORECAST = ("forecast_ttft_ms_mean", "forecast_tpot_ms_mean", "forecast_output_tok_per_s", "unexpected")
+"""What was predicted for a point, and what lies outside of that (jobs/forecast/observed.py)."""
+
+FIGURES = (*summarize(_EMPTY, Bench()), *of_series(_EMPTY), *speculation.COLUMNS)
 """Names of the figures of a window, in their order."""
 
 POINT = (
-    *("windows", *SPREAD_COLUMNS, "saturated", "slo_kept", "found_concurrency", "found_request_rate"),
-    *("probes", "needle_score", "head_npu_power_w"),
+    *("windows", *SPREAD_COLUMNS, "saturated", "slo_kept", *COUNTED, "found_concurrency", "found_request_rate"),
+    *("probes", "needle_score", "checks", "checks_wrong_share", "head_npu_power_w"),
+    *FORECAST,
 )
-"""What several windows, a search, the questions and the hardware add."""
+"""What several windows, a search, the questions and the hardware add, and what was predicted."""
 
 SERVICE = (
     "engine_tokens",
@@ -38,7 +50,9 @@ SERVICE = (
     "predicted_kv_tokens",
     "queue_s",
     "stage_s",
+    "stage_gb_s",
     "load_s",
+    "load_gb_s",
     "warmup_s",
     "measure_s",
     "teardown_s",
@@ -51,9 +65,94 @@ SERVICE = (
 )
 
 
+_NUMBERS = frozenset((*FIGURES, *POINT, *SERVICE)) - {
+    *("engine_tokens", "job_id", "reused_from", "spec_by_position", "unexpected"),
+}
+
+
 def columns(swept: tuple[str, ...]) -> list[str]:
     """Return all columns in order; `swept` are the full dotted names of the swept keys."""
     return [*HEAD, *swept, *STATE, *FIGURES, *POINT, *SERVICE, *NAMES]
+
+
+def outdated(row: Mapping[str, Any], sweep: SweepDir) -> str | None:
+    """Return why a row of a sweep is not read: an older version wrote it, with other names or meanings; else None."""
+    version = row.get("schema_version")
+    if not isinstance(version, int) or version >= SCHEMA_VERSION:  # every version wrote one: without it a row is torn
+        return None
+    written = f"its rows have schema version {version}, written by {_writer(sweep)}"
+    return f"{written}; this version reads {SCHEMA_VERSION} and later"
+
+
+def check_version(row: Mapping[str, Any], sweep: SweepDir) -> None:
+    """Refuse a row that an older version of the tool wrote.
+
+    Raises:
+        RunError: in one line, with the version that wrote it.
+    """
+    if reason := outdated(row, sweep):
+        raise RunError("RUN", sweep.path, reason, "Read it with the version that wrote it, or measure again.")
+
+
+def _writer(sweep: SweepDir) -> str:
+    """Return the version of the tool that started a sweep, as its provenance.json has it."""
+    try:
+        made = load_visible(sweep.provenance, SMALL)
+        version, commit = made["packages"].get(DISTRIBUTION), made.get("commit")
+    except (RunError, KeyError, TypeError, AttributeError):
+        version = commit = None
+    return f"version {version or '(not recorded)'} of the tool" + (f" (commit {commit[:10]})" if commit else "")
+
+
+TEXTS = (
+    *(*HEAD, "engine", "release", "invalid_reason", "notes", "engine_tokens", "job_id", "reused_from"),
+    *("spec_by_position", "unexpected", *NAMES),
+)
+FLAGS = ("valid", "truncated", "saturated")
+COUNTS = ("completed", "failed", "truncated_requests", "windows", "nodes", "attempt")
+MOST = 10_000_000
+"""Requests of a row: sums run over them."""
+
+LONGEST = 100_000
+"""Letters of one cell."""
+
+
+def read_row(path: Path) -> dict[str, Any]:
+    """Read a row, by whichever version or user it was written.
+
+    Raises:
+        RunError: it is missing, cannot be read, or is not a row.
+    """
+    row = load_visible(path, SMALL)
+    if not isinstance(row, dict) or type(row.get("valid")) is not bool:
+        raise refused(path, "it is not a row")
+    for name, value in row.items():
+        if not _fits(name, value):
+            raise refused(path, f"it is not a row: {name[:40]} has another form")
+    known = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+    }
+    return {"truncated": False, "invalid_reason": None} | known
+
+
+def _fits(name: str, value: Any) -> bool:
+    if isinstance(value, bool) or value is None:
+        return name not in TEXTS or value is None
+    if isinstance(value, str):
+        return len(value) <= LONGEST and (name in TEXTS or name not in _NUMBERS)
+    if name in (*TEXTS, *FLAGS) or not isinstance(value, int | float):
+        return False
+    if name in COUNTS and not (isinstance(value, int) and 0 <= value <= MOST):
+        return isinstance(value, float) and math.isnan(value)
+    return abs(value) < 2**63 or not math.isfinite(value)
+
+
+def row_of(sweep: SweepDir, point: str) -> dict[str, Any] | None:
+    """Return the row of a point; None: there is none, or none that counts."""
+    try:
+        return read_row(sweep.point(point).row)
+    except RunError:
+        return None
 
 
 def is_finished(row: Mapping[str, Any] | None, *, retry_failed: bool) -> bool:
@@ -84,7 +183,9 @@ def make_row(point: str, service: str, config: Config, **known: Any) -> dict[str
     if unknown:
         raise KeyError(f"no such column: {sorted(unknown)}")
     row |= known
-    return row | {"price_per_m_output_tok": price(config.results.price_node_hour, row["nodes"], row["output_tok_s"])}
+    return row | {
+        "price_per_m_output_tok": price(config.results.price_node_hour, row["nodes"], row["output_tok_per_s"])
+    }
 
 
 def write_rows(sweep: SweepDir, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -97,17 +198,17 @@ def write_rows(sweep: SweepDir, rows: Iterable[Mapping[str, Any]]) -> None:
         write_json(sweep.point(row["point"]).row, row)
 
 
-def price(node_hour: float | None, nodes: int | None, output_tok_s: float | None) -> float | None:
+def price(node_hour: float | None, nodes: int | None, output_tok_per_s: float | None) -> float | None:
     """Return the price of a million output tokens; None where the price of a node-hour or the rate is unknown.
 
     Args:
         node_hour: price of one node for one hour, in any currency (`results.price_node_hour`).
         nodes: nodes that the service holds.
-        output_tok_s: output tokens a second.
+        output_tok_per_s: output tokens a second.
     """
-    if node_hour is None or not nodes or not output_tok_s:
+    if node_hour is None or not nodes or not output_tok_per_s:
         return None
-    return node_hour * nodes / 3600 / output_tok_s * 1e6
+    return node_hour * nodes / 3600 / output_tok_per_s * 1e6
 
 
 def tokens_text(engine_tokens: Mapping[str, int]) -> str | None:

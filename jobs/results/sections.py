@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
+from jobs.core import masking
 from jobs.core.errors import RunError
-from jobs.core.files import read_json, read_lines
+from jobs.core.foreign import SMALL, load_text
+from jobs.core.records import read_states, tolerant
 from jobs.core.rundir import AllocationDir, ServiceDir
+from jobs.core.tasks import ServiceRecord, read_outcome, read_record
 from jobs.results.gather import Run
+
+D = TypeVar("D")
+T = TypeVar("T")
 
 PHASES = ("load_s", "failed_start_s", "warmup_s", "measure_s", "teardown_s")
 """Phases in which nodes are held. Waiting in the queue holds none."""
 
 
-def tolerant(path: Any) -> dict[str, Any]:
-    """Return a JSON mapping, or an empty one where the file is missing or half-written."""
-    try:
-        found = read_json(path)
-    except RunError:
-        return {}
-    return found if isinstance(found, dict) else {}
+def told(read: Callable[[D], T], folder: D) -> T | None:
+    """Return what a file of a directory says; None where it is half-written, or of another version."""
+    with contextlib.suppress(RunError, ValidationError):
+        return read(folder)
+    return None
+
+
+def record_of(folder: ServiceDir) -> ServiceRecord:
+    """Return how an attempt at a service went, as far as its file says."""
+    return told(read_record, folder) or ServiceRecord()
 
 
 def attempts(run: Run) -> Iterator[tuple[str, ServiceDir]]:
@@ -49,13 +61,14 @@ def time_by_phase(run: Run) -> dict[str, Any]:
     for row in run.rows:
         for phase in () if row.get("reused_from") else ("warmup_s", "measure_s"):
             add(phase, row.get(phase), row.get("nodes"))
+    queues: dict[str, float] = {}
     for _, folder in attempts(run):
-        record = tolerant(folder.record)
-        add("load_s", record.get("load_s"), record.get("nodes"))
-        add("teardown_s", record.get("teardown_s"), record.get("nodes"))
-        add("failed_start_s", _failed_start(folder), record.get("nodes"))
-    records = [tolerant(folder.record) for _, folder in attempts(run)]
-    queues = {str(record["job_id"]): record["queue_s"] for record in records if "queue_s" in record}
+        record = record_of(folder)
+        add("load_s", record.load_s, record.nodes)
+        add("teardown_s", record.teardown_s, record.nodes)
+        add("failed_start_s", _failed_start(folder, record), record.nodes)
+        if record.queue_s is not None:
+            queues[str(record.job_id)] = record.queue_s
     held, queue, known = 0.0, 0.0, False
     for job in _allocations(run):
         found = _held(job, queues)
@@ -85,28 +98,26 @@ def _share(part: float, total: float) -> float | None:
     return part / total if total else None
 
 
-def _failed_start(folder: ServiceDir) -> float:
+def _failed_start(folder: ServiceDir, record: ServiceRecord) -> float:
     """Return the seconds of a start that did not get ready, by the states of rank 0; 0 for any other service."""
-    record = tolerant(folder.record)
-    if not record.get("failure") or record.get("load_s"):
+    if not record.failure or record.load_s:
         return 0.0
-    states = [entry for entry in read_lines(folder.rank(0).states) if isinstance(entry, dict) and "time" in entry]
-    return max(0.0, states[-1]["time"] - states[0]["time"] - (record.get("teardown_s") or 0.0)) if states else 0.0
+    states = [entry for entry in read_states(folder.rank(0).states) if entry.get("time") is not None]
+    return max(0.0, states[-1]["time"] - states[0]["time"] - (record.teardown_s or 0.0)) if states else 0.0
 
 
 def _allocations(run: Run) -> Iterator[AllocationDir]:
     for index in range(len(run.plan["allocations"])):
-        for path in sorted(run.sweep.allocation(index, 1).path.parent.glob("*")):
-            yield AllocationDir(path)
+        yield from run.sweep.attempts(index)
 
 
 def _held(job: AllocationDir, queues: Mapping[str, float]) -> tuple[float, float, int] | None:
     """Return seconds in the queue, seconds held and nodes of one job; None: it has not ended, or began no service."""
-    record, outcome = tolerant(job.job), tolerant(job.outcome)
+    record, outcome = tolerant(job.job), told(read_outcome, job)
     queue = queues.get(str(record.get("job_id")))
-    if "submitted" not in record or "time" not in outcome or queue is None:
+    if "submitted" not in record or not outcome or not outcome.time or queue is None:
         return None
-    return queue, max(0.0, outcome["time"] - record["submitted"] - queue), int(record.get("nodes") or 1)
+    return queue, max(0.0, outcome.time - record["submitted"] - queue), int(record.get("nodes") or 1)
 
 
 def against_plan(run: Run) -> dict[str, Any]:
@@ -125,11 +136,11 @@ def against_plan(run: Run) -> dict[str, Any]:
 def _service_against_plan(run: Run, service: Mapping[str, Any]) -> dict[str, Any]:
     rows = [row for row in run.rows if row["service"] == service["service"]]
     folders = [folder for name, folder in attempts(run) if name == service["service"]]
-    records = [tolerant(folder.record) for folder in folders]
+    records = [record_of(folder) for folder in folders]
     own = [row for row in rows if not row.get("reused_from")]
     took = sum(row.get(name) or 0.0 for row in own for name in ("warmup_s", "measure_s"))
-    took += sum(record.get(name) or 0.0 for record in records for name in ("load_s", "teardown_s"))
-    took += sum(map(_failed_start, folders))
+    took += sum((record.load_s or 0.0) + (record.teardown_s or 0.0) for record in records)
+    took += sum(map(_failed_start, folders, records))
     return {
         "service": service["service"],
         "points": len(service["points"]),
@@ -174,17 +185,18 @@ def failures(run: Run) -> list[dict[str, Any]]:
 
 def _text(folder: ServiceDir) -> str | None:
     try:
-        return folder.diagnosis.read_text("utf-8", errors="replace")
-    except OSError:
+        return masking.visible(load_text(folder.diagnosis, SMALL))
+    except RunError:
         return None
 
 
 def notices(run: Run) -> list[dict[str, str]]:
     """Return warnings of the services, and what they left behind on the nodes."""
     return [
-        {"service": name, "text": str(text)}
+        {"service": name, "text": text}
         for name, folder in attempts(run)
-        for text in (*tolerant(folder.record).get("warnings", ()), *tolerant(folder.record).get("leftovers", ()))
+        for record in [record_of(folder)]
+        for text in (*record.warnings, *record.leftovers)
     ]
 
 
@@ -192,13 +204,13 @@ def memory(run: Run) -> list[dict[str, Any]]:
     """Return for each service the KV cache that was predicted (None: not recorded) and the one that it reported."""
     found = []
     for name, folder in attempts(run):
-        record = tolerant(folder.record)
-        if record.get("kv_cache_tokens") or record.get("predicted_kv_tokens"):
+        record = record_of(folder)
+        if record.kv_cache_tokens or record.predicted_kv_tokens:
             found.append(
                 {
                     "service": name,
-                    "predicted": record.get("predicted_kv_tokens"),
-                    "measured": record.get("kv_cache_tokens"),
+                    "predicted": record.predicted_kv_tokens,
+                    "measured": record.kv_cache_tokens,
                 }
             )
     return found

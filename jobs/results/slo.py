@@ -10,7 +10,7 @@ import numpy as np
 
 from jobs.core.fields import dotted
 from jobs.core.load import Slo
-from jobs.measure import objective
+from jobs.measure import bound, objective
 from jobs.results.columns import load_of
 from jobs.results.gather import Run
 from jobs.results.requests import Floats, of_row
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 EXAMPLE = {"ttft_ms_p99": 2000.0, "tpot_ms_p99": 50.0}
 """Limits that the report begins with where the sweep set none."""
 
-NAMES = tuple(one.name for one in fields(Slo))
+NAMES = tuple(Slo.column(one.name) for one in fields(Slo))
 """Columns that `bench.slo` can limit."""
 
 
@@ -32,7 +32,7 @@ def limits(run: Run, row: Mapping[str, Any] | None = None) -> dict[str, float]:
     swept = {key: key.removeprefix("bench.slo.") for key in run.swept if key.startswith("bench.slo.")}
     if row is not None:
         found |= {name: row[key] for key, name in swept.items()}
-    return {name: value for name, value in found.items() if isinstance(value, int | float)}
+    return {Slo.column(name): value for name, value in found.items() if isinstance(value, int | float)}
 
 
 def is_set(run: Run) -> bool:
@@ -77,10 +77,36 @@ def kept(run: Run, row: Mapping[str, Any], asked: Mapping[str, float] | None = N
     if row.get("saturated"):
         return False
     told = row.get("slo_kept") if asked == own else None
-    if told is not None:
-        return bool(told)
+    if told is not None or (asked == own and row.get("slo_requests")):
+        return told
+    counted = _counted(run, row, asked)
+    if counted is not None:
+        return bound.decided(*counted)
+    if (row.get("completed") or 0) < bound.needed(0):
+        return None  # the p99 of so few requests does not tell
     by_row = objective.kept_by(row, asked)
     return objective.kept_by(p99(run, row), asked) if by_row is None else by_row
+
+
+def _counted(run: Run, row: Mapping[str, Any], asked: Mapping[str, float]) -> tuple[int, int] | None:
+    """Return how many requests of a row miss these limits (or failed), and how many there are; None: no records."""
+    found = of_row(run, row) if row.get("completed") else None
+    if found is None:
+        return None
+    failed = sum((row.get(name) or 0) * len(found.windows) for name in ("failed", "truncated_requests"))
+    missed = total = 0
+    for frame in found.windows:
+        bad = np.zeros(len(frame), dtype=bool)
+        for name, limit in asked.items():
+            figure = name.removesuffix("_p99")
+            each = frame[figure].map(_own_p99) if figure == "itl_ms" else frame[figure]
+            bad |= each.to_numpy(dtype=np.float64) > limit
+        missed, total = missed + int(bad.sum()), total + len(frame)
+    return missed + failed, total + failed
+
+
+def _own_p99(gaps: Any) -> float:
+    return float(np.percentile(gaps, 99)) if gaps is not None and len(gaps) else float("nan")
 
 
 def largest(run: Run, row: Mapping[str, Any], asked: Mapping[str, float] | None = None) -> float | None:

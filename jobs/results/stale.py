@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from jobs.core.config import Config
-from jobs.core.files import read_json, write_json
+from jobs.core.errors import RunError
+from jobs.core.files import write_json
 from jobs.core.rundir import SweepDir
 from jobs.core.tasks import read_config
 from jobs.results.fingerprint import Fingerprint
-from jobs.results.row import NOT_RUN
+from jobs.results.row import NOT_RUN, read_row
 
 STALE = NOT_RUN + "stale: "
 """Begins the reason of a row that was taken over and that the allocation then proved to be of another time."""
@@ -31,7 +32,10 @@ def retire(sweep: SweepDir, config: Config, now: Fingerprint) -> list[str]:
     said = []
     for name in sorted(sweep.point_names()):
         path = sweep.point(name).row
-        row = read_json(path) if path.exists() else {"valid": False}
+        try:
+            row = read_row(path)
+        except RunError:
+            continue
         if row["valid"] and (changes := now.changes(row)) and _kind(read_config(sweep, name)) == _kind(config):
             since = f" since {row['reused_from']}" if row.get("reused_from") else ""
             write_json(path, row | {"valid": False, "invalid_reason": STALE + ", ".join(changes) + since})

@@ -8,14 +8,17 @@ from __future__ import annotations
 import html
 import io
 import json
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from jobs.core.files import read_json, write_bytes
+from jobs.core import masking
+from jobs.core.errors import RunError
+from jobs.core.files import write_bytes
 from jobs.core.planfile import PlannedPoint, PlannedService, read_plan
 from jobs.core.rundir import SweepDir
-from jobs.results.row import blank, columns
+from jobs.results.row import blank, check_version, columns, read_row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +37,9 @@ def read_table(sweep: SweepDir, lost: Rows = MappingProxyType({})) -> pd.DataFra
     """Return the table of a sweep: one row a point, in the order of the plan; nothing is dropped.
 
     `lost` stands for points that have no row file (jobs/sweep/lost.py).
+
+    Raises:
+        RunError: rows are of an older version of the tool.
     """
     import pandas as pd
 
@@ -59,18 +65,40 @@ def column(values: list[Any]) -> pd.Series[Any]:
 def _row(sweep: SweepDir, point: PlannedPoint, service: PlannedService | None, lost: Rows) -> dict[str, Any]:
     """Return a point's row. One that is not run yet is made from the plan alone: rank 0 writes the table after every
     point, and a sweep may have a thousand configs."""
+    found, values = written(sweep, point), swept(point)
+    if isinstance(found, dict):
+        return found | values
+    if found is None and point.point in lost:
+        return dict(lost[point.point]) | values
+    row = blank(point.point, point.service, service.engine if service else None, service.release if service else None)
+    return row | {"invalid_reason": PENDING if found is None else unreadable(found)} | values
+
+
+def written(sweep: SweepDir, point: PlannedPoint) -> dict[str, Any] | RunError | None:
+    """Return a point's row under the names of its plan, or why it cannot be read; None: there is none yet.
+
+    Raises:
+        RunError: it is of an older version of the tool.
+    """
     path = sweep.point(point.point).row
-    if path.exists():
-        row: dict[str, Any] = read_json(path)
-    elif point.point in lost:
-        row = dict(lost[point.point])
-    else:
-        row = blank(
-            point.point, point.service, service.engine if service else None, service.release if service else None
-        )
-        row["invalid_reason"] = PENDING
-    values = {key: cell(value) for key, value in point.values.items()}
-    return row | values
+    if not path.exists():
+        return None
+    try:
+        row = read_row(path)
+    except RunError as error:
+        return error
+    check_version(row, sweep)
+    return row | {"point": point.point, "service": point.service}
+
+
+def unreadable(error: RunError) -> str:
+    """Return the reason of a point whose row cannot be read."""
+    return f"its row cannot be read: {error.reason}"
+
+
+def swept(point: PlannedPoint) -> dict[str, Any]:
+    """Return the cells of a point's swept values."""
+    return {key: cell(value) for key, value in point.values.items()}
 
 
 def cell(value: Any) -> Any:
@@ -79,20 +107,33 @@ def cell(value: Any) -> Any:
 
 
 def write_table(sweep: SweepDir, lost: Rows = MappingProxyType({})) -> pd.DataFrame:
-    """Write table.csv, table.parquet and table.md, and return the table."""
+    """Write table.csv, table.parquet and table.md, where this user may write there, and return the table."""
     table = read_table(sweep, lost)
-    for form in ("csv", "parquet", "md"):
+    for form in ("csv", "parquet", "md") if sweep.writable else ():
         write_bytes(sweep.table(form), render(table, form))
     return table
 
 
 def markdown(table: pd.DataFrame) -> str:
     """Return the whole table as aligned markdown."""
-    cells = [list(table.columns), *([text(value) for value in row] for row in table.itertuples(index=False))]
+    rows = [list(table.columns), *([text(value) for value in row] for row in table.itertuples(index=False))]
+    cells = [[_ACTIVE.sub(r"\\\g<0>", text(cell)) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in cells]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
     return "\n".join(lines) + "\n"
+
+
+_ACTIVE = re.compile(r"<|`|\[(?![\d ])")
+"""What would begin HTML, code, a link or an image in markdown."""
+
+
+def _plain_cell(value: Any) -> Any:
+    """Return a cell of a CSV file: a text that a spreadsheet would take for a formula begins with a quote (OWASP)."""
+    if not isinstance(value, str):
+        return value
+    shown = masking.visible(value)
+    return f"'{shown}" if shown.lstrip()[:1] in ("=", "+", "-", "@") and shown.lstrip() else shown
 
 
 def text(value: Any) -> str:
@@ -103,7 +144,7 @@ def text(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return str(value).replace("|", "/").replace("\n", " ")
+    return masking.visible(str(value)).replace("|", "/").replace("\n", " ")
 
 
 def render(table: pd.DataFrame, form: str) -> bytes:
@@ -117,7 +158,7 @@ def render(table: pd.DataFrame, form: str) -> bytes:
         ValueError: another form.
     """
     if form == "csv":
-        return table.to_csv(index=False).encode()
+        return table.map(_plain_cell).rename(columns=_plain_cell).to_csv(index=False).encode()
     if form == "json":
         return (table.to_json(orient="records", force_ascii=False) + "\n").encode()
     if form == "md":

@@ -11,28 +11,27 @@ from typing import Any
 
 from jobs.core.fields import dotted
 from jobs.engines.base import is_simulated
-from jobs.results import columns, slo
+from jobs.results import break_even, columns, slo
 from jobs.results.columns import counts, low_is_best
 from jobs.results.gather import Run
-from jobs.results.noise import difference, sample
-from jobs.results.resampling import minimum_detectable
+from jobs.results.intervals import LEVEL
+from jobs.results.noise import STARTS, Difference, Row, Side, difference
+from jobs.results.spread import Spreads
 
 FEW = 100
 """Under so many requests the 99th percentile is no more than the slowest request or two."""
 
-REPEATS = 3
-"""Windows of one setting from which its own scatter can be judged."""
+OUTCOMES = ("unknown", "undecided", "tie", "ahead", "clear")
+"""What is said of the best setting and one of its rivals, the least first.
 
-STARTS = 2
-"""Starts of the engine in which a difference must have shown before it is to be believed."""
+unknown: there are too few records. undecided: too few windows. tie: no difference seen. ahead: beyond the scatter of
+windows, in one start of each. clear: beyond the scatter between starts of the engine.
+"""
 
-LEADS = ("clear", "ahead")
-"""Outcomes in which one setting is better beyond the noise that is known."""
+LEADS = ("ahead", "clear")
 
 MOST_KINDS = 8
 """Kinds of work that are listed one by one."""
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -54,53 +53,78 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Contest:
-    """The best row of one kind of work, the best row of another setting (None: there is none), and their margin.
+    """The best setting of one kind of work, the rival that it is surest to be told with, and how they differ.
 
-    `settings` are the keys in which settings differ within this kind of work. `starts`: of the engine that both were
-    measured in at least; `agree`: in each of them the best one was the better one.
+    `settings` are the keys in which settings differ within this kind of work. `rivals`: how many there are. `agree`: in
+    each start of the engine the best one was the better one. `found`: None where there is no rival, or no record.
     """
 
-    best: Row
-    second: Row | None
+    best: Side
+    second: Side | None
     settings: tuple[str, ...]
+    rivals: int
     outcome: str
     values: Mapping[str, Any]
-    starts: int = 1
+    found: Difference | None = None
     agree: bool = True
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        return (self.best,) if self.second is None else (self.best, self.second)
 
 
 def objective(run: Run) -> str:
     """Return the column that decides: `results.objective` where the config has one, else output tokens a second."""
-    return str(dotted(run.config, "results.objective") or "output_tok_s")
+    return str(dotted(run.config, "results.objective") or "output_tok_per_s")
 
 
-def judge(run: Run) -> Verdict:
-    """Judge one sweep. Simulated rows are never set against measured ones, nor rows of different work."""
+def judge(run: Run, lines: Sequence[break_even.Line] | None = None) -> Verdict:
+    """Judge one sweep. Simulated rows are never set against measured ones, nor rows of different work.
+
+    `lines`: what it says of speculation (`speculation`), where that is known already.
+    """
     column = objective(run)
     rows, said = _compared(run, column)
+    lines = speculation(run) if lines is None else lines
+    said += [Sentence(*break_even.sentence(line)) for line in lines]
+    if any(line.found and line.one_start for line in lines):
+        said.append(Sentence("speculation_one_start", {}))
     if not rows:
         return Verdict("no", None, (Sentence("nothing", {"count": len(run.rows)}), *said, *_invalid(run)))
     simulated = is_simulated(rows[0]["engine"])
     contests = _contests(run, rows, column)
     first, winner = _headline(contests)
+    if others := dict.fromkeys(one.best.column for one in contests if one.best.column != column):
+        said.insert(0, Sentence("offered", {"objective": column, "column": " ".join(others)}))
     if len(contests) == 1:
-        best = contests[0].best
+        best = contests[0].best.rows[0]
         said.append(Sentence("user", {name: best.get(name) for name in ("ttft_ms_p50", "tpot_ms_p50", "e2el_ms_p50")}))
     said += _cautions(run, contests)
     if simulated:
         said.append(Sentence("simulated", {}))
-    sure = winner is not None and all(one.outcome == "clear" and one.starts >= STARTS and one.agree for one in contests)
+    sure = winner is not None and all(one.found and one.found.sure for one in contests)
     believe = "no" if simulated else "yes" if sure else "care"
     return Verdict(believe, None if winner is None else str(winner["point"]), (*first, *said, *_invalid(run)))
+
+
+def speculation(run: Run) -> list[break_even.Line]:
+    """Return what a sweep says of speculation, with what earlier ones showed of the scatter between starts."""
+    return break_even.lines(run, Spreads(run).of)
 
 
 def _compared(run: Run, column: str) -> tuple[list[Row], list[Sentence]]:
     """Return the rows that take part, and what is left out; all are simulated, or none is."""
     said = []
-    rows: list[Row] = [row for row in run.rows if row["valid"] and counts(column, row.get(column))]
+    valid = [row for row in run.rows if row["valid"]]
+    rows: list[Row] = [row for row in valid if counts(column, row.get(column))]
+    if rows and len(rows) < len(valid):
+        said.append(Sentence("left_out_blank", {"count": len(valid) - len(rows), "column": column}))
     if saturated := sum(bool(row.get("saturated")) for row in rows):
         said.append(Sentence("left_out_saturated", {"count": saturated}))
         rows = [row for row in rows if not row.get("saturated")]
+    if not_text := sum(row.get("spec_text") is False for row in rows):
+        said.append(Sentence("left_out_not_text", {"count": not_text}))
+        rows = [row for row in rows if row.get("spec_text") is not False]
     measured = [row for row in rows if not is_simulated(row["engine"])]
     if measured and len(measured) < len(rows):
         said.append(Sentence("left_out_simulated", {"count": len(rows) - len(measured)}))
@@ -127,45 +151,70 @@ def _words(limits: Mapping[str, float]) -> str:
 
 
 def _contests(run: Run, rows: Sequence[Row], column: str) -> list[_Contest]:
-    # A rate is offered, not reached: more of it is no merit, so rows compare at the same one.
-    work = tuple(key for key in run.swept if columns.is_work(key) or key == columns.RATE)
+    # A rate is offered, not reached: more of it is no merit, so rows compare at the same one, with the same arrivals.
+    work = tuple(key for key in run.swept if columns.is_work(key) or key in (columns.RATE, columns.SEED))
     shown = tuple(key for key in run.swept if key not in (*work, *columns.RESTARTS))
     kinds: dict[str, list[Row]] = {}
     for row in rows:
         kinds.setdefault(columns.setting_text(work, row), []).append(row)
-    found = []
-    for kind, members in kinds.items():
-        ordered = sorted(members, key=lambda row: row[column], reverse=not low_is_best(column))
-        best = ordered[0]
-        settings = _settings(run, members)
-        # Another load of the same setting is no rival; where nothing but the load is swept, loads are compared.
-        differ = settings or shown
-        second = next((row for row in ordered[1:] if any(row[key] != best[key] for key in differ)), None)
-        outcome, margin = _margin(run, best, second, column)
-        values = {"work": kind, "column": column, "value": best[column], "setting": _name(shown, best)} | margin
-        if second is not None and second[column]:
-            percent = abs(best[column] / second[column] - 1) * 100
-            values |= {"second": _name(shown, second), "second_value": second[column], "percent": percent}
-        sides = [_same(members, row, shown) for row in (best, second) if row is not None]
-        found.append(_Contest(best, second, settings, outcome, values, min(map(_starts, sides)), _agree(sides, column)))
-    return found
+    spreads = Spreads(run)
+    return [_contest(run, kind, members, shown, column, spreads, len(kinds)) for kind, members in kinds.items()]
 
 
-def _same(members: Sequence[Row], row: Row, shown: tuple[str, ...]) -> list[Row]:
-    """Return the rows that differ from this one in nothing but the start of the engine, itself among them."""
-    return [one for one in members if all(one[key] == row[key] for key in shown)]
+def _contest(
+    run: Run, kind: str, members: Sequence[Row], shown: tuple[str, ...], asked: str, spreads: Spreads, kinds: int
+) -> _Contest:
+    column = _deciding(run, members, asked)
+    sides: dict[str, list[Row]] = {}
+    for row in members:
+        if counts(column, row.get(column)):
+            sides.setdefault(columns.setting_text(shown, row), []).append(row)
+    low = low_is_best(column)
+    ranked = []
+    for rows in sides.values() or [list(members)]:
+        starts = sorted(rows, key=lambda row: row.get(column) or 0.0, reverse=not low)
+        ranked.append(Side(run, tuple(starts), column, spreads.of(rows[0], column)))
+    ranked.sort(key=_value, reverse=not low)
+    best, settings = ranked[0], _settings(run, members)
+    # Another load of the same setting is no rival; where nothing but the load is swept, loads are compared.
+    differ = settings or shown
+    rivals: dict[str, Side] = {}
+    for side in ranked[1:]:
+        name = columns.setting_text(differ, side.rows[0])
+        if name != columns.setting_text(differ, best.rows[0]):
+            rivals.setdefault(name, side)
+    values = {"work": kind, "column": column, "value": _value(best), "setting": _name(shown, best.rows[0])}
+    if not rivals:
+        return _Contest(best, None, settings, 0, "only", values)
+    # Of twenty equal pairs one is told apart at 5 %: no matter whether they are rivals, or kinds of work.
+    level = 1 - (1 - LEVEL) / (len(rivals) * kinds)
+    first = next(iter(rivals.values()))
+    told = [(side, *_told(best, side, level, inside=side is first)) for side in rivals.values()]
+    # A winner is better than each of its rivals, so the one that is least surely beaten stands for all.
+    second, outcome, found, margin = min(told, key=lambda one: OUTCOMES.index(one[1]))
+    values |= {"second": _name(shown, second.rows[0]), "second_value": _value(second)} | margin
+    return _Contest(best, second, settings, len(rivals), outcome, values, found, _agree(best, second))
 
 
-def _starts(rows: Sequence[Row]) -> int:
-    return len({(row["service"], row.get("attempt"), row.get("job_id")) for row in rows})
+def _deciding(run: Run, rows: Sequence[Row], column: str) -> str:
+    """Return the column by which rows compare. At an offered rate no rate of tokens is a merit: it is the offered one.
+
+    There goodput decides where each row has an objective (`bench.slo`), else the mean end-to-end latency.
+    """
+    if column not in columns.OFFERED or not any(columns.is_offered(run, row) for row in rows):
+        return column
+    return "goodput_per_s" if all(slo.limits(run, row) for row in rows) else "e2el_ms_mean"
 
 
-def _agree(sides: Sequence[Sequence[Row]], column: str) -> bool:
-    """Return whether every row of the first side is better than every one of the second."""
-    if len(sides) < 2:
-        return True
-    first, second = ([row[column] for row in side] for side in sides)
-    return bool(max(first) < min(second) if low_is_best(column) else min(first) > max(second))
+def _value(side: Side) -> float:
+    """Return the figure of a setting: the mean of its rows, one for each start."""
+    return float(sum(row.get(side.column) or 0.0 for row in side.rows) / len(side.rows))
+
+
+def _agree(best: Side, second: Side) -> bool:
+    """Return whether every start of the best one is better than every one of the other."""
+    first, other = ([row[side.column] for row in side.rows] for side in (best, second))
+    return bool(max(first) < min(other) if low_is_best(best.column) else min(first) > max(other))
 
 
 def _settings(run: Run, rows: Sequence[Row]) -> tuple[str, ...]:
@@ -179,58 +228,55 @@ def _name(shown: tuple[str, ...], row: Row) -> str:
     return columns.setting_text(shown, row) or f"point {row['point']}"
 
 
-def _margin(run: Run, best: Row, second: Row | None, column: str) -> tuple[str, dict[str, Any]]:
-    """Return what noise says of the difference, and its figures in percent.
-
-    only: there is no other setting. unknown: too few requests. tie: no difference seen. ahead: beyond the noise
-    inside of one window. clear: beyond noise that several windows of both have shown.
-    """
-    if second is None:
-        return "only", {}
-    observed = best[column] / second[column] - 1 if second[column] else None
-    found = difference(sample(run, second), sample(run, best), column, observed=observed)
+def _told(best: Side, second: Side, level: float, *, inside: bool) -> tuple[str, Difference | None, dict[str, Any]]:
+    """Return what is said of the best one and a rival (OUTCOMES), and how they differ, percent; above 0 is better."""
+    found = difference(second, best, level=level, inside=inside)
     if found is None:
-        return "unknown", {}
-    if found.holds_zero:
-        return "tie", {"least": minimum_detectable(found.error) * 100}
-    low, high = sorted((abs(found.low) * 100, abs(found.high) * 100))
-    often = min(_repeats(best), _repeats(second)) >= REPEATS
-    return "clear" if often else "ahead", {"low": low, "high": high}
+        return "unknown", None, {}
+    ends = (found.change.low * 100, found.change.high * 100)
+    low, high = (-ends[1], -ends[0]) if low_is_best(best.column) else ends
+    values = {"low": low, "high": high, "windows": found.windows, "starts": found.starts}
+    if found.basis == "window":
+        return "undecided", found, values
+    if low <= 0:
+        return "tie", found, values | {"least": found.change.least * 100}
+    return "clear" if found.of_starts else "ahead", found, values
 
 
 def _headline(contests: Sequence[_Contest]) -> tuple[list[Sentence], Row | None]:
     if len(contests) == 1:
         [one] = contests
-        return [Sentence(one.outcome, one.values)], one.best if one.outcome in LEADS else None
+        few = one.outcome == "undecided" and one.values["windows"] > 1
+        said = Sentence("undecided_few" if few else one.outcome, one.values)
+        return [said], one.best.rows[0] if one.outcome == "clear" else None
     settings = tuple(dict.fromkeys(key for one in contests for key in one.settings))
-    clear = [one for one in contests if one.outcome in LEADS]
-    sure = all(one.outcome == "clear" for one in clear)
-    same = len({columns.setting_text(settings, one.best) for one in clear}) == 1
-    values = {"kinds": len(contests), "clear": len(clear)}
-    if clear and same:
-        said = Sentence(
-            "same" if sure else "same_ahead", values | {"setting": columns.setting_text(settings, clear[0].best)}
-        )
+    led = [one for one in contests if one.outcome in LEADS]
+    sure = all(one.outcome == "clear" for one in led)
+    agreed = len({columns.setting_text(settings, one.best.rows[0]) for one in led}) == 1
+    values = {"kinds": len(contests), "clear": len(led)}
+    if agreed:
+        setting = {"setting": columns.setting_text(settings, led[0].best.rows[0])}
+        said = Sentence("same" if sure else "same_ahead", values | setting)
     else:
-        said = Sentence("differ" if clear else "none_clear" if settings else "kinds", values)
+        said = Sentence("differ" if led else "none_clear" if settings else "kinds", values)
     listed = [Sentence(f"{one.outcome}_for", one.values) for one in contests[:MOST_KINDS]]
     if len(contests) > MOST_KINDS:
         listed.append(Sentence("more_kinds", {"count": len(contests) - MOST_KINDS}))
-    return [said, *listed], clear[0].best if same and clear and len(clear) == len(contests) else None
-
-
-def _repeats(row: Row) -> int:
-    return int(row.get("windows") or 1)
+    won = agreed and sure and len(led) == len(contests)
+    return [said, *listed], led[0].best.rows[0] if won else None
 
 
 def _cautions(run: Run, contests: Sequence[_Contest]) -> Sequence[Sentence]:
-    rows = [row for one in contests for row in (one.best, one.second) if row is not None]
+    sides = [side for one in contests for side in one.sides]
     said = []
-    if (least := min(map(_repeats, rows))) < 2:
-        said.append(Sentence("once", {"window": run.value(rows[0], "bench.window_s")}))
-    else:
+    if (least := min(len(side.windows) for side in sides)) > 1:
         said.append(Sentence("repeated", {"count": least}))
     said += _starts_caution(contests)
+    if (most := max(one.rivals for one in contests)) > 1:
+        said.append(Sentence("adjusted", {"count": most}))
+    if len(contests) > 1 and most:
+        said.append(Sentence("adjusted_kinds", {"count": len(contests)}))
+    rows = [row for side in sides for row in side.rows]
     if (fewest := min(row.get("completed") or 0 for row in rows)) < FEW:
         said.append(Sentence("few", {"count": fewest}))
     notes = dict.fromkeys((str(row["point"]), str(row["notes"])) for row in rows if row.get("notes"))
@@ -239,14 +285,23 @@ def _cautions(run: Run, contests: Sequence[_Contest]) -> Sequence[Sentence]:
 
 
 def _starts_caution(contests: Sequence[_Contest]) -> list[Sentence]:
+    told = [one for one in contests if one.found and one.outcome != "undecided"]
+    if not told:
+        return []
+    starts = min(one.found.starts for one in told if one.found)
+    spreads = [side.spread for one in told if one.found and one.found.basis == "known" for side in one.sides]
     said = []
-    ahead = [one for one in contests if one.outcome in LEADS]
-    if ahead and min(one.starts for one in ahead) < STARTS:
+    if known := [spread for spread in spreads if spread]:
+        percent, free = max((spread.squared**0.5 * 100, spread.free) for spread in known)
+        said.append(Sentence("known_spread", {"percent": percent, "starts": starts, "free": round(free)}))
+    elif any(one.found and not one.found.of_starts for one in told):
         said.append(Sentence("one_start", {}))
-    elif ahead and all(one.agree for one in ahead):
-        said.append(Sentence("starts", {"count": min(one.starts for one in ahead)}))
-    if not all(one.agree for one in contests):
+    elif starts >= STARTS:
+        said.append(Sentence("starts", {"count": starts}))
+    if starts > 1 and not all(one.agree for one in told):
         said.append(Sentence("starts_differ", {}))
+    elif 1 < starts < STARTS:
+        said.append(Sentence("not_contradicted", {"count": starts}))
     return said
 
 

@@ -17,10 +17,8 @@ from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.core.rundir import AllocationDir
 from jobs.sweep import compose, grammar, road
-from jobs.sweep.plan import Allocation, Plan
+from jobs.sweep.plan import Allocation, Plan, tasks_of, together
 from jobs.sweep.record import record
-from jobs.sweep.resume import together
-from jobs.sweep.start import tasks_of
 
 KIND = "script"
 

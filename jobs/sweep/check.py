@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from operator import attrgetter
+from typing import Any
 
-from containers.recipes import release_of, resolve
+from containers.spec import release_of, resolve
 from jobs.allocation.node import container
 from jobs.allocation.preflight.findings import check_names
 from jobs.cluster.interfaces import choose_interface
 from jobs.cluster.ports import derive_ports
-from jobs.core import schema
+from jobs.core import masking, schema
 from jobs.core.config import Config, in_container
 from jobs.core.errors import ConfigError
 from jobs.core.layout import local_sizes
-from jobs.engines.ascend.lookup import required
 from jobs.engines.base import Finding, caught, engine_of
+from jobs.engines.checkpoint.architecture import required
+from jobs.engines.speculation import speculation_of
 from jobs.forecast import memory as fit
-from jobs.measure.checks import BENCH_LOOKS
+from jobs.forecast.duration import load_limit
+from jobs.forecast.rounds import few_requests
+from jobs.measure.checks import BENCH_LOOKS, warnings
+from jobs.measure.dataset import is_text
+from jobs.measure.speculation import NOT_TEXT
 from jobs.sweep.points import Point, canonical
 
 SEE = "see python -m jobs check"
@@ -59,8 +65,36 @@ def refuse_points(points: Sequence[Point], findings: Mapping[str, tuple[Finding,
     """
     for point in points:
         refuse(findings[point.point])
+    for point in {point.service: point for point in points}.values():
+        _refuse_secrets(point)
     _refuse_unlike(points)
     _refuse_without_effect(points, findings)
+
+
+def _refuse_secrets(point: Point) -> None:
+    """Raise ConfigError where a secret stands in another place than engine.env, or is swept: it would be shown."""
+    remedy = "Set it as a variable of the engine (engine.env.NAME): there it is kept out of all records."
+    for key in point.values:
+        if key.startswith("engine.env.") and masking.values_in({key.removeprefix("engine.env."): point.values[key]}):
+            raise ConfigError(key, masking.MASK, "a secret cannot be swept: the table shows what differs", remedy)
+    known = masking.known()
+    for section in fields(point.config):
+        for key, value in _texts(section.name, getattr(point.config, section.name)):
+            if not key.startswith("engine.env.") and masking.has_secret(value, known):
+                raise ConfigError(key, masking.MASK, "it holds a secret, and everybody sees what stands there", remedy)
+
+
+def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield key, value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _texts(f"{key}.{field.name}", getattr(value, field.name))
+    elif isinstance(value, Mapping):
+        for name, child in value.items():
+            yield from _texts(f"{key}.{name}", f"{name}={child}" if masking.is_secret(str(name)) else child)
+    elif isinstance(value, list | tuple):
+        yield key, " ".join(map(str, value))
 
 
 def _refuse_unlike(points: Sequence[Point]) -> None:
@@ -124,9 +158,18 @@ def findings(config: Config, *, memory: bool = False) -> tuple[Finding, ...]:
         memory: also ask the memory model whether one request of max_model_len fits (rule R19).
     """
     own = [caught(one, config, "R1" if one is local_sizes else "C1") for one in CHECKS]
-    found = [*(one for one in own if one), *engine_of(config).findings(config)]
+    found = [
+        *(one for one in own if one),
+        *warnings(config),
+        *few_requests(config),
+        *load_limit(config),
+        *engine_of(config).findings(config),
+    ]
     if other := image_release(config):
         found.append(other)
+    if speculation_of(config) and not is_text(config.bench):
+        remedy = "Set bench.workload=text, or leave speculation out; such rows win nothing."
+        found.append(Finding("C3", "warning", "bench.workload", config.bench.workload, NOT_TEXT, remedy, "vllm#52536"))
     if memory and (unfit := fits(config)):
         found.append(unfit)
     return tuple(sorted(found, key=lambda finding: finding.severity != "error"))

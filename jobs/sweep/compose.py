@@ -8,6 +8,7 @@ applied to a plain copy of the composed tree and validated by the schema.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,7 +25,8 @@ from jobs.core import schema
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.core.fields import plain
-from jobs.core.files import from_yaml
+from jobs.core.foreign import from_yaml
+from jobs.core.load import USUAL_CONCURRENCY, open_loop
 from jobs.core.schema import CONF
 from jobs.engines.ascend.migration import migrate
 from jobs.sweep import grammar
@@ -52,6 +54,7 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     for item in grammar.parse([*_brought(overrides), *overrides]):
         values = grammar.sweep_values(item) if item.is_sweep_override() else [item.get_value_element_as_str()]
         choices[item.get_key_element()] = [f"{item.get_key_element()}={value}" for value in values]
+    grammar.check_count(math.prod(map(len, choices.values())), "the sweep", " ".join(overrides))
     return [grammar.ours(point) for point in itertools.product(*choices.values())]
 
 
@@ -117,12 +120,32 @@ def written(points: Iterable[Sequence[str]], composer: Composer = default_compos
         if structural not in trees:
             trees[structural] = _tree(structural, composer)
         tree = plain(trees[structural])
+        was_open = _is_open(tree["bench"])
         for item in items:
             if not grammar.is_structural(item, known):
                 _apply(tree, item)
         explicit = tuple(key for item in items for key in _said(item, known))
+        _set_concurrency(tree["bench"], explicit, was_open=was_open)
         result.append(Written(schema.build(_resolved(tree)), explicit))
     return result
+
+
+def _set_concurrency(bench: dict[str, Any], explicit: Sequence[str], *, was_open: bool) -> None:
+    """Give a closed loop the usual concurrency where it has none, and take from an open one what nobody set for it.
+
+    A rate or a trace is a load of its own: a concurrency beside it is a cap, under which a queue forms in the client.
+    So one that a preset brought for its closed loop goes where the point's own overrides open the loop.
+    """
+    if "bench.concurrency" in explicit:
+        return
+    if not _is_open(bench):
+        bench["concurrency"] = bench.get("concurrency") or USUAL_CONCURRENCY
+    elif not was_open:
+        bench["concurrency"] = None
+
+
+def _is_open(bench: Mapping[str, Any]) -> bool:
+    return open_loop(bench.get("search"), bench.get("request_rate"), bench.get("workload", "random"))
 
 
 PRESETS = ("engine", "experiment")

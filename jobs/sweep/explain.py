@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.core import schema
+from jobs.core import names, schema
 from jobs.core.errors import RunError, nearest
-from jobs.core.fields import dotted
+from jobs.core.fields import dotted, plain
+from jobs.core.records import tolerant
 from jobs.engines.vllm import command, environment
 from jobs.results.gather import Run, read_config_plain, read_run
-from jobs.results.sections import attempts, tolerant
+from jobs.results.sections import attempts
 from jobs.sweep import grammar
 
 
@@ -113,16 +114,16 @@ def source_of(key: str, value: Any, overrides: Sequence[str]) -> str:
     """
     for text in reversed(overrides):
         name = text.lstrip("+~").partition("=")[0]
-        if name not in grammar.groups() and (name == key or key.startswith(name + ".")):
+        if name not in grammar.groups() and (name == key or key.startswith(name + ".") or name.startswith(key + ".")):
             return f"override {text}"
     holders = list(_files(key, overrides))
     for name, held in reversed(holders):
         if _same(held, value):
             return str(name)
-    merged: dict[str, Any] = {}
+    merged: dict[str, Any] = plain(schema.default_of(key)) if schema.names_in(key) else {}
     for _, held in holders:
         merged |= held if isinstance(held, Mapping) else {}
-    if merged and merged == value:
+    if holders and merged and _same(merged, value):
         return " and ".join(name for name, _ in holders)
     leaf = schema.leaf_of(key)
     if not holders and leaf is not None:
@@ -135,7 +136,10 @@ def _files(key: str, overrides: Sequence[str]) -> list[tuple[str, Any]]:
     choices = _choices(overrides)
     found: list[tuple[str, Any]] = []
     for group, option in choices.items():
-        path = schema.CONF / group / f"{option}.yaml"
+        try:  # the overrides stand in the plan of any user
+            path = schema.CONF / names.file_below(group) / names.file_name(f"{option}.yaml")
+        except ValueError:
+            continue
         if not path.exists():
             continue
         tree = read_config_plain(path) if path.read_text(encoding="utf-8").strip() else {}
@@ -155,6 +159,8 @@ def _holds(tree: Mapping[str, Any], key: str) -> bool:
 
 def _same(held: Any, value: Any) -> bool:
     """Return whether a file's value is what the run had. An interpolation may be; 671e9 is a number to Hydra."""
+    if isinstance(held, Mapping) and isinstance(value, Mapping):
+        return held.keys() == value.keys() and all(_same(held[name], value[name]) for name in held)
     if isinstance(held, str) and isinstance(value, int | float):
         with contextlib.suppress(ValueError):
             return float(held) == value
@@ -170,8 +176,9 @@ def _choices(overrides: Sequence[str]) -> dict[str, str]:
     for group, option in order:
         if "/" not in group and " " not in group:
             chosen[group] = str(given.get(group, option))
-    experiment = schema.CONF / "experiment" / f"{chosen.get('experiment')}.yaml"
-    if experiment.exists():
+    option = f"{chosen.get('experiment')}.yaml"
+    experiment = schema.CONF / "experiment" / option
+    if "/" not in option and experiment.exists():
         for item in read_config_plain(experiment).get("defaults", []):
             for name, option in item.items() if isinstance(item, dict) else ():
                 group = name.removeprefix("override /")

@@ -11,14 +11,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from jobs.cluster.base import ENDED, job_state, queue_words, read_job, scheduler
 from jobs.cluster.squeue import may_never_start
-from jobs.core.planfile import read_plan
+from jobs.core import masking
+from jobs.core.planfile import begun_services, read_plan
 from jobs.core.rundir import AllocationDir, SweepDir
-from jobs.core.tasks import read_outcome, read_task
+from jobs.core.tasks import read_outcome
 from jobs.results.row import write_rows
 from jobs.results.table import write_table
-from jobs.sweep.lost import lost_rows
+from jobs.sweep.lost import job_id, lost_rows, states
 from jobs.sweep.status import phase
-from jobs.sweep.traces import job_id, states
 
 POLL_S = 0.5
 """Files are looked at this often; the cluster is asked as often as its back end says."""
@@ -75,14 +75,14 @@ def follow(
     with_bar = out.is_terminal if bar is None else bar
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
     progress = Progress(*columns, console=out, transient=True, disable=not with_bar)
     with progress:
-        task = progress.add_task("", total=len(planned))
+        task = progress.add_task("")
         tell = progress.console.print if with_bar else out.print
         while True:
             now = time.monotonic()
@@ -91,19 +91,25 @@ def follow(
             for allocation in allocations:
                 allocation.look(now)
                 _tell(allocation, tell)
+            if sweep.search.exists():
+                planned = read_plan(sweep).points  # it grows
             progress.update(
                 task,
+                total=len(planned),
                 completed=sum(sweep.point(one.point).row.exists() for one in planned),
-                description=_headline(allocations),
+                description=masking.visible(_headline(allocations)),
             )
             if until():
                 return False
             if all(allocation.done(now) for allocation in allocations):
                 break
             time.sleep(POLL_S)
-    for allocation in allocations:
-        write_rows(sweep, lost_rows(allocation.folder, allocation.state).values())
-    return bool(write_table(sweep)["valid"].all())
+    lost = {point: row for one in allocations for point, row in lost_rows(one.folder, one.state).items()}
+    if sweep.writable:
+        for one in allocations:
+            one.folder.free_reserve()  # a rank 0 that was killed could not
+        write_rows(sweep, lost.values())
+    return bool(write_table(sweep, lost)["valid"].all())
 
 
 def _headline(allocations: list[_Allocation]) -> str:
@@ -128,7 +134,7 @@ def _tell(allocation: _Allocation, tell: Callable[[str], None]) -> None:
     if starts and "starts" not in allocation.told:  # Slurm's estimate changes with every other job
         tell(f"allocation {index}: expected to start at {starts}")
         allocation.told.add("starts")
-    for service in read_task(folder).services:
+    for service in begun_services(folder):
         for entry in states(folder, service.service):
             text = f"service {service.service}: {entry['state']}"
             text += f" (point {entry['point']})" if "point" in entry else ""

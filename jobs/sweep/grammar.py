@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -15,6 +16,16 @@ from hydra.errors import HydraException, OverrideParseException
 from jobs.core import schema
 from jobs.core.errors import ConfigError, nearest
 from jobs.core.schema import CONF
+
+MOST_POINTS = 10_000
+
+GOAL = "results.objective"
+"""What `goal=COLUMN` is short for."""
+
+
+def spelled(overrides: Sequence[str]) -> list[str]:
+    """Return overrides with short spellings written out."""
+    return [f"{GOAL}={text.removeprefix('goal=')}" if text.startswith("goal=") else text for text in overrides]
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
@@ -59,6 +70,12 @@ def quoted(text: str) -> str:
     return key + equals + _WORD.sub(tag, value)
 
 
+def check_count(points: int, key: str, value: object) -> None:
+    """Raise ConfigError where a sweep has more points than anybody can measure: its plan alone would take for ever."""
+    if points > MOST_POINTS:
+        raise ConfigError(key, value, f"these are more than {MOST_POINTS:,} points", "Sweep fewer values.")
+
+
 def sweep_values(item: Override) -> list[str]:
     """Return the values of a sweep as Hydra writes them.
 
@@ -68,7 +85,9 @@ def sweep_values(item: Override) -> list[str]:
     try:
         wanted = item.value()
         options = groups().get(item.key_or_group, ())
-        values = wanted.filter(list(options)) if isinstance(wanted, Glob) else list(item.sweep_string_iterator())
+        listed = wanted.filter(list(options)) if isinstance(wanted, Glob) else item.sweep_string_iterator()
+        values = list(itertools.islice(listed, MOST_POINTS + 1))
+        check_count(len(values), item.key_or_group, value_text(item))
         if values:
             return values
         reason = "this sweep has no values"

@@ -1,21 +1,22 @@
 """Points to services: what shares an engine start, in which order, what cannot fit, what the budget leaves. Pure.
 
 Services that may fail come first: of one model path, the largest demand on memory leads. One path follows the other,
-so that its weights stay in the page cache; loads inside a service go from low to high.
+so that its weights stay in the page cache; loads inside a service go from low to high. Further starts of settings come
+after the first one of each.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jobs.allocation.walltime import never_fits
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.core.layout import local_sizes
 from jobs.engines.ascend import utilization
-from jobs.forecast.duration import Phases, measure_seconds, phases
+from jobs.forecast.duration import Phases, measure_seconds, never_fits, phases
 from jobs.forecast.history import Forecast
 from jobs.forecast.memory import DOES_NOT_FIT, Fit, queueing
 from jobs.sweep.points import Point
@@ -64,19 +65,29 @@ def group(points: Sequence[Point], forecast_of: Callable[[Config], Forecast]) ->
 
 
 def _in_order(services: Sequence[Service]) -> tuple[Service, ...]:
-    """Order services: those that can share an allocation, then those of one path, then the largest demand first."""
+    """Order services: those that can share an allocation, then those of one path, then the largest demand first.
+
+    Where settings are started more than once, all are started before any is again, and every second round goes the
+    other way (A B, B A, A B): what changes over hours meets all of them alike.
+    """
 
     def demand(service: Service) -> tuple[float, int]:
         fit = service.forecast.fit if service.forecast else None
         return (-(fit.lacks_bytes if fit else 0.0), -service.config.parallel.max_model_len)
 
     first: dict[tuple[Any, ...], int] = {}
-    keys: list[tuple[int, int, int, Service]] = []
+    starts: Counter[tuple[Any, ...]] = Counter()
+    settings: dict[tuple[Any, ...], int] = {}
+    keys: list[tuple[tuple[int, ...], Service]] = []
     for service in sorted(services, key=demand):  # a stable sort: the order of asking decides between equals
         shared = (len(local_sizes(service.config)), service.config.hccl.socket_ifname)
         path = (*shared, service.config.model.path)
-        keys.append((first.setdefault(shared, len(first)), first.setdefault(path, len(first)), len(keys), service))
-    return tuple(service for *_, service in sorted(keys, key=lambda key: key[:3]))
+        setting = (*path, repr(replace(service.config.service, parallel=replace(service.config.parallel, seed=None))))
+        place, starts[setting] = starts[setting], starts[setting] + 1
+        number = settings.setdefault(setting, len(settings))
+        floors = (first.setdefault(shared, len(first)), first.setdefault(path, len(first)))
+        keys.append(((*floors, place, -number if place % 2 else number), service))
+    return tuple(service for _, service in sorted(keys, key=lambda key: key[0]))
 
 
 def refusals(services: Sequence[Service], *, fail: bool) -> dict[str, str]:

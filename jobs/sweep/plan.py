@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from jobs.allocation.node.container import UNKNOWN, Words
 from jobs.cluster.time_limit import limit_seconds
 from jobs.core.config import Config
 from jobs.core.layout import local_sizes
+from jobs.core.tasks import ServiceTask
 from jobs.engines.base import Finding
 from jobs.forecast.history import Forecast
 from jobs.sweep.check import Shared, shared
@@ -52,6 +54,8 @@ class Plan:
     warnings: tuple[str, ...] = ()
     findings: tuple[Shared, ...] = ()
     """What is risky with the points, each once."""
+    words: Words = UNKNOWN
+    """What words in braces stand for in the commands of its containers."""
 
     def points_of(self, service: str) -> tuple[Point, ...]:
         """Return the points of one service in the order of measuring."""
@@ -67,6 +71,7 @@ def make_plan(
     asked: Sequence[Point],
     findings: Mapping[str, tuple[Finding, ...]],
     forecast_of: Callable[[Config], Forecast] = unknown,
+    words: Words = UNKNOWN,
 ) -> Plan:
     """Group points into services and services into allocations.
 
@@ -74,6 +79,7 @@ def make_plan(
         asked: what is asked for, and may be one sweep (jobs/sweep/check.py).
         findings: what is risky with each point, by its id.
         forecast_of: says what is known of a service before it starts; asked once for each.
+        words: what is known of the user whose plan it is.
 
     Raises:
         ConfigError: a service that cannot fit (`launch.infeasible=fail`), a budget for nothing.
@@ -100,6 +106,7 @@ def make_plan(
         dropped=dropped,
         warnings=warnings(services, points),
         findings=shared(findings[point.point] for point in left),
+        words=words,
     )
 
 
@@ -117,3 +124,17 @@ def pack(services: Sequence[Service]) -> tuple[Allocation, ...]:
         else:
             allocations.append(Allocation((service.service,), nodes, service.seconds))
     return tuple(allocations)
+
+
+def together(allocations: tuple[Allocation, ...]) -> tuple[Allocation, ...]:
+    """Where nothing queues, one allocation runs all services, with as many ranks as the largest needs."""
+    if not allocations:
+        return ()
+    nodes = max(allocation.nodes for allocation in allocations)
+    services = tuple(name for allocation in allocations for name in allocation.services)
+    return (Allocation(services, nodes, sum(allocation.seconds for allocation in allocations)),)
+
+
+def tasks_of(made: Plan, allocation: Allocation) -> list[ServiceTask]:
+    """Return what one allocation has to do, in order."""
+    return [ServiceTask(name, tuple(point.point for point in made.points_of(name))) for name in allocation.services]

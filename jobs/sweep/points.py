@@ -72,13 +72,13 @@ def swept_leaves(swept: Sequence[str], configs: Sequence[Config]) -> tuple[str, 
                 "it belongs to the whole sweep and does not change what is asked",
                 "Give it one value, and start one sweep for each further value.",
             )
-        if leaf is not None:
+        if leaf is not None and not schema.names_in(key):
             leaves.append(key)
             continue
         # A swept group (parallel=dp2_tp8,dp4_tp4; engine=...; experiment=...) may set keys of every section.
         prefix = key + "." if "." in key else ""
         for name, scope in schema.schema().items():
-            wanted = name.startswith(prefix) and scope != "sweep"
+            wanted = (name == leaf or name.startswith(prefix)) and scope != "sweep"
             if wanted and _differs(configs, name):
                 leaves += _parts(configs, name)
     return tuple(dict.fromkeys(leaves))
@@ -89,9 +89,9 @@ def _differs(configs: Sequence[Config], name: str) -> bool:
 
 
 def _parts(configs: Sequence[Config], name: str) -> list[str]:
-    """Return the keys of an open mapping (`engine.env`) that differ; of any other leaf the leaf itself."""
+    """Return the keys of a mapping (`engine.env`, `bench.slo`) that differ; of any other leaf the leaf itself."""
     values = [dotted(config, name) for config in configs]
-    if name not in schema.open_mappings() or not all(isinstance(value, Mapping) for value in values):
+    if not all(isinstance(value, Mapping) for value in values):
         return [name]
     keys = dict.fromkeys(str(key) for value in values for key in value)
     return [f"{name}.{key}" for key in keys if "." not in key and _differs(configs, f"{name}.{key}")] or [name]

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import asdict
+from collections.abc import Collection
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from jobs.allocation.node import container, fingerprint
+from jobs.core import masking
 from jobs.core.config import Config, in_container
 from jobs.core.files import write_json
+from jobs.core.layout import Placement, planned
 from jobs.core.rundir import SweepDir, new_sweep
 from jobs.core.tasks import write_config
-from jobs.engines import placement
 from jobs.engines.base import engine_of
 from jobs.forecast.duration import Phases
 from jobs.forecast.history import Forecast
+from jobs.forecast.search import Search, write_search
 from jobs.results.provenance import describe
 from jobs.results.row import make_row, write_rows
 from jobs.results.table import write_table
 from jobs.sweep.plan import Plan
 
 
-def record(made: Plan) -> SweepDir:
+def record(made: Plan, search: Search | None = None, begun: Collection[str] = ()) -> SweepDir:
     """Write the run directory: plan and configs. Nothing is submitted.
+
+    Args:
+        search: what chooses from the points of the plan; plan.json then grows with those that it begins.
+        begun: points that it has rows of.
 
     Raises:
         RunError: it cannot be written.
@@ -38,6 +45,10 @@ def record(made: Plan) -> SweepDir:
     plan = as_json(made)
     for item, service in zip(plan["services"], made.services, strict=True):
         item["seen"] = asdict(fingerprint.of_this_host(service.config))
+    if search:
+        search = replace(search, plan=plan)
+        write_search(sweep, search)
+        plan = search.begun(begun)
     write_json(sweep.plan, plan)
     write_json(sweep.provenance, describe(sys.argv))
     for point in made.points:
@@ -50,9 +61,23 @@ def record(made: Plan) -> SweepDir:
     return sweep
 
 
+class _Masked(logging.Formatter):
+    """Tracebacks hold values too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return masking.text(super().format(record))
+
+
+class _Log(logging.FileHandler):
+    """On a full disk the log is what can be missed: whoever wrote to it has something better to say."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's own name)
+        pass
+
+
 def _log_to(sweep: SweepDir) -> None:
-    handler = logging.FileHandler(sweep.log)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    handler = _Log(sweep.log)
+    handler.setFormatter(_Masked("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.getLogger().addHandler(handler)
     logging.getLogger().setLevel(logging.INFO)
 
@@ -61,7 +86,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
     """Return the plan as plain data (the form of `python -m jobs plan --json`)."""
     return {
         "points": [
-            {"point": p.point, "overrides": list(p.overrides), "service": p.service, "values": dict(p.values)}
+            {"point": p.point, "overrides": masking.mask(p.overrides), "service": p.service, "values": dict(p.values)}
             for p in plan.points
         ],
         "services": [
@@ -73,7 +98,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
                 "predicted_s": round(service.seconds),
                 "phases": _phases_json(service.phases),
                 "memory": _memory_json(service.forecast),
-                "ranks": [_rank(service.config, place) for place in placement.planned(service.config)],
+                "ranks": [_rank(service.config, place, plan.words) for place in planned(service.config)],
             }
             for service in plan.services
         ],
@@ -89,7 +114,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "swept": list(plan.swept),
         "refused": [{"point": point, "reason": reason} for point, reason in plan.refused.items()],
         "dropped": [
-            {"point": p.point, "overrides": list(p.overrides), "values": dict(p.values), "reason": one.reason}
+            {"point": p.point, "overrides": masking.mask(p.overrides), "values": dict(p.values), "reason": one.reason}
             for one in plan.dropped
             for p in [one.point]
         ],
@@ -120,12 +145,12 @@ def _memory_json(forecast: Forecast | None) -> dict[str, Any] | None:
     }
 
 
-def _rank(config: Config, place: placement.Placement) -> dict[str, Any]:
+def _rank(config: Config, place: Placement, words: container.Words) -> dict[str, Any]:
     """Return what one rank is started with: its environment, its command line, those of its container if it has one."""
     engine = engine_of(config)
     variables, argv = engine.environment(config, place), engine.argv(config, place)
     source = list(config.engine.source)
     found: dict[str, Any] = {"rank": place.rank, "role": place.role, "env": variables, "source": source, "argv": argv}
     if in_container(config):
-        found["container"] = container.planned(config, place, argv, variables)
-    return found
+        found["container"] = container.planned(config, place, argv, variables, words)
+    return dict(masking.mask(found))

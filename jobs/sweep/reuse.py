@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,11 +10,13 @@ from typing import Any
 
 from jobs.allocation.node import fingerprint
 from jobs.core.errors import RunError
-from jobs.core.files import read_json, write_json
+from jobs.core.files import write_bytes, write_json
+from jobs.core.foreign import LARGE, is_ours, load_bytes
 from jobs.core.planfile import read_plan
 from jobs.core.rundir import SweepDir, sweeps_in
 from jobs.core.sweep_settings import Launch
 from jobs.results.fingerprint import Fingerprint, of_mapping
+from jobs.results.row import outdated, read_row
 from jobs.results.stale import _kind
 from jobs.sweep.points import Point
 
@@ -51,7 +52,8 @@ def find(points: Iterable[Point], roots: Iterable[Path]) -> dict[str, Past]:
     for one in rows:
         config = wanted[one.point].config
         now = fingerprint.of_this_host(config).trusted(one.seen, one.row).or_else(newest[_kind(config)])
-        past = Past(one.point, one.sweep, one.row, tuple(now.changes(one.row)))
+        changes = [reason] if (reason := outdated(one.row, one.sweep)) else now.changes(one.row)
+        past = Past(one.point, one.sweep, one.row, tuple(changes))
         if one.point not in found or not past.stale or found[one.point].stale:
             found[one.point] = past
     return found
@@ -80,10 +82,10 @@ def _rows(sweep: SweepDir, wanted: Collection[str]) -> Iterator[_Row]:
     seen = launch_view(sweep) if names else {}
     for name in names:
         with suppress(RunError, OSError):  # half written, or not ours to read
-            row = read_json(sweep.point(name).row)
+            row = read_row(sweep.point(name).row)
             written = sweep.point(name).row.stat().st_mtime
             if row["valid"] and not row["truncated"]:
-                yield _Row(name, sweep, row, written, seen.get(str(row["service"]), Fingerprint()))
+                yield _Row(name, sweep, row, written, seen.get(str(row.get("service")), Fingerprint()))
 
 
 def launch_view(sweep: SweepDir) -> dict[str, Fingerprint]:
@@ -94,13 +96,15 @@ def launch_view(sweep: SweepDir) -> dict[str, Fingerprint]:
 
 
 def take(sweep: SweepDir, found: Iterable[Past]) -> None:
-    """Copy rows and their requests into a sweep; the column `reused_from` says where they were measured."""
+    """Copy rows, their windows and requests into a sweep; the column `reused_from` says where they were measured."""
     for past in found:
         source, target = past.sweep.point(past.point), sweep.point(past.point)
-        origin = past.row.get("reused_from") or str(past.sweep.path)
-        write_json(target.row, dict(past.row) | {"reused_from": origin})
-        with suppress(OSError):  # without them the row is still the row
-            shutil.copyfile(source.requests, target.requests)
+        # Of another user's row only where it lay is certain.
+        origin = past.row.get("reused_from") if is_ours(source.row.stat()) else None
+        write_json(target.row, dict(past.row) | {"reused_from": origin or str(past.sweep.path)})
+        for name in ("requests", "windows"):
+            with suppress(OSError, RunError):  # without them the row is still the row
+                write_bytes(getattr(target, name), load_bytes(getattr(source, name), LARGE))
 
 
 def offer_text(found: Mapping[str, Past], *, taken: bool) -> list[str]:
@@ -115,7 +119,11 @@ def offer_text(found: Mapping[str, Past], *, taken: bool) -> list[str]:
             if taken
             else f"{count} measured before in {places}: launch.reuse=true takes them"
         )
-    lines += [
-        f"stale, not reused: point {p.point} of {p.sweep.path}: {', '.join(p.stale)}" for p in found.values() if p.stale
+    stale: dict[tuple[Path, str], list[str]] = {}
+    for past in found.values():
+        if past.stale:
+            stale.setdefault((past.sweep.path, ", ".join(past.stale)), []).append(past.point)
+    return lines + [
+        f"stale, not reused: point{'s' if len(points) > 1 else ''} {', '.join(points)} of {path}: {reason}"
+        for (path, reason), points in stale.items()
     ]
-    return lines

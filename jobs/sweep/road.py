@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from jobs.allocation.node.container import Words
 from jobs.cluster.base import settled
 from jobs.core.config import Config
+from jobs.core.errors import ConfigError
 from jobs.core.rundir import Root
 from jobs.forecast import history
 from jobs.results.columns import check_objective
@@ -16,12 +18,15 @@ from jobs.sweep.plan import Plan, make_plan
 from jobs.sweep.points import points_of
 
 
-def plan(points: Sequence[Sequence[str]], composer: compose.Composer = compose.default_composer) -> Plan:
+def plan(
+    points: Sequence[Sequence[str]], composer: compose.Composer = compose.default_composer, *, search: bool = False
+) -> Plan:
     """Plan a sweep: compose, check, group.
 
     Args:
         points: override list of each point.
         composer: composes the tree for a choice of groups.
+        search: these are the points of a search.
 
     Raises:
         ConfigError: the question cannot be asked.
@@ -29,10 +34,22 @@ def plan(points: Sequence[Sequence[str]], composer: compose.Composer = compose.d
     overrides = [grammar.ours(point) for point in points]
     configs = _settled(compose.configs(overrides, composer))
     check_objective(configs[0].results.objective)
+    if (space := configs[0].tune.space) and not search:
+        reason, remedy = (
+            "it is the space of a search, and this is none",
+            "Add hydra/sweeper=tune, or: python -m jobs tune.",
+        )
+        raise ConfigError("tune.space", space, reason, remedy)
     asked = points_of(overrides, configs, grammar.swept_keys(overrides))
     findings = check.findings_of(asked)
     check.refuse_points(asked, findings)
-    return make_plan(asked, findings, history.forecaster(Root(Path(configs[0].results.root).absolute())))
+    past = history.forecaster(Root(Path(configs[0].results.root).absolute()))
+    return make_plan(asked, findings, past, Words.of_user())
+
+
+def composed(points: Sequence[Sequence[str]], composer: compose.Composer = compose.default_composer) -> list[Config]:
+    """Return the configs of points, with the kind of cluster that `auto` means here. Raises ConfigError: see `plan`."""
+    return _settled(compose.configs([grammar.ours(point) for point in points], composer))
 
 
 def _settled(configs: Sequence[Config]) -> list[Config]:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.cluster.time_limit import limit_seconds
+from jobs.core import masking
 from jobs.core.planfile import read_plan
 from jobs.core.rundir import SweepDir
 from jobs.results.columns import STARRED, counts, is_work, low_is_best
@@ -22,44 +23,21 @@ from jobs.sweep.check import Shared
 from jobs.sweep.plan import Allocation, Plan
 from jobs.sweep.points import Point
 from jobs.sweep.record import as_json
+from jobs.sweep.services_text import point_text, services_lines
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SHOWN = (
-    "engine",
-    "valid",
-    "completed",
-    "failed",
-    "ttft_ms_p50",
-    "ttft_ms_p99",
-    "tpot_ms_p50",
-    "e2el_ms_p50",
-    "output_tok_s",
-    "tok_s_per_user",
-    "goodput_s",
-    "found_concurrency",
-    "found_request_rate",
-    "needle_score",
-    "price_per_m_output_tok",
-    "engine_tokens",
-    "kv_cache_tokens",
-    "load_s",
+    *("engine", "valid", "completed", "failed", "ttft_ms_p50", "ttft_ms_p99", "tpot_ms_p50", "e2el_ms_p50"),
+    *("output_tok_per_s", "tok_per_s_per_user", "goodput_per_s", "found_concurrency", "found_request_rate"),
+    *("needle_score", "price_per_m_output_tok", "engine_tokens", "kv_cache_tokens", "load_s"),
 )
 """Columns of the terminal table; the files hold all."""
 
 DROPPED = (
-    "load_s",
-    "kv_cache_tokens",
-    "engine_tokens",
-    "ttft_ms_p99",
-    "e2el_ms_p50",
-    "completed",
-    "tok_s_per_user",
-    "failed",
-    "price_per_m_output_tok",
-    "tpot_ms_p50",
-    "ttft_ms_p50",
+    *("load_s", "kv_cache_tokens", "engine_tokens", "ttft_ms_p99", "e2el_ms_p50", "completed", "tok_per_s_per_user"),
+    *("failed", "price_per_m_output_tok", "tpot_ms_p50", "ttft_ms_p50"),
 )
 """Columns that go first where the terminal is too narrow. The swept keys, the engine, validity and rate always stay."""
 
@@ -74,6 +52,18 @@ class _Console(Console):
     def on_broken_pipe(self) -> None:
         raise  # rich calls this while it handles the error
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as rich does; texts without secrets and with their control characters visible."""
+        super().print(*(_safe(one) for one in objects), **options)
+
+
+def _safe(shown: Any) -> Any:
+    if isinstance(shown, str):
+        return masking.visible(masking.text(shown))
+    if isinstance(shown, Text):
+        shown.plain = masking.visible(masking.text(shown.plain))
+    return shown
+
 
 def console(*, stderr: bool = False) -> Console:
     """Return the console; without a terminal lines are never cut or wrapped."""
@@ -84,8 +74,12 @@ def console(*, stderr: bool = False) -> Console:
     return found
 
 
-def plan_text(plan: Plan) -> str:
-    """Return the plan in a few lines: points, services, allocations, predicted node-hours."""
+def plan_text(plan: Plan, width: int | None = None) -> str:
+    """Return the plan in a few lines: points, services, allocations, predicted node-hours.
+
+    Args:
+        width: of the terminal, characters; None: lines are never folded.
+    """
     hours = sum(allocation.node_hours for allocation in plan.allocations)
     run = len(plan.points) - len(plan.refused)
     lines = [
@@ -98,14 +92,11 @@ def plan_text(plan: Plan) -> str:
             f" on {count(allocation.nodes, 'node')}, about {_duration(allocation.seconds)}"
             + _too_long(plan, allocation)
         )
-        for name in allocation.services:
-            lines += [
-                f"    service {name}  point {point.point}  {_values(point)}".rstrip() for point in plan.points_of(name)
-            ]
+        lines += services_lines(plan, allocation, width)
     if plan.services:
         lines.append(f"predicted (queue apart): {phases_text(plan)}")
     lines += [
-        f"not run: point {point.point}  {_values(point)}  {plan.refused[point.point]}"
+        f"not run: point {point.point}  {point_text(plan, point)}  {plan.refused[point.point]}"
         for point in plan.points
         if point.point in plan.refused
     ]
@@ -114,6 +105,13 @@ def plan_text(plan: Plan) -> str:
     ]
     lines += [f"warning: {text}" for text in plan.warnings]
     return "\n".join(lines)
+
+
+def print_plan(plan: Plan, out: Console) -> None:
+    """Print the plan, and what is risky with it."""
+    out.print(plan_text(plan, out.width if out.is_terminal else None))
+    if warnings := warnings_text(plan.findings):
+        out.print(warnings, markup=False)
 
 
 def warnings_text(found: Sequence[Shared]) -> str:
@@ -252,7 +250,8 @@ def _best(frame: pd.DataFrame, swept: tuple[str, ...], name: str) -> list[bool]:
     """Return for each row whether its value is the best of the valid rows that did the same work; one alone is not."""
     import pandas as pd
 
-    values = pd.to_numeric(frame[name], errors="coerce").where(frame["valid"].astype(bool))
+    valid = frame["valid"].astype(bool) & ~frame["saturated"].eq(True)  # a queue that grows wins nothing
+    values = pd.to_numeric(frame[name], errors="coerce").where(valid)
     values = values.where(pd.Series([counts(name, value) for value in values], index=values.index))
     # Rows of another work do not compare, and simulated rows never with measured ones.
     kinds = (
@@ -268,12 +267,14 @@ def _cell(value: Any, is_best: bool) -> Text:
 
 
 def _header(name: str) -> Text:
-    """A header of two lines: parallel. / max_model_len, ttft ms / p50, output / tok_s."""
+    """A header of two lines: parallel. / max_model_len, ttft ms / p50, output / tok_per_s."""
     for tag, instead in (
         (".", ".\n"),
         ("_ms_", " ms\n"),
         ("_per_m_", "\n1M "),
-        ("_per_", "\nper_"),
+        ("_per_user", "\nper_user"),
+        ("_tok_per_s", "\ntok_per_s"),
+        ("_per_s", "\nper_s"),
         ("output_", "output\n"),
         ("_tok", "\ntok"),
     ):

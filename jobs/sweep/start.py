@@ -15,21 +15,31 @@ from jobs.core.errors import RunError
 from jobs.core.fields import from_root
 from jobs.core.files import is_there
 from jobs.core.rundir import SweepDir, check_root
-from jobs.core.tasks import ServiceTask
+from jobs.forecast.search import Search
+from jobs.results.pairs import Question, write_question
 from jobs.sweep import reuse
-from jobs.sweep.plan import Allocation, Plan
+from jobs.sweep.plan import Plan, tasks_of, together
 from jobs.sweep.record import record
-from jobs.sweep.resume import resume, together
+from jobs.sweep.resume import resume
 from jobs.sweep.reuse import Past
 
 
-def start(made: Plan, reused: Sequence[Past] = (), *, serve: bool = False) -> SweepDir:
+def start(
+    made: Plan,
+    reused: Sequence[Past] = (),
+    *,
+    serve: bool = False,
+    search: Search | None = None,
+    question: Question | None = None,
+) -> SweepDir:
     """Write the run directory and submit every allocation, at most `cluster.max_allocations` at a time.
 
     Args:
         made: what is to be done.
         reused: rows of other sweeps that stand for points of this one; these points are not run.
         serve: keep the one service up for hand tests, and measure nothing.
+        search: what chooses from the services of the plan, in one allocation after the other.
+        question: what it is to decide, so that it ends with the answer.
 
     Raises:
         ConfigError: this host has no Slurm.
@@ -38,28 +48,26 @@ def start(made: Plan, reused: Sequence[Past] = (), *, serve: bool = False) -> Sw
     settings = made.points[0].config
     check_root(Path(settings.results.root).absolute())
     cluster = scheduler(settings.cluster.kind)
-    allocations = made.allocations if cluster.queues else together(made.allocations)
+    allocations = made.allocations if cluster.queues and not search else together(made.allocations)
     cluster.check(Request(settings, max((one.nodes for one in allocations), default=0)))
     for service in made.services:
         container.check_submission(service.config)
     if cluster.on_loopback:
         for service in made.services:
             _check_here(service.config)
-    sweep = record(made)
+    sweep = record(made, search, {past.point for past in reused})
+    if question:
+        write_question(sweep, question)
     if reused:
         reuse.take(sweep, reused)
         resume(sweep, retry_failed=False)
         return sweep
     for index, allocation in enumerate(allocations):
         request = Request(settings, allocation.nodes)
-        job = submission.submit_allocation(sweep, index, 1, tasks_of(made, allocation), request, serve=serve)
+        tasks = tasks_of(made, allocation)
+        job = submission.submit_allocation(sweep, index, 1, tasks, request, serve=serve, search=search is not None)
         logging.info("allocation %s: job %s (%s)", index, job.job_id, job.kind)
     return sweep
-
-
-def tasks_of(made: Plan, allocation: Allocation) -> list[ServiceTask]:
-    """Return what one allocation has to do, in order."""
-    return [ServiceTask(name, tuple(point.point for point in made.points_of(name))) for name in allocation.services]
 
 
 def _check_here(config: Config) -> None:

@@ -8,18 +8,19 @@ from typing import Any
 from jobs.cluster import base
 from jobs.cluster.base import ENDED
 from jobs.cluster.squeue import may_never_start
-from jobs.core.files import read_json, read_lines
-from jobs.core.planfile import PlannedPoint, read_plan
+from jobs.core.errors import RunError
+from jobs.core.planfile import PlannedPoint, begun_services, read_plan
+from jobs.core.records import read_states
 from jobs.core.rundir import AllocationDir, SweepDir
-from jobs.core.tasks import Outcome, read_outcome, read_task
-from jobs.results.row import NOT_RUN
-from jobs.sweep.lost import lost_rows
-from jobs.sweep.traces import attempts, job_id, states
+from jobs.core.tasks import Outcome, read_outcome, read_record
+from jobs.results.row import NOT_RUN, read_row
+from jobs.results.table import unreadable
+from jobs.sweep.lost import attempts, job_id, lost_rows, states
 
 
 def phase(folder: AllocationDir) -> str:
     """Return in a few words what an allocation does now: its service, state, loaded shards."""
-    for service in reversed(read_task(folder).services):
+    for service in reversed(begun_services(folder)):
         if known := states(folder, service.service):
             last = known[-1]
             return f"service {service.service} {last['state']} {last.get('shards') or last.get('staged', '')}".rstrip()
@@ -37,7 +38,7 @@ def describe(sweep: SweepDir) -> dict[str, Any]:
         state["point"]
         for folder, known in zip(folders, allocations, strict=True)
         if known["state"] not in ENDED
-        for service in read_task(folder).services
+        for service in begun_services(folder)
         for state in states(folder, service.service)[-1:]
         if "point" in state
     }
@@ -57,7 +58,7 @@ def _allocation(folder: AllocationDir) -> dict[str, Any]:
         "phase": phase(folder),
         "ended": outcome.ended,
         "resubmitted": outcome.resubmitted,
-        "services": [_service(folder, service.service) for service in read_task(folder).services],
+        "services": [_service(folder, service.service) for service in begun_services(folder)],
     } | queue
 
 
@@ -65,8 +66,8 @@ def _service(folder: AllocationDir, service: str) -> dict[str, Any]:
     """Return where a service is, its load, and why it failed."""
     known: dict[str, Any] = {"service": service, "state": "waiting", "attempt": None, "since": None, "ranks": {}}
     for attempt in attempts(folder, service)[-1:]:
-        record = read_json(attempt.record) if attempt.record.exists() else {}
-        ranks = {rank.path.name.removeprefix("rank"): read_lines(rank.states) for rank in attempt.ranks()}
+        record = read_record(attempt)
+        ranks = {rank.path.name.removeprefix("rank"): read_states(rank.states) for rank in attempt.ranks()}
         last = {rank: entries[-1] for rank, entries in ranks.items() if entries}
         head: Mapping[str, Any] = last.get("0", {})
         known |= {
@@ -75,8 +76,8 @@ def _service(folder: AllocationDir, service: str) -> dict[str, Any]:
             "since": head.get("time"),
             "attempt": int(attempt.path.name),
             "ranks": {rank: entry["state"] for rank, entry in last.items()},
-            "load_s": record.get("load_s"),
-            "failure": record.get("failure"),
+            "load_s": record.load_s,
+            "failure": record.failure,
             "diagnosis": str(attempt.diagnosis) if attempt.diagnosis.exists() else None,
         }
     return known
@@ -86,8 +87,11 @@ def _point(
     sweep: SweepDir, item: PlannedPoint, running: set[str], lost: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
     row = lost.get(item.point, {})
-    if sweep.point(item.point).row.exists():
-        row = read_json(sweep.point(item.point).row)
+    if (path := sweep.point(item.point).row).exists():
+        try:
+            row = read_row(path)
+        except RunError as error:
+            row = {"valid": False, "invalid_reason": unreadable(error)}
     if not row:
         state = "running" if item.point in running else "waiting"
     elif row["valid"]:

@@ -17,6 +17,7 @@ from chromium import DESKTOP, PHONE, Opened
 from PIL import Image
 from playwright.sync_api import Browser
 
+from jobs.core.files import read_json, write_json
 from jobs.core.rundir import SweepDir
 from jobs.results.report import write_report
 
@@ -96,9 +97,9 @@ def test_the_filter_and_the_sorting(opened: Open) -> None:
     assert "max_model_len" in rows.first.inner_text()
     page.select_option("#validity", "true")
     assert rows.count() == 10
-    column = page.locator('button[data-column="output_tok_s"]')
+    column = page.locator('button[data-column="output_tok_per_s"]')
     place = page.eval_on_selector_all("#rows thead button", "all => all.map(one => one.dataset.column)").index(
-        "output_tok_s"
+        "output_tok_per_s"
     )
 
     def figures() -> list[float]:
@@ -120,7 +121,7 @@ def test_the_filter_and_the_sorting(opened: Open) -> None:
 def test_unknown_values_come_last_whichever_way_it_is_sorted(opened: Open) -> None:
     page = opened(viewport=DESKTOP).page
     for _ in range(2):
-        page.locator('button[data-column="output_tok_s"]').click()
+        page.locator('button[data-column="output_tok_per_s"]').click()
         assert page.locator("#rows tbody tr").last.get_attribute("class") == "invalid"
 
 
@@ -152,7 +153,7 @@ def test_another_objective_is_drawn_at_once(opened: Open) -> None:
     one = opened(viewport=DESKTOP)
     points = "document.getElementById('plot-objective').data.filter(trace => trace.mode.includes('markers'))"
     heights = f"{points}.flatMap(trace => Array.from(trace.y))"
-    assert max(one.page.evaluate(heights)) == 4
+    assert None in one.page.evaluate(heights), "of so few requests nobody knows"
     one.page.fill("#limit-ttft", "1")
     one.page.locator("#limit-ttft").press("Enter")
     one.drawn()
@@ -220,6 +221,36 @@ def test_the_pictures_of_the_documentation(opened: Open, pytestconfig: pytest.Co
 def _without_rows(folder: Path) -> None:
     for path in folder.rglob("row.json"):
         path.unlink()
+
+
+def test_what_a_search_has_found_comes_first_and_its_command_can_be_copied(chromium: Browser, tmp_path: Path) -> None:
+    folder = tmp_path / "search"
+    shutil.copytree(RECORDED, folder)
+    figures = {"output_tok_per_s": 500.0, "ttft_ms_mean": 900.0, "tpot_ms_mean": 40.0, "starts": 0, "windows": 0}
+    best = {"name": "seqs=16", "tied": "seqs=64", "value": 500.0, "low": 490.0, "high": 510.0, "overrides": ["a=b c"]}
+    settings = [figures | {"name": name, "measured": name == "seqs=16", "out": ""} for name in ("seqs=16", "seqs=64")]
+    found = {"goal": "output_tok_per_s", "answer": best, "settings": settings, "ruled_out": {"seqs=999": "memory: no"}}
+    more = {"node_hours": 10.0, "settings": ["seqs=64"], "gain": 0.004}
+    cost = {
+        "node_hours": 3.2,
+        "budget_node_hours": 24.0,
+        "starts": 2,
+        "why": "it is enough",
+        "over": True,
+        "next": more,
+    }
+    write_json(SweepDir(folder).answer, found | cost)
+    row = next(path for path in sorted(folder.rglob("row.json")) if read_json(path)["valid"])
+    write_json(row, read_json(row) | {"forecast_output_tok_per_s": 1000.0, "unexpected": "memory would explain it"})
+    one = Opened(chromium, write_report(SweepDir(folder)), viewport=PHONE)
+    first = one.page.locator("section").first.inner_text()
+    assert "python -m jobs serve 'a=b c'" in first and "seqs=999: memory: no" in first and "3.2 of 24" in first
+    plan = one.page.locator("#plan").inner_text()
+    assert "/ 1000 (" in plan and "memory would explain it" in plan
+    one.page.locator("#copy").click()
+    one.page.wait_for_function("() => document.getElementById('copy').textContent === 'Copied'")
+    assert one.complaints == []
+    one.close()
 
 
 def _without_services(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Strict stand-ins for enroot, unsquashfs, docker and an srun with pyxis, as real programs in a directory."""
+"""Strict stand-ins for container runtimes, and an srun with pyxis, as real programs in a directory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 BIN = Path(__file__).parent / "bin"
-PROGRAMS = ("enroot", "unsquashfs", "srun", "docker", "podman")
+PROGRAMS = ("enroot", "unsquashfs", "srun", "docker", "podman", "apptainer")
 REGISTRY = "registry.example:5000"
 IMAGE = "test/image:v1"
 URI = f"docker://{REGISTRY}#{IMAGE}"

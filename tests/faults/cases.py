@@ -27,7 +27,7 @@ SLURM_GIVES_UP_S = 20.0
 (measured on Slurm 22.05 with MessageTimeout=10), before it gives its own node back."""
 
 SIMULATOR = ("engine=simulator",)
-VLLM = ("engine=vllm_cpu", "model=tiny_llama", "parallel=dp2_tp1", "bench.warmup_s=1")
+VLLM = ("engine=vllm_cpu", "model=tiny_llama", "parallel=dp2_tp1", "bench.warmup_s=1", "bench.repeats=1")
 MOE = (*VLLM, "model.path=.engines/models/tiny_moe", "model.served_model_name=tiny_moe")
 SHARED = ("cluster.exclusive=false",)
 HELD = "cluster.sbatch_args={hold: true}"

@@ -42,6 +42,7 @@ SHORT = (
     "parallel.max_model_len=1024",
     "bench.concurrency=4",
     "bench.warmup_s=0.5",
+    "bench.repeats=1",
     "bench.input_tokens=64",
     "bench.output_tokens=8",
 )

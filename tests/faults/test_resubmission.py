@@ -22,6 +22,9 @@ LIMIT_MIN = 4
 WINDOW_S = 70
 """The signal comes after 150 s. The first point has over a minute to begin in; no second one fits behind it."""
 
+CLIENT = "the client was starved of its processor"
+"""What a row may say of a long window here: the engines of the fault matrix have the machine at the same time."""
+
 
 @dataclass(frozen=True)
 class Resubmitted:
@@ -61,9 +64,13 @@ def short_limit(lab: Lab, root: Path) -> Resubmitted:
 @pytest.mark.beside(work=short_limit)
 def test_what_the_time_limit_leaves_is_submitted_again(lanes: Lanes, request: pytest.FixtureRequest) -> None:
     found: Resubmitted = lanes.outcome(request.node.name)
-    assert found.followed.returncode == 0, found.followed.stdout + found.followed.stderr
     table = pd.read_parquet(found.run.table("parquet"))
-    assert table["valid"].all()
+    said = found.followed.stdout + found.followed.stderr
+    assert all(
+        valid or CLIENT in reason for valid, reason in zip(table["valid"], table["invalid_reason"], strict=True)
+    ), said
+    assert found.followed.returncode == (0 if table["valid"].all() else 1), said
+    assert (table["completed"] > 0).all(), "both were measured"
     assert table["job_id"].tolist() == [found.first, found.last]
     assert len(attempts(found.run)) == 2
     assert read_json(attempts(found.run)[0].outcome)["resubmitted"] == found.last

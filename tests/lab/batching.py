@@ -16,7 +16,7 @@ from jobs.core.process import TAG
 from jobs.core.rundir import SweepDir
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = ("engine=simulator", "bench.concurrency=2", "bench.warmup_s=1", "limits.stop_s=10")
+QUICK = ("engine=simulator", "bench.concurrency=2", "bench.warmup_s=1", "bench.repeats=1", "limits.stop_s=10")
 
 
 def sbatch(lab: Lab, tmp_path: Path, script: str | Path, *overrides: str, options: tuple[str, ...] = ()) -> str:

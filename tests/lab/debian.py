@@ -21,7 +21,7 @@ PACKAGES = (
     "slurmd",
     "slurmdbd",
 )
-BESIDE = ("podman", "runc")
+BESIDE = ("docker-registry", "docker.io", "podman", "runc")
 """What tests beside the lab want: they skip without it."""
 
 POLICY = Path("/usr/sbin/policy-rc.d")

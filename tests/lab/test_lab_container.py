@@ -18,7 +18,16 @@ IMAGE = ("container.image=ascend/vllm-ascend:v0.9.1-openeuler", "container.regis
 
 
 def launch(lab: Lab, root: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = ["launch.py", "-m", "cluster=slurm", "engine=simulator", *IMAGE, f"results.root={root}", *words]
+    command = [
+        "launch.py",
+        "-m",
+        "cluster=slurm",
+        "engine=simulator",
+        "bench.repeats=1",
+        *IMAGE,
+        f"results.root={root}",
+        *words,
+    ]
     return python(lab, *command, timeout_s=150)
 
 

@@ -18,7 +18,13 @@ from jobs.core.rundir import SweepDir
 ROOT = Path(__file__).resolve().parents[2]
 ONE, TWO = "npu-node1", "npu-node2"
 RPC_PORT = 13389
-REHEARSAL = ("engine=simulator", "cluster=slurm", "cluster.time_limit=5", f"engine.data_parallel_rpc_port={RPC_PORT}")
+REHEARSAL = (
+    "engine=simulator",
+    "bench.repeats=1",
+    "cluster=slurm",
+    "cluster.time_limit=5",
+    f"engine.data_parallel_rpc_port={RPC_PORT}",
+)
 
 pytestmark = [pytest.mark.lab, pytest.mark.waits, pytest.mark.timeout(300)]
 

@@ -22,6 +22,9 @@ COMMAND = (
 )
 
 
+PIPELINE = "launch.py experiment=pipeline_demo cluster=slurm bench.repeats=1"
+
+
 def tagged() -> list[int]:
     """Return the pids of all living engine processes, on both nodes: the machine is shared by them."""
     found = []
@@ -65,7 +68,7 @@ def test_two_services_four_rows(lab: Lab, real_vllm: Path, tmp_path: Path) -> No
         assert min(tokens.values()) > 0, f"both data-parallel engines must serve: {tokens}"
         assert row["completed"] > 0
         assert row["failed"] == 0
-        assert row["output_tok_s"] > 0
+        assert row["output_tok_per_s"] > 0
         assert row["predicted_kv_tokens"] == pytest.approx(row["kv_cache_tokens"], rel=0.01)
         assert len(pd.read_parquet(sweep.point(row["point"]).requests)) >= row["completed"]
 
@@ -84,6 +87,32 @@ def test_two_services_four_rows(lab: Lab, real_vllm: Path, tmp_path: Path) -> No
     lab.wait_idle()  # fails unless the allocation is released and both nodes are idle
     assert tagged() == [], "no process of an engine may be left"
     assert {p for p in Path("/dev/shm").iterdir() if p not in before and p.name.startswith("psm_")} == set()
+
+
+@pytest.mark.lab
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+def test_a_pipeline_over_two_nodes(lab: Lab, real_vllm: Path, tmp_path: Path) -> None:
+    """A stage of one data-parallel rank on each node: the other rank is headless, and only computes."""
+    lab.wait_idle()
+    done = python(lab, *PIPELINE.split(), f"results.root={tmp_path}", timeout_s=550)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    sweep = SweepDir((tmp_path / "latest").resolve())
+    [row] = pd.read_parquet(sweep.table("parquet")).to_dict("records")
+    assert row["valid"], row["invalid_reason"]
+    assert list(json.loads(row["engine_tokens"])) == ["0"] and row["completed"] > 0 and row["failed"] == 0
+    assert row["predicted_kv_tokens"] == pytest.approx(row["kv_cache_tokens"], rel=0.01), "half of the layers a stage"
+    [allocation] = sweep.allocations()
+    assert hosts_of(allocation) == ["npu-node1", "npu-node2"]
+    for rank in (0, 1):
+        folder = sweep.service(row["service"], 1).rank(rank)
+        assert f"PP rank {rank}, " in folder.log.read_text(), "each node holds the stage of its number"
+        argv = read_json(folder.command)["argv"]
+        assert argv[argv.index("--node-rank") + 1] == str(rank) and ("--headless" in argv) == (rank == 1)
+        last = read_lines(folder.states)[-1]
+        assert (last["state"], last["leftovers"]) == ("done", [])
+    lab.wait_idle()
+    assert tagged() == [], "no process of an engine may be left"
 
 
 def hosts_of(allocation: AllocationDir) -> list[str]:

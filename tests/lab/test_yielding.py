@@ -18,7 +18,7 @@ from jobs.core.rundir import SweepDir
 
 COMMAND = (
     "launch.py -m cluster=slurm engine=simulator bench.output_tokens=8,9 bench.concurrency=2 bench.warmup_s=1"
-    " bench.window_s=10 limits.stop_s=10 cluster.yield_to_others=true preflight.enabled=false"
+    " bench.repeats=1 bench.window_s=10 limits.stop_s=10 cluster.yield_to_others=true preflight.enabled=false"
 )
 
 

@@ -136,5 +136,5 @@ def test_a_directory_of_somebody_else_is_refused(strangers: Path, tmp_path: Path
 
 def test_the_article_gets_no_mount_of_ours() -> None:
     words = ["experiment=article", "container=docker", "container.registry=reg.example"]
-    assert container.caches(config(*words), 0) is None
-    assert container.caches(config(*words, "container.local_dir=/c"), 0) is not None
+    assert container.caches(config(*words), 0, container.Words.here()) is None
+    assert container.caches(config(*words, "container.local_dir=/c"), 0, container.Words.here()) is not None

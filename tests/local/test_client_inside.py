@@ -19,6 +19,7 @@ from container_fakes import REGISTRY, Fakes
 from core_help import ROOT, Pipe, change, executable
 from test_runtimes import EVERY, INHERITED, engine, failed, fakes, until_says  # noqa: F401
 
+from jobs.allocation.node import client_site
 from jobs.allocation.node.engine import Engine
 from jobs.core import process
 from jobs.core.config import Config
@@ -83,7 +84,9 @@ def asked(tmp_path: Path, **more: Any) -> dict[str, Any]:
 
 async def measured(one: Engine, stop: asyncio.Event | None = None, **more: Any) -> run.External:
     of_point: Config = change(one.config, **more)
-    client = run.ExternalRun(of_point, one.client_site(of_point, {}), one.folder.path / "client", one.tag + ".client")
+    client = run.ExternalRun(
+        of_point, client_site.of(one, of_point, {}), one.folder.path / "client", one.tag + ".client"
+    )
     return await client.once(TARGET, 0, stop or asyncio.Event(), lambda _: None)
 
 
@@ -105,8 +108,8 @@ async def test_a_client_runs_where_the_engine_is(started: Engine, tmp_path: Path
     assert found.result.figures["completed"] == 200
     seen = (started.folder.path / "client/seen.json").read_text()
     what = json.loads(seen)
-    assert started._container is not None
-    assert what["namespace"] == started._container.inside.proof().namespace
+    assert started.container is not None
+    assert what["namespace"] == started.container.inside.proof().namespace
     assert what["namespace"] != str(Path("/proc/self/ns/mnt").readlink())
     assert what["data"] == ["its prompts"], "nothing but rank 0's mounts shows the data set inside"
     assert what["env"]["OPENAI_API_KEY"] == "the-key"
@@ -228,6 +231,7 @@ def test_the_real_client_measures_the_real_engine_from_inside(
     )
     site = [f"container.local_dir={tmp_path}/node"]
     site += [
+        "engine.args.speculative-config={method:ngram,num_speculative_tokens:3,prompt_lookup_max:3}",
         f"engine.env.VLLM_CACHE_ROOT={kept}",
         f"container.registry='{REGISTRY}'",
         f"container.mounts=[{','.join(['/sys:/sys', *mounts])}]",
@@ -239,6 +243,8 @@ def test_the_real_client_measures_the_real_engine_from_inside(
     assert row["valid"], row["invalid_reason"]
     assert row["completed"] == 24
     assert min(json.loads(row["engine_tokens"]).values()) > 0
+    assert (row["spec_tokens"], row["spec_text"]) == (3, False), "the engine's own counters, on drawn ids"
+    assert 1 <= row["spec_tokens_per_step"] <= 4
     assert len(fakes.calls("enroot", "exec")) == 1
     [point] = (tmp_path / "runs/inside/points").iterdir()
     assert "Successful requests" in (point / "client" / run.LOG).read_text()

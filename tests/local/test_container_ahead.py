@@ -120,7 +120,7 @@ async def test_pyxis_alone_imports_by_itself(
     ("runtime", "told", "key", "words"),
     [
         ("enroot", {"images": {}}, "container.image", "no such image or tag"),
-        ("docker", {"images": {}}, "container.image", "`docker pull` ended with code 1"),
+        ("docker", {"images": {}}, "container.image", "ended with code 1: the registry has no such image or tag"),
         ("pyxis", {"pyxis": False}, "container.runtime", "no --container-image"),
         ("enroot", {"enroot_create": {"say": "FATAL ERROR: File system corruption detected"}}, "container.image",
          "damaged"),

@@ -17,11 +17,11 @@ import psutil
 import pytest
 from container_fakes import DIGEST, REGISTRY, URI, Fakes
 
-from containers import enroot, imports
-from containers.local import Local
+from containers import enroot
+from containers.base import Local
 from containers.spec import Image, parse_image
 from containers.store import Entry, Store
-from jobs.core import process
+from jobs.core import process, session
 from jobs.core.errors import RunError
 from jobs.core.lock import exclusive
 
@@ -45,8 +45,8 @@ def ensure(tmp_path: Path, image: Image = IMAGE, *, refresh: bool = False) -> En
     where, env = paths(tmp_path), dict(os.environ)
     return Store(tmp_path / "images").ensure(
         image,
-        lambda output: imports.fetch(image, output, where, env),
-        lambda: imports.digest(image, env | where.env()),
+        lambda output: enroot.fetch(image, output, where, env),
+        lambda: enroot.digest(image, env | where.env()),
         refresh=refresh,
     )
 
@@ -152,7 +152,7 @@ def test_a_failed_import_is_a_clear_error_and_leaves_nothing(
 def test_no_enroot_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RunError) as caught:
-        imports.fetch(IMAGE, tmp_path / "x", paths(tmp_path), dict(os.environ))
+        enroot.fetch(IMAGE, tmp_path / "x", paths(tmp_path), dict(os.environ))
     assert (caught.value.key, caught.value.reason) == ("enroot", "it is not on PATH")
 
 
@@ -209,6 +209,36 @@ def test_whoever_stops_an_import_stops_its_children(tmp_path: Path, fakes: Fakes
     assert psutil.wait_procs(children, timeout=10)[1] == []
     assert not list((tmp_path / "node/enroot/temp").iterdir())
     assert {path.suffix for path in (tmp_path / "images").iterdir()} == {".lock"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_layers_that_a_child_goes_on_to_unpack_are_removed_after_its_end(
+    tmp_path: Path, fakes: Fakes, number: int
+) -> None:
+    """GNU parallel gives each of enroot's jobs a process group: to kill that of enroot leaves its tar at work."""
+    fakes.tell(enroot_import={"writes": True})
+
+    def work() -> None:
+        with session.orderly():
+            ensure(tmp_path)
+
+    worker = FORK.Process(target=work)
+    worker.start()
+    wait_for(lambda: bool(fakes.calls("writes")), worker)
+    tar = psutil.Process(int(fakes.calls("writes")[0][1]))
+    temp = tmp_path / "node/enroot/temp"
+    [layers] = temp.iterdir()
+    os.kill(int(worker.pid or 0), number)
+    worker.join(20)
+    assert psutil.wait_procs([tar], timeout=30)[1] == []
+    if number == signal.SIGKILL:
+        assert [path.name for path in temp.iterdir()] == [layers.name], "nobody was left to remove them"
+        other = temp / "serving-sweep.import.another-node.1"
+        other.mkdir()
+        assert layers.name in enroot.Enroot().sweep(paths(tmp_path), os.environ, lambda _: None)
+        assert list(temp.iterdir()) == [other], "of a node that shares the directory nothing is known"
+        other.rmdir()
+    assert list(temp.iterdir()) == []
 
 
 def wait_for(true: Callable[[], bool], worker: multiprocessing.process.BaseProcess) -> None:

@@ -54,8 +54,8 @@ async def test_docker_gets_the_mount_unproved(closed: Path, tmp_path: Path, fake
     one = engine(tmp_path, "docker", container__mounts=(*own, f"{closed}:/root/.cache"))
     await one.start(dict(os.environ) | INHERITED)
     await until_says(one, "up")
-    assert one._container is not None
-    assert "/root/.cache" not in one._container.inside.proof().mounts
+    assert one.container is not None
+    assert "/root/.cache" not in one.container.inside.proof().mounts
     [run] = fakes.calls("docker", "run")
     assert f"{closed}:/root/.cache" in run
     assert await one.stop() == []

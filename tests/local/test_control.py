@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from core_help import ROOT
 
-from jobs.allocation.control import ControlClient, ControlServer, _proof, join
-from jobs.allocation.messages import (
-    Bye,
-    Ended,
-    Hello,
-    Inspect,
-    Lost,
-    Nonce,
-    Phase,
-    Stop,
-    Stopped,
-    Welcome,
-    encode,
-)
+from jobs.allocation import handshake
+from jobs.allocation.control import UNPROVEN, ControlClient, ControlServer, join
+from jobs.allocation.handshake import HELLO, SIZE, Secret
+from jobs.allocation.messages import Bye, Ended, Inspect, Lost, Phase, Stop, Stopped, encode
 from jobs.core.errors import RunError
 
 KEY = "the key"
+SECRET = Secret(KEY, "7")
 SILENCE_S = 0.3
 PATIENCE_S = 20.0
 T = TypeVar("T")
@@ -51,7 +42,7 @@ async def soon(work: Awaitable[T]) -> T:
 
 @asynccontextmanager
 async def control(ranks: int = 2, silence_s: float = 5.0) -> AsyncIterator[tuple[ControlServer, int]]:
-    made, port = ControlServer(ranks, KEY, silence_s), free_port()
+    made, port = ControlServer(ranks, SECRET, silence_s), free_port()
     await made.open(port)
     try:
         yield made, port
@@ -60,8 +51,10 @@ async def control(ranks: int = 2, silence_s: float = 5.0) -> AsyncIterator[tuple
 
 
 @asynccontextmanager
-async def peer(port: int, rank: int = 1, key: str = KEY, silence_s: float = 5.0) -> AsyncIterator[ControlClient]:
-    client = await join("127.0.0.1", port, rank, key, silence_s, PATIENCE_S)
+async def peer(
+    port: int, rank: int = 1, secret: Secret = SECRET, silence_s: float = 5.0
+) -> AsyncIterator[ControlClient]:
+    client = await join("127.0.0.1", port, rank, secret, silence_s, PATIENCE_S)
     try:
         yield client
     finally:
@@ -104,8 +97,8 @@ async def test_joined_names_the_ranks_that_are_missing() -> None:
 
 
 async def test_a_rank_may_come_before_rank_0_is_there() -> None:
-    made, port = ControlServer(2, KEY, 5.0), free_port()
-    early = asyncio.create_task(join("127.0.0.1", port, 1, KEY, 5.0, PATIENCE_S))
+    made, port = ControlServer(2, SECRET, 5.0), free_port()
+    early = asyncio.create_task(join("127.0.0.1", port, 1, SECRET, 5.0, PATIENCE_S))
     await asyncio.sleep(0)
     await made.open(port)
     client = await soon(early)
@@ -117,7 +110,7 @@ async def test_a_rank_may_come_before_rank_0_is_there() -> None:
 async def test_a_wrong_key_is_refused() -> None:
     async with control() as (made, port):
         with pytest.raises(RunError, match=r"rank 1 did not reach rank 0 at 127.0.0.1:.*refused this rank"):
-            await join("127.0.0.1", port, 1, "another key", 5.0, 0.3)
+            await join("127.0.0.1", port, 1, Secret("another key", "7"), 5.0, 0.3)
         assert made.present == set()
         assert made.inbox.empty()
 
@@ -125,62 +118,150 @@ async def test_a_wrong_key_is_refused() -> None:
 async def test_a_second_rank_of_the_same_number_is_refused_and_the_first_stays() -> None:
     async with control(3) as (made, port), peer(port, 1) as first:
         with pytest.raises(RunError, match="refused"):
-            await join("127.0.0.1", port, 1, KEY, 5.0, 0.3)
+            await join("127.0.0.1", port, 1, SECRET, 5.0, 0.3)
         assert made.present == {1}
         await first.send(Ended("still the first", 1.0))
         assert await soon(made.inbox.get()) == (1, Ended("still the first", 1.0))
 
 
-@pytest.mark.parametrize("rank", [0, 2, -1, True, "1", [1], {"a": 1}, None])
-async def test_a_number_that_is_not_expected_is_refused(rank: Any) -> None:
+async def knock(port: int) -> socket.socket:
+    sock = socket.socket()
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+    return sock
+
+
+async def heard(sock: socket.socket, size: int) -> bytes:
+    """Return so many bytes, or less at the end of the connection."""
+    got = b""
+    with contextlib.suppress(ConnectionError):
+        while len(got) < size and (more := await soon(asyncio.get_running_loop().sock_recv(sock, size - len(got)))):
+            got += more
+    return got
+
+
+def hello(rank: int, head: bytes, own: bytes = b"n" * SIZE, secret: Secret = SECRET, use: str = "rank") -> bytes:
+    return HELLO.pack(rank, own, secret.mac(use, rank, (head, own)))
+
+
+@pytest.mark.parametrize("rank", [0, 2, 2**32 - 1])
+async def test_a_number_that_is_not_expected_is_refused(rank: int) -> None:
     async with control(2) as (made, port):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        nonce = json.loads(await soon(reader.readline()))["nonce"]
-        hello = {"type": "Hello", "rank": rank, "proof": _proof(KEY, nonce)}
-        writer.write(json.dumps(hello).encode() + b"\n")
-        assert await soon(reader.read()) == b""
+        with await knock(port) as sock:
+            sock.send(hello(rank, await heard(sock, SIZE)))
+            assert await heard(sock, 1) == b""
         assert made.present == set()
-        writer.close()
         async with peer(port):
             await made.joined(PATIENCE_S)
 
 
+async def test_a_proof_holds_for_its_rank_role_job_key_and_connection_alone() -> None:
+    async with control(3) as (made, port):
+        with await knock(port) as first:
+            other = await heard(first, SIZE)
+            for proof in (
+                lambda nonce: hello(1, other),
+                lambda nonce: hello(1, nonce, use="head"),
+                lambda nonce: hello(1, nonce, secret=Secret(KEY, "8")),
+                lambda nonce: hello(1, nonce, secret=Secret("another", SECRET.job)),
+                lambda nonce: HELLO.pack(2, b"n" * SIZE, SECRET.mac("rank", 1, (nonce, b"n" * SIZE))),
+            ):
+                with await knock(port) as sock:
+                    sock.send(proof(await heard(sock, SIZE)))
+                    assert await heard(sock, 1) == b""
+        assert made.present == set()
+
+
+async def test_who_holds_the_port_of_rank_0_and_not_its_key_is_not_obeyed() -> None:
+    """It may send all that it heard or guessed: this rank goes on looking for rank 0."""
+
+    async def impostor(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonce = b"h" * SIZE
+        writer.write(nonce)
+        _, _own, proof = HELLO.unpack(await reader.readexactly(HELLO.size))
+        writer.write(proof + encode(Bye()))
+        writer.close()
+
+    port = free_port()
+    async with await asyncio.start_server(impostor, "127.0.0.1", port):
+        with pytest.raises(RunError, match="who answers there is not rank 0 of this allocation"):
+            await join("127.0.0.1", port, 1, SECRET, 5.0, 0.5)
+
+
+async def test_what_a_man_in_the_middle_changes_repeats_or_sends_back_ends_the_connection() -> None:
+    def changed(line: bytes) -> bytes:
+        return line.replace(b"true", b"fals")
+
+    for wrong in (changed, lambda line: line + line, lambda line: b""):
+        async with control() as (made, port):
+            front, sent = free_port(), asyncio.Event()
+
+            async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                there, back = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(await there.readexactly(SIZE))
+                back.write(await reader.readexactly(HELLO.size))
+                writer.write(await there.readexactly(SIZE))
+                with contextlib.suppress(ConnectionError):
+                    while (line := await reader.readline()) and b"Beat" in line:
+                        back.write(line)
+                    back.write(wrong(line))  # noqa: B023
+                    back.write(await reader.readline())
+                    sent.set()  # noqa: B023
+                    await reader.read()
+                writer.close()
+                back.close()
+
+            async with await asyncio.start_server(relay, "127.0.0.1", front), peer(front) as client:
+                await made.joined(PATIENCE_S)
+                await client.send(Stopped(("true",)))
+                await client.send(Stopped(("second",)))
+                messages = [(await soon(made.inbox.get()))[1]]
+                while not isinstance(messages[-1], Lost):
+                    messages.append((await soon(made.inbox.get()))[1])
+                assert messages[-1].reason == "it sent what is no message of ours: its seal is not right"
+                assert set(messages[:-1]) <= {Stopped(("true",))}
+
+
 @pytest.mark.parametrize(
     "words",
-    [
-        b"GET / HTTP/1.1\r\n\r\n",
-        b'{"type": "Hello", "rank": 1}\n',
-        b'{"type": "Welcome"}\n',
-        '{"type": "Hello", "rank": 1, "proof": "ü"}\n'.encode(),
-        b'{"type": "Hello", "rank": 1, "proof": "\\ud800"}\n',
-        b"[1]\n",
-        b"\xff\xfe\n",
-        b"x" * 100_000,
-    ],
+    [b"GET / HTTP/1.1\r\n\r\n" * 5, b"[" * 10_000, "ü\ud800".encode("utf-8", "surrogatepass") * 50, b"\0" * 100_000],
 )
 async def test_what_speaks_another_language_is_sent_away(words: bytes) -> None:
     async with control() as (made, port):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(words)
-        with contextlib.suppress(ConnectionError):
-            assert (await soon(reader.read())).count(b"\n") == 1  # the nonce, and no welcome
-        writer.close()
+        with await knock(port) as sock:
+            with contextlib.suppress(BlockingIOError):
+                sock.send(words)
+            assert len(await heard(sock, 1000)) == SIZE  # the nonce, and no welcome
         assert made.present == set()
         async with peer(port):  # and rank 0 still works
             await made.joined(PATIENCE_S)
 
 
-async def test_a_proof_of_another_connection_is_worth_nothing() -> None:
-    async with control() as (made, port):
-        one, writer = await asyncio.open_connection("127.0.0.1", port)
-        nonce = json.loads(await soon(one.readline()))["nonce"]
-        other, second = await asyncio.open_connection("127.0.0.1", port)
-        await soon(other.readline())
-        second.write(encode(Hello(1, _proof(KEY, nonce))))
-        assert await soon(other.read()) == b""
-        assert made.present == set()
-        writer.close()
-        second.close()
+async def test_a_crowd_of_strangers_keeps_no_rank_out_and_costs_few_descriptors() -> None:
+    async with control() as (made, port), contextlib.AsyncExitStack() as crowd:
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(200):
+            crowd.enter_context(await knock(port))
+        async with peer(port):
+            await made.joined(PATIENCE_S)
+        theirs = len(list(Path("/proc/self/fd").iterdir())) - before - 200
+        assert theirs <= UNPROVEN + 5
+
+
+async def test_a_stranger_who_says_nothing_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handshake, "LIMIT_S", 0.1)
+    async with control() as (_, port):
+        with await knock(port) as sock:
+            assert len(await heard(sock, SIZE + 1)) == SIZE
+
+
+async def test_the_door_is_shut_once_all_have_joined() -> None:
+    async with control() as (made, port), peer(port):
+        await made.joined(PATIENCE_S)
+        assert made._door
+        await soon(asyncio.wait({made._door}))
+        with pytest.raises(ConnectionRefusedError):
+            await knock(port)
 
 
 async def test_a_rank_that_only_beats_is_not_lost() -> None:
@@ -205,8 +286,9 @@ async def test_a_closed_connection_is_a_lost_rank_at_once() -> None:
 RANK = """
 import asyncio, sys
 from jobs.allocation.control import join
+from jobs.allocation.handshake import Secret
 async def main():
-    client = await join("127.0.0.1", int(sys.argv[1]), 1, sys.argv[2], float(sys.argv[3]), 30)
+    client = await join("127.0.0.1", int(sys.argv[1]), 1, Secret(sys.argv[2], "7"), float(sys.argv[3]), 30)
     while await client.receive() is not None:
         pass
 asyncio.run(main())
@@ -255,9 +337,10 @@ async def test_a_silent_rank_0_is_the_end_of_the_channel() -> None:
     done = asyncio.Event()
 
     async def welcome_and_no_more(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(encode(Nonce("n")))
-        await reader.readline()
-        writer.write(encode(Welcome()))
+        nonce = b"h" * SIZE
+        writer.write(nonce)
+        rank, own, _ = HELLO.unpack(await reader.readexactly(HELLO.size))
+        writer.write(SECRET.mac("head", rank, (nonce, own)))
         await done.wait()
         writer.close()
 
@@ -271,7 +354,7 @@ async def test_a_silent_rank_0_is_the_end_of_the_channel() -> None:
 async def test_nobody_there_is_said_with_the_address() -> None:
     port = free_port()
     with pytest.raises(RunError) as caught:
-        await join("127.0.0.1", port, 3, KEY, 5.0, 0.3)
+        await join("127.0.0.1", port, 3, SECRET, 5.0, 0.3)
     assert caught.value.key == "limits.rendezvous_s"
     assert caught.value.reason.startswith(f"rank 3 did not reach rank 0 at 127.0.0.1:{port}: ")
     assert "Connect call failed" in caught.value.reason
@@ -280,7 +363,7 @@ async def test_nobody_there_is_said_with_the_address() -> None:
 async def test_a_taken_port_is_said() -> None:
     async with control() as (_, port):
         with pytest.raises(RunError) as caught:
-            await ControlServer(2, KEY, 5.0).open(port)
+            await ControlServer(2, SECRET, 5.0).open(port)
         assert (caught.value.key, caught.value.value) == ("cluster.control_port", port)
 
 
@@ -303,7 +386,7 @@ async def test_long_messages_arrive_whole() -> None:
 async def test_a_rank_that_speaks_another_language_is_lost_and_the_reason_says_so(line: bytes, wrong: str) -> None:
     async with control() as (made, port), peer(port) as client:
         await made.joined(PATIENCE_S)
-        client._line._writer.write(line)
+        client._line._writer.write(client._line._seals.out.close(line))
         rank, reason = await lost(made)
         assert (rank, made.present) == (1, set())
         assert reason.startswith(f"it sent what is no message of ours: {wrong}")

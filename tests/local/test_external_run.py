@@ -14,8 +14,9 @@ from test_point import CONFIG, FLAGS, asked
 from jobs.core.process import Ended
 from jobs.core.rundir import PointDir
 from jobs.measure.clients.run import ExternalRun
-from jobs.measure.point import Measured, OfService, PointRun, save
+from jobs.measure.point import Measured, OfService, PointRun
 from jobs.measure.records import Target
+from jobs.measure.saved import save
 from jobs.results.row import make_row
 
 REQUESTS = 12

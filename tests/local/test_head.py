@@ -20,6 +20,7 @@ from supervisor_help import ENGINE, free_port
 from jobs.allocation import head, life, live, readiness, service
 from jobs.allocation.context import RankContext
 from jobs.allocation.control import ControlServer
+from jobs.allocation.handshake import Secret
 from jobs.allocation.life import ServiceFailed
 from jobs.allocation.node import cleanup
 from jobs.allocation.preflight.station import Station
@@ -71,7 +72,11 @@ class Stage:
         (self.path / "engine.py").write_text(ENGINE)
         self.orders = Pipe(self.path / "orders")
         self.sweep, made = planned(
-            self.path / "runs/s", "engine=simulator", "parallel.max_model_len=8192,16384", "bench.concurrency=1,2"
+            self.path / "runs/s",
+            "engine=simulator",
+            "parallel.max_model_len=8192,16384",
+            "bench.concurrency=1,2",
+            "bench.repeats=1",
         )
         found: dict[str, list[str]] = {}
         for point in made.points:
@@ -104,7 +109,7 @@ class Stage:
     def context(self, walltime: Walltime) -> RankContext:
         folder = self.sweep.allocation(0, 1)
         folder.path.mkdir(parents=True)
-        folder.new_keys()
+        folder.new_key()
         services = self.services[:1] if self.serve else self.services
         write_task(folder, AllocationTask(tuple(services), 1, serve=self.serve))
         task = Task(0, 1, self.job, ("node0",), "node0")
@@ -179,7 +184,7 @@ async def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
         def result(self) -> Measured:
             usual: dict[str, Any] = {"notes": (), "windows": (), "lines": (), "canary": None, "engine_tokens": {}}
             cut = self.stop.is_set()
-            return Measured(figures={"output_tok_s": 100.0}, reason=self.reason, truncated=cut, **usual)
+            return Measured(figures={"output_tok_per_s": 100.0}, reason=self.reason, truncated=cut, **usual)
 
     monkeypatch.setattr(live, "PointRun", Point)
     monkeypatch.setattr(live, "save", lambda folder, measured: folder.path.mkdir(parents=True, exist_ok=True))
@@ -206,7 +211,7 @@ async def test_a_service_that_dies_in_a_point_costs_no_other_service(stage: Stag
     assert (code, outcome.ended, outcome.valid, outcome.left) == (1, None, False, ())
     reasons = stage.reasons()
     assert reasons[0] is not None
-    assert reasons[0].startswith("rank 0 (head): ")
+    assert reasons[0].startswith("rank 0: ")
     assert "device lost" in reasons[0]
     assert reasons[1] == NOT_RUN + reasons[0], "the point that was not begun is for a resume"
     assert (reasons[2], reasons[3]) == (None, None)
@@ -313,7 +318,7 @@ async def test_a_full_disk_costs_no_row(stage: Stage, monkeypatch: pytest.Monkey
     said = "rank 0 (head): requests.parquet = (write): No space left on device. Free space."
     assert outcome.ended == said
     assert stage.reasons() == {0: said, 1: NOT_RUN + said, 2: NOT_RUN + said, 3: NOT_RUN + said}
-    assert stage.rows()[0]["output_tok_s"] == 100.0, "what was measured stands there all the same"
+    assert stage.rows()[0]["output_tok_per_s"] == 100.0, "what was measured stands there all the same"
 
 
 async def test_what_is_left_behind_ends_the_allocation(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,7 +351,7 @@ async def test_a_service_for_hand_tests_ends_well_when_it_is_told_to_end(stage: 
 async def alone(stage: Stage) -> Service:
     """Return the first service, with nothing around it."""
     context = stage.context(NO_LIMIT)
-    return Service(context, stage.services[0], ControlServer(1, "key", 5.0), stage.stopping, 1)
+    return Service(context, stage.services[0], ControlServer(1, Secret("key"), 5.0), stage.stopping, 1)
 
 
 async def test_a_service_that_does_not_start_leaves_the_block_with_its_rows_written(stage: Stage) -> None:
@@ -357,7 +362,7 @@ async def test_a_service_that_does_not_start_leaves_the_block_with_its_rows_writ
             pytest.fail("it is not ready")
     reasons = stage.reasons()
     assert reasons[0] == reasons[1]
-    assert str(reasons[0]).startswith("rank 0: the engine's program is not on this node"), "it would fail again"
+    assert str(reasons[0]).startswith("rank 0: the program that was to be started is not on this node")
     assert (one.ends_allocation, one.load_s, one.rows.left) == (None, None, ())
 
 

@@ -15,9 +15,10 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from jobs.__main__ import main as jobs_main
 from jobs.cli import launch as cli
+from jobs.cli.output import INTERRUPTED
 from jobs.core import schema
 from jobs.core.errors import ConfigError
-from jobs.sweep import compose, road
+from jobs.sweep import compose, road, start
 
 LAUNCH = str(ROOT / "launch.py")
 
@@ -91,9 +92,25 @@ def check(bad: Bad, code: int, out: str, err: str, folder: Path) -> None:
 def test_a_command_starts_without_what_only_ranks_and_tables_need(tmp_path: Path) -> None:
     """They took four fifths of the time in which `python -m jobs --help` answers."""
     heavy = ("pandas", "pyarrow", "aiohttp", "requests", "submitit")
-    code = f"import sys, jobs.__main__, jobs.cli.launch; print([name for name in {heavy} if name in sys.modules])"
+    code = "import sys, jobs.cli.launch; from jobs.__main__ import commands; commands(); "
+    code += f"print([name for name in {heavy} if name in sys.modules])"
     out, err = python("-c", code, cwd=tmp_path).communicate(timeout=60)
     assert (out.strip(), err) == ("[]", "")
+
+
+def test_ctrl_c_while_a_command_is_being_loaded_is_no_traceback(tmp_path: Path) -> None:
+    code = (
+        "import os, runpy, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background work ignores it
+        "def find(name, *_):\n"
+        "    if name == 'jobs.cli.plan':\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, type('Finder', (), {'find_spec': staticmethod(find)}))\n"
+        "sys.argv = ['jobs', '--help']\n"
+        "runpy.run_module('jobs', run_name='__main__')\n"
+    )
+    process = python("-c", code, cwd=tmp_path)
+    assert (*process.communicate(timeout=60), process.returncode) == ("", "", INTERRUPTED)
 
 
 # --- the same without a new process
@@ -227,8 +244,8 @@ def test_hydras_flag_run_is_what_is_done_anyway(launch: Cli) -> None:
 def test_words_with_brackets_are_shown_as_they_are(launch: Cli) -> None:
     code, out, _ = launch("-m", "launch.dry_run=true", "engine.env.A='[/red] :smile:','[bold]x'")
     assert code == 0
-    assert "engine.env.A=[/red] :smile:\n" in out
-    assert "engine.env.A=[bold]x\n" in out
+    assert "engine.env.A='[/red] :smile:' " in out
+    assert "engine.env.A='[bold]x' " in out
 
 
 def test_a_point_that_is_asked_for_twice_is_run_once(launch: Cli) -> None:
@@ -267,11 +284,25 @@ def test_hydra_does_not_compose_every_point(launch: Cli, monkeypatch: pytest.Mon
     assert composed == [["parallel=dp2_tp8"], ["parallel=dp4_tp4"]]
 
 
+@pytest.mark.parametrize("moment", ["expand", "plan", "find", "record"])
+def test_ctrl_c_before_anything_was_submitted_is_one_line(
+    launch: Cli, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    places = {"expand": compose, "plan": road, "find": cli.reuse, "record": start}
+    monkeypatch.setattr(places[moment], moment, interrupted)
+    code, _, err = launch("-m", *HERE, "engine=simulator", "launch.dry_run=false")
+    assert code == 130
+    assert err.strip().startswith("interrupted: ") and len(err.strip().splitlines()) == 1
+
+
 def test_the_sweepers_objective_is_the_output_rate_of_each_asked_point() -> None:
     made = road.plan([["bench.seed=1"], ["bench.concurrency=3"], ["bench.seed=1", "bench.concurrency=16"]], composer)
     rows = {
-        made.asked[0]: {"output_tok_s": 10.0, "valid": True},
-        made.asked[1]: {"output_tok_s": 20.0, "valid": False},
+        made.asked[0]: {"output_tok_per_s": 10.0, "valid": True},
+        made.asked[1]: {"output_tok_per_s": 20.0, "valid": False},
     }
     outcome = cli.Outcome(made.asked, rows)
     assert [outcome.objective(index) for index in range(3)] == [10.0, None, 10.0]

@@ -41,7 +41,9 @@ def launch(site: Mapping[str, str], *overrides: str) -> subprocess.CompletedProc
 
 def test_its_benchmark_client_measures_a_point(site: Mapping[str, str], tmp_path: Path) -> None:
     load = ("bench.concurrency=8", "bench.num_requests=24", "bench.input_tokens=64", "bench.output_tokens=8")
-    done = launch(site, "bench.client=example_bench", *load, "bench.warmup_s=0.5", f"results.root={tmp_path}")
+    done = launch(
+        site, "bench.client=example_bench", *load, "bench.warmup_s=0.5", "bench.repeats=1", f"results.root={tmp_path}"
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     sweep = SweepDir((tmp_path / "latest").resolve())
     [point] = read_json(sweep.plan)["points"]
@@ -51,7 +53,13 @@ def test_its_benchmark_client_measures_a_point(site: Mapping[str, str], tmp_path
 
 
 def test_its_engine_serves_a_point(site: Mapping[str, str], tmp_path: Path) -> None:
-    load = ("bench.concurrency=8", "bench.window_s=1", "bench.warmup_s=0.5", f"results.root={tmp_path}")
+    load = (
+        "bench.concurrency=8",
+        "bench.window_s=1",
+        "bench.warmup_s=0.5",
+        "bench.repeats=1",
+        f"results.root={tmp_path}",
+    )
     done = launch(site, "engine.name=example_engine", *load)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     sweep = SweepDir((tmp_path / "latest").resolve())
@@ -64,7 +72,7 @@ def test_its_engine_serves_a_point(site: Mapping[str, str], tmp_path: Path) -> N
 def test_its_container_runtime_holds_an_engine(site: Mapping[str, str], tmp_path: Path) -> None:
     need_containers()
     inside = ("container.runtime=example_box", "container.image=any/image", f"engine.env.PYTHONPATH={ROOT}")
-    load = ("bench.concurrency=4", "bench.warmup_s=0.5", "bench.window_s=2")
+    load = ("bench.concurrency=4", "bench.warmup_s=0.5", "bench.repeats=1", "bench.window_s=2")
     done = launch(site, *inside, *load, f"results.root={tmp_path}")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     sweep = SweepDir((tmp_path / "latest").resolve())
@@ -76,7 +84,7 @@ def test_its_container_runtime_holds_an_engine(site: Mapping[str, str], tmp_path
 
 
 def test_its_scheduler_runs_a_sweep(site: Mapping[str, str], tmp_path: Path) -> None:
-    short = ("bench.concurrency=2", "bench.warmup_s=0.5", "bench.window_s=2")
+    short = ("bench.concurrency=2", "bench.warmup_s=0.5", "bench.repeats=1", "bench.window_s=2")
     done = launch(site, "cluster.kind=example_shell", *short, f"results.root={tmp_path}")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     [allocation] = SweepDir((tmp_path / "latest").resolve()).allocations()

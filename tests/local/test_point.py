@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,13 +18,15 @@ from jobs.core.load import Slo
 from jobs.core.rundir import PointDir
 from jobs.core.service_config import Parallel, Shape
 from jobs.core.sweep_settings import Limits
-from jobs.measure.point import Measured, OfService, PointRun, save
+from jobs.measure import bound
+from jobs.measure.point import Measured, OfService, PointRun
 from jobs.measure.records import Target
+from jobs.measure.saved import save
 from jobs.results.row import make_row
 
 # So many requests and not so many seconds: on a busy machine a service may be still for a second.
 BENCH = Bench(
-    concurrency=4, input_tokens=64, output_tokens=8, warmup_s=0.2, num_requests=40, canary="answer", canary_tokens=4
+    concurrency=4, input_tokens=64, output_tokens=8, warmup_s=0.2, num_requests=40, repeats=1, canary="answer"
 )
 CONFIG = Config(
     bench=BENCH,
@@ -59,12 +62,13 @@ async def test_repeats_are_one_row_and_every_window_is_kept(tmp_path: Any) -> No
     assert point.reason is None and not point.truncated
     assert phases == ["canary", *["warm", "measuring", "drain"] * 2, "canary"]
     assert point.figures["windows"] == 2
-    rates = [line["output_tok_s"] for line in point.lines]
-    assert point.figures["output_tok_s_min"] == min(rates) and point.figures["output_tok_s_max"] == max(rates)
+    rates = [line["output_tok_per_s"] for line in point.lines]
+    assert point.figures["output_tok_per_s_min"] == min(rates) and point.figures["output_tok_per_s_max"] == max(rates)
     for window in point.windows:  # what was cut off at the end may be in both counts, in part or not
         whole = [record for record in window.records if record.status == "ok"]
         assert len(whole) <= (window.finished or 0) <= len(window.records)
-        assert 8 * len(whole) <= (window.generated or 0) <= 8 * len(window.records)
+        most = sum(16 if record.check else 8 for record in window.records)
+        assert 8 * len(whole) <= (window.generated or 0) <= most
     assert point.measured_s == pytest.approx(sum(window.seconds + window.drain_s for window in point.windows))
     make_row("p", "s", CONFIG, **point.figures)  # every figure has its column
     folder = PointDir(tmp_path)
@@ -74,12 +78,17 @@ async def test_repeats_are_one_row_and_every_window_is_kept(tmp_path: Any) -> No
     assert {"0", "1"} == set(pq.read_table(folder.series)["engine"].to_pylist())
     answers = read_json(folder.canary)
     assert answers["before"]["fault"] is None is answers["after"]["fault"]
-    assert answers["before"]["tokens"] == 4
+    assert answers["before"]["tokens"] == 16
 
 
-async def test_a_search_finds_the_load_that_keeps_the_objective(tmp_path: Any) -> None:
-    """One engine step takes 2 ms and holds 2 sequences of each of 2 ranks: beyond 4 requests the rest wait."""
-    slo = Slo(ttft_ms_p99=14.0)
+async def test_a_search_finds_the_load_that_keeps_the_objective(tmp_path: Any, monkeypatch: Any) -> None:
+    """One engine step takes 2 ms and holds 2 sequences of each of 2 ranks: beyond 4 requests the rest wait.
+
+    Windows of tenths of a second hold few requests, so half of them are to keep it: 5 tell that.
+    """
+    monkeypatch.setattr(bound, "SHARE", 0.5)
+    monkeypatch.setattr(bound, "needed", bound.needed.__wrapped__)
+    slo = Slo(ttft_ms=14.0)
     config = asked(
         search="concurrency", slo=slo, concurrency=1, search_most=64.0, search_precision=0.25,
         num_requests=None, window_s=0.4,
@@ -87,11 +96,11 @@ async def test_a_search_finds_the_load_that_keeps_the_objective(tmp_path: Any) -
     async with service(*FLAGS, "--max-num-seqs", "2", overhead_ms=20.0) as made:
         await made.both()
         none = await measured(made, config)
-        some = await measured(made, replace(config, bench=replace(config.bench, slo=Slo(ttft_ms_p99=150.0))))
+        some = await measured(made, replace(config, bench=replace(config.bench, slo=Slo(ttft_ms=150.0))))
     assert none.figures["found_concurrency"] == 0, "one step takes longer than the limit"
-    assert any("no load down to 1 keeps bench.slo" in note for note in none.notes)
+    assert any("no load down to 1 is known to keep bench.slo" in note for note in none.notes), none.notes
     found = some.figures["found_concurrency"]
-    assert 1 <= found < 64 and some.figures["probes"] == len(some.lines)
+    assert 1 <= found < 64 and some.figures["probes"] <= len(some.lines)
     assert all(line["kind"] == "probe" for line in some.lines)
     kept = [line["load"] for line in some.lines if line["objective_broken"] is None]
     assert found in kept and (some.figures["ttft_ms_p50"] or 0) <= 150.0
@@ -161,7 +170,7 @@ async def test_preemptions_are_counted() -> None:
 
 @pytest.mark.parametrize(("recall_tokens", "score"), [(8192, 1.0), (1000, 0.0)])
 async def test_questions_on_long_texts_are_asked_once_a_service(recall_tokens: int, score: float) -> None:
-    config = asked(quality="needle", quality_tokens=16, canary="off", num_requests=60)
+    config = asked(quality="needle", canary="off", num_requests=60)
     shared, phases = OfService(), []  # type: ignore[var-annotated]
     async with service(*FLAGS, recall_tokens=recall_tokens, overhead_ms=2.0) as made:
         await made.both()
@@ -170,7 +179,7 @@ async def test_questions_on_long_texts_are_asked_once_a_service(recall_tokens: i
     assert first.figures["needle_score"] == second.figures["needle_score"] == score
     assert first.quality is not None and first.canary is None
     lengths = [line["prompt_tokens"] for line in first.quality.lines]
-    assert len(lengths) == 8 and min(lengths) > 0.9 * 4096 and max(lengths) <= 4096 - 16
+    assert len(lengths) == 8 and min(lengths) > 0.9 * (4096 - 1024) and max(lengths) <= 4096 - 1024
     wrong = "0% of the quality questions were answered right, less than bench.min_quality=0.5"
     assert first.reason == second.reason == (None if score else wrong)
 
@@ -178,8 +187,25 @@ async def test_questions_on_long_texts_are_asked_once_a_service(recall_tokens: i
 async def test_a_service_that_answers_nonsense_is_not_valid() -> None:
     async with service(*FLAGS) as made:
         await made.both()
-        point = await measured(made, asked(canary="sane", canary_tokens=20))
+        point = await measured(made, asked(canary="sane"))
     assert point.reason == "canary before the window: 0% of its words are Chinese, as the question is"
+
+
+async def test_a_point_that_needs_no_further_window_is_whole_with_those_that_it_has() -> None:
+    asked_for: list[int] = []
+
+    def enough(figures: Mapping[str, Any], windows: int) -> bool:
+        asked_for.append(windows)
+        return bool(figures["output_tok_per_s"] > 0)
+
+    async with service(*FLAGS) as made:
+        await made.both()
+        config, target = asked(repeats=3, num_requests=8, canary="off"), Target(made.url, "tiny")
+        run = PointRun(config, target, OfService(), None, asyncio.Event(), lambda _: None, enough=enough)
+        await asyncio.wait_for(run.run(), LIMIT_S)
+    point = run.result()
+    assert not point.truncated and point.figures["windows"] == 1 and asked_for == [1]
+    assert any("1 of 3 windows" in note for note in point.notes)
 
 
 async def test_stop_ends_a_point_before_its_first_window() -> None:

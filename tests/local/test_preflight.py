@@ -20,7 +20,7 @@ from jobs.core.rundir import SweepDir
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("engine=simulator", "model=tiny_llama", "parallel=dp2_tp1", "cluster.npus_per_node=2")
 NPUS = (*TINY, "preflight.npus=true", "preflight.skip=[npu.files]", "engine.env.HCCL_IF_BASE_PORT=12800")
-SHORT = ("bench.warmup_s=0.5", "bench.window_s=1", "bench.concurrency=2")
+SHORT = ("bench.warmup_s=0.5", "bench.repeats=1", "bench.window_s=1", "bench.concurrency=2")
 
 
 def node(folder: Path, state: Mapping[str, Any]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -86,11 +87,19 @@ def test_a_runtime_says_its_version(tmp_path: Path, fakes: Fakes, kind: str, sai
     ],
 )  # fmt: skip
 def test_a_runtime_that_cannot_start_anything_fails_its_check(
-    tmp_path: Path, fakes: Fakes, kind: str, told: dict[str, Any], missing: str | None, words: str
+    tmp_path: Path,
+    fakes: Fakes,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    told: dict[str, Any],
+    missing: str | None,
+    words: str,
 ) -> None:
     fakes.tell(**told)
     if missing:
         (fakes.folder / missing).unlink()
+        found = shutil.which  # this machine may have the real one
+        monkeypatch.setattr(shutil, "which", lambda name, *more, **how: name != missing and found(name, *more, **how))
     [one] = judged(look(boxed(tmp_path, kind)), npus=False)
     assert (one.check, one.state) == ("host.container", "fail")
     assert words in one.reason
@@ -130,7 +139,7 @@ def needs(made: Config) -> list[tuple[str, str, float, float]]:
 
 def test_an_import_needs_more_than_a_start(tmp_path: Path, fakes: Fakes) -> None:
     made = boxed(tmp_path, "enroot")
-    size = made.preflight.thresholds["image_gib"]
+    size = made.preflight.thresholds.image_gib
     assert needs(made) == [
         ("container.local_dir", "node/enroot/temp", 3 * size, 0.0),
         ("container.local_dir", "node/enroot/cache", size, size),
@@ -160,7 +169,7 @@ def test_a_file_that_is_there_says_its_size(tmp_path: Path, fakes: Fakes) -> Non
 @pytest.mark.parametrize("kind", DOCKERS)
 def test_docker_needs_space_for_an_image_that_it_lacks(tmp_path: Path, fakes: Fakes, kind: str) -> None:
     made = boxed(tmp_path, kind)
-    size = made.preflight.thresholds["image_gib"]
+    size = made.preflight.thresholds.image_gib
     assert needs(made) == [(kind, "bin/daemon", size, size)]
     subprocess.run([kind, "pull", REFERENCE], check=True)
     assert needs(made) == []
@@ -176,7 +185,7 @@ def test_too_little_space_is_named_with_the_key(npus: bool, state: str) -> None:
 
 
 def test_a_size_that_is_only_assumed_ends_no_allocation(tmp_path: Path, fakes: Fakes) -> None:
-    made = change(boxed(tmp_path, "enroot"), preflight__thresholds={"image_gib": 1e9})
+    made = change(boxed(tmp_path, "enroot"), preflight__thresholds__image_gib=1e9)
     [_, disk] = judged(look(made), npus=True)
     assert (disk.check, disk.state) == ("host.disk", "warn")
     assert "the image needs about " in disk.reason

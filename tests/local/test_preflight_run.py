@@ -17,11 +17,13 @@ from preflight_help import ONE, TWO, fake_node
 
 from jobs.allocation import headless
 from jobs.allocation.control import ControlClient, ControlServer, join
+from jobs.allocation.handshake import Secret
 from jobs.allocation.messages import Bye, Message
 from jobs.allocation.preflight.conduct import Preflight, Result
 from jobs.allocation.preflight.facts import NpuPort
 from jobs.allocation.preflight.questions import Clock, FactsFound
 from jobs.allocation.preflight.station import Station, StationContext
+from jobs.cluster.nodelist import Task
 from jobs.cluster.ports import Ports
 from jobs.core.config import Config
 
@@ -46,15 +48,11 @@ def free_ports(count: int) -> list[int]:
 
 def station(settings: Config, rank: int, ports: Ports, folder: Path, **spot: Any) -> Station:
     made: dict[str, Any] = {
-        "rank": rank,
-        "node": (ONE, TWO)[rank],
-        "peers": ((TWO, ONE)[rank],),
-        "interface": LO[0],
-        "address": LO[1],
-        "prefix": LO[2],
+        # Both are on this host: the second one must not want HCCL's ports as well.
+        "task": Task(rank, 2, 1, (ONE, TWO), (ONE, TWO)[rank], on_loopback=bool(rank)),
+        "interface": LO,
         "interface_problem": None,
         "ports": ports,
-        "on_loopback": bool(rank),  # both are on this host: the second one must not want HCCL's ports as well
         "results": folder,
         "inherited": {"PATH": f"{folder}:{os.environ['PATH']}"},
         "ascend": folder / "no-ascend",
@@ -72,9 +70,9 @@ async def two_ranks(
     settings: Config, folders: tuple[Path, Path], serve: Serve = obey, spots: Mapping[int, dict[str, Any]] = {}
 ) -> AsyncIterator[tuple[Preflight, Ports]]:
     ports = Ports(*free_ports(3))
-    control = ControlServer(2, KEY, 5.0)
+    control = ControlServer(2, Secret(KEY), 5.0)
     await control.open(ports.control)
-    client = await join("127.0.0.1", ports.control, 1, KEY, 5.0, 20.0)
+    client = await join("127.0.0.1", ports.control, 1, Secret(KEY), 5.0, 20.0)
     await control.joined(20.0)
     first, second = (station(settings, rank, ports, folders[rank], **spots.get(rank, {})) for rank in (0, 1))
     work = asyncio.create_task(serve(client, second))

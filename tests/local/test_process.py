@@ -322,7 +322,8 @@ from jobs.core import process
 
 async def own():
     argv, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
-    await process.start(argv, dict(os.environ), folder / "log", str(folder))
+    (folder / "scratch").mkdir()
+    await process.start(argv, dict(os.environ), folder / "log", str(folder), scratch=str(folder / "scratch"))
     await asyncio.Event().wait()
 
 asyncio.run(own())
@@ -343,3 +344,55 @@ async def test_a_tree_ends_with_its_owner_also_where_that_is_killed(tmp_path: Pa
     owner.wait(20)
     _, left = await asyncio.to_thread(psutil.wait_procs, [main, child], 30)
     assert left == [], "the child ignores SIGTERM"
+    while (tmp_path / "scratch").exists():  # the guard's last act
+        await asyncio.sleep(0.02)
+
+
+LEAVES = """import os, subprocess, sys, time
+for more in ({"process_group": 0}, {"start_new_session": True}):
+    child = ["bash", "-c", "trap '' TERM; sleep 600 & wait; sleep 600"]
+    print(subprocess.Popen(child, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **more).pid, flush=True)
+"""
+"""A program whose children have a group, and a session, of their own."""
+
+STREAMS = """import os, sys
+from jobs.core import process, session
+with session.orderly():
+    print(process.stream(sys.argv[1:], os.environ, sys.stdout)[0], flush=True)
+"""
+
+ATTENDS = STREAMS.replace(
+    "process.stream(sys.argv[1:], os.environ, sys.stdout)[0]", "process.attend(sys.argv[1:], 0.1)"
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("way", [STREAMS, ATTENDS], ids=["stream", "attend"])
+def test_what_a_program_left_in_other_groups_and_sessions_ends_with_whoever_waited_for_it(
+    way: str, number: int
+) -> None:
+    words = python(way, *python(LEAVES + "time.sleep(600)"))
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as ours:
+        assert ours.stdout is not None
+        children = [psutil.Process(int(ours.stdout.readline())) for _ in range(2)]
+        ours.send_signal(number)
+        assert ours.wait(60) in (128 + number, -number)
+        if number != signal.SIGKILL:
+            assert not [one for one in children if living(one.pid)], "all have ended before we did"
+        assert psutil.wait_procs(children, timeout=60)[1] == []
+
+
+def test_a_program_that_failed_leaves_nothing_and_one_that_ended_well_may_leave_a_monitor() -> None:
+    code, output = process.stream(python(LEAVES + "sys.exit(3)"), ENV, sys.stderr)
+    assert code == 3
+    assert not [pid for pid in output.split() if living(int(pid))]
+    code, output = process.stream(python(LEAVES), ENV, sys.stderr)
+    grouped, apart = map(int, output.split())
+    assert (code, living(grouped), living(apart)) == (0, False, True)
+    os.kill(apart, signal.SIGKILL)
+
+
+def test_a_short_command_that_hangs_ends_with_its_children_which_hold_its_output() -> None:
+    with pytest.raises(RunError, match="no answer within"):
+        process.run(["bash", "-c", "sleep 600.125 & wait"], timeout_s=0.5)
+    assert process.with_arguments(["sleep", "600.125"]) == []

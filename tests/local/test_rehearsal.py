@@ -21,7 +21,7 @@ from jobs.core.process import TAG
 from jobs.core.rundir import SweepDir
 
 ROOT = Path(__file__).resolve().parents[2]
-SHORT = ("bench.warmup_s=0.5", "bench.window_s=2", "bench.concurrency=4")
+SHORT = ("bench.warmup_s=0.5", "bench.repeats=1", "bench.window_s=2", "bench.concurrency=4")
 
 
 def start(root: Path, *overrides: str) -> subprocess.Popen[str]:
@@ -137,7 +137,7 @@ def test_a_sweep_of_which_nothing_can_run_is_a_table(tmp_path: Path) -> None:
 
 
 def test_load_points_share_one_engine_start(tmp_path: Path) -> None:
-    finish(start(tmp_path, "bench.concurrency=4,1,2", "bench.warmup_s=0.5", "bench.window_s=2"), 0)
+    finish(start(tmp_path, "bench.concurrency=4,1,2", "bench.warmup_s=0.5", "bench.repeats=1", "bench.window_s=2"), 0)
     sweep = the_sweep(tmp_path)
     [service] = read_json(sweep.plan)["services"]
     noted = read_lines(sweep.service(service["service"], 1).rank(0).states)
@@ -190,7 +190,9 @@ def test_a_killed_launcher_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_cancel_keeps_the_partial_window_and_resume_finishes(tmp_path: Path) -> None:
-    process = start(tmp_path, "parallel.max_model_len=8192,16384", "bench.warmup_s=0.5", "bench.window_s=5")
+    process = start(
+        tmp_path, "parallel.max_model_len=8192,16384", "bench.warmup_s=0.5", "bench.repeats=1", "bench.window_s=5"
+    )
     until(lambda: measuring(tmp_path), "the window")
     sweep = the_sweep(tmp_path)
     cancelled = verb("cancel", "--json", str(sweep.path))
@@ -242,8 +244,26 @@ def test_optuna_looks_for_the_best_and_survives_a_trial_that_cannot_be_asked(tmp
         "hydra.sweeper.sampler.seed=1",
     ]
     words += ["hydra.sweeper.direction=maximize", "bench.input_tokens=choice(64,9000)", "bench.concurrency=range(1,5)"]
-    output = finish(start(tmp_path, *words, "bench.warmup_s=0.2", "bench.window_s=1"), 0)
+    output = finish(start(tmp_path, *words, "bench.warmup_s=0.2", "bench.repeats=1", "bench.window_s=1"), 0)
     assert "not asked:" in output and "parallel.max_model_len" in output
-    assert "best so far: output_tok_s = " in output
+    assert "best so far: output_tok_per_s = " in output
     best = yaml.safe_load((tmp_path / ".hydra" / "optimization_results.yaml").read_text())
     assert best["best_params"]["bench.input_tokens"] == 64 and best["best_value"] > 0
+
+
+def test_a_pipeline_over_two_ranks(tmp_path: Path) -> None:
+    """One data-parallel rank whose second stage is on the other rank: that one serves nothing and is needed."""
+    output = finish(start(tmp_path, "parallel=pp2_tp8", "engine.release=0.23.0", *SHORT), 0)
+    sweep = the_sweep(tmp_path)
+    [row] = pd.read_parquet(sweep.table("parquet")).to_dict("records")
+    assert row["valid"], output
+    assert row["predicted_kv_tokens"] == row["kv_cache_tokens"] and json.loads(row["engine_tokens"]).keys() == {"0"}
+    for rank in (0, 1):
+        assert f"PP rank {rank}, " in sweep.service(row["service"], 1).rank(rank).log.read_text()
+
+
+def test_a_lost_stage_ends_the_service(tmp_path: Path) -> None:
+    faults = "engine.rehearsal.faults=[{rank: 1, kind: exit, code: 0, when: ready}]"
+    finish(start(tmp_path, "parallel=pp2_tp8", "engine.release=0.23.0", faults, *SHORT), 1)
+    [row] = pd.read_parquet(the_sweep(tmp_path).table("parquet")).to_dict("records")
+    assert not row["valid"] and "rank 1" in row["invalid_reason"]

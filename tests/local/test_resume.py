@@ -11,7 +11,7 @@ from jobs.core.rundir import SweepDir
 from jobs.results.row import NOT_RUN
 from jobs.sweep.resume import unfinished
 
-THREE = ("cluster=local", "bench.concurrency=1,2,4", "bench.warmup_s=0.2")
+THREE = ("cluster=local", "bench.concurrency=1,2,4", "bench.warmup_s=0.2", "bench.repeats=1")
 
 
 def left(sweep: SweepDir) -> list[str]:

@@ -28,7 +28,7 @@ def close(loop):
         signal.raise_signal(number)
 
 asyncio.selector_events.BaseSelectorEventLoop.close = close
-code = rank.main(AllocationDir(Path("there/is/none")), Task(1, 2, 4711, ("node0", "node1"), "node1"))
+code = rank.run(AllocationDir(Path("there/is/none")), Task(1, 2, 4711, ("node0", "node1"), "node1"))
 signal.raise_signal(signal.SIGTERM)
 print("the rest is submitted", flush=True)
 sys.exit(code)

@@ -17,6 +17,7 @@ from supervisor_help import PATIENCE_S, Running, Stage, free_port, tagged
 
 from jobs.allocation import headless, life, readiness, supervisor
 from jobs.allocation.control import ControlClient, ControlServer, join
+from jobs.allocation.handshake import Secret
 from jobs.allocation.life import Life, ServiceFailed
 from jobs.allocation.messages import (
     Bye,
@@ -56,9 +57,9 @@ async def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
         **stage: Any,
     ) -> Running:
         here = Stage(tmp_path, stage.pop("roles", {}), **stage)
-        control, port = ControlServer(2, "key", 10.0), free_port()
+        control, port = ControlServer(2, Secret("key"), 10.0), free_port()
         await control.open(port)
-        client = await join("127.0.0.1", port, 1, "key", 10.0, PATIENCE_S)
+        client = await join("127.0.0.1", port, 1, Secret("key"), 10.0, PATIENCE_S)
         await control.joined(PATIENCE_S)
         engine = make_engine or (lambda _: here.engine(1))
         work = serve(client) if serve else headless.serve(client, engine, dict(os.environ))
@@ -377,14 +378,19 @@ async def test_a_rank_that_says_nothing_while_it_loads_is_named(run: Make) -> No
     assert await running.stop() == []
 
 
-@pytest.mark.parametrize(("talks", "named"), [(True, "rank 0 (head)"), (False, "rank 1 (headless)")])
-async def test_of_two_ranks_that_load_too_long_the_one_that_is_silent_is_named(
-    run: Make, talks: bool, named: str
+@pytest.mark.parametrize(
+    ("talks", "read", "named"),
+    [(True, False, "rank 0 (head)"), (False, False, "rank 1 (headless)"), (False, True, "rank 0 (head)")],
+)
+async def test_of_two_ranks_that_load_too_long_the_one_that_is_silent_or_behind_is_named(
+    run: Make, talks: bool, read: bool, named: str
 ) -> None:
     async def loading(client: ControlClient) -> str | None:
         async def tell() -> None:
-            while True:  # a log that grew this moment, or one that has not for ten minutes
-                await client.send(Progress(0.0 if talks else 600.0))
+            if read:  # and waits for rank 0 in silence: it began to be silent first
+                await client.send(Progress(weights=True))
+            while talks:
+                await client.send(Progress())
                 await asyncio.sleep(0.02)
 
         telling = asyncio.create_task(tell())
@@ -397,6 +403,21 @@ async def test_of_two_ranks_that_load_too_long_the_one_that_is_silent_is_named(
     with pytest.raises(ServiceFailed) as caught:
         await running.start()
     assert caught.value.reason.startswith(f"{named}: limits.load_s = 0.6: /health was not 200 in time")
+
+
+async def test_the_time_of_a_log_that_another_host_keeps_ends_no_load(run: Make) -> None:
+    running = await run(
+        roles={"head": {"healthy": False}}, settings={"limits__load_s": 0.8, "limits__load_silence_s": 60}
+    )
+    starting = asyncio.create_task(running.start())
+    for rank in (0, 1):
+        log = running.stage.folder.rank(rank).log
+        while not log.exists():
+            await asyncio.sleep(0.01)
+        os.utime(log, (0, 0))  # an NFS server whose clock is behind, or a step of ours
+    with pytest.raises(ServiceFailed, match=r"limits\.load_s"):
+        await starting
+    assert await running.stop() == []
 
 
 async def test_a_full_disk_does_not_keep_an_engine_alive(run: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from jobs.engines import placement
+from jobs.core import layout
 from jobs.engines.vllm import command
 from jobs.sweep import compose
 
@@ -40,7 +40,7 @@ def ask(real_vllm: Path, lines: list[list[str]]) -> subprocess.CompletedProcess[
 def test_every_rendered_flag_is_accepted(real_vllm: Path) -> None:
     lines = []
     for config in compose.configs(OVERRIDES):
-        for place in placement.planned(config):
+        for place in layout.planned(config):
             words = command.argv(config, place)
             lines.append([FILLED.get(word, word) for word in words[words.index("serve") :]])
     done = ask(real_vllm, lines)

@@ -21,7 +21,7 @@ from jobs.core import process
 from jobs.core.errors import RunError
 from jobs.core.files import read_json
 from jobs.engines.checkpoint import copying, stage
-from jobs.engines.checkpoint.checkpoint import files
+from jobs.engines.checkpoint.checkpoint import INDEX, files
 from jobs.engines.checkpoint.copying import Copied
 
 
@@ -36,7 +36,7 @@ def worker(source: Path, root: Path, result: Path) -> subprocess.Popen[str]:
     """Start what a rank starts."""
     order = result.with_suffix(".order")
     asked = {"source": str(source), "stage_to": str(root), "result": str(result)}
-    asked |= {"check": True, "sampled": 0, "w8a8": False, "weights": True}
+    asked |= {"check": True, "sampled": 0, "quantized": "", "weights": True}
     order.write_text(json.dumps(asked))
     return subprocess.Popen(
         [sys.executable, "-m", "jobs.engines.checkpoint", str(order)],
@@ -253,3 +253,39 @@ def test_the_worker_writes_its_result(tmp_path: Path) -> None:
     assert running.returncode == 1
     assert read_json(tmp_path / "result.json")["error"][0] == "model.stage_to"
     assert "Traceback" not in output
+
+
+def test_no_file_outside_of_a_copy_is_removed(tmp_path: Path) -> None:
+    source, victim = write(tmp_path / "R1"), tmp_path / "model-00001.safetensors"
+    victim.write_text("mine")
+    index = json.loads((source / INDEX).read_text())
+    index["weight_map"]["nope"] = str(victim)
+    (source / INDEX).write_text(json.dumps(index))
+    with pytest.raises(RunError, match="names a file outside the checkpoint"):
+        stage.stage(source, tmp_path / "local")
+    assert victim.read_text() == "mine"
+
+
+def test_a_copy_is_for_its_user_alone(tmp_path: Path) -> None:
+    done = stage.stage(write(tmp_path / "R1"), tmp_path / "local")
+    modes = {path.stat().st_mode & 0o777 for path in done.path.rglob("*") if path.is_file()}
+    assert (done.path.stat().st_mode & 0o777, modes) == (0o700, {0o600})
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_a_link_to_what_its_maker_does_not_own_is_not_copied(tmp_path: Path) -> None:
+    source = write(tmp_path / "R1")
+    (tmp_path / "secret").write_text("{}")
+    (source / "generation_config.json").symlink_to(tmp_path / "secret")
+    os.chown(source / "generation_config.json", 61_002, 61_002, follow_symlinks=False)
+    with pytest.raises(RunError, match="it is a link of another user"):
+        stage.stage(source, tmp_path / "local")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_a_copy_that_another_user_prepared_is_not_taken(tmp_path: Path) -> None:
+    source = write(tmp_path / "R1")
+    done = stage.stage(source, tmp_path / "local")
+    os.chown(done.path, 61_002, 61_002)
+    with pytest.raises(RunError, match="belongs to somebody else"):
+        stage.stage(source, tmp_path / "local")

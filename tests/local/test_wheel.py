@@ -18,7 +18,14 @@ from jobs.core.rundir import SweepDir
 
 SOURCES = ("jobs", "containers", "hydra_plugins", "conf", "sbatch")
 FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
-SHORT = ("engine=simulator", "cluster=local", "bench.warmup_s=0.5", "bench.window_s=2", "bench.concurrency=4")
+SHORT = (
+    "engine=simulator",
+    "cluster=local",
+    "bench.warmup_s=0.5",
+    "bench.repeats=1",
+    "bench.window_s=2",
+    "bench.concurrency=4",
+)
 
 
 @pytest.fixture(scope="module")

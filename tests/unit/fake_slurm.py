@@ -19,7 +19,7 @@ from core_help import executable
 PROGRAMS = ("squeue", "sacct", "scontrol", "scancel", "sbatch", "srun")
 
 PROGRAM = r'''#!PYTHON -SE
-import fcntl, itertools, json, re, signal, sys, time
+import fcntl, itertools, json, os, re, signal, sys, time
 from pathlib import Path
 
 here = Path(__file__).parent
@@ -123,7 +123,11 @@ elif name == "scontrol":
     reachable("slurmctld")
     if rest[2] not in jobs or jobs[rest[2]].get("purged"):
         fail(INVALID)
-    end(f"JobId={rest[2]} JobName=x UserId=me(1) JobState={jobs[rest[2]]['state']} Reason=None Restarts=0")
+    job = jobs[rest[2]]
+    its = job.get("asked", {}).get("job-name", "x")
+    owner, when = job.get("owner", f"me({os.geteuid()})"), job.get("submitted", time.strftime("%Y-%m-%dT%H:%M:%S"))
+    more = f"Reason=None Restarts=0 SubmitTime={when}"
+    end(f"JobId={rest[2]} JobName={its} UserId={owner} JobState={job['state']} {more}")
 
 elif name == "scancel":
     found, rest = options((), ("--signal=TERM",))

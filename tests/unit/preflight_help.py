@@ -11,7 +11,7 @@ from typing import Any
 
 from core_help import ROOT, config
 
-from jobs.allocation.preflight import fabric, host, network, npu
+from jobs.allocation.preflight import fabric, host, network, npu, tuning
 from jobs.allocation.preflight.facts import Facts, Host, Interface, NpuPort, Npus, Ping, Reached, Runtime, Space
 from jobs.allocation.preflight.findings import Finding
 from jobs.cluster.ports import Ports
@@ -26,6 +26,16 @@ HEALTHY = Host(
     shm=Space(64.0, 64.0),
     memory=Space(1024.0, 1000.0),
     disks={"results.root /runs": Space(1000.0, 900.0)},
+    tuning={
+        "governor": "performance",
+        "numa_balancing": "0",
+        "swappiness": "0",
+        "sched_migration_cost_ns": "50000",
+        "transparent_hugepages": "madvise",
+        "clock_source": "arch_sys_counter",
+        "cpus": "0-191",
+        "allocator": "jemalloc",
+    },
     runtime=Runtime("enroot", "4.1.2"),
 )
 
@@ -100,6 +110,7 @@ def judge(
     keys = network.keys_of(PORTS)
     return [
         *host.judge(facts, settings.preflight, npus=facts[0].npus is not None, on_loopback=False),
+        *tuning.judge(facts, npus=facts[0].npus is not None, on_loopback=False),
         *network.interfaces(facts, settings, on_loopback=False),
         *network.ports(facts, keys),
         *network.paths(facts, reached, keys, PORTS.api),

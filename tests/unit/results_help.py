@@ -56,6 +56,7 @@ def requests(found: SweepDir, point: Point, e2el_ms: Sequence[float], *, windows
         columns = {
             "index": np.arange(n),
             "start_s": starts,
+            "wait_s": np.zeros(n),
             "ttft_ms": ttft,
             "tpot_ms": (e2el - ttft) / 10,
             "e2el_ms": e2el,
@@ -84,7 +85,7 @@ def measured(found: SweepDir, point: Point, e2el_ms: float, *, windows: int = 1,
     figures = {
         "completed": len(each),
         "failed": 0,
-        "output_tok_s": (point.config.bench.concurrency or 1) * 11e3 / mean,
+        "output_tok_per_s": (point.config.bench.concurrency or 1) * 11e3 / mean,
         **{f"{name}_ms_{statistic}": mean / share for name, share in (("ttft", 2), ("tpot", 20), ("e2el", 1))
            for statistic in ("mean", "p50", "p99")},
     }  # fmt: skip

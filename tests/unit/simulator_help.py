@@ -17,9 +17,7 @@ import aiohttp
 
 from jobs.core.service_config import Shape
 from jobs.engines.ascend import release
-from jobs.engines.simulator.flags import parse
-from jobs.engines.simulator.settings import Settings, settle
-from jobs.engines.simulator.spec import RehearsalSpec, hardware
+from jobs.engines.simulator.settings import RehearsalSpec, Settings, hardware, parse, settle
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 20.0

@@ -22,9 +22,9 @@ from jobs.allocation.node.engine import Engine
 from jobs.allocation.supervisor import Supervisor
 from jobs.core.config import Config
 from jobs.core.files import read_lines
+from jobs.core.layout import Placement
 from jobs.core.process import TAG
 from jobs.core.rundir import ServiceDir
-from jobs.engines.placement import Placement
 from jobs.measure.records import Target
 
 PATIENCE_S = 30.0

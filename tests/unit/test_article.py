@@ -102,6 +102,6 @@ def test_dry_run_prints_commands_that_a_shell_reads_back_as_the_articles(
     ]:
         assert lines.count(line) == 2, line
     assert "nothing was submitted" in lines[-1]
-    assert "7 warnings (python -m jobs check):" in lines
+    assert "8 warnings (python -m jobs check):" in lines
     assert [line for line in lines if line.startswith("  E11 engine.env.VLLM_LOGGING_LEVEL = WARNING: ")]
     assert not list(tmp_path.iterdir())

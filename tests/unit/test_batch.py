@@ -305,9 +305,10 @@ def test_nothing_here_needs_submitit(tmp_path: Path) -> None:
     ("words", "code", "said"), [([], 2, "usage: srun"), (["/nowhere"], 1, "SLURM_PROCID = not set")]
 )
 def test_a_rank_outside_of_a_step_says_so(
-    words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+    words: list[str], code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert rank._from_srun(words, {}) == code
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    assert rank.main(words) == code
     output = capsys.readouterr()
     assert said in output.out + output.err
 

@@ -58,7 +58,7 @@ def test_a_cheap_start_stays_where_a_dear_one_that_was_asked_for_first_does_not_
 
 
 def test_the_plan_is_cut_and_says_what_went() -> None:
-    grid = ["parallel.max_model_len=8192,16384", "bench.concurrency=1,4,16,64"]
+    grid = ["parallel.max_model_len=8192,16384", "bench.concurrency=1,4,16,64", "bench.repeats=1"]
     whole = sum(allocation.node_hours for allocation in planned(*grid).allocations)
     made = planned(*grid, "launch.budget_node_hours=1.4")
     assert sum(allocation.node_hours for allocation in made.allocations) <= 1.4 < whole

@@ -12,8 +12,8 @@ from aiohttp import web
 
 from jobs.core.config import Bench
 from jobs.measure import canary
-from jobs.measure.canary import Answer, differ, fault, insane
-from jobs.measure.records import Target
+from jobs.measure.canary import differ, fault, insane
+from jobs.measure.records import Answer, Target
 from jobs.measure.wire import Connections
 
 ARTICLE = (
@@ -114,7 +114,7 @@ async def test_reasoning_and_content_are_both_words() -> None:
 async def test_a_model_without_a_chat_template_is_asked_for_a_completion() -> None:
     refusal = {"object": "error", "message": "As of transformers v4.44, default chat template is no longer allowed"}
     answer = await asked((400, refusal), (200, {"choices": [{"text": "abc"}], "usage": {"completion_tokens": 3}}))
-    assert answer == Answer("abc", 3, None)
+    assert answer == Answer("abc", 3, None, chat=False)
 
 
 async def test_what_is_no_answer_says_why() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 from container_fakes import DIGEST, REGISTRY, Fakes
 
-from containers.recipes import recipes, resolve
+from containers.spec import recipes, resolve
 from jobs.__main__ import main
 
 PINNED = f"docker://{REGISTRY}#ascend/vllm-ascend:v0.9.1-openeuler"
@@ -49,7 +50,10 @@ def test_a_recipe_is_imported_listed_verified_and_pruned(call: Any, tmp_path: Pa
     assert code == 1
     assert "changed" in wrong["problem"]
     (tmp_path / "node/enroot/data/serving-sweep.1.dead.0").mkdir(parents=True)
-    assert call("prune") == (0, {"removed": [str(tmp_path / "node/enroot/data/serving-sweep.1.dead.0")]})
+    layers = tmp_path / f"node/enroot/temp/serving-sweep.import.{socket.gethostname()}.999999999"
+    layers.mkdir()
+    found = [str(layers), str(tmp_path / "node/enroot/data/serving-sweep.1.dead.0")]
+    assert call("prune") == (0, {"removed": found})
     assert call("prune", "container.shm_size=2g", "--older-days", "0")[1]["removed"][0] == PINNED
     assert call("list")[1]["images"] == []
 

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from core_help import change, check_golden, checked, config, executable
 
-from containers.base import Inside, Order
+from containers.base import Inside, Local, Order
 from containers.entry import Files
-from containers.local import Local
 from containers.spec import Image, Mount, Spec
 from jobs.allocation.node import container
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError, RunError
+from jobs.core.layout import planned
 from jobs.core.registry import RUNTIMES
-from jobs.engines.placement import planned
 from jobs.engines.vllm.environment import of_client, variables
+from jobs.measure.checks import check_client
 from jobs.measure.clients import ais_bench, base
 from jobs.measure.clients.ais_bench import AisBench
 from jobs.measure.clients.vllm_bench import VllmBench
@@ -81,7 +81,7 @@ def test_a_container_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match="runs in no container") as caught:
         checked(config(*words, "bench.client=vllm_bench", "bench.where=container"))
     assert caught.value.key == "bench.where"
-    base.check(config(*words, "bench.where=container"))  # the window client is where it is
+    check_client(config(*words, "bench.where=container"))  # the window client is where it is
 
 
 def test_the_program_is_looked_for_where_the_client_runs(tmp_path: Path) -> None:

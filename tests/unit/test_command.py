@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from jobs.core import layout
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
-from jobs.engines import placement
+from jobs.core.layout import Placement
 from jobs.engines.ascend import release, releases
-from jobs.engines.placement import Placement
 from jobs.engines.vllm import command
 
 
@@ -249,10 +248,10 @@ def test_layouts_that_cannot_be(values: dict[str, Any], key: str, words: str) ->
 
 
 def test_what_is_known_before_there_is_an_allocation() -> None:
-    head, headless = placement.planned(config("cluster=slurm"))
+    head, headless = layout.planned(config("cluster=slurm"))
     assert (head.rank, head.role, head.ranks) == (0, "head", 2)
     assert (headless.rank, headless.role) == (1, "headless")
     assert (head.address, headless.address) == ("{master_address}", "{address}")
     assert (head.interface, head.api_port, head.rpc_port) == ("{interface}", "{api_port}", "{rpc_port}")
-    here = placement.planned(config("cluster=local"))
+    here = layout.planned(config("cluster=local"))
     assert {(p.address, p.master_address, p.interface) for p in here} == {("127.0.0.1", "127.0.0.1", "lo")}

@@ -15,10 +15,9 @@ from jobs.core import fields as settings
 from jobs.core import schema
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
-from jobs.core.fields import Section
+from jobs.core.fields import OneKey, Section
 from jobs.core.schema import build
-
-LEAVES = tuple(schema.schema())
+from jobs.sweep import check
 
 
 def sections() -> dict[str, type]:
@@ -36,6 +35,8 @@ def sections() -> dict[str, type]:
 
 
 SECTIONS = sections()
+LEAVES = tuple(name for name in schema.names() if name not in SECTIONS)
+"""Everything that has a value of its own: keys, and the names of mappings with known ones."""
 
 
 def kinds(name: str) -> set[Any]:
@@ -137,6 +138,10 @@ def test_a_number_stands_for_its_text() -> None:
         ("cluster.kind", "pbs"),
         ("bench.client", "wrk"),
         ("container.runtime", "docker?"),
+        *(("limits.load_s", one) for one in (1e308, 1e20, float("inf"), float("nan"))),
+        *(("bench.concurrency", one) for one in (1e23, 10**23, 10**400, 1_000_001)),
+        *(("results.name", one) for one in ("../../x", "a/b", ".hidden", "latest", "x%j", "", "a\u202eb")),
+        *(("results.root", one) for one in ("", "  ", "/tmp/%j")),
     ],
 )
 def test_a_value_out_of_range_is_refused(name: str, value: Any) -> None:
@@ -146,12 +151,23 @@ def test_a_value_out_of_range_is_refused(name: str, value: Any) -> None:
     assert repr(value) == caught.value.value or name.startswith("model.shape")
 
 
+@pytest.mark.parametrize("name", [name for name, kind in SECTIONS.items() if issubclass(kind, OneKey)])
+@pytest.mark.parametrize("value", [5, "abc", [1], None])
+def test_a_mapping_with_known_names_takes_no_other_type(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(nested(name, value))
+    assert (caught.value.key, caught.value.value) == (name, repr(value))
+    assert all(one.rpartition(".")[2] in caught.value.remedy for one in schema.names_in(name))
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
         ("parallel.max_model_length", "'parallel.max_model_len'"),
         ("bench.concurency", "'bench.concurrency'"),
         ("hccl.sockt_ifname", "'hccl.socket_ifname'"),
+        ("bench.slo.ttft_ms_p99", "'bench.slo.ttft_ms'"),
+        ("bench.slo.itl_ms_p99", "'bench.slo.itl_ms'"),
         ("bench.zzzzzzzz", "bench.client, bench.concurrency"),
         ("qqqqqqq.zzz", "bench, cluster, container, engine"),
     ],
@@ -164,19 +180,19 @@ def test_an_unknown_key_names_the_nearest_or_lists_the_valid_ones(name: str, hin
 
 
 def test_every_leaf_has_a_help_text_and_a_scope() -> None:
-    for name, scope in schema.schema().items():
-        assert scope in ("service", "point", "sweep"), name
+    for name, key in schema.names().items():
+        assert schema.schema()[key] in ("service", "point", "sweep"), name
         section, _, leaf = name.rpartition(".")
         [item] = [item for item in fields(SECTIONS[section]) if item.name == leaf]
         assert item.metadata["help"].strip(), name
-        assert schema.help_of(name) == item.metadata["help"]
+        assert schema.help_of(name).partition("; ")[0] == item.metadata["help"].partition("; ")[0]
 
 
 def test_thresholds_have_known_names_and_defaults() -> None:
     found = build({"preflight": {"thresholds": {"chip": "910C", "clock_s": 60}}}).preflight.thresholds
-    assert (found["chip"], found["clock_s"], found["shm_gib"]) == ("910C", 60, 1.0)
-    for name, value in (("chp", "910C"), ("chip", 910), ("shm_gib", "1"), ("shm_gib", -1), ("clock_s", float("nan"))):
-        with pytest.raises(ConfigError, match=f"preflight.thresholds.*{name}"):
+    assert (found.chip, found.clock_s, found.shm_gib) == ("910C", 60, 1.0)
+    for name, value in (("chp", "910C"), ("chip", True), ("shm_gib", "1"), ("shm_gib", -1), ("clock_s", float("nan"))):
+        with pytest.raises(ConfigError, match=f"preflight.thresholds.{name}"):
             build({"preflight": {"thresholds": {name: value}}})
 
 
@@ -191,7 +207,7 @@ OF_THE_SWEEP = {
     *(f"container.{name}_path" for name in ("images",)),
     *(f"container.{name}" for name in ("registry", "devices", "driver_mounts", "name", "workdir", "writable")),
     "container.local_dir",
-    *(f"container.{name}" for name in ("remap_root", "mount_home", "shm_size", "args", "enroot_conf")),
+    *(f"container.{name}" for name in ("remap_root", "mount_home", "shm_size", "args")),
     "engine.api_key",
     "engine.checks_model_path",
     "engine.checks_release",
@@ -267,3 +283,37 @@ def test_what_stands_on_one_line_of_a_batch_script_has_no_line_break(name: str, 
         build(nested(name, value))
     assert caught.value.key.startswith(name)
     assert "line break" in caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("overrides", "concurrency"),
+    [
+        ((), 16),
+        (("bench.concurrency=4",), 4),
+        (("bench.request_rate=2",), None),
+        (("bench.request_rate=2", "bench.concurrency=16"), 16),
+        (("bench.request_rate=null",), 16),
+        (("bench.workload=trace", "bench.dataset=a"), None),
+        (("bench.workload=trace", "bench.dataset=a", "bench.concurrency=3"), 3),
+        (("bench.search=request_rate", "bench.request_rate=1"), None),
+        (("bench.search=concurrency",), 16),
+        (("bench.concurrency=null",), None),
+        (("experiment=demo", "engine=simulator"), 4),
+        (("experiment=demo", "engine=simulator", "bench.request_rate=2"), None),
+        (("experiment=article_bench",), 256),
+        (("experiment=article_bench", "bench.request_rate=20"), 256),
+        (("experiment=article_bench", "bench.concurrency=null"), None),
+    ],
+)
+def test_a_rate_or_a_trace_clears_the_concurrency_that_nobody_set_for_it(
+    overrides: tuple[str, ...], concurrency: int | None
+) -> None:
+    assert config(*overrides).bench.concurrency == concurrency
+
+
+def test_a_cap_on_an_open_loop_is_a_warning() -> None:
+    def keys(*overrides: str) -> list[tuple[str, str]]:
+        return [(found.severity, found.key) for found in check.findings(config(*overrides)) if found.rule == "C3"]
+
+    assert keys("bench.request_rate=2", "bench.concurrency=8") == [("warning", "bench.concurrency")]
+    assert keys("bench.request_rate=2") == keys("bench.concurrency=8") == []

@@ -12,6 +12,7 @@ from core_help import change, config
 
 from containers import pyxis
 from jobs.allocation.node import container
+from jobs.allocation.node.container import Words
 from jobs.core.errors import ConfigError, RunError
 from jobs.sweep import check, road
 from jobs.sweep.start import start
@@ -65,7 +66,7 @@ def test_a_stray_option_of_pyxis_in_the_shell_is_caught(
 
 def test_the_words_in_a_path_are_this_users_and_this_nodes() -> None:
     made = change(config("cluster=slurm"), container__local_dir="/scratch/{user}/{uid}/{job}/{rank}/{host}")
-    path = str(container.local(made, "7", 1).data)
+    path = str(container.local(made, Words.here("7"), 1).data)
     assert str(os.getuid()) in path
     assert "/7/1/" in path
     assert "{" not in path
@@ -102,8 +103,10 @@ def test_the_words_in_a_name_are_filled_and_unknown_ones_are_refused() -> None:
     named = change(made, container__name="me-{user}-{uid}-{job}-{rank}-{host}")
     container.check(named)
     user, uid = getpass.getuser(), os.getuid()
-    assert container.wanted(named, 1, job="7", host="node1").name == f"me-{user}-{uid}-7-1-node1"
-    assert container.wanted(named, 1).name == f"me-{user}-{uid}-{{job_id}}-1-{{node}}", "a plan knows neither"
+    planned = Words.of_user()
+    started = Words(planned.uid, planned.user, "7", "node1")
+    assert container.wanted(named, 1, words=started).name == f"me-{user}-{uid}-7-1-node1"
+    assert container.wanted(named, 1, words=planned).name == f"me-{user}-{uid}-{{job_id}}-1-{{node}}"
     for wrong in ("me-{jobid}", "-me", "a b"):
         with pytest.raises(ConfigError) as caught:
             container.check(change(made, container__name=wrong))

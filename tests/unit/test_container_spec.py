@@ -12,9 +12,8 @@ from core_help import GOLDEN, ROOT, composer, config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from containers import enroot, imports, pyxis
-from containers.base import Order
-from containers.local import Local
+from containers import enroot, pyxis
+from containers.base import Local, Order
 from containers.spec import Image, Mount, Spec, host_path, parse_image, parse_mount, size_bytes
 from jobs.core.errors import ConfigError
 from jobs.core.registry import RUNTIMES
@@ -146,14 +145,14 @@ def test_the_start_of_enroot() -> None:
         " --env HCCL_BUFFSIZE --env VLLM_API_KEY --rc /tmp/sv/rc deepseek bash /tmp/sv/enter.sh vllm serve /models/R1"
         ' --additional-config \'{"a":{"b":true}}\''
     )
-    plain = replace(SPEC, mounts=(), devices=(), env={}, remap_root=False, writable=False, conf="/site.conf")
+    plain = replace(SPEC, mounts=(), devices=(), env={}, remap_root=False, writable=False, args={"conf": "/site.conf"})
     assert enroot.start_argv(plain, "x", Path("/rc"), ("true",)) == shlex.split(
         "enroot start --conf /site.conf --rc /rc x true"
     )
 
 
 def test_import_create_and_remove_of_enroot() -> None:
-    assert imports.import_argv(SPEC.image, Path("/s/.x.part"), "aarch64") == shlex.split(
+    assert enroot.import_argv(SPEC.image, Path("/s/.x.part"), "aarch64") == shlex.split(
         "enroot import --arch aarch64 --output /s/.x.part 'docker://r.example#ascend/vllm-ascend:v0.9.1-openeuler'"
     )
     assert enroot.remove_argv("n") == ["enroot", "remove", "--force", "n"]
@@ -241,7 +240,20 @@ def test_a_batch_job_has_no_terminal() -> None:
         (["container=enroot", "container.image=/m.sqsh", "container.name=a/b"], "container.name", "/"),
         (["container=docker", "container.image=a/b", "container.args={name: x}"], "container.args.name", "itself"),
         (["container=enroot", "container.image=/m.sqsh", "container.args={rc: /x}"], "container.args.rc", "itself"),
-        (["container.runtime=lxc"], "container.runtime", "none, enroot, pyxis, docker, podman"),
+        (["container=apptainer", "container.image=/m.sqsh"], "container.image", ".sif"),
+        (["container=apptainer", "container.image=dockerd://a"], "container.image", "dockerd"),
+        (["container=apptainer", "container.image=/m.sif", "container.name=x"], "container.name", "no names"),
+        (
+            ["container=apptainer", "container.image=/m.sif", "container.mounts=['/a:/b:nosuid']"],
+            "container.mounts",
+            "nosuid",
+        ),
+        (
+            ["container=apptainer", "container.image=/m.sif", "container.mount_home=true"],
+            "container.mount_home",
+            "homes",
+        ),
+        (["container.runtime=lxc"], "container.runtime", "none, enroot, pyxis, docker, podman, apptainer"),
         (["container=enrot"], "container", "no such option"),
     ],
 )

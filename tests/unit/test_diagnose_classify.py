@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -96,10 +97,11 @@ def test_the_true_cause_on_rank_1_wins_over_rank_0s_later_time_out() -> None:
     head = log(0, EI0006.format(clock="10:02:05.787.356"))
     other = log(1, vllm(1, "10:00:01", OOM))
     found = classify([head, other])
-    assert (found.rank, found.signature, found.retryable) == (1, "npu-memory-load", False)
+    assert (found.rank, found.signature, found.retryable) == (1, "npu-memory", False)
     assert found.first is not None
     assert found.first.place == "rank1/server.log:1"
-    assert found.summary() == f"rank 1: the weights do not fit the NPU (npu-memory-load): {OOM}"
+    cause = "the NPU's memory is used up, before any line says that the service is ready"
+    assert found.summary() == f"rank 1: {cause} (npu-memory, narrowed): {OOM}"
     assert [(item.rank, item.log) for item in found.evidence] == [(0, "rank0/server.log")]
 
 
@@ -227,7 +229,7 @@ def test_a_time_out_of_the_head_role_is_not_taken_from_a_headless_log() -> None:
 def test_out_of_memory_means_another_thing_after_the_service_was_ready() -> None:
     up = "INFO 11-24 10:00:00 [api_server.py:1] Started\nINFO:     Application startup complete."
     assert classify([log(0, up), log(1, vllm(1, "10:09:00", OOM))]).signature == "npu-memory-serve"
-    assert classify([log(0, up), log(1, vllm(1, "09:59:00", OOM))]).signature == "npu-memory-load"
+    assert classify([log(0, up), log(1, vllm(1, "09:59:00", OOM))]).signature == "npu-memory"
 
 
 def test_what_the_service_got_over_is_forgotten() -> None:
@@ -260,7 +262,7 @@ def test_a_killed_engine_is_known_from_our_own_words() -> None:
 def test_the_ranks_own_log_is_shown_and_not_what_rank_0_reports_of_it() -> None:
     report = f"10:00:01 service 45fa: failed: rank 1 (headless): engine exited with code 1: {OOM}"
     found = classify([log(0, report, "a/stdout-0.log"), log(1, vllm(1, "10:00:01", OOM))])
-    assert (found.rank, found.signature) == (1, "npu-memory-load")
+    assert (found.rank, found.signature) == (1, "npu-memory")
     assert found.first is not None
     assert found.first.log == "rank1/server.log"
 
@@ -336,7 +338,7 @@ def test_an_engine_that_was_told_to_stop_says_so_only_where_nothing_else_is_know
 def test_a_step_that_was_only_cancelled_is_explained_by_the_error_before() -> None:
     batch = "slurmstepd: error: *** STEP 9.0 ON npu-node1 CANCELLED AT 2026-11-24T10:00:09 ***"
     other = vllm(1, "10:00:03", OOM)
-    assert classify([log(0, batch), log(1, other)]).signature == "npu-memory-load"
+    assert classify([log(0, batch), log(1, other)]).signature == "npu-memory"
     assert classify([log(0, batch), log(1, "")]).signature == "slurm-cancelled"
 
 
@@ -385,7 +387,7 @@ def test_long_lines_are_cut_in_the_summary_only() -> None:
 
 
 def test_the_order_of_healthy_files_does_not_matter_either() -> None:
-    pressure = "INFO 11-24 10:00:{0} [l.py:1] Engine 00{0}: GPU KV cache usage: 99.0%, Prefix cache hit rate: 0.0%"
+    pressure = "INFO 11-24 10:00:{0} [l.py:1] Engine 00{0}: 9.0 tokens/s, Running: 3 reqs, GPU KV cache usage: 99.0%"
     logs = [log(rank, pressure.format(rank)) for rank in (0, 1)]
     found = classify(logs)
     assert found == classify(logs[::-1])
@@ -415,10 +417,11 @@ def test_the_order_of_the_files_does_not_matter(
 @settings(max_examples=40, deadline=None)
 @given(TEXTS, TEXTS)
 def test_follow_on_errors_change_nothing_where_there_is_anything_else(one: str, two: str) -> None:
-    follow_on = {signature.id for signature in signatures() if signature.kind == "follow_on"}
+    # A symptom after which programs went on is over once something ends them.
+    causes = {signature.id for signature in signatures() if signature.kind == "cause"}
     wrapper = ENGINE_INIT  # without a time: a date could move the other log's clock to another day
     before, after = (classify([log(0, text), log(1, two)]) for text in (one, f"{one}\n{wrapper}"))
-    if before.found and before.signature not in follow_on:
+    if before.found and before.signature in causes:
         assert (after.signature, after.first) == (before.signature, before.first)
 
 
@@ -457,3 +460,36 @@ def test_shared_memory_that_is_gone_at_the_end_is_no_failure() -> None:
 def test_a_rank_that_says_that_rank_0_is_gone_blames_rank_0() -> None:
     found = classify([log(0, "INFO 11-24 10:00:00 [a.py:1] serving"), log(1, "10:00:20 ended: rank 0 is gone")])
     assert (found.rank, found.signature) == (0, "rank-lost")
+
+
+def test_what_is_not_read_in_time_is_no_good_news() -> None:
+    fine = "INFO 11-24 10:00:00 [a.py:1] Application startup complete."
+    assert classify([log(0, fine)]).cause == "no failure found"
+    found = classify([replace(log(0, fine), cut=True)])
+    assert not found.found
+    assert "neither success nor failure" in found.text()
+    assert "rank0/server.log was not read" in found.text()
+    found = classify([replace(log(0, vllm(0, "10:00:01", OOM)), cut=True)])
+    assert found.signature == "npu-memory"
+    assert "was not read" in found.text()
+
+
+def test_a_log_that_tells_neither_failure_nor_success_is_no_good_news() -> None:
+    found = classify([log(0, "10:00:00 odd begins\nWARNING: the odd thing could not be had\n10:00:01 next step")])
+    assert not found.found
+    assert "neither failure nor success" in found.cause
+    assert [item.line for item in found.evidence] == ["WARNING: the odd thing could not be had", "10:00:01 next step"]
+
+
+def test_an_orderly_end_of_a_service_that_was_up_is_a_note() -> None:
+    up = "INFO:     Application startup complete.\nINFO 12-18 18:27:36 [x.py:79] Shutting down FastAPI HTTP server."
+    found = classify([log(0, up)])
+    assert (found.found, found.cause) == (False, "no failure found")
+    assert "shut down in good order" in found.notes[0]
+    assert not classify([replace(log(0, up), own=True)]).notes
+
+
+def test_how_far_a_log_came_is_no_answer_beside_other_words() -> None:
+    loading = log(0, "INFO 04-13 09:00:01 [loader.py:384] Loading weights took 168.20 seconds")
+    assert classify([loading]).signature == "stopped-profiling"
+    assert not classify([loading], alone=False).found

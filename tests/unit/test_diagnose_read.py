@@ -8,6 +8,7 @@ import os
 import tracemalloc
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from core_help import change, config
@@ -15,7 +16,7 @@ from core_help import change, config
 from jobs.core.errors import RunError
 from jobs.core.rundir import SweepDir
 from jobs.core.tasks import write_config
-from jobs.diagnose import diagnose, diagnose_each, explain, invalid_reason
+from jobs.diagnose import diagnose, diagnose_each, explain
 from jobs.diagnose.diagnosis import RankLog
 from jobs.diagnose.read import Source, cases, read
 from jobs.diagnose.sift import sift
@@ -29,7 +30,22 @@ def lines(data: bytes) -> list[tuple[int, str]]:
     return list(sift(io.BytesIO(data)))
 
 
+def reason_of(*args: Any, **more: Any) -> str:
+    return explain(*args, **more)[1]
+
+
 # ---- sift ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_line_without_a_time_comes_with_the_next_one_that_has_one() -> None:
+    later = b"INFO 10-05 08:00:01 [x.py:1] went on\n"
+    data = b"cat: /x: No such file or directory\nplain\n" + later + b"plain\n" * 9
+    assert [number for number, _ in lines(data)][:2] == [1, 3]
+
+
+def test_a_refused_field_comes_with_its_name() -> None:
+    data = b"words\ndcp_size\n  Input should be 1 [type=literal_error, input_value=2]\n" + b"plain\n" * 9
+    assert [text for _, text in lines(data)][:1] == ["dcp_size"]
 
 
 def test_a_line_in_the_middle_of_much_noise_is_found_with_its_number() -> None:
@@ -127,7 +143,7 @@ def test_named_files_are_read_whatever_they_are_called_and_each_once(tmp_path: P
     (tmp_path / "trace").write_text(f"{OOM}\n")
     (tmp_path / "rank1.log").symlink_to(tmp_path / "trace")
     found = diagnose([tmp_path / "rank1.log", tmp_path / "trace"])
-    assert (found.rank, found.signature) == (1, "npu-memory-load")
+    assert (found.rank, found.signature) == (1, "npu-memory")
     assert len(cases([tmp_path / "rank1.log", tmp_path / "trace"])[0].sources) == 1
 
 
@@ -135,7 +151,7 @@ def test_logs_of_two_nodes_are_one_failure(tmp_path: Path) -> None:
     (tmp_path / "node1.log").write_text("[PID: 7] 2026-11-24-10:02:05.787.356 Get_Socket_Timeout(EI0006): timeout\n")
     (tmp_path / "node2.log").write_text(f"ERROR 11-24 10:00:01 [w.py:1] {OOM}\n")
     found = diagnose([tmp_path / "node1.log", tmp_path / "node2.log"])
-    assert (found.rank, found.signature) == (1, "npu-memory-load")
+    assert (found.rank, found.signature) == (1, "npu-memory")
 
 
 def test_a_log_without_times_is_placed_by_its_modification(tmp_path: Path) -> None:
@@ -193,7 +209,7 @@ def test_each_service_of_a_run_has_its_own_diagnosis(tmp_path: Path) -> None:
     sweep = sweep_dir(tmp_path, {"aaaa": (FINE, broken), "bbbb": (FINE, FINE)}, STDOUT)
     found = dict(diagnose_each([sweep.path]))
     assert list(found) == ["service aaaa", "service bbbb"]
-    assert (found["service aaaa"].rank, found["service aaaa"].signature) == (1, "npu-memory-load")
+    assert (found["service aaaa"].rank, found["service aaaa"].signature) == (1, "npu-memory")
     assert found["service aaaa"].first is not None
     assert found["service aaaa"].first.place == "services/aaaa/1/rank1/server.log:1"
     assert not found["service bbbb"].found
@@ -233,16 +249,57 @@ def test_only_the_last_attempt_counts(tmp_path: Path) -> None:
 def test_the_reason_of_a_row_is_the_diagnosis_in_one_line(tmp_path: Path) -> None:
     sweep = sweep_dir(tmp_path, {"aaaa": (FINE, f"ERROR 11-24 10:00:08 [w.py:1] {OOM}\n")}, STDOUT)
     own = "rank 1 (headless): engine exited with code 1: RuntimeError: Engine core initialization failed."
-    reason = invalid_reason(sweep.service("aaaa", 1), own)
-    assert reason == f"rank 1: the weights do not fit the NPU (npu-memory-load): {OOM}"
+    reason = reason_of(sweep.service("aaaa", 1), own)
+    cause = "the NPU's memory is used up, before any line says that the service is ready"
+    assert reason == f"rank 1: {cause} (npu-memory, narrowed): {OOM}"
     assert "\n" not in reason
 
 
 def test_what_rank_0_can_say_itself_counts_too(tmp_path: Path) -> None:
     sweep = sweep_dir(tmp_path, {"aaaa": (FINE, FINE)}, STDOUT)
     killed = "rank 1 (headless): engine killed by SIGKILL: serving"
-    assert invalid_reason(sweep.service("aaaa", 1), killed).startswith("rank 1: the engine was killed from outside")
-    assert invalid_reason(sweep.service("aaaa", 1), "a reason of its own") == "a reason of its own"
+    assert reason_of(sweep.service("aaaa", 1), killed).startswith("rank 1: the engine was killed from outside")
+    assert reason_of(sweep.service("aaaa", 1), "a reason of its own") == "a reason of its own"
+
+
+STEP = """(EngineCore_0 pid=7) INFO 11-24 10:00:07 [a.py:1] serving
+srun: error: npu-node2: task 0: {how}
+"""
+OF_RANK_1 = "rank 1 (headless): engine killed by SIGKILL (exit code 137): serving"
+
+
+def test_the_task_of_a_step_inside_a_rank_is_that_rank_whatever_its_number(tmp_path: Path) -> None:
+    """pyxis: the engine is a step of one task, which is task 0 on every node."""
+    sweep = sweep_dir(tmp_path, {"aaaa": (FINE, STEP.format(how="Killed"))}, "")
+    reason = reason_of(sweep.service("aaaa", 1), OF_RANK_1)
+    assert reason.startswith("rank 1: the engine was killed from outside")
+    assert "exit code 137" in reason
+    (found,) = (found for _, found in diagnose_each([sweep.service("aaaa", 1).path]))
+    assert (found.rank, found.signature) == (1, "slurm-task-killed"), "the logs alone say this much"
+
+
+def test_memory_that_slurm_ended_a_step_for_is_that_of_its_rank(tmp_path: Path) -> None:
+    sweep = sweep_dir(tmp_path, {"aaaa": (FINE, STEP.format(how="Out Of Memory"))}, "")
+    assert reason_of(sweep.service("aaaa", 1), OF_RANK_1).startswith("rank 1: ")
+    assert "slurm-memory" in reason_of(sweep.service("aaaa", 1), OF_RANK_1)
+
+
+def test_a_task_of_the_allocation_itself_is_the_rank_of_its_number(tmp_path: Path) -> None:
+    killed = STDOUT + "srun: error: npu-node2: task 1: Killed\n"
+    (tmp_path / "slurm-7.out").write_text(killed)
+    assert diagnose([tmp_path / "slurm-7.out"]).rank == 1
+
+
+OWN = (
+    "rank 1 (headless): container.image = docker://r#a/b:v1: `enroot import` on n2 ended with code 1: enroot's own"
+    " programs lack their capabilities (enroot-aufs2ovlfs: failed to set capabilities: Operation not permitted). Ask"
+)
+
+
+@pytest.mark.parametrize("own", [OWN, f"rank 0 (head): engine exited with code 1: error: {OWN.partition(': ')[2]}"])
+def test_no_signature_overrules_an_error_that_says_itself_what_it_is(tmp_path: Path, own: str) -> None:
+    sweep = sweep_dir(tmp_path, {"aaaa": (FINE, FINE)}, "")
+    assert reason_of(sweep.service("aaaa", 1), own) == own
 
 
 def test_a_data_parallel_rank_is_named_by_the_node_that_runs_it(tmp_path: Path) -> None:
@@ -251,10 +308,10 @@ def test_a_data_parallel_rank_is_named_by_the_node_that_runs_it(tmp_path: Path) 
         tmp_path, {"aaaa": (FINE, FINE)}, STDOUT.replace("rank 1 (headless): engine exited with code 1", own)
     )
     service = sweep.service("aaaa", 1)
-    assert invalid_reason(service, own, sizes=(2, 2)).startswith("rank 1: /health was good")
-    assert invalid_reason(service, own, sizes=(3, 1)).startswith("rank 0: /health was good")
+    assert reason_of(service, own, sizes=(2, 2)).startswith("rank 1: /health was good")
+    assert reason_of(service, own, sizes=(3, 1)).startswith("rank 0: /health was good")
     # Without the config nobody knows how many engines a node has: the line itself names the engine.
-    assert invalid_reason(service, own).startswith("/health was good")
+    assert reason_of(service, own).startswith("/health was good")
     assert diagnose([sweep.path]).rank is None
     four = change(
         config(), parallel__data_parallel_size=4, parallel__data_parallel_size_local=2, parallel__tensor_parallel_size=4
@@ -270,7 +327,7 @@ def test_the_diagnosis_beside_the_reason_is_of_the_logs_alone(tmp_path: Path) ->
     sweep = sweep_dir(tmp_path, {"aaaa": (FINE, f"ERROR 11-24 10:00:08 [w.py:1] {OOM}\n")}, STDOUT)
     found, reason = explain(sweep.service("aaaa", 1), "rank 0 (head): the API server is gone")
     assert found == diagnose([sweep.service("aaaa", 1).path])
-    assert (found.rank, found.signature) == (1, "npu-memory-load")
+    assert (found.rank, found.signature) == (1, "npu-memory")
     assert reason == found.summary()
     fine = sweep_dir(tmp_path / "fine", {"aaaa": (FINE, FINE)}, STDOUT)
     found, reason = explain(fine.service("aaaa", 1), "rank 1 (headless): engine killed by SIGKILL: serving")
@@ -281,14 +338,14 @@ def test_the_diagnosis_beside_the_reason_is_of_the_logs_alone(tmp_path: Path) ->
 def test_slurms_word_about_the_job_may_be_added(tmp_path: Path) -> None:
     sweep = sweep_dir(tmp_path, {"aaaa": (FINE, FINE)}, STDOUT)
     state = RankLog.of(None, "sacct", "State=NODE_FAIL")
-    reason = invalid_reason(sweep.service("aaaa", 1), "rank 1 (headless): its connection to rank 0 ended", [state])
+    reason = reason_of(sweep.service("aaaa", 1), "rank 1 (headless): its connection to rank 0 ended", [state])
     assert reason.startswith("a node failed or slurmd lost contact (slurm-node-failure)")
 
 
 def test_an_unknown_error_keeps_our_own_words_and_adds_the_first_error(tmp_path: Path) -> None:
     sweep = sweep_dir(tmp_path, {"aaaa": (FINE, "ERROR 11-24 10:00:08 [w.py:1] ValueError: odd\n")}, STDOUT)
     own = "rank 1 (headless): engine exited with code 1: (its log is empty)"
-    assert invalid_reason(sweep.service("aaaa", 1), own) == (
+    assert reason_of(sweep.service("aaaa", 1), own) == (
         f"{own}; first error: rank 1: ValueError: odd (rank1/server.log:1)"
     )
 

@@ -8,7 +8,8 @@ import pytest
 
 from jobs.diagnose.classify import classify
 from jobs.diagnose.diagnosis import Diagnosis, RankLog
-from jobs.diagnose.signatures import Signature, load, signatures
+from jobs.diagnose.events import forms
+from jobs.diagnose.signatures import Family, Signature, families, fill, load, meanings, of_code, signatures
 
 CATALOGUE = {
     1: "hccl-socket-timeout",
@@ -24,7 +25,7 @@ CATALOGUE = {
     11: "hccl-transport",
     12: "torch-npu-wrapper",
     13: "hccl-init",
-    14: "npu-memory-load",
+    14: "npu-memory-load npu-memory",
     15: "npu-memory-serve",
     16: "kv-cache-none",
     17: "kv-cache-length",
@@ -33,7 +34,7 @@ CATALOGUE = {
     20: "mla-heads",
     21: "graph-batch-size",
     22: "torchair-cache",
-    23: "hccl-buffer-too-small hccl-buffer-overrun",
+    23: "hccl-buffer-too-small moe-kernel-overrun",
     24: "graph-streams",
     25: "engine-init remote-engine-failed",
     26: "handshake-timeout",
@@ -62,12 +63,13 @@ def diagnosis_of(signature: Signature, line: str) -> Diagnosis:
 @pytest.mark.parametrize("signature", signatures(), ids=lambda signature: signature.id)
 def test_every_signature_wins_on_its_own_example(signature: Signature) -> None:
     found = diagnosis_of(signature, signature.example)
+    cause = fill(signature.cause, signature.pattern.search(signature.example))
+    assert "{" not in cause
     if signature.kind == "note":
         assert not found.found
-        assert found.notes == (f"{signature.cause} (server.log:1)",)
+        assert found.notes == (f"{cause} (server.log:1)",)
     else:
-        assert found.signature == signature.id
-        assert found.cause == signature.cause
+        assert (found.signature, found.cause, found.certainty) == (signature.id, cause, signature.certainty)
         assert signature.id in found.summary()
 
 
@@ -132,11 +134,10 @@ def test_other_words_for_the_same_failure(line: str, expected: str) -> None:
         "slurmstepd: error: pyxis:     [INFO] Querying registry for permission grant",
         "22:51:48 service 45fa95853a: ready after 70.3 s",
         "22:51:48 point 12be9996e6: valid, 302.8 output tok/s",
-        "(Worker pid=3) ERROR 11-24 10:00:00 [m.py:1]     self.error = compute_error(error)",
-        "(Worker pid=3) ERROR 11-24 10:00:00 [m.py:1] Traceback (most recent call last):",
+        "(Worker pid=3) ERROR 11-24 10:00:00 [m.py:1] Traceback (most recent call last):\n(Worker pid=3) INFO on",
         "(Worker pid=3) ERROR 11-24 10:00:00 [m.py:1]                ^^^^^^^^^^^^^^^^^^^",
         "    raise ValueError('No available memory for the cache blocks')",
-        '  File "/opt/site-packages/vllm/error.py", line 12, in failed',
+        '  File "/opt/site-packages/vllm/error.py", line 12, in failed\nMessage: words',
         "[ERROR] HCCL(1,python):2025-07-23-03:49:57.177.290 [x.cc:1]    5. The TLS switch is inconsistent, or the TLS "
         "certificate expires. EI0006",
     ],
@@ -166,7 +167,10 @@ def broken(**changes: str) -> str:
     [
         (broken(regex="boom ("), "not a regular expression"),
         (broken(example="another error"), "does not match its example"),
-        (broken(regex="bang", example="bang"), "no marker"),
+        (broken(regex="(?:bang|boom) .", example="bang 1"), "without a word of three letters"),
+        (broken(regex="boom .*"), ".*".removeprefix(".") + " has no upper end"),
+        (broken(regex="boom .{3,}"), "{3,} has no upper end"),
+        (broken(regex="boom (?:er){1,9}ror"), "){ has no upper end or repeats a group"),
         (broken(kind="guess"), "Input should be 'cause'"),
         (broken(colour="red"), "Unexpected keyword argument"),
         (broken(remedy=""), "at least 1 character"),
@@ -177,6 +181,64 @@ def broken(**changes: str) -> str:
 def test_a_wrong_rule_book_is_refused_with_the_reason(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         load(text)
+
+
+FORMS = {
+    "cann": "{}: [PID: 7] 2027-01-01-10:00:00.100.200 words",
+    "aclnn": "RuntimeError: NPU function error: call aclnnAdd failed, error code is {}",
+    "acl": "synchronize stream failed, runtime result = {}",
+    "hccl": "HCCL function error: hcclAllReduce(a, b), error code is {}",
+    "hixl": "E0608 14:45:44.404292 342420 transport.cpp:836] Transfer slice failed with status: {}",
+    "torch-npu": "[ERROR] 2027-01-01-10:00:00 (PID:1, Device:0, RankID:-1) ERR{} words",
+    "dcmi": "npu-smi failed. ret is -{}",
+    "slurm-says": "srun: error: {}",
+    "slurm-reason": "JobState=FAILED Reason={} Dependency=(null)",
+    "slurm-state": "12.batch  batch  me  2  {}  1:0",
+    "errno": "OSError: [Errno {}] words",
+    "errno-text": "ls: error: /x: {}",
+    "signal": "killed by signal {}",
+    "exit": "process exited with code {}",
+    "ais-bench": "[ERROR] [{}] words",
+    "curl": "curl: ({}) words",
+    "docker-says": "Error response from daemon: {}: words",
+    "http": "HTTP/1.1 {} words",
+}
+"""How a code of each list stands in a line."""
+
+LITERAL = ("cann", "slurm-says", "ais-bench", "docker-says")
+"""Lists whose codes mean the same wherever they stand."""
+
+
+@pytest.mark.parametrize("family", families(), ids=lambda family: family.id)
+def test_every_code_of_a_list_is_translated_where_it_stands_and_not_elsewhere(family: Family) -> None:
+    for code in family.codes:
+        line = FORMS[family.id].format(code)
+        known = family.of(code)
+        assert known is not None
+        assert f"{code}: {known.says}" in meanings(line), line
+        assert known.kind == "follow_on" or of_code(family.id, code) is not None
+        assert family.id in LITERAL or not list(family.found(f"INFO 01-01 10:00:00 [a.py:1] {code} tokens"))
+    assert family.source
+    assert of_code(family.id, "no such code") is None
+
+
+@pytest.mark.parametrize(
+    "seed", ["a", " ", "/", "1", ": ", "[", "(", "error ", "E", "- ", "x/", "1.", "\t", "pid=1) ", '="', ":1"]
+)
+def test_a_hostile_line_is_read_to_its_end(seed: str) -> None:
+    words = [word for signature in signatures() for word in signature.words]
+    for text in (seed * 1000, "".join(word + seed for word in words)[:4000], seed.join(words)[:4000]):
+        assert classify([RankLog.of(0, "x.log", text), RankLog.of(1, "y.log", f"ERROR 01-01 10:00:00 {text}")])
+
+
+def test_every_pattern_of_the_grammar_has_an_upper_end() -> None:
+    given = forms()
+    single = [
+        given[key] for key in given if key not in ("parts", "levels", "markers", "envelopes", "headers", "redact")
+    ]
+    for pattern in (*given["envelopes"], *given["headers"], *single):
+        bare = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", "x", pattern)
+        assert not re.search(r"[*+]|\{\d*,\}", bare), pattern
 
 
 def test_a_sound_rule_book_is_taken_in_the_order_of_trust() -> None:

@@ -9,11 +9,11 @@ from core_help import change, config
 
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
+from jobs.core.layout import planned
 from jobs.core.registry import ENGINES
 from jobs.core.schema import build
-from jobs.engines.ascend.lookup import required
 from jobs.engines.base import EngineLog, Finding, Traits, engine_of, is_simulated
-from jobs.engines.placement import planned
+from jobs.engines.checkpoint.architecture import required
 from jobs.engines.prediction import Prediction
 
 every = pytest.mark.parametrize("name", ENGINES.names())

@@ -9,9 +9,9 @@ import pytest
 from core_help import change, config
 
 from jobs.core.errors import ConfigError
+from jobs.core.layout import Placement
 from jobs.engines.base import engine_of
-from jobs.engines.placement import Placement
-from jobs.engines.simulator.spec import read_spec
+from jobs.engines.simulator.settings import read_spec
 from jobs.engines.vllm import environment
 
 PLACE = Placement(1, 2, "10.0.0.2", "eth0", "10.0.0.1", "8000", "8001")
@@ -72,7 +72,7 @@ def test_the_rehearsal_engine_is_told_what_flags_cannot_say() -> None:
     spec = read_spec(made["REHEARSAL_SPEC"])
     assert (spec.rank, spec.release, spec.npus_per_node) == (1, "0.9.1", 8)
     assert spec.shape == config().model.shape
-    assert json.loads(made["REHEARSAL_SPEC"])["hardware"]["peak_tflops"] == 376.0
+    assert json.loads(made["REHEARSAL_SPEC"])["hardware"]["peak_tflops"] == 752.0
 
 
 def test_launcher_and_proxy_variables_do_not_reach_the_engine() -> None:

@@ -55,6 +55,9 @@ def test_a_run_that_is_what_was_asked_is_valid() -> None:
         (known(input_tokens_mean=258.7), WINDOW, "prompts had 258.7 tokens on average instead of 256"),
         (RESULT, replace(WINDOW, finished=102), "1 requests that were not ours ran on the service"),
         (RESULT, replace(WINDOW, engine_tokens={"0": 1800, "1": 1800}), "the engines made 3600 tokens in the window"),
+        (RESULT, replace(WINDOW, engine_tokens={"0": 3200, "1": 0}), "data-parallel rank 1 served no token"),
+        (RESULT, replace(WINDOW, engine_tokens={"1": 1600}), None),  # 0.9.1 shows one engine's counter only
+        (replace(RESULT, output_lengths=[31] * 100), WINDOW, "answers had 31 tokens on average instead of 32"),
         (RESULT, replace(WINDOW, engine_tokens={"0": 3000, "1": 200}), "data-parallel rank 1 served 12% of an even"),
         (RESULT, grown(prefix_hits=800), "prefix cache hits 3% of the prompt tokens, at most 3% were intended"),
     ],
@@ -70,6 +73,16 @@ def test_a_client_without_a_free_moment_was_measured_itself() -> None:
     busy = judge.figures(point(), RESULT, WINDOW, cpu_share=0.8)
     assert judge.reason(point(), RESULT, WINDOW, 0, busy) is None
     assert "the client used 80% of one processor" in judge.notes(point(), RESULT, WINDOW, busy)
+
+
+def test_an_engine_that_a_low_rate_did_not_need_is_a_note() -> None:
+    one = point("bench.concurrency=null", "bench.request_rate=0.5")
+    idle, slow = replace(WINDOW, engine_tokens={"0": 3200, "1": 0}), known(e2el_ms_mean=6000.0)
+    row = judge.figures(one, slow, idle)
+    assert judge.reason(one, slow, idle, 0, row) is None
+    assert "3 requests in flight did not need it" in str(judge.notes(one, slow, idle, row))
+    busy = judge.figures(one, known(e2el_ms_mean=9000.0), idle)
+    assert judge.reason(one, slow, idle, 0, busy) == "data-parallel rank 1 served no token in the window"
 
 
 def test_our_own_watch_is_not_foreign() -> None:
@@ -97,7 +110,7 @@ def test_a_percentile_of_few_requests_is_not_shown() -> None:
 def test_a_tpot_of_nothing_is_none() -> None:
     row = figures({"completed": 100, "tpot_ms_mean": 0.0, "tpot_ms_p50": 0.0, "tpot_ms_p90": 2.0})
     assert (row["tpot_ms_mean"], row["tpot_ms_p50"], row["tpot_ms_p90"]) == (None, None, 2.0)
-    assert row["tok_s_per_user"] is None
+    assert row["tok_per_s_per_user"] is None
 
 
 def test_preemptions_and_few_requests_are_notes() -> None:
@@ -119,8 +132,8 @@ def test_traffic_is_where_tokens_are_made() -> None:
     assert traffic(()) is None
 
 
-@pytest.mark.parametrize(("lasts", "grows"), [(22, False), (40, True)])
-def test_a_queue_that_grows_is_seen_in_the_tokens(lasts: int, grows: bool) -> None:
+@pytest.mark.parametrize(("lasts", "grows"), [(20, False), (22, None), (40, True)])
+def test_a_queue_that_grows_is_seen_in_the_tokens(lasts: int, grows: bool | None) -> None:
     """200 requests of 32 tokens come in 20 s; they are answered at an even pace in `lasts` s."""
     made = [0.0] + [6400 * min(1.0, i / lasts) for i in range(lasts + 3)]
     result = replace(RESULT, requested=200, completed=200, output_tokens=6400)
@@ -128,4 +141,4 @@ def test_a_queue_that_grows_is_seen_in_the_tokens(lasts: int, grows: bool) -> No
     one = point("bench.concurrency=null", "bench.request_rate=10", "bench.num_requests=200")
     row = judge.figures(one, result, window)
     assert row["saturated"] is grows
-    assert any(note.startswith("the queue grows") for note in judge.notes(one, result, window, row)) is grows
+    assert any(note.startswith("the queue grows") for note in judge.notes(one, result, window, row)) is bool(grows)

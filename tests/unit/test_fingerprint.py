@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from core_help import executable
 
-from jobs.allocation.node.fingerprint import driver_version, installed, model_digest
+from jobs.allocation.node.fingerprint import installed, model_digest, version_in
 from jobs.results.fingerprint import Fingerprint, of_mapping
 
 
@@ -31,9 +31,9 @@ def test_the_versions_of_an_environment(tmp_path: Path) -> None:
 
 def test_the_driver(tmp_path: Path) -> None:
     file = tmp_path / "version.info"
-    assert driver_version(file) is None
+    assert version_in(file) is None
     file.write_text("Version=25.0.rc1.1\nascendhal_version=7.35.23\npackage_version=25.0.rc1.1\n")
-    assert driver_version(file) == "25.0.rc1.1"
+    assert version_in(file) == "25.0.rc1.1"
 
 
 def test_a_checkpoint_is_known_by_its_describing_files(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from jobs.core.config import Config
 from jobs.core.log import read_all
 from jobs.core.rundir import Root, SweepDir
 from jobs.engines.base import EngineLog
-from jobs.engines.vllm import logs
+from jobs.engines.vllm.serve import VllmServe
 from jobs.forecast import duration, history
 from jobs.forecast.history import KEPT, Forecast, forecaster, recall, remember
 from jobs.sweep import compose, road, show
@@ -36,7 +36,7 @@ def learn(root: Root, figures: EngineLog, made: Config = R1, **times: float) -> 
 
 
 def test_memory_lines_of_0_9_1() -> None:
-    found = logs.read(read_all(LOGS / "healthy_0.9.1-rank0.log"))
+    found = VllmServe().read_log(read_all(LOGS / "healthy_0.9.1-rank0.log"))
     assert found.kv_tokens == 133_376
     assert found.weights_gib == pytest.approx(41.85, abs=0.01)
     assert found.available_gib == pytest.approx(9377168172 / 2**30)
@@ -48,10 +48,12 @@ def test_memory_lines_of_later_releases_and_of_the_cpu_engine() -> None:
         "Loading model weights took 44.9320 GB\nLoading model weights took 44.9000 GB\n"
         "Available KV cache memory: 8.73 GiB\nAvailable KV cache memory: 8.51 GiB\nGPU KV cache size: 130,048 tokens\n"
     )
-    assert logs.read(text) == EngineLog(130_048, 130_048, 44.932, 8.51)
-    assert logs.read(read_all(LOGS / "healthy-rank0.log")).kv_tokens == 1_048_576
-    assert logs.read("Model loading took 8.3215 GiB and 25.3 seconds") == EngineLog(weights_gib=8.3215)
-    assert logs.read("") == EngineLog()
+    assert VllmServe().read_log(text) == EngineLog(130_048, 130_048, 44.932, 8.51)
+    assert VllmServe().read_log(read_all(LOGS / "healthy-rank0.log")).kv_tokens == 1_048_576
+    assert VllmServe().read_log("Model loading took 8.3215 GiB and 25.3 seconds") == EngineLog(weights_gib=8.3215)
+    workers = "".join(f"INFO Loading weights took {took} seconds\n" for took in ("98.11", "130.5", "99"))
+    assert VllmServe().read_log(workers) == EngineLog(weights_s=130.5)
+    assert VllmServe().read_log("") == EngineLog()
 
 
 # --- memory
@@ -138,14 +140,14 @@ def test_the_longest_of_the_last_runs_is_what_a_plan_counts_with(tmp_path: Path)
     assert past is not None
     assert past.load_s == (100.0, 101.0, 102.0, 103.0, 104.0), "the first, cold one is forgotten"
     spent = duration.phases([R1, R1], past)
-    assert (spent.load, spent.teardown, spent.window) == (104.0, 7.5, 240.0)
+    assert (spent.load, spent.teardown, spent.window) == (104.0, 7.5, 2 * 3 * 120.0)
     assert spent.source == "past runs of this model and layout"
     made = road.plan(compose.expand(["cluster=slurm", "parallel=dp2_tp8", f"results.root={tmp_path}"]), composer)
     assert made.services[0].seconds == pytest.approx(duration.measure_seconds(R1) + 104 + 7.5)
     assert "load from past runs of this model and layout" in show.plan_text(made)
     # The allocation itself counts with it too, where this very service never ran.
     needed = walltime.service_seconds(SweepDir(tmp_path / "b"), "0123456789", R1, None)
-    assert needed == pytest.approx(104 + walltime.point_seconds(R1))
+    assert needed == pytest.approx(104 + duration.point_seconds(R1))
 
 
 # --- the file

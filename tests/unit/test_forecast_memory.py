@@ -22,8 +22,7 @@ from jobs.engines.base import engine_of
 from jobs.engines.checkpoint import architecture
 from jobs.engines.prediction import Allowance
 from jobs.engines.simulator.engine import EngineFailed, kv_blocks
-from jobs.engines.simulator.flags import parse
-from jobs.engines.simulator.spec import RehearsalSpec, hardware
+from jobs.engines.simulator.settings import RehearsalSpec, hardware, parse
 from jobs.forecast import memory as fit
 from jobs.forecast.memory import DOES_NOT_FIT, Fit, judge
 from jobs.sweep import compose, plan, road
@@ -110,9 +109,8 @@ def test_nothing_known_is_no_refusal(tmp_path: Path) -> None:
     for overrides, word in (
         (["model.name=other", "model.path=/there/is/none"], "its config.json is not visible here"),
         (["model.name=other", f"model.path={tmp_path}"], "a whole number of at least 1 is needed"),
-        (["engine.args.pipeline-parallel-size=2", "cluster.npus_per_node=16"], "not predicted for pipeline stages"),
+        (["engine.env.VLLM_PP_LAYER_PARTITION=60"], "add up to 61 are needed"),
         ([*CPU, "engine.env.VLLM_CPU_KVCACHE_SPACE=null"], "has no size"),
-        (["engine.args.speculative-config='{'"], "it is not JSON"),
     ):
         made = planned("parallel.max_model_len=131072", *overrides)
         [service] = made.services
@@ -156,7 +154,7 @@ def test_the_plan_refuses_what_the_rehearsal_engine_refuses_and_nothing_else(
         f" --max-num-batched-tokens 8192 {'--enable-expert-parallel' if parallel['enable_expert_parallel'] else ''}"
     )
     try:
-        blocks = kv_blocks(settled(*shlex.split(flags)), spec)
+        blocks = kv_blocks(replace(settled(*shlex.split(flags)), spec=spec))
     except EngineFailed:
         assert verdict.refusal is not None
     else:
@@ -243,8 +241,11 @@ def test_the_memory_verb_looks_at_what_does_not_fit(capsys: pytest.CaptureFixtur
     assert main(["memory", "--json", "parallel.max_model_len=8192", root]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["full_length_sequences"] == found["kv_tokens_per_rank"] // 8192 > 0
-    assert main(["memory", "engine.args.pipeline-parallel-size=2", "cluster.npus_per_node=16", root]) == 0
-    assert "no prediction: engine.args.pipeline-parallel-size=2: memory is not predicted" in capsys.readouterr().out
+    assert main(["memory", "parallel=pp2_tp8", "engine.release=0.23.0", root]) == 0
+    text = capsys.readouterr().out
+    assert "pipeline stage 1: layers 0 to 30, weights" in text and "pipeline stage 2: layers 31 to 60, weights" in text
+    assert main(["memory", "engine.env.VLLM_PP_LAYER_PARTITION=60", root]) == 0
+    assert "no prediction: engine.env.VLLM_PP_LAYER_PARTITION=60" in capsys.readouterr().out
 
 
 def test_the_fixed_cache_of_the_cpu_engine_is_certain() -> None:

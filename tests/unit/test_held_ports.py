@@ -9,6 +9,7 @@ import socket
 import pytest
 
 from jobs.allocation.control import ControlServer
+from jobs.allocation.handshake import Secret
 from jobs.cluster.ports import Ports, hold_ports
 from jobs.core.errors import ConfigError, RunError
 
@@ -56,4 +57,4 @@ async def test_a_taken_port_is_named_with_its_owner() -> None:
     with socket.create_server(("0.0.0.0", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(RunError, match=rf"it is taken by process {os.getpid()} \S+ of \S+"):
-            await ControlServer(1, "key", 1.0).open(port)
+            await ControlServer(1, Secret("key"), 1.0).open(port)

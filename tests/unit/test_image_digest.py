@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from core_help import change, config
 
-from containers import digest
-from containers.digest import Digests
+from containers import store
+from containers.store import Digests
 from jobs.allocation.node import container, fingerprint
 from jobs.allocation.preflight import look
 from jobs.allocation.preflight.facts import UNKNOWN
@@ -107,7 +107,7 @@ def test_long_files_are_announced(
     kept = Digests(tmp_path / "kept")
     kept.read(image)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(digest, "WORTH_SAYING_BYTES", 4)
+    monkeypatch.setattr(store, "WORTH_SAYING_BYTES", 4)
     image.write_bytes(b"longer")
     kept.read(image)
     assert f"reading {image} for its digest, once" in capsys.readouterr().err

@@ -9,10 +9,10 @@ from core_help import config
 
 from jobs.allocation.node.engine import Engine
 from jobs.core.files import read_lines
+from jobs.core.layout import Placement
 from jobs.core.log import last_words, read_all, read_tail
 from jobs.core.rundir import RankDir
-from jobs.engines.placement import Placement
-from jobs.engines.vllm import logs
+from jobs.engines.vllm.serve import VllmServe
 
 LOGS = Path(__file__).parent.parent / "fixtures/logs"
 PLACE = Placement(1, 2, "127.0.0.1", "lo", "127.0.0.1", "8000", "1")
@@ -31,7 +31,7 @@ PLACE = Placement(1, 2, "127.0.0.1", "lo", "127.0.0.1", "8000", "1")
     ],
 )
 def test_kv_cache_tokens(text: str, tokens: int | None) -> None:
-    assert logs.read(text).first_kv_tokens == tokens
+    assert VllmServe().read_log(text).first_kv_tokens == tokens
 
 
 @pytest.mark.parametrize(
@@ -83,14 +83,14 @@ def test_only_the_tail_of_a_long_log_is_read_and_broken_text_does_no_harm(tmp_pa
     ],
 )
 def test_load_progress_is_the_last_that_was_said(text: str, shards: str | None) -> None:
-    assert logs.read(text).load_progress == shards
+    assert VllmServe().read_log(text).load_progress == shards
 
 
 @pytest.mark.parametrize("name", ["healthy-rank0.log", "healthy-rank1.log"])
 def test_when_the_ranks_have_met_is_read_from_real_logs(name: str) -> None:
     lines = (LOGS / name).read_text().splitlines()
     [asked] = [number for number, line in enumerate(lines) if "distributed_init_method" in line]
-    [met] = [number for number, line in enumerate(lines) if logs.read(line).ranks_met]
+    [met] = [number for number, line in enumerate(lines) if VllmServe().read_log(line).ranks_met]
     assert met == asked + 1
 
 
@@ -101,7 +101,10 @@ def test_the_phases_of_a_load_are_recorded_once(tmp_path: Path) -> None:
     for words in (met, met, shards, shards):
         with engine.folder.log.open("a") as log:
             log.write(words)
-        engine.note_progress()
+        assert not engine.note_progress()
+    with engine.folder.log.open("a") as log:
+        log.write("INFO 11-24 23:27:52 [model_runner_v1.py:1912] Loading model weights took 41.8468 GB\n")
+    assert engine.note_progress()  # the weights are read
     engine.note_phase("measuring", point="p")
     engine.folder.log.write_text(shards.replace("20/163", "163/163"))
     engine.note_progress()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from jobs.measure import metrics
 from jobs.measure.metrics import GENERATED, PREFIX_HITS, engine_counters, finished, growth
 from jobs.measure.records import Growth
-from jobs.measure.series import Page, finished_between, generated_between, grown, samples
+from jobs.measure.series import Page, between, grown, samples
 
 PAGE = """
 # HELP vllm:generation_tokens_total Number of generation tokens processed.
@@ -84,18 +85,26 @@ def test_the_first_name_that_the_page_has_is_taken() -> None:
 
 def test_what_was_counted_between_two_pages() -> None:
     assert grown(BEFORE, AFTER) == Growth(
-        {"0": 50, "1": 20}, preemptions=3, prefix_queries=100, prefix_hits=25, until_s=AFTER.came_s
+        {"0": 50, "1": 20},
+        preemptions=3,
+        prefix_queries=100,
+        prefix_hits=25,
+        until_s=AFTER.came_s,
+        since_s=BEFORE.came_s,
     )
     assert grown(None, AFTER) == grown(BEFORE, None) == Growth({})
-    assert grown(page(0, ""), page(1, "")) == Growth({}, until_s=1.5), "a page that says nothing is no zero"
+    assert grown(page(0, ""), page(1, "")) == Growth({}, until_s=1.5, since_s=0.5), (
+        "a page that says nothing is no zero"
+    )
 
 
 def test_aborted_requests_are_not_finished() -> None:
     assert finished(AFTER.text) == {"0": 9.0}
-    assert finished_between(BEFORE, AFTER) == 6
-    assert finished_between(BEFORE, page(2.0, "")) is None
-    assert generated_between(BEFORE, AFTER) == 70
-    assert generated_between(BEFORE, page(2.0, "")) is generated_between(None, AFTER) is None
+    assert between(BEFORE, AFTER, metrics.finished) == 6
+    assert between(BEFORE, page(2.0, ""), metrics.finished) is None
+    assert between(BEFORE, AFTER, metrics.generated) == 70
+    assert metrics.aborted(AFTER.text).keys() == {"0"} and metrics.prompted(PAGE) == {"0": 77.0}
+    assert between(BEFORE, page(2.0, ""), metrics.generated) is between(None, AFTER, metrics.generated) is None
 
 
 def test_samples_hold_what_the_page_says_of_each_engine() -> None:

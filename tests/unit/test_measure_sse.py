@@ -37,10 +37,12 @@ def test_chunks_that_come_in_one_read_share_a_moment() -> None:
     assert parser.fault(3) is None
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
 @given(st.lists(st.integers(0, 10_000), max_size=12))
-def test_any_split_over_reads_gives_the_same(cuts: list[int]) -> None:
+def test_any_split_over_reads_gives_the_same(end: bytes, cuts: list[int]) -> None:
     texts = ["", "é漢", 'x"y', '"choices":[{', "\n\n", "data: [DONE]"]
     stream = b"".join(event(token(text)) for text in texts) + b": ping\n\n" + event(usage(5, 6)) + DONE
+    stream = b"\xef\xbb\xbf" + stream.replace(b"\n", end)
     edges = sorted({0, len(stream), *(cut % len(stream) for cut in cuts)})
     parser = read(*(stream[a:b] for a, b in pairwise(edges)))
     assert len(parser.chunk_times) == 6
@@ -117,3 +119,64 @@ def test_without_ignore_eos_any_length_is_right() -> None:
 def test_the_first_fault_is_kept() -> None:
     parser = read(event({"error": "first"}), event({"error": "second"}))
     assert parser.error == "first"
+
+
+TOKEN = event(token()).strip()
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        b': a comment with "choices":[{\n' + TOKEN + b"\n\n",
+        TOKEN + b"\n: and one behind it\n\n",
+        b"event: message\nid: 7\nretry: 100\n" + TOKEN + b"\n\n",
+        b"id\n" + TOKEN + b"\n\n",
+        TOKEN.replace(b"data: ", b"data:") + b"\n\n",
+        TOKEN.replace(b',"usage"', b'\ndata: ,"usage"') + b"\n\n",
+        b"\n\n\n" + TOKEN + b"\n\n\n",
+        b": ping\n\ndata\n\ndata:\n\nevent: ping\ndata: still here\n\n" + TOKEN + b"\n\n",
+    ],
+)
+def test_an_event_may_be_written_as_the_standard_allows(written: bytes) -> None:
+    parser = read(event(token()), written, event(usage(1, 2)), DONE)
+    assert parser.chunk_times.tolist() == [1.0, 2.0]
+    assert parser.fault(2) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b'{"error": {"message": "overloaded"}}', "overloaded"),
+        (b'{"message": "gone"}', "gone"),
+        (b"no words of JSON", "no words of JSON"),
+    ],
+)
+def test_an_event_that_is_named_error_is_one(data: bytes, words: str) -> None:
+    assert read(event(token()), b"event: error\ndata: " + data + b"\n\n", event(usage(1, 1)), DONE).fault(1) == words
+
+
+def test_nothing_counts_after_the_end() -> None:
+    parser = read(event(token()), event(usage(1, 1)), DONE, event(token()) + event(usage(9, 9)), event({"error": "x"}))
+    assert parser.chunk_times.tolist() == [1.0]
+    assert parser.fault(1) is None
+    assert read(DONE, event(token()), event(usage(1, 1))).fault(1) == "the stream held no token"
+
+
+@pytest.mark.parametrize("empty", [token(""), token("", finish="length"), token() | {"choices": [{"text": None}]}])
+def test_a_chunk_without_a_word_is_neither_the_first_nor_the_last_token(empty: dict[str, Any]) -> None:
+    pieces = [event(m) for m in (empty, empty, token(), token(""), token(), empty)]
+    parser = read(*pieces, event(usage(1, 4)), DONE)
+    assert parser.chunk_times.tolist() == [3.0, 4.0, 5.0]
+    assert parser.fault(4) is None
+
+
+def test_as_many_chunks_as_tokens_are_tokens_with_words_or_without() -> None:
+    """Half a character, or an end of text that is hidden, is a token of which there is nothing to see."""
+    pieces = [event(m) for m in (token(""), token(), token("", finish="stop"))]
+    assert read(*pieces, event(usage(1, 3)), DONE).chunk_times.tolist() == [1.0, 2.0, 3.0]
+    hidden = [event(token("")), event(token(""))]
+    assert read(*hidden, event(usage(1, 4)), DONE).chunk_times.tolist() == [1.0, 2.0]
+
+
+def test_an_event_that_the_stream_cuts_off_is_none() -> None:
+    assert len(read(event(token()), event(token()).rstrip(b"\n")).chunk_times) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import statistics as plain
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -20,8 +21,8 @@ from jobs.measure.objective import SPREAD, combine
 from jobs.measure.records import Growth, RequestRecord, Sample, Window
 from jobs.measure.statistics import (
     arrived_tokens,
-    broken,
     latencies,
+    misses,
     of_series,
     records_table,
     requests_table,
@@ -29,20 +30,24 @@ from jobs.measure.statistics import (
     summarize,
 )
 
-SLO = Slo(ttft_ms_p99=1500.0, itl_ms_p99=1400.0)
-BENCH = Bench(concurrency=1, input_tokens=50, slo=SLO)
+SLO = Slo(ttft_ms=1500.0, itl_ms=1400.0)
+BENCH = Bench(concurrency=1, input_tokens=50, num_requests=12, slo=SLO)
 GROWTH = Growth({}, preemptions=3, prefix_queries=80, prefix_hits=20)
 KEYS = [
     "completed",
     "failed",
     "truncated_requests",
-    "request_s",
+    "offered_per_s",
+    "request_per_s",
+    "wait_ms_p50",
+    "wait_ms_p99",
     *(f"{name}_ms_{part}" for name in ("ttft", "tpot", "itl", "e2el") for part in ("mean", "std", "p50", "p90", "p99")),
-    "output_tok_s",
-    "total_tok_s",
-    "tok_s_per_user",
+    "output_tok_per_s",
+    "total_tok_per_s",
+    "tok_per_s_per_user",
     "client_cpu_share",
-    "goodput_s",
+    "client_lag_ms_p99",
+    "goodput_per_s",
     "input_tokens_mean",
     "output_tokens_mean",
     "prefix_hit_share",
@@ -92,7 +97,11 @@ def naive(records: list[RequestRecord], opened: float, closed: float) -> dict[st
         "completed": len(good),
         "failed": len([r for r in records if r.in_window and r.status == "failed"]),
         "truncated_requests": len([r for r in records if r.in_window and r.status == "truncated"]),
-        "request_s": len([r for r in records if r.status == "ok" and opened <= r.end_s < closed]) / (closed - opened),
+        "offered_per_s": None,
+        "request_per_s": len([r for r in records if r.status == "ok" and opened <= r.end_s < closed])
+        / (closed - opened),
+        "wait_ms_p50": None,
+        "wait_ms_p99": None,
     }
     for name, values in lists.items():
         row[f"{name}_ms_mean"] = plain.fmean(values) if values else None
@@ -113,20 +122,21 @@ def naive(records: list[RequestRecord], opened: float, closed: float) -> dict[st
                 output += r.output_tokens / len(r.chunk_times) if r.output_tokens else usual
         if r.first_token_s is not None and opened <= r.first_token_s < closed:
             prompt += r.prompt_tokens if r.prompt_tokens is not None else (plain.fmean(prompts) if prompts else 50)
-    row["output_tok_s"] = output / (closed - opened)
-    row["total_tok_s"] = (output + prompt) / (closed - opened)
-    tpot = row["tpot_ms_mean"]
-    row["tok_s_per_user"] = 1000 / tpot if tpot else None
+    row["output_tok_per_s"] = output / (closed - opened)
+    row["total_tok_per_s"] = (output + prompt) / (closed - opened)
+    speeds = [1000 / tpot for tpot in lists["tpot"] if tpot]
+    row["tok_per_s_per_user"] = plain.fmean(speeds) if speeds else None
     row["client_cpu_share"] = 1.0 / (closed - opened)
+    row["client_lag_ms_p99"] = None
     kept = 0
     for r in records:
         if r.status == "ok" and opened <= r.end_s < closed:
             times = r.chunk_times.tolist()
             one = [(b - a) * 1000 for a, b in pairwise(times)]
-            slow = one and naive_percentile(one, 99) > SLO.itl_ms_p99
+            slow = one and naive_percentile(one, 99) > SLO.itl_ms
             hidden = times[0] == times[-1] and (r.output_tokens or len(times)) > 1
-            kept += (times[0] - r.start_s) * 1000 <= SLO.ttft_ms_p99 and not slow and not hidden
-    row["goodput_s"] = kept / (closed - opened)
+            kept += (times[0] - r.start_s) * 1000 <= SLO.ttft_ms and not slow and not hidden
+    row["goodput_per_s"] = kept / (closed - opened)
     row["input_tokens_mean"] = plain.fmean([r.prompt_tokens for r in good]) if good else None
     row["output_tokens_mean"] = plain.fmean([r.output_tokens for r in good]) if good else None
     row["prefix_hit_share"] = 0.25
@@ -184,8 +194,8 @@ def test_percentiles_are_numpys_where_there_are_enough_values(ttfts: list[float]
 def test_an_empty_window_has_no_figure() -> None:
     row = summarize(window(), BENCH)
     assert (row["completed"], row["failed"], row["truncated_requests"]) == (0, 0, 0)
-    assert (row["request_s"], row["output_tok_s"], row["total_tok_s"]) == (0.0, 0.0, 0.0)
-    assert {row[key] for key in KEYS if "_ms_" in key or key == "tok_s_per_user"} == {None}
+    assert (row["request_per_s"], row["output_tok_per_s"], row["total_tok_per_s"]) == (0.0, 0.0, 0.0)
+    assert {row[key] for key in KEYS if "_ms_" in key or key == "tok_per_s_per_user"} == {None}
 
 
 def test_a_window_that_never_opened_has_no_rate() -> None:
@@ -198,7 +208,7 @@ def test_one_token_has_no_tpot_and_two_have() -> None:
     assert latencies(record(10.0, 10.5)).tpot is None
     row = summarize(window(record(10.0, 10.5), record(11.0, 11.5, 11.75)), BENCH)
     assert row["tpot_ms_mean"] == pytest.approx(250.0)
-    assert row["tok_s_per_user"] == pytest.approx(4.0)
+    assert row["tok_per_s_per_user"] == pytest.approx(4.0)
     assert row["itl_ms_mean"] == pytest.approx(250.0)
     assert row["ttft_ms_mean"] == pytest.approx(500.0)
 
@@ -208,20 +218,20 @@ def test_an_answer_in_one_piece_has_no_speed_of_its_tokens() -> None:
     one_chunk, one_read = record(10.0, 11.0, output_tokens=64), record(11.0, *[12.0] * 64)
     for pieces in ([one_chunk], [one_read], [one_chunk, one_read]):
         row = summarize(window(*pieces), BENCH)
-        assert {row[key] for key in KEYS if key.startswith(("tpot", "itl", "tok_s_per"))} == {None}
+        assert {row[key] for key in KEYS if key.startswith(("tpot", "itl", "tok_per_s_per"))} == {None}
         assert row["ttft_ms_p50"] == row["e2el_ms_p50"] == pytest.approx(1000.0)
     beside = summarize(window(one_chunk, record(12.0, 12.5, 12.75)), BENCH)
     assert beside["tpot_ms_mean"] == pytest.approx(250.0), "of those that show one"
-    assert beside["goodput_s"] == pytest.approx(0.1), "nor does it keep a limit of it"
-    assert broken(window(one_chunk, one_read), SLO) == "itl_ms_p99 is unknown: answers came in one piece"
-    assert broken(window(one_chunk), Slo(ttft_ms_p99=1500.0)) is None
+    assert beside["goodput_per_s"] == pytest.approx(0.1), "nor does it keep a limit of it"
+    assert misses(window(one_chunk, one_read), SLO) is None, "they hide how fast their tokens came"
+    assert misses(window(one_chunk), Slo(ttft_ms=1500.0)) == (0, 1)
 
 
 def test_tpot_goes_by_the_engines_count_and_itl_by_chunks() -> None:
     row = summarize(window(record(10.0, 11.0, 12.0, output_tokens=11)), BENCH)
     assert row["tpot_ms_mean"] == pytest.approx(100.0)
     assert row["itl_ms_mean"] == pytest.approx(1000.0)
-    assert row["output_tok_s"] == pytest.approx(1.1)
+    assert row["output_tok_per_s"] == pytest.approx(1.1)
 
 
 def test_only_what_arrives_between_opening_and_closing_is_a_rate() -> None:
@@ -230,9 +240,9 @@ def test_only_what_arrives_between_opening_and_closing_is_a_rate() -> None:
     after = record(20.5, 21.0, in_window=False)
     assert arrived_tokens(window(early, late, after)) == pytest.approx(3.0)
     row = summarize(window(early, late, after), BENCH)
-    assert row["output_tok_s"] == pytest.approx(0.3)
-    assert row["total_tok_s"] == pytest.approx(0.3 + 50 / 10)
-    assert row["request_s"] == pytest.approx(0.1)
+    assert row["output_tok_per_s"] == pytest.approx(0.3)
+    assert row["total_tok_per_s"] == pytest.approx(0.3 + 50 / 10)
+    assert row["request_per_s"] == pytest.approx(0.1)
     assert row["completed"] == 1
 
 
@@ -254,9 +264,26 @@ def test_failed_and_truncated_requests_are_counted_apart_and_in_no_latency() -> 
             assert row[key] == alone[key]
 
 
+def test_rates_of_a_closed_loop_are_those_of_littles_law() -> None:
+    """Requests of 3 s, one of them failed, and 1.1 in flight on average."""
+    records = [
+        record(8.0, 9.0, 12.0, in_window=False),  # [10, 12): 2 s in the window
+        record(10.0, 11.0, 12.0, 13.0),
+        record(13.0, 14.0, 15.0, 16.0),
+        record(16.0, end=19.0, status="failed"),
+    ]
+    row = summarize(window(*records), Bench(concurrency=2))
+    in_flight, took = (2 + 3 + 3 + 3) / 10, 3.0
+    assert row["request_per_s"] == pytest.approx(in_flight / took * 2 / 3)
+    assert row["output_tok_per_s"] == pytest.approx(in_flight / took * 2 / 3 * 3)
+    assert row["total_tok_per_s"] == pytest.approx(in_flight / took * 2 / 3 * 53)
+    assert summarize(window(opened=10.0, closed=10.0), Bench(concurrency=2))["request_per_s"] is None
+    assert summarize(window(), Bench(concurrency=2))["output_tok_per_s"] == 0.0
+
+
 def test_records_table_survives_parquet() -> None:
     records = [
-        record(12.0, 12.5, 12.75, 13.25, index=4, output_tokens=5, queue_s=0.5),
+        record(12.0, 12.5, 12.75, 13.25, index=4, output_tokens=5, wait_s=0.5),
         record(13.0, index=5, status="failed", error="boom", prompt_tokens=None),
         record(9.0, 9.5, index=1, status="truncated", output_tokens=None, in_window=False),
     ]
@@ -266,10 +293,10 @@ def test_records_table_survives_parquet() -> None:
     assert rows[0] == {
         "index": 4,
         "start_s": 2.0,
-        "queue_s": 0.5,
-        "ttft_ms": 500.0,
+        "wait_s": 0.5,
+        "ttft_ms": 1000.0,
         "tpot_ms": 187.5,
-        "e2el_ms": 1250.0,
+        "e2el_ms": 1750.0,
         "prompt_tokens": 50,
         "output_tokens": 5,
         "chunks": 3,
@@ -283,14 +310,15 @@ def test_records_table_survives_parquet() -> None:
     assert records_table(window()).schema == records_table(window(*records)).schema
 
 
-def test_a_broken_limit_is_named_with_its_figure() -> None:
-    slow = window(*(record(10.0 + i / 10, 10.0 + i / 10 + (3.0 if i > 90 else 0.2)) for i in range(100)))
-    assert broken(slow, Slo(ttft_ms_p99=1000.0)) == "ttft_ms_p99 is 3000, the limit 1000"
-    assert broken(slow, Slo(ttft_ms_p99=3001.0)) is None
-    assert broken(window(record(10.0, 10.1, 12.1, 12.2)), Slo(itl_ms_p99=1500.0)) == (
-        "itl_ms_p99 is 1981, the limit 1500"
-    ), "a p99 of few values is nearly their maximum"
-    assert broken(window(), Slo(e2el_ms_p99=1.0)) is None
+def test_requests_that_miss_an_objective_are_counted() -> None:
+    slow = [record(10.0 + i / 10, 10.0 + i / 10 + (3.0 if i > 90 else 0.2)) for i in range(100)]
+    assert misses(window(*slow), Slo(ttft_ms=1000.0)) == (9, 100)
+    assert misses(window(*slow), Slo(ttft_ms=3001.0)) == (0, 100)
+    assert misses(window(record(10.0, 10.1, 12.1, 12.2)), Slo(itl_ms=1500.0)) == (1, 1), "of ITL the request's own p99"
+    bad = [replace(slow[0], status="failed"), replace(slow[1], status="truncated"), replace(slow[2], in_window=False)]
+    assert misses(window(*slow[3:10], *bad), Slo(ttft_ms=1000.0)) == (2, 9), "what failed or was cut off missed it"
+    assert misses(window(), Slo(e2el_ms=1.0)) == (0, 0)
+    assert misses(window(*slow), Slo()) is None
 
 
 def test_the_series_becomes_means_over_time_of_sums_over_engines() -> None:
@@ -323,13 +351,13 @@ def test_the_requests_of_all_windows_are_told_apart() -> None:
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=9), st.data())
 def test_repeats_become_medians_and_their_ends(counts: list[int], data: st.DataObject) -> None:
     rates = [data.draw(st.none() | st.floats(0, 1e6, allow_nan=False)) for _ in counts]
-    rows = [dict.fromkeys(SPREAD) | {"completed": c, "output_tok_s": r} for c, r in zip(counts, rates, strict=True)]
+    rows = [dict.fromkeys(SPREAD) | {"completed": c, "output_tok_per_s": r} for c, r in zip(counts, rates, strict=True)]
     row, known = combine(rows), [rate for rate in rates if rate is not None]
     assert row["windows"] == len(counts)
     assert row["completed"] in counts and type(row["completed"]) is int
-    assert row["output_tok_s"] == (pytest.approx(np.median(known)) if known else None)
+    assert row["output_tok_per_s"] == (pytest.approx(np.median(known)) if known else None)
     ends = (min(known), max(known)) if known and len(counts) > 1 else (None, None)
-    assert (row["output_tok_s_min"], row["output_tok_s_max"]) == ends
+    assert (row["output_tok_per_s_min"], row["output_tok_per_s_max"]) == ends
 
 
 @pytest.mark.filterwarnings("ignore:Precision loss")

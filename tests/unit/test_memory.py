@@ -13,14 +13,14 @@ from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.core.log import read_all
 from jobs.engines.ascend import memory
-from jobs.engines.ascend.lookup import required
-from jobs.engines.ascend.memory import Layout, Sizes, predict, predict_config
+from jobs.engines.ascend.memory import Sizes, predict, predict_config
 from jobs.engines.ascend.weights import kv_bytes_per_token, weights
 from jobs.engines.base import engine_of
 from jobs.engines.checkpoint import architecture
-from jobs.engines.checkpoint.architecture import from_hf_config
-from jobs.engines.prediction import GIB, Prediction
-from jobs.engines.vllm import logs
+from jobs.engines.checkpoint.architecture import from_hf_config, required
+from jobs.engines.checkpoint.parts import stages
+from jobs.engines.prediction import GIB, Layout, Prediction
+from jobs.engines.vllm.serve import VllmServe
 
 R1 = architecture.load("deepseek_r1_0528_w8a8", Path("/there/is/no/such/path"))
 LOGS = Path(__file__).resolve().parents[1] / "fixtures/logs"
@@ -65,7 +65,7 @@ QWEN3_30B_A3B = {
 
 
 def gib(tp: int, dp: int, *, mtp: bool = False, mlapo: bool = False) -> float:
-    return sum(term.gib for term in weights(R1, tp=tp, dp=dp, expert_parallel=True, mtp=mtp, mlapo=mlapo))
+    return sum(term.gib for term in weights(R1, Layout(tp, dp, True), mtp=mtp, mlapo=mlapo))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def gib(tp: int, dp: int, *, mtp: bool = False, mlapo: bool = False) -> float:
 def test_weights_of_deepseek_r1_line_by_line(
     tp: int, dp: int, columns: list[float], total: float, with_mtp: float
 ) -> None:
-    terms = weights(R1, tp=tp, dp=dp, expert_parallel=True)
+    terms = weights(R1, Layout(tp, dp, True))
     assert [round(term.gib, 2) for term in terms] == columns
     assert round(gib(tp, dp), 1) == total
     assert round(gib(tp, dp, mtp=True), 1) == with_mtp
@@ -92,21 +92,21 @@ def test_weights_agree_with_engine_logs() -> None:
 
 @pytest.mark.parametrize(("hf", "size"), [(LLAMA_8B, 16_060_522_496), (QWEN3_30B_A3B, 61_064_245_248)])
 def test_whole_model_has_the_size_of_its_published_checkpoint(hf: dict[str, object], size: int) -> None:
-    terms = weights(from_hf_config(hf), tp=1, dp=1, expert_parallel=False, linear_bytes=2)
+    terms = weights(from_hf_config(hf), Layout(1, 1), linear_bytes=2)
     assert sum(term.bytes for term in terms) == pytest.approx(size, rel=1e-3)
 
 
 def test_experts_without_expert_parallelism_are_repeated_in_each_data_parallel_rank() -> None:
     arch = from_hf_config(QWEN3_30B_A3B)
-    together = weights(arch, tp=2, dp=4, expert_parallel=True)[0].bytes
-    apart = weights(arch, tp=2, dp=4, expert_parallel=False)[0].bytes
+    together = weights(arch, Layout(2, 4, True))[0].bytes
+    apart = weights(arch, Layout(2, 4))[0].bytes
     assert apart == 4 * together
 
 
 def test_a_visible_checkpoint_corrects_the_sum_and_the_line_says_so(tmp_path: Path) -> None:
     made = config("cluster=slurm", f"model.path={tmp_path}")
     unseen = predict_config(config("cluster=slurm"), arch=R1)
-    whole = weights(R1, tp=1, dp=1, expert_parallel=False, mtp=True)
+    whole = weights(R1, Layout(1, 1), mtp=True)
     size = sum(t.bytes / 2 if t.name.startswith("kv_b") else t.bytes for t in whole)  # a checkpoint has kv_b once
     index = {"metadata": {"total_size": int(size * 1.05)}, "weight_map": {"model.layers.61.eh_proj.weight": "a"}}
     (tmp_path / "quant_model_weights.safetensors.index.json").write_text(json.dumps(index))
@@ -123,7 +123,7 @@ def test_a_visible_checkpoint_corrects_the_sum_and_the_line_says_so(tmp_path: Pa
 def test_the_lengths_of_the_shards_are_better_than_what_the_index_says(tmp_path: Path) -> None:
     made = config("experiment=demo", f"model.path={tmp_path}", "model.load_format=null")
     (tmp_path / "config.json").write_text(json.dumps(TINY))
-    size = int(sum(t.bytes for t in weights(from_hf_config(TINY), tp=1, dp=1, expert_parallel=False, linear_bytes=2)))
+    size = int(sum(t.bytes for t in weights(from_hf_config(TINY), Layout(1, 1), linear_bytes=2)))
     names = {"model.layers.0.a": "a.safetensors", "model.layers.1.a": "b.safetensors"}
     index = {"metadata": {"total_size": 1}, "weight_map": names}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -143,14 +143,14 @@ def test_an_index_that_says_nothing_changes_nothing(text: str, tmp_path: Path) -
 
 
 def test_an_unquantized_model_has_no_second_copy_for_mlapo() -> None:
-    plain = weights(R1, tp=8, dp=2, expert_parallel=True, linear_bytes=2)
-    assert weights(R1, tp=8, dp=2, expert_parallel=True, linear_bytes=2, mlapo=True) == plain
+    plain = weights(R1, Layout(8, 2, True), linear_bytes=2)
+    assert weights(R1, Layout(8, 2, True), linear_bytes=2, mlapo=True) == plain
 
 
 def test_kv_bytes_of_a_token() -> None:
     assert {kv_bytes_per_token(R1, tp=tp) for tp in (1, 8, 16)} == {70_272}
     assert kv_bytes_per_token(R1, tp=8, mtp=True) == 71_424
-    assert kv_bytes_per_token(R1, tp=8, dcp=8) == 8_784
+    assert predict(R1, Layout(8, 1, dcp=8), Sizes(release="0.13.0")).kv_bytes_per_token == 8_784
     tiny = from_hf_config(TINY)
     assert [kv_bytes_per_token(tiny, tp=tp) for tp in (1, 2, 4)] == [1024, 512, 512]
 
@@ -257,7 +257,7 @@ def of_the_cpu(made: Config) -> Prediction:
 def test_capacity_of_the_cpu_engine_is_the_one_it_prints(log: str) -> None:
     made = of_the_cpu(config("engine=vllm_cpu", "model=tiny_llama", "parallel=dp2_tp1"))
     assert made.kv_bytes_per_token == 1024
-    assert made.kv_tokens_per_rank == logs.read(read_all(LOGS / log)).kv_tokens == 1_048_576
+    assert made.kv_tokens_per_rank == VllmServe().read_log(read_all(LOGS / log)).kv_tokens == 1_048_576
     assert made.largest_max_model_len == 131_072
     assert made.device_bytes == 0
 
@@ -331,7 +331,43 @@ def test_config_json_of_the_checkpoint_comes_before_the_packaged_one(tmp_path: P
         from_hf_config({key: value for key, value in TINY.items() if key != "vocab_size"})
 
 
-def test_pipeline_stages_are_not_guessed() -> None:
-    made = config("parallel=dp2_tp8")
-    with pytest.raises(ConfigError, match="pipeline"):
-        predict_config(replace(made, engine=replace(made.engine, args={"pipeline-parallel-size": 2})))
+@pytest.mark.parametrize(
+    ("layers", "count", "partition", "sizes"),
+    [
+        (61, 2, None, [31, 30]),
+        (61, 4, None, [15, 15, 16, 15]),
+        (61, 2, "32,29", [32, 29]),
+        (4, 1, None, [4]),
+        (78, 2, None, [39, 39]),
+    ],
+)
+def test_layers_of_the_pipeline_stages(layers: int, count: int, partition: str | None, sizes: list[int]) -> None:
+    made = stages(layers, count, partition)
+    assert [stage.size for stage in made] == sizes
+    assert (made[0].first, made[-1].last, made[-1].end) == (True, True, layers)
+
+
+def test_two_stages_hold_what_one_holds() -> None:
+    """But the embedding, which the draft model on the last stage needs once more."""
+    whole, half = Layout(8, 1, True), Layout(8, 1, True, pp=2)
+    both = [weights(R1, half, mtp=True, mlapo=True, stage=stage) for stage in stages(R1.layers, 2)]
+    total = sum(term.bytes for term in weights(R1, whole, mtp=True, mlapo=True))
+    embedding = 2 * R1.vocabulary * R1.hidden / 8
+    assert sum(term.bytes for terms in both for term in terms) == pytest.approx(total + embedding)
+    dense = [
+        next(term.bytes for term in terms if term.name.startswith("dense")) if n == 0 else 0.0
+        for n, terms in enumerate(both)
+    ]
+    assert dense[0] > 0 and not any(term.name == "dense layers" for term in both[1])
+
+
+def test_the_scarcest_stage_decides() -> None:
+    layout, sizes = Layout(8, 1, True, pp=2), Sizes(release="0.23.0", utilization=0.92, mtp=True)
+    even, moved = predict(R1, layout, sizes), predict(R1, layout, replace(sizes, partition="33,28"))
+    assert len(even.stages) == 2 and f"{even.kv_tokens_per_rank:,} tokens" in even.stages[1]
+    assert moved.kv_tokens_per_rank > even.kv_tokens_per_rank  # the draft model is on the last stage
+    one_node = predict(R1, Layout(8, 2, True), sizes)
+    assert moved.kv_tokens_per_rank > 2 * one_node.kv_tokens_per_rank  # half of the layers: half of a token's cache
+    for partition in ("31,31", "61", "0,61", "a,b"):
+        with pytest.raises(ConfigError, match="VLLM_PP_LAYER_PARTITION"):
+            predict(R1, layout, replace(sizes, partition=partition))

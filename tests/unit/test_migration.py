@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from jobs.cli import explain
 from jobs.core.config import Config
-from jobs.engines.ascend import moves, release, releases
+from jobs.engines.ascend import migration, release, releases
 from jobs.engines.ascend.migration import Change, defaults, migrate
 from jobs.engines.vllm.findings import question
 from jobs.sweep import check, compose
@@ -287,15 +287,33 @@ def test_there_is_no_way_back_and_no_guess() -> None:
 def test_the_tables_lead_somewhere() -> None:
     flags = {flag for name in releases() for flag in release(name).flags}
     last = release(releases()[-1])
-    for name, move in moves.FLAGS.items():
+    for name, move in migration.FLAGS.items():
         assert name in flags, name
         assert name not in last.flags, name
         assert move.to is None or move.to.partition(".")[0] in last.flags, name
-    for name, move in moves.KEYS.items():
+    for name, move in migration.KEYS.items():
         assert name not in last.keys, name
         assert any(name in release(r).keys for r in releases()), name
-        assert move.to is None or move.to.partition(".")[0] in last.keys or move.to in moves.KEYS, name
-    assert set(moves.BECAME_NUMBERS) <= set(last.have_a_key.values())
+        assert move.to is None or move.to.partition(".")[0] in last.keys or move.to in migration.KEYS, name
+    assert set(migration.TOLD["became_numbers"]) <= set(release("0.23.0").have_a_key.values())
+    for name, move in migration.VARIABLES.items():
+        assert move.key is None or (name not in last.variables and move.key.partition(".")[0] in last.keys), name
+
+
+def test_variables_that_became_keys() -> None:
+    """The recipe of 0.23 sets a variable that 0.30 does not read: its tuning was lost without a word."""
+    one = as_written("experiment=official_0_23", "engine.release=0.30.0rc2")
+    after, changes = migrated(one.config, "0.30.0rc2", one.explicit)
+    assert after.engine.additional_config == {"scheduler_config": {"enable_balance_scheduling": True}}
+    assert "VLLM_ASCEND_BALANCE_SCHEDULING" not in after.engine.env
+    assert changes["engine.env.VLLM_ASCEND_BALANCE_SCHEDULING"].after is None
+    made = old(engine__written_for="0.23.0", engine__env={"VLLM_ASCEND_ENABLE_NZ": "2", "VLLM_ASCEND_ENABLE_MLAPO": 0})
+    after, _ = migrated(made, "0.30.0rc2")
+    assert after.engine.additional_config is not None
+    assert (after.engine.additional_config["weight_nz_mode"], after.engine.additional_config["enable_mlapo"]) == (
+        2,
+        False,
+    )
 
 
 def test_defaults_that_are_left_to_the_engine_are_named() -> None:
@@ -349,7 +367,7 @@ def test_explain_says_what_changed_and_why(capsys: pytest.CaptureFixture[str]) -
     assert "as written for 0.9.1" in explain.text(same)
 
 
-@pytest.mark.parametrize("key", sorted(moves.KEYS))
+@pytest.mark.parametrize("key", sorted(migration.KEYS))
 def test_a_null_key_that_has_gone_ends_the_migration_all_the_same(key: str) -> None:
     made = change(config("experiment=article"), engine__additional_config={key: None}, engine__release="0.23.0")
     migrated, _ = migrate(made)

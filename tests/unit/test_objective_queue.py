@@ -2,76 +2,54 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
-import pytest
 
 from jobs.cli.launch import Outcome
 from jobs.core.config import Bench, Config
-from jobs.measure.objective import combine, queue_grows
+from jobs.core.load import Slo
+from jobs.measure.gate.case import Case
+from jobs.measure.objective import combine, notes, told
+from jobs.measure.queueing import trend
 from jobs.measure.records import RequestRecord, Window
 from jobs.measure.statistics import summarize
-from jobs.measure.validity import notes
+from jobs.measure.validity import judge
 
 RATE = Bench(request_rate=10.0)
-OVERLOAD = (
-    "the queue grows: while 100 requests came 50 were answered, so latencies depend on the length of the measurement"
-)
 
 
-def record(start: float, end: float, queue_s: float = 0.0, *, in_window: bool = True) -> RequestRecord:
-    times = np.array([end])
-    return RequestRecord(0, start, end, end, times, 8, 1, queue_s=queue_s, in_window=in_window)
+def window() -> Window:
+    """10 requests a second come and 5 are answered: 100 of them, from an idle service on."""
+    ends = [(10 + i / 10, 10.05 + i / 5) for i in range(100)]
+    records = [RequestRecord(0, came, end, end, np.array([end]), 8, 1) for came, end in ends]
+    return Window(10.0, 20.0, 5.0, 1.0, tuple(records), {}, 0.1, truncated=False)
 
 
-def window(*records: RequestRecord, closed_s: float = 20.0) -> Window:
-    return Window(10.0, closed_s, 5.0, 1.0, records, {}, 0.1, truncated=False)
+def test_it_is_a_note_of_a_valid_row_and_most_windows_flag_the_row() -> None:
+    late, config = window(), Config(bench=RATE)
+    found = trend(late, RATE)
+    words = found.grows
+    assert words and words.startswith("the queue grows: of 100 requests that came")
+    assert words in judge(Case(config, late, summarize(late, RATE), found))[1]
+    kept = told(late, Slo(ttft_ms=1e6), saturated=found.saturated)["slo_kept"]
+    assert kept is False, "a queue that grows keeps nothing"
+    told_by = {(True, True, False): True, (False, None, True): None, (False, False, True): False}
+    for windows, row in told_by.items():
+        assert combine([{"saturated": one, "slo_requests": None} for one in windows])["saturated"] is row
+    assert combine([{"saturated": None}, {"saturated": False}])["saturated"] is False
+    assert combine([{"saturated": None}, {"saturated": None}])["saturated"] is None
 
 
-def test_a_window_of_time_is_judged_whole() -> None:
-    kept_up = window(*(record(10 + i / 10, 10.05 + i / 10) for i in range(100)))
-    late = window(*(record(10 + i / 10, 10.05 + i / 5) for i in range(100)))
-    assert queue_grows(kept_up, RATE) is None
-    assert queue_grows(late, RATE) == OVERLOAD
-    assert queue_grows(late, Bench(concurrency=8)) is None, "a closed loop has no queue"
-
-
-def test_under_a_cap_the_rate_counts_those_that_wait_unsent() -> None:
-    sent = window(*(record(10 + i / 5, 10.1 + i / 5) for i in range(50)))
-    assert queue_grows(sent, RATE) is None, "what was sent was answered"
-    assert queue_grows(sent, replace(RATE, concurrency=4)) == OVERLOAD
-
-
-@pytest.mark.parametrize(("each_s", "grows"), [(0.1, False), (0.2, True)])
-@pytest.mark.parametrize("cap", [None, 1])
-def test_a_fixed_number_of_requests_is_judged_while_they_come(each_s: float, grows: bool, cap: int | None) -> None:
-    """All are answered in the end, so the whole window would never show it. One is answered at a time."""
-    records, free = [], 10.0
-    for i in range(400):
-        came = 10 + i / 10
-        begun = max(free, came)
-        free = begun + each_s
-        records.append(record(begun if cap else came, free, begun - came if cap else 0.0))
-    bench = replace(RATE, num_requests=400, concurrency=cap)
-    assert (queue_grows(window(*records, closed_s=free), bench) is not None) is grows
-
-
-def test_long_answers_of_a_steady_load_are_no_queue() -> None:
-    """1,000 requests at 10 a second, 20 s each: the article's test."""
-    steady = [record(10 + i / 10, 30 + i / 10) for i in range(1000)]
-    assert queue_grows(window(*steady, closed_s=131.0), replace(RATE, num_requests=1000)) is None
-
-
-def test_it_is_a_note_of_a_valid_row_and_one_such_window_flags_the_row() -> None:
-    late = window(*(record(10 + i / 10, 10.05 + i / 5) for i in range(100)))
-    config = Config(bench=RATE)
-    assert OVERLOAD in notes(config, late, summarize(late, RATE))
-    assert combine([{"saturated": False}, {"saturated": False}, {"saturated": True}])["saturated"] is True
-    assert combine([{"saturated": False}, {"saturated": False}])["saturated"] is False
+def test_windows_that_are_of_no_one_service_are_noted() -> None:
+    near, far = (
+        [{"output_tok_per_s": rate, "slo_requests": None} for rate in rates] for rates in ((9, 11), (9, 10, 17))
+    )
+    assert not notes(combine(near))
+    assert notes(combine(far)) == [
+        "output_tok_per_s differs by 89% between the windows: their median is that of no one service"
+    ]
 
 
 def test_no_study_takes_it_for_its_best_trial() -> None:
-    rows = {name: {"valid": True, "saturated": name == "fast", "output_tok_s": 9.0} for name in ("fast", "steady")}
+    rows = {name: {"valid": True, "saturated": name == "fast", "output_tok_per_s": 9.0} for name in ("fast", "steady")}
     outcome = Outcome(("fast", "steady"), rows, worst=-1.0)
     assert (outcome.objective(0), outcome.objective(1)) == (-1.0, 9.0)

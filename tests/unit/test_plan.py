@@ -37,7 +37,8 @@ def leaf(config: Config, name: str) -> Any:
 
 def leaves(config: Config, *scopes: str) -> str:
     """Return all leaves of these scopes as text: the identity, made in another way than the program makes it."""
-    found = {name: leaf(config, name) for name, scope in schema.schema().items() if scope in scopes}
+    keys = {name: key for name, key in schema.names().items() if not schema.names_in(name)}
+    found = {name: leaf(config, name) for name, key in keys.items() if schema.schema()[key] in scopes}
     return json.dumps(found, sort_keys=True)
 
 
@@ -146,6 +147,23 @@ def test_a_swept_group_shows_every_leaf_that_it_changes_also_outside_its_section
     assert made.points[1].values["engine.env.VLLM_CPU_KVCACHE_SPACE"] == 1
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "bench.slo.ttft_ms=1000,2000",
+        "bench.slo={ttft_ms: 1000},{ttft_ms: 2000}",
+        "bench.slo.ttft_ms=range(1000,2001,1000)",
+    ],
+)
+def test_a_name_of_a_mapping_is_swept_as_a_key_is(override: str) -> None:
+    made = planned("cluster=slurm", "bench.slo.itl_ms=50", override)
+    assert made.swept == ("bench.slo.ttft_ms",)
+    assert [point.values for point in made.points] == [{"bench.slo.ttft_ms": 1000}, {"bench.slo.ttft_ms": 2000}]
+    assert [(slo.ttft_ms, slo.itl_ms) for slo in (point.config.bench.slo for point in made.points)] == [
+        (1000, 50), (2000, 50)
+    ]  # fmt: skip
+
+
 # --- order
 
 
@@ -157,6 +175,19 @@ def test_of_one_path_the_largest_demand_comes_first_and_a_path_is_not_left_befor
     one = [(32768, 512), *demand, (32768, 200), (16384, 200), (8192, 200)]
     assert order == [(path, *what) for path in ("/models/a", "/models/b") for what in one]
     assert len(made.allocations) == 1
+
+
+def test_starts_of_settings_are_balanced() -> None:
+    made = planned("parallel.max_model_len=8192,16384,32768", "parallel.seed=1,2,3")
+    order = [(s.config.parallel.seed, s.config.parallel.max_model_len) for s in made.services]
+    assert order == [
+        *((1, length) for length in (32768, 16384, 8192)),
+        *((2, length) for length in (8192, 16384, 32768)),
+        *((3, length) for length in (32768, 16384, 8192)),
+    ]
+    assert [service.service for service in planned("parallel.seed=1,2").services] == [
+        point.service for point in planned("parallel.seed=1,2").points
+    ]
 
 
 def test_services_that_cannot_share_an_allocation_do_not_alternate() -> None:

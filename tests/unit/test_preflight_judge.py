@@ -25,6 +25,7 @@ from jobs.allocation.preflight import fabric, network
 from jobs.allocation.preflight.facts import UNKNOWN, Holder, Interface, NpuPort, Npus, Ping, Problem, Reached, Space
 from jobs.allocation.preflight.findings import CHECKS, NO_NPUS, NO_TIME, Finding, check_names, settle, worst
 from jobs.core.errors import ConfigError
+from jobs.core.sweep_settings import Thresholds
 from jobs.engines.ascend.npu_smi import NpuProcess
 
 Wrong = tuple[str, str, str, str]
@@ -334,7 +335,7 @@ def test_names_of_checks_are_checked_before_the_submission() -> None:
 def test_the_limits_are_settings() -> None:
     loose = change(
         CONFIG,
-        preflight__thresholds=CONFIG.preflight.thresholds | {"npu_idle_mb": 10000, "clock_s": 60.0, "chip": "Ascend"},
+        preflight__thresholds=Thresholds(npu_idle_mb=10000, clock_s=60.0, chip="Ascend"),
     )
     found = judge(nodes(**npu_change(0, used_mb=9000)), loose)
     assert {one.check for one in found if one.state == "fail"} == {"npu.chip"}

@@ -97,23 +97,23 @@ def keep(nodes_dir: Root, findings: list[Finding]) -> None:
 def test_a_sick_node_is_remembered_until_it_is_well_again(tmp_path: Path) -> None:
     known = Root(tmp_path)
     keep(known, judge(nodes(**npu_change(3, health="Alarm"))))
-    [one] = sick(known, 24.0)
+    [one] = sick(known)
     assert one.node == TWO
     assert "NPU 3: npu.health" in one.reason
     assert read_json(known.node(TWO))["job_id"] == "4711"
     keep(known, judge([node(0, npus=None), node(1, npus=None)]))
-    assert len(sick(known, 24.0)) == 1, "a rehearsal says nothing about NPUs"
+    assert len(sick(known)) == 1, "a rehearsal says nothing about NPUs"
     keep(known, judge(nodes()))
-    assert sick(known, 24.0) == []
+    assert sick(known) == []
 
 
 def test_evidence_expires(tmp_path: Path) -> None:
     known = Root(tmp_path)
     keep(known, judge(nodes(**npu_change(3, health="Alarm"))))
-    old = read_json(known.node(TWO)) | {"time": time.time() - 3 * 3600}
-    known.node(TWO).write_text(json.dumps(old))
-    assert len(sick(known, 4.0)) == 1
-    assert sick(known, 2.0) == []
+    for hours, left in ((23, 1), (25, 0)):
+        old = read_json(known.node(TWO)) | {"time": time.time() - hours * 3600}
+        known.node(TWO).write_text(json.dumps(old))
+        assert len(sick(known)) == left
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"node": "a", "time": "x", "reasons": ["r"]}'])
@@ -121,14 +121,14 @@ def test_a_broken_file_is_no_evidence(tmp_path: Path, text: str) -> None:
     known = Root(tmp_path)
     known.node(TWO).parent.mkdir()
     known.node(TWO).write_text(text)
-    assert sick(known, 24.0) == []
+    assert sick(known) == []
 
 
 def test_wrong_settings_and_strangers_ports_are_no_fault_of_a_node(tmp_path: Path) -> None:
     known = Root(tmp_path)
     keep(known, judge([node(0, busy={13389: Holder("x")}), node(1, interface_problem="no such interface")]))
     keep(known, judge(nodes(**port_change(4, tls=True))))
-    assert sick(known, 24.0) == []
+    assert sick(known) == []
 
 
 def test_the_launcher_proposes_and_only_on_request_excludes(tmp_path: Path) -> None:

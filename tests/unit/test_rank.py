@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import TypeVar
@@ -18,8 +19,9 @@ from supervisor_help import free_port
 from jobs.allocation import rank
 from jobs.allocation.context import RankContext
 from jobs.allocation.control import ControlServer
+from jobs.allocation.handshake import Secret
 from jobs.allocation.messages import Bye, Lost, Signalled, Stop, Stopped
-from jobs.allocation.preflight.station import make_station
+from jobs.allocation.preflight.station import Station, StationContext
 from jobs.allocation.walltime import Walltime
 from jobs.cluster.base import Job
 from jobs.cluster.nodelist import Task
@@ -41,7 +43,7 @@ async def soon(work: Awaitable[T]) -> T:
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     fake = FakeSlurm(tmp_path / "bin")
-    fake.job(str(JOB), "RUNNING")
+    fake.job(str(JOB), "RUNNING", asked={"job-name": "sweep-sweep-ab12-0"})
     monkeypatch.setenv("PATH", f"{fake.folder}:/usr/bin:/bin")
     return fake
 
@@ -58,7 +60,7 @@ def task(number: int = 1) -> Task:
 @pytest.fixture
 def folder(tmp_path: Path) -> AllocationDir:
     made = AllocationDir(tmp_path / "sweep/allocations/0/1")
-    Job(made, str(JOB), "slurm", 2, 1.0).write()
+    Job(made, str(JOB), "slurm", 2, time.time()).write()
     return made
 
 
@@ -91,7 +93,7 @@ async def test_a_cluster_that_does_not_answer_does_not_hold_the_rank(
 
 @pytest.fixture
 async def control() -> AsyncIterator[tuple[ControlServer, int]]:
-    made, port = ControlServer(2, "key", 5.0), free_port()
+    made, port = ControlServer(2, Secret("key", str(JOB)), 5.0), free_port()
     await made.open(port)
     yield made, port
     await made.close()
@@ -108,7 +110,7 @@ def here(tmp_path: Path, port: int) -> RankContext:
 async def obey(place: RankContext, one: Config, stopping: asyncio.Future[str]) -> tuple[int, bool]:
     """Do what a headless rank does after it has started."""
     interface = (place.interface, place.address, 8)
-    station = make_station(one, place.task, interface, None, place.ports, place.folder.path, {})
+    station = Station(one, StationContext(place.task, interface, None, place.ports, place.folder.path, {}))
     return await rank._obey(place, one, 8, stopping, station)
 
 

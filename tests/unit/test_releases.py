@@ -12,6 +12,7 @@ from core_help import ROOT
 from jobs.core.errors import ConfigError
 from jobs.engines import ascend
 from jobs.engines.ascend import Release, release, releases
+from jobs.engines.ascend.real.sources import engine_version
 
 sys.path.insert(0, str(ROOT / "tools"))
 import extract_keys
@@ -20,12 +21,29 @@ ALL = [release(name) for name in releases()]
 each = pytest.mark.parametrize("known", ALL, ids=lambda one: one.name)
 
 
-def test_the_releases_of_issue_4_oldest_first() -> None:
-    assert releases() == ("0.9.1", "0.11.0", "0.13.0", "0.18.0", "0.23.0")
+def test_the_releases_oldest_first() -> None:
+    described = ("0.9.1", "0.11.0", "0.13.0", "0.18.0", "0.23.0", "0.23.0.post1", "0.26.0rc1", "0.30.0rc2")
+    assert releases() == described
+    assert ascend.ADVISED in described
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "remedy"),
+    [
+        ("0.12.0", "lies between 0.11.0 and 0.13.0", "The nearest is 0.11.0."),
+        ("0.23.0.post2", "lies between 0.23.0.post1 and 0.26.0rc1", "set engine.release=0.23.0.post1"),
+        ("0.31.0", "newer than 0.30.0rc2", "The nearest is 0.30.0rc2."),
+        ("0.8.5", "older than 0.9.1", f"The nearest is {ascend.ADVISED}."),
+        ("latest", "not described here", f"The nearest is {ascend.ADVISED}."),
+    ],
+)
+def test_an_unknown_release_names_its_neighbours(name: str, said: str, remedy: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        release("0.12.0")
+        release(name)
     assert caught.value.key == "engine.release"
-    assert all(name in caught.value.remedy for name in releases())
+    assert said in caught.value.reason
+    assert remedy in caught.value.remedy
+    assert all(known in caught.value.remedy for known in releases())
 
 
 @each
@@ -36,8 +54,9 @@ def test_every_item_has_a_source(known: Release) -> None:
     assert all(key.source.endswith(".py") or "vllm-ascend" in key.source for key in known.keys.values())
     assert all(known.deprecated_keys.values())
     assert all(known.deprecated_variables.values())
-    assert known.verified_against == {"vllm": known.name, "vllm-ascend": known.name}
-    assert known.facts["engine"].value == known.name  # vllm-ascend X.Y.Z needs vllm X.Y.Z
+    engine = engine_version(known.name)  # vllm-ascend X.Y.Z needs vllm X.Y.Z, whatever its own suffix
+    assert known.verified_against == {"vllm": engine, "vllm-ascend": known.name}
+    assert known.facts["engine"].value == engine
     assert {f"v{known.name}", f"v{known.name}-openeuler"} <= set(known.images)
 
 
@@ -83,14 +102,14 @@ def test_the_flags_of_this_tool_are_in_every_release(known: Release) -> None:
         ("task", "0.9.1", "0.11.0"),
         ("disable-log-requests", "0.9.1", "0.13.0"),
         ("swap-space", "0.9.1", "0.13.0"),
-        ("async-scheduling", "0.11.0", "0.23.0"),
-        ("decode-context-parallel-size", "0.11.0", "0.23.0"),
-        ("kv-cache-memory-bytes", "0.11.0", "0.23.0"),
-        ("prefill-context-parallel-size", "0.13.0", "0.23.0"),
-        ("nnodes", "0.13.0", "0.23.0"),
-        ("performance-mode", "0.18.0", "0.23.0"),
-        ("shutdown-timeout", "0.18.0", "0.23.0"),
-        ("data-parallel-multi-port-external-lb", "0.23.0", "0.23.0"),
+        ("async-scheduling", "0.11.0", "0.30.0rc2"),
+        ("decode-context-parallel-size", "0.11.0", "0.30.0rc2"),
+        ("kv-cache-memory-bytes", "0.11.0", "0.30.0rc2"),
+        ("prefill-context-parallel-size", "0.13.0", "0.30.0rc2"),
+        ("nnodes", "0.13.0", "0.30.0rc2"),
+        ("performance-mode", "0.18.0", "0.30.0rc2"),
+        ("shutdown-timeout", "0.18.0", "0.30.0rc2"),
+        ("data-parallel-multi-port-external-lb", "0.23.0", "0.30.0rc2"),
     ],
 )
 def test_where_a_flag_begins_and_ends(flag: str, first: str, last: str) -> None:
@@ -105,11 +124,13 @@ def test_where_a_flag_begins_and_ends(flag: str, first: str, last: str) -> None:
         ("torchair_graph_config", "0.9.1 0.11.0"),
         ("ascend_scheduler_config", "0.9.1 0.11.0"),
         ("kv_cache_dtype", "0.9.1 0.11.0"),
-        ("weight_prefetch_config", "0.11.0 0.13.0 0.18.0 0.23.0"),
-        ("eplb_config", "0.13.0 0.18.0 0.23.0"),
+        ("weight_prefetch_config", "0.11.0 0.13.0 0.18.0 0.23.0 0.23.0.post1"),
+        ("eplb_config", "0.13.0 0.18.0 0.23.0 0.23.0.post1 0.26.0rc1 0.30.0rc2"),
         ("dynamic_eplb", "0.9.1 0.11.0 0.13.0"),
-        ("enable_mc2_hierarchy_comm", "0.18.0 0.23.0"),
-        ("enable_mlapo", "0.23.0"),
+        ("enable_mc2_hierarchy_comm", "0.18.0 0.23.0 0.23.0.post1 0.26.0rc1 0.30.0rc2"),
+        ("mc2_comm_alg", "0.26.0rc1 0.30.0rc2"),
+        ("scheduler_config", "0.26.0rc1 0.30.0rc2"),
+        ("enable_mlapo", "0.23.0 0.23.0.post1 0.26.0rc1 0.30.0rc2"),
     ],
 )
 def test_where_a_key_is_read(key: str, having: str) -> None:
@@ -126,11 +147,30 @@ def test_keys_inside_sections_and_what_becomes_of_others() -> None:
     assert "fuse_muls_add" in (new["ascend_compilation_config"].keys or ())  # only read out of **kwargs
 
 
+def test_typed_keys_and_what_is_inside_flags() -> None:
+    """From 0.27.1 on keys are fields of a class; what flags hold has been one in every release."""
+    assert [one.name for one in ALL if one.strict] == ["0.30.0rc2"]
+    newest = release("0.30.0rc2").keys
+    assert newest["enable_kvpp"].type == "bool"  # asked for by its factory alone
+    assert newest["mc2_comm_alg"].type == ("", "fullmesh", "hierarchy", "fullmesh_v2")
+    assert newest["scheduler_config"].types["short_request_first_config.threshold"] == "int"
+    assert not {"kvpp_config", "pd_tp_ratio", "enable_sp_by_pass"} & set(newest)  # nobody can give them
+    modes = release("0.23.0").settings["compilation-config"]["cudagraph_mode"]
+    assert modes == ("NONE", "PIECEWISE", "FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE")
+    inside = {one.name: one.settings["speculative-config"]["num_speculative_tokens"] for one in ALL}
+    assert inside["0.9.1"] is None, "vLLM skips the check of its type there"
+    assert inside["0.23.0"] == "int>0"
+    assert release("0.23.0").settings["compilation-config"]["pass_config.enable_sp"] == "bool"
+    assert release("0.23.0").flags["stream-interval"].range == ">=1"
+    assert "MooncakeConnectorV1" in release("0.23.0").names["kv_connector"]
+    assert "kv_producer" in (release("0.9.1").settings["kv-transfer-config"]["kv_role"] or ())
+
+
 def test_variables() -> None:
     assert "VLLM_USE_V1" in release("0.11.0").variables
     assert "VLLM_USE_V1" not in release("0.13.0").variables
-    assert [one.variables.get("VLLM_ASCEND_ENABLE_MLAPO") for one in ALL] == [None, "0", "0", "1", "1"]
-    assert [("VLLM_ENGINE_READY_TIMEOUT_S" in one.variables) for one in ALL] == [False, False, False, True, True]
+    assert [one.variables.get("VLLM_ASCEND_ENABLE_MLAPO") for one in ALL] == [None, "0", "0", "1", "1", "1", "1", None]
+    assert [("VLLM_ENGINE_READY_TIMEOUT_S" in one.variables) for one in ALL] == [False] * 3 + [True] * 5
     assert release("0.23.0").have_a_key["VLLM_ASCEND_ENABLE_NZ"] == "weight_nz_mode"
 
 

@@ -13,10 +13,12 @@ from results_help import RECORDED, copied, measured, planned, row
 from jobs.__main__ import main
 from jobs.core.files import read_json, write_json
 from jobs.core.rundir import SweepDir
+from jobs.core.sweep_settings import Launch
 from jobs.results.gather import collect, read_run, read_runs
 from jobs.results.report import data
 from jobs.results.row import SCHEMA_VERSION, price
 from jobs.results.table import FORMATS, PENDING, read_table, render
+from jobs.sweep import reuse
 
 
 def test_sweeps_of_different_keys_share_one_table(tmp_path: Path) -> None:
@@ -89,12 +91,33 @@ def test_rows_of_older_and_newer_versions(tmp_path: Path) -> None:
     assert list(read_table(found)["schema_version"]) == [SCHEMA_VERSION, 99]
 
 
+def test_rows_of_an_older_version_are_refused_with_the_version_that_wrote_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, made = planned(tmp_path / "old", "bench.concurrency=1,2")
+    for point in made.points:
+        measured(found, point, 50.0)
+        path = found.point(point.point).row
+        write_json(path, read_json(path) | {"schema_version": SCHEMA_VERSION - 1})
+    write_json(found.provenance, {"packages": {"ascend-serving-sweep": "0.1.0"}, "commit": "abcdef0123456789"})
+    where = str(found.path)
+    for command in ("collect", "report", "compare", "table", "resume"):
+        assert main([command, where, where] if command == "compare" else [command, where]) == 1
+        [line] = [one for one in capsys.readouterr().err.splitlines() if one]
+        assert "written by version 0.1.0 of the tool (commit abcdef0123)" in line, command
+    past = reuse.find(made.points, [tmp_path])
+    [line] = reuse.offer_text(past, taken=True)
+    assert "version 0.1.0 of the tool" in line
+    assert not reuse.taken(past, Launch(reuse=True))
+    assert len(list((found.path / "points").glob("*/row.json"))) == 2, "nothing was changed"
+
+
 def test_the_price_of_tokens(tmp_path: Path) -> None:
     # Two nodes at 36 an hour are 0.02 a second; at 10 tokens a second a million takes 100,000 s.
     assert price(36.0, 2, 10.0) == pytest.approx(2000.0)
     assert [price(None, 2, 10.0), price(36.0, None, 10.0), price(36.0, 2, 0.0)] == [None] * 3
     found, made = planned(tmp_path / "priced", "results.price_node_hour=36.0")
-    row(found, made.points[0], output_tok_s=10.0)
+    row(found, made.points[0], output_tok_per_s=10.0)
     assert list(read_table(found)["price_per_m_output_tok"]) == [pytest.approx(2000.0)]
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from results_help import RECORDED, measured, planned, requests
+from results_help import RECORDED, measured, planned
 
 from jobs.__main__ import main
 from jobs.core.errors import ConfigError, RunError
@@ -16,23 +16,23 @@ from jobs.results.compare import compare, text
 LENGTHS = "parallel.max_model_len=8192,32768"
 
 
-def figure(found: list, column: str = "output_tok_s", pair: int = 0):  # type: ignore[no-untyped-def, type-arg]
+def figure(found: list, column: str = "output_tok_per_s", pair: int = 0):  # type: ignore[no-untyped-def, type-arg]
     return next(one for one in found[pair].figures if one.column == column)
 
 
 def test_pairs_are_equal_in_all_but_the_key(tmp_path: Path) -> None:
     found, made = planned(tmp_path / "a", LENGTHS, "bench.concurrency=1,4")
     for point, mean in zip(made.points, (100.0, 200.0, 120.0, 200.0), strict=True):
-        measured(found, point, mean)
+        measured(found, point, mean, windows=3)
     pairs = compare(found.path, found.path, "parallel.max_model_len")
     one, two, three, four = (point.point for point in made.points)
     assert [(pair.a, pair.b) for pair in pairs] == [(f"a/{one}", f"a/{three}"), (f"a/{two}", f"a/{four}")]
     assert all(dict(pair.differs) == {"parallel.max_model_len": (8192, 32768)} for pair in pairs)
     slower = figure(pairs)
-    assert slower.verdict == "worse"
+    assert slower.verdict == "behind", "of one start a side"
     assert slower.change is not None
     assert slower.change.low < 100 / 120 - 1 < slower.change.high
-    assert figure(pairs, "e2el_ms_mean").verdict == "worse"
+    assert figure(pairs, "e2el_ms_mean").verdict == "behind"
     # The same latencies again: nothing can be seen, and what could have been is said.
     same = figure(pairs, pair=1)
     assert same.verdict == "none"
@@ -72,36 +72,51 @@ def test_different_work_is_refused(tmp_path: Path, override: str) -> None:
 
 def test_longer_windows_and_another_root_are_the_same_work(tmp_path: Path) -> None:
     one, first = planned(tmp_path / "a", "bench.window_s=30.0")
-    two, second = planned(tmp_path / "b", "bench.window_s=60.0", "results.root=elsewhere")
+    two, second = planned(tmp_path / "b", "bench.window_s=60.0", "bench.repeats=5", "results.root=elsewhere")
     measured(one, first.points[0], 100.0)
     measured(two, second.points[0], 100.0)
     [pair] = compare(one.path, two.path)
     assert not pair.differs
 
 
-def test_the_same_prompts_are_compared_one_by_one(tmp_path: Path) -> None:
-    found, made = planned(tmp_path / "a", LENGTHS, "bench.concurrency=1")
-    for point, factor in zip(made.points, (1.0, 1.01), strict=True):
-        # Prompts of very different lengths: unpaired, one per cent could never be seen.
-        measured(found, point, 100.0)
-        requests(found, point, [factor * (50 + 7 * (n * 37 % 100)) for n in range(100)])
-    pairs = compare(found.path, found.path, "parallel.max_model_len")
-    latency = figure(pairs, "e2el_ms_mean")
-    assert latency.paired
-    assert latency.change is not None
-    assert latency.change.low == pytest.approx(0.01)
-    assert latency.verdict == "worse"
-    assert figure(pairs).verdict == "none"
-
-
-def test_windows_beyond_one_are_drawn_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("windows", [1, 2])
+def test_too_few_windows_decide_nothing(tmp_path: Path, windows: int) -> None:
     found, made = planned(tmp_path / "a", LENGTHS)
-    for point in made.points:
-        measured(found, point, 100.0, windows=3)
+    for point, mean in zip(made.points, (100.0, 150.0), strict=True):
+        measured(found, point, mean, windows=windows)
     pairs = compare(found.path, found.path, "parallel.max_model_len")
-    assert pairs[0].windows == 3
-    assert "Note:" not in text(pairs)
-    assert not figure(pairs, "e2el_ms_mean").paired
+    assert {one.verdict for one in pairs[0].figures if one.change} == {"undecided"}
+    said = text(pairs)
+    assert ("not decided: one window" if windows == 1 else "not decided: 2 windows") in said
+    assert "better" not in said
+    assert "worse" not in said
+
+
+@pytest.mark.parametrize(("again", "verdict"), [((51.0, 52.0), "worse"), ((80.0, 45.0), "none")])
+def test_starts_of_the_engine_are_one_setting(tmp_path: Path, again: tuple[float, float], verdict: str) -> None:
+    found, made = planned(tmp_path / "a", LENGTHS, "parallel.seed=1,2,3")
+    for point, mean in zip(made.points, (50.0, *again, 60.0, 61.0, 62.0), strict=True):
+        measured(found, point, mean, windows=3)
+    [pair] = compare(found.path, found.path, "parallel.max_model_len")
+    one = next(one for one in pair.figures if one.column == "e2el_ms_mean")
+    assert (one.verdict, one.basis, one.starts) == (verdict, "starts", 3)
+    assert pair.a.endswith("and 2 more starts")
+    assert "3 starts a side" in text([pair])
+    assert len(compare(found.path, found.path, "parallel.seed")) == 6, "unless starts are to be compared"
+
+
+def test_in_an_open_loop_other_arrivals_are_refused_and_the_offered_rate_is_no_figure(tmp_path: Path) -> None:
+    found, made = planned(tmp_path / "a", "bench.request_rate=2", "bench.seed=0,1")
+    for point in made.points:
+        measured(found, point, 50.0, windows=3)
+    with pytest.raises(ConfigError, match="other arrivals"):
+        compare(found.path, found.path, "bench.seed")
+    [pair] = compare(found.path, found.path, "bench.seed", anyway=True)
+    assert "output_tok_per_s" not in {one.column for one in pair.figures}
+    closed, made = planned(tmp_path / "b", "bench.seed=0,1")
+    for point in made.points:
+        measured(closed, point, 50.0, windows=3)
+    assert len(compare(closed.path, closed.path, "bench.seed")) == 1
 
 
 def test_without_records_nothing_is_claimed(tmp_path: Path) -> None:
@@ -143,4 +158,4 @@ def test_a_recorded_sweep_on_the_command_line(capsys: pytest.CaptureFixture[str]
     assert main(["compare", str(RECORDED), str(RECORDED), "--key", "parallel.max_model_len", "--json"]) == 0
     pairs = json.loads(capsys.readouterr().out)
     assert len(pairs) == 5
-    assert all(one["figures"][0]["verdict"] in ("better", "worse", "none") for one in pairs)
+    assert all(one["figures"][0]["verdict"] == "undecided" for one in pairs), "one window each"

@@ -11,6 +11,7 @@ from results_help import measured, planned, row
 from rich.cells import cell_len
 from rich.console import Console
 
+from jobs.results.report import write_report
 from jobs.results.table import read_table
 from jobs.sweep import show
 
@@ -40,7 +41,7 @@ def test_no_line_is_wider_than_the_terminal_and_nothing_is_cut(
     assert max(cell_len(line) for line in lines) <= width
     assert "…" not in text
     assert text.count("长上下文测试") == 2
-    rates = [f"{rate:.4g}" for rate in wide[0]["output_tok_s"].dropna()]
+    rates = [f"{rate:.4g}" for rate in wide[0]["output_tok_per_s"].dropna()]
     assert all(rate in text for rate in rates)
     assert text.count("False") == 1
 
@@ -93,3 +94,21 @@ def test_simulated_rows_do_not_compete_with_measured_ones(tmp_path: Path) -> Non
         measured(found, point, 50.0)
     swept = tuple(made.swept)
     assert "*" not in "".join(printed(read_table(found), swept, 2000))
+
+
+def test_saturated_rows_have_no_star(tmp_path: Path) -> None:
+    found, made = planned(tmp_path / "a", "parallel.max_model_len=8192,16384,32768")
+    for point, mean in zip(made.points, (100.0, 110.0, 120.0), strict=True):
+        measured(found, point, mean, saturated=mean == 100.0)
+    rows = [line.split() for line in printed(read_table(found), ("parallel.max_model_len",), 300) if "vllm" in line]
+    assert [any(cell.endswith("*") for cell in one) for one in rows] == [False, True, False]
+
+
+def test_the_first_sentence_of_the_report_is_said(tmp_path: Path) -> None:
+    found, made = planned(tmp_path / "a", "parallel.max_model_len=8192,16384")
+    for point, mean in zip(made.points, (100.0, 200.0), strict=True):
+        measured(found, point, mean)
+    said: list[str] = []
+    write_report(found, said.append)
+    [sentence] = said
+    assert sentence.startswith("Not decided: one window.")

@@ -12,7 +12,8 @@ from results_help import measured, planned, row
 from jobs.core.files import read_json, write_json
 from jobs.results import columns, page
 from jobs.results.gather import read_run
-from jobs.results.verdict import Verdict, judge
+from jobs.results.spread import remember
+from jobs.results.verdict import OUTCOMES, Verdict, judge
 
 LENGTHS = "parallel.max_model_len=8192,32768"
 
@@ -22,34 +23,156 @@ def judged(path: Path) -> tuple[Verdict, dict[str, dict[str, Any]]]:
     return found, {one.id: dict(one.values) for one in found.sentences}
 
 
-def test_a_setting_that_is_better_beyond_noise_in_repeated_windows_won(tmp_path: Path) -> None:
+def test_one_start_of_each_is_ahead_and_not_decided_however_many_windows_there_are(tmp_path: Path) -> None:
     found, made = planned(tmp_path / "a", LENGTHS, "bench.concurrency=1,8")
     for point, mean in zip(made.points, (50.0, 200.0, 60.0, 250.0), strict=True):
         measured(found, point, mean, windows=3)
     verdict, said = judged(found.path)
-    assert verdict.believe == "care", "another start of the engine may say otherwise"
+    assert (verdict.believe, verdict.winner) == ("care", None), "another start of the engine may say otherwise"
     assert "one_start" in said
-    assert verdict.winner == made.points[1].point
-    won = said["clear"]
-    assert won["setting"] == "parallel.max_model_len=8192 bench.concurrency=8"
-    # The rival is the best of another setting, not the winner at another load.
-    assert won["second"] == "parallel.max_model_len=32768 bench.concurrency=8"
-    assert won["percent"] == pytest.approx(25, abs=2)
-    assert won["low"] < won["percent"] < won["high"]
+    ahead = said["ahead"]
+    assert page.worded({"id": "ahead", "values": ahead}).startswith("Not decided: not every setting was started more")
+    assert ahead["setting"] == "parallel.max_model_len=8192 bench.concurrency=8"
+    # The rival is the best of another setting, not the leader at another load.
+    assert ahead["second"] == "parallel.max_model_len=32768 bench.concurrency=8"
+    assert 0 < ahead["low"] < (ahead["value"] / ahead["second_value"] - 1) * 100 < ahead["high"]
     assert said["repeated"] == {"count": 3}
 
 
-@pytest.mark.parametrize(("again", "believe"), [(52.0, "yes"), (80.0, "care")])
-def test_a_win_is_believed_that_two_starts_of_the_engine_show(tmp_path: Path, again: float, believe: str) -> None:
-    found, made = planned(tmp_path / "a", LENGTHS, "parallel.seed=1,2")
-    for point, mean in zip(made.points, (50.0, again, 60.0, 61.0), strict=True):
+@pytest.mark.parametrize(
+    ("seeds", "fast", "slow", "outcome", "believe", "also"),
+    [
+        ("1,2,3", (50.0, 51.0, 52.0), (60.0, 61.0, 62.0), "clear", "yes", {"starts"}),
+        ("1,2,3", (50.0, 51.0, 80.0), (60.0, 61.0, 62.0), "tie", "care", {"starts", "starts_differ"}),
+        ("1,2", (50.0, 50.1), (60.0, 60.1), "clear", "care", {"not_contradicted"}),
+        ("1,2", (50.0, 56.0), (60.0, 66.0), "tie", "care", {"not_contradicted"}),
+        ("1,2", (50.0, 65.0), (60.0, 61.0), "tie", "care", {"starts_differ"}),
+    ],
+)
+def test_what_starts_of_the_engine_show(
+    tmp_path: Path, seeds: str, fast: Any, slow: Any, outcome: str, believe: str, also: set[str]
+) -> None:
+    found, made = planned(tmp_path / "a", LENGTHS, f"parallel.seed={seeds}")
+    for point, mean in zip(made.points, (*fast, *slow), strict=True):
         measured(found, point, mean, windows=3)
     verdict, said = judged(found.path)
+    assert verdict.sentences[0].id == outcome
     assert verdict.believe == believe
+    assert (verdict.winner is not None) == (outcome == "clear")
+    assert said[outcome]["setting"] == "parallel.max_model_len=8192"
+    assert said[outcome]["second"] == "parallel.max_model_len=32768", "another start of a setting is no rival"
+    assert also <= said.keys()
+    assert not {"starts", "starts_differ", "not_contradicted", "one_start"} - also & said.keys()
+
+
+def test_a_winner_beats_each_of_its_rivals_and_was_picked_out_of_them(tmp_path: Path) -> None:
+    found, made = planned(tmp_path / "a", "parallel.max_model_len=8192,16384,32768", "parallel.seed=1,2,3")
+    # The second is surely slower; the third is slower on average, but its starts lie far apart.
+    for point, mean in zip(made.points, (50.0, 50.5, 51.0, 56.0, 56.5, 57.0, 50.0, 61.0, 75.0), strict=True):
+        measured(found, point, mean, windows=3)
+    verdict, said = judged(found.path)
+    assert verdict.winner is None
+    assert said["tie"]["second"] == "parallel.max_model_len=32768"
+    assert said["adjusted"] == {"count": 2}
+    two = planned(tmp_path / "b", LENGTHS, "parallel.seed=1,2,3")
+    for point, mean in zip(two[1].points, (50.0, 50.5, 51.0, 56.0, 56.5, 57.0), strict=True):
+        measured(two[0], point, mean, windows=3)
+    for point, mean in zip(made.points[6:], (62.0, 62.5, 63.0), strict=True):
+        measured(found, point, mean, windows=3)
+    of_three, of_two = (judged(one.path)[1]["clear"] for one in (found, two[0]))
+    assert of_three["low"] < of_two["low"], "the best of three was picked"
+
+
+def test_each_of_several_kinds_of_work_is_judged_more_strictly(tmp_path: Path) -> None:
+    lows = {}
+    for lengths in ("1024", "1024,2048,512"):
+        found, made = planned(tmp_path / lengths, LENGTHS, "parallel.seed=1,2,3", f"bench.input_tokens={lengths}")
+        for point in made.points:
+            slow = point.config.parallel.max_model_len == 32768
+            measured(found, point, (60.0 if slow else 50.0) + point.config.parallel.seed, windows=3)
+        said = judged(found.path)[1]
+        lows[lengths] = said.get("clear", said.get("clear_for", {}))["low"]
+        assert ("adjusted_kinds" in said) is (lengths != "1024")
+    assert lows["1024,2048,512"] < lows["1024"] - 1
+
+
+@pytest.mark.parametrize(("fast", "outcome"), [((50.0, 50.5, 51.0), "ahead"), ((50.0, 57.0, 66.0), "tie")])
+def test_starts_of_one_setting_tell_how_far_those_of_the_other_may_lie(
+    tmp_path: Path, fast: tuple[float, ...], outcome: str
+) -> None:
+    found, made = planned(tmp_path / "a", LENGTHS, "parallel.seed=1,2,3")
+    for point, mean in zip(made.points, (*fast, 62.0), strict=False):
+        measured(found, point, mean, windows=3)
+    assert judged(found.path)[0].sentences[0].id == outcome
+
+
+def test_a_row_without_the_figure_that_decides_is_not_left_out_silently(tmp_path: Path) -> None:
+    found, made = planned(tmp_path / "a", "parallel.max_model_len=8192,16384,32768", "results.objective=ttft_ms_p99")
+    for point, figure in zip(made.points, (100.0, 110.0, None), strict=True):
+        measured(found, point, 50.0, windows=3, ttft_ms_p99=figure)
+    assert judged(found.path)[1]["left_out_blank"] == {"count": 1, "column": "ttft_ms_p99"}
+
+
+def known(folder: Path, spread: float) -> None:
+    """Write three starts of one setting, as an earlier sweep in the same root leaves them."""
+    found, made = planned(folder, "parallel.max_model_len=8192", "parallel.seed=1,2,3")
+    for point, share in zip(made.points, (1 - spread, 1.0, 1 + spread), strict=True):
+        measured(found, point, 80.0 * share, windows=3)
+        rows = [one for one in read_run(found.path).rows if one["point"] == point.point]
+        remember(found, {point.point: point.config}, rows)
+
+
+@pytest.mark.parametrize(("spread", "outcome", "believe"), [(0.005, "clear", "yes"), (0.1, "tie", "care")])
+def test_a_known_spread_between_starts_stands_for_more_starts(
+    tmp_path: Path, spread: float, outcome: str, believe: str
+) -> None:
+    known(tmp_path / "earlier", spread)
+    found, made = planned(tmp_path / "a", LENGTHS)
+    for point, mean in zip(made.points, (50.0, 60.0), strict=True):
+        measured(found, point, mean, windows=3)
+    verdict, said = judged(found.path)
+    assert (verdict.sentences[0].id, verdict.believe) == (outcome, believe)
+    assert said["known_spread"]["starts"] == 1
+    assert said["known_spread"]["percent"] == pytest.approx(100 * spread, rel=0.2)
+    # Of another layout nothing is known.
+    other, made = planned(tmp_path / "b", LENGTHS, "parallel=dp4_tp4")
+    for point, mean in zip(made.points, (50.0, 60.0), strict=True):
+        measured(other, point, mean, windows=3)
+    assert judged(other.path)[0].sentences[0].id == "ahead"
+
+
+def test_a_spread_that_cannot_be_read_or_lacks_the_figure_is_not_known(tmp_path: Path) -> None:
+    known(tmp_path / "earlier", 0.005)
+    found, made = planned(tmp_path / "a", LENGTHS)
+    for point, mean in zip(made.points, (50.0, 60.0), strict=True):
+        measured(found, point, mean, windows=3)
+    [path] = (tmp_path / ".calibration" / "starts").glob("*.json")
+    whole = read_json(path)
+    figures = [{**one, "figures": {"e2el_ms_mean": 900.0}} for one in whole["starts"]]
+    for content in ({"starts": figures}, {"starts": [{**whole["starts"][0], "figures": [1]}]}, {"starts": 3}, []):
+        write_json(path, content)
+        assert judged(found.path)[0].sentences[0].id == "ahead"
+    write_json(path, whole)
+    assert judged(found.path)[0].sentences[0].id == "clear"
+
+
+def test_at_an_offered_rate_latency_or_goodput_decides(tmp_path: Path) -> None:
+    found, made = planned(tmp_path / "a", LENGTHS, "bench.request_rate=2", "parallel.seed=1,2,3")
+    for number, point in enumerate(made.points):
+        # The slower one shows a rate that is higher by chance.
+        slow = number >= 3
+        latency, rate = (60.0, 105.0) if slow else (50.0, 100.0)
+        measured(found, point, latency + number % 3, windows=3, output_tok_per_s=rate)
+    _, said = judged(found.path)
     assert said["clear"]["setting"] == "parallel.max_model_len=8192"
-    assert said["clear"]["second"] == "parallel.max_model_len=32768", "another start of a setting is no rival"
-    assert "one_start" not in said
-    assert ("starts" in said, "starts_differ" in said) == (believe == "yes", believe == "care")
+    assert said["clear"]["column"] == "e2el_ms_mean"
+    assert said["offered"] == {"objective": "output_tok_per_s", "column": "e2el_ms_mean"}
+    found, made = planned(tmp_path / "b", LENGTHS, "bench.request_rate=2", "bench.slo.ttft_ms=500")
+    for point, rate, goodput in zip(made.points, (105.0, 100.0), (1.0, 1.9), strict=True):
+        measured(found, point, 50.0, windows=3, output_tok_per_s=rate, goodput_per_s=goodput, ttft_ms_p99=30.0)
+    _, said = judged(found.path)
+    assert said["offered"]["column"] == "goodput_per_s"
+    assert said["unknown"]["setting"] == "parallel.max_model_len=32768"
 
 
 def test_saturated_rows_win_nothing(tmp_path: Path) -> None:
@@ -65,17 +188,26 @@ def test_saturated_rows_win_nothing(tmp_path: Path) -> None:
 def test_an_offered_rate_is_no_setting(tmp_path: Path) -> None:
     found, made = planned(tmp_path / "a", "bench.request_rate=1,4")
     for point, rate in zip(made.points, (100.0, 400.0), strict=True):
-        measured(found, point, 50.0, output_tok_s=rate)
+        measured(found, point, 50.0, output_tok_per_s=rate)
     verdict, said = judged(found.path)
     assert verdict.winner is None
     assert {"kinds", "only_for"} <= said.keys()
     found, made = planned(tmp_path / "b", LENGTHS, "bench.request_rate=1,4")
     for point, rate in zip(made.points, (100.0, 400.0, 100.0, 300.0), strict=True):
-        measured(found, point, 50.0, output_tok_s=rate)
+        measured(found, point, 50.0, output_tok_per_s=rate)
     assert "differ" not in said
     _, said = judged(found.path)
     works = [one.values["work"] for one in judged(found.path)[0].sentences if "work" in one.values]
     assert works == ["bench.request_rate=1.0", "bench.request_rate=4.0"], "rows compare at the same rate"
+
+
+def test_other_arrivals_are_no_setting(tmp_path: Path) -> None:
+    found, made = planned(tmp_path / "a", "bench.request_rate=2", "bench.seed=0,1")
+    for point, mean in zip(made.points, (50.0, 90.0), strict=True):
+        measured(found, point, mean, windows=3)
+    verdict, said = judged(found.path)
+    assert verdict.winner is None
+    assert {"kinds", "only_for"} <= said.keys()
 
 
 def test_a_latency_of_nothing_is_not_the_best(tmp_path: Path) -> None:
@@ -94,14 +226,16 @@ def test_the_notes_of_the_rows_that_are_compared_are_quoted(tmp_path: Path) -> N
     assert said["note"] == {"point": made.points[0].point, "note": "the search ended at bench.search_most"}
 
 
-def test_one_window_each_is_ahead_and_not_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("windows", "outcome"), [(1, "undecided"), (2, "undecided_few")])
+def test_too_few_windows_decide_nothing(tmp_path: Path, windows: int, outcome: str) -> None:
     found, made = planned(tmp_path / "a", LENGTHS)
     for point, mean in zip(made.points, (50.0, 60.0), strict=True):
-        measured(found, point, mean)
+        measured(found, point, mean, windows=windows)
     verdict, said = judged(found.path)
-    assert verdict.believe == "care"
-    assert {"ahead", "once"} <= said.keys()
-    assert "clear" not in said
+    assert (verdict.believe, verdict.winner, verdict.sentences[0].id) == ("care", None, outcome)
+    assert said[outcome]["windows"] == windows
+    first = page.worded({"id": outcome, "values": said[outcome]})
+    assert first.startswith("Not decided: one window" if windows == 1 else "Not decided: only 2 windows")
 
 
 def test_a_difference_inside_the_noise_has_no_winner(tmp_path: Path) -> None:
@@ -120,9 +254,9 @@ def test_kinds_of_work_are_judged_each_for_itself(tmp_path: Path) -> None:
     for point, mean in zip(made.points, (50.0, 250.0, 60.0, 300.0), strict=True):
         measured(found, point, mean, windows=3)
     verdict, said = judged(found.path)
-    assert said["same"] == {"kinds": 2, "clear": 2, "setting": "parallel.max_model_len=8192"}
-    assert verdict.believe == "care"
-    works = [one.values["work"] for one in verdict.sentences if one.id == "clear_for"]
+    assert said["same_ahead"] == {"kinds": 2, "clear": 2, "setting": "parallel.max_model_len=8192"}
+    assert (verdict.believe, verdict.winner) == ("care", None)
+    works = [one.values["work"] for one in verdict.sentences if one.id == "ahead_for"]
     assert works == ["bench.input_tokens=64", "bench.input_tokens=512"]
     measured(found, made.points[3], 200.0, windows=3)
     verdict, said = judged(found.path)
@@ -145,8 +279,7 @@ def test_simulated_rows_never_win_over_measured_ones(tmp_path: Path) -> None:
         fast = point.config.engine.name == "simulator"
         measured(found, point, 10.0 if fast else 100.0)
     verdict, said = judged(found.path)
-    winner = next(one for one in made.points if one.point == verdict.winner)
-    assert winner.config.engine.name == "vllm_cpu"
+    assert "vllm_cpu" in said["undecided"]["setting"] or "engine" not in said["undecided"]["setting"]
     assert said["left_out_simulated"] == {"count": 2}
     for point in made.points:
         if point.config.engine.name == "vllm_cpu":
@@ -173,9 +306,9 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
 
 
 def test_only_rows_within_the_objective_can_win(tmp_path: Path) -> None:
-    found, made = planned(tmp_path / "a", LENGTHS, "bench.slo.ttft_ms_p99=500")
-    measured(found, made.points[0], 50.0, ttft_ms_p99=900.0)
-    measured(found, made.points[1], 60.0, ttft_ms_p99=300.0)
+    found, made = planned(tmp_path / "a", LENGTHS, "bench.slo.ttft_ms=500")
+    measured(found, made.points[0], 50.0, ttft_ms_p99=900.0, slo_kept=False)
+    measured(found, made.points[1], 60.0, ttft_ms_p99=300.0, slo_kept=True)
     verdict, said = judged(found.path)
     assert said["under_slo"] == {"count": 1, "of": 2, "slo": "ttft_ms_p99 ≤ 500"}
     assert said["only"]["setting"] == "parallel.max_model_len=32768"
@@ -186,15 +319,22 @@ def test_an_objective_in_which_less_is_better(tmp_path: Path) -> None:
     found, made = planned(tmp_path / "a", LENGTHS, "results.objective=ttft_ms_p50")
     measured(found, made.points[0], 60.0)
     measured(found, made.points[1], 50.0)
-    verdict, said = judged(found.path)
-    assert verdict.winner == made.points[1].point
-    assert said["ahead"]["value"] < said["ahead"]["second_value"]
+    _, said = judged(found.path)
+    assert said["undecided"]["value"] < said["undecided"]["second_value"]
+    assert said["undecided"]["high"] > 0
 
 
 def test_every_sentence_has_its_words_in_both_languages() -> None:
     text = (Path(page.FOLDER).parent / "verdict.py").read_text()
-    outcomes = ("only", "unknown", "tie", "ahead", "clear")
-    ids = set(re.findall(r'Sentence\(\s*"(\w+)"', text)) | {"same", "same_ahead", "differ", "none_clear", "kinds"}
+    outcomes = ("only", *OUTCOMES)
+    ids = set(re.findall(r'Sentence\(\s*"(\w+)"', text)) | {
+        "undecided_few",
+        "same",
+        "same_ahead",
+        "differ",
+        "none_clear",
+        "kinds",
+    }
     for name in (*ids, *outcomes, *(f"{one}_for" for one in outcomes)):
         assert f"verdict.{name}" in page.words(), name
     for name, said in page.words().items():
@@ -209,7 +349,14 @@ def test_every_sentence_has_its_words_in_both_languages() -> None:
 
 def test_what_is_work_and_what_is_load() -> None:
     assert all(columns.is_work(key) for key in ("bench.input_tokens", "bench.client", "engine.name", "model.path"))
-    others = ("bench.concurrency", "bench.request_rate", "bench.window_s", "bench.slo.ttft_ms_p99", "parallel.seed")
+    others = (
+        "bench.repeats",
+        "bench.concurrency",
+        "bench.request_rate",
+        "bench.window_s",
+        "bench.slo.ttft_ms",
+        "parallel.seed",
+    )
     assert not any(columns.is_work(key) for key in others)
 
 
@@ -227,5 +374,5 @@ def test_rows_that_are_torn_do_not_stop_a_verdict(tmp_path: Path) -> None:
     for point in made.points:
         measured(found, point, 50.0)
     path = found.point(made.points[0].point).row
-    write_json(path, read_json(path) | {"output_tok_s": None})
+    write_json(path, read_json(path) | {"output_tok_per_s": None})
     assert judged(found.path)[0].winner is None

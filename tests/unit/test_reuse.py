@@ -58,8 +58,8 @@ def sees(monkeypatch: pytest.MonkeyPatch) -> dict[str, Fingerprint]:
 def test_the_newest_valid_row_is_found_in_any_root(tmp_path: Path, sees: dict[str, Fingerprint]) -> None:
     made = planned()
     one, two = made.points
-    put(write(tmp_path / "r/a", made), one, age=9, output_tok_s=1.0)
-    put(write(tmp_path / "r/b", made), one, age=5, output_tok_s=2.0)
+    put(write(tmp_path / "r/a", made), one, age=9, output_tok_per_s=1.0)
+    put(write(tmp_path / "r/b", made), one, age=5, output_tok_per_s=2.0)
     put(write(tmp_path / "r/c", made), one, age=1, valid=False, invalid_reason="rank 1 (headless): gone")
     put(write(tmp_path / "r/d", made), one, age=1, truncated=True)
     other = write(tmp_path / "others/a", made)
@@ -89,12 +89,12 @@ def test_a_taken_row_says_where_it_was_measured_and_is_not_run(tmp_path: Path, s
     made = planned()
     one, two = made.points
     first = write(tmp_path / "a", made)
-    put(first, one, output_tok_s=7.0)
+    put(first, one, output_tok_per_s=7.0)
     first.point(one.point).requests.write_bytes(b"requests")
     second, third = write(tmp_path / "b", made), write(tmp_path / "c", made)
     reuse.take(second, reuse.find(made.points, [tmp_path]).values())
     row = read_json(second.point(one.point).row)
-    assert (row["reused_from"], row["output_tok_s"]) == (str(first.path), 7.0)
+    assert (row["reused_from"], row["output_tok_per_s"]) == (str(first.path), 7.0)
     assert second.point(one.point).requests.read_bytes() == b"requests"
     assert [service.points for service in unfinished(second, retry_failed=False)] == [(two.point,)]
     # Taken over twice, it still names the sweep that measured it.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 from core_help import ROOT
@@ -13,6 +15,9 @@ ROOMS = {
 MOST_LINES = 400
 
 LONGEST_FUNCTION = 60
+
+LONGEST_CHAIN = 16
+"""Files that import one another in a row when a program starts: each is one more to read before one understands it."""
 
 
 def sources() -> list[Path]:
@@ -42,6 +47,35 @@ def test_no_function_is_long() -> None:
                 if lines > LONGEST_FUNCTION:
                     long.append(f"{name} has {lines} lines")
     assert not long
+
+
+def imported(tree: ast.AST, files: set[str]) -> Iterator[str]:
+    """Return the files of ours that a file imports, also inside of functions; what only a type checker sees is none."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.ImportFrom):
+            yield from {f"{node.module}.{item.name}" for item in node.names} & files or {str(node.module)} & files
+        elif isinstance(node, ast.Import):
+            yield from {item.name for item in node.names} & files
+        yield from imported(node, files)
+
+
+def test_no_chain_of_imports_is_long() -> None:
+    """TopologicalSorter refuses a circle, so there is none."""
+    names = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in sources()
+    }
+    graph = {
+        name: set(imported(ast.parse(path.read_text(encoding="utf-8")), set(names)))
+        for name, path in names.items()
+    }  # fmt: skip
+    longest: dict[str, tuple[str, ...]] = {}
+    for name in TopologicalSorter(graph).static_order():
+        longest[name] = (name, *max((longest[one] for one in graph[name]), key=len, default=()))
+    chain = max(longest.values(), key=len)
+    assert len(chain) <= LONGEST_CHAIN, " -> ".join(chain)
+    assert len(chain) > 10, "the imports were not found"
 
 
 def test_only_programs_end_the_process() -> None:

@@ -28,7 +28,7 @@ def ledger(*points: str) -> RowLedger:
 
 def found(reason: str | None = None, *, truncated: bool = False, **about: Any) -> Measured:
     """What a point came to: good figures unless a reason is given."""
-    figures = {"output_tok_s": 100.0, **about.pop("figures", {})}
+    figures = {"output_tok_per_s": 100.0, **about.pop("figures", {})}
     usual: dict[str, Any] = {"notes": (), "windows": (), "lines": (), "canary": None, "engine_tokens": {}}
     return Measured(figures=figures, reason=reason, truncated=truncated, **(usual | about))
 
@@ -47,14 +47,14 @@ def names(rows: list[Row]) -> list[str]:
 def test_a_good_point_is_a_valid_row_with_its_figures_and_those_of_its_service() -> None:
     row = ledger().measured("a", found(), None)
     assert (row["point"], row["service"], row["valid"], row["invalid_reason"]) == ("a", "s", True, None)
-    assert (row["output_tok_s"], row["load_s"], row["nodes"], row["attempt"]) == (100.0, 12.5, 2, 1)
+    assert (row["output_tok_per_s"], row["load_s"], row["nodes"], row["attempt"]) == (100.0, 12.5, 2, 1)
     assert not row["truncated"]
     assert is_finished(row, retry_failed=True)
 
 
 def test_a_point_that_is_not_valid_keeps_its_figures_and_its_reason() -> None:
     row = ledger().measured("a", found("3 of 64 requests failed"), None)
-    assert (row["valid"], row["invalid_reason"], row["output_tok_s"]) == (False, "3 of 64 requests failed", 100.0)
+    assert (row["valid"], row["invalid_reason"], row["output_tok_per_s"]) == (False, "3 of 64 requests failed", 100.0)
 
 
 def test_the_failure_of_the_service_is_the_reason_and_not_what_the_client_saw_of_it() -> None:
@@ -291,7 +291,7 @@ def test_rows_that_are_not_written_are_salvaged_and_the_others_left_alone() -> N
     rows = made.salvage("disk full", {"a"})
     assert reasons(rows) == {"b": "disk full", "c": f"{NOT_RUN}disk full"}
     assert not any(row["valid"] for row in rows)
-    assert rows[0]["output_tok_s"] == 100.0, "its figures stay"
+    assert rows[0]["output_tok_per_s"] == 100.0, "its figures stay"
 
 
 def test_a_reason_that_a_row_has_stays_when_it_is_salvaged() -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from containers.base import Order, Runtime
-from containers.local import Local
+from containers.base import Local, Order, Runtime
 from containers.spec import Mount, Spec, parse_image
 from jobs.core.errors import RunError
 from jobs.core.registry import RUNTIMES

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from jobs.core.config import Bench, usual_windows
 from jobs.core.load import Slo
-from jobs.measure.search import Search, begin, most_probes, saturated, with_load
+from jobs.measure.search import Search, begin, columns, most_probes, saturated, with_load
 
 
 def found(search: Search, edge: float, flaky: set[float] = frozenset()) -> list[float]:  # type: ignore[assignment]
@@ -69,25 +69,50 @@ def test_a_load_that_fails_its_confirmation_sends_the_search_below_it() -> None:
 
 
 def test_probes_change_the_load_alone() -> None:
-    slo = Slo(ttft_ms_p99=1.0)
+    slo = Slo(ttft_ms=1.0)
     bench = Bench(concurrency=4, search="concurrency", slo=slo)
     assert with_load(bench, 12.0).concurrency == 12
     assert begin(bench) == Search(4, 1024, 0.05, whole=True)
     open_loop = Bench(request_rate=2.5, search="request_rate", search_most=9.5, slo=slo)
     assert with_load(open_loop, 3.5).request_rate == 3.5
-    assert begin(open_loop) == Search(2.5, 9.5, 0.05, whole=False)
+    assert begin(open_loop) == Search(2.5, 9.5, 0.05, whole=False, least=299 / 6 / 120)
 
 
-@pytest.mark.parametrize(("bench", "windows"), [(Bench(), 1), (Bench(repeats=3), 3), (Bench(search="concurrency"), 9)])
+def test_where_too_few_requests_tell_a_higher_load_is_tried() -> None:
+    search = Search(4, 64, 0.05, whole=True)
+    while (load := search.next()) is not None:
+        search.tell(load, keeps=None if load < 16 else load < 30, few=load < 16)
+    assert [load for load, _ in search.tried][:4] == [4, 8, 16, 32]
+    assert (search.kept, search.confirmed) == (29, True)
+    alone = Search(4, 8, 0.05, whole=True)
+    while (load := alone.next()) is not None:
+        alone.tell(load, keeps=None, few=True)
+    assert columns(alone) == {"found_concurrency": None, "probes": 2}
+
+
+def test_a_rate_at_which_no_windows_tell_is_not_tried_and_what_is_not_known_is_not_0() -> None:
+    search = Search(2.0, 9.0, 0.05, whole=False, least=0.5)
+    while (load := search.next()) is not None:
+        search.tell(load, keeps=None)
+    assert [load for load, _ in search.tried] == [2.0, 1.0, 0.5]
+    assert columns(search) == {"found_request_rate": None, "probes": 3}
+    search.tell(0.5, keeps=False)
+    assert columns(search)["found_request_rate"] == 0
+
+
+@pytest.mark.parametrize(
+    ("bench", "windows"),
+    [(Bench(), 3), (Bench(repeats=1), 1), (Bench(client="ais_bench"), 1), (Bench(search="concurrency"), 9)],
+)
 def test_the_plan_is_told_how_many_windows_to_expect(bench: Bench, windows: int) -> None:
     assert usual_windows(bench) == windows
 
 
 def test_a_closed_loop_is_saturated_when_more_requests_only_wait() -> None:
     bench = Bench(concurrency=20)
-    before = [{"output_tok_s": 100.0}, {"output_tok_s": 60.0}]
-    assert saturated(bench, {"waiting_mean": 5.0, "output_tok_s": 104.0}, before)
-    assert not saturated(bench, {"waiting_mean": 5.0, "output_tok_s": 110.0}, before)
-    assert not saturated(bench, {"waiting_mean": 1.0, "output_tok_s": 104.0}, before)
-    assert not saturated(bench, {"waiting_mean": None, "output_tok_s": 100.0}, [])
-    assert not saturated(Bench(request_rate=1.0), {"waiting_mean": 5.0, "output_tok_s": 1.0}, before)
+    before = [{"output_tok_per_s": 100.0}, {"output_tok_per_s": 60.0}]
+    assert saturated(bench, {"waiting_mean": 5.0, "output_tok_per_s": 104.0}, before)
+    assert not saturated(bench, {"waiting_mean": 5.0, "output_tok_per_s": 110.0}, before)
+    assert not saturated(bench, {"waiting_mean": 1.0, "output_tok_per_s": 104.0}, before)
+    assert not saturated(bench, {"waiting_mean": None, "output_tok_per_s": 100.0}, [])
+    assert not saturated(Bench(request_rate=1.0), {"waiting_mean": 5.0, "output_tok_per_s": 1.0}, before)

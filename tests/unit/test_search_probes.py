@@ -11,12 +11,14 @@ import pytest
 
 from jobs.core.config import Bench, Config
 from jobs.core.load import Slo
-from jobs.measure.point import Measured, OfService, PointRun
+from jobs.measure import objective
+from jobs.measure.point import Measured, OfService, Outcome, PointRun
+from jobs.measure.queueing import trend
 from jobs.measure.records import RequestRecord, Target, Window
 from jobs.measure.statistics import of_series, summarize
 
 BENCH = Bench(
-    search="concurrency", concurrency=4, search_most=32.0, search_precision=0.05, slo=Slo(ttft_ms_p99=1000.0),
+    search="concurrency", concurrency=4, search_most=32.0, search_precision=0.05, slo=Slo(ttft_ms=1000.0),
     canary="off",
 )  # fmt: skip
 OTHERS = "3 requests that were not ours ran on the service"
@@ -28,7 +30,7 @@ async def searched(
     """Search on a service that keeps the objective up to 20; `invalid(load, time)` tells which are not valid."""
     times: dict[float, int] = {}
 
-    async def window(self: PointRun, probe: Bench, **about: Any) -> tuple[Window, dict[str, Any], str | None]:
+    async def window(self: PointRun, probe: Bench, **about: Any) -> Outcome:
         load = about["load"]
         times[load] = times.get(load, 0) + 1
         ttft = 0.5 if load <= 20 else 2.0
@@ -39,8 +41,11 @@ async def searched(
         made = Window(0.0, 10.0, 1.0, 0.5, (*[one] * answered, *late), {}, 0.1, truncated=False)
         reason = OTHERS if invalid(load, times[load]) else None
         self._windows.append(made)
-        self._lines.append({**about, "valid": reason is None})
-        return made, summarize(made, probe) | of_series(made) | {"saturated": False}, reason
+        self.lines.append({**about, "valid": reason is None})
+        grows = trend(made, probe).grows
+        told = objective.told(made, probe.slo, saturated=bool(grows))
+        figures = summarize(made, probe) | of_series(made) | {"saturated": False} | told
+        return Outcome(made, figures, reason, (), grows)
 
     monkeypatch.setattr(PointRun, "_window", window)
     target = Target("http://127.0.0.1:9", "m")
@@ -66,7 +71,7 @@ async def test_what_limits_the_search_is_said_where_it_is_not_the_objective(monk
 
 async def test_where_no_window_is_valid_the_row_is_not_either(monkeypatch: pytest.MonkeyPatch) -> None:
     point = await searched(monkeypatch, lambda *_: True)
-    assert (point.figures["found_concurrency"], point.reason) == (0, OTHERS)
+    assert (point.figures["found_concurrency"], point.reason) == (None, OTHERS)
 
 
 async def test_an_overload_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:

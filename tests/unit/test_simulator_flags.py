@@ -12,10 +12,18 @@ from jobs.core.errors import ConfigError
 from jobs.core.schema import build
 from jobs.core.service_config import Shape
 from jobs.engines.ascend import release, releases
-from jobs.engines.simulator import spec as spec_module
-from jobs.engines.simulator.flags import converter, parse
-from jobs.engines.simulator.settings import StartError, settle
-from jobs.engines.simulator.spec import RehearsalSpec, hardware, read_spec, spec_json
+from jobs.engines.prediction import Layout
+from jobs.engines.simulator import settings as settings_module
+from jobs.engines.simulator.settings import (
+    RehearsalSpec,
+    StartError,
+    converter,
+    hardware,
+    parse,
+    read_spec,
+    settle,
+    spec_json,
+)
 
 R = release("0.9.1")
 
@@ -36,7 +44,7 @@ def changed(*argv: str) -> dict[str, object]:
 def test_the_article_is_understood():
     words = shlex.split(ARTICLE)
     head = settle(parse(words, R).args, RehearsalSpec(shape=R1), {})
-    assert (head.tensor_parallel, head.data_parallel, head.local) == (8, 2, range(0, 1))
+    assert (head.layout, head.local) == (Layout(8, 2, True), range(0, 1))
     assert (head.max_model_len, head.max_num_batched_tokens, head.max_num_seqs, head.block_size) == (
         8192,
         8192,
@@ -44,7 +52,7 @@ def test_the_article_is_understood():
         128,
     )
     assert head.rpc_address == ("10.226.72.51", 13389) and head.http_address == ("0.0.0.0", 8000)
-    assert head.expert_parallel and head.chunked_prefill and not head.prefix_caching and not head.headless
+    assert head.chunked_prefill and not head.prefix_caching and not head.headless
     second = settle(
         parse([*words, "--headless", "--data-parallel-start-rank", "1"], R).args, RehearsalSpec(shape=R1), {}
     )
@@ -144,7 +152,7 @@ def test_start_is_refused_with_vllm_s_words(argv, words):
 def test_defaults_of_the_release():
     s = settled()
     assert (s.max_model_len, s.max_num_batched_tokens, s.max_num_seqs, s.block_size) == (163840, 2048, 256, 128)
-    assert s.prefix_caching and s.chunked_prefill and s.local_only
+    assert s.prefix_caching and s.chunked_prefill and s.local == range(s.layout.dp)
     assert s.rpc_address == ("127.0.0.1", 29550) and s.names == ("m",)
     assert settled("--api-key", "a", env={"VLLM_API_KEY": "b"}).api_key == "a"
     assert settled(env={"VLLM_API_KEY": "b"}).api_key == "b"
@@ -176,7 +184,7 @@ def test_bad_spec_is_an_error(text):
 
 def test_a_rehearsal_runs_on_hardware_of_a_file_of_one_s_own(tmp_path):
     own = tmp_path / "npu.yaml"
-    file = Path(spec_module.__file__).parent / "hardware" / "atlas_800i_a2.yaml"
+    file = Path(settings_module.__file__).parent / "hardware" / "atlas_800i_a2.yaml"
     own.write_text(file.read_text().replace("hbm_gb_s: 1600.0", "hbm_gb_s: 800.0"))
     assert hardware(str(own)) == replace(hardware(), hbm_gb_s=800.0)
     config = build({"engine": {"rehearsal": {"hardware": str(own)}}})

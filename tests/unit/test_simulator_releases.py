@@ -6,11 +6,9 @@ import pytest
 from core_help import config
 from simulator_help import R1
 
-from jobs.engines import placement
+from jobs.core import layout
 from jobs.engines.ascend import release, releases
-from jobs.engines.simulator.flags import converter, parse
-from jobs.engines.simulator.settings import Settings, StartError, settle
-from jobs.engines.simulator.spec import RehearsalSpec
+from jobs.engines.simulator.settings import RehearsalSpec, Settings, StartError, converter, parse, settle
 from jobs.engines.vllm import command
 
 FILLED = {"{api_port}": "8000", "{rpc_port}": "9000", "{master_address}": "127.0.0.1"}
@@ -23,12 +21,12 @@ def settled(name: str, *argv: str) -> Settings:
 @pytest.mark.parametrize("name", releases())
 def test_what_is_rendered_for_a_release_is_read_as_it_was_meant(name: str) -> None:
     made = config("engine=simulator", f"engine.release={name}")
-    for place in placement.planned(made):
+    for place in layout.planned(made):
         words = [FILLED.get(word, word) for word in command.argv(made, place)]
         line = parse(words[words.index("serve") :], release(name))
         read = settle(line.args, RehearsalSpec(shape=made.model.shape, release=name), {})
         assert (read.headless, read.local) == (place.rank > 0, range(place.rank, place.rank + 1))
-        assert (read.max_model_len, read.max_num_seqs, read.data_parallel) == (8192, 256, 2)
+        assert (read.max_model_len, read.max_num_seqs, read.layout.dp) == (8192, 256, 2)
         assert line.deprecated == ()
 
 

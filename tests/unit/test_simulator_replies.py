@@ -20,7 +20,7 @@ from jobs.engines.simulator.answers import (
 )
 from jobs.engines.simulator.engine import Output
 from jobs.engines.simulator.frontend import EngineMetrics, render
-from jobs.engines.simulator.headless import pack, pack_request, unpack_output, unpack_request
+from jobs.engines.simulator.headless import Remote, pack, receive
 from jobs.engines.simulator.scheduler import Figures, Request
 
 
@@ -163,13 +163,35 @@ def test_prefix_hashes_depend_on_all_before():
     assert hashes(5, *range(1, 20))[1] != one[1]
 
 
-def test_messages_survive_the_wire():
-    output = Output(1, (1, 2), ((2, "length"),), (3,), "words", Figures(4, 5, 0.25, 6, 7, 8))
-    data = pack("out", *output)
-    assert int.from_bytes(data[:4], "big") == len(data) - 4
-    assert unpack_output(json.loads(data[4:])) == output
-    request = unpack_request(json.loads(pack_request(Request(1, 2, 3, "stop", (4, 5)))[4:]))
-    assert (request.key, request.prompt, request.limit, request.reason, request.hashes) == (1, 2, 3, "stop", (4, 5))
+class Socket(asyncio.StreamReader):
+    """Both ends of a connection: what is written to it is read from it."""
+
+    write = asyncio.StreamReader.feed_data
+
+    def is_closing(self) -> bool:
+        return False
+
+
+async def test_messages_survive_the_wire():
+    wire = Socket()
+    output = Output(1, [1, 2], [[2, "length"]], [3], "words", Figures(4, 5, 0.25, 6, 7, 8))
+    wire.write(pack("out", *output))
+    kind, *message = await receive(wire)
+    assert (kind, Output.of(message)) == ("out", output)
+    remote, request = Remote(1), Request(1, 2, 3, "stop", [4, 5])
+    remote.abort([9])  # of nobody: it is lost
+    remote.writer = wire
+    remote.add(request)
+    remote.abort([1])
+    kind, *message = await receive(wire)
+    assert kind == "add" and vars_of(Request(*message)) == vars_of(request)
+    assert await receive(wire) == ["abort", [1]]
+    wire.feed_eof()
+    assert await receive(wire) is None
+
+
+def vars_of(request: Request):
+    return request.key, request.prompt, request.limit, request.reason, request.hashes
 
 
 def test_metrics_page():

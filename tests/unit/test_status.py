@@ -104,13 +104,14 @@ def test_a_job_without_a_number_yet(folder: SweepDir) -> None:
     bare = AllocationDir(folder.allocation(0, 1).path)
     bare.job.unlink()
     [allocation] = status.describe(folder)["allocations"]
-    assert (allocation["job_id"], allocation["state"]) == (None, "UNKNOWN")
+    assert (allocation["job_id"], allocation["state"]) == (None, "GONE"), "nobody is submitting it"
 
 
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
         ("PENDING|Priority||N/A|8:00:00", {"reason": "Priority", "starts": ""}),
+        ("PENDING|None||N/A|8:00:00", {"reason": "", "starts": ""}),
         ("RUNNING|None|n[1-2]|2026-01-01T00:00:00|7:59:00", {"nodelist": "n[1-2]", "left": "7:59:00"}),
         ("", {}),
     ],

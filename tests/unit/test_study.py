@@ -20,14 +20,14 @@ from jobs.results.row import FIGURES
 from jobs.sweep import road
 
 
-def config(objective: str = "output_tok_s", **launch: Any) -> Config:
+def config(objective: str = "output_tok_per_s", **launch: Any) -> Config:
     return Config(results=Results(objective=objective), launch=Launch(**launch))
 
 
 @pytest.mark.parametrize(
     ("objective", "direction"),
     [
-        ("output_tok_s", "maximize"),
+        ("output_tok_per_s", "maximize"),
         ("ttft_ms_p99", "minimize"),
         ("found_concurrency", "maximize"),
         ("load_s", "minimize"),
@@ -42,7 +42,7 @@ def test_an_objective_has_its_direction(objective: str, direction: str) -> None:
     [
         (config("output_tok"), "maximize", "results.objective"),
         (config("engine_tokens"), "maximize", "results.objective"),
-        (config("output_tok_s"), "minimize", "hydra.sweeper.direction"),
+        (config("output_tok_per_s"), "minimize", "hydra.sweeper.direction"),
         (config("e2el_ms_p90"), "maximize", "hydra.sweeper.direction"),
         (config(follow=False), "maximize", "launch.follow"),
     ],
@@ -54,7 +54,7 @@ def test_studies_that_cannot_be_are_refused(asked: Config, direction: str, key: 
 
 
 def test_every_rate_is_best_when_high() -> None:
-    rates = {name for name in FIGURES if name.endswith(("tok_s", "request_s", "goodput_s", "per_user"))}
+    rates = {name for name in FIGURES if name.endswith(("tok_per_s", "request_per_s", "goodput_per_s", "per_user"))}
     assert all(map(high_is_best, rates))
     worse = ("preemptions", "failed", "waiting_mean", "kv_use_max", "head_npu_power_w", "ttft_ms_p50_max", "load_s")
     assert all(map(low_is_best, worse))
@@ -62,7 +62,7 @@ def test_every_rate_is_best_when_high() -> None:
 
 
 def test_a_typing_error_in_the_objective_is_told_before_anything_starts() -> None:
-    with pytest.raises(ConfigError, match="output_tok_s") as error:
+    with pytest.raises(ConfigError, match="output_tok_per_s") as error:
         road.plan([["results.objective=output_toks", "cluster=local"]], composer)
     assert error.value.key == "results.objective"
 
@@ -96,12 +96,12 @@ def test_a_dry_run_of_a_study_shows_its_first_trials_and_ends_it(capsys: pytest.
 
 
 def test_the_best_of_all_batches_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = {"a": {"valid": True, "output_tok_s": 7.0}, "b": {"valid": True, "output_tok_s": 9.0}}
+    rows = {"a": {"valid": True, "output_tok_per_s": 7.0}, "b": {"valid": True, "output_tok_per_s": 9.0}}
     monkeypatch.setattr(study, "_batch", lambda *_: Outcome(("a", "b"), rows, worst=-math.inf))
     best = {"bench.seed=0": 8.0}
     study.launch([["bench.seed=1"], ["bench.seed=2"]], composer, "maximize", best)
     assert best == {"bench.seed=2": 9.0}
-    assert "best so far: output_tok_s = 9 with bench.seed=2" in capsys.readouterr().out
+    assert "best so far: output_tok_per_s = 9 with bench.seed=2" in capsys.readouterr().out
 
 
 def test_optuna_takes_the_worst_value() -> None:

@@ -22,9 +22,9 @@ from jobs.sweep import plan, show
 from jobs.sweep.points import Point
 
 ISSUE = [
-    "engine", "release", "valid", "invalid_reason", "completed", "failed", "ttft_ms_p50", "output_tok_s",
-    "tok_s_per_user", "engine_tokens", "kv_cache_tokens", "queue_s", "load_s", "warmup_s", "measure_s", "teardown_s",
-    "nodes", "job_id", "attempt",
+    "engine", "release", "valid", "invalid_reason", "completed", "failed", "ttft_ms_p50", "output_tok_per_s",
+    "tok_per_s_per_user", "engine_tokens", "kv_cache_tokens", "queue_s", "load_s", "warmup_s", "measure_s",
+    "teardown_s", "nodes", "job_id", "attempt",
 ]  # fmt: skip
 """The columns after point, service and the swept keys, without those with dots."""
 
@@ -35,7 +35,13 @@ def result(folder: SweepDir, point: Point, **known: Any) -> None:
 
 
 def measured(folder: SweepDir, point: Point, rate: float, **known: Any) -> None:
-    figures = {"completed": 40, "failed": 0, "ttft_ms_p50": 1000 / rate, "output_tok_s": rate, "tok_s_per_user": 4.25}
+    figures = {
+        "completed": 40,
+        "failed": 0,
+        "ttft_ms_p50": 1000 / rate,
+        "output_tok_per_s": rate,
+        "tok_per_s_per_user": 4.25,
+    }
     service = {"engine_tokens": tokens_text({"0": 5, "1": 7}), "nodes": 2, "job_id": "77", "attempt": 1}
     result(folder, point, **({"valid": True} | figures | service | known))
 
@@ -168,7 +174,7 @@ def frame(tmp_path: Path) -> pd.DataFrame:
     folder, planned = made(tmp_path, "bench.concurrency=1,4,16", "engine.env.A='[red]'")
     measured(folder, planned.points[0], 10.0)
     measured(folder, planned.points[1], 20.0)
-    result(folder, planned.points[2], invalid_reason="[/x] :smile: lost", output_tok_s=99.0)
+    result(folder, planned.points[2], invalid_reason="[/x] :smile: lost", output_tok_per_s=99.0)
     return read_table(folder)
 
 
@@ -188,7 +194,11 @@ def test_the_terminal_table_is_aligned_and_has_no_colour_codes_in_a_file(
     assert len(rows) == 3
     assert "\x1b" not in "".join([*header, *rows])
     # Right-aligned figures end where their header ends, left-aligned words begin where it begins.
-    for name, cells in (("p50", ["100", "50*", ""]), ("completed", ["40", "40", ""]), (" tok_s ", ["10", "20*", "99"])):
+    for name, cells in (
+        ("p50", ["100", "50*", ""]),
+        ("completed", ["40", "40", ""]),
+        (" tok_per_s ", ["10", "20*", "99"]),
+    ):
         end = header[-1].index(name) + len(name.rstrip())
         assert [row[:end].split(" ")[-1] for row in rows] == cells
     start = header[-1].index("valid")
@@ -241,7 +251,7 @@ def test_a_narrow_terminal_shows_fewer_columns_and_says_which(frame: pd.DataFram
     shown = terminal.file.getvalue()  # type: ignore[attr-defined]
     table, _, caption = shown.partition("more in the file:")
     assert "…" not in shown
-    assert all(word in table for word in ("concurrency", "engine", "valid", "vllm_ascend", "tok_s"))
+    assert all(word in table for word in ("concurrency", "engine", "valid", "vllm_ascend", "tok_per_s"))
     gone = [name for name in show.DROPPED if name in caption]
     assert bool(gone) == (width < 120)
     assert gone == [name for name in show.DROPPED if frame[name].notna().any()][: len(gone)]
@@ -266,13 +276,21 @@ def test_the_plan_in_words(tmp_path: Path) -> None:
     assert lines[0].startswith("4 points in 2 services (engine starts) in 1 allocation, about ")
     assert lines[1].startswith("  allocation 0: 2 services on 2 nodes, about ")
     first = planned.points[2]  # the longer context is the first to fail
-    assert (
-        lines[2]
-        == f"    service {first.service}  point {first.point}  parallel.max_model_len=32768 bench.concurrency=1"
-    )
-    assert [line.split()[0] for line in lines[2:6]] == ["service"] * 4
-    assert lines[6].startswith("predicted (queue apart): load ")
-    assert len(lines) == 7
+    assert lines[2].startswith(f"    service {first.service}  parallel.max_model_len=32768  load ")
+    assert lines[3] == f"      point {first.point}  bench.concurrency=1"
+    assert [line.split()[0] for line in lines[2:8]] == ["service", "point", "point"] * 2
+    assert lines[8].startswith("predicted (queue apart): load ")
+    assert len(lines) == 9
+
+
+def test_a_service_has_one_line_by_the_names_of_presets_which_narrow_terminals_fold(tmp_path: Path) -> None:
+    _, planned = made(tmp_path, "parallel=dp2_tp8,dp4_tp4", "bench.concurrency=1,4")
+    lines = [line for line in show.plan_text(planned).splitlines() if line.startswith("    service")]
+    assert sorted(line.split()[2] for line in lines) == ["dp2_tp8", "dp4_tp4"]
+    assert "None" not in show.plan_text(planned)
+    narrow = show.plan_text(planned, 44).splitlines()
+    folded = [line for line in narrow if line.startswith(("    service", "        "))]
+    assert len(folded) > 2 and all(len(line) <= 44 for line in folded)
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(90.4, "90 s"), (119.0, "119 s"), (600, "10 min"), (7200, "2.0 h")])

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PathDistribution
+from importlib.metadata import PathDistribution, entry_points
 from pathlib import Path
 from types import ModuleType
 
@@ -259,6 +259,29 @@ def test_the_metadata_of_vllm_is_found_and_can_be_uninstalled(tmp_path):
     assert (found.metadata["Name"], found.version) == ("vllm", "0.32.0+cpu")
     assert found.files is not None
     assert sorted(tmp_path / file for file in found.files) == sorted(directory.iterdir())
+
+
+def test_an_engine_of_the_cpu_build_is_forked_where_that_is_asked_for(tmp_path, monkeypatch):
+    engines.write_plugin(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    [plugin] = [one for one in entry_points(group="vllm.general_plugins") if one.name == "forked_engines"]
+    name = "VLLM_WORKER_MULTIPROC_METHOD"
+
+    class Platform:
+        @staticmethod
+        def check_and_update_config(config):
+            os.environ[name] = "spawn"
+
+    platforms = ModuleType("vllm.platforms")
+    platforms.current_platform = Platform()
+    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
+    monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
+    monkeypatch.setattr(os, "register_at_fork", lambda **_: None)
+    for asked, became in (("spawn", "spawn"), ("fork", "fork")):
+        monkeypatch.setenv(name, asked)
+        plugin.load()()
+        platforms.current_platform.check_and_update_config({})
+        assert os.environ[name] == became
 
 
 def test_every_python_of_the_environment_may_use_amx_where_there_is_amx(tmp_path):

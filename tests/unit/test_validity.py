@@ -10,9 +10,12 @@ import pytest
 
 from jobs.core.config import Bench, Config
 from jobs.core.service_config import Parallel
-from jobs.measure.records import Growth, RequestRecord, Window
+from jobs.measure.gate.case import Case
+from jobs.measure.gate.counters import intended_hits
+from jobs.measure.queueing import trend
+from jobs.measure.records import Answer, Checked, Growth, RequestRecord, Sample, Window
 from jobs.measure.statistics import summarize
-from jobs.measure.validity import intended_hits, invalid_reason, notes
+from jobs.measure.validity import judge
 
 CONFIG = Config(bench=Bench(concurrency=2, window_s=10.0), parallel=Parallel(data_parallel_size=2))
 
@@ -39,11 +42,16 @@ def window(*records: RequestRecord, **changed: Any) -> Window:
 
 
 def reason(measured: Window, config: Config = CONFIG, probes: int = 0) -> str | None:
-    return invalid_reason(config, measured, summarize(measured, config.bench), probes)
+    return judge(case(measured, config, probes))[0]
 
 
 def noted(measured: Window, config: Config = CONFIG) -> list[str]:
-    return notes(config, measured, summarize(measured, config.bench))
+    return list(judge(case(measured, config))[1])
+
+
+def case(measured: Window, config: Config, probes: int = 0) -> Case:
+    bench = config.bench
+    return Case(config, measured, summarize(measured, bench), trend(measured, bench), probes)
 
 
 def many(count: int, **changed: Any) -> list[RequestRecord]:
@@ -71,8 +79,8 @@ def test_a_whole_window_is_valid() -> None:
         (window(request(), request(status="failed", error="reset")), "1 requests failed: reset"),
         (window(request(), request(status="truncated", output_tokens=None)), "1 requests had no whole answer"),
         (window(request(), truncated=True), "the window was cut short"),
-        (window(request(), engine_tokens={"0": 4, "1": 0}), "data-parallel rank 1 served no token"),
-        (window(request(), engine_tokens={"0": 4}), "data-parallel rank 1 served no token"),
+        (window(*[request(end_s=9.0)] * 5, engine_tokens={"0": 10, "1": 0}), "data-parallel rank 1 served no token"),
+        (window(*[request(end_s=9.0)] * 5, engine_tokens={"0": 10}), "data-parallel rank 1 served no token"),
     ],
 )
 def test_reasons(measured: Window, words: str) -> None:
@@ -81,9 +89,109 @@ def test_reasons(measured: Window, words: str) -> None:
     assert words in found
 
 
-def test_a_load_below_the_number_of_engines_may_leave_one_idle() -> None:
-    one_user = replace(CONFIG, bench=replace(CONFIG.bench, concurrency=1))
-    assert reason(window(request(), engine_tokens={"0": 4, "1": 0}), one_user) is None
+def test_an_engine_that_a_low_load_did_not_need_is_a_note() -> None:
+    idle = window(*[request(end_s=9.0)] * 4, engine_tokens={"0": 8, "1": 0})
+    assert reason(idle) is None
+    assert "data-parallel rank 1 served no token in the window: 3.2 requests in flight did not need it" in noted(idle)
+
+
+def test_a_service_that_tells_no_counters_is_not_checked_and_the_row_says_so() -> None:
+    words = "requests of others, idle engines and cache hits are not checked"
+    assert f"the service tells no counters: {words}" in noted(window(request(), engine_tokens={}))
+    assert "requests of others by their number are not checked" in str(noted(window(request(), finished=None)))
+
+
+def test_requests_around_the_window_that_died_count_as_failures() -> None:
+    died = request(status="failed", error="reset", in_window=False, start_s=-1.0, end_s=0.5)
+    words = "2 requests that started before or after the window died beside it: reset"
+    assert reason(window(*many(98), died, died)) == words
+    assert words in noted(window(*many(198), died, died))
+    assert reason(window(*many(98), *[replace(died, end_s=-0.5)] * 2)) is None, "in the warm-up"
+
+
+@pytest.mark.parametrize(("made", "words"), [(192, None), (180, "usage says 200 tokens in the window")])
+def test_usage_may_not_say_more_than_the_engines_made(made: int, words: str | None) -> None:
+    measured = window(*many(100), growth=Growth({"0": made // 2, "1": made // 2}))
+    assert (reason(measured) or "").startswith(words or "")
+    assert (words is None) == (reason(measured) is None)
+    assert reason(replace(measured, growth=Growth({"1": made // 2}))) is None, "one rank shows no counters"
+
+
+def test_usage_is_held_against_the_whole_run_as_well() -> None:
+    early = request(in_window=False, start_s=-9.0, end_s=-1.0, chunk_times=np.array([-2.0, -1.0]), output_tokens=100)
+    measured = window(*many(100), *[early] * 10, growth=Growth({"0": 100, "1": 100}), generated=1190)
+    assert reason(measured) is None
+    assert reason(replace(measured, generated=1000)) == "usage says 1200 tokens in all, and the engines made 1000"
+
+
+def test_strangers_that_break_off_their_requests_are_seen() -> None:
+    measured = window(*many(100), aborted=0, prompted=800)
+    assert reason(measured) is None
+    assert reason(replace(measured, aborted=1)) == "1 requests that were not ours were broken off"
+    assert reason(replace(measured, prompted=850)) == "the engines read 850 tokens of prompts, 800 of them ours"
+    preempted = replace(measured, prompted=850, growth=Growth({}, preemptions=4))
+    assert reason(preempted) is None, "they may be read again"
+
+
+def test_known_questions_without_an_answer_are_told() -> None:
+    idle, refused = Answer("量子纠缠是一种关联。", 8, None), Answer("", None, "HTTP 429: busy")
+    never = window(request(), checked=Checked(idle, ()))
+    assert reason(never) is None and "accuracy under load is not checked" in str(noted(never))
+    some = window(request(), checked=Checked(idle, (idle, refused)))
+    assert reason(some) is None and "1 known questions among the load had no answer: HTTP 429: busy" in noted(some)
+
+
+def test_requests_that_were_sent_late_are_the_clients_fault() -> None:
+    config = replace(CONFIG, bench=replace(CONFIG.bench, concurrency=None, request_rate=10.0))
+    late = window(*many(97), *many(3, wait_s=0.3), lags=np.zeros(200))
+    assert "it sent requests up to 300 ms late (p99)" in (reason(late, config) or "")
+    assert "it sent" not in (reason(late) or ""), "under a cap they may have to wait for a slot"
+
+
+def held(count: float, readings: int) -> tuple[Sample, ...]:
+    samples = [
+        Sample(float(i), e, count if i < readings else 0.0, 0.0, None, None, None) for i in range(10) for e in "01"
+    ]
+    return tuple(samples)
+
+
+def test_engines_that_hold_more_requests_than_ours_have_strangers() -> None:
+    ours = [request(index=i, start_s=0.0, end_s=10.0) for i in range(3)]
+    assert reason(window(*ours, series=held(2.0, 10))) is None, "one more is our watch"
+    assert reason(window(*ours, series=held(3.0, 2))) is None, "twice is a moment of change"
+    assert reason(window(*ours, series=held(3.0, 3))) == "the engines held up to 3 requests more than ours in flight"
+
+
+@pytest.mark.parametrize(("tokens", "words"), [(16, None), (15, "answers had 15 tokens on average instead of 16")])
+@pytest.mark.parametrize("ignore_eos", [True, False])
+def test_answers_of_another_length_are_other_work(tokens: int, words: str | None, ignore_eos: bool) -> None:
+    config = replace(CONFIG, bench=replace(CONFIG.bench, ignore_eos=ignore_eos))
+    measured = window(*many(3, output_tokens=tokens, asked_output=16), engine_tokens={})
+    found = reason(measured, config)
+    assert (found or "").startswith(words or "") and (words is None) == (found is None)
+    texts = replace(config, bench=replace(config.bench, workload="sharegpt"))
+    assert (reason(measured, texts) is None) == (words is None or not ignore_eos), "a text may end where it ends"
+
+
+def test_answers_that_no_engine_made_are_named() -> None:
+    cached = request(start_s=1.0, first_token_s=1.0005, chunk_times=np.linspace(1.0005, 1.001, 16), output_tokens=16)
+    words = "answers came faster than any engine makes them"
+    assert words in (reason(window(*many(10), cached, engine_tokens={})) or "")
+    assert f"1 of 101 {words} (0.062 ms a token, at least 0.2): a cache of answers?" in noted(
+        window(*many(100), cached, engine_tokens={})
+    )
+
+
+def test_a_client_that_was_late_was_measured_itself() -> None:
+    def kept(*late: float) -> Window:
+        return window(request(chunk_times=np.linspace(1.5, 1.9, 5)), lags=np.array([0.0] * 2000 + list(late)))
+
+    assert reason(kept(0.9)) is None
+    assert "the client stood still for 1.1 s" in (reason(kept(1.1)) or "")
+    assert "the client was starved of its processor: it was up to 60 ms late" in (reason(kept(*[0.06] * 30)) or "")
+    assert "the client was up to 30 ms late (p99)" in str(noted(kept(*[0.03] * 30)))
+    assert summarize(kept(*[0.06] * 30), CONFIG.bench)["client_lag_ms_p99"] == pytest.approx(60)
+    assert summarize(window(), CONFIG.bench)["client_lag_ms_p99"] is None
 
 
 def test_one_failure_in_a_hundred_is_a_note_and_two_are_too_many() -> None:
@@ -173,7 +281,11 @@ def test_prefix_cache_hits_are_those_intended(bench: dict[str, Any], hits: int, 
     found = reason(measured, cached(**bench))
     assert (found is None) if words is None else (found or "").startswith(words)
     preempted = replace(measured, growth=replace(measured.growth, preemptions=1))
-    assert reason(preempted, cached(**bench)) is None, "it may have found its own blocks again"
+    longest = replace(measured, records=(request(prompt_tokens=180, output_tokens=20),))
+    if hits == 700:
+        assert reason(preempted, cached(**bench)) == found, "it found less than that of itself"
+    again = replace(longest, growth=preempted.growth)
+    assert reason(again, cached(**bench)) is None, "it may have found its own blocks again"
 
 
 def test_fewer_hits_than_intended_are_a_note() -> None:
@@ -202,7 +314,8 @@ def test_short_windows_and_few_requests_are_notes() -> None:
     found = noted(window(slow))
     assert "the window is shorter than 3 x TTFT p99 (5 s)" in found
     assert "1 requests: too few for a p99" in found
-    assert noted(window(*many(100), engine_tokens={"0": 100, "1": 100})) == []
+    enough = window(*many(300), engine_tokens={"0": 300, "1": 300}, finished=300)
+    assert noted(enough) == ["the window is too short to tell whether the service was steady"]
 
 
 def test_preemptions_are_counted_and_noted() -> None:
@@ -212,10 +325,14 @@ def test_preemptions_are_counted_and_noted() -> None:
 
 
 def test_a_long_silence_in_a_busy_window_is_noted() -> None:
-    times = np.array([1.5, 30.0])
-    stalled = request(chunk_times=times, end_s=30.0)
+    stalled = request(chunk_times=np.array([1.5, 1.6, 1.7, 13.7]), end_s=13.7)
     found = noted(window(stalled, closed_s=60.0))
-    assert "no token came for 28 s of the window" in found
+    assert "no token came for 12 s of the window" in found
+    again = [replace(stalled, index=i, chunk_times=stalled.chunk_times + 20 * i, end_s=13.7 + 20 * i) for i in range(3)]
+    assert reason(window(*again, closed_s=60.0)) == "no token came for 36 s of the window, in 3 pauses"
+    assert reason(window(*again, closed_s=130.0)) is None
+    slow = request(chunk_times=np.arange(1.5, 60.0, 9.0), end_s=60.0)
+    assert not [n for n in noted(window(slow, closed_s=60.0)) if "no token" in n], "each of its tokens takes so long"
     idle = [request(), request(start_s=30.0, chunk_times=np.array([30.5]), first_token_s=30.5, end_s=30.5)]
     assert not [n for n in noted(window(*idle, closed_s=60.0)) if "no token" in n], "nothing was asked for meanwhile"
 
@@ -226,5 +343,5 @@ def test_answers_in_few_pieces_are_noted() -> None:
         window(at_once, request(), request())
     )
     pieces = request(output_tokens=9)
-    assert "4.5 tokens a chunk: TPOT and ITL are those of pieces of an answer" in noted(window(pieces, pieces))
+    assert "4.5 tokens at a time: TPOT and ITL are those of pieces of an answer" in noted(window(pieces, pieces))
     assert not [note for note in noted(window(request(output_tokens=8))) if "ITL" in note]

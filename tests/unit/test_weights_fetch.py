@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -222,8 +221,23 @@ def test_a_fetch_goes_on_where_the_file_system_has_no_locks(tmp_path: Path, monk
         pass
 
 
-def test_the_client_is_run_as_its_help_says(tmp_path: Path) -> None:
-    client = executable(tmp_path / "bin/modelscope", f"#!{sys.executable}\n")
+HELP_1_20 = "usage: modelscope download [-h] [--model MODEL] [--revision R] [--local_dir LOCAL_DIR] [repo_id]"
+HELP_1_22 = HELP_1_20 + " [--max-workers N]"
+HELP_1_40 = "usage: modelscope download [-h] [--revision R] [--local-dir L] [--max-workers M] [repo_id] [files ...]"
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        (HELP_1_20, ["--model", "org/R1", "--local_dir", "{to}"]),
+        (HELP_1_22, ["--model", "org/R1", "--local_dir", "{to}", "--max-workers", "4"]),
+        (HELP_1_40, ["org/R1", "--local-dir", "{to}", "--max-workers", "4"]),
+    ],
+    ids=["1.20", "1.22", "1.40"],
+)
+def test_the_client_is_run_as_its_own_help_says(tmp_path: Path, told: str, words: list[str]) -> None:
+    says = f"#!/bin/sh\ncase $1 in --version) echo banner; echo modelscope 1.2.3;; *) echo '{told}';; esac\n"
+    client = executable(tmp_path / "bin/modelscope", says)
     calls: list[list[str]] = []
 
     def run(command: list[str]) -> int:
@@ -231,14 +245,19 @@ def test_the_client_is_run_as_its_help_says(tmp_path: Path) -> None:
         return len(calls) - 1
 
     fetch.fetch("modelscope", "org/R1", tmp_path / "R1", client=str(client), revision="v1", run=run)
-    assert calls == [
-        [
-            str(client), "download", "--model", "org/R1", "--local_dir", str(tmp_path / "R1"), "--max-workers", "4",
-            "--revision", "v1",
-        ]
-    ]  # fmt: skip
-    with pytest.raises(RunError, match="it ended with code 1"):
+    placed = [word.format(to=tmp_path / "R1") for word in words]
+    assert calls == [[str(client), "download", *placed, "--revision", "v1"]]
+    with pytest.raises(RunError, match=r"the client \(modelscope 1.2.3\) on .* exited with code 1"):
         fetch.fetch("modelscope", "org/R1", tmp_path / "R1", client=str(client), run=run)
+
+
+def test_a_client_that_cannot_run_is_named(tmp_path: Path) -> None:
+    client = executable(
+        tmp_path / "bin/modelscope", "#!/bin/sh\necho \"ModuleNotFoundError: No module named 'x'\"; exit 1\n"
+    )
+    with pytest.raises(RunError, match="No module named") as caught:
+        fetch.fetch("modelscope", "org/R1", tmp_path / "R1", client=str(client))
+    assert caught.value.key == "--client"
 
 
 def test_without_the_client_the_remedy_is_said(tmp_path: Path) -> None:
@@ -248,3 +267,27 @@ def test_without_the_client_the_remedy_is_said(tmp_path: Path) -> None:
     assert "--from DIRECTORY_OR_URL" in caught.value.remedy
     with pytest.raises(RunError, match=r"model.source"):
         fetch.fetch("modelscope", None, tmp_path / "R1")
+
+
+@pytest.mark.parametrize("module", ["{there}/mod.Class", "../mod.Class", "a/b.Class", ".hidden.Class"])
+def test_code_that_the_mirror_names_lies_beside_its_config(site: Site, tmp_path: Path, module: str) -> None:
+    (tmp_path / "mod.py").write_text("mine")
+    there = json.loads((site.path / "config.json").read_text())
+    there["auto_map"] = {"AutoModel": module.format(there=tmp_path)}
+    (site.path / "config.json").write_text(json.dumps(there))
+    with pytest.raises(RunError, match="auto_map"):
+        fetch.fetch(site.url, None, tmp_path / "copy")
+    assert (tmp_path / "mod.py").read_text() == "mine"
+
+
+def test_a_small_file_of_the_mirror_has_a_limit(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "SMALL_BYTES", 10)
+    with pytest.raises(RunError, match="is no file of weights"):
+        fetch.fetch(site.url, None, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("url", ["http://u:secret@127.0.0.1/", "http://", "http://a b/"])
+def test_the_url_of_a_mirror_is_one_and_holds_no_password(tmp_path: Path, url: str) -> None:
+    with pytest.raises(RunError) as caught:
+        fetch.fetch(url, None, tmp_path / "copy")
+    assert caught.value.key == "--from"

@@ -7,18 +7,20 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoint_help import CONFIG, layer, safetensors, shard, write
+from core_help import config
 
 from jobs.core.errors import RunError
 from jobs.engines.checkpoint import manifest as manifests
 from jobs.engines.checkpoint.architecture import from_hf_config
+from jobs.engines.checkpoint.checkpoint import INDEX, Damaged, read_header, read_shards, shard_names, weight_bytes
 from jobs.engines.checkpoint.manifest import make_manifest, read_manifest
-from jobs.engines.checkpoint.safetensors import Damaged, read_header
 from jobs.engines.checkpoint.verify import Expected, Report, check_sizes, verify
 
-W8A8 = Expected(from_hf_config(CONFIG), w8a8=True)
+W8A8 = Expected(from_hf_config(CONFIG), quantized="W8A8")
 
 
 def problems(report: Report) -> list[str]:
@@ -150,7 +152,7 @@ def test_a_longer_context_is_no_other_model(tmp_path: Path) -> None:
 def test_another_quantization_is_told_by_content(tmp_path: Path, dtype: str, quantized: str, words: str) -> None:
     found = problems(verify(write(tmp_path, dtype=dtype, quantized=quantized), W8A8))
     assert any(words in text for text in found), found
-    assert problems(verify(tmp_path, replace(W8A8, w8a8=False))) == [], "only where W8A8 is asked for"
+    assert problems(verify(tmp_path, replace(W8A8, quantized=""))) == [], "only where W8A8 is asked for"
 
 
 def test_int8_without_scale_or_description(tmp_path: Path) -> None:
@@ -275,3 +277,50 @@ def test_other_formats_are_compared_by_their_sizes(tmp_path: Path) -> None:
     manifest, findings = check_sizes(tmp_path, weights=True)
     assert findings == []
     assert manifest.sizes["pytorch_model.bin"] == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["/abs/model.safetensors", "../model.safetensors", "a/../../x", ".x", 5, None, [1], "a\nb"]
+)
+def test_an_index_names_files_of_its_own_directory_alone(tmp_path: Path, name: Any) -> None:
+    path = write(tmp_path / "copy")
+    index = json.loads((path / INDEX).read_text())
+    index["weight_map"]["evil"] = name
+    (path / INDEX).write_text(json.dumps(index))
+    assert any("names a file outside the checkpoint" in one.problem for one in read_shards(path).findings)
+    with pytest.raises(RunError, match="names a file outside the checkpoint"):
+        shard_names(path)
+    assert weight_bytes(path) is None or weight_bytes(path).source.startswith("total_size")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"[" * 100_000,
+        b'{"a": {"dtype": "I8", "shape": [Infinity], "data_offsets": [0, 1]}}',
+        b'{"a": 5}',
+        b'{"a": "\\ud800"}',
+    ],
+)
+def test_a_hostile_header_is_damage(tmp_path: Path, header: bytes) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"x")
+    with pytest.raises(Damaged):
+        read_header(path)
+
+
+def test_w4a8_is_told_by_content(tmp_path: Path) -> None:
+    asked = replace(W8A8, quantized="W4A8")
+    assert problems(verify(write(tmp_path / "packed", quantized="W4A8_DYNAMIC"), asked)) == []
+    [wrong] = problems(verify(write(tmp_path / "w8a8"), asked))
+    assert "no weight is W4A8" in wrong
+    plain = problems(verify(write(tmp_path / "plain", dtype="BF16", quantized="W4A8_DYNAMIC"), asked))
+    assert any("described as W4A8 and not INT8 or INT32 in the shards" in one for one in plain)
+    assert any("of the model is INT8 or INT32" in one for one in plain)
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(4, "W4A8"), (8, "W8A8"), (None, "W8A8")])
+def test_the_model_file_says_what_is_asked(bits: int | None, kind: str) -> None:
+    made = config("model=deepseek_v3_1_w8a8", f"model.shape.expert_bits={'null' if bits is None else bits}")
+    assert made.model.quantized == kind
+    assert config("model=tiny_llama", "parallel=dp2_tp1").model.quantized == ""

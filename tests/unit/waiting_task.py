@@ -13,7 +13,7 @@ from pathlib import Path
 if __name__ == "__main__":
     folder, kind = sys.argv[1:]
     print(f"task of {kind} in {Path(folder).name}", flush=True)
-    starter = os.getppid()
+    starter = int(os.environ.get("SUBMITIT_LOCAL_JOB_ID", os.getppid()))  # it may be gone already
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     while os.getppid() == starter and signal.sigtimedwait({signal.SIGTERM}, 0.5) is None:
         pass

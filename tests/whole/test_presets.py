@@ -8,8 +8,7 @@ import pytest
 from core_help import ROOT, change, composer, config
 
 from jobs.core.errors import ConfigError
-from jobs.core.layout import local_sizes, span
-from jobs.engines.placement import planned
+from jobs.core.layout import local_sizes, planned, span
 from jobs.engines.vllm import command
 from jobs.sweep import compose, plan, road
 from jobs.sweep.record import as_json
@@ -30,12 +29,14 @@ def test_long_context_sweeps_lengths_and_layouts_with_full_prompts() -> None:
         (
             p.config.parallel.tensor_parallel_size,
             p.config.parallel.decode_context_parallel_size,
+            p.config.parallel.pipeline_parallel_size,
             p.config.parallel.max_model_len,
         )
         for p in made.points
     }
     lengths = [8192, 16384, 32768, 65536, 131072]
-    assert asked == {(tp, dcp, length) for tp, dcp in ((8, None), (8, 8), (16, None)) for length in lengths}
+    layouts = ((8, None, None), (8, 8, None), (16, None, None), (8, None, 2))
+    assert asked == {(*layout, length) for layout in layouts for length in lengths}
     assert made.refused == {}, "at this utilization and buffer size every layout holds one request"
     for point in made.points:
         bench = point.config.bench
@@ -51,9 +52,27 @@ def test_long_context_sweeps_lengths_and_layouts_with_full_prompts() -> None:
         assert json.loads(words[words.index("--compilation-config") + 1]) == {"cudagraph_mode": "FULL_DECODE_ONLY"}
 
 
+@pytest.mark.parametrize("lever", ["none", "chunk_4k", "chunk_16k", "long_prefill_threshold", "hccl_pipeline", "mtp1"])
+def test_levers_of_long_contexts(lever: str) -> None:
+    words = ("experiment=long_context", "engine.release=0.23.0", "parallel=dp2_tp8", "parallel.max_model_len=32768")
+    made = preset(*words, f"lever={lever}")
+    assert not [one for one in made.findings if one.finding.severity == "error"]
+    flag = {"long_prefill_threshold": "--long-prefill-token-threshold", "mtp1": "--speculative-config"}.get(lever)
+    assert flag is None or flag in flags(made)
+    tokens = {"chunk_4k": "4096", "chunk_16k": "16384"}.get(lever, "8192")
+    assert flags(made)[flags(made).index("--max-num-batched-tokens") + 1] == tokens
+    env = as_json(made)["services"][0]["ranks"][0]["env"]
+    assert env.get("HCCL_ALGO") == ("level0:NA;level1:pipeline" if lever == "hccl_pipeline" else None)
+
+
+def test_chunks_that_follow_the_context_need_stages() -> None:
+    words = ("experiment=long_context", "engine.release=0.23.0", "lever=dynamic_chunks", "parallel.max_model_len=32768")
+    sent = flags(preset(*words, "parallel=pp2_tp8"))
+    assert json.loads(sent[sent.index("--additional-config") + 1])["profiling_chunk_config"] == {"enabled": True}
+
+
 def test_the_command_for_0_9_1_that_stands_in_the_preset_plans_all_its_points() -> None:
-    [words] = commands("long_context")
-    assert "engine.release=0.9.1" in words
+    [words] = [words for words in commands("long_context") if "engine.release=0.9.1" in words]
     made = preset(*words)
     assert [p.config.parallel.max_model_len for p in made.points] == [8192, 16384, 32768, 65536, 131072]
     assert not [
@@ -112,8 +131,9 @@ def test_the_command_line_overrules_the_sweep_of_an_experiment() -> None:
     assert [word.partition("=")[0] for word in compose.expand(["experiment=demo"])[0]] == ["experiment"]
 
 
-def test_one_rank_over_two_nodes() -> None:
-    made = config("parallel=dp1_tp16", "engine.release=0.13.0", "cluster=slurm")
+@pytest.mark.parametrize(("layout", "sizes"), [("dp1_tp16", ("16", None)), ("pp2_tp8", ("8", "2"))])
+def test_one_rank_over_two_nodes(layout: str, sizes: tuple[str, str | None]) -> None:
+    made = config(f"parallel={layout}", "engine.release=0.13.0", "cluster=slurm")
     assert (span(made), local_sizes(made)) == (2, (1, 0))
     head, other = (command.argv(made, place) for place in planned(made))
     for rank, words in enumerate((head, other)):
@@ -123,7 +143,10 @@ def test_one_rank_over_two_nodes() -> None:
         assert words[words.index("--master-port") + 1] == "{rpc_port}"
         assert not [word for word in words if word.startswith("--data-parallel")]
         assert ("--headless" in words) == (rank == 1)
-    assert preset("parallel=dp1_tp16", "engine.release=0.13.0").allocations[0].nodes == 2
+        assert words[words.index("--tensor-parallel-size") + 1] == sizes[0]
+        stages = words[words.index("--pipeline-parallel-size") + 1] if sizes[1] else None
+        assert stages == sizes[1] and ("--pipeline-parallel-size" in words) == (sizes[1] is not None)
+    assert preset(f"parallel={layout}", "engine.release=0.13.0").allocations[0].nodes == 2
 
 
 @pytest.mark.parametrize(
@@ -134,6 +157,11 @@ def test_one_rank_over_two_nodes() -> None:
         ({"parallel__prefill_context_parallel_size": 2}, 2),
         ({"parallel__data_parallel_size": 2, "parallel__tensor_parallel_size": 16}, 1),
         ({"parallel__tensor_parallel_size": 12}, 1),
+        ({"parallel__pipeline_parallel_size": 2}, 2),
+        ({"parallel__pipeline_parallel_size": 2, "parallel__tensor_parallel_size": 4}, 1),
+        ({"parallel__pipeline_parallel_size": 2, "parallel__tensor_parallel_size": 4, "cluster__nodes": 2}, 2),
+        ({"parallel__pipeline_parallel_size": 4, "parallel__tensor_parallel_size": 1, "cluster__nodes": 2}, 2),
+        ({"parallel__pipeline_parallel_size": 3, "parallel__tensor_parallel_size": 1, "cluster__nodes": 2}, 1),
     ],
 )
 def test_a_rank_reaches_over_nodes_only_alone_and_in_whole_nodes(values: dict[str, int], spans: int) -> None:
@@ -149,11 +177,9 @@ def test_a_rank_reaches_over_nodes_only_alone_and_in_whole_nodes(values: dict[st
     ("overrides", "key"),
     [
         (["parallel.decode_context_parallel_size=3"], "parallel.decode_context_parallel_size"),
-        (
-            ["parallel.prefill_context_parallel_size=2", "parallel.tensor_parallel_size=4"],
-            "parallel.prefill_context_parallel_size",
-        ),
+        (["parallel.prefill_context_parallel_size=2"], "parallel.tensor_parallel_size"),
         (["engine.args.nnodes=2"], "engine.args.nnodes"),
+        (["engine.args.pipeline-parallel-size=2"], "engine.args.pipeline-parallel-size"),
         (["engine.args.decode-context-parallel-size=8"], "engine.args.decode-context-parallel-size"),
     ],
 )

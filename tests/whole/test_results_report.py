@@ -13,12 +13,19 @@ from core_help import check_golden_figures
 from results_help import RECORDED, copied, measured, planned, row
 
 from jobs.__main__ import main
-from jobs.core.files import read_json, write_json
+from jobs.core.files import read_json, write_json, write_text
 from jobs.core.rundir import SweepDir
+from jobs.diagnose import explain
 from jobs.results import page
 from jobs.results.gather import read_run
 from jobs.results.report import data, write_report
 from jobs.results.sections import time_by_phase
+
+FAILED = """\
+(Worker_TP3 pid=7) ERROR 11-24 10:00:08 [mp.py:9] WorkerProc failed to start.
+(Worker_TP3 pid=7) ERROR 11-24 10:00:08 [mp.py:9] KeyError: 'model.layers.3.mlp.experts.7.gate_proj.weight'
+"""
+FOLLOWS = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}\n"
 
 
 def test_the_data_of_the_recorded_sweep(tmp_path: Path) -> None:
@@ -134,3 +141,27 @@ def test_report_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "5 of 15 rows are not valid" in said
     assert main(["report", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["plan"]["valid"] == 10
+
+
+def test_a_failure_is_said_in_one_text_wherever_it_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The row, the table of failures, the page of both languages and `diagnose` quote one diagnosis."""
+    found, made = planned(tmp_path / "a", "bench.concurrency=1,4")
+    point = made.points[0]
+    folder = found.service(point.service, 1)
+    for rank, text in enumerate((FOLLOWS, FAILED)):
+        folder.rank(rank).path.mkdir(parents=True)
+        folder.rank(rank).log.write_text(text)
+    diagnosis, reason = explain(folder, "rank 1 (headless): engine exited with code 1: see its log")
+    write_text(folder.diagnosis, diagnosis.text() + "\n")
+    for one in made.points:
+        row(found, one, invalid_reason=reason)
+    assert reason == diagnosis.summary()
+    told = data(read_run(found.path))
+    assert {one["invalid_reason"] for one in told["rows"]} == {reason}
+    (failure,) = told["failures"]
+    assert (failure["reason"], failure["diagnosis"]) == (reason, diagnosis.text() + "\n")
+    assert main(["diagnose", str(folder.path)]) == 0
+    assert diagnosis.text() in capsys.readouterr().out
+    shown = page.render(told)
+    assert shown.count(json.dumps(reason)[1:-1]) == len(told["rows"]) + 1  # once a row and once among the failures
+    assert not [text for texts in page.words().values() for text in texts.values() if diagnosis.cause in text]

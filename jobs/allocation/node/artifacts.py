@@ -63,10 +63,10 @@ def cache_variables(config: Config, rank: int, service: str) -> dict[str, str]:
     Raises:
         RunError: the directory cannot be made, or is somebody else's.
     """
-    mount = container.caches(config, rank)
+    mount = container.caches(config, rank, container.Words.here())
     if mount is None:
         return {}
-    where = container.local(config, "", rank)
+    where = container.local(config, container.Words.here(), rank)
     where.make(where.caches)
     image = container.known_digest(config) or str(container.wanted(config, rank).image)
     folder = f"{mount.target.rstrip('/')}/{hashlib.sha256(image.encode()).hexdigest()[:12]}"

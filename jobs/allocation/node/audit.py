@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.core import masking
+
 STRICT = ("HCCL_", "GLOO_", "TP_", "ASCEND_")
 """A difference in one of these is an error: it changes the network or the devices under the figures."""
 
@@ -21,10 +23,7 @@ WATCHED = ("HCCL_", "GLOO_", "TP_SOCKET_", "VLLM_")
 """A variable of one of these that nobody set in the config is a difference too. ASCEND_ is not among them: the
 toolkit's set_env.sh sets many of its own."""
 
-SECRET = re.compile(r"API_KEY|_TOKEN$|PASSWORD|SECRET", re.IGNORECASE)
-
-MASK = "***"
-
+_ALLOCATORS = re.compile(r"lib(jemalloc|tcmalloc)\w*\.so")
 _NON_DEFAULT = re.compile(r"non-default args: (\{.*\})")
 
 
@@ -43,7 +42,7 @@ class Difference:
 
 def masked(env: Mapping[str, str]) -> dict[str, str]:
     """Return an environment that may be written to a record: secrets are hidden."""
-    return {name: MASK if SECRET.search(name) else value for name, value in env.items()}
+    return dict(masking.mask(env))
 
 
 def compare(
@@ -89,6 +88,25 @@ def read_process(pid: int) -> tuple[list[str], dict[str, str]]:
     return [], {}
 
 
+def allocator_of(pid: int) -> str | None:
+    """Return the allocator in the maps of a living process (proc(5)); None: they are not to be seen."""
+    with contextlib.suppress(OSError):
+        return allocator((Path("/proc") / str(pid) / "maps").read_text(encoding="utf-8", errors="replace"))
+    return None
+
+
+def allocator(text: str) -> str:
+    """Return the allocator that a text names (LD_PRELOAD, /proc/PID/maps): jemalloc, tcmalloc, or libc's own."""
+    found = _ALLOCATORS.search(text)
+    return found[1] if found else "libc"
+
+
+def allocator_difference(intended: Mapping[str, str], real: str | None) -> tuple[Difference, ...]:
+    """Return that an allocator of LD_PRELOAD is not in the process: the loader only warns where its file is missing."""
+    wanted = allocator(intended.get("LD_PRELOAD", ""))
+    return (Difference("allocator", wanted, real, error=False),) if real and wanted not in (real, "libc") else ()
+
+
 def parse(cmdline: str, environ: str) -> tuple[list[str], dict[str, str]]:
     """Return argv and environment from the text of the two files of proc(5)."""
     pairs = [line.partition("=") for line in environ.split("\0")]
@@ -110,15 +128,15 @@ def record(
     """Return the content of effective.json."""
     kept = {name: value for name, value in env.items() if name.startswith((*STRICT, *WATCHED, "OMP_", "PYTORCH_"))}
     return {
-        "argv": list(argv),
+        "argv": masking.mask(list(argv)),
         "env": masked(kept),
-        "non_default_args": dict(reported),
+        "non_default_args": masking.mask(dict(reported)),
         "differences": [asdict(one) for one in differences],
     }
 
 
 def _shown(name: str, value: str | None) -> str | None:
-    return MASK if value is not None and SECRET.search(name) else value
+    return None if value is None else str(masking.mask(value, name))
 
 
 def _after_serve(argv: Sequence[str]) -> list[str]:

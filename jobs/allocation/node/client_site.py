@@ -14,15 +14,41 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from containers import entry
 from jobs.allocation.node.container_process import ContainerProcess, runtime_env
 from jobs.core import process
+from jobs.core.config import Config, in_container
 from jobs.core.errors import RunError
+from jobs.core.fields import from_root
 from jobs.core.files import write_text
 from jobs.core.process import TAG, Ended, Process
 from jobs.core.waiting import aside
-from jobs.engines.vllm.environment import OURS_ALONE, SCRUBBED
+from jobs.engines.base import engine_of
+from jobs.engines.vllm.environment import OURS_ALONE, SCRUBBED, of_client, whole
+from jobs.measure.clients import base as clients
+
+if TYPE_CHECKING:
+    from jobs.allocation.node.engine import Engine
+
+
+def of(engine: Engine, point: Config, inherited: Mapping[str, str]) -> clients.ClientSite:
+    """Return where the external client of a point runs once: on this node, or in the container of this engine.
+
+    Raises:
+        RunError: it is to run in a container, and the engine runs in none.
+    """
+    ours = of_client(engine_of(engine.config).environment(engine.config, engine.place))
+    if clients.runs_inside(point):
+        if engine.container is None:
+            raise RunError("bench.where", "container", "the engine runs in no container", "Use bench.where=node.")
+        return ContainerSite(engine.container, ours)
+    if not clients.of(point).of_engine or in_container(point):
+        return NodeSite(whole({}, inherited))
+    # The engine's own program needs what its environment has: the toolkit's libraries, its paths.
+    source = tuple(from_root(name) for name in engine.config.engine.source)
+    return NodeSite(whole(ours, inherited), source)
 
 
 @dataclass(frozen=True)

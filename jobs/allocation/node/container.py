@@ -12,20 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from containers import ascend, entry
-from containers.base import Order, Runtime, copied
-from containers.digest import KEPT, Digests
-from containers.enroot import root_name, survives
+from containers.base import Local, Order, Runtime, copied, own_name
 from containers.entry import Files
-from containers.local import Local
-from containers.recipes import resolve
-from containers.spec import Mount, Spec, host_path, parse_mount, size_bytes
+from containers.spec import Mount, Spec, host_path, parse_mount, resolve, size_bytes
+from containers.store import KEPT, Digests
 from jobs.core.config import Config, in_container
 from jobs.core.errors import ConfigError, RunError
 from jobs.core.fields import from_root
+from jobs.core.layout import Placement
 from jobs.core.registry import RUNTIMES
 from jobs.core.rundir import images_path
 from jobs.engines.base import engine_of
-from jobs.engines.placement import Placement
 from jobs.engines.vllm.environment import SCRUBBED
 from jobs.measure.clients import base as clients
 
@@ -33,6 +30,38 @@ PLANNED = Files(Path("/tmp/{scratch}"))
 
 LOCAL = "/tmp/serving-sweep-{uid}"
 """Where enroot unpacks although `container.local_dir` is null, which means that no kernels are kept."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """What the words in braces of a name or path stand for; one that a plan does not know stays in braces."""
+
+    uid: str = "{uid}"
+    user: str = "{user}"
+    job: str = "{job_id}"
+    host: str = "{node}"
+
+    @staticmethod
+    def of_user() -> Words:
+        """Return what a plan knows."""
+        return Words(str(os.getuid()), getpass.getuser())
+
+    @staticmethod
+    def here(job: str = "") -> Words:
+        """Return what this node knows."""
+        return replace(Words.of_user(), job=job, host=socket.gethostname())
+
+    def fill(self, text: str, rank: int) -> str:
+        """Return a text with the values of its words."""
+        for word, value in (vars(self) | {"rank": str(rank)}).items():
+            text = text.replace("{" + word + "}", value)
+        return text
+
+
+UNKNOWN = Words()
+
+CHECKED = Words("0", "user", "0", "node")
+"""Stands for any rank's: what is wrong with a container is so whoever has it."""
 
 
 def dataset(config: Config) -> str | None:
@@ -58,7 +87,7 @@ def check(config: Config) -> None:
         raise ConfigError("container.runtime", runtime.name, reason, "Use cluster=slurm, or container=enroot.")
     if container.shm_size is not None:
         size_bytes(container.shm_size)
-    spec = wanted(config, 0, job="0", host="node")
+    spec = wanted(config, 0, words=CHECKED)
     if spec.name is not None and set("{}") & set(spec.name):
         reason = "a word in braces is none of those that are known"
         raise ConfigError("container.name", container.name, reason, "Use {uid}, {user}, {job}, {rank}, {host}.")
@@ -77,7 +106,7 @@ def of(config: Config) -> Runtime:
 
 def check_host(config: Config) -> None:
     """Raise RunError where this host, which is to run the engine, has no runtime for its container."""
-    of(config).check(wanted(config, 0, job="0", host="node"), here=True)
+    of(config).check(wanted(config, 0, words=CHECKED), here=True)
 
 
 def check_submission(config: Config) -> None:
@@ -90,16 +119,14 @@ def check_submission(config: Config) -> None:
         check_host(config)
 
 
-def wanted(
-    config: Config, rank: int, points: Iterable[Config] = (), *, job: str = "{job_id}", host: str = "{node}"
-) -> Spec:
+def wanted(config: Config, rank: int, points: Iterable[Config] = (), words: Words = UNKNOWN) -> Spec:
     """Return the container as asked for, before any node has been looked at.
 
     Args:
         config: of the service.
         rank: whose container it is; in that of rank 0 external clients may run.
         points: all points of the service; without any, `config` is the one.
-        job, host: what stands for these words in its name; a plan does not know them.
+        words: in names and paths.
     """
     container = config.container
     assert container.image is not None
@@ -109,7 +136,7 @@ def wanted(
     mounts = tuple(parse_mount(text) for text in container.mounts)
     if config.engine.checks_model_path and host_path(mounts, model) is None:
         mounts = (*mounts, Mount(model, model, ("ro",)))
-    if kept := caches(config, rank):
+    if kept := caches(config, rank, words):
         mounts = (*mounts, kept)
     for point in (*points,) or (config,):
         # Nothing can be mounted later, when the client joins the container.
@@ -119,7 +146,7 @@ def wanted(
     return Spec(
         runtime=container.runtime,
         image=resolve(container.image, container.registry),
-        name=_filled(container.name, job, rank, host) if container.name else None,
+        name=words.fill(container.name, rank) if container.name else None,
         mounts=(*driver_mounts(config), *mounts),
         devices=devices,
         workdir=container.workdir,
@@ -128,15 +155,14 @@ def wanted(
         mount_home=container.mount_home,
         shm_size=container.shm_size,
         args=container.args,
-        conf=container.enroot_conf,
     )
 
 
-def caches(config: Config, rank: int) -> Mount | None:
+def caches(config: Config, rank: int, words: Words) -> Mount | None:
     """Return the mount for the caches of NPU compilers, which outlive the container; None: there is none."""
     if config.container.local_dir is None or not engine_of(config).traits.npus:
         return None
-    return parse_mount(str(local(config, "", rank).caches), "container.local_dir")
+    return parse_mount(str(local(config, replace(words, job=""), rank).caches), "container.local_dir")
 
 
 def _dataset_mount(path: str) -> Mount:
@@ -162,27 +188,25 @@ def driver_mounts(config: Config) -> tuple[Mount, ...]:
     return tuple(parse_mount(text, "container.driver_mounts") for text in given)
 
 
-def planned(config: Config, place: Placement, argv: Sequence[str], variables: Mapping[str, str]) -> list[list[str]]:
+def planned(
+    config: Config, place: Placement, argv: Sequence[str], variables: Mapping[str, str], words: Words
+) -> list[list[str]]:
     """Return the commands of one rank's container in their order; the last one is the engine's.
 
-    What is known only on the node stands in braces: {scratch}, {job_id}, {node}, {images}, {digest}.
+    What is known only on the node stands in braces: {scratch}, {job_id}, {node}, {images}, {digest}. Pure.
     """
-    spec = replace(wanted(config, place.rank), env=handed_on(variables))
+    spec = replace(wanted(config, place.rank, words=words), env=handed_on(variables))
     folder = PLANNED.path
     if not copied(of(config), spec):
         spec = replace(spec, mounts=(*spec.mounts, Mount(str(folder), str(folder))))
     command = tuple(entry.command(PLANNED, argv))
-    order = Order(spec, "", local(config), Path("{images}"), "{node}", folder, command)
+    order = Order(spec, "", local(config, words), Path("{images}"), "{node}", folder, command)
     return [*of(config).start(order).commands]
 
 
 def handed_on(variables: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that the runtime is told of as well; the entry script sets all of them."""
-    return {
-        name: value
-        for name, value in variables.items()
-        if name not in entry.PATHS and survives(name, value) and "," not in name
-    }
+    return {name: value for name, value in variables.items() if name not in entry.PATHS}
 
 
 def outside(inherited: Mapping[str, str]) -> dict[str, str]:
@@ -221,25 +245,25 @@ class RankContainer:
     def spec(self) -> Spec:
         """Return the container that is asked for."""
         job = self.tag.partition("/")[0]
-        spec = wanted(self.config, self.rank, self.points, job=job, host=socket.gethostname())
-        return replace(spec, name=spec.name or (None if self.runtime.unnamed else root_name(self.tag)))
+        spec = wanted(self.config, self.rank, self.points, words=Words.here(job))
+        return replace(spec, name=spec.name or (None if self.runtime.unnamed else own_name(self.tag)))
 
     def order(self, spec: Spec | None = None, **more: Any) -> Order:
         """Return what its runtime has to know; without more: for what needs no engine."""
         job, node = self.tag.partition("/")[0], node_name(self.inherited)
-        where = local(self.config, job, self.rank)
+        where = local(self.config, Words.here(job), self.rank)
         return Order(spec or self.spec(), self.tag, where, images(self.config), node, **more)
 
 
 def images(config: Config) -> Path:
     """Return the directory of imported images."""
     given = config.container.images_path
-    return Path(_filled(given, "", 0)) if given else images_path(Path(config.results.root).absolute())
+    return Path(Words.here().fill(given, 0)) if given else images_path(Path(config.results.root).absolute())
 
 
-def local(config: Config, job: str = "", rank: int = 0) -> Local:
-    """Return this user's directory on this node."""
-    return Local(Path(_filled(config.container.local_dir or LOCAL, job, rank)))
+def local(config: Config, words: Words, rank: int = 0) -> Local:
+    """Return this user's directory on a node."""
+    return Local(Path(words.fill(config.container.local_dir or LOCAL, rank)))
 
 
 def image_file(config: Config) -> Path | None:
@@ -260,15 +284,7 @@ def known_digest(config: Config, stop: Callable[[], bool] = lambda: False) -> st
     if file := image_file(config):
         return Digests(images_path(Path(config.results.root).absolute()) / KEPT).read(file, stop)
     which = RankContainer(config, 0, "", os.environ)
-    spec = wanted(config, 0)
+    spec = wanted(config, 0, words=Words.here())
     with contextlib.suppress(RunError):
         return of(config).look(which.order(spec), os.environ).digest or spec.image.digest
     return spec.image.digest
-
-
-def _filled(text: str, job: str, rank: int, host: str | None = None) -> str:
-    words = {"uid": str(os.getuid()), "job": job, "rank": str(rank), "host": host or socket.gethostname()}
-    words["user"] = getpass.getuser()
-    for word, value in words.items():
-        text = text.replace("{" + word + "}", value)
-    return text

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from containers import ascend, entry
-from containers.base import Inside, Order, Runtime, check_file, copied
+from containers.base import Fetched, Inside, Order, Runtime, check_file, copied
 from containers.entry import Entry, Proof
 from containers.spec import Mount, Spec, size_bytes
 from jobs.allocation.node import audit, container, image
@@ -79,12 +79,12 @@ def prepare(
     argv: Sequence[str],
     variables: Mapping[str, str],
     scratch: Path,
-    unpacked: str | None = None,
+    fetched: Fetched | None = None,
     kept: Path | None = None,
 ) -> ContainerProcess:
     """Write what the container of this rank needs into `scratch`, a directory of this node.
 
-    `unpacked`: identity of the root that was made for it beforehand; None: none was. `kept`: a directory of the run
+    `fetched`: what was brought for it beforehand; None: nothing was. `kept`: a directory of the run
     that is to be there inside as well, where our files are mounted.
 
     Raises:
@@ -101,7 +101,7 @@ def prepare(
     ours = () if copied(runtime, spec) else (scratch, *((kept,) if kept and not runtime.copies else ()))
     mounts = (*spec.mounts, *(Mount(str(path), str(path)) for path in ours))
     spec = replace(spec, mounts=mounts, env=container.handed_on(env))
-    order = which.order(spec, folder=scratch, env=runtime_env(runtime, which.host), unpacked=unpacked)
+    order = which.order(spec, folder=scratch, env=runtime_env(runtime, which.host), fetched=fetched)
     order = replace(order, command=tuple(entry.command(order.files, argv)))
     inside = _entry(which, spec, env, scratch)
     write_text(order.files.script, entry.script(inside, order.files), mode=0o600)
@@ -168,7 +168,7 @@ def _entry(which: RankContainer, spec: Spec, env: Mapping[str, str], scratch: Pa
     needed = {"model.path": from_root(config.model.path)} if config.engine.checks_model_path else {}
     return Entry(
         env=env,
-        scrub=SCRUBBED,
+        scrub=(*SCRUBBED, "ENROOT_"),
         source=ascend.sources([from_root(name) for name in config.engine.source]),
         libraries=libraries if npus else (),
         preload=preload if npus else (),
@@ -179,6 +179,7 @@ def _entry(which: RankContainer, spec: Spec, env: Mapping[str, str], scratch: Pa
         devices=spec.devices,
         needed=needed,
         release=config.engine.release if npus and config.engine.checks_release else None,
+        mark=which.tag if which.runtime.marks and spec.name else None,
         programs=tuple(("bench.program", name) for name in _programs(which)),
     )
 
@@ -206,12 +207,15 @@ def differences(config: Config, one: ContainerProcess, proof: Proof) -> tuple[Di
     release = config.engine.release
     if version and not (version + ".").startswith(release + "."):
         found.append(Difference("engine.release", release, f"vllm_ascend {version} in the image", error=False))
-    if made := one.inside.image_id():
-        wanted = None
+    made, wanted = one.inside.image_id(), None
+    if one.order.fetched:
+        wanted = one.order.fetched.names.get("id")
+    elif made:
         with contextlib.suppress(RunError):
             wanted = one.runtime.look(one.order, one.inside.env).image_id
-        if wanted and made != wanted:
-            found.append(Difference("container.image", f"{spec.image.docker()} ({wanted})", made, error=True))
+    if wanted and made != wanted:
+        intended = f"{spec.image.docker()} ({wanted})"
+        found.append(Difference("container.image", intended, made, error=made is not None))
     for name in one.missing:
         found.append(Difference("container", name, None, error=False))
     return tuple(found)
@@ -224,6 +228,7 @@ def record(one: ContainerProcess, proof: Proof) -> dict[str, Any]:
         "runtime": spec.runtime,
         "image": one.inside.image(),
         "image_id": one.inside.image_id(),
+        "image_names": dict(one.order.fetched.names) if one.order.fetched else {},
         "name": spec.name,
         "mounts": [str(mount) for mount in spec.mounts],
         "devices": list(spec.devices),

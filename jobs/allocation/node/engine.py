@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import time
@@ -9,23 +10,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from containers.base import Fetched
 from jobs.allocation.node import artifacts, audit, cleanup, container_process, image
-from jobs.allocation.node.client_site import ContainerSite, NodeSite
-from jobs.allocation.node.container import RankContainer
+from jobs.allocation.node.container import RankContainer, checkpoint
 from jobs.allocation.node.container_process import ContainerProcess
-from jobs.core import process
+from jobs.core import masking, process
 from jobs.core.config import Config, in_container
 from jobs.core.errors import RunError
 from jobs.core.fields import from_root
 from jobs.core.files import is_there, write_json
+from jobs.core.layout import Placement
 from jobs.core.log import last_words, read_all, read_tail
 from jobs.core.rundir import RankDir
 from jobs.core.waiting import aside
 from jobs.engines.base import engine_of
-from jobs.engines.placement import Placement
+from jobs.engines.checkpoint.checkpoint import files
 from jobs.engines.vllm import environment
-from jobs.measure.clients import base as clients
-from jobs.measure.clients.base import ClientSite
 
 
 class Engine:
@@ -39,21 +39,27 @@ class Engine:
         self._process: process.Process | None = None
         self._before: cleanup.Baseline | None = None
         self._scratch: str | None = None
-        self._container: ContainerProcess | None = None
+        self.container: ContainerProcess | None = None
         self._shards: str | None = None
-        self._met = self._loaded = False
+        self._met = self._weights = self._loaded = False
         self._discard: Callable[[], list[str]] | None = None
-        self._unpacked: str | None = None
+        self._fetched: Fetched | None = None
+        self._begun = 0.0
+        self.load_gb_s: float | None = None
+        """How fast it has read its weights: the checkpoint's bytes by the seconds of its slowest worker."""
 
-    async def unpack(self, inherited: Mapping[str, str]) -> None:
+    async def unpack(self, inherited: Mapping[str, str]) -> dict[str, str]:
         """Bring the container's image to this node, and unpack it, before any engine of the service starts.
+
+        Returns by which names it is told from others, for the comparison of the ranks; empty: no container, or unknown.
 
         Raises:
             RunError: see `image.prepare`.
         """
         which = self._which(inherited)
         self._discard = lambda: image.discard(which)
-        self._unpacked = await image.prepare(which, self.folder)
+        self._fetched = await image.prepare(which, self.folder)
+        return image.parts(self._fetched)
 
     def _which(self, inherited: Mapping[str, str]) -> RankContainer:
         return RankContainer(self.config, self.place.rank, self.tag, inherited, tuple(self._points))
@@ -75,7 +81,7 @@ class Engine:
             kept |= await aside(artifacts.cache_variables, self.config, self.place.rank, service)
         variables = engine_of(self.config).environment(self.config, self.place) | kept
         source = [from_root(name) for name in self.config.engine.source]
-        intended = {"argv": argv, "env": audit.masked(variables), "source": source}
+        intended = {"argv": masking.mask(argv), "env": audit.masked(variables), "source": source}
         write_json(self.folder.command, intended)
         self.folder.enter("staged")
         env = environment.whole(variables, inherited)
@@ -84,18 +90,22 @@ class Engine:
         # npu-smi may take seconds.
         self._before = await aside(cleanup.baseline)
         # vLLM leaves its sockets in TMPDIR; their paths have a limit of 107 characters, so this one is short.
-        self._scratch = tempfile.mkdtemp(
-            prefix="sv-", dir=env.get("TMPDIR") if len(env.get("TMPDIR", "")) < 40 else "/tmp"
-        )
+        place = env.get("TMPDIR") if len(env.get("TMPDIR", "")) < 40 else "/tmp"
+        try:
+            self._scratch = tempfile.mkdtemp(prefix="sv-", dir=place)
+        except OSError as error:
+            reason = f"no directory can be made in it: {error.strerror}"
+            raise RunError("TMPDIR", place, reason, "Free space there, or set TMPDIR to another directory.") from None
         env["TMPDIR"] = self._scratch
         try:
             if in_container(self.config):
                 scratch = Path(self._scratch)
-                one = container_process.prepare(self._which(inherited), argv, variables, scratch, self._unpacked, plogs)
-                self._container = one
-                write_json(self.folder.command, intended | {"container": container_process.commands(one)})
+                one = container_process.prepare(self._which(inherited), argv, variables, scratch, self._fetched, plogs)
+                self.container = one
+                write_json(self.folder.command, intended | {"container": masking.mask(container_process.commands(one))})
                 argv, env, source = one.argv, one.env, []
-            self._process = await process.start(argv, env, self.folder.log, self.tag, source)
+            self._begun = time.time()
+            self._process = await process.start(argv, env, self.folder.log, self.tag, source, scratch=self._scratch)
         except RunError:
             shutil.rmtree(self._scratch, ignore_errors=True)
             raise
@@ -124,59 +134,63 @@ class Engine:
     def inspect(self) -> tuple[audit.Difference, ...]:
         """Compare the running engine with its intended command, and write effective.json."""
         assert self._process is not None
-        argv, env = self._container.read_process() if self._container else audit.read_process(self._process.pid)
-        reported = audit.reported_args(read_all(self.folder.log))
+        argv, env = self.container.read_process() if self.container else audit.read_process(self._process.pid)
+        log = read_all(self.folder.log)
+        reported, self.load_gb_s = audit.reported_args(log), self._load_rate(log)
         intended = engine_of(self.config).environment(self.config, self.place)
         found = audit.compare(engine_of(self.config).argv(self.config, self.place), intended, argv, env, reported)
-        inside: dict[str, Any] = {}
-        if self._container:
-            proof = self._container.inside.proof()
-            found += container_process.differences(self.config, self._container, proof)
-            inside = {"container": container_process.record(self._container, proof)}
+        real = None if self.container else audit.allocator_of(self._process.pid)
+        found += audit.allocator_difference(intended, real)
+        inside: dict[str, Any] = {"allocator": real} if real else {}
+        if self.container:
+            proof = self.container.inside.proof()
+            found += container_process.differences(self.config, self.container, proof)
+            inside |= {"container": container_process.record(self.container, proof)}
         write_json(self.folder.effective, audit.record(argv, env, found, reported) | inside)
         return found
 
-    def client_site(self, point: Config, inherited: Mapping[str, str]) -> ClientSite:
-        """Return where the external client of a point runs once: on this node, or in the container of this engine.
+    def _load_rate(self, log: str) -> float | None:
+        weights_s = engine_of(self.config).read_log(log).weights_s
+        with contextlib.suppress(OSError):
+            sizes = files(checkpoint(self.config)) if weights_s else {}
+            size = sum(count for name, count in sizes.items() if name.endswith(".safetensors"))
+            return size / weights_s / 1e9 if weights_s and size else None
+        return None
 
-        Raises:
-            RunError: it is to run in a container, and the engine runs in none.
+    def container_s(self) -> float:
+        """Return the seconds from the start until it was inside of its container: some unpack their image meanwhile."""
+        entered = self.container.inside.entered() if self.container else None
+        return max(0.0, entered - self._begun) if entered else 0.0
+
+    def note_progress(self) -> bool:
+        """Record how far the load is, where the engine's log has said more than before: its ranks met, shards.
+
+        Returns whether its weights are read.
         """
-        ours = environment.of_client(engine_of(self.config).environment(self.config, self.place))
-        if clients.runs_inside(point):
-            if self._container is None:
-                raise RunError("bench.where", "container", "the engine runs in no container", "Use bench.where=node.")
-            return ContainerSite(self._container, ours)
-        if not clients.of(point).of_engine or in_container(point):
-            return NodeSite(environment.whole({}, inherited))
-        # The engine's own program needs what its environment has: the toolkit's libraries, its paths.
-        source = tuple(from_root(name) for name in self.config.engine.source)
-        return NodeSite(environment.whole(ours, inherited), source)
-
-    def note_progress(self) -> None:
-        """Record how far the load is, where the engine's log has said more than before: its ranks met, shards."""
         if self._loaded:
-            return
+            return True
         said = engine_of(self.config).read_log(read_tail(self.folder.log))
+        self._weights = self._weights or said.weights_gib is not None
         if not self._met and said.ranks_met:
             self._met = True
             self.folder.note("rendezvous")
         if said.load_progress and said.load_progress != self._shards:
             self._shards = said.load_progress
             self.folder.note("loading", shards=said.load_progress)
+        return self._weights
 
     def note_phase(self, state: str, **details: Any) -> None:
         """Record a phase of the service, which rank 0 leads; the load is over by then."""
         self._loaded = True
         self.folder.note(state, **details)
 
+    def owns(self, pid: int) -> bool:
+        """Return whether a process of this node is of this engine."""
+        return self._process is not None and self._process.owns(pid)
+
     def log_size(self) -> int:
         """Return the bytes of the engine's log: whether it says anything new."""
         return self.folder.log.stat().st_size if self.folder.log.exists() else 0
-
-    def log_age(self) -> float:
-        """Return the seconds since the engine's log said something; 0 where there is no log."""
-        return max(0.0, time.time() - self.folder.log.stat().st_mtime) if self.folder.log.exists() else 0.0
 
     async def stop(self, grace_s: float | None = None) -> list[str]:
         """End the engine and clean up after it. Returns what was left behind.
@@ -188,13 +202,13 @@ class Engine:
             return await aside(self._discard) if self._discard else []
         self.folder.note("draining")
         grace_s = self.config.limits.stop_s if grace_s is None else grace_s
-        if self._container:
-            await self._container.end(self._process, grace_s)
+        if self.container:
+            await self.container.end(self._process, grace_s)
         leftovers = await self._process.stop(grace_s)
-        if self._container:
-            if self._container.runtime.copies and engine_of(self.config).traits.npus:
-                await aside(artifacts.copy_plogs, self._container.inside, self.folder)
-            leftovers += await aside(self._container.remove)
+        if self.container:
+            if self.container.runtime.copies and engine_of(self.config).traits.npus:
+                await aside(artifacts.copy_plogs, self.container.inside, self.folder)
+            leftovers += await aside(self.container.remove)
         if self._scratch:
             shutil.rmtree(self._scratch, ignore_errors=True)
         ports = [int(port) for port in (self.place.api_port, self.place.rpc_port) if self.place.rank == 0]

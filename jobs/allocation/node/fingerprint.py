@@ -48,7 +48,7 @@ def at_once(config: Config) -> Fingerprint:
 def _here(program: str, model: str) -> Fingerprint:
     return Fingerprint(
         engine_version=installed(program),
-        driver_version=driver_version(DRIVER),
+        driver_version=version_in(DRIVER),
         model_digest=model_digest(Path(model)),
     )
 
@@ -73,8 +73,8 @@ def packages(program: str | None, names: Collection[str]) -> dict[str, str]:
     return {}
 
 
-def driver_version(path: Path) -> str | None:
-    """Return the version of the NPU driver of this host; None: there is no driver."""
+def version_in(path: Path) -> str | None:
+    """Return the value of Version= in what an installer (driver, firmware, toolkit) wrote; None: it is not there."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -38,8 +38,30 @@ def program(order: Path) -> list[str]:
     return [sys.executable, "-m", "containers", str(order)]
 
 
-async def prepare(which: RankContainer, folder: RankDir) -> str | None:
-    """Import, pull or unpack the image of one rank. Returns the identity of enroot's root, where it was unpacked.
+PART = "image "
+"""Before the names of an image among what the ranks tell each other of what they prepared."""
+
+
+def parts(fetched: Fetched | None) -> dict[str, str]:
+    """Return the names of an image as parts of what a rank has prepared."""
+    return {PART + name: value for name, value in fetched.names.items()} if fetched else {}
+
+
+def difference(first: Mapping[str, str], other: Mapping[str, str]) -> str | None:
+    """Return how the image of a rank differs from rank 0's, by the parts of both; None: not, or that cannot be told.
+
+    An id differs where two daemons keep images in different ways, and a file's content where each node made its own of
+    one digest: where they agree in one name they are one.
+    """
+    names = [name for name in first.keys() & other.keys() if name.startswith(PART)]
+    if not names or any(first[name] == other[name] for name in names):
+        return None
+    words = ", ".join(f"{name.removeprefix(PART)} {other[name]} ({first[name]} there)" for name in sorted(names))
+    return f"its container image is not that of rank 0: {words}"
+
+
+async def prepare(which: RankContainer, folder: RankDir) -> Fetched | None:
+    """Import, pull or unpack the image of one rank. Returns what was brought; None: there is no container.
 
     Raises:
         RunError: the runtime is not on this node or failed, there is no such image, or `limits.image_s` is over.
@@ -56,24 +78,26 @@ async def prepare(which: RankContainer, folder: RankDir) -> str | None:
     which.order(spec, result=folder.image.absolute()).write(folder.image_order)
     folder.enter("unpacking")
     worker = await process.start(program(folder.image_order), with_us(which.host), folder.image_log, which.tag)
+    made = None
     try:
         async with asyncio.timeout(limit):
             ended = await worker.wait()
+        made = Fetched.read(folder.image)
     except TimeoutError:
         reason = f"the image was not on this node in time: {last_line(folder.image_log)}"
         remedy = f"Raise the limit, or import it before: python -m jobs image import. See {folder.image_log}."
         raise RunError("limits.image_s", limit, reason, remedy) from None
     finally:
-        if worker.ended is None:
+        # One that was killed left its children, and what stages weights ends with it: the service cannot start.
+        if made is None or made.error:
             for left in await worker.stop(END_S):
                 folder.note("failed", reason=f"left behind: {left}")
-    made = Fetched.read(folder.image)
     if made is None:
         reason = f"its preparation {ended}: {last_line(folder.image_log)}"
         raise RunError("container.image", config.container.image, reason, f"See {folder.image_log}.")
     if made.error:
         raise RunError(*made.error)
-    return made.unpacked
+    return made
 
 
 def discard(which: RankContainer) -> list[str]:

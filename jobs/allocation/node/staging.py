@@ -13,25 +13,34 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from jobs.allocation.node import container
-from jobs.allocation.node.engine import Engine
+from jobs.allocation.node import container, image
 from jobs.core import process
 from jobs.core.config import Config, in_container
 from jobs.core.errors import RunError
 from jobs.core.files import is_there
 from jobs.core.log import last_line, read_tail
 from jobs.core.rundir import RankDir
-from jobs.engines.checkpoint.order import StageOrder, read_answer
+from jobs.engines.checkpoint.stage import StageOrder, read_answer
 from jobs.engines.checkpoint.verify import SAMPLED
 from jobs.engines.vllm import environment
+
+if TYPE_CHECKING:
+    from jobs.allocation.node.engine import Engine
 
 POLL_S = 2.0
 _PROGRESS = re.compile(r"^staged (\S+/\S+ GiB)", re.MULTILINE)
 
 Parts = Mapping[str, str]
-"""Short hashes of a rank's checkpoint: of its sizes, and of the files that describe it."""
+"""Short hashes of a rank's checkpoint: of its sizes, and of the files that describe it; the names of its image."""
+
+
+RATE = "GB/s"
+"""Among the parts: how fast a rank's node has copied the checkpoint, which is compared otherwise."""
+
+SLOW = 0.5
+"""A node that reads at less than this share of another's rate is named."""
 
 
 def wanted(config: Config) -> bool:
@@ -66,8 +75,8 @@ async def prepare(engine: Engine, inherited: Mapping[str, str]) -> Parts:
     finally:
         for one in both:
             one.cancel()
-        _, parts = await asyncio.gather(*both, return_exceptions=True)
-    return cast(Parts, parts)
+        image_parts, parts = await asyncio.gather(*both, return_exceptions=True)
+    return {**cast(Parts, image_parts), **cast(Parts, parts)}
 
 
 async def _stage(engine: Engine, inherited: Mapping[str, str]) -> Parts:
@@ -85,7 +94,7 @@ async def _stage(engine: Engine, inherited: Mapping[str, str]) -> Parts:
         stage_to=model.stage_to,
         check=model.verify != "none",
         sampled=SAMPLED if model.verify == "sampled" else 0,
-        w8a8=model.quantization == "ascend",
+        quantized=model.quantized,
         weights=model.load_format != "dummy",
         result=str(folder.checkpoint),
     )
@@ -110,7 +119,7 @@ async def _stage(engine: Engine, inherited: Mapping[str, str]) -> Parts:
         raise RunError("model.path", model.path, reason, remedy)
     if model.stage_to:
         engine.config = served_from(config, staged.path)
-    return staged.parts
+    return staged.parts | ({RATE: f"{staged.gb_s:.4f}"} if staged.gb_s else {})
 
 
 async def _attend(worker: process.Process, folder: RankDir) -> None:
@@ -129,12 +138,45 @@ async def _attend(worker: process.Process, folder: RankDir) -> None:
             await ended
 
 
+def rates(prepared: Mapping[int, Parts]) -> dict[int, float]:
+    """Return how fast each rank has copied its checkpoint, GB/s; without those that had nothing to copy."""
+    return {rank: float(parts[RATE]) for rank, parts in prepared.items() if RATE in parts}
+
+
+def slow(what: str, by_rank: Mapping[int, float]) -> list[str]:
+    """Return which rank's node has read the checkpoint much slower than another's; `what` it was read for."""
+    best = max(by_rank.values(), default=0.0)
+    return [
+        f"rank {rank}: its node has read the checkpoint for {what} at {rate:.2f} GB/s, another one at {best:.2f} GB/s:"
+        " compare mounts, disks and network of both"
+        for rank, rate in sorted(by_rank.items())
+        if rate < SLOW * best
+    ]
+
+
+def unknown_images(config: Config, prepared: Mapping[int, Parts]) -> list[str]:
+    """Return what is to be known of ranks whose image could not be compared with the others'."""
+    ranks = [rank for rank, parts in sorted(prepared.items()) if not any(name.startswith(image.PART) for name in parts)]
+    if not in_container(config) or len(prepared) == 1:
+        return []
+    what = f"{config.container.runtime} brings the image itself, so that it is not known to be that of the other ranks"
+    return [f"rank {rank}: {what}" for rank in ranks]
+
+
 def difference(prepared: Mapping[int, Parts]) -> tuple[int, str] | None:
-    """Return the first rank whose checkpoint is not rank 0's, and how it differs; None: all have the same."""
+    """Return the first rank whose image or checkpoint is not rank 0's, and how it differs; None: all have the same."""
     first = prepared[0]
     for rank in sorted(prepared):
         parts = prepared[rank]
-        differing = [name for name in sorted(first.keys() | parts.keys()) if first.get(name) != parts.get(name)]
+        if other := image.difference(first, parts):
+            return (
+                rank,
+                f"{other}. Pull it again on both nodes, or name it by its digest: container.image=NAME@sha256:...",
+            )
+        names = sorted(
+            name for name in first.keys() | parts.keys() if not (name == RATE or name.startswith(image.PART))
+        )
+        differing = [name for name in names if first.get(name) != parts.get(name)]
         if differing:
             words = ", ".join(f"{name} ({first.get(name, 'none')} there)" for name in differing)
             return rank, f"its checkpoint is not that of rank 0: another {words}; see checkpoint.json of both ranks"

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar, cast
 
 from jobs.allocation.messages import Gone
-from jobs.allocation.preflight import fabric, host, network, npu
+from jobs.allocation.preflight import fabric, host, network, npu, tuning
 from jobs.allocation.preflight.facts import Facts, Ping, Reached
 from jobs.allocation.preflight.findings import Finding, failures, named, settle, worst
 from jobs.allocation.preflight.questions import (
@@ -69,6 +69,7 @@ class Result:
             "state": "fail" if self.broken else worst(self.findings),
             "reason": self.reason,
             "seconds": round(self.seconds, 2),
+            "host_state": tuning.digest(tuning.states(self.facts)),
             "findings": [asdict(one) for one in self.findings],
             "facts": [asdict(one) for one in self.facts],
         }
@@ -140,6 +141,7 @@ class Preflight:
         keys = network.keys_of(self._ports)
         found = [
             *host.judge(facts, settings, npus=npus, on_loopback=on_loopback),
+            *tuning.judge(facts, npus=npus, on_loopback=on_loopback),
             *network.interfaces(facts, config, on_loopback=on_loopback),
             *network.ports(facts, keys),
             *network.paths(facts, reached, keys, self._ports.api),

@@ -1,6 +1,7 @@
 """Which nodes failed lately: what the next submission leaves out, or proposes to leave out.
 
-One file a node under results.root. It goes when the node passes again, and counts for `preflight.evidence_hours`.
+One file a node under results.root. It goes when the node passes again, and counts for a day
+(jobs/cluster/sick_nodes.py).
 """
 
 from __future__ import annotations

@@ -88,6 +88,7 @@ class Host:
         proxies: proxy variables that reach the engine, and do not spare the peers.
         shell_proxies: those of this task's own environment, which are taken out for the engine.
         reserved_ports: HCCL ports that the kernel may give to any client (`ip_local_reserved_ports` lacks them).
+        tuning: settings of the kernel by name (tuning.py).
         runtime: of containers; None: it was not looked at.
     """
 
@@ -100,6 +101,7 @@ class Host:
     proxies: dict[str, str] = field(default_factory=dict)
     shell_proxies: tuple[str, ...] = ()
     reserved_ports: tuple[int, ...] = ()
+    tuning: dict[str, str] = field(default_factory=dict)
     runtime: Runtime | None = None
 
 

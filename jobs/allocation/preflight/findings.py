@@ -39,6 +39,7 @@ CHECKS: dict[str, Check] = {
     "host.disk": Check("results.root, TMPDIR and the directories of the image have space", node_fault=True),
     "host.container": Check("the container runtime is there and answers"),
     "host.hugepages": Check("static huge pages hold no memory back"),
+    "host.tuning": Check("governor, NUMA balancing and the like are as the tuning guide sets them, and alike"),
     "host.proxies": Check("no proxy stands between the nodes"),
     "network.interface": Check("the interface of hccl.socket_ifname is there, up, and in one subnet with its peers"),
     "network.master": Check("the master address is one of the first node's own"),

@@ -28,9 +28,9 @@ def judge(facts: Sequence[Facts], settings: Preflight, *, npus: bool, on_loopbac
     found: list[Finding] = []
     for one in facts if not on_loopback else facts[:1]:
         found += [
-            _shm(one, settings.thresholds["shm_gib"], severity),
-            _memory(one, settings.thresholds["memory_gib"], severity),
-            *_disks(one, settings.thresholds["disk_gib"], severity),
+            _shm(one, settings.thresholds.shm_gib, severity),
+            _memory(one, settings.thresholds.memory_gib, severity),
+            *_disks(one, settings.thresholds.disk_gib, severity),
             *_container(one, severity),
             _hugepages(one),
             _proxies(one),
@@ -38,7 +38,7 @@ def judge(facts: Sequence[Facts], settings: Preflight, *, npus: bool, on_loopbac
     if len(facts) < 2 or on_loopback:
         why = "all ranks are on one host" if on_loopback else "there is one node only"
         return found + not_run(("host.versions", "host.clock"), facts[0].node, why)
-    return found + _versions(facts) + _clocks(facts, settings.thresholds["clock_s"])
+    return found + _versions(facts) + _clocks(facts, settings.thresholds.clock_s)
 
 
 def _shm(one: Facts, least: float, severity: State) -> Finding:

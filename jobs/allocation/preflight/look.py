@@ -13,11 +13,12 @@ from pathlib import Path
 
 import psutil
 
-from containers import digest
+from containers import store
 from jobs.allocation.node import container, fingerprint
 from jobs.allocation.node.cleanup import SEGMENTS, SHM
+from jobs.allocation.preflight import tuning
 from jobs.allocation.preflight.facts import GIB, UNKNOWN, Host, Interface, Space
-from jobs.cluster.interfaces import interface_addresses
+from jobs.cluster.interfaces import interface_addresses, interfaces_up
 from jobs.core.config import Config, in_container
 from jobs.core.fields import CODE, from_root
 from jobs.core.files import nearest_there
@@ -49,9 +50,9 @@ def host(
     return Host(
         versions=versions(shutil.which(from_root(config.engine.command[0]), path=engine_env.get("PATH")))
         | _contents(config),
-        shm=_space(SHM),
+        shm=space(SHM),
         memory=Space(memory.total / GIB, memory.available / GIB),
-        disks={f"{name} {path}": _space(nearest_there(path)) for name, path in disks.items()},
+        disks={f"{name} {path}": space(nearest_there(path)) for name, path in disks.items()},
         hugepages_gib=hugepages_gib(_read(Path("/proc/meminfo"))),
         leftovers=_leftovers(),
         proxies=proxies(engine_env, peers),
@@ -61,14 +62,15 @@ def host(
             _read(Path("/proc/sys/net/ipv4/ip_local_port_range")),
             _read(Path("/proc/sys/net/ipv4/ip_local_reserved_ports")),
         ),
+        tuning=tuning.read(engine_env),
     )
 
 
 def interfaces() -> dict[str, Interface]:
     """Return the interfaces of this host."""
-    up = {name: stats.isup for name, stats in psutil.net_if_stats().items()}
+    up = interfaces_up()
     return {
-        name: Interface(up.get(name, False), tuple((a.ip, a.prefix) for a in addresses if ":" not in a.ip))
+        name: Interface(name in up, tuple((a.ip, a.prefix) for a in addresses if ":" not in a.ip))
         for name, addresses in interface_addresses().items()
     }
 
@@ -86,7 +88,7 @@ def _contents(config: Config) -> dict[str, str]:
     here can name is UNKNOWN: pyxis fetches its own, docker may have to.
     """
     seen, file = fingerprint.at_once(config), container.image_file(config)
-    length = digest.state(file) if file else None
+    length = store.state(file) if file else None
     image = f"{length.bytes:,} bytes" if length else None if file else container.known_digest(config)
     image = image or (UNKNOWN if in_container(config) else None)
     known = {"engine": seen.engine_version, "image": image, "model": seen.model_digest}
@@ -94,10 +96,11 @@ def _contents(config: Config) -> dict[str, str]:
 
 
 def _tool() -> str:
-    """Return this tool's version with a hash of its sources: a node may have another checkout."""
+    """Return this tool's version with a hash of its sources and tables: a node may have another checkout."""
     content = hashlib.sha256()
-    for path in sorted((CODE / "jobs").rglob("*.py")):
-        content.update(path.read_bytes())
+    for path in sorted(path for room in ("jobs", "containers") for path in (CODE / room).rglob("*")):
+        if path.suffix in (".py", ".yaml", ".json", ".sh"):
+            content.update(path.read_bytes())
     try:
         version = metadata.version("ascend-serving-sweep")
     except metadata.PackageNotFoundError:  # run from its directory, not installed
@@ -134,7 +137,8 @@ def unreserved(ports: Sequence[int], local_range: str, reserved: str) -> tuple[i
     return tuple(port for port in ports if bounds[0] <= port <= bounds[1] and port not in kept)
 
 
-def _space(path: Path) -> Space:
+def space(path: Path) -> Space:
+    """Return the space of the file system that a path is on; nothing where it cannot be told."""
     with contextlib.suppress(OSError):
         usage = shutil.disk_usage(path)
         return Space(usage.total / GIB, usage.free / GIB)

@@ -80,14 +80,14 @@ def _sick(node: str, npu: Npu, settings: Preflight) -> list[Finding]:
     if npu.health != GOOD:
         remedy = f"See npu-smi info -t health -i {npu.index} -c 0; reset the NPU, or choose another node."
         bad("npu.health", f"its health is {npu.health}", remedy, "warn" if npu.health == POOR else "fail")
-    if not npu.name.startswith(limits["chip"]):
-        reason = f"it is a {npu.name}, and preflight.thresholds.chip is {limits['chip']}"
+    if not npu.name.startswith(limits.chip):
+        reason = f"it is a {npu.name}, and preflight.thresholds.chip is {limits.chip}"
         bad("npu.chip", reason, "Choose nodes with that chip (cluster.constraint), or set preflight.thresholds.chip.")
-    if npu.total_mb < limits["npu_memory_mb"]:
-        reason = f"it has {npu.total_mb} MB, and {limits['npu_memory_mb']} are asked for"
+    if npu.total_mb < limits.npu_memory_mb:
+        reason = f"it has {npu.total_mb} MB, and {limits.npu_memory_mb:g} are asked for"
         bad("npu.memory", reason, "Choose nodes with larger NPUs, or set preflight.thresholds.npu_memory_mb.")
-    elif npu.used_mb > limits["npu_idle_mb"]:
-        reason = f"{npu.used_mb} MB are in use before the start; {limits['npu_idle_mb']} is the most for an idle one"
+    elif npu.used_mb > limits.npu_idle_mb:
+        reason = f"{npu.used_mb} MB are in use before the start; {limits.npu_idle_mb:g} is the most for an idle one"
         bad("npu.memory", reason, "End what uses it, or reset the NPU, or choose another node.")
     for process in npu.processes or ():
         reason = f"process {process.pid} {process.name or '(no name)'} runs on it with {process.memory_mb} MB"

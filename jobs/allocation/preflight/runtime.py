@@ -12,7 +12,8 @@ from containers.base import Env, Order
 from containers.base import Runtime as Kind
 from jobs.allocation.node import container
 from jobs.allocation.node.container import RankContainer
-from jobs.allocation.preflight.facts import GIB, Need, Runtime
+from jobs.allocation.preflight import look as node
+from jobs.allocation.preflight.facts import Need, Runtime
 from jobs.core import process
 from jobs.core.config import Config, in_container
 from jobs.core.errors import RunError, UserError
@@ -32,7 +33,8 @@ def sweep(config: Config, job: str, rank: int, inherited: Env, *, npus: bool) ->
     It comes before the NPUs are looked at: a container that outlives its job holds them. So with NPUs every runtime
     of such containers that is here is asked, whatever that of this config is.
     """
-    env, removed, local = container.outside(inherited), list[str](), container.local(config, job, rank)
+    env, removed = container.outside(inherited), list[str]()
+    local = container.local(config, container.Words.here(job), rank)
     for name in RUNTIMES.names():
         with contextlib.suppress(UserError, OSError):
             one: Kind = RUNTIMES.get(name)
@@ -48,7 +50,7 @@ def look(config: Config, job: str, rank: int, inherited: Env) -> Runtime:
     if not in_container(config):
         return Runtime(runtime)
     which = RankContainer(config, rank, f"{job}//{rank}", inherited)
-    order = which.order(container.wanted(config, rank))
+    order = which.order(container.wanted(config, rank, words=container.Words.here(job)))
     try:
         container.check_host(config)
         version = _version(which.runtime, order, which.host)
@@ -73,7 +75,7 @@ def _version(runtime: Kind, order: Order, env: Env) -> str:
 def needs(config: Config, order: Order, env: Env) -> tuple[Needs, bool]:
     """Return what the image needs, and whether its size is only assumed, since it is yet to come."""
     stock = container.of(config).look(order, env)
-    size = config.preflight.thresholds["image_gib"] if stock.unpacked_gib is None else stock.unpacked_gib
+    size = config.preflight.thresholds.image_gib if stock.unpacked_gib is None else stock.unpacked_gib
     found = [(key, path, during * size, after * size) for key, path, during, after in stock.needs]
     return found, stock.unpacked_gib is None
 
@@ -86,13 +88,7 @@ def space(wanted: Needs, *, guessed: bool) -> tuple[Need, ...]:
             groups[nearest_there(one[1]).stat().st_dev].append(one)
     found = []
     for group in groups.values():
-        free = _free_gib(nearest_there(group[0][1]))
+        free = node.space(nearest_there(group[0][1])).free_gib
         most = max(sum(one[2] for one in group), sum(one[3] for one in group))
         found.append(Need(", ".join(f"{key} {path}" for key, path, _, _ in group), free, most, guessed))
     return tuple(found)
-
-
-def _free_gib(path: Path) -> float:
-    with contextlib.suppress(OSError):
-        return shutil.disk_usage(path).free / GIB
-    return 0.0

@@ -30,9 +30,9 @@ from jobs.cluster.nodelist import Task
 from jobs.cluster.ports import Ports
 from jobs.core.config import Config
 from jobs.core.fields import from_root
+from jobs.core.layout import Placement
 from jobs.core.waiting import aside
 from jobs.engines.base import engine_of
-from jobs.engines.placement import Placement
 from jobs.engines.vllm import environment
 
 HCCL_BASE_PORT, HCCL_PORTS = 60000, 16
@@ -47,30 +47,21 @@ class StationContext:
     """Where a station stands.
 
     Attributes:
-        rank, node: of this task.
-        peers: names of the other nodes.
-        interface, address, prefix: the interface that this rank uses.
+        task: this rank and its peers.
+        interface: name, address and prefix length (bits) of the interface that this rank uses.
         interface_problem: why the interface of the config cannot be used here.
         ports: of the engine.
-        on_loopback: all ranks are on one host.
         results: results.root, as far as it is known.
         inherited: environment of this task.
-        job: id of the job, for paths that hold it.
         ascend, dev: where the driver and the device files are.
     """
 
-    rank: int
-    node: str
-    peers: tuple[str, ...]
-    interface: str
-    address: str
-    prefix: int
+    task: Task
+    interface: tuple[str, str, int]
     interface_problem: str | None
     ports: Ports
-    on_loopback: bool
     results: Path
     inherited: Mapping[str, str]
-    job: str = ""
     ascend: Path = ASCEND
     dev: Path = Path("/dev")
 
@@ -94,7 +85,7 @@ class Station:
     @property
     def on_loopback(self) -> bool:
         """Whether all ranks are on one host."""
-        return self._context.on_loopback
+        return self._context.task.on_loopback
 
     async def answer(self, message: Message) -> Answer | None:
         """Answer one question of rank 0; the end of the checks wants no answer."""
@@ -123,15 +114,16 @@ class Station:
         return named(check, self._config.preflight.skip)
 
     async def _facts(self) -> Facts:
-        context, config = self._context, self._config
+        context, task, config = self._context, self._context.task, self._config
+        name, address, prefix = context.interface
         npus = uses_npus(config) and not (self._skips("npu") and self._skips("fabric"))
-        where = (config, context.job, context.rank, context.inherited)
+        where = (config, str(task.job_id), task.rank, context.inherited)
         # First of all: an engine that outlived its job in a container holds NPUs, memory and ports.
         removed = await aside(lambda: runtime.sweep(*where, npus=npus))
         hccl = self._hccl_ports() if npus else []
-        mine = [context.ports.dp_rpc, *hccl] if context.rank == 0 else hccl
+        mine = [context.ports.dp_rpc, *hccl] if task.rank == 0 else hccl
         busy = await self._listeners.open("0.0.0.0", [*dict.fromkeys(mine), 0])
-        if context.rank == 0:
+        if task.rank == 0:
             busy |= await self._listeners.open(config.engine.host, [context.ports.api])
         env = environment.whole(engine_of(config).environment(config, self._place()), context.inherited)
         seen_runtime = await aside(lambda: runtime.look(*where))
@@ -139,7 +131,7 @@ class Station:
             lambda: look.host(
                 env,
                 context.inherited,
-                () if context.on_loopback else context.peers,
+                () if task.on_loopback else [host for rank, host in enumerate(task.hosts) if rank != task.rank],
                 {"results.root": context.results, "TMPDIR": Path(env.get("TMPDIR", "/tmp"))},
                 config,
                 hccl,
@@ -147,11 +139,11 @@ class Station:
         )
         seen = await aside(self._npus) if npus else None
         return Facts(
-            rank=context.rank,
-            node=context.node,
-            interface=context.interface,
-            address=context.address,
-            prefix=context.prefix,
+            rank=task.rank,
+            node=task.host,
+            interface=name,
+            address=address,
+            prefix=prefix,
             host=replace(host, runtime=replace(seen_runtime, removed=removed)),
             interfaces=look.interfaces(),
             interface_problem=context.interface_problem,
@@ -166,21 +158,18 @@ class Station:
         return self._tools().npus(count, sources, fabric=fabric)
 
     def _hccl_ports(self) -> list[int]:
-        if self.on_loopback and self._context.rank:
+        if self.on_loopback and self._context.task.rank:
             return []  # rank 0 holds them on this host
         base = int(self._config.engine.env.get("HCCL_IF_BASE_PORT") or HCCL_BASE_PORT)
         return list(range(base, base + HCCL_PORTS))
 
     def _place(self) -> Placement:
-        context = self._context
-        api, rpc = str(context.ports.api), str(context.ports.dp_rpc)
-        return Placement(
-            context.rank, len(context.peers) + 1, context.address, context.interface, context.address, api, rpc
-        )
+        task, ports, (name, address, _) = self._context.task, self._context.ports, self._context.interface
+        return Placement(task.rank, len(task.hosts), address, name, address, str(ports.api), str(ports.dp_rpc))
 
     async def _reach(self, asked: AskReach) -> ReachFound:
         """Connect to the peers' ports, all at once, and ping their NPUs, one after the other."""
-        rank = self._context.rank
+        rank = self._context.task.rank
 
         async def one(peer: int, address: str, port: int) -> Reached:
             return Reached(rank, peer, port, await reach(address, port, asked.token))
@@ -188,29 +177,3 @@ class Station:
         pinging = asyncio.create_task(aside(self._tools().pings, rank, asked.pings))
         reached = await asyncio.gather(*(one(peer, at, port) for peer, at, ports in asked.peers for port in ports))
         return ReachFound(asked.n, tuple(reached), tuple(await pinging))
-
-
-def make_station(
-    config: Config,
-    task: Task,
-    interface: tuple[str, str, int],
-    interface_problem: str | None,
-    ports: Ports,
-    results: Path,
-    inherited: Mapping[str, str],
-) -> Station:
-    """Return the station of a task."""
-    peers = tuple(host for rank, host in enumerate(task.hosts) if rank != task.rank)
-    context = StationContext(
-        task.rank,
-        task.host,
-        peers,
-        *interface,
-        interface_problem,
-        ports,
-        task.on_loopback,
-        results,
-        inherited,
-        str(task.job_id),
-    )
-    return Station(config, context)

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 import shutil
 import threading
 import time
@@ -15,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.allocation.node.fingerprint import version_in
 from jobs.allocation.preflight import hccn
 from jobs.allocation.preflight.facts import NpuPort, Npus, Ping, Problem
 from jobs.allocation.preflight.findings import NO_TIME
@@ -64,8 +63,8 @@ class Tools:
             fabric: ask hccn_tool as well.
         """
         info, problem = self._smi()
-        driver = _version(self.ascend / "driver/version.info") or (info.version if info else None)
-        firmware = _version(self.ascend / "firmware/version.info") or (self._firmware() if info else None)
+        driver = version_in(self.ascend / "driver/version.info") or (info.version if info else None)
+        firmware = version_in(self.ascend / "firmware/version.info") or (self._firmware() if info else None)
         ports, ports_problem = self._ports(count) if fabric else ((), Problem("preflight.skip names it"))
         return Npus(
             npus=info.npus if info else (),
@@ -190,28 +189,14 @@ def _missing(name: str) -> Problem:
     return Problem(f"{name} is not on this node")
 
 
-def _version(file: Path) -> str | None:
-    """Return the value of Version= in a version.info of the driver or firmware."""
-    with contextlib.suppress(OSError):
-        match = re.search(r"^Version=(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
-        return match[1] if match else None
-    return None
-
-
 def cann_version(sources: Iterable[str]) -> str | None:
     """Return the version of the CANN toolkit beside the set_env.sh that the engine sources; None: none is there.
 
     The toolkit's own record is `latest/<arch>-linux/ascend_toolkit_install.info`; from CANN 8.5 on without `latest`.
     """
-    for source in sources:
-        for file in _install_info(Path(source).parent):
-            with contextlib.suppress(OSError):
-                match = re.search(r"^version=(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
-                if match:
-                    return match[1]
-    return None
-
-
-def _install_info(folder: Path) -> list[Path]:
     patterns = ("latest/*-linux/ascend_toolkit_install.info", "*-linux/ascend_toolkit_install.info")
-    return [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+    for source in sources:
+        for file in (path for pattern in patterns for path in sorted(Path(source).parent.glob(pattern))):
+            if version := version_in(file):
+                return version
+    return None

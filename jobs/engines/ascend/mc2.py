@@ -3,18 +3,20 @@
 **Capacity.** MC2 is prepared for a number of tokens of one data-parallel rank; a step with more of them reaches its
 experts by all-gather (vllm-ascend, ascend_forward_context.py, set_mc2_tokens_capacity). With graphs that is the largest
 size that is captured, else the largest decode step, max_num_seqs x (1 + draft tokens), of which 512 at most.
-What vLLM captures by itself is twice the largest decode step, 512 at most (vllm 0.13.0, config/vllm.py); vllm-ascend
-0.18 took the factor of two away.
+What is captured by itself is the largest decode step, 512 at most, in every release from 0.13 on. From 0.23 on the cap
+without graphs is 512 tokens of a tensor-parallel rank, and with `enable_prefill_mc2` the capacity is a whole step,
+max_num_batched_tokens. The real code says the same (tests/conformance).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from jobs.core.config import Config
-from jobs.engines.ascend import as_mapping, version
+from jobs.engines.ascend import mapping_of, version
 from jobs.engines.checkpoint.architecture import Architecture
+from jobs.engines.prediction import Layout
+from jobs.engines.speculation import speculation_of
 
 MC2_RANKS = 16
 """MC2 needs an expert-parallel group of at least this size on A2 (vllm-ascend, ascend_forward_context.py)."""
@@ -33,33 +35,23 @@ def mc2_capacity(config: Config, release: str) -> int | None:
         config: its graph sizes are those that the caller or a preset gave, if any.
         release: of vllm-ascend. 0.9.1 has no capacity: its largest decode step stands for it.
     """
-    step = decode_tokens(config)
-    largest = _largest_capture(config) if version(release) >= (0, 11) and not _eager(config) else None
+    step, at, tp = decode_tokens(config), version(release), config.parallel.tensor_parallel_size
+    batched, eager = config.parallel.max_num_batched_tokens, _eager(config)
+    most = MC2_TOKENS * (tp if at >= (0, 23) else 1)
+    if at >= (0, 23) and batched and (config.engine.additional_config or {}).get("enable_prefill_mc2") is True:
+        return min(_round_up(batched, tp), most)
+    largest = _largest_capture(config) if at >= (0, 11) and not eager else None
     if largest is None:
         if step is None:
             return None
-        doubled = (0, 13) <= version(release) < (0, 18) and not _eager(config)
-        largest = min(step * (2 if doubled else 1), MC2_TOKENS)
-    tp, batched = config.parallel.tensor_parallel_size, config.parallel.max_num_batched_tokens
+        largest = min(step, MC2_TOKENS if not eager else most)
     return _round_up(min(largest, batched or largest), tp)
-
-
-def expert_ranks(config: Config) -> int:
-    """Return the NPUs over which experts are cut: those of all data, tensor and prefill context parallel ranks."""
-    p = config.parallel
-    return p.data_parallel_size * p.tensor_parallel_size * (p.prefill_context_parallel_size or 1)
 
 
 def decode_tokens(config: Config) -> int | None:
     """Return the tokens of the largest decode step of one data-parallel rank: one and the drafts of each sequence."""
-    seqs = config.parallel.max_num_seqs
-    return None if seqs is None else seqs * (1 + draft_tokens(_inside(config, "speculative-config")))
-
-
-def draft_tokens(speculative: Mapping[str, Any]) -> int:
-    """Return `num_speculative_tokens` of a --speculative-config; 0 where there is none."""
-    value = speculative.get("num_speculative_tokens")
-    return value if type(value) is int else 0
+    seqs, drafted = config.parallel.max_num_seqs, speculation_of(config)
+    return None if seqs is None else seqs * (1 + ((drafted and drafted.tokens) or 0))
 
 
 def mc2_buffer_mb(arch: Architecture, *, tp: int, ep: int, tokens: int) -> int:
@@ -78,9 +70,21 @@ def mc2_buffer_mb(arch: Architecture, *, tp: int, ep: int, tokens: int) -> int:
     return -(-2 * (dispatch + combine) // 2**20)
 
 
+def hierarchical_buffer_mb(arch: Architecture, tokens: int) -> int:
+    """Return the HCCL_BUFFSIZE in MB that hierarchical dispatch and combine need.
+
+    The formula is that of A3's tiling (CANN, moe_distribute_combine_v2_tiling.cpp, as its own error line writes it).
+
+    Args:
+        tokens: of one step, of one NPU (its `maxBs`).
+    """
+    token = 2 * arch.hidden + 4 * (3 * (arch.experts_per_token + 7) // 8 * 8) + 64
+    return -(-(arch.experts * tokens * token + 404 * 2**20) // 2**20)
+
+
 def advised_buffsize(config: Config, arch: Architecture, recipe: int) -> int:
     """Return the HCCL_BUFFSIZE in MB to set: the recipe's, or what MC2 needs for this config, in steps of 64."""
-    p, ranks = config.parallel, expert_ranks(config)
+    p, ranks = config.parallel, Layout.of(config).npus
     tokens = mc2_capacity(config, config.engine.release)
     if not (arch.experts and p.enable_expert_parallel and tokens) or ranks < MC2_RANKS:
         return recipe
@@ -90,7 +94,8 @@ def advised_buffsize(config: Config, arch: Architecture, recipe: int) -> int:
 
 def _largest_capture(config: Config) -> int | None:
     """Return the largest graph size that is given, in any of the spellings that vLLM takes; None: there is none."""
-    flags, inside = _flags(config), _inside(config, "compilation-config")
+    flags = _flags(config)
+    inside = mapping_of(flags, "compilation_config")
     names = ("cudagraph_capture_sizes", "max_cudagraph_capture_size", "cuda_graph_sizes")
     found = [place.get(name) for name in names for place in (inside, flags)]
     sizes = [one for value in found for one in (value if isinstance(value, list | tuple) else [value])]
@@ -99,7 +104,7 @@ def _largest_capture(config: Config) -> int | None:
 
 def _eager(config: Config) -> bool:
     """Whether no graphs are captured."""
-    inside = _inside(config, "compilation-config")
+    inside = mapping_of(_flags(config), "compilation_config")
     modes = [str(inside[name]) for name in ("cudagraph_mode", "mode") if inside.get(name) is not None]
     return str(_flags(config).get("enforce_eager")).lower() == "true" or any(mode in _EAGER for mode in modes)
 
@@ -107,13 +112,6 @@ def _eager(config: Config) -> bool:
 def _flags(config: Config) -> dict[str, Any]:
     """Return the flags that are given, with underscores."""
     return {key.lstrip("-").replace("-", "_"): value for key, value in config.engine.args.items() if value is not None}
-
-
-def _inside(config: Config, flag: str) -> dict[str, Any]:
-    """Return what a flag that takes a mapping says: as a mapping, as JSON, or as `--flag.name value`."""
-    flags, name = _flags(config), flag.replace("-", "_")
-    dotted = {key.partition(".")[2]: one for key, one in flags.items() if key.startswith(f"{name}.")}
-    return {**as_mapping(flags.get(name)), **dotted}
 
 
 def _round_up(value: int, step: int) -> int:

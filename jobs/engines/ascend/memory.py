@@ -9,13 +9,14 @@ corrects it: `Prediction.calibrated`.
 **Uncertainty.** 1 GiB for the allowance, and all of what no log has confirmed: the tokens beyond 8192, and the part of
 the `dp` and `mc2` buffers above those of HCCL_BUFFSIZE=200. HCCL makes a buffer at the first collective of its group,
 and the profile run, after which the engine sizes its KV cache, is a prefill: it uses the groups `tp` and `ep` for
-certain. That the sum is an upper bound there is known: the official two-node recipe of 0.9.1 (TP4 DP4, HCCL_BUFFSIZE
-1024, utilization 0.9, max_model_len 32768) starts, and the full sum leaves it 2.3 GiB short. Measured: 0.25 GiB.
+certain. Whether the sum is an upper bound there nobody has shown: the two-node tutorial of 0.9.1 (TP4 DP4,
+HCCL_BUFFSIZE 1024), which it leaves 2.3 GiB short, is refused by 0.9.1 itself. Measured: 0.25 GiB.
+From 0.23 on the KV cache is sized before the graphs are captured, which then take 0.8 to 2 GiB more than the
+utilization says (vllm-ascend v0.23.0, worker.py, determine_available_memory): not counted here.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -24,11 +25,11 @@ from typing import Any
 
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
-from jobs.engines import ascend
-from jobs.engines.ascend.lookup import required
-from jobs.engines.ascend.weights import kv_bytes_per_token, weights
-from jobs.engines.checkpoint.architecture import Architecture
-from jobs.engines.prediction import GIB, Allowance, Prediction, Term
+from jobs.engines import ascend, speculation
+from jobs.engines.ascend.weights import kv_bytes_per_token, state_bytes, weights
+from jobs.engines.checkpoint.architecture import Architecture, architecture_of, required
+from jobs.engines.checkpoint.parts import Stage, stages
+from jobs.engines.prediction import GIB, Allowance, Layout, Prediction, Term
 
 MIB = 1 << 20
 
@@ -47,23 +48,13 @@ _DP_BUFFSIZE = 50
 _ALLOWANCE_TOKENS = 8192
 """Batched tokens up to which the allowance holds."""
 
+DRAFTER_GIB = 2.0
+"""What a draft model of its own may take on an NPU and is not counted: one layer and a head in 16 bits, GiB."""
+
+PARTITION = "VLLM_PP_LAYER_PARTITION"
+"""Variable with the layers of each pipeline stage, as "31,30"."""
+
 DEFAULT = Allowance()
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a model lies on the NPUs; `dcp` and `pcp` are decode and prefill context parallel sizes."""
-
-    tp: int
-    dp: int
-    expert_parallel: bool = False
-    dcp: int = 1
-    pcp: int = 1
-
-    @property
-    def npus(self) -> int:
-        """NPUs in all; decode context parallelism reuses the tensor parallel ranks."""
-        return self.tp * self.dp * self.pcp
 
 
 def hccl(layout: Layout, *, moe: bool, release: str, buffsize: int = DEFAULT_BUFFSIZE) -> tuple[Term, ...]:
@@ -80,6 +71,7 @@ def hccl(layout: Layout, *, moe: bool, release: str, buffsize: int = DEFAULT_BUF
     """
     experts = layout.npus if moe and layout.expert_parallel else 1
     sizes = {"tp": layout.tp, "dp": layout.dp, "ep": experts, "mc2": experts, "dcp": layout.dcp, "pcp": layout.pcp}
+    sizes["pp"] = layout.pp
     own = dict.fromkeys(sizes, buffsize)
     if ascend.version(release) >= (0, 11):
         own = {"mc2": buffsize, "dp": _DP_BUFFSIZE}
@@ -127,8 +119,12 @@ class Sizes:
         buffsize: HCCL_BUFFSIZE, MB.
         device_gib: memory of the NPU as torch_npu reports it, GiB.
         allowance: activations and HCCL buffers, by default or from a log.
-        linear_bytes, mtp, mlapo: see `weights`.
-        kv_dtype_bytes: bytes of one KV cache element.
+        linear_bytes, expert_bits, mtp, mlapo: see `weights`.
+        kv_dtype_bytes, index_bytes, packed: of the KV cache and of the indexer's, see `kv_bytes_per_token`.
+        sequences, drafts: of one engine step, and tokens drafted for one: linear attention keeps a state for each.
+        drafter: a draft model of its own (EAGLE) is loaded, whose size is not known.
+        partition: layers of each pipeline stage (VLLM_PP_LAYER_PARTITION).
+        by_layer: the cache of a layer is on one tensor parallel rank alone (`enable_kvpp`), but a draft model's.
         kv_bytes: a KV cache of a fixed size (`--kv-cache-memory-bytes`) instead of the rest.
     """
 
@@ -139,40 +135,87 @@ class Sizes:
     device_gib: float = DEVICE_GIB
     allowance: Allowance = DEFAULT
     linear_bytes: int = 1
+    expert_bits: int | None = None
     kv_dtype_bytes: int = 2
+    index_bytes: int = 2
+    packed: bool = False
+    sequences: int = 256
+    drafts: int = 0
+    drafter: bool = False
+    partition: str | None = None
+    by_layer: bool = False
     mtp: bool = False
     mlapo: bool = False
     kv_bytes: float | None = None
 
 
 def predict(arch: Architecture, layout: Layout, sizes: Sizes) -> Prediction:
-    """Return what fits on one NPU."""
+    """Return what fits on one NPU; of pipeline stages, of the one that holds the fewest tokens.
+
+    Raises:
+        ConfigError: the layers of the stages are not those of the model.
+    """
+    return _scarcest([_predict(arch, layout, sizes, stage) for stage in _stages(arch, layout, sizes)])
+
+
+def fixed(arch: Architecture, layout: Layout, sizes: Sizes, kv_bytes: float) -> Prediction:
+    """Return what a KV cache of so many bytes holds, where neither device memory nor buffers nor activations count.
+
+    Raises:
+        ConfigError: see `predict`.
+    """
+    return _scarcest([_holds(arch, layout, sizes, stage, kv_bytes) for stage in _stages(arch, layout, sizes)])
+
+
+def _stages(arch: Architecture, layout: Layout, sizes: Sizes) -> tuple[Stage, ...]:
+    try:
+        return stages(arch.layers, layout.pp, sizes.partition)
+    except ValueError as error:
+        key = f"engine.env.{PARTITION}"
+        raise ConfigError(key, sizes.partition, str(error), "Give as many numbers as there are stages.") from None
+
+
+def _scarcest(found: list[Prediction]) -> Prediction:
+    least = min(found, key=lambda one: (one.kv_tokens_per_rank, one.kv_bytes))
+    return replace(least, stages=tuple(text for one in found for text in one.stages) if len(found) > 1 else ())
+
+
+def _predict(arch: Architecture, layout: Layout, sizes: Sizes, stage: Stage) -> Prediction:
     moe, allowance = arch.experts > 0, sizes.allowance
     buffers = hccl(layout, moe=moe, release=sizes.release, buffsize=sizes.buffsize)
     fitted = hccl(layout, moe=moe, release=sizes.release)
     activations, more = _activations(arch, layout, sizes.tokens, allowance, sum(term.bytes for term in fitted))
-    weight = weights_of(arch, layout, sizes)
-    terms = (*weight, *buffers, activations)
+    states = sizes.sequences * (1 + sizes.drafts) * state_bytes(arch.part(stage), tp=layout.tp, drafts=sizes.drafts)
+    held = Term("linear attention states", states, f"{sizes.sequences} sequences x {1 + sizes.drafts}, whatever length")
+    terms = (*_weights(arch, layout, sizes, stage), *buffers, activations, *((held,) if states else ()))
     device = sizes.device_gib * GIB
     budget = ascend.utilization(sizes.release, sizes.utilization) * device
     left, uncertain = sizes.kv_bytes, 0.0
     if left is None:
         left = budget - sum(term.bytes for term in terms)
-        uncertain = allowance.uncertainty_gib * GIB
+        uncertain = (allowance.uncertainty_gib + (0 if allowance.measured else sizes.drafter * DRAFTER_GIB)) * GIB
         uncertain += 0 if allowance.measured else more + _unconfirmed(buffers, fitted)
-    found = fixed(arch, layout, sizes, left)
+        # No log shows what vLLM's pages leave beside linear attention's states.
+        uncertain += max(0.0, left / 2) if states and not allowance.measured else 0
+    found = _holds(arch, layout, sizes, stage, left)
     return replace(found, terms=terms, device_bytes=device, budget_bytes=budget, uncertainty_bytes=uncertain)
 
 
-def fixed(arch: Architecture, layout: Layout, sizes: Sizes, kv_bytes: float) -> Prediction:
-    """Return what a KV cache of so many bytes holds, where neither device memory nor buffers nor activations count."""
-    weight = weights_of(arch, layout, sizes)
+def _holds(arch: Architecture, layout: Layout, sizes: Sizes, stage: Stage, kv_bytes: float) -> Prediction:
+    weight = _weights(arch, layout, sizes, stage)
+    # Of the tokens over ranks (vllm-ascend, feature guide "context parallel"). The indexer's cache is spread with the
+    # rest: its copy on every rank (`enable_sfa_dcp_replicated_indexer`) is not the default.
     spread = layout.dcp * layout.pcp
-    whole = kv_bytes_per_token(arch, tp=layout.tp, mtp=sizes.mtp, dtype_bytes=sizes.kv_dtype_bytes)
+    part, widths = arch.part(stage), (sizes.kv_dtype_bytes, sizes.index_bytes, sizes.packed)
+    whole = kv_bytes_per_token(part, layout.tp, sizes.mtp, *widths)
+    if sizes.by_layer:
+        layers = kv_bytes_per_token(part, layout.tp, False, *widths)
+        whole += layers * (math.ceil(part.layers / layout.tp) / part.layers - 1)  # the fullest rank
     tokens = max(0, int(kv_bytes // (whole * BLOCK))) * BLOCK * spread
+    held = sum(term.bytes for term in weight)
     return Prediction(
         terms=weight,
-        weights_bytes=sum(term.bytes for term in weight),
+        weights_bytes=held,
         device_bytes=0.0,
         budget_bytes=0.0,
         kv_bytes=kv_bytes,
@@ -181,20 +224,22 @@ def fixed(arch: Architecture, layout: Layout, sizes: Sizes, kv_bytes: float) -> 
         largest_max_model_len=min(tokens, arch.max_length),
         block=BLOCK * spread,
         allowance=sizes.allowance,
+        stages=(
+            f"stage {stage.number}: layers {stage.begin} to {stage.end - 1}, weights {held / GIB:.2f} GiB,"
+            f" KV cache {kv_bytes / GIB:.2f} GiB, {tokens:,} tokens",
+        ),
     )
 
 
-def weights_of(arch: Architecture, layout: Layout, sizes: Sizes) -> tuple[Term, ...]:
-    """Return the weights of one NPU, line by line."""
+def _weights(arch: Architecture, layout: Layout, sizes: Sizes, stage: Stage) -> tuple[Term, ...]:
     return weights(
         arch,
-        tp=layout.tp,
-        dp=layout.dp,
-        pcp=layout.pcp,
-        expert_parallel=layout.expert_parallel,
+        layout,
         linear_bytes=sizes.linear_bytes,
+        expert_bits=sizes.expert_bits,
         mtp=sizes.mtp,
         mlapo=sizes.mlapo,
+        stage=stage,
     )
 
 
@@ -229,27 +274,39 @@ def asked(config: Config) -> tuple[Layout, Sizes]:
     """
     parallel = config.parallel
     args = _args(config)
-    if whole_number(args, "pipeline-parallel-size", 1) > 1:
-        key, stages = "engine.args.pipeline-parallel-size", args["pipeline-parallel-size"]
-        raise ConfigError(key, stages, "memory is not predicted for pipeline stages", "Use tensor or data parallelism.")
-    layout = Layout(
-        tp=parallel.tensor_parallel_size,
-        dp=parallel.data_parallel_size,
-        expert_parallel=parallel.enable_expert_parallel,
-        dcp=parallel.decode_context_parallel_size or 1,
-        pcp=parallel.prefill_context_parallel_size or 1,
-    )
-    return layout, Sizes(
+    partition, arch = config.engine.env.get(PARTITION), architecture_of(config)
+    sparse = arch is not None and arch.indexer is not None
+    return Layout.of(config), Sizes(
         release=config.engine.release,
         utilization=parallel.gpu_memory_utilization,
         tokens=parallel.max_num_batched_tokens or _ALLOWANCE_TOKENS,
         buffsize=buffsize_of(config),
         linear_bytes=1 if config.model.quantization == "ascend" else 2,
-        kv_dtype_bytes=1 if str(args.get("kv-cache-dtype", "")).startswith(("fp8", "int8")) else 2,
+        expert_bits=config.model.shape.expert_bits,
+        kv_dtype_bytes=_cache_bytes(args.get("kv-cache-dtype")),
+        index_bytes=1 if _on(config, "enable_sparse_li_c8") else _cache_bytes(_index_dtype(args)),
+        packed=sparse and _on(config, "enable_sparse_sfa_c8"),
+        sequences=parallel.max_num_seqs or 256,
+        drafts=_drafts(config),
+        drafter=_draft_model(config),
+        partition=None if partition is None else str(partition),
+        by_layer=_on(config, "enable_kvpp"),
         mtp=loads_mtp(config),
         mlapo=_mlapo(config),
         kv_bytes=whole_number(args, "kv-cache-memory-bytes", 0) or None,
     )
+
+
+def _on(config: Config, key: str) -> bool:
+    return ascend.is_true((config.engine.additional_config or {}).get(key))
+
+
+def _index_dtype(args: Mapping[str, Any]) -> Any:
+    return ascend.as_mapping(args.get("attention-config")).get("indexer_kv_dtype")
+
+
+def _cache_bytes(dtype: Any) -> int:
+    return 1 if str(dtype or "").startswith(("fp8", "int8")) else 2
 
 
 def _args(config: Config) -> dict[str, Any]:
@@ -262,8 +319,20 @@ def buffsize_of(config: Config) -> int:
 
 
 def loads_mtp(config: Config) -> bool:
-    """Return whether the checkpoint's multi-token prediction layer is loaded for speculative decoding."""
-    return _mtp(_args(config).get("speculative-config"))
+    """Return whether the checkpoint's multi-token prediction layer is loaded. ConfigError: it cannot be read."""
+    speculation.check(config)
+    found = speculation.speculation_of(config)
+    return found is not None and found.is_mtp
+
+
+def _drafts(config: Config) -> int:
+    found = speculation.speculation_of(config)
+    return found.tokens or 1 if found else 0
+
+
+def _draft_model(config: Config) -> bool:
+    found = speculation.speculation_of(config)
+    return found is not None and not found.is_mtp and found.method not in ("ngram", "suffix")
 
 
 def whole_number(settings: Mapping[str, Any], name: str, default: int, section: str = "engine.args") -> int:
@@ -276,20 +345,10 @@ def whole_number(settings: Mapping[str, Any], name: str, default: int, section: 
     return int(value)
 
 
-def _mtp(speculative: Any) -> bool:
-    """Whether `--speculative-config` loads the checkpoint's own prediction layer ("mtp", "deepseek_mtp")."""
-    if isinstance(speculative, str):
-        try:
-            speculative = json.loads(speculative)
-        except ValueError as error:
-            key = "engine.args.speculative-config"
-            raise ConfigError(key, speculative, f"it is not JSON: {error}", "Give a mapping.") from None
-    return isinstance(speculative, Mapping) and str(speculative.get("method", "")).endswith("mtp")
-
-
 def _mlapo(config: Config) -> bool:
-    """Off by default before 0.18, on from there; a key from 0.23 on (vllm-ascend, envs.py, ascend_config.py)."""
-    default = ascend.version(config.engine.release) >= (0, 18)
-    value = config.engine.env.get("VLLM_ASCEND_ENABLE_MLAPO")
+    """Off by default before 0.18, on from there; a key from 0.23 on, without its variable from 0.27.1 on (envs.py)."""
+    at = ascend.version(config.engine.release)
+    default = at >= (0, 18)
+    value = config.engine.env.get("VLLM_ASCEND_ENABLE_MLAPO") if at < (0, 27) else None
     value = (config.engine.additional_config or {}).get("enable_mlapo", value)
-    return default if value is None else str(value).lower() in ("1", "true")
+    return default if value is None else ascend.is_true(value)

@@ -8,29 +8,45 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
-from jobs.core.fields import plain
+from jobs.core.fields import dotted, plain
+from jobs.core.foreign import from_yaml
 from jobs.core.layout import local_sizes
-from jobs.engines.ascend import Release, moves, release, releases, version
-from jobs.engines.ascend.lookup import architecture_of
+from jobs.engines.ascend import Release, is_true, order, release, releases
 from jobs.engines.ascend.mc2 import advised_buffsize, mc2_capacity
-from jobs.engines.ascend.moves import Move
-from jobs.engines.ascend.rules.base import is_true
 from jobs.engines.ascend.weights import weights
 from jobs.engines.base import engine_of
+from jobs.engines.checkpoint.architecture import architecture_of
+from jobs.engines.prediction import Layout
+from jobs.engines.vllm.environment import HCCL_VARIABLES
 
-HCCL_KEYS = {
-    "HCCL_BUFFSIZE": "buffsize",
-    "HCCL_INTRA_PCIE_ENABLE": "intra_pcie_enable",
-    "HCCL_INTRA_ROCE_ENABLE": "intra_roce_enable",
-}
+HCCL_KEYS = {variable: key for key, variable in HCCL_VARIABLES.items()}
 """Variables of a recipe that are keys of the section `hccl`."""
 
 GRAPH_MODE = "FULL_DECODE_ONLY"
 _GRAPH = "vllm-ascend v0.13.0, docs/source/tutorials/DeepSeek-R1.md; v0.12.0rc1, release notes"
+
+
+@dataclass(frozen=True)
+class Move:
+    """What takes the place of one name; moves.yaml says what each field means."""
+
+    reason: str
+    source: str
+    to: str | None = None
+    value: Any = "same"
+    if_not: tuple[str, ...] = ()
+    key: str | None = None
+
+
+TOLD = from_yaml(Path(__file__).with_name("moves.yaml").read_text(encoding="utf-8"))
+FLAGS, KEYS, VARIABLES = (
+    {name: Move(**told) for name, told in TOLD[part].items()} for part in ("flags", "keys", "variables")
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +69,7 @@ class Draft:
             "engine.args": plain(config.engine.args),
             "engine.additional_config": plain(config.engine.additional_config or {}),
             "engine.env": dict(config.engine.env),
-            "hccl": {key: getattr(config.hccl, key) for key in (*HCCL_KEYS.values(), "op_expansion_mode")},
+            "hccl": {key: getattr(config.hccl, key) for key in HCCL_VARIABLES},
         }
         self.changes: list[Change] = []
 
@@ -94,14 +110,8 @@ class Draft:
             self.parts[part].pop(name, None)
             return
         self.set(part, name, None, move.reason, move.source)
-        if move.to is not None and not self._holds(to, move.to):
+        if move.to is not None and dotted(self.parts[to], move.to) is None:
             self.set(to, move.to, value if move.value == "same" else move.value, move.reason, move.source)
-
-    def _holds(self, part: str, name: str) -> bool:
-        tree: Any = self.parts[part]
-        for word in name.split("."):
-            tree = tree.get(word) if isinstance(tree, Mapping) else None
-        return tree is not None
 
     def config_for(self, target: str) -> Config:
         """Return the config with what was changed, as one that was written for `target`."""
@@ -125,7 +135,7 @@ def migrate(config: Config, explicit: Iterable[str] = ()) -> tuple[Config, tuple
     written, wanted = config.engine.written_for, config.engine.release
     if written is None or written == wanted or not engine_of(config).traits.released:
         return config, ()
-    if not {written, wanted} <= set(releases()) or version(wanted) < version(written):
+    if not {written, wanted} <= set(releases()) or order(wanted) < order(written):
         return config, ()  # an unknown release is a finding; nothing is known about the way back
     draft = Draft(config, explicit)
     before, after = release(written), release(wanted)
@@ -154,9 +164,9 @@ def defaults(config: Config, given: Iterable[str]) -> tuple[Change, ...]:
             was = before.variables.get(name, "0" if now == "1" else None)
             found.append((name, was, now, data))
     for name, fact in after.key_defaults.items():
-        if name not in told and name in before.key_defaults:
-            old = before.key_defaults[name].value
-            found.append((f"engine.additional_config.{name}", old, fact.value, fact.source))
+        if name.lstrip("-").split(".")[0] not in told and name in before.key_defaults:
+            old, flag = before.key_defaults[name].value, name.startswith("--")  # one that vLLM computes
+            found.append((name if flag else f"engine.additional_config.{name}", old, fact.value, fact.source))
     return tuple(
         Change(name, old, new, _differs(config, name, new), source)
         for name, old, new, source in found
@@ -169,9 +179,8 @@ def _differs(config: Config, name: str, value: Any) -> str:
     arch = architecture_of(config) if name == "VLLM_ASCEND_ENABLE_MLAPO" and value == "1" else None
     if arch is None:
         return reason
-    p = config.parallel
     size = 1 if config.model.quantization == "ascend" else 2  # unquantized models have no second copy
-    lines = weights(arch, tp=p.tensor_parallel_size, dp=1, expert_parallel=False, linear_bytes=size, mlapo=True)
+    lines = weights(arch, Layout(config.parallel.tensor_parallel_size, 1), linear_bytes=size, mlapo=True)
     more = sum(line.gib for line in lines if line.name == "MLAPO")
     return f"{reason}: {more:.3f} GiB more weights on each NPU" if more else reason
 
@@ -224,47 +233,54 @@ def names(draft: Draft, before: Release, after: Release) -> None:
     """Move flags, keys and variables that the release does not have any more."""
     for given in list(draft.parts["engine.args"]):
         flag = given.lstrip("-").replace("_", "-")
-        if flag not in after.flags and (move := moves.FLAGS.get(flag)):
+        if flag not in after.flags and (move := FLAGS.get(flag)):
             draft.move("engine.args", given, move, "engine.args")
     part = "engine.additional_config"
     # A new name may have a successor too; one that `if_not` keeps stays, so each name is looked at once.
     seen: set[str] = set()
-    while going := [key for key in draft.parts[part] if key not in seen and _goes(draft, after, part, key)]:
+
+    def goes(key: str) -> bool:
+        return key not in seen | after.keys.keys() and key in KEYS and not draft.is_explicit(f"{part}.{key}")
+
+    while going := [key for key in draft.parts[part] if goes(key)]:
         seen.update(going)
         for key in going:
-            draft.move(part, key, moves.KEYS[key], part)
+            draft.move(part, key, KEYS[key], part)
     for name in list(draft.parts["engine.env"]):
         if name in after.variables or not name.startswith("VLLM_"):
             continue
-        if move := moves.VARIABLES.get(name):
+        move = VARIABLES.get(name)
+        if move and move.key and move.key.partition(".")[0] in after.keys:
+            _to_key(draft, name, move.key, move.reason, move.source)
+        elif move and not move.key:
             draft.move("engine.env", name, move, "engine.env")
         elif name in before.variables:
             reason = f"vllm-ascend {after.name} does not read it any more"
             draft.set("engine.env", name, None, reason, "vllm and vllm-ascend, envs.py of both releases")
 
 
-def _goes(draft: Draft, after: Release, part: str, key: str) -> bool:
-    return key not in after.keys and key in moves.KEYS and not draft.is_explicit(f"{part}.{key}")
-
-
 def variables_to_keys(draft: Draft, before: Release, after: Release) -> None:
     """Set keys instead of variables that are deprecated."""
     for name, source in after.deprecated_variables.items():
-        value, key = draft.get("engine.env", name), after.have_a_key[name]
-        if value is None or draft.is_explicit(f"engine.env.{name}"):
-            continue
-        text = str(value).lower()
-        new = int(text) if key in moves.BECAME_NUMBERS and text.isdigit() else text in ("1", "true")
-        reason = "the variable is deprecated in favour of a key"
-        draft.set("engine.env", name, None, reason, source)
-        if draft.get("engine.additional_config", key) is None:
-            draft.set("engine.additional_config", key, new, reason, source)
+        _to_key(draft, name, after.have_a_key[name], "the variable is deprecated in favour of a key", source)
+
+
+def _to_key(draft: Draft, name: str, key: str, reason: str, source: str) -> None:
+    """Set a key of additional_config instead of a variable, unless the caller set the variable himself."""
+    value = draft.get("engine.env", name)
+    if value is None or draft.is_explicit(f"engine.env.{name}"):
+        return
+    text = str(value)
+    new = int(text) if key in TOLD["became_numbers"] and text.isdigit() else is_true(text)
+    draft.set("engine.env", name, None, reason, source)
+    if dotted(draft.parts["engine.additional_config"], key) is None:
+        draft.set("engine.additional_config", key, new, reason, source)
 
 
 def recipe(draft: Draft, before: Release, after: Release) -> None:
     """Follow the release's official two-node A2 recipe where an older recipe, or nothing, was followed."""
     nodes = _nodes(draft.config)
-    older = [release(name) for name in releases() if version(name) < after.version]
+    older = [release(name) for name in releases() if order(name) < order(after.name)]
     for name, fact in after.recipe.items():
         part, key = ("hccl", HCCL_KEYS[name]) if name in HCCL_KEYS else ("engine.env", name)
         value, wanted = draft.get(part, key), str(fact.value)
@@ -280,7 +296,7 @@ def recipe(draft: Draft, before: Release, after: Release) -> None:
                 reason += f" for 16 sequences; expert dispatch of {tokens} tokens a step needs {wanted} MB"
             draft.set(part, key, int(wanted) if part == "hccl" else _typed(wanted), reason, fact.source)
     if after.version >= (0, 13) and nodes > 1 and draft.get("hccl", "op_expansion_mode") == "AIV":
-        reason = "the official two-node A2 recipe does not set it; AIV does not work for AlltoAllV over several nodes"
+        reason = "the official two-node A2 recipe does not set it; AIV does not work with several communicators at once"
         draft.set("hccl", "op_expansion_mode", None, reason, after.recipe["HCCL_BUFFSIZE"].source)
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from jobs.core.errors import RunError
+from jobs.core.files import write_json
 from jobs.engines.checkpoint.copying import Copied
-from jobs.engines.checkpoint.manifest import as_json
-from jobs.engines.checkpoint.order import Staged, StageOrder, write_error
-from jobs.engines.checkpoint.stage import check_there, stage
+from jobs.engines.checkpoint.stage import Answer, StageOrder, check_there, stage
 from jobs.engines.checkpoint.verify import check_sizes
 
 EVERY_S = 1.0
@@ -46,30 +45,30 @@ def main(path: Path) -> int:
     """Stage and check as the order in a file says. Returns the exit code."""
     order, teller = StageOrder.read(path), Teller()
     try:
-        staged = _carry_out(order, teller)
+        answer = asdict(_carry_out(order, teller))
     except RunError as error:
-        write_error(Path(order.result), error)
+        answer = {"error": error.args}
         print(f"error: {error}", flush=True)
-        return 1
-    staged.write(Path(order.result))
-    return 0
+    write_json(Path(order.result), answer)
+    return int("error" in answer)
 
 
-def _carry_out(order: StageOrder, teller: Teller) -> Staged:
-    path = Path(order.source)
+def _carry_out(order: StageOrder, teller: Teller) -> Answer:
+    path, gb_s = Path(order.source), None
     check_there(path)
     if order.stage_to:
         target = Path(order.stage_to)
         done = stage(path, target, weights=order.weights, progress=teller.copied, waiting=teller.waiting)
         path = done.path
+        gb_s = done.bytes / max(done.seconds, 1e-3) / 1e9 if done.bytes else None
         print(f"{path}: {'was there' if done.reused else f'staged in {done.seconds:.1f} s'}", flush=True)
     if not order.check:
-        return Staged(str(path))
-    manifest, findings = check_sizes(path, weights=order.weights, w8a8=order.w8a8, sampled=order.sampled)
+        return Answer(str(path), gb_s=gb_s)
+    manifest, findings = check_sizes(path, weights=order.weights, quantized=order.quantized, sampled=order.sampled)
     if findings:
         more = f" ({len(findings) - 1} more findings)" if len(findings) > 1 else ""
         raise RunError("model.path", path, f"{findings[0]}{more}", "See `python -m jobs model verify`.")
-    return Staged(str(path), manifest.parts, as_json(manifest))
+    return Answer(str(path), manifest.parts, asdict(manifest), gb_s)
 
 
 if __name__ == "__main__":

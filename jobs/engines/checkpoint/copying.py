@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from jobs.core.errors import RunError
+from jobs.core.files import CHUNK_BYTES, new_file
+from jobs.core.foreign import regular
 from jobs.engines.checkpoint.checkpoint import PART
 
-CHUNK_BYTES = 8 << 20
 SPARE = 0.01
 """Share of the needed space that must stay free on top: a file system's own records grow too."""
 
@@ -67,7 +68,13 @@ def check_space(key: str, target: Path, needed: int, advice: str) -> None:
 
 
 def copy_files(
-    source: Path, target: Path, sizes: Mapping[str, int], *, parallel: int, progress: Progress = lambda _: None
+    source: Path,
+    target: Path,
+    sizes: Mapping[str, int],
+    *,
+    parallel: int,
+    progress: Progress = lambda _: None,
+    private: bool = False,
 ) -> Copied:
     """Copy files; what was copied before is kept.
 
@@ -76,6 +83,7 @@ def copy_files(
         sizes: names relative to `source`, and their bytes.
         parallel: files at a time. One stream seldom fills a shared file system's bandwidth.
         progress: told how far it is, by any thread, one at a time.
+        private: only this user may read the copies.
 
     Raises:
         RunError: a file cannot be read or written; nothing half is left under a final name.
@@ -86,7 +94,7 @@ def copy_files(
     # The largest first: the last ones to end are then short.
     todo.sort(key=lambda name: -sizes[name])
     with ThreadPoolExecutor(parallel) as pool:
-        jobs = [pool.submit(_copy, source / name, target / name, count) for name in todo]
+        jobs = [pool.submit(_copy, source / name, target / name, count, 0o600 if private else 0o666) for name in todo]
         try:
             wait(jobs, return_when=FIRST_EXCEPTION)
         finally:
@@ -104,11 +112,12 @@ def raise_first(jobs: Sequence[Future[Any]]) -> None:
         raise error
 
 
-def _copy(source: Path, target: Path, count: Count) -> None:
+def _copy(source: Path, target: Path, count: Count, mode: int) -> None:
     part = target.with_name(target.name + PART)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with source.open("rb", buffering=0) as read, part.open("wb", buffering=0) as write:
+        part.unlink(missing_ok=True)
+        with regular(source) as read, new_file(part, mode) as write:
             buffer = memoryview(bytearray(CHUNK_BYTES))
             while size := read.readinto(buffer):
                 if count.stop.is_set():

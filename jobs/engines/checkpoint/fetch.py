@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from socket import gethostname
 
-from jobs.core import process
+from jobs.core import names, process
 from jobs.core.errors import RunError
 from jobs.core.lock import exclusive
+from jobs.core.log import last_words
 from jobs.engines.checkpoint.checkpoint import files
 from jobs.engines.checkpoint.copying import Progress, check_space, copy_files, is_copied
 
 CLIENT = "modelscope"
 PARALLEL = 4
+
+ANSWER_S = 120.0
+"""The client imports for seconds before it says a word, on a file system of many for longer."""
+
 LOCK = ".fetch.lock"
 """In the checkpoint's directory: of two fetches into it, one works, and the other then finds its files."""
 
@@ -51,6 +58,10 @@ def fetch(
         if origin == CLIENT:
             _by_client(name, target, client, revision, parallel, run)
         elif origin.startswith(("http://", "https://")):
+            try:
+                names.url(origin)
+            except ValueError as error:
+                raise RunError("--from", origin, str(error), "Give the http(s) URL of a mirror.") from None
             from jobs.engines.checkpoint import mirror  # brings requests along, which no other command needs
 
             mirror.download(origin, target, parallel=parallel, progress=progress)
@@ -75,21 +86,52 @@ def find_client(client: str) -> str:
     return found
 
 
-def client_command(program: str, name: str, target: Path, revision: str | None, parallel: int) -> list[str]:
-    """Return the client's command line (`modelscope download --help`, 1.20 and newer)."""
-    argv = [program, "download", "--model", name, "--local_dir", str(target), "--max-workers", str(parallel)]
-    return argv + (["--revision", revision] if revision else [])
-
-
 def _by_client(name: str | None, target: Path, client: str, revision: str | None, parallel: int, run: Run) -> None:
     if not name:
         remedy = "Set model.source=ORGANISATION/NAME, or copy from a mirror: --from DIRECTORY_OR_URL."
         raise RunError("model.source", name, "the model has no name at ModelScope", remedy)
-    command = client_command(find_client(client), name, target, revision, parallel)
+    program = find_client(client)
+    command = [program, "download", *options(asked(program, "download", "--help"), name, target, parallel)]
+    command += ["--revision", revision] if revision else []
     code = run(command)
     if code:
         remedy = "Its own output stands above. The same command again goes on where it stopped."
-        raise RunError(" ".join(command), "(command)", f"it ended with code {code}", remedy)
+        which = version(asked(program, "--version")) or "it does not say its version"
+        how = process.Ended(code)
+        raise RunError(" ".join(command), "(command)", f"the client ({which}) on {gethostname()} {how}", remedy)
+
+
+def asked(program: str, *words: str) -> str:
+    """Return what a client says of itself.
+
+    Raises:
+        RunError: it cannot run at all.
+    """
+    done = process.run([program, *words], timeout_s=ANSWER_S)
+    said = done.stdout + done.stderr
+    if done.returncode != 0 and "--help" in words:
+        reason = f"`{' '.join((program, *words))}` {process.Ended(done.returncode)}: {last_words(said)}"
+        raise RunError(
+            "--client", program, reason, "Install it anew in an environment of its own: pip install modelscope."
+        )
+    return said
+
+
+def options(told: str, name: str, target: Path, parallel: int) -> list[str]:
+    """Return the options of a download as this client's own help has them.
+
+    Up to 1.21 there is no --max-workers; the newest hide --model and --local_dir, and take the name by its place.
+    """
+    known = set(re.findall(r"--[a-z][a-z_-]+", told))
+    words = ["--model", name] if "--model" in known else [name]
+    words += ["--local-dir" if "--local-dir" in known else "--local_dir", str(target)]
+    return [*words, *(["--max-workers", str(parallel)] if "--max-workers" in known else [])]
+
+
+def version(told: str) -> str | None:
+    """Return the line in which a client says its version; None: it does not."""
+    found = re.search(r"^modelscope\S* +v?\d+\.\d+\S*", told, re.MULTILINE | re.IGNORECASE)
+    return found.group() if found else None
 
 
 def _from_directory(origin: Path, target: Path, parallel: int, progress: Progress) -> None:

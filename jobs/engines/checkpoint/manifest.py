@@ -15,8 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from jobs.core.errors import RunError
-from jobs.core.files import read_json, sha256, write_json
+from jobs.core.files import public, read_json, sha256, write_json
+from jobs.core.foreign import regular
 from jobs.engines.checkpoint.checkpoint import CONFIG, DESCRIPTION, SMALL_BYTES, Finding, files
 
 BLOCK_BYTES = 1 << 20
@@ -51,7 +54,7 @@ class Manifest:
 
     def write(self, path: Path) -> None:
         """Write it as JSON, atomically."""
-        write_json(path, asdict(self))
+        write_json(path, asdict(self), public())
 
     @property
     def parts(self) -> dict[str, str]:
@@ -78,12 +81,8 @@ def read_manifest(path: Path) -> Manifest:
     """
     data = read_json(path)
     try:
-        samples = {
-            name: Sample(None if item["offsets"] is None else tuple(item["offsets"]), item["sha256"])
-            for name, item in data["samples"].items()
-        }
-        return Manifest(dict(data["sizes"]), dict(data["hashes"]), samples, int(data["seed"]))
-    except (KeyError, TypeError, ValueError, AttributeError):
+        return TypeAdapter(Manifest).validate_python(data)
+    except ValidationError:
         reason = "it is no manifest of a checkpoint"
         raise RunError(str(path), "(read)", reason, "Make one by `python -m jobs model verify --manifest`.") from None
 
@@ -116,23 +115,21 @@ def make_manifest(
     wanted = _wanted(sizes, small, sampled, whole, seed, like)
     findings: list[Finding] = []
 
-    def sample(name: str) -> Sample | None:
+    def tried(name: str, work: Callable[[str], Any], remedy: str) -> Any:
         try:
-            return _sample(path / name, wanted[name], progress, findings)
+            return work(name)
         except OSError as error:
-            findings.append(Finding(name, f"it cannot be read: {error.strerror}", "Mend the file or its disk."))
+            findings.append(Finding(name, f"it cannot be read: {error.strerror}", remedy))
             return None
 
-    def digest(name: str) -> str:
-        try:
-            return sha256(path / name)
-        except OSError as error:
-            findings.append(Finding(name, f"it cannot be read: {error.strerror}", "Mend its rights."))
-            return ""
+    def sample(name: str) -> Sample:
+        return _sample(path / name, wanted[name], progress, findings)
 
     with ThreadPoolExecutor(HASHERS) as pool:
-        hashes = dict(zip(small, pool.map(digest, small), strict=True))
-        samples = {name: one for name, one in zip(wanted, pool.map(sample, wanted), strict=True) if one}
+        digests = pool.map(lambda name: tried(name, lambda name: sha256(path / name), "Mend its rights."), small)
+        taken = pool.map(lambda name: tried(name, sample, "Mend the file or its disk."), wanted)
+        hashes = {name: one or "" for name, one in zip(small, digests, strict=True)}
+        samples = {name: one for name, one in zip(wanted, taken, strict=True) if one}
     return Manifest(sizes, hashes, samples, like.seed if like else seed), findings
 
 
@@ -153,16 +150,14 @@ def _wanted(
 
 
 def _offsets(name: str, size: int, seed: int) -> tuple[int, ...]:
-    blocks = -(-size // BLOCK_BYTES)
-    rest = (
-        random.Random(f"{seed} {name} {size}").sample(range(1, blocks), min(BLOCKS - 1, blocks - 1)) if blocks else []
-    )
+    others = range(1, -(-size // BLOCK_BYTES))
+    rest = random.Random(f"{seed} {name} {size}").sample(others, min(BLOCKS - 1, len(others)))
     return tuple(block * BLOCK_BYTES for block in sorted([0, *rest]))
 
 
 def _sample(path: Path, offsets: tuple[int, ...] | None, progress: Progress, findings: list[Finding]) -> Sample:
     found = hashlib.sha256()
-    with path.open("rb") as file:
+    with regular(path) as file:
         if offsets is None:
             while block := file.read(BLOCK_BYTES):
                 found.update(block)
@@ -194,18 +189,9 @@ def compare(own: Manifest, other: Manifest, whose: str) -> list[Finding]:
             problem = f"it has {own.sizes[name]:,} bytes here and {other.sizes[name]:,} in {whose}"
         elif name in own.hashes and name in other.hashes and own.hashes[name] != other.hashes[name]:
             problem = f"its content is not that in {whose}"
-        elif _samples_differ(own.samples.get(name), other.samples.get(name)):
+        elif (a := own.samples.get(name)) and (b := other.samples.get(name)) and a != b and a.offsets == b.offsets:
             problem = f"its sampled content is not that in {whose}"
         else:
             continue
         found.append(Finding(name, problem, remedy))
     return found
-
-
-def _samples_differ(own: Sample | None, other: Sample | None) -> bool:
-    return bool(own and other and own.offsets == other.offsets and own.sha256 != other.sha256)
-
-
-def as_json(manifest: Manifest) -> dict[str, Any]:
-    """Return the manifest as plain values."""
-    return asdict(manifest)

@@ -10,7 +10,8 @@ from urllib.parse import quote
 import requests
 
 from jobs.core.errors import RunError
-from jobs.engines.checkpoint.checkpoint import BESIDE, CONFIG, PART, read_object, shard_names
+from jobs.core.files import open_append
+from jobs.engines.checkpoint.checkpoint import BESIDE, CONFIG, PART, SMALL_BYTES, modules, read_object, shard_names
 from jobs.engines.checkpoint.copying import Count, Progress, check_space
 
 CHUNK_BYTES, TRIES, PATIENCE_S = 1 << 20, 5, (10.0, 120.0)
@@ -20,10 +21,9 @@ PLAIN = {"Accept-Encoding": "identity"}  # lengths and ranges are those of the f
 def download(base: str, target: Path, *, parallel: int, progress: Progress, pause_s: float = 1.0) -> None:
     """Download the shards of the index and the usual files beside it; pauses between tries double. Raises RunError."""
     mirror = _Mirror(base.rstrip("/") + "/", target, pause_s)
-    mirror.tried(CONFIG, mirror.get)
-    codes = (read_object(target / CONFIG)[0].get("auto_map") or {}).values()
-    for name in (*BESIDE, *sorted({f"{str(code).split('.')[0]}.py" for code in codes if "--" not in str(code)})):
-        mirror.tried(name, mirror.get, needed=False)
+    mirror.tried(CONFIG, mirror.small)
+    for name in (*BESIDE, *modules(read_object(target / CONFIG)[0])):
+        mirror.tried(name, mirror.small, needed=False)
     shards, pool = shard_names(target), ThreadPoolExecutor(parallel)
     try:
         sizes = dict(zip(shards, pool.map(lambda n: mirror.tried(n, lambda n: mirror.head(n)[0]), shards), strict=True))
@@ -65,8 +65,14 @@ class _Mirror:
             raise RunError("--from", self._base + name, "the mirror does not tell its size", "Use another mirror.")
         return int(said[0]), hashlib.sha256(repr(said).encode()).hexdigest()[:12]
 
-    def get(self, name: str) -> int:
+    def small(self, name: str) -> int:
+        return self.get(name, SMALL_BYTES)
+
+    def get(self, name: str, most: int | None = None) -> int:
         file, (size, state) = self._target / name, self.head(name)
+        if most is not None and size > most:
+            reason = f"it has {size:,} bytes, and is no file of weights"
+            raise RunError("--from", self._base + name, reason, "Do not trust where it is from.")
         if _size(file) == size:
             return size
         part = file.with_name(f"{file.name}.{state}{PART}")  # of another state: another half, the two are never mixed
@@ -77,8 +83,14 @@ class _Mirror:
             asked = PLAIN | ({"Range": f"bytes={_size(part)}-"} if _size(part) > 0 else {})
             with requests.get(self._base + quote(name), headers=asked, stream=True, timeout=PATIENCE_S) as answer:
                 answer.raise_for_status()
-                with part.open("ab" if answer.status_code == 206 else "wb") as out:
+                if answer.status_code != 206:
+                    part.unlink(missing_ok=True)
+                left = size - max(0, _size(part))
+                with open_append(part, 0o666) as out:
                     for chunk in answer.iter_content(CHUNK_BYTES):
+                        left -= len(chunk)
+                        if left < 0:
+                            raise requests.ConnectionError(f"more than {size} bytes came")
                         out.write(chunk)
                         self.add(len(chunk))
         if _size(part) != size:

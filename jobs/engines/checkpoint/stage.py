@@ -4,20 +4,24 @@ The copy has a directory of its own, named after the source's identity: another 
 and never writes over one that an engine reads. Its stamp is written last of all, after sizes, headers and sampled
 blocks agree with the source; a copy without its stamp is taken up again and never used. A lock beside it lets one
 process of the node work; the others wait, and find the copy.
+
+A rank has it done by `python -m jobs.engines.checkpoint`: its order and the answer are a file each.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jobs.core.errors import RunError
-from jobs.core.files import is_there, read_json, write_json
+from jobs.core.files import is_there, make_private, not_private, read_json, write_json
 from jobs.core.lock import exclusive
 from jobs.engines.checkpoint.checkpoint import PART, STAMP, files, read_shards
 from jobs.engines.checkpoint.copying import Copied, Progress, check_space, copy_files, is_copied
@@ -41,10 +45,13 @@ class Staged:
 
 
 def identity(source: Path) -> str:
-    """Return a short hash of what the source is now: path, names, sizes, times of change."""
+    """Return a short hash of what the source is now (path, names, sizes, times of change), and of who copies it.
+
+    A copy belongs to one user: nobody can put other weights or code into what somebody else serves.
+    """
     states = [(name, (source / name).stat()) for name in files(source)]
     lines = [f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states]
-    return hashlib.sha256("\n".join([str(source.resolve()), *lines]).encode()).hexdigest()[:12]
+    return hashlib.sha256("\n".join([str(source.resolve()), str(os.geteuid()), *lines]).encode()).hexdigest()[:12]
 
 
 def check_there(source: Path) -> None:
@@ -98,7 +105,7 @@ def stage(
 def is_staged(target: Path) -> bool:
     """Return whether a copy is complete: its stamp is there, and every file of the stamp has its size."""
     stamp = target / STAMP
-    if not stamp.exists():
+    if not stamp.exists() or not_private(target):
         return False
     try:
         sizes = dict(read_json(stamp)["files"])
@@ -109,13 +116,13 @@ def is_staged(target: Path) -> bool:
 
 def _fill(source: Path, target: Path, parallel: int, weights: bool, progress: Progress) -> Copied:
     sizes = files(source)
-    target.mkdir(exist_ok=True)
+    make_private(target)
     (target / STAMP).unlink(missing_ok=True)
     _clear(target, source)
     needed = sum(size for name, size in sizes.items() if not is_copied(source / name, target / name))
     check_space(KEY, target, needed, _advice(target))
     try:
-        copied = copy_files(source, target, sizes, parallel=parallel, progress=progress)
+        copied = copy_files(source, target, sizes, parallel=parallel, progress=progress, private=True)
     except RunError as error:
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT):
             # Nobody can use it, and others of this node need the space.
@@ -144,8 +151,8 @@ def _check(source: Path, target: Path, weights: bool) -> None:
         copy, unreadable = make_manifest(target, like=original)
         wrong = [*unreadable, *compare(copy, original, "the source")]
     if wrong:
-        for finding in wrong:
-            (target / finding.file).unlink(missing_ok=True)
+        for name in {finding.file for finding in wrong} & files(target).keys():  # nothing that lies elsewhere
+            (target / name).unlink(missing_ok=True)
         remedy = "Check the source: `python -m jobs model verify`."
         raise RunError(KEY, target, f"the copy is not right: {wrong[0]}", remedy)
 
@@ -158,3 +165,60 @@ def _advice(target: Path) -> str:
     if names:
         return f"Remove a staged copy that nobody uses: {', '.join(names)}; or name a larger disk."
     return "Free space there, or name a larger disk."
+
+
+@dataclass(frozen=True)
+class StageOrder:
+    """What is to be done before the engine starts.
+
+    Attributes:
+        source: the checkpoint.
+        stage_to: directory of this node that it is copied into; None: it is served from where it is.
+        check: whether its sizes are compared with its index.
+        sampled: how many shards are read and hashed in part as well.
+        quantized: what its weights shall be: W8A8, W4A8 or empty.
+        weights: whether there are any; else only what describes the model.
+        result: file for the answer.
+    """
+
+    source: str
+    stage_to: str | None
+    check: bool
+    sampled: int
+    quantized: str
+    weights: bool
+    result: str
+
+    def write(self, path: Path) -> None:
+        """Write the order; an old answer is removed."""
+        Path(self.result).unlink(missing_ok=True)
+        write_json(path, asdict(self))
+
+    @staticmethod
+    def read(path: Path) -> StageOrder:
+        """Read an order."""
+        return StageOrder(**read_json(path))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The checkpoint as it is now: where, short hashes of its parts, its manifest; GB/s of its copy, if it was one."""
+
+    path: str
+    parts: dict[str, str] = field(default_factory=dict)
+    manifest: dict[str, Any] | None = None
+    gb_s: float | None = None
+
+
+def read_answer(path: Path) -> Answer | None:
+    """Return the answer, an `Answer` or the arguments of an error; None: there is none.
+
+    Raises:
+        RunError: it is an error.
+    """
+    if not path.exists():
+        return None
+    found = read_json(path)
+    if "error" in found:
+        raise RunError(*found["error"])
+    return Answer(**found)

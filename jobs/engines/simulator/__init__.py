@@ -2,5 +2,5 @@
 
     python -m jobs.engines.simulator serve MODEL FLAGS...
 
-What the flags cannot say (model size, hardware, rank, faults) comes in the variable REHEARSAL_SPEC (spec.py).
+What the flags cannot say (model size, hardware, rank, faults) comes in the variable REHEARSAL_SPEC (settings.py).
 """

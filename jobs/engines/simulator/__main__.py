@@ -10,30 +10,20 @@ from collections.abc import Sequence
 from jobs.core.errors import ConfigError
 from jobs.engines.ascend import release
 from jobs.engines.simulator.faults import Player, parse_faults
-from jobs.engines.simulator.flags import CommandLine, parse
 from jobs.engines.simulator.headless import run_headless
 from jobs.engines.simulator.log import Log, traceback_line
-from jobs.engines.simulator.settings import Settings, StartError, settle
-from jobs.engines.simulator.spec import VARIABLE, RehearsalSpec, read_spec
+from jobs.engines.simulator.settings import VARIABLE, Settings, StartError, parse, read_spec, settle
 
 
-async def _run(settings: Settings, spec: RehearsalSpec, log: Log) -> int:
-    player = Player(parse_faults(spec.faults), spec.rank, log)
+async def _run(settings: Settings, log: Log) -> int:
+    player = Player(parse_faults(settings.spec.faults), settings.spec.rank, log)
     player.reach("start")
     await player.loads.wait()
     if settings.headless:
-        return await run_headless(settings, spec, player, log)
+        return await run_headless(settings, player)
     from jobs.engines.simulator.head import Head  # with the HTTP server, which a headless rank has not
 
-    return await Head(settings, spec, player, log).run()
-
-
-def _greet(line: CommandLine, spec: RehearsalSpec, log: Log) -> None:
-    for name in line.deprecated:
-        log.warning("utils.py:1416", f"argument '{name}' is deprecated")
-    if not line.args.headless:
-        log.info("api_server.py:1287", f"vLLM API server version {spec.release}")
-        log.info("cli_args.py:309", f"non-default args: {dict(line.changed)}")
+    return await Head(settings, player).run()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,9 +35,13 @@ def main(argv: Sequence[str]) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     log = Log(os.environ.get("VLLM_LOGGING_LEVEL", "INFO"))
-    _greet(line, spec, log)
+    for name in line.deprecated:
+        log.write("deprecated", name=name)
+    if not line.args.headless:
+        log.write("version", release=spec.release)
+        log.write("args", args=dict(line.changed))
     try:
-        return asyncio.run(_run(settle(line.args, spec, os.environ), spec, log))
+        return asyncio.run(_run(settle(line.args, spec, os.environ), log))
     except StartError as error:
         traceback_line(str(error))
         return 1

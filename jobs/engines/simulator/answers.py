@@ -8,7 +8,9 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
+from zlib import crc32
 
 from jobs.engines.simulator.settings import Settings
 
@@ -17,6 +19,9 @@ WORDS = (" so", " the", " model", " thinks", " about", " it", ",", " then", " sa
 
 DONE = b"data: [DONE]\n\n"
 NATURAL_SPREAD = 384
+
+_TOKENS = 100_000
+"""Numbers that tokens of a text have."""
 
 _MARK = "\0"
 _FACT = re.compile(r"The secret number of (\w+) is (\d+)\.")
@@ -74,6 +79,13 @@ class Order:
 def text_tokens(text: str) -> int:
     """Estimate the tokens of a text: one for four bytes, but at least one a word (there is no tokenizer here)."""
     return max(1, -(-len(text.encode()) // 4), len(text.split()))
+
+
+def text_ids(text: str) -> list[int]:
+    """Return one number for each of these tokens; equal pieces of text are equal tokens."""
+    data, count = text.encode(), text_tokens(text)
+    cuts = [len(data) * place // count for place in range(count + 1)]
+    return [crc32(data[begin:end]) % _TOKENS for begin, end in pairwise(cuts)]
 
 
 def natural_length(prompt: int) -> int:
@@ -184,12 +196,6 @@ def pinned_rank(header: str | None, size: int) -> int | None:
     return rank
 
 
-def frame(data: str | bytes) -> bytes:
-    """Return data as one chunk of HTTP's chunked encoding."""
-    data = data.encode() if isinstance(data, str) else data
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
 def event(value: object) -> str:
     """Return one event of a stream."""
     return f"data: {dumps(value)}\n\n"
@@ -218,19 +224,20 @@ class Answer:
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._around = self.chunk(_MARK).split(json.dumps(_MARK)[1:-1])  # a word joins them to a chunk
 
-    def token(self, reason: str | None) -> None:
-        """Take one token; `reason` is set with the last one."""
+    def token(self, reason: str | None, count: int = 1) -> None:
+        """Take the tokens of one step; `reason` is set with the last ones. They are one chunk, as in vLLM."""
         if self.ended.done():
             return
-        word = WORDS[self.made % len(WORDS)]
-        self.made += 1
+        word = "".join(WORDS[(self.made + place) % len(WORDS)] for place in range(count))
+        first, self.made = not self.made, self.made + count
         self.reason = reason
         if self.transport:
-            if self.made == 1 and self.order.chat:
-                self._write(self.role_chunk())
+            if first and self.order.chat:
+                self._write(self._event({"role": "assistant", "content": ""}, None))
             self._write(word.join(self._around) if reason is None else self.chunk(word, reason))
             if reason is not None:
-                self._close(self.usage_chunk() if self.order.include_usage else None)
+                usage = {**self._head(".chunk"), "choices": [], "usage": self._usage()}
+                self._close(event(usage) if self.order.include_usage else None)
         elif reason is not None:
             self.ended.set_result(None)
 
@@ -243,17 +250,9 @@ class Answer:
         else:
             self.ended.set_exception(RuntimeError(text))
 
-    def role_chunk(self) -> str:
-        """Return the chunk that opens a chat answer."""
-        return self._event({"role": "assistant", "content": ""}, None)
-
     def chunk(self, word: str, reason: str | None = None) -> str:
         """Return the chunk of one token."""
         return self._event({"content": word} if self.order.chat else word, reason)
-
-    def usage_chunk(self) -> str:
-        """Return the chunk before [DONE] that holds the usage of the whole request."""
-        return event({**self._head(".chunk"), "choices": [], "usage": self._usage()})
 
     def body(self) -> dict[str, Any]:
         """Return the whole answer of a request without a stream."""
@@ -282,8 +281,10 @@ class Answer:
         return {"prompt_tokens": prompt, "total_tokens": prompt + made, "completion_tokens": made}
 
     def _write(self, text: str | bytes) -> None:
+        """Write text as one chunk of HTTP's chunked encoding."""
+        data = text.encode() if isinstance(text, str) else text
         if self.transport and not self.transport.is_closing():
-            self.transport.write(frame(text))
+            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     def _close(self, last: str | None) -> None:
         if last is not None:

@@ -29,8 +29,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -77,6 +77,17 @@ class Fault(Section):
 
 
 _ADAPTER = TypeAdapter(Fault)
+Checked = TypeVar("Checked")
+
+
+def checked(adapter: TypeAdapter[Checked], values: Any, whose: str, remedy: str) -> Checked:
+    """Return values of the right types; ConfigError names the first key that is wrong, behind `whose`."""
+    try:
+        return adapter.validate_python(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = whose + ".".join(str(part) for part in first["loc"])
+        raise ConfigError(key, repr(first["input"]), first["msg"], remedy) from None
 
 
 def parse_faults(items: Iterable[Mapping[str, Any]]) -> tuple[Fault, ...]:
@@ -89,13 +100,7 @@ def parse_faults(items: Iterable[Mapping[str, Any]]) -> tuple[Fault, ...]:
 
 
 def _parse(key: str, item: Mapping[str, Any]) -> Fault:
-    try:
-        fault = _ADAPTER.validate_python(dict(item))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
-        remedy = "See jobs/engines/simulator/faults.py."
-        raise ConfigError(f"{key}.{name}", repr(first["input"]), first["msg"], remedy) from None
+    fault = checked(_ADAPTER, dict(item), f"{key}.", "See jobs/engines/simulator/faults.py.")
     own = KINDS[fault.kind]
     for name in ("code", "factor", "text", "mb_s", "tokens"):
         value = getattr(fault, name)
@@ -108,28 +113,6 @@ def _parse(key: str, item: Mapping[str, Any]) -> Fault:
     return fault
 
 
-@dataclass
-class Pace:
-    """How faults change a process's engines.
-
-    Attributes:
-        factor: how many times as long everything takes.
-        moving: unset while the engines hang.
-        failing: text with which every request fails; None: they do not.
-        longest: tokens after which a request ends, whatever it asked for; None: what it asked for.
-        gaps: whether the head lacks what 0.9.1 lacks.
-    """
-
-    factor: float = 1.0
-    moving: asyncio.Event = field(default_factory=asyncio.Event)
-    failing: str | None = None
-    longest: int | None = None
-    gaps: bool = False
-
-    def __post_init__(self) -> None:
-        self.moving.set()
-
-
 class Player:
     """Waits for the moments of a rank's life and does what its faults say.
 
@@ -138,18 +121,27 @@ class Player:
         rank: of this process.
 
     Attributes:
-        pace: of this process's engines.
+        log: of this process.
+        factor: how many times as long everything takes.
+        moving: unset while the engines hang.
+        failing: text with which every request fails; None: they do not.
+        longest: tokens after which a request ends, whatever it asked for; None: what it asked for.
+        gaps: whether the head lacks what 0.9.1 lacks.
         loads: unset once loading must never end.
         on_dead: called when the engines die and say so.
     """
 
+    factor = 1.0
+    failing: str | None = None
+    longest: int | None = None
+    gaps = False
+
     def __init__(self, faults: Iterable[Fault], rank: int, log: Log) -> None:
-        self.pace = Pace()
-        self.loads = asyncio.Event()
+        self.log, self.loads, self.moving = log, asyncio.Event(), asyncio.Event()
         self.loads.set()
+        self.moving.set()
         self.on_dead: Callable[[], None] = lambda: None
         self._faults = [fault for fault in faults if fault.rank == rank]
-        self._log = log
         self._requests = 0
         self._reached: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -183,27 +175,27 @@ class Player:
             case "exit":
                 leave(fault.code or 0)
             case "hang":
-                self.pace.moving.clear()
+                self.moving.clear()
                 self.loads.clear()
             case "never_ready":
                 self.loads.clear()
             case "slow":
-                self.pace.factor = fault.factor or 1.0
+                self.factor = fault.factor or 1.0
             case "error_text":
-                self._log.error("core.py:497", fault.text or "")
+                self.log.write("error_text", text=fault.text or "")
                 if fault.code is not None:
                     leave(fault.code)
             case "log_flood":
                 self._tasks.add(asyncio.get_running_loop().create_task(self._flood(fault.mb_s or 1.0)))
             case "stream_error":
-                self.pace.failing = ENGINE_DEAD
+                self.failing = ENGINE_DEAD
             case "short_output":
-                self.pace.longest = fault.tokens
+                self.longest = fault.tokens
             case "release_gaps":
-                self.pace.gaps = True
+                self.gaps = True
             case "engine_dead":
-                self._log.error("core.py:499", "EngineCore encountered a fatal error.")
-                self.pace.moving.clear()
+                self.log.write("fatal")
+                self.moving.clear()
                 self.on_dead()
 
     async def _flood(self, mb_s: float) -> None:
@@ -213,7 +205,7 @@ class Player:
         while True:
             due = int((loop.time() - begin) * mb_s * 1000)
             for _ in range(written, due):
-                self._log.error("flood.py:1", line)
+                self.log.write("flood", text=line)
             written = due
             await asyncio.sleep(_FLOOD_TICK_S)
 

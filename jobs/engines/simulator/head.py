@@ -7,20 +7,17 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine
 from typing import Any
 
 from aiohttp import web
 
-from jobs.engines.simulator.api import Api
 from jobs.engines.simulator.engine import EngineCore, EngineFailed, Output, load_engine
 from jobs.engines.simulator.faults import Player
-from jobs.engines.simulator.frontend import Frontend
-from jobs.engines.simulator.headless import Message, pack, pack_request, receive, unpack_output
-from jobs.engines.simulator.log import Log, server_line, traceback_line
-from jobs.engines.simulator.scheduler import Request
+from jobs.engines.simulator.frontend import Api, Frontend
+from jobs.engines.simulator.headless import Remote, pack, receive
+from jobs.engines.simulator.log import error, server_line, traceback_line
 from jobs.engines.simulator.settings import Settings, StartError
-from jobs.engines.simulator.spec import RehearsalSpec
 
 POLL_S = 10.0
 """How often vLLM says at level DEBUG whom it waits for."""
@@ -28,32 +25,14 @@ POLL_S = 10.0
 WATCHDOG_S = 5.0
 
 
-class Remote:
-    """The engine of a headless rank. What is sent to one that is gone is lost; nobody notices, as in vLLM."""
-
-    def __init__(self, rank: int) -> None:
-        self.rank, self.state = rank, "NEW"
-        self.writer: asyncio.StreamWriter | None = None
-
-    def add(self, request: Request) -> None:
-        """Send a request."""
-        self._send(pack_request(request))
-
-    def abort(self, keys: Iterable[int]) -> None:
-        """Send that requests are to be forgotten."""
-        self._send(pack("abort", list(keys)))
-
-    def _send(self, data: bytes) -> None:
-        if self.writer is not None and not self.writer.is_closing():
-            self.writer.write(data)
-
-
 class Head:
     """One head from bind to exit."""
 
-    def __init__(self, settings: Settings, spec: RehearsalSpec, player: Player, log: Log) -> None:
-        self._settings, self._spec, self._player, self._log = settings, spec, player, log
-        self._remotes = {r: Remote(r) for r in range(settings.data_parallel) if r not in settings.local}
+    def __init__(self, settings: Settings, player: Player) -> None:
+        self._settings, self._player, self._log = settings, player, player.log
+        over = settings.nodes  # of one rank over several nodes the others only compute: they are no back ends
+        others = range(1, over) if over > 1 else (r for r in range(settings.layout.dp) if r not in settings.local)
+        self._remotes = {rank: Remote(rank) for rank in others}
         self._changed = asyncio.Event()
         self._failure: str | None = None
         self._ending = asyncio.Event()
@@ -67,8 +46,10 @@ class Head:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         with contextlib.closing(_bind(self._settings.http_address)) as listening:
-            starting = asyncio.ensure_future(self._start())
-            if not await _first(starting, stop.wait()):
+            starting, stopping = asyncio.ensure_future(self._start()), asyncio.ensure_future(stop.wait())
+            await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            if not starting.done():
                 traceback_line("KeyboardInterrupt: terminated")
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
                 os.kill(os.getpid(), signal.SIGINT)
@@ -77,18 +58,18 @@ class Head:
     async def _start(self) -> Frontend:
         """Bring all data-parallel ranks up."""
         settings = self._settings
-        server = None if settings.local_only else await self._listen()
+        server = await self._listen() if self._remotes else None
         await self._until({"CONNECTED", "READY"}, "connect")
-        loads = [load_engine(r, settings, self._spec, self._player, self._log, self._receive) for r in settings.local]
+        loads = [load_engine(r, settings, self._player, self._receive) for r in settings.local]
         try:
             self._engines = await asyncio.gather(*loads)
         except EngineFailed:
-            text = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"
-            raise StartError(text) from None
+            raise StartError(error("core_failed")) from None
         await self._until({"READY"}, "start")
         if server:
             server.close()  # vLLM closes its handshake socket now; the connections stay
-        backends = {engine.rank: engine for engine in self._engines} | self._remotes
+        further = self._remotes if settings.nodes == 1 else {}
+        backends = {engine.rank: engine for engine in self._engines} | further
         self._frontend = Frontend([backends[rank] for rank in sorted(backends)], self._log)
         self._player.on_dead = self._frontend.die
         return self._frontend
@@ -96,8 +77,8 @@ class Head:
     async def _serve(self, frontend: Frontend, listening: socket.socket, stop: asyncio.Event) -> int:
         log, settings = self._log, self._settings
         host, port = settings.http_address
-        log.info("api_server.py:1349", f"Starting vLLM API server 0 on http://{host or '0.0.0.0'}:{port}")
-        app = Api(frontend, settings, self._spec, self._player.pace, self._ending.set).application()
+        log.write("serving", host=host or "0.0.0.0", port=port)
+        app = Api(frontend, settings, self._player, self._ending.set).application()
         runner = web.AppRunner(app, access_log=None, handle_signals=False, handler_cancellation=True)
         await runner.setup()
         shown = settings.uvicorn_level in ("info", "debug", "trace")
@@ -116,7 +97,7 @@ class Head:
         for task in done:
             task.result()  # an engine's own error ends the process with its traceback
         if stop.is_set():
-            log.info("launcher.py:80", "Shutting down FastAPI HTTP server.")
+            log.write("stopping")
         for line in ("Shutting down", "Waiting for application shutdown.", "Application shutdown complete."):
             log_line(line)
         return 0
@@ -131,9 +112,8 @@ class Head:
         host, port = self._settings.rpc_address
         try:
             return await asyncio.start_server(self._welcome, host, port)
-        except OSError as error:
-            text = os.strerror(error.errno or 0)
-            raise StartError(f"zmq.error.ZMQError: {text} (addr='tcp://{host}:{port}')") from None
+        except OSError as wrong:
+            raise StartError(error("rpc_port", text=os.strerror(wrong.errno or 0), host=host, port=port)) from None
 
     async def _until(self, states: set[str], step: str) -> None:
         """Wait until every remote rank is in one of `states`."""
@@ -147,54 +127,45 @@ class Head:
                 async with asyncio.timeout(POLL_S):
                     await self._changed.wait()
             except TimeoutError:
-                self._log.debug("utils.py:481", f"Waiting for 0 local, {missing} remote core engine proc(s) to {step}.")
+                self._log.write("waiting", missing=missing, step=step)
             self._changed.clear()
 
     async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve the connection of one data-parallel rank of another node."""
-        with contextlib.suppress(asyncio.CancelledError):  # at exit; asyncio would print it
-            await self._serve_remote(reader, writer)
-
-    async def _serve_remote(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         remote: Remote | None = None
-        while (message := await receive(reader)) is not None:
-            kind = message[0]
-            if kind == "hello":
-                remote = self._hello(message, writer)
-            elif remote is None:
-                break
-            elif kind == "ready":
-                remote.state = "READY"
-                self._changed.set()
-            elif kind == "out" and self._frontend:
-                self._frontend.receive(unpack_output(message))
-            elif kind == "dead" and self._frontend:
-                self._frontend.die()
+        with contextlib.suppress(asyncio.CancelledError):  # at exit; asyncio would print it
+            while (message := await receive(reader)) is not None:
+                kind = message[0]
+                if kind == "hello":
+                    remote = self._hello(int(message[1]), writer)
+                elif remote is None:
+                    break
+                elif kind == "ready":
+                    remote.state = "READY"
+                    self._changed.set()
+                elif kind == "out" and self._frontend:
+                    self._frontend.receive(Output.of(message[1:]))
+                elif kind == "dead" and self._frontend:
+                    self._frontend.die()
+            if remote and self._settings.nodes > 1 and self._frontend:
+                self._frontend.die()  # the next collective fails: its stage is gone
 
-    def _hello(self, message: Message, writer: asyncio.StreamWriter) -> Remote | None:
+    def _hello(self, rank: int, writer: asyncio.StreamWriter) -> Remote | None:
         """Take a rank in, or fail with vLLM's text for one that does not belong here."""
-        rank = int(message[1])
         remote = self._remotes.get(rank)
+        self._changed.set()
         if rank in self._settings.local:
-            self._fail(f"RuntimeError: HELLO message from remote engine {rank}, expected it to be local")
+            self._failure = error("hello_of_local", rank=rank)
         elif remote is None:
-            self._fail(f"RuntimeError: Message from engine with unexpected data parallel rank: {rank}")
+            self._failure = error("hello_of_stranger", rank=rank)
         elif remote.state != "NEW":
-            self._fail(
-                f"RuntimeError: Unexpected HELLO message for remote engine {rank} in "
-                f"CoreEngineState.{remote.state} state."
-            )
+            self._failure = error("second_hello", rank=rank, state=remote.state)
         else:
             remote.writer, remote.state = writer, "CONNECTED"
             writer.write(pack("init"))
-            self._log.debug("utils.py:547", f"HELLO from remote core engine process {rank}.")
-            self._changed.set()
+            self._log.write("hello", rank=rank)
             return remote
         return None
-
-    def _fail(self, text: str) -> None:
-        self._failure = text
-        self._changed.set()
 
     def _receive(self, output: Output) -> None:
         if self._frontend:
@@ -209,15 +180,7 @@ def _bind(address: tuple[str, int]) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind(address)
-    except OSError as error:
+    except OSError as wrong:
         listening.close()
-        raise StartError(f"OSError: [Errno {error.errno}] {os.strerror(error.errno or 0)}") from None
+        raise StartError(f"OSError: [Errno {wrong.errno}] {os.strerror(wrong.errno or 0)}") from None
     return listening
-
-
-async def _first(task: asyncio.Future[Any], other: Coroutine[Any, Any, Any]) -> bool:
-    """Wait for either; tell whether the first one was it."""
-    second = asyncio.ensure_future(other)
-    await asyncio.wait([task, second], return_when=asyncio.FIRST_COMPLETED)
-    second.cancel()
-    return task.done()

@@ -6,23 +6,23 @@ It does not notice that the head is gone. When an engine ends, the main process 
 Messages are a length in four bytes, then one JSON list:
     engine -> head   ["hello", rank]  ["ready"]            ["out", ...Output]  ["dead"]
     head -> engine   ["init"]         ["add", ...Request]  ["abort", keys]
-One connection serves one data-parallel rank, from the handshake on (vLLM uses ZeroMQ for the same steps).
+One connection serves one data-parallel rank, from the handshake on (vLLM uses ZeroMQ for the same steps). Where one
+data-parallel rank reaches over several nodes (--nnodes), a node says hello by its number and gets no requests.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import signal
+from collections.abc import Iterable
 from typing import Any
 
-from jobs.engines.simulator.engine import EngineFailed, Output, load_engine
+from jobs.engines.simulator.engine import EngineFailed, Output, load_engine, load_weights
 from jobs.engines.simulator.faults import Player, leave
-from jobs.engines.simulator.log import Log
-from jobs.engines.simulator.scheduler import Figures, Request
+from jobs.engines.simulator.log import error
+from jobs.engines.simulator.scheduler import Request
 from jobs.engines.simulator.settings import Settings
-from jobs.engines.simulator.spec import RehearsalSpec
 
 Message = list[Any]
 RETRY_S = 0.1
@@ -44,79 +44,88 @@ async def receive(reader: asyncio.StreamReader) -> Message | None:
     return message if isinstance(message, list) and message else None
 
 
-def unpack_output(message: Message) -> Output:
-    """Return the output in a message."""
-    _, rank, tokens, finished, failed, error, figures = message
-    return Output(rank, tuple(tokens), tuple((k, r) for k, r in finished), tuple(failed), error, Figures(*figures))
+class Remote:
+    """The engine of a headless rank. What is sent to one that is gone is lost; nobody notices, as in vLLM."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.state = rank, "NEW"
+        self.writer: asyncio.StreamWriter | None = None
+
+    def add(self, request: Request) -> None:
+        """Send a request."""
+        self._send("add", request.key, request.prompt, request.limit, request.reason, request.hashes)
+
+    def abort(self, keys: Iterable[int]) -> None:
+        """Send that requests are to be forgotten."""
+        self._send("abort", list(keys))
+
+    def _send(self, *message: object) -> None:
+        if self.writer is not None and not self.writer.is_closing():
+            self.writer.write(pack(*message))
 
 
-def pack_request(request: Request) -> bytes:
-    """Return a new request as a message."""
-    return pack("add", request.key, request.prompt, request.limit, request.reason, request.hashes)
-
-
-def unpack_request(message: Message) -> Request:
-    """Return the request in a message."""
-    _, key, prompt, limit, reason, hashes = message
-    return Request(key, prompt, limit, reason, tuple(hashes))
-
-
-async def run_headless(settings: Settings, spec: RehearsalSpec, player: Player, log: Log) -> int:
+async def run_headless(settings: Settings, player: Player) -> int:
     """Serve the local data-parallel ranks until a signal; return the exit code."""
     host, port = settings.rpc_address
-    log.info(
-        "serve.py:125",
-        f"Launching {len(settings.local)} data parallel engine(s) in headless mode, with head node address "
-        f"tcp://{host}:{port}.",
-    )
+    player.log.write("headless", count=len(settings.local), host=host, port=port)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     writers: list[asyncio.StreamWriter] = []
-    player.on_dead = functools.partial(_tell_dead, writers)
-    ranks = [asyncio.ensure_future(_serve_rank(r, settings, spec, player, log, writers)) for r in settings.local]
+
+    def tell_dead() -> None:
+        for writer in writers:
+            writer.write(pack("dead"))
+        asyncio.get_running_loop().call_later(RETRY_S, leave, 0)
+
+    player.on_dead = tell_dead
+    serve = _serve_rank if settings.nodes == 1 else _serve_node
+    numbers = settings.local if settings.nodes == 1 else (settings.node,)
+    ranks = [asyncio.ensure_future(serve(number, settings, player, writers)) for number in numbers]
     waiting = asyncio.ensure_future(stop.wait())
     done, _ = await asyncio.wait([*ranks, waiting], return_when=asyncio.FIRST_COMPLETED)
     for task in done:
         if task.exception() and not isinstance(task.exception(), EngineFailed):
             task.result()
-    log.info("serve.py:149", "Shutting down.")
+    player.log.write("headless_end")
     return 0
 
 
-def _tell_dead(writers: list[asyncio.StreamWriter]) -> None:
-    for writer in writers:
-        writer.write(pack("dead"))
-    asyncio.get_running_loop().call_later(RETRY_S, leave, 0)
-
-
-async def _serve_rank(
-    rank: int, settings: Settings, spec: RehearsalSpec, player: Player, log: Log, writers: list[asyncio.StreamWriter]
-) -> None:
-    log.info("core.py:455", "Waiting for init message from front-end.")
+async def _serve_rank(rank: int, settings: Settings, player: Player, writers: list[asyncio.StreamWriter]) -> None:
+    player.log.write("wait_for_head")
     try:
-        async with asyncio.timeout(spec.handshake_s):
+        async with asyncio.timeout(settings.spec.handshake_s):
             reader, writer = await _meet(rank, settings)
     except TimeoutError:
-        text = "RuntimeError: Did not receive response from front-end process within 5 minutes"
-        log.error("core.py:497", f"EngineCore failed to start.\nTraceback (most recent call last):\n{text}")
-        raise EngineFailed(text) from None
+        player.log.write("core_failed", error=error("no_head"))
+        raise EngineFailed(error("no_head")) from None
     writers.append(writer)
 
     def emit(output: Output) -> None:
         if not writer.is_closing():
             writer.write(pack("out", *output))
 
-    engine = await load_engine(rank, settings, spec, player, log, emit)
+    engine = await load_engine(rank, settings, player, emit)
     writer.write(pack("ready"))
     player.reach("ready")
     running = asyncio.ensure_future(engine.run())
     while (message := await receive(reader)) is not None:
         if message[0] == "add":
-            engine.add(unpack_request(message))
+            engine.add(Request(*message[1:]))
         elif message[0] == "abort":
             engine.abort(message[1])
     await running  # the head is gone; vLLM's engines live on
+
+
+async def _serve_node(node: int, settings: Settings, player: Player, writers: list[asyncio.StreamWriter]) -> None:
+    """Be one of the nodes of a data-parallel rank: it meets the head's, loads its part, and computes unseen."""
+    _, writer = await _meet(node, settings)
+    writers.append(writer)
+    player.reach("load")
+    await load_weights(0, settings, player, player.log)
+    writer.write(pack("ready"))
+    player.reach("ready")
+    await asyncio.Event().wait()  # as a data-parallel rank, it lives on without the head
 
 
 async def _meet(rank: int, settings: Settings) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

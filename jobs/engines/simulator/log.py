@@ -1,4 +1,4 @@
-"""Log lines in the form of vLLM 0.9.1 (vllm/logger.py), flushed one by one."""
+"""What the engine says: vLLM's words (words.yaml), and log lines in the form of vLLM 0.9.1 (vllm/logger.py)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ import contextlib
 import os
 import sys
 import time
-from functools import partialmethod
+from pathlib import Path
+
+from jobs.core.foreign import from_yaml
 
 LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
 
+_WORDS = from_yaml(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"))
+
+
+def error(name: str, /, **values: object) -> str:
+    """Return the text of an exception with which an engine does not start."""
+    return str(_WORDS["errors"][name].format(**values))
+
 
 class Log:
-    """Writes `LEVEL MM-DD HH:MM:SS [file:line] text` to stdout.
+    """Writes `LEVEL MM-DD HH:MM:SS [file:line] text` to stdout, flushed line by line.
 
     Args:
         level: lines below it are not written (VLLM_LOGGING_LEVEL; uvicorn's lines do not obey it).
@@ -27,16 +36,13 @@ class Log:
         """Return a log of the same level for an engine or worker process."""
         return Log(self.level, process)
 
-    def write(self, level: str, where: str, text: str) -> None:
-        """Write one record; each of its lines gets the prefix (vLLM's NewLineFormatter)."""
+    def write(self, name: str, /, *, quiet: bool = False, **values: object) -> None:
+        """Write one of vLLM's records, at level DEBUG where `quiet`; each of its lines gets the prefix."""
+        level, where, text = _WORDS["log"][name]
+        level = "DEBUG" if quiet else level
         if LEVELS[level] >= LEVELS[self.level]:
             head = f"{self._prefix}{level} {time.strftime('%m-%d %H:%M:%S')} [{where}] "
-            _emit("".join(f"{head}{line}\n" for line in text.split("\n")))
-
-    debug = partialmethod(write, "DEBUG")
-    info = partialmethod(write, "INFO")
-    warning = partialmethod(write, "WARNING")
-    error = partialmethod(write, "ERROR")
+            _emit("".join(f"{head}{line}\n" for line in text.format(**values).split("\n")))
 
 
 def server_line(text: str, *, access: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Memory and time of one data-parallel rank: a roofline, fitted to published figures.
+"""Memory and time of one data-parallel rank of a rehearsal.
 
 **Weights.** Of a mixture of experts, the dense part (attention, shared expert, embeddings) is taken to be half of
 the active parameters (DeepSeek-R1: about 17 of 37 billion); of a dense model it is everything. The dense part is
@@ -10,50 +10,20 @@ vllm-ascend issues 264 and 2378). A small share (router, low-rank projections) i
 and HCCL buffers, in whole blocks (vLLM: v1/core/kv_cache_utils.py). Every NPU holds the KV cache of all sequences
 of its data-parallel rank, as with multi-head latent attention.
 
-**Time of a step** = overhead (+ overhead of prefill, where the step holds prompt tokens) + max(compute, memory):
-    compute = (2 x active parameters x tokens + attention FLOP x (query, context) pairs)
-              / (tensor parallel x peak x prefill_efficiency)
-    memory  = (dense weights + touched experts + KV cache of the sequences) / (bandwidth x decode_efficiency)
-n tokens touch the share 1 - (1 - p)^n of the experts, p = the share that one token uses. With expert parallelism the
-other data-parallel ranks are taken to run an equal number of tokens: each NPU computes as many tokens for others
-as others do for it, and its experts serve all of them. Waiting for a slower rank in a collective is not modelled.
-
-**Fit** (hardware/atlas_800i_a2.yaml, 640 GiB of weights; DeepSeek-R1 W8A8, DP2 TP8 on 16 NPUs of 64 GB; in brackets
-what others measured): KV cache of 133,376 tokens at utilization 0.9; 41.8 GiB of weights an NPU, with DP4 TP4 44.1
-(vllm-ascend issue 2191: 44.16); 3.5K in, 1.5K out: 18 tokens/s/user at 32 users (vllm-ascend's nightly with one draft
-token: 20.5), 840 tokens/s at 64 (MindIE, 16 x 910B: 850); prefill 11 to 12K tokens/s (12.2K); TTFT of an idle service
-0.3 s for 512 tokens, 0.7 s for 3.5K, 8.6 s for 32K, 83 s for 128K. They show that a rehearsal is plausible, no more.
+**Time of a step** is that of jobs/engines/steptime.py. A rank of a rehearsal runs for itself: the others are taken to
+make as many tokens and to read no prompt, and it never waits for one that does. Pipeline stages are passed one after
+the other, so that a token that is made waits for all of them; chunks of prompts follow each other, so that all stages
+compute. What it takes to fill and to drain the pipeline is not modelled.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 from jobs.core.service_config import Shape
-from jobs.engines.simulator.spec import Hardware
-
-GIB = 1 << 30
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the model lies on the NPUs."""
-
-    tensor_parallel: int
-    data_parallel: int
-    expert_parallel: bool
-
-    @property
-    def expert_ranks(self) -> int:
-        """NPUs over which the experts are cut."""
-        return self.tensor_parallel * (self.data_parallel if self.expert_parallel else 1)
-
-
-def dense_share(shape: Shape) -> float:
-    """Return the share of the weights that every token uses."""
-    if shape.active_parameters >= shape.parameters:
-        return 1.0
-    return shape.active_parameters / 2 / shape.parameters
+from jobs.engines.prediction import GIB, Layout
+from jobs.engines.simulator.settings import Hardware
+from jobs.engines.steptime import Constants, Sizes, StepTime, Work, dense_share
 
 
 def weight_bytes(shape: Shape, hardware: Hardware, layout: Layout) -> tuple[float, float]:
@@ -61,7 +31,12 @@ def weight_bytes(shape: Shape, hardware: Hardware, layout: Layout) -> tuple[floa
     total = shape.weight_gib * GIB
     dense, replicated = dense_share(shape), hardware.replicated_share
     experts = max(0.0, 1 - dense - replicated)
-    return total * (dense / layout.tensor_parallel + replicated), total * experts / layout.expert_ranks
+    return total * (dense / layout.tp + replicated) / layout.pp, total * experts / layout.expert_ranks / layout.pp
+
+
+def kv_bytes_per_token(shape: Shape, layout: Layout) -> int:
+    """Return what one token takes on one NPU: its stage's layers, and its share of the context parallel ranks."""
+    return -(-shape.kv_bytes_per_token // (layout.pp * layout.dcp * layout.pcp))
 
 
 def kv_bytes(shape: Shape, hardware: Hardware, layout: Layout, utilization: float) -> float:
@@ -70,47 +45,47 @@ def kv_bytes(shape: Shape, hardware: Hardware, layout: Layout, utilization: floa
     return budget * GIB - sum(weight_bytes(shape, hardware, layout))
 
 
-@dataclass(frozen=True)
-class Work:
-    """What one step computes.
-
-    Attributes:
-        prompt_tokens: prompt tokens (and tokens computed again after a preemption).
-        new_tokens: sequences that make one further token.
-        pairs: (query token, context token) pairs.
-        context: tokens whose KV cache is read.
-    """
-
-    prompt_tokens: int
-    new_tokens: int
-    pairs: float
-    context: int
+def constants(hardware: Hardware) -> Constants:
+    """Return what a machine of this kind costs."""
+    return Constants(
+        tflops=hardware.peak_tflops * hardware.prefill_efficiency,
+        attention_tflops=hardware.attention_tflops,
+        gb_s=hardware.hbm_gb_s * hardware.decode_efficiency,
+        host_ms=hardware.overhead_ms,
+        launch_ms=hardware.launch_ms,
+        prompt_ms=hardware.prefill_overhead_ms,
+        inside_gb_s=hardware.inside_gb_s,
+        link_gb_s=hardware.link_gb_s,
+        link_us=hardware.link_us,
+    )
 
 
 class Clock:
-    """Turns the work of a step into seconds."""
+    """Turns the work of a step of one rank into seconds.
 
-    def __init__(self, shape: Shape, hardware: Hardware, layout: Layout) -> None:
-        compute = layout.tensor_parallel * hardware.peak_tflops * 1e12 * hardware.prefill_efficiency
-        bandwidth = hardware.hbm_gb_s * 1e9 * hardware.decode_efficiency
-        dense, experts = weight_bytes(shape, hardware, layout)
-        self._overhead = hardware.overhead_ms / 1e3
-        self._prefill_overhead = hardware.prefill_overhead_ms / 1e3
-        self._token = 2 * shape.active_parameters / compute
-        self._pair = hardware.attention_flops_per_kv_byte * shape.kv_bytes_per_token / compute
-        self._dense = dense / bandwidth
-        self._experts = experts / bandwidth
-        self._context = shape.kv_bytes_per_token / bandwidth
-        share = dense_share(shape)
-        one_token = (shape.active_parameters / shape.parameters - share) / (1 - share) if share < 1 else 1.0
-        self._untouched = 1 - one_token
-        self._ranks = layout.data_parallel if layout.expert_parallel else 1
+    Args:
+        drafting: how many times as long a step is that only makes tokens: drafting and checking take time.
+        sizes: of the model; None: as far as its shape tells.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        hardware: Hardware,
+        layout: Layout,
+        drafting: float = 1.0,
+        sizes: Sizes | None = None,
+        *,
+        npus_per_node: int = 8,
+    ) -> None:
+        self._drafting = drafting
+        made = sizes or Sizes.of(shape)
+        self._step = StepTime(made, constants(hardware), layout, npus_per_node=npus_per_node)
 
     def seconds(self, work: Work) -> float:
         """Return how long the step takes, in seconds."""
-        tokens = work.prompt_tokens + work.new_tokens
-        touched = 1 - self._untouched ** (tokens * self._ranks)
-        compute = self._token * tokens + self._pair * work.pairs
-        memory = self._dense + self._experts * touched + self._context * work.context
-        overhead = self._overhead + (self._prefill_overhead if work.prompt_tokens else 0.0)
-        return overhead + max(compute, memory)
+        parts = self._step.parts(work, work.new_tokens * (self._step.layout.dp - 1))
+        if work.prompt_tokens:
+            parts = replace(parts, compute=parts.compute / self._step.stages)
+        drafting = (parts.host + parts.memory) * (self._drafting - 1) if work.new_tokens else 0.0
+        return float(parts.seconds + drafting)

@@ -4,6 +4,9 @@ A step gives the running sequences their next tokens first, then admits waiting 
 `max_num_batched_tokens`, `max_num_seqs` and the free KV cache blocks. A running sequence that gets no block preempts
 the youngest, which begins again from the front of the queue (vllm/v1/core/sched/scheduler.py). Without chunked
 prefill a prompt goes into one step whole, and steps with prompts hold nothing else (vllm_ascend/core/scheduler.py).
+
+With speculative decoding (`Drafting`) a sequence that makes tokens drafts some more, of which a step keeps those up to
+the first that is not accepted (vllm/v1/sample/rejection_sampler.py).
 """
 
 from __future__ import annotations
@@ -11,9 +14,10 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from random import Random
 from typing import NamedTuple
 
-from jobs.engines.simulator.roofline import Work
+from jobs.engines.steptime import Work
 
 
 @dataclass(slots=True, eq=False)
@@ -35,10 +39,42 @@ class Request:
     prompt: int
     limit: int
     reason: str = "length"
-    hashes: tuple[int, ...] = ()
+    hashes: Sequence[int] = ()
     computed: int = 0
     made: int = 0
     blocks: int = 0
+
+
+@dataclass
+class Drafting:
+    """Speculative decoding as it is pretended.
+
+    Attributes:
+        tokens: drafted for each sequence and step.
+        acceptance: probability that a drafted token is accepted, if those before it were, at a length of 0.
+        half_length: tokens of context at which that probability is half as large; None: it does not fall.
+        random: decides.
+        counted: drafts so far, and those whose first, second, ... token was accepted.
+    """
+
+    tokens: int
+    acceptance: float
+    half_length: float | None
+    random: Random
+    counted: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.counted = [0] * (1 + self.tokens)
+
+    def accepted(self, length: int, most: int) -> int:
+        """Draft once for a sequence of this length; return how many tokens are kept, at most `most`."""
+        probability = self.acceptance * (0.5 ** (length / self.half_length) if self.half_length else 1.0)
+        self.counted[0] += 1
+        kept = 0
+        while kept < self.tokens and self.random.random() < probability:
+            kept += 1
+            self.counted[kept] += 1
+        return min(kept, most)
 
 
 @dataclass
@@ -58,6 +94,8 @@ class Figures(NamedTuple):
     preemptions: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
+    drafts: tuple[int, ...] = ()
+    """`Drafting.counted`; empty without speculative decoding."""
 
 
 class Scheduler:
@@ -69,9 +107,20 @@ class Scheduler:
         max_tokens: of one step.
         max_seqs: of one step.
         chunked: a prompt may be cut over several steps.
+        drafting: speculative decoding; None: it is off.
     """
 
-    def __init__(self, blocks: int, block_size: int, max_tokens: int, max_seqs: int, *, chunked: bool = True) -> None:
+    def __init__(
+        self,
+        blocks: int,
+        block_size: int,
+        max_tokens: int,
+        max_seqs: int,
+        *,
+        chunked: bool = True,
+        drafting: Drafting | None = None,
+    ) -> None:
+        self._drafting = drafting
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self._preemptions = self._prefix_queries = self._prefix_hits = 0
@@ -89,7 +138,8 @@ class Scheduler:
         """What there is now, and what has been counted."""
         usage = 1 - self._free / self._blocks
         counted = (self._preemptions, self._prefix_queries, self._prefix_hits)
-        return Figures(len(self.running), len(self.waiting), usage, *counted)
+        drafts = tuple(self._drafting.counted) if self._drafting else ()
+        return Figures(len(self.running), len(self.waiting), usage, *counted, drafts)
 
     def add(self, request: Request) -> None:
         """Put a request at the end of the queue."""
@@ -121,7 +171,7 @@ class Scheduler:
         """Carry a step out.
 
         Returns:
-            The keys of the requests that got a token, and those of the requests that are now complete.
+            The keys of the requests that got a token, once for each, and the requests that are now complete.
         """
         got: list[int] = []
         done: list[Request] = []
@@ -131,18 +181,23 @@ class Scheduler:
             request.computed += tokens
             if request.computed < request.prompt + request.made:
                 continue
-            request.made += 1
-            got.append(request.key)
+            more = self._drafted(request) if request.made and tokens == 1 else 0
+            request.computed += more
+            request.made += 1 + more
+            got += [request.key] * (1 + more)
             if request.made == 1:
                 self._remember(request.hashes)
             if request.made >= request.limit:
                 done.append(request)
-        if done:
-            finished = set(map(id, done))
-            self.running = [r for r in self.running if id(r) not in finished]
-            for request in done:
+                self.running.remove(request)
                 self._release(request)
         return got, done
+
+    def _drafted(self, request: Request) -> int:
+        """Return how many drafted tokens a step gives a sequence beside its own."""
+        if self._drafting is None:
+            return 0
+        return self._drafting.accepted(request.prompt + request.made, request.limit - request.made - 1)
 
     def _continue(self, batch: Batch, budget: int) -> tuple[int, bool]:
         """Give running sequences their next tokens; return what is left of the budget and whether one was preempted."""

@@ -5,54 +5,28 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from jobs.core import masking
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.core.fields import from_root
-from jobs.core.layout import local_sizes, span
-from jobs.engines.placement import Placement, first_data_parallel_rank
+from jobs.core.foreign import from_yaml
+from jobs.core.layout import Placement, first_data_parallel_rank, local_sizes, span
 
-OWNED = {
-    "headless": "the rank decides it",
-    "data-parallel-start-rank": "it follows from the local sizes of the nodes",
-    "data-parallel-address": "the address of the HCCL interface on the first host; cluster.master_address sets it",
-    "data-parallel-rpc-port": "it derives from the job id; engine.data_parallel_rpc_port sets it",
-    "data-parallel-rank": "each node runs the ranks that follow from the local sizes",
-    "data-parallel-backend": "the ranks are Slurm tasks, not Ray actors",
-    "data-parallel-hybrid-lb": "the head alone serves and balances; each node would serve its own ranks",
-    "data-parallel-external-lb": "the head alone serves and balances; each rank would be a service of its own",
-    "data-parallel-multi-port-external-lb": "the head alone serves and balances, on one port",
-    "nnodes": "it follows from the NPUs that one data-parallel rank needs",
-    "node-rank": "the rank decides it",
-    "master-addr": "the address of the HCCL interface on the first host; cluster.master_address sets it",
-    "master-port": "it derives from the job id; engine.data_parallel_rpc_port sets it",
-    "host": "engine.host sets it",
-    "port": "it derives from the job id; engine.port sets it",
-}
-"""Flags that the tool sets itself; a user value for them is an error."""
+OWNED: dict[str, str]
+CONFIGURED: dict[str, str]
+OWNED, CONFIGURED = from_yaml(Path(__file__).with_name("flags.yaml").read_text(encoding="utf-8")).values()
 
-CONFIGURED = {
-    "trust-remote-code": "model.trust_remote_code",
-    "quantization": "model.quantization",
-    "load-format": "model.load_format",
-    "served-model-name": "model.served_model_name",
-    "additional-config": "engine.additional_config",
-    "data-parallel-size": "parallel.data_parallel_size",
-    "data-parallel-size-local": "parallel.data_parallel_size_local",
-    "tensor-parallel-size": "parallel.tensor_parallel_size",
-    "enable-expert-parallel": "parallel.enable_expert_parallel",
-    "max-model-len": "parallel.max_model_len",
-    "max-num-batched-tokens": "parallel.max_num_batched_tokens",
-    "max-num-seqs": "parallel.max_num_seqs",
-    "decode-context-parallel-size": "parallel.decode_context_parallel_size",
-    "prefill-context-parallel-size": "parallel.prefill_context_parallel_size",
-    "block-size": "parallel.block_size",
-    "gpu-memory-utilization": "parallel.gpu_memory_utilization",
-    "enable-prefix-caching": "parallel.enable_prefix_caching",
-    "seed": "parallel.seed",
+SECRETS = {
+    "api-key": "engine.api_key=auto makes a key for each service",
+    "hf-token": "set engine.env.HF_TOKEN",
 }
-"""Flags that have a config key of their own: setting them twice would hide one of the two values."""
+"""Flags whose value is a secret, and where it goes instead."""
+
+EVERYWHERE, LOOPBACK = "0.0.0.0", "127.0.0.1"
+"""Where all ranks are on one host (cluster=local), nobody else is to reach the API unless engine.host says so."""
 
 HEAD_ONLY = ("api-server-count",)
 """Flags that vLLM refuses together with --headless: they are rendered for the head alone."""
@@ -65,7 +39,8 @@ def flag_name(key: str) -> str:
 
 def spelled(key: str, value: Any) -> tuple[str, Any]:
     """Return a flag as the rules and the command line know it: no dashes in front, `no-X: true` as `X: false`."""
-    name = key.lstrip("-").replace("_", "-")
+    flag, dot, inside = key.lstrip("-").partition(".")
+    name = flag.replace("_", "-") + dot + inside  # vLLM has dashes before the first dot only
     if name.startswith("no-") and isinstance(value, bool):
         return name.removeprefix("no-"), not value
     return name, value
@@ -79,6 +54,9 @@ def check_args(args: Mapping[str, Any]) -> None:
         where = f"engine.args.{key}"
         if value is not None and (other := seen.setdefault(name, key)) != key:
             raise ConfigError(where, value, f"--{name} is set by engine.args.{other} too", "Remove one of them.")
+        if secret := next((flag for flag in SECRETS if len(name) > 2 and flag.startswith(name)), None):
+            reason = "everybody on the node sees a command line"
+            raise ConfigError(where, masking.MASK, reason, f"Remove it: {SECRETS[secret]}.")
         # vLLM takes abbreviated flags too (argparse): --data-parallel-addr would hide our value.
         name = next((owned for owned in OWNED if owned.startswith(name)), name)
         if name in OWNED:
@@ -92,7 +70,7 @@ def flags(config: Config, place: Placement) -> dict[str, Any]:
 
     Ranks differ only in --headless, --data-parallel-start-rank and, on uneven nodes, the local size.
     """
-    return _flags(config, place, _one_rank(config, place) if span(config) > 1 else _data_parallel(config, place))
+    return _flags(config, place, _ranks(config, place))
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -105,7 +83,7 @@ def settings(config: Config) -> dict[str, Any]:
 def _flags(config: Config, place: Placement, ranks: Mapping[str, Any]) -> dict[str, Any]:
     model, engine, parallel = config.model, config.engine, config.parallel
     flags: dict[str, Any] = {
-        "host": engine.host,
+        "host": LOOPBACK if config.cluster.on_loopback and engine.host == EVERYWHERE else engine.host,
         "port": place.api_port,
         "trust-remote-code": model.trust_remote_code or None,
         "served-model-name": model.served_model_name,
@@ -121,6 +99,7 @@ def _flags(config: Config, place: Placement, ranks: Mapping[str, Any]) -> dict[s
         "max-num-seqs": parallel.max_num_seqs,
         **ranks,
         "tensor-parallel-size": parallel.tensor_parallel_size,
+        "pipeline-parallel-size": parallel.pipeline_parallel_size,
         "decode-context-parallel-size": parallel.decode_context_parallel_size,
         "prefill-context-parallel-size": parallel.prefill_context_parallel_size,
         "block-size": parallel.block_size,
@@ -144,8 +123,11 @@ def rendered(flags: Mapping[str, Any]) -> list[str]:
     return [part for name, value in flags.items() for part in _flag(name, value)]
 
 
-def _data_parallel(config: Config, place: Placement) -> dict[str, Any]:
-    """Return the flags with which the data-parallel ranks of all nodes find each other."""
+def _ranks(config: Config, place: Placement) -> dict[str, Any]:
+    """Return the flags with which the data-parallel ranks of all nodes, or the nodes of one rank, find each other."""
+    if span(config) > 1:  # vLLM, --nnodes: multi-node mp executor
+        own = {"nnodes": span(config), "node-rank": place.rank}
+        return {**own, "master-addr": place.master_address, "master-port": place.rpc_port}
     flags: dict[str, Any] = {
         "data-parallel-size": config.parallel.data_parallel_size,
         "data-parallel-size-local": local_sizes(config)[place.rank],
@@ -155,26 +137,12 @@ def _data_parallel(config: Config, place: Placement) -> dict[str, Any]:
     return flags | {"data-parallel-address": place.master_address, "data-parallel-rpc-port": place.rpc_port}
 
 
-def _one_rank(config: Config, place: Placement) -> dict[str, Any]:
-    """Return the flags of one data-parallel rank over several nodes (vLLM, --nnodes: multi-node mp executor)."""
-    return {
-        "nnodes": span(config),
-        "node-rank": place.rank,
-        "master-addr": place.master_address,
-        "master-port": place.rpc_port,
-    }
-
-
 def _flag(name: str, value: Any) -> list[str]:
     """Render one flag: null nothing, true --x, false --no-x, a list one flag with many values, a mapping JSON."""
     if value is None:
         return []
-    if value is True:
-        return [f"--{name}"]
-    if value is False:
-        return [f"--no-{name}"]
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
     if isinstance(value, Mapping):
         return [f"--{name}", json.dumps(value, separators=(",", ":"))]
-    if isinstance(value, list | tuple):
-        return [f"--{name}", *(str(item) for item in value)]
-    return [f"--{name}", str(value)]
+    return [f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value])]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.engines.ascend.memory import asked, fixed, whole_number
-from jobs.engines.base import Traits, register
+from jobs.engines.base import Finding, Traits, register
 from jobs.engines.checkpoint.architecture import Architecture
 from jobs.engines.prediction import GIB, Allowance, Prediction
 from jobs.engines.vllm.serve import VllmServe
@@ -21,6 +21,20 @@ class VllmCpu(VllmServe):
     """vLLM without an accelerator."""
 
     traits = Traits(released=False)
+
+    def findings(self, config: Config) -> Iterable[Finding]:
+        """Return what speaks against a config, and that the executor of one worker holds no second one."""
+        parallel, key = config.parallel, "distributed-executor-backend"
+        workers = parallel.tensor_parallel_size * (parallel.pipeline_parallel_size or 1)
+        found = [*super().findings(config)]
+        if workers > 1 and config.engine.args.get(key) == "uni":
+            reason = f"uni runs one worker, and this layout has {workers} in a data-parallel rank"
+            remedy = (
+                f"Set engine.args.{key}=mp engine.env.VLLM_ENABLE_V1_MULTIPROCESSING=null (experiment=pipeline_demo)."
+            )
+            source = "vllm 0.32, v1/executor/uniproc_executor.py"
+            found.append(Finding("C2", "warning", f"engine.args.{key}", "uni", reason, remedy, source))
+        return found
 
     def memory(
         self,

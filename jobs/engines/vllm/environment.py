@@ -8,12 +8,13 @@ from typing import Any
 
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
-from jobs.engines.placement import Placement
+from jobs.core.layout import Placement
 
 HCCL_VARIABLES = {
     "buffsize": "HCCL_BUFFSIZE",
     "connect_timeout": "HCCL_CONNECT_TIMEOUT",
     "exec_timeout": "HCCL_EXEC_TIMEOUT",
+    "algo": "HCCL_ALGO",
     "op_expansion_mode": "HCCL_OP_EXPANSION_MODE",
     "intra_pcie_enable": "HCCL_INTRA_PCIE_ENABLE",
     "intra_roce_enable": "HCCL_INTRA_ROCE_ENABLE",
@@ -51,12 +52,8 @@ def check_env(env: Mapping[str, Any]) -> None:
             reason = "a variable has a name like A_1 and one text or number as its value"
             raise ConfigError(f"engine.env.{name}", value, reason, "Quote the value if it is meant as text.")
         if name in OWNED and value is not None:
-            raise ConfigError(
-                f"engine.env.{name}",
-                value,
-                "the variable has a key of its own",
-                f"Set {OWNED[name]} instead.",
-            )
+            reason = "the variable has a key of its own"
+            raise ConfigError(f"engine.env.{name}", value, reason, f"Set {OWNED[name]} instead.")
 
 
 def variables(config: Config, place: Placement) -> dict[str, str]:
@@ -66,12 +63,6 @@ def variables(config: Config, place: Placement) -> dict[str, str]:
     `hostname -I`: that may be a docker or management interface). GLOO_ and TP_SOCKET_IFNAME take the bare name;
     HCCL_SOCKET_IFNAME the setting as it is (`=name` means exactly this interface).
     """
-    known = {
-        "address": place.address,
-        "interface": place.interface,
-        "master_address": place.master_address,
-        "rank": str(place.rank),
-    }
     result: dict[str, str] = {}
     hccl = config.hccl
     if hccl.if_ip is not None:
@@ -89,10 +80,9 @@ def variables(config: Config, place: Placement) -> dict[str, str]:
             result[variable] = _text(value)
     for name, value in config.engine.env.items():
         if value is not None:
-            text = _text(value)
-            for word, known_text in known.items():
-                text = text.replace("{" + word + "}", known_text)
-            result[name] = text
+            result[name] = _text(value)
+            for word in ("address", "interface", "master_address", "rank"):
+                result[name] = result[name].replace(f"{{{word}}}", str(getattr(place, word)))
     if place.api_key is not None:
         result["VLLM_API_KEY"] = place.api_key
     return result

@@ -194,9 +194,9 @@ def _result(common: Mapping[str, Any], table: Mapping[str, Mapping[str, str]], p
         "completed": completed,
         "failed": failed,
         "truncated_requests": 0,
-        "request_s": _of(common, "Request Throughput"),
-        "output_tok_s": _of(common, "Output Token Throughput"),
-        "total_tok_s": _of(common, "Total Token Throughput"),
+        "request_per_s": _of(common, "Request Throughput"),
+        "output_tok_per_s": _of(common, "Output Token Throughput"),
+        "total_tok_per_s": _of(common, "Total Token Throughput"),
         "input_tokens_mean": _mean(table.get("InputTokens")),
         "output_tokens_mean": _mean(table.get("OutputTokens")),
     }

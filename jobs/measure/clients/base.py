@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 from jobs.core import registry
 from jobs.core.config import Bench, Config, in_container
 from jobs.core.errors import ConfigError, RunError
+from jobs.core.load import REPEATS
 from jobs.core.process import Ended
 from jobs.core.registry import Registry
-from jobs.engines.base import engine_of
 
 if TYPE_CHECKING:  # every rank asks where a client runs, and only the one that measures needs numpy
     from jobs.measure.clients.result import Result
@@ -43,8 +43,8 @@ class BenchClient(Protocol):
         if bench.workload not in self.workloads:
             reason = f"bench.client={bench.client} sends {' or '.join(self.workloads)} prompts only"
             raise ConfigError("bench.workload", bench.workload, reason, "Use bench.client=window.")
-        for key, usual in (("search", None), ("repeats", 1), ("lengths", "fixed")):
-            if getattr(bench, key) != usual:
+        for key, usual in (("search", (None,)), ("repeats", (1, REPEATS)), ("lengths", ("fixed",))):
+            if getattr(bench, key) not in usual:
                 reason = f"bench.client={bench.client} cannot do this"
                 remedy = "Leave it out, or use bench.client=window."
                 raise ConfigError(f"bench.{key}", getattr(bench, key), reason, remedy)
@@ -96,21 +96,6 @@ def runs_inside(config: Config) -> bool:
     if not bench.is_external or not in_container(config):
         return False
     return bench.where == "container" or (bench.where == "auto" and of(config).of_engine)
-
-
-def check(config: Config) -> None:
-    """Raise ConfigError where a point's external client cannot do what it asks for."""
-    bench = config.bench
-    if not bench.is_external:
-        return
-    client = of(config)
-    client.check(config)
-    if bench.where == "container" and not in_container(config):
-        remedy = "Leave it out, or choose container=enroot, pyxis or docker."
-        raise ConfigError("bench.where", bench.where, "the engine runs in no container", remedy)
-    if client.needs_tokenizer and engine_of(config).traits.simulated:
-        remedy = "Use bench.client=window, or engine=vllm_cpu."
-        raise ConfigError("bench.client", bench.client, "the rehearsal engine has no tokenizer to count with", remedy)
 
 
 def check_node(config: Config, path: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Whether a run of an external client may be believed: the checks of validity.py, without single records."""
+"""Whether a run of an external client may be believed: the checks of measure/gate that need no single records."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from jobs.core.config import Config
-from jobs.measure import objective, validity
+from jobs.core.config import Bench, Config
+from jobs.measure import bound, objective, queueing, speculation, validity
 from jobs.measure.clients.base import request_count
 from jobs.measure.clients.result import Result
+from jobs.measure.gate import answers, counters
+from jobs.measure.gate.case import Finding, Found
 from jobs.measure.records import Window
 from jobs.measure.series import generated
 from jobs.measure.statistics import of_series
+from jobs.measure.workload import longest_request
 
 BEFORE = 1
 """Requests that either client sends before those that it counts: a try (vllm bench), a warm-up (AISBench). They repeat
@@ -21,6 +24,12 @@ its first prompt."""
 
 MISCOUNT = 0.01
 """A client's count of tokens may differ by this share from the engines' own: it re-encodes the answers' text."""
+
+MISSING_SHARE = 0.1
+"""Part of the arrivals that may be missing among the answers: long answers of a steady load overlap its ends."""
+
+MISSING_DEVIATIONS = 3.0
+"""Standard deviations of a Poisson count below which fewer answers than arrivals are chance."""
 
 LEAST_S = 10.0
 """Seconds in which requests come below which readings a second apart do not tell whether a queue grows."""
@@ -37,9 +46,16 @@ def figures(config: Config, result: Result, window: Window, cpu_share: float | N
         **result.figures,
         **counted,
         **of_series(window),
-        "saturated": grows,
-        "slo_kept": False if grows and limits else objective.kept_by(result.figures, limits),
+        **speculation.figures(config, growth.drafts, text=config.bench.workload == "sharegpt"),
+        "saturated": True if grows else _keeps_up(config, result, window),
+        "slo_kept": False if grows and limits else _kept(result, limits),
     }
+
+
+def _kept(result: Result, limits: Mapping[str, float]) -> bool | None:
+    """Return whether 99 % of all requests keep the limits; None: the p99 of so few does not tell (bound.py)."""
+    kept = objective.kept_by(result.figures, limits)
+    return kept if kept is not None and result.completed >= bound.needed(0) else None
 
 
 def fault(config: Config, result: Result, engine_tokens: Mapping[str, int]) -> str | None:
@@ -61,8 +77,6 @@ def fault(config: Config, result: Result, engine_tokens: Mapping[str, int]) -> s
         if short:
             return f"{short} answers are shorter than bench.output_tokens={bench.output_tokens}: broken streams"
     if len(engine_tokens) == config.parallel.data_parallel_size:
-        if silent := validity.silent_ranks(config, engine_tokens):
-            return silent
         made = sum(engine_tokens.values())
         if made < result.output_tokens * (1 - MISCOUNT):
             return f"it counted {result.output_tokens} tokens, and the engines made {made}"
@@ -79,28 +93,48 @@ def reason(config: Config, result: Result, window: Window, probes: int, row: Map
         probes: one-token requests that our own watch sent meanwhile.
         row: `figures`.
     """
-    return (
-        _lengths(config, row)
-        or validity.took_no_part(config, window.engine_tokens, result.completed)
-        or _foreign(config, result, window, probes)
-        or validity.hits(config, row, repeated=BEFORE / max(1, result.requested))
-        or validity.slow_client(row)
-    )
+    return next((found.words for found in _findings(config, result, window, probes, row) if found.invalid), None)
 
 
 def notes(config: Config, result: Result, window: Window, row: Mapping[str, Any]) -> list[str]:
     """Return what a reader of a valid row should know as well."""
     grows = queue_grows(config, result, window)
-    found = validity.of_engines(config, window.engine_tokens, result.completed, row)
+    found = [one.words for one in _findings(config, result, window, 0, row) if not one.invalid]
     return [grows, *found] if grows else found
 
 
-def _lengths(config: Config, row: Mapping[str, Any]) -> str | None:
-    """Compare prompt lengths with what was asked; a chat template adds to them, a conversation has its own."""
+def _findings(config: Config, result: Result, window: Window, probes: int, row: Mapping[str, Any]) -> Found:
+    bench = config.bench
+    longest = longest_request(bench) or config.parallel.max_model_len
+    yield from _lengths(config, result, row)
+    yield from counters.not_checked(config, window)
+    if len(window.engine_tokens) == config.parallel.data_parallel_size:
+        yield from counters.balance(config, window.engine_tokens, result.completed, _in_flight(bench, row))
+    if words := _foreign(config, result, window, probes):
+        yield Finding(words, True)
+    yield from counters.hits(config, window.growth, longest, repeated=BEFORE / max(1, result.requested))
+    yield from validity.of_figures(row)
+
+
+def _in_flight(bench: Bench, row: Mapping[str, Any]) -> float | None:
+    """Return the mean number of requests under way: what was set, or by Little's law; None: it is not known."""
+    if bench.request_rate is None:
+        return bench.concurrency
+    e2el = row["e2el_ms_mean"]
+    return None if e2el is None else bench.request_rate * e2el / 1e3
+
+
+def _lengths(config: Config, result: Result, row: Mapping[str, Any]) -> Found:
+    """Compare lengths with what was asked; a chat template adds to prompts, a conversation has its own."""
     bench, real = config.bench, row["input_tokens_mean"]
-    if bench.workload != "random" or bench.endpoint != "completions" or real is None:
-        return None
-    return validity.other_length(real, bench.input_tokens)
+    if bench.workload != "random":
+        return
+    asked = bench.input_tokens if bench.endpoint == "completions" else None
+    if asked and real is not None and (words := answers.other_length("prompts", real, asked)):
+        yield Finding(words, True)
+    mean = sum(result.output_lengths) / len(result.output_lengths) if result.output_lengths else None
+    if mean is not None and (words := answers.other_length("answers", mean, bench.output_tokens)):
+        yield Finding(words, True)
 
 
 def _foreign(config: Config, result: Result, window: Window, probes: int) -> str | None:
@@ -109,16 +143,36 @@ def _foreign(config: Config, result: Result, window: Window, probes: int) -> str
         return f"{window.finished - ours} requests that were not ours ran on the service"
     before = BEFORE * max(result.output_lengths, default=config.bench.output_tokens)
     ours, generated = result.output_tokens + before + probes, sum(window.engine_tokens.values())
-    if generated > ours * (1 + validity.FOREIGN_SHARE) + validity.FOREIGN_IN_FLIGHT:
+    if generated > ours * (1 + counters.FOREIGN_SHARE) + counters.FOREIGN_IN_FLIGHT:
         return f"the engines made {generated} tokens in the window, {ours} of them for us"
     return None
 
 
 def queue_grows(config: Config, result: Result, window: Window) -> str | None:
-    """Return words where an open loop's requests come faster than they are answered, or None.
+    """Return words where an open loop's requests come faster than they are answered, or None."""
+    expected, missing = _unanswered(config, result, window) or (0.0, 0.0)
+    if missing > MISSING_SHARE * expected and missing > MISSING_DEVIATIONS * expected**0.5:
+        return (
+            f"the queue grows: while {expected:.0f} requests came {expected - missing:.0f} were answered,"
+            " so latencies depend on the length of the measurement"
+        )
+    return None
 
-    All are answered in the end, so the second half of the time in which they come is judged, by the tokens that the
-    engines make in it: in a steady load as many as half of the requests ask for.
+
+def _keeps_up(config: Config, result: Result, window: Window) -> bool | None:
+    """Return False where the queue of a run does not grow; None: its requests do not rule out an overload."""
+    if config.bench.request_rate is None:
+        return False
+    found = _unanswered(config, result, window)
+    sure = found and found[1] + queueing.ONE_SIDED * found[0] ** 0.5 < queueing.OVERLOAD * found[0]
+    return False if sure else None
+
+
+def _unanswered(config: Config, result: Result, window: Window) -> tuple[float, float] | None:
+    """Return how many requests came in the second half of the arrivals, and how many of them were not made up for.
+
+    All are answered in the end, so that half is judged by the tokens that the engines make in it: in a steady load as
+    many as half of the requests ask for. None: it cannot be told.
     """
     rate = config.bench.request_rate
     if rate is None or not result.completed or not result.output_tokens:
@@ -129,4 +183,5 @@ def queue_grows(config: Config, result: Result, window: Window) -> str | None:
         return None
     times, tokens = np.array(points).T
     half, end = np.interp([window.opened_s + lasts / 2, window.opened_s + lasts], times, tokens)
-    return objective.overload(count / 2, float(end - half) * result.completed / result.output_tokens)
+    expected = count / 2
+    return expected, expected - float(end - half) * result.completed / result.output_tokens

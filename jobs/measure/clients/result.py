@@ -42,7 +42,7 @@ def figures(known: Mapping[str, Figure]) -> dict[str, Figure]:
     """Return all columns of the window client with what this client knows; the others are None.
 
     A percentile of too few requests is None, as for the window client (`enough`), and so is a TPOT of 0, which is
-    that of answers in one piece. tok_s_per_user is 1000 / tpot_ms_mean.
+    that of answers in one piece.
     """
     unknown = known.keys() - set(COLUMNS)
     if unknown:
@@ -52,6 +52,6 @@ def figures(known: Mapping[str, Figure]) -> dict[str, Figure]:
     for percentile in PERCENTILES:
         if not enough(int(known.get("completed") or 0), percentile):
             row |= {name: None for name in COLUMNS if name.endswith(f"_ms_p{percentile}")}
-    row |= {name: None for name in COLUMNS if name.startswith("tpot_") and not name.endswith("std") and not row[name]}
-    tpot = row["tpot_ms_mean"]
-    return row | {"tok_s_per_user": 1e3 / tpot if tpot else None}
+    return row | {
+        name: None for name in COLUMNS if name.startswith("tpot_") and not name.endswith("std") and not row[name]
+    }

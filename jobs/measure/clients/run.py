@@ -19,13 +19,12 @@ from jobs.core.config import Config
 from jobs.core.errors import RunError
 from jobs.core.log import last_words, read_tail
 from jobs.core.waiting import first_of
-from jobs.measure import client, telemetry
+from jobs.measure import client, metrics, telemetry
 from jobs.measure.clients import base, judge
 from jobs.measure.clients.base import ClientSite
 from jobs.measure.clients.result import Result
-from jobs.measure.metrics import generated_tokens, growth
 from jobs.measure.records import Target, Window
-from jobs.measure.series import Page, Scraper, finished_between, grown, result, samples, traffic
+from jobs.measure.series import Page, Scraper, between, grown, result, samples, traffic
 from jobs.measure.telemetry import Reading, Usage
 from jobs.measure.wire import Connections, clock
 
@@ -93,7 +92,7 @@ class ExternalRun:
                 program.forget_secrets(target, self.folder)
         seconds = time.monotonic() - began
         after = await _counters(target)
-        tokens = {} if before is None or after is None else growth(before, after)
+        tokens = {} if before is None or after is None else metrics.growth(before, after)
         if stop.is_set():
             return External(None, "the window was cut short", tokens, seconds, truncated=True)
         try:
@@ -129,7 +128,7 @@ def environment(inherited: Mapping[str, str], target: Target) -> dict[str, str]:
 
 async def _counters(target: Target) -> dict[str, float] | None:
     with closing(Connections(target.base_url, target.authorization)) as connections:
-        return await generated_tokens(connections, SCRAPE_S)
+        return await metrics.generated_tokens(connections, SCRAPE_S)
 
 
 @dataclass(frozen=True)
@@ -186,7 +185,7 @@ async def measure(
     window = Window(
         opened, closed, warmed - begun, 0.0, (), counted.tokens, 0.0,
         truncated=found.truncated, growth=counted, begun_s=warmed, ended_s=clock(),
-        finished=finished_between(before, after), series=series,
+        finished=between(before, after, metrics.finished), series=series,
     )  # fmt: skip
     return Seen(found, window, tuple(readings), telemetry.busiest(usages, opened, closed))
 

@@ -82,9 +82,9 @@ def _result(data: Mapping[str, Any], count: int) -> Result:
         "completed": completed,
         "failed": count - completed,
         "truncated_requests": 0,
-        "request_s": data["request_throughput"],
-        "output_tok_s": data["output_throughput"],
-        "total_tok_s": data["total_token_throughput"],
+        "request_per_s": data["request_throughput"],
+        "output_tok_per_s": data["output_throughput"],
+        "total_tok_per_s": data["total_token_throughput"],
         "input_tokens_mean": data["total_input_tokens"] / completed if completed else None,
         "output_tokens_mean": data["total_output_tokens"] / completed if completed else None,
     }

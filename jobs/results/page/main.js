@@ -3,10 +3,14 @@
 
 function summarySection(place) {
   const verdict = DATA.verdict;
-  const labels = DATA.objective.column;
-  const say = (one) => h("p", {}, t(`verdict.${one.id}`, one.values.column ? { ...one.values, column: columnName(labels) } : one.values));
+  const named = ({ column, objective, ...values }) => ({ ...values, column: column && columnName(column), objective: objective && columnName(objective) });
+  const say = (one) => h("p", {}, t(`verdict.${one.id}`, named(one.values)));
   place.append(h("div", { class: `verdict ${verdict.believe}`, id: "verdict" },
     ...verdict.sentences.map(say), h("p", {}, h("strong", {}, t(`believe.${verdict.believe}`)))));
+  const share = (one) => `${(one * 100).toFixed(0)} %`;
+  if (DATA.speculation.length) place.append(grid(["length", "drafted", "acceptance", "position", "step", "gain"].map((one) => t(`speculation.${one}`)),
+    DATA.speculation.map((one) => [one.length, one.drafted, one.acceptance === null ? "" : share(one.acceptance), one.by_position.map(share).join(" "),
+      one.tokens_per_step === null ? "" : one.tokens_per_step.toFixed(2), `${one.percent.toFixed(1)} ± ${one.error.toFixed(1)}`])));
 }
 
 function planSection(place) {
@@ -16,6 +20,13 @@ function planSection(place) {
     h("p", {}, t("plan.hours", { predicted: plan.predicted_node_hours, real: DATA.time.node_hours })),
     grid([t("plan.service"), t("plan.count"), t("plan.valid"), t("plan.attempts"), t("plan.predicted"), t("plan.seconds")],
       plan.services.map((one) => [one.service, one.points, one.valid, one.attempts, one.predicted_s, one.seconds])));
+  const told = DATA.rows.filter((row) => row.valid && row.forecast_output_tok_per_s);
+  const figures = ["output_tok_per_s", "ttft_ms_mean", "tpot_ms_mean"];
+  const beside = (real, said) => (real && said ? `${shown(real)} / ${shown(said)} (${((real / said - 1) * 100).toFixed(0)} %)` : "");
+  if (told.length) {
+    place.append(h("h3", {}, t("plan.forecast")), grid([t("search.setting"), ...figures.map(columnName), t("plan.unexpected")],
+      told.map((row) => [[row._setting, shown(row._load)].filter(Boolean).join(" "), ...figures.map((name) => beside(row[name], row[`forecast_${name}`])), row.unexpected])));
+  }
   if (DATA.skipped.length) {
     place.append(h("p", {}, t("plan.skipped")), h("ul", {}, ...DATA.skipped.map((one) => h("li", {}, `${one.what}: ${one.reason}`))));
   }
@@ -68,7 +79,7 @@ function provenanceSection(place) {
   }
 }
 
-const SECTIONS = { summary: summarySection, plan: planSection, table: tableSection, frontier: frontierSection,
+const SECTIONS = { ...(DATA.search.goal ? { search: searchSection } : {}), summary: summarySection, plan: planSection, table: tableSection, frontier: frontierSection,
   lengths: lengthsSection, time: timeSection, balance: balanceSection, failures: failuresSection, memory: memorySection,
   provenance: provenanceSection };
 

@@ -36,12 +36,12 @@ const settingOf = (row) => DATA.swept.map((key) => `${key}=${shown(row[key])}`).
 /** Rows for which no other row of the same work and kind is both faster and of more throughput. */
 function frontier(rows, latency) {
   return rows.filter((row) => !rows.some((other) => other !== row && simulatedRow(other) === simulatedRow(row) && other._work === row._work
-    && other[latency] <= row[latency] && other.output_tok_s >= row.output_tok_s
-    && (other[latency] < row[latency] || other.output_tok_s > row.output_tok_s)));
+    && other[latency] <= row[latency] && other.output_tok_per_s >= row.output_tok_per_s
+    && (other[latency] < row[latency] || other.output_tok_per_s > row.output_tok_per_s)));
 }
 
 function frontierSection(place) {
-  const rows = DATA.rows.filter((row) => row.valid && typeof row.output_tok_s === "number");
+  const rows = DATA.rows.filter((row) => row.valid && typeof row.output_tok_per_s === "number");
   if (!rows.length) { place.append(h("p", {}, t("none.valid"))); return; }
   const present = LATENCIES.filter((name) => rows.some((row) => typeof row[name] === "number"));
   const body = h("div");
@@ -57,17 +57,17 @@ function frontierSection(place) {
         const symbol = SYMBOLS[works.indexOf(one._work) % SYMBOLS.length];
         const mine = found.filter((row) => row._series === name).sort((a, b) => a._load - b._load);
         return { name: name || t("plot.rows"), mode: "lines+markers+text", textposition: "top center",
-          x: mine.map((row) => row[plotState.latency]), y: mine.map((row) => row.output_tok_s),
+          x: mine.map((row) => row[plotState.latency]), y: mine.map((row) => row.output_tok_per_s),
           text: names.length > 4 ? undefined : mine.map((row) => shown(row._load)), hovertext: mine.map(settingOf),
           line: { color: COLOURS[settings.indexOf(one._setting) % COLOURS.length], width: 1.5, dash: mine.some(simulatedRow) ? "dot" : "solid" },
           marker: { size: 8, symbol: mine.some(simulatedRow) ? `${symbol}-open` : symbol } };
       });
       const front = frontier(found, plotState.latency);
       traces.push({ name: t("plot.frontier"), mode: "markers", hoverinfo: "skip",
-        x: front.map((row) => row[plotState.latency]), y: front.map((row) => row.output_tok_s),
+        x: front.map((row) => row[plotState.latency]), y: front.map((row) => row.output_tok_per_s),
         marker: { size: 15, symbol: "circle-open", color: COLOURS[4], line: { width: 2 } } });
       return traces;
-    }, () => layoutOf(columnName(plotState.latency), columnName("output_tok_s")), true);
+    }, () => layoutOf(columnName(plotState.latency), columnName("output_tok_per_s")), true);
     drawPlots();
   };
   place.append(h("p", {}, t("frontier.note")), h("div", { class: "controls" },
@@ -127,7 +127,7 @@ function lengthsSection(place) {
     const key = plotState.length;
     const plots = h("div", { class: "plots" });
     const mine = DATA.curves.filter((one) => one.key === key);
-    for (const column of ["ttft_ms_p50", "tpot_ms_p50", "output_tok_s"]) {
+    for (const column of ["ttft_ms_p50", "tpot_ms_p50", "output_tok_per_s"]) {
       const curves = mine.filter((one) => one.column === column);
       if (curves.length) {
         plot(plots, `plot-length-${column}`, () => curveTraces(curves), () => layoutOf(columnName(key), columnName(column)));

@@ -2,7 +2,7 @@
 // The sweep table: sort by a click on a header, filter by words, show all columns or the usual ones.
 
 const USUAL = ["engine", "valid", "point", "completed", "failed", "ttft_ms_p50", "ttft_ms_p99", "tpot_ms_p50", "e2el_ms_p50",
-  "output_tok_s", "tok_s_per_user", "goodput_s", "found_concurrency", "found_request_rate", "slo_kept", "price_per_m_output_tok", "invalid_reason", "notes"];
+  "output_tok_per_s", "tok_per_s_per_user", "goodput_per_s", "found_concurrency", "found_request_rate", "slo_kept", "price_per_m_output_tok", "invalid_reason", "notes"];
 const LONG = ["invalid_reason", "notes"];
 const tableState = { sort: null, up: true, words: "", validity: "all", all: false };
 
@@ -31,10 +31,10 @@ function tableRows(columns) {
   });
 }
 
-/** Whether no valid row of the same work and kind has a better value; a row without a rival is not the best. */
+/** Whether no valid row of the same work that keeps up and kind has a better value; a row without a rival is not the best. */
 function isBest(row, name) {
   const low = DATA.starred[name] === "low";
-  const counts = (one) => one.valid && typeof one[name] === "number" && (!low || one[name] > 0);  // a latency of 0 is none
+  const counts = (one) => one.valid && !one.saturated && typeof one[name] === "number" && (!low || one[name] > 0);  // a latency of 0 is none
   if (!(name in DATA.starred) || !counts(row)) return false;
   const rivals = DATA.rows.filter((other) => other !== row && counts(other)
     && other._work === row._work && other._simulated === row._simulated);

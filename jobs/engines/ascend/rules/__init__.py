@@ -1,27 +1,23 @@
 """What vllm-ascend refuses, silently ignores or does badly, as pure functions of one config.
 
-R: layout, lengths, memory, graphs, keys; E: environment; N: names that the release does not know, or refuses;
-K: container; L: what the layout asks of the model. R19 (one request of max_model_len must fit into the KV cache) needs
-the memory model: jobs/sweep/check.py asks it.
+R: layout, lengths, memory, graphs, keys; E: environment; N: names, and values of them, that the release does not know,
+or refuses; K: container; S: speculation; L: what the layout asks of the model; M: what the release does. R19 (one
+request of max_model_len must fit into the KV cache) needs the memory model: jobs/sweep/check.py asks it.
 """
 
 from __future__ import annotations
 
-from jobs.engines.ascend.rules import container, environment, graph, keys, layout, lengths, moe, names
+from jobs.engines.ascend.rules import drafts, environment, exclusions, execution, inside, layout, lengths, models, names
 from jobs.engines.ascend.rules.base import Problem, Question, Rule
 from jobs.engines.base import Finding
 
 __all__ = ["RULES", "Problem", "Question", "Rule", "findings"]
 
-RULES: tuple[Rule, ...] = (
-    *layout.RULES,
-    *names.RULES,
-    *keys.RULES,
-    *lengths.RULES,
-    *graph.RULES,
-    *moe.RULES,
-    *environment.RULES,
-    *container.RULES,
+RULES: tuple[Rule, ...] = tuple(
+    one
+    for room in (layout, models, names, inside, lengths, execution, exclusions, drafts, environment)
+    for one in vars(room).values()
+    if isinstance(one, Rule)
 )
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import operator
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jobs.core.config import Config
-from jobs.engines.ascend import Release, version
+from jobs.core.foreign import from_yaml
+from jobs.engines.ascend import Release, is_true, mapping_of, version
 from jobs.engines.base import Finding, Severity, engine_of
 from jobs.engines.checkpoint.architecture import Architecture
+from jobs.engines.speculation import speculation_of
 
 NPU = "npu"
 RELEASED = "released"
@@ -46,6 +51,16 @@ class Question:
         found = self.additional.get(name)
         return found if isinstance(found, Mapping) else {}
 
+    def inside(self, flag: str) -> Mapping[str, Any]:
+        """Return what a flag that takes a mapping says; empty where it is not given."""
+        return mapping_of(self.settings, flag)
+
+    def switched(self, value: Any) -> bool:
+        """Whether a key of `additional_config` is on: before its keys had types, every text that is not empty was."""
+        if self.release is None or self.release.strict:
+            return str(value).lower() in ("1", "true", "yes", "on", "t", "y")
+        return bool(value)
+
     def on(self, flag: str) -> bool:
         """Whether a switch of the command line is on."""
         return is_true(self.settings.get(flag))
@@ -58,12 +73,8 @@ class Question:
     @property
     def speculative(self) -> bool:
         """Whether the multi-token prediction layer is used."""
-        return "mtp" in str(self.settings.get("speculative-config"))
-
-
-def is_true(value: Any) -> bool:
-    """Whether a setting is on, as a value of YAML or as the text of a variable."""
-    return str(value).lower() in ("1", "true")
+        found = speculation_of(self.config)
+        return found is not None and found.is_mtp
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,22 @@ class Rule:
 def rule(id: str, severity: Severity, releases: str, source: str, engines: str = RELEASED) -> Callable[[Check], Rule]:
     """Make a rule of the function below it."""
     return lambda check: Rule(id, severity, releases, source, check, engines)
+
+
+@cache
+def table(name: str) -> Any:
+    """Return one of the tables of tables.yaml."""
+    return from_yaml(Path(__file__).with_name("tables.yaml").read_text(encoding="utf-8"))[name]
+
+
+_SIGNS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
+
+
+def outside(limits: str, number: float) -> str | None:
+    """Return what is wrong with a number by its range, such as ">0<=1"; None: it is inside."""
+    parts = re.findall(r"([<>]=?)([\d.e+-]+)", limits)
+    good = all(_SIGNS[sign](number, float(value)) for sign, value in parts)
+    return None if good else f"a number {' and '.join(f'{sign} {value}' for sign, value in parts)} is needed"
 
 
 @cache

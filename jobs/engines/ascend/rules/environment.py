@@ -1,36 +1,69 @@
-"""Variables of HCCL, torch_npu and vLLM: ranges and combinations (E1 to E14)."""
+"""What stands around the engine: variables of HCCL, torch_npu and vLLM (E1 to E19), and the container of an NPU engine
+(K1 to K4): its image's tag, and what the official `docker run` lines have."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
+from containers.spec import size_bytes
+from jobs.core.config import in_container
+from jobs.core.errors import ConfigError
+from jobs.engines.ascend import ADVISED, is_true, releases
+from jobs.engines.ascend import release as described
 from jobs.engines.ascend.mc2 import advised_buffsize
-from jobs.engines.ascend.rules.base import NPU, Problem, Question, is_true, rule
+from jobs.engines.ascend.rules.base import NPU, Problem, Question, covers, rule, table
+from jobs.engines.base import Severity
 
 CANN = "CANN 8.5.0, maintenance reference, environment variables"
-RANGES = {
-    "HCCL_CONNECT_TIMEOUT": ("hccl.connect_timeout", 120, 7200, f"{CANN}, envref_07_0077 (EI0001 outside)"),
-    "HCCL_BUFFSIZE": ("hccl.buffsize", 1, None, f"{CANN}, envref_07_0080"),
-    "HCCL_IF_BASE_PORT": ("engine.env.HCCL_IF_BASE_PORT", 1024, 65520, f"{CANN}, envref_07_0074: the first of 16"),
-    "HCCL_RDMA_TIMEOUT": ("engine.env.HCCL_RDMA_TIMEOUT", 5, 20, f"{CANN}, HCCL_RDMA_TIMEOUT on A2"),
-    "HCCL_INTRA_PCIE_ENABLE": ("hccl.intra_pcie_enable", 0, 1, f"{CANN}, envref_07_0081"),
-    "HCCL_INTRA_ROCE_ENABLE": ("hccl.intra_roce_enable", 0, 1, f"{CANN}, envref_07_0082"),
-}
-"""Variable -> its config key, smallest and largest whole number, source."""
 
 
 @rule("E1", "error", "all", CANN)
 def ranges(q: Question) -> Iterator[Problem]:
     """Whole numbers and their ranges."""
-    for name, (key, low, high, source) in RANGES.items():
+    for name, (key, low, high, source) in table("ranges").items():
         text = q.env.get(name)
         if text is None:
             continue
         good = re.fullmatch(r"-?\d+", text) and int(text) >= low and (high is None or int(text) <= high)
         if not good:
             wanted = f"a whole number from {low} to {high}" if high is not None else f"a whole number from {low} on"
-            yield Problem(key, text, f"{name} must be {wanted}", "Give one in that range, or null.", source=source)
+            yield Problem(
+                key, text, f"{name} must be {wanted}", "Give one in that range, or null.", source=f"{CANN}, {source}"
+            )
+
+
+_EARLY = ("DBO", "BALANCE_SCHEDULING", "FLASHCOMM1", "FLASHCOMM2_PARALLEL_SIZE")
+"""Ends of the plugin's variables that it reads for its configuration, also before 0.23."""
+_LATE = {"VLLM_USE_V2_MODEL_RUNNER": "<0.23", "VLLM_MLA_DISABLE": "0.11..0.13", "VLLM_ASCEND_ENABLE_DBO": "0.11..0.18"}
+"""Variables of vLLM, and the releases whose workers are the first to read them."""
+
+
+@rule("E19", "error", "all", "vllm and vllm-ascend, envs.py: int(...) of the variable")
+def whole_numbers(q: Question) -> Iterator[Problem]:
+    """Variables of vLLM and its plugin that are read as whole numbers when the engine begins."""
+    if q.release is None:
+        return
+    for name, default in q.release.variables.items():
+        text = q.env.get(name)
+        is_number = name in table("whole_numbers") or (name.startswith("VLLM_ASCEND") and str(default).isdigit())
+        if text is not None and is_number and not re.fullmatch(r"\s*[+-]?\d+\s*", text):
+            late = q.release.version < (0, 23) and name.startswith("VLLM_ASCEND") and not name.endswith(_EARLY)
+            late = late or covers(_LATE.get(name, "<0"), q.release.version)
+            severity: Severity | None = "warning" if late else None  # its workers read it, after the load
+            remedy = "Give one, most often 0 or 1."
+            yield Problem(f"engine.env.{name}", text, "a whole number is needed", remedy, severity)
+
+
+_ALGO = r"(\w+=)?level0:NA;level1:(ring|H-D_R|NHR|NHR_V1|NB|AHC|pipeline|pairwise)(;level2:[\w-]+)?"
+
+
+@rule("E15", "error", "all", f"{CANN}, envref_07_0079")
+def algorithm(q: Question) -> Iterator[Problem]:
+    """The algorithm between the nodes has one form, for all operators or for each."""
+    if (algo := q.config.hccl.algo) is not None and not re.fullmatch(f"{_ALGO}(/{_ALGO})*", algo):
+        reason = "it is not level0:NA;level1:ALGORITHM, nor OPERATOR=level0:NA;level1:ALGORITHM joined by /"
+        yield Problem("hccl.algo", algo, reason, "Give ring, H-D_R, NHR, NB, pipeline or pairwise, or null.")
 
 
 @rule("E2", "warning", "all", f"{CANN}, envref_07_0077: the wait for a peer that never comes", NPU)
@@ -68,8 +101,8 @@ def expansion_mode(q: Question) -> Iterator[Problem]:
         yield Problem(key, mode, "A2 knows AIV and HOST", "Set null, which is HOST.")
     if mode == "AIV" and len(q.ranks) > 1:
         reason = (
-            "AIV is not supported with several communicators in parallel and for AlltoAllV over several nodes; "
-            "the official two-node A2 recipes do not set it"
+            "AIV is not supported with several communicators in parallel; the official two-node A2 recipes of R1 and "
+            "V3.1 do not set it (that of V3.2 does)"
         )
         yield Problem(key, mode, reason, "Set null.", "warning")
     if mode == "AIV" and is_true(q.env.get("HCCL_DETERMINISTIC")):
@@ -111,22 +144,13 @@ def allocator(q: Question) -> Iterator[Problem]:
         yield Problem("engine.env.PYTORCH_NPU_ALLOC_CONF", value, reason, "Keep expandable_segments:True alone.")
 
 
-@rule("E9", "error", ">=0.11", "vllm-ascend v0.11.0, platform.py", NPU)
+@rule("E9", "error", "0.11..0.26", "vllm-ascend v0.11.0, platform.py; gone in v0.30.0rc2", NPU)
 def blocking_launch(q: Question) -> Iterator[Problem]:
     """Graphs cannot be captured with blocking launches."""
-    if q.env.get("ASCEND_LAUNCH_BLOCKING") == "1" and not q.on("enforce-eager"):
+    torchair = is_true(q.section("torchair_graph_config").get("enabled")) and q.release and q.release.version < (0, 12)
+    if q.env.get("ASCEND_LAUNCH_BLOCKING") == "1" and not q.on("enforce-eager") and not torchair:
         reason = "the ACL graph cannot be captured with it"
         yield Problem("engine.env.ASCEND_LAUNCH_BLOCKING", "1", reason, "Remove it, or set engine.args.enforce-eager.")
-
-
-@rule("E10", "warning", ">=0.18", "vllm 0.18.0, v1/engine/core_client.py: 600 s by default", NPU)
-def load_deadline(q: Question) -> Iterator[Problem]:
-    """The engine gives up a load of its own after ten minutes."""
-    text, name = q.env.get("VLLM_ENGINE_READY_TIMEOUT_S", "600"), "VLLM_ENGINE_READY_TIMEOUT_S"
-    allowed = q.config.limits.load_s
-    if text.isdigit() and int(text) < min(allowed, 1800) and q.config.model.shape.weight_gib >= 100:
-        reason = f"the engine gives up a load after {text} s, though limits.load_s allows {allowed:.0f} s"
-        yield Problem(f"engine.env.{name}", q.env.get(name), reason, f"Set +engine.env.{name}={allowed:.0f}.")
 
 
 @rule("E11", "warning", "all", "vllm, logger.py: the sizes that are read from the log are INFO lines", NPU)
@@ -155,6 +179,21 @@ def first_engine(q: Question) -> Iterator[Problem]:
         yield Problem("engine.env.VLLM_USE_V1", q.env["VLLM_USE_V1"], reason, "Set 1, or remove it.")
 
 
+@rule("E17", "warning", "0.23", "vllm-ascend v0.23.0.post1, worker/model_runner_v1.py; pull request 15362", NPU)
+def stale_kv(q: Question) -> Iterator[Problem]:
+    """0.23.0 lets an idle data-parallel rank write into KV blocks that are in use."""
+    assert q.release is not None
+    ranks, image = q.config.parallel.data_parallel_size, q.config.container.image or ""
+    tagged = image.endswith(("v0.23.0", "v0.23.0-openeuler")) and in_container(q.config)
+    if ranks > 1 and (q.release.name == "0.23.0" or tagged):
+        key, value = ("engine.release", q.release.name) if q.release.name == "0.23.0" else ("container.image", image)
+        reason = (
+            f"with {ranks} data-parallel ranks an idle one writes stale KV into blocks in use: silent wrong answers"
+        )
+        remedy = f"Set engine.release={ADVISED}" + (" and its image." if tagged else ".")
+        yield Problem(key, value, reason, remedy)
+
+
 @rule("E14", "warning", "all", "article, 4.1: its request names the checkpoint's path", NPU)
 def unnamed_model(q: Question) -> Iterator[Problem]:
     """Without a name clients must send the path."""
@@ -163,18 +202,66 @@ def unnamed_model(q: Question) -> Iterator[Problem]:
         yield Problem("model.served_model_name", None, reason, "Set a short name.")
 
 
-RULES = (
-    ranges,
-    long_wait,
-    costly_buffers,
-    expansion_mode,
-    inside_a_node,
-    device_ports,
-    allocator,
-    blocking_launch,
-    load_deadline,
-    quiet_log,
-    many_threads,
-    first_engine,
-    unnamed_model,
-)
+@rule("E18", "warning", "all", "SECURITY.md, what is not promised: other hosts of the site reach the API's port", NPU)
+def open_to_all(q: Question) -> Iterator[Problem]:
+    """Without a key everybody whom the network lets through can use the service."""
+    if q.config.engine.api_key is None:
+        reason = "every user whom the site's network lets reach the head can send requests while it is measured"
+        yield Problem("engine.api_key", None, reason, "Leave engine.api_key=auto: a key for each service.")
+
+
+RUN = "vllm-ascend v0.13.0, docs/source/tutorials/DeepSeek-R1.md, docker run"
+TOOLS = ("hccn_tool", "hccn.conf")
+"""Ends of what the HCCN tool needs in a container; the guides mount both since v0.13."""
+
+
+def _tag(q: Question) -> str:
+    """Return the tag of the image; empty: there is no container, no tag (a recipe's name), or another repository."""
+    container = q.config.container
+    repository, _, tag = (container.image or "").rpartition(":")
+    if not in_container(q.config) or "/" in tag:
+        return ""
+    return tag if repository.endswith("vllm-ascend") else ""
+
+
+@rule("K1", "warning", "all", "vllm-ascend, image workflows: a branch's tag follows the branch", NPU)
+def moving_tag(q: Question) -> Iterator[Problem]:
+    """A tag that changes its content: two runs of one config may be two engines."""
+    tag, image = _tag(q), q.config.container.image
+    reason = "it is the tag of a branch: its content changes, and rows of two days may be of two engines"
+    for name in releases() if tag else ():
+        if fixed := described(name).moving_images.get(tag):
+            base = described(name).images.get(str(fixed.value))
+            remedy = f"Pin {fixed.value}" + (f" ({base.value})." if base else ".")
+            yield Problem("container.image", image, reason, remedy, source=fixed.source)
+            return
+    if tag and (tag in ("latest", "main") or tag.endswith("-dev") or "-dev-" in tag):
+        pinned = " or ".join(q.release.images) if q.release else "a release's tag"
+        yield Problem("container.image", image, reason, f"Pin {pinned}.")
+
+
+@rule("K3", "warning", "all", RUN, NPU)
+def hccn_mounts(q: Question) -> Iterator[Problem]:
+    """Without hccn_tool and its file nothing inside can look at the NPUs' network."""
+    container = q.config.container
+    if not in_container(q.config) or container.driver_mounts is None:  # null: all that the guides have
+        return
+    mounts = [text.split(":")[0].rstrip("/") for text in (*container.driver_mounts, *container.mounts)]
+    missing = [name for name in TOOLS if not any(source.endswith(name) for source in mounts)]
+    if missing:
+        reason = f"{' and '.join(missing)} not mounted: the NPUs' network cannot be looked at from inside"
+        remedy = "Set container.driver_mounts=null, or add /usr/local/Ascend/driver/tools/hccn_tool and /etc/hccn.conf."
+        yield Problem("container.driver_mounts", list(container.driver_mounts), reason, remedy)
+
+
+@rule("K4", "warning", "all", f"{RUN}: --shm-size=1g", NPU)
+def large_shm(q: Question) -> Iterator[Problem]:
+    """/dev/shm may take the node's memory up to its size."""
+    container = q.config.container
+    try:
+        size = size_bytes(container.shm_size) if container.shm_size else 0
+    except ConfigError:  # a finding of its own
+        return
+    if in_container(q.config) and size > 64 << 30:
+        reason = "the official commands have 1g; what a larger one holds is missing in the page cache of the weights"
+        yield Problem("container.shm_size", container.shm_size, reason, "Set 1g.")

@@ -1,29 +1,17 @@
-"""Data, tensor and context parallel layout (R1, R2, R14, R15, L1)."""
+"""Data, tensor, pipeline and context parallel layout (R2, R14, R15, L1 to L4)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from jobs.engines.ascend import is_true
+from jobs.engines.ascend.memory import PARTITION
 from jobs.engines.ascend.rules.base import EVERY, Problem, Question, rule
+from jobs.engines.checkpoint.parts import stages
 
 PCP, DCP, PP = "prefill-context-parallel-size", "decode-context-parallel-size", "pipeline-parallel-size"
 TP = "parallel.tensor_parallel_size"
 MASTER = ("data-parallel-address", "data-parallel-rpc-port", "master-addr", "master-port")
-
-
-@rule("R1", "error", "all", "vllm-ascend docs, multi-node tutorial; vllm, world size = tp x pcp x pp", EVERY)
-def npus_of_a_node(q: Question) -> Iterator[Problem]:
-    """Local ranks x tp x pcp x pp must fit into a node. (Without pcp and pp the layout itself is refused.)"""
-    pcp, pp, tp = q.size(PCP), q.size(PP), q.config.parallel.tensor_parallel_size
-    most = q.config.cluster.npus_per_node
-    for node, flags in enumerate(q.ranks):
-        local = int(flags.get("data-parallel-size-local", 0))  # one rank over several nodes has none
-        if pcp * pp > 1 and local * tp * pcp * pp > most:
-            reason = (
-                f"node {node} needs {local} x tp {tp} x pcp {pcp} x pp {pp} = {local * tp * pcp * pp} NPUs of {most}"
-            )
-            yield Problem(TP, tp, reason, "Lower one of them.")
-            return
 
 
 @rule("R2", "error", "all", "vllm, engine/arg_utils.py: start rank without --headless is another topology", EVERY)
@@ -43,7 +31,53 @@ def head_and_headless(q: Question) -> Iterator[Problem]:
         start += int(flags.get("data-parallel-size-local", 0))
 
 
-@rule("R14", "error", ">=0.13", "vllm-ascend v0.23.0, platform.py, _validate_parallel_config")
+@rule("L2", "error", "all", "vllm, distributed/utils.py, get_pp_indices", EVERY)
+def pipeline_stages(q: Question) -> Iterator[Problem]:
+    """The stages hold the model's layers, each at least one; prefill context parallel is not made for them."""
+    count, layers = q.size(PP), q.arch.layers if q.arch else None
+    if count == 1:
+        return
+    if layers is not None:
+        try:
+            stages(layers, count, q.env.get(PARTITION))
+        except ValueError as error:
+            key = f"engine.env.{PARTITION}"
+            yield Problem(key, q.env.get(PARTITION), str(error), f"Leave {key} out: {layers} layers are cut evenly.")
+    if layers is not None and layers < count:
+        reason = f"the model has {layers} layers"
+        yield Problem("parallel.pipeline_parallel_size", count, reason, "Give as many stages at most.")
+    if q.size(PCP) > 1:
+        key, source = (
+            "parallel.prefill_context_parallel_size",
+            "vllm-ascend 0.30.0rc2, feature guide, pipeline parallel",
+        )
+        reason = "prefill context parallel together with pipeline stages is not supported"
+        yield Problem(key, q.size(PCP), reason, "Leave one of them out.", "warning", source)
+
+
+@rule("L3", "error", ">=0.27", "vllm-ascend 0.30.0rc2, feature guide, KVPP, supported features")
+def caches_by_layer(q: Question) -> Iterator[Problem]:
+    """Caches that are spread by layer are sent around without graphs, and are not spread by token as well."""
+    if not is_true(q.additional.get("enable_kvpp")):
+        return
+    key = "engine.additional_config.enable_kvpp"
+    if not q.on("enforce-eager"):
+        yield Problem(key, True, "it works without graphs only", "Set engine.args.enforce-eager=true.")
+    if q.size(DCP) > 1:
+        reason = f"it does not work together with decode context parallel {q.size(DCP)}"
+        yield Problem(key, True, reason, "Leave one of them out.")
+
+
+@rule("L4", "error", ">=0.26", "vllm-ascend 0.30.0rc2, platform.py: PCP is not supported; with Model Runner V2 it is")
+def runner_of_context_parallel(q: Question) -> Iterator[Problem]:
+    """Prefill context parallel is a thing of the second model runner."""
+    name = "VLLM_USE_V2_MODEL_RUNNER"
+    if q.size(PCP) > 1 and not is_true(q.env.get(name)):
+        reason = f"prefill context parallel {q.size(PCP)} needs the second model runner in this release"
+        yield Problem(f"engine.env.{name}", q.env.get(name), reason, f"Set +engine.env.{name}=1.")
+
+
+@rule("R14", "error", ">=0.23", "vllm-ascend v0.23.0, platform.py, _validate_parallel_config")
 def context_and_data_parallel(q: Question) -> Iterator[Problem]:
     """Prefill context parallel and data parallel exclude each other."""
     ranks = q.config.parallel.data_parallel_size
@@ -70,7 +104,11 @@ def decode_context_parallel(q: Question) -> Iterator[Problem]:
         )
         remedy = "Choose engine.release=0.13.0 or later, or another layout."
         yield Problem(at, size, reason, remedy, source="vllm-ascend v0.11.0, worker: no code for context parallelism")
-    if tp % dcp:
+    pcp = q.size(PCP)
+    if pcp > 1 and q.release.version >= (0, 26) and dcp not in (1, pcp, tp * pcp):
+        reason = f"with prefill context parallel {pcp} it must be 1, {pcp} or tp x pcp = {tp * pcp}"
+        yield Problem(key, dcp, reason, "Give one of these.", source="vllm 0.26.0, config/parallel.py")
+    elif tp % dcp and dcp != tp * pcp:
         yield Problem(key, dcp, f"it must divide {TP} = {tp}", "Give a divisor of it.")
     if (dcp > 1 or q.size(PCP) > 1) and q.speculative:
         yield Problem(
@@ -81,6 +119,16 @@ def decode_context_parallel(q: Question) -> Iterator[Problem]:
             "warning",
             "vllm-ascend v0.23.0, feature guide, context parallel, table of supported features",
         )
+
+
+@rule("R40", "error", ">=0.13", "vllm, config/vllm.py: Block_size should be divisible by cp_kv_cache_interleave_size")
+def interleaved_blocks(q: Question) -> Iterator[Problem]:
+    """With context parallelism a block is cut into whole pieces."""
+    name, blocks = "cp-kv-cache-interleave-size", q.config.parallel.block_size or 128
+    given = str(q.settings.get(name, 1))
+    if q.size(DCP) > 1 and given.isdigit() and (int(given) == 0 or blocks % int(given)):
+        reason = f"it must divide the block size, {blocks}"
+        yield Problem(f"engine.args.{name}", q.settings[name], reason, "Give a divisor of it.")
 
 
 @rule(
@@ -97,6 +145,3 @@ def whole_heads(q: Question) -> Iterator[Problem]:
         sizes = [size for size in range(1, q.config.cluster.npus_per_node + 1) if q.arch.heads % size == 0]
         reason = f"the {q.arch.heads} attention heads of the model cannot be cut over {tp} ranks"
         yield Problem(TP, tp, reason, f"Give a divisor of {q.arch.heads}: {', '.join(map(str, sizes))}.")
-
-
-RULES = (npus_of_a_node, head_and_headless, context_and_data_parallel, decode_context_parallel, whole_heads)

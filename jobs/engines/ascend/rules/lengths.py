@@ -1,11 +1,11 @@
-"""Lengths, batch sizes and memory shares (R3 to R6, R13, R18, R20, R21)."""
+"""Lengths, batch sizes and memory shares (R3 to R6, R13, R18, R20, R21, R24)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from jobs.core.service_config import Parallel
-from jobs.engines.ascend.rules.base import EVERY, NPU, Problem, Question, is_true, rule
+from jobs.engines.ascend import is_true
+from jobs.engines.ascend.rules.base import EVERY, NPU, Problem, Question, rule
 
 LEN, BATCHED, SEQS = "parallel.max_model_len", "parallel.max_num_batched_tokens", "parallel.max_num_seqs"
 
@@ -18,10 +18,11 @@ def _too_small(tokens: int, length: int, why: str) -> Problem:
 @rule("R3", "error", "<0.12", "vllm-ascend v0.9.1, core/schedule_config.py; pull request 4365 mends the tutorial")
 def ascend_scheduler(q: Question) -> Iterator[Problem]:
     """The Ascend scheduler without chunked prefill takes whole prompts only."""
-    scheduler, tokens = q.section("ascend_scheduler_config"), q.config.parallel.max_num_batched_tokens
+    scheduler = q.section("ascend_scheduler_config")
+    tokens = scheduler.get("max_num_batched_tokens", q.config.parallel.max_num_batched_tokens)
     length = q.config.parallel.max_model_len
     whole = is_true(scheduler.get("enabled")) and not is_true(scheduler.get("enable_chunked_prefill"))
-    if whole and tokens is not None and tokens < length:
+    if whole and type(tokens) is int and tokens < length:
         yield _too_small(tokens, length, "ascend_scheduler_config is enabled without enable_chunked_prefill")
 
 
@@ -71,15 +72,19 @@ def longer_than_the_model(q: Question) -> Iterator[Problem]:
         yield Problem(LEN, length, reason, f"Lower it to {most} or less.")
 
 
-def at_once(parallel: Parallel) -> int | None:
-    """Return how many requests all engines together run at once; None: nothing limits their number."""
-    return None if parallel.max_num_seqs is None else parallel.max_num_seqs * parallel.data_parallel_size
+@rule("R24", "error", ">=0.30", "vllm 0.30.0, config/scheduler.py, verify_max_model_len", EVERY)
+def threshold_of_long_prompts(q: Question) -> Iterator[Problem]:
+    """A prompt cannot be long only beyond the longest one."""
+    name, length = "long-prefill-token-threshold", q.config.parallel.max_model_len
+    if q.size(name) > length:
+        reason = f"it is above {LEN} = {length}"
+        yield Problem(f"engine.args.{name}", q.settings[name], reason, f"Give {length} or less.")
 
 
 @rule("R20", "warning", "all", "vllm-ascend docs, context parallel tutorials: max_num_seqs x dp >= concurrency", EVERY)
 def queueing(q: Question) -> Iterator[Problem]:
     """More requests in flight than the engines run at once: the rest waits, and TTFT holds the wait."""
-    concurrency, p, most = q.config.bench.concurrency, q.config.parallel, at_once(q.config.parallel)
+    concurrency, p, most = q.config.bench.concurrency, q.config.parallel, q.config.parallel.sequences
     if concurrency is not None and most is not None and concurrency > most:
         reason = (
             f"the engines run {SEQS} x data_parallel_size = {p.max_num_seqs} x {p.data_parallel_size} = {most} "
@@ -95,15 +100,3 @@ def high_utilization(q: Question) -> Iterator[Problem]:
     if share is not None and share > 0.92:
         reason = "the profile run does not see uneven expert load: out of memory during inference is likely"
         yield Problem("parallel.gpu_memory_utilization", share, reason, "Set 0.92 or less.")
-
-
-RULES = (
-    ascend_scheduler,
-    whole_prompts,
-    a_token_for_each_sequence,
-    more_tokens_than_can_be,
-    block_of_128,
-    longer_than_the_model,
-    queueing,
-    high_utilization,
-)

@@ -1,30 +1,20 @@
-"""Names that the release does not know: flags, their values, keys of additional_config, variables (N1 to N6)."""
+"""Names that the release does not know, or refuses: flags, their values, keys, variables (N1 to N8)."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from jobs.core.errors import nearest
-from jobs.engines.ascend import Flag, Release
-from jobs.engines.ascend.rules.base import Problem, Question, is_true, rule
+from jobs.core.fields import dotted
+from jobs.engines.ascend import Flag, Release, is_true
+from jobs.engines.ascend.rules.base import NPU, Problem, Question, covers, outside, rule, table
 from jobs.engines.base import Severity
+from jobs.engines.speculation import speculation_of
+from jobs.engines.vllm.command import CONFIGURED
 
-HCCL = (
-    "HCCL_ALGO", "HCCL_BUFFSIZE", "HCCL_CONNECT_TIMEOUT", "HCCL_DEBUG_CONFIG", "HCCL_DETERMINISTIC",
-    "HCCL_DFS_CONFIG", "HCCL_DIAGNOSE_ENABLE", "HCCL_ENTRY_LOG_ENABLE", "HCCL_EXEC_TIMEOUT",
-    "HCCL_HOST_SOCKET_PORT_RANGE",
-    "HCCL_IF_BASE_PORT", "HCCL_IF_IP", "HCCL_INTER_HCCS_DISABLE", "HCCL_INTRA_PCIE_ENABLE", "HCCL_INTRA_ROCE_ENABLE",
-    "HCCL_LOGIC_SUPERPOD_ID", "HCCL_MULTI_QP_THRESHOLD", "HCCL_NPU_SOCKET_PORT_RANGE", "HCCL_OP_BASE_FFTS_MODE_ENABLE",
-    "HCCL_OP_COUNTER_ENABLE", "HCCL_OP_EXPANSION_MODE", "HCCL_OP_RETRY_ENABLE", "HCCL_OP_RETRY_PARAMS",
-    "HCCL_RDMA_PCIE_DIRECT_POST_NOSTRICT", "HCCL_RDMA_QPS_PER_CONNECTION", "HCCL_RDMA_QP_PORT_CONFIG_PATH",
-    "HCCL_RDMA_RETRY_CNT", "HCCL_RDMA_SL", "HCCL_RDMA_TC", "HCCL_RDMA_TIMEOUT", "HCCL_SOCKET_FAMILY",
-    "HCCL_SOCKET_IFNAME", "HCCL_SO_PATH", "HCCL_WHITELIST_DISABLE", "HCCL_WHITELIST_FILE",
-)  # fmt: skip
-"""Variables of HCCL (CANN 8.5.0, maintenance reference, environment variables)."""
-
-
+HCCL: list[str] = table("hccl_variables")
 IS_SWITCH = "it is a switch: true or false"
 
 
@@ -56,6 +46,8 @@ def value_problem(flag: Flag, value: Any) -> str | None:
         kind = (flag.type or "str").removeprefix("optional-")
         if kind in ("int", "float") and not _is_number(one, kind):
             return f"{'a whole number' if kind == 'int' else 'a number'} is needed"
+        if flag.range and _is_number(one, "float") and (problem := outside(flag.range, float(one))):
+            return problem
     return None
 
 
@@ -86,8 +78,18 @@ def unknown_flags(q: Question) -> Iterator[Problem]:
             problem = value_problem(q.release.flags[known], not value) if isinstance(value, bool) else IS_SWITCH
             if problem:
                 yield Problem(key, value, f"--{name}: {problem}", f"Set {name.removeprefix('no-')} instead.")
-        elif problem := value_problem(q.release.flags[known], value):
+        elif (problem := value_problem(q.release.flags[known], value)) and not _is_added(known, value, q.release):
             yield Problem(key, value, f"--{known}: {problem}", "Mend the value.")
+    for name, key in CONFIGURED.items():  # a key of its own is a flag too
+        value, flag = q.settings.get(name), q.release.flags.get(name)
+        if value is not None and flag and (flag.choices or flag.range) and (problem := value_problem(flag, value)):
+            yield Problem(key, value, f"--{name}: {problem}", "Mend the value.")
+
+
+def _is_added(flag: str, value: Any, release: Release) -> bool:
+    """Whether the plugin adds this value to those that the parser takes."""
+    added = table("further_choices")
+    return any(one[0] == flag and one[2] == value and covers(one[1], release.version) for one in added)
 
 
 def _nearest_flag(name: str, release: Release) -> str:
@@ -125,7 +127,8 @@ def unknown_keys(q: Question) -> Iterator[Problem]:
         if name in ("torchair_graph_config", "ascend_scheduler_config") and q.release.version >= (0, 12):
             continue  # rule R12
         if name not in q.release.keys:
-            reason = f"vllm-ascend {q.release.name} does not know it and would silently ignore it"
+            does = "refuses it" if q.release.strict else "does not know it and would silently ignore it"
+            reason = f"vllm-ascend {q.release.name} {does}"
             yield Problem(f"engine.additional_config.{name}", value, reason, nearest(name, q.release.keys))
         else:
             yield from _unknown_inside(q.release, name, value)
@@ -133,17 +136,27 @@ def unknown_keys(q: Question) -> Iterator[Problem]:
 
 def _unknown_inside(release: Release, name: str, value: Any) -> Iterator[Problem]:
     key = release.keys[name]
-    if key.keys is None or key.unknown == "accepted":
+    if key.keys is None:
         return
     if not isinstance(value, Mapping):
         reason = "it is a section: a mapping is needed"
         yield Problem(f"engine.additional_config.{name}", value, reason, f"Write {{{key.keys[0]}: ...}}.")
         return
-    for inner in value:
+    if key.unknown == "accepted":
+        return
+    for inner in names_in(value, key.keys):
         if inner not in key.keys:
             does = "refuses it" if key.unknown == "error" else "does not know it and would silently ignore it"
             where = f"engine.additional_config.{name}.{inner}"
-            yield Problem(where, value[inner], f"vllm-ascend {release.name} {does}", nearest(inner, key.keys))
+            yield Problem(where, dotted(value, inner), f"vllm-ascend {release.name} {does}", nearest(inner, key.keys))
+
+
+def names_in(section: Mapping[str, Any], known: Iterable[str], prefix: str = "") -> Iterator[str]:
+    """Yield the names of a mapping, dotted inside a section whose own names are known."""
+    for name, value in section.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, Mapping) and any(one.startswith(f"{prefix}{name}.") for one in known):
+            yield from names_in(value, known, f"{prefix}{name}.")
 
 
 @rule("N4", "warning", ">=0.9", "vllm-ascend release notes and configuration guide")
@@ -173,14 +186,36 @@ def unknown_variables(q: Question) -> Iterator[Problem]:
     for name in q.config.engine.env:
         if q.env.get(name) is None:
             continue
-        if name.startswith("VLLM_") and name not in q.release.variables:
-            reason = f"neither vLLM {q.release.name} nor its Ascend plugin reads it"
-            reason += ", and --fail-on-environ-validation refuses it" if strict else ": it is ignored"
-            severity: Severity = "error" if strict else "warning"
+        known = q.release.variables
+        refused = strict and name not in q.release.engine_variables  # it knows vLLM's own names, not the plugin's
+        if name.startswith("VLLM_") and (refused or name not in known):
+            reason = (
+                f"vLLM {q.release.name} does not know it"
+                if name in known
+                else (f"neither vLLM {q.release.name} nor its Ascend plugin reads it")
+            )
+            reason += ", and --fail-on-environ-validation refuses it" if refused else ": it is ignored"
+            severity: Severity = "error" if refused else "warning"
             yield Problem(f"engine.env.{name}", q.env[name], reason, _remedy(name, q.release.variables), severity)
         if name.startswith("HCCL_") and name not in HCCL and name not in q.release.variables:
             reason = "HCCL has no such variable: it is ignored"
             yield Problem(f"engine.env.{name}", q.env[name], reason, _remedy(name, HCCL), source="CANN, HCCL variables")
+
+
+@rule("N8", "warning", ">=0.9", "vllm-ascend issue 8915: variables of one image in the place of another", NPU)
+def foreign_variables(q: Question) -> Iterator[Problem]:
+    """Variables that neither the release nor anything around it is known to read: another image's, most often."""
+    assert q.release is not None
+    for name in q.config.engine.env:
+        known = name in q.release.variables or name.startswith(("VLLM_", "HCCL_"))  # N5
+        if q.env.get(name) is None or known or name.upper().startswith(tuple(table("others_variables"))):
+            continue
+        reason = (
+            f"no file of vLLM {q.release.name} or its Ascend plugin reads it, and it is none of CANN's, PyTorch's or "
+            "the system's: it is ignored, if nothing of your own reads it"
+        )
+        remedy = _remedy(name, (*q.release.variables, *HCCL))
+        yield Problem(f"engine.env.{name}", q.env[name], reason, remedy)
 
 
 def _remedy(name: str, known: Iterable[str]) -> str:
@@ -206,4 +241,56 @@ def deprecated_variables(q: Question) -> Iterator[Problem]:
             )
 
 
-RULES = (unknown_flags, deprecated_flags, unknown_keys, deprecated_keys, unknown_variables, deprecated_variables)
+def _role(q: Question) -> Any:
+    """Return `kv_role` of --kv-transfer-config; None: prefill and decode are not disaggregated."""
+    return q.inside("kv-transfer-config").get("kv_role")
+
+
+def _drafts(q: Question) -> int:
+    """Return the tokens that are drafted for a step; 0: none."""
+    found = speculation_of(q.config)
+    return (found.tokens or 0) if found else 0
+
+
+_APART = ", and prefill and decode are not disaggregated here"
+_CONDITIONS: Mapping[str, tuple[str, Callable[[Question], bool]]] = {
+    "decode": (f"a decode node (kv_role=kv_consumer){_APART}", lambda q: _role(q) in ("kv_consumer", "kv_both")),
+    "one role": (
+        f"a node of one role (kv_role=kv_consumer){_APART}",
+        lambda q: _role(q) in ("kv_consumer", "kv_producer"),
+    ),
+    "prefill": (f"a prefill node (kv_role=kv_producer){_APART}", lambda q: _role(q) == "kv_producer"),
+    "one NPU": ("parallel.tensor_parallel_size=1", lambda q: q.config.parallel.tensor_parallel_size == 1),
+    "stages": ("engine.args.pipeline-parallel-size above 1", lambda q: q.size("pipeline-parallel-size") > 1),
+    "one draft": ("num_speculative_tokens=1, or no speculative decoding", lambda q: _drafts(q) in (0, 1)),
+    "no drafts": ("a start without speculative decoding", lambda q: speculation_of(q.config) is None),
+    "balanced steps": (
+        "recompute_scheduler_enable, which is for decode nodes",
+        lambda q: (
+            is_true(q.additional.get("recompute_scheduler_enable"))
+            or is_true(q.section("scheduler_config").get("recompute_scheduler_enable"))
+        ),
+    ),
+    "graphs": ("graph mode", lambda q: not q.on("enforce-eager")),
+}
+"""What the engine asks for where a key is set (`needs` in tables.yaml): in words, and whether a config has it."""
+
+
+@rule("N7", "error", ">=0.11", "vllm-ascend, ascend_config.py and platform.py")
+def refused_keys(q: Question) -> Iterator[Problem]:
+    """Keys that the engine refuses at its start, after the queue: each one once, with the first thing it lacks."""
+    assert q.release is not None
+    seen: set[str] = set()
+    for key, releases, condition, source in table("needs"):
+        value, (words, met) = dotted(q.additional, key), _CONDITIONS[condition]
+        asked = value is not None if q.release.version[:2] == (0, 11) else _is_on(value)  # 0 is a size there
+        if key in seen or not asked or not covers(releases, q.release.version) or met(q):
+            continue
+        seen.add(key)
+        reason = f"the engine does not start with it: it needs {words}"
+        yield Problem(f"engine.additional_config.{key}", value, reason, "Remove it.", source=source)
+
+
+def _is_on(value: Any) -> bool:
+    """Whether a key is set to more than off: true, a number above 0, a list that holds something."""
+    return is_true(value) or (bool(value) and str(value).lower() not in ("false", "0", "none"))

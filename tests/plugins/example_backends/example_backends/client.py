@@ -44,8 +44,8 @@ class ExampleBench(BenchClient):
         known = {
             "completed": len(tokens),
             "failed": len(errors),
-            "request_s": len(tokens) / seconds,
-            "output_tok_s": sum(tokens) / seconds,
+            "request_per_s": len(tokens) / seconds,
+            "output_tok_per_s": sum(tokens) / seconds,
             "output_tokens_mean": sum(tokens) / len(tokens) if tokens else None,
         }
         return Result(count, len(tokens), len(errors), seconds, sum(tokens), tokens, errors[:3], figures(known))

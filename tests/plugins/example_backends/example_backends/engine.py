@@ -8,9 +8,9 @@ from collections.abc import Callable
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.core.fields import from_root
+from jobs.core.layout import Placement
 from jobs.engines.base import Traits, register
 from jobs.engines.checkpoint.architecture import Architecture
-from jobs.engines.placement import Placement
 from jobs.engines.prediction import Allowance, Prediction
 from jobs.engines.vllm.command import flags, rendered
 from jobs.engines.vllm.serve import VllmServe

@@ -1,0 +1,358 @@
+"""How often what the report and `compare` say is true, where the truth is known.
+
+    python -m benchmarks.coverage [monte-carlo | sweeps] [--engine simulator | vllm_cpu] [--trials N]
+
+Monte Carlo draws windows and starts and asks jobs.results what it makes of them: settings that are the same and told
+apart, winners where there is none, true differences that are found, curves that hold the truth. `sweeps` measures one
+setting several times over by launch.py, in one service and in several, in closed and open loops. docs/measuring.md has
+the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import itertools
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.core.load import REPEATS
+from jobs.core.rundir import SweepDir
+from jobs.results import noise, verdict
+from jobs.results.curves import fit
+from jobs.results.gather import Run, read_run
+from jobs.results.intervals import Scatter, pooled
+
+Floats = NDArray[np.float64]
+
+COLUMN = "output_tok_per_s"
+SETTING, START, WORK = "parallel.max_model_len", "parallel.seed", "bench.input_tokens"
+
+Trial = Callable[[np.random.Generator], Floats]
+"""Draws the figures of one start's windows, around 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn(noise.Side):
+    """A side whose windows are drawn: its rows hold them."""
+
+    @property
+    def starts(self) -> tuple[tuple[float, ...], ...]:  # type: ignore[override]
+        """The drawn windows."""
+        return tuple(row["drawn"] for row in self.rows)
+
+    @property
+    def inside(self) -> Scatter | None:  # type: ignore[override]
+        """Nothing: windows alone speak."""
+        return None
+
+
+def windows(count: int, *, window: float, start: float, state: float = 0.0, lasting: float = 0.0) -> Trial:
+    """Return a trial: independent noise of windows, an effect of the start, and a state of the machine.
+
+    Args:
+        count: windows of a start.
+        window, start, state: standard deviations, as shares.
+        lasting: correlation of the state from one window to the next.
+    """
+
+    def draw(rng: np.random.Generator) -> Floats:
+        now, states = rng.normal(0, state), []
+        for _ in range(count):
+            states.append(now)
+            now = lasting * now + np.sqrt(1 - lasting**2) * rng.normal(0, state)
+        return np.asarray(np.exp(rng.normal(0, start) + rng.normal(0, window, count) + np.array(states)))
+
+    return draw
+
+
+def sweep(
+    means: Sequence[float], starts: int | Sequence[int], trial: Trial, rng: np.random.Generator, kinds: int = 1
+) -> Run:
+    """Return a sweep of settings with these true means as its files would tell it.
+
+    Args:
+        means: true ones. starts: of each setting, or of all. trial: draws the windows of a start. rng: for it.
+        kinds: of work, one after the other in each start.
+    """
+    rows = []
+    many = [starts] * len(means) if isinstance(starts, int) else starts
+    for setting, mean in enumerate(means):
+        for number, kind in itertools.product(range(many[setting]), range(kinds)):
+            if kind == 0:
+                effect = trial(rng)
+                drawn = 1000 * mean * effect
+            else:  # the same start, other windows
+                again = trial(rng)
+                drawn = 1000 * mean * again / again.mean() * effect.mean()
+            rows.append(
+                {
+                    "point": f"{setting}-{number}-{kind}", "service": f"{setting}-{number}", "engine": "vllm_ascend",
+                    "valid": True, COLUMN: float(np.median(drawn)), "windows": len(drawn), "completed": 1000,
+                    SETTING: setting, START: number, WORK: kind, "drawn": tuple(float(value) for value in drawn),
+                }
+            )  # fmt: skip
+    swept = (SETTING, START, WORK) if kinds > 1 else (SETTING, START)
+    return Run(SweepDir(Path("drawn")), swept, {}, tuple(rows), {"bench": {"concurrency": 16}})
+
+
+def judged(run: Run) -> verdict.Verdict:
+    """Judge a drawn sweep."""
+    return verdict.judge(run)
+
+
+def share(count: int, of: int) -> str:
+    """Return a share in percent."""
+    return f"{100 * count / of:.1f} %" if of else "-"
+
+
+# --- Monte Carlo
+
+
+def told_apart(trials: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+    """Two windows' worth of one setting against itself: how often a difference is claimed (nominal 5 %)."""
+    cases: Mapping[str, tuple[int, Trial]] = {
+        "3 windows a side, independent": (1, windows(3, window=0.05, start=0)),
+        "5 windows a side, independent": (1, windows(5, window=0.05, start=0)),
+        "3 windows, machine state 5 %, correlation 0.2 from window to window": (
+            1, windows(3, window=0.02, start=0, state=0.05, lasting=0.2)),
+        "3 starts a side, start effect 2 %": (3, windows(3, window=0.005, start=0.02)),
+        "2 starts a side, start effect 2 %": (2, windows(3, window=0.005, start=0.02)),
+    }  # fmt: skip
+    for name, (starts, trial) in cases.items():
+        count = 0
+        for _ in range(trials):
+            run = sweep((1, 1), starts, trial, rng)
+            one, two = (Drawn(run, tuple(row for row in run.rows if row[SETTING] == n), COLUMN) for n in (0, 1))
+            found = noise.difference(one, two)
+            count += found is not None and not found.change.holds_zero
+        yield name, share(count, trials)
+
+
+def queued(trials: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+    """An open loop against itself: Poisson arrivals at 8 slots that take 4 s each, three windows of 120 s a side."""
+    run = sweep((1, 1), 1, windows(3, window=0, start=0), rng)
+    for load in (0.5, 0.8, 0.9):
+        apart = 0
+        for _ in range(trials):
+            sides = [Drawn(run, ({"drawn": tuple(_wait(load, rng) for _ in range(3))},), "ttft_ms_mean") for _ in "ab"]
+            found = noise.difference(*sides)
+            apart += found is not None and not found.change.holds_zero
+        yield f"open loop at {load:.0%} of capacity, mean TTFT, 3 windows a side", share(apart, trials)
+
+
+def _wait(load: float, rng: np.random.Generator) -> float:
+    """Return the mean time to the first token of the requests that come in a window, ms: 0.5 s after their slot."""
+    free, now, waits = [0.0] * 8, 0.0, []
+    while now < 135:
+        now += rng.exponential(4 / 8 / load)
+        begins = max(now, heapq.heappop(free))
+        heapq.heappush(free, begins + 4)
+        if 15 <= now < 135:
+            waits.append(begins - now + 0.5)
+    return 1e3 * float(np.mean(waits))
+
+
+def remembered(trials: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+    """One start of a setting against another one, where earlier starts have shown their spread."""
+    for earlier, effect in itertools.product((3, 6, 20), (0.02, 0.05)):
+        trial, apart, believed = windows(3, window=0.005, start=effect), 0, 0
+        for _ in range(trials):
+            spread = pooled([[float(trial(rng).mean()) for _ in range(earlier)]])
+            run = sweep((1, 1), 1, trial, rng)
+            found = noise.difference(*(Drawn(run, (row,), COLUMN, spread) for row in run.rows))
+            apart += found is not None and not found.change.holds_zero
+            believed += found is not None and found.sure and not found.change.holds_zero
+        yield (
+            f"1 start a side, effect {effect:.0%}, known from {earlier} earlier starts",
+            (f"told apart {share(apart, trials)}, believed {share(believed, trials)}"),
+        )
+
+
+def false_winners(trials: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+    """Settings that are all the same: how often one "won", and how often that was to be believed."""
+    for effect, settings, starts in itertools.product((0.0, 0.02, 0.03), (2, 4, 8), (1, 2, 3)):
+        trial = windows(3, window=0.005, start=effect)
+        found = [judged(sweep((1,) * settings, starts, trial, rng)) for _ in range(trials)]
+        won = share(sum(one.winner is not None for one in found), trials)
+        believed = share(sum(one.believe == "yes" for one in found), trials)
+        yield f"start effect {effect:.0%}, {settings} settings x {starts} starts", f"won {won}, believed {believed}"
+
+
+def false_leaders(trials: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+    """Two equal settings: how often one is said to lead, in any kind of work, or with unequal numbers of starts."""
+    cases: Mapping[str, tuple[int | tuple[int, int], int, Trial]] = {
+        "3 kinds of work, 1 start": (1, 3, windows(3, window=0.01, start=0)),
+        "8 kinds of work, 1 start": (1, 8, windows(3, window=0.01, start=0)),
+        "3 kinds of work, 3 starts, start effect 2 %": (3, 3, windows(3, window=0.005, start=0.02)),
+        "8 kinds of work, 3 starts, start effect 2 %": (3, 8, windows(3, window=0.005, start=0.02)),
+        "1 start against 4, start effect 2 %": ((1, 4), 1, windows(3, window=0.005, start=0.02)),
+        "2 starts against 6, start effect 2 %": ((2, 6), 1, windows(3, window=0.005, start=0.02)),
+    }
+    for name, (starts, kinds, trial) in cases.items():
+        found = [judged(sweep((1, 1), starts, trial, rng, kinds)) for _ in range(trials)]
+        led = [any(one.id.removesuffix("_for") in verdict.LEADS for one in each.sentences) for each in found]
+        yield name, share(sum(led), trials)
+
+
+def power(trials: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+    """A true difference of 5 %: how often it is found where the report says that it would have been seen."""
+    for starts, effect, window in (
+        (1, 0.0, 0.01),
+        (1, 0.0, 0.02),
+        (3, 0.01, 0.005),
+        (3, 0.02, 0.005),
+        (4, 0.015, 0.01),
+    ):
+        said = seen = 0
+        for _ in range(trials):
+            run = sweep((1, 1.05), starts, windows(3, window=window, start=effect), rng)
+            one, two = (Drawn(run, tuple(row for row in run.rows if row[SETTING] == n), COLUMN) for n in (0, 1))
+            if (found := noise.difference(one, two)) and found.change.least <= 0.05:
+                said, seen = said + 1, seen + (found.change.low > 0)
+        where = f"{starts} starts, effect {effect:.1%}, window noise {window:.1%}"
+        yield where, f"said in {share(said, trials)}, found in {share(seen, said)} of these"
+
+
+def margins(trials: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+    """The best of K settings that lie 1 % apart: how often it is truly better by "at least" what is said."""
+    for settings in (2, 4, 8):
+        means = [1 + 0.01 * number for number in range(settings)]
+        kept = count = 0
+        for _ in range(trials):
+            found = judged(sweep(means, 4, windows(3, window=0.003, start=0.003), rng))
+            if found.winner is None:
+                continue
+            values, count = found.sentences[0].values, count + 1
+            best, second = (means[int(str(values[name]).rpartition("=")[2])] for name in ("setting", "second"))
+            kept += (best / second - 1) * 100 >= values["low"]
+        yield (
+            f"{settings} settings 1 % apart, 4 starts",
+            f"won {share(count, trials)}, margin kept {share(kept, count)}",
+        )
+
+
+def bands(trials: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+    """Curves over 8K to 128K tokens: how often the band holds the truth, at each length (said: 95 %)."""
+    lengths = 1024.0 * np.array([8, 16, 32, 64, 128])
+    curves: Mapping[str, tuple[Callable[[Floats], Floats], bool]] = {
+        "a time (200 + 0.07 L + 4e-6 L^2 ms)": (lambda x: 200 + 0.07 * x + 4e-6 * x**2, False),
+        "a rate (1 / (0.05 + 2e-6 L + 5e-12 L^2))": (lambda x: 1 / (0.05 + 2e-6 * x + 5e-12 * x**2), True),
+    }
+    for (name, (true, rate)), scatter in itertools.product(curves.items(), (0.01, 0.03, 0.06)):
+        held, drawn = np.zeros(33), 0
+        for _ in range(trials):
+            noisy = true(lengths) * (1 + scatter * rng.standard_normal(len(lengths)))
+            if curve := fit(list(lengths), list(noisy), rate=rate):
+                at = true(np.array(curve.x))
+                held += (np.array(curve.low) <= at) & (at <= np.array(curve.high))
+                drawn += 1
+        ends = [share(int(value), drawn) for value in (held.min(), held.max(), held[-1])]
+        yield f"{name}, noise {scatter:.0%}", f"{ends[0]} to {ends[1]}, at 128K {ends[2]}"
+
+
+TABLES = {
+    "One setting against itself: told apart (nominal 5 %)": told_apart,
+    "The same in an open loop": queued,
+    "The same with a spread between starts that is known from earlier sweeps": remembered,
+    "Settings that are all the same: a winner": false_winners,
+    "Two settings that are the same: one leads": false_leaders,
+    "A true difference of 5 %": power,
+    "The margin of the best": margins,
+    "Bands of curves (95 %)": bands,
+}
+
+
+def monte_carlo(trials: int) -> None:
+    """Print every table."""
+    noise_side, verdict.Side = verdict.Side, Drawn  # type: ignore[misc]
+    try:
+        for title, table in TABLES.items():
+            print(f"\n### {title}\n\n| trial | found |\n|---|---|")
+            for name, found in table(trials, np.random.default_rng(0)):
+                print(f"| {name} | {found} |", flush=True)
+    finally:
+        verdict.Side = noise_side  # type: ignore[misc]
+
+
+# --- sweeps
+
+LOADS = {
+    "closed loop": ("bench.concurrency=8",),
+    "open loop": ("bench.concurrency=null", "bench.request_rate=4"),
+}
+FIGURES = ("output_tok_per_s", "ttft_ms_mean", "e2el_ms_mean")
+
+
+def measured(engine: str, load: Sequence[str], starts: int, count: int, window_s: float) -> Run:
+    """Measure one setting in so many starts and windows, and return its sweep."""
+    words = [
+        *("engine=simulator",) * (engine == "simulator"), *("experiment=demo",) * (engine != "simulator"), *load,
+        "bench.output_tokens=32", "bench.input_tokens=64", "bench.warmup_s=3", f"bench.window_s={window_s}",
+        f"bench.repeats={count}", f"parallel.seed={','.join(str(n) for n in range(1, starts + 1))}",
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory() as root:
+        command = [sys.executable, "launch.py", "-m", *words, f"results.root={root}"]
+        subprocess.run(command, check=False, stdout=sys.stderr)
+        [plan] = [path.parent for path in Path(root).glob("*/plan.json") if not path.parent.is_symlink()]
+        run = read_run(plan)
+        if reason := next((row["invalid_reason"] for row in run.rows if not row["valid"]), None):
+            sys.exit(f"nothing is told: {reason}")
+        for row in run.rows:  # read before the files go
+            row["drawn"] = {
+                column: noise.Side(run, (row,), column).windows for column in (*FIGURES, "ttft_ms_p99")
+            }  # fmt: skip
+        return run
+
+
+def parts(values: Sequence[float]) -> list[tuple[float, ...]]:
+    """Return windows in groups of three, interleaved as repeats of settings are."""
+    groups = len(values) // REPEATS
+    return [tuple(values[number::groups][:REPEATS]) for number in range(groups)]
+
+
+def sweeps(engine: str, window_s: float, starts: int) -> None:
+    """Print how often groups of three windows of one setting are told apart, of one start and of two."""
+    print(f"\n### {engine}: groups of 3 windows of one setting (nominal 5 %)\n")
+    print("| load | figure | same start | other start |\n|---|---|---|---|")
+    for name, load in LOADS.items():
+        run = measured(engine, load, starts, 4 * REPEATS, window_s)
+        for column in FIGURES:
+            groups = [
+                [Drawn(run, ({"drawn": part},), column) for part in parts(row["drawn"][column])] for row in run.rows
+            ]
+            same = [pair for start in groups for pair in itertools.combinations(start, 2)]
+            other = [pair for one, two in itertools.combinations(groups, 2) for pair in itertools.product(one, two)]
+            cells = []
+            for pairs in (same, other):
+                found = [noise.difference(one, two) for one, two in pairs]
+                apart = sum(one is not None and not one.change.holds_zero for one in found)
+                cells.append(f"{apart} of {len(pairs)} ({share(apart, len(pairs))})")
+            print(f"| {name} | {column} | {' | '.join(cells)} |", flush=True)
+
+
+def main() -> int:
+    """Run one of the two, or both."""
+    options = argparse.ArgumentParser(description="how often what is said is true")
+    options.add_argument("what", nargs="?", choices=("monte-carlo", "sweeps"), default="monte-carlo")
+    options.add_argument("--engine", default="simulator", choices=("simulator", "vllm_cpu"))
+    options.add_argument("--trials", type=int, default=1000)
+    options.add_argument("--window-s", type=float, default=6.0)
+    options.add_argument("--starts", type=int, default=3)
+    asked = options.parse_args()
+    if asked.what == "monte-carlo":
+        monte_carlo(asked.trials)
+    else:
+        sweeps(asked.engine, asked.window_s, asked.starts)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

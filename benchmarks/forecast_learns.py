@@ -1,0 +1,174 @@
+"""Does a forecast that has seen half of a grid hold the other half? `python -m benchmarks.forecast_learns`
+
+The truth is the rehearsal engine's scheduler, in its own time, on a machine whose constants nobody told the forecast
+(each times a factor of its own, e^N(0, 0.3)), with noise of a start and of a window. Four lengths, five loads, three
+layouts; half of the points are seen. What it does not ask: a machine whose steps follow another law.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+
+from jobs.engines.prediction import Layout
+from jobs.engines.simulator.scheduler import Batch, Request, Scheduler
+from jobs.engines.steptime import Constants, Sizes, StepTime, Work
+from jobs.forecast.anchors import NAMES, anchors, believed, constants_of
+from jobs.forecast.figures import Demand
+from jobs.forecast.learn import Learnt, Observation, Subject, learn
+
+LENGTHS = (2048, 8192, 16384, 32768)
+LOADS = (1, 4, 8, 16, 32)
+LAYOUTS = {"dp2_tp8": Layout(8, 2, True), "dp4_tp4": Layout(4, 4, True), "dp1_tp16": Layout(16, 1, True)}
+OUTPUT, BATCHED, SLOTS = 256, 8192, 64
+START_NOISE, WINDOW_NOISE = 0.01, 0.01
+ROUNDS = 4
+
+
+def hidden(seed: int, spread: float = 0.3) -> Constants:
+    """Return constants that the forecast is not told: each its believed value times a factor of its own."""
+    random = Random(seed)
+    return constants_of(believed().mean + np.array([random.gauss(0, spread) for _ in NAMES]))
+
+
+def played(step: StepTime, load: Demand, rounds: int = ROUNDS) -> dict[str, float]:
+    """Return what a closed loop shows on the rehearsal engine's schedulers, which step together, in their own time."""
+    layout = step.layout
+    ranks = [Scheduler(10**7, 16, load.batched, load.slots) for _ in range(layout.dp)]
+    now, wanted = 0.0, int(load.concurrency) * rounds
+    born: dict[int, float] = {}
+    first: dict[int, float] = {}
+    done: list[tuple[float, float, float]] = []
+    sent = int(load.concurrency)
+    for slot in range(sent):
+        ranks[slot % layout.dp].add(Request(slot, load.prompt, load.output))
+        born[slot] = 0.0
+    while len(done) < wanted:
+        batches: list[Batch] = [one.plan() for one in ranks]
+        now += _lasts(step, batches)
+        for one, batch in zip(ranks, batches, strict=True):
+            got, ended = one.commit(batch)
+            for key in got:
+                first.setdefault(key, now)
+            for request in ended:
+                done.append((born[request.key], first[request.key], now))
+                one.add(Request(sent, load.prompt, load.output))
+                born[sent] = now
+                sent += 1
+    last = done[len(done) // 2 :]
+    ttft = float(np.mean([one[1] - one[0] for one in last]))
+    whole = float(np.mean([one[2] - one[0] for one in last]))
+    tpot = (whole - ttft) / (load.output - 1)
+    return {"ttft_s": ttft, "tpot_s": tpot, "output_per_s": load.concurrency * load.output / whole}
+
+
+def _lasts(step: StepTime, batches: Sequence[Batch]) -> float:
+    works = [one.work for one in batches]
+    tokens = [float(one.prompt_tokens + one.new_tokens) for one in works]
+    return max(
+        float(step.parts(Work(one.prompt_tokens, one.new_tokens, one.pairs, one.context), sum(tokens) - own).seconds)
+        for one, own in zip(works, tokens, strict=True)
+        if own
+    )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid."""
+
+    layout: str
+    length: int
+    load: int
+
+    def subject(self, sizes: Sizes) -> Subject:
+        """Return it as the model sees it."""
+        scope = {"engine": "e", "release": "r", "model": "m", "layout": self.layout}
+        demand = Demand(self.load, self.length, OUTPUT, BATCHED, SLOTS)
+        return Subject(scope, sizes, LAYOUTS[self.layout], demand)
+
+
+def grid() -> tuple[Cell, ...]:
+    """Return all points."""
+    return tuple(Cell(*one) for one in itertools.product(LAYOUTS, LENGTHS, LOADS))
+
+
+def measured(cells: Sequence[Cell], constants: Constants, sizes: Sizes, seed: int) -> Iterator[Observation]:
+    """Yield what sweeps show of points: a start's noise for each layout and length, a window's for each figure."""
+    random = Random(seed)
+    starts: dict[tuple[str, int], float] = {}
+    for cell in cells:
+        subject = cell.subject(sizes)
+        start = starts.setdefault((cell.layout, cell.length), random.gauss(0, START_NOISE))
+        shown = played(StepTime(sizes, constants, subject.layout), subject.load)
+        signs = {"output_per_s": -1}
+        yield Observation(
+            subject,
+            {
+                name: value * math.exp(signs.get(name, 1) * start + random.gauss(0, WINDOW_NOISE))
+                for name, value in shown.items()
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Held:
+    """How many figures of the other half lay inside, of how many, the median width, what the others were."""
+
+    inside: int
+    of: int
+    width: float
+    miss: dict[str, int]
+
+
+def held(learnt: Learnt, rows: Sequence[Observation]) -> Held:
+    """Hold rows against what was predicted for them."""
+    inside, widths = 0, []
+    miss: dict[str, int] = {}
+    for row in rows:
+        for name, said in learnt.predict(row.subject).items():
+            widths.append((said.high - said.low) / said.value)
+            if said.low <= row.measured[name] <= said.high:
+                inside += 1
+            else:
+                miss[name] = miss.get(name, 0) + 1
+    return Held(inside, len(widths), float(np.median(widths)), miss)
+
+
+def trial(seed: int) -> tuple[Held, Held]:
+    """Return what the anchors alone held of the other half, and what they and one half of the grid held."""
+    sizes = anchors()[0].sizes
+    constants = hidden(seed)
+    cells = list(grid())
+    Random(seed).shuffle(cells)
+    rows = list(measured(cells, constants, sizes, seed))
+    half = len(rows) // 2
+    return held(learn([]), rows[half:]), held(learn(rows[:half]), rows[half:])
+
+
+def main() -> None:
+    """Print the table of docs/tuning.md."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=10)
+    options = parser.parse_args()
+    print("| seed | anchors alone: inside | median width | half of the grid seen: inside | median width |")
+    print("|---|---|---|---|---|")
+    shares = []
+    for seed in range(options.seeds):
+        before, after = trial(seed)
+        shares.append(after.inside / after.of)
+        print(
+            f"| {seed} | {before.inside / before.of:.0%} | {before.width:.0%} | "
+            f"{after.inside / after.of:.0%} | {after.width:.0%} |   {after.miss}",
+            flush=True,
+        )
+    print(f"\nall: {np.mean(shares):.1%} inside, least {min(shares):.1%}")
+
+
+if __name__ == "__main__":
+    main()

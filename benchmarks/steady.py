@@ -1,0 +1,194 @@
+"""How often does the gate call a steady service unsteady, and what does it find? On windows that are simulated.
+
+    python benchmarks/steady.py            500 windows of each kind, about five minutes
+    python benchmarks/steady.py --windows 50
+
+Clean windows (goal: at most 2 % invalid): a service of slots, rounds in step, few requests, each with noise of its own
+and with a machine that swings by 5 % over 10 s; an open loop before slots that are nearly all busy; and one before an
+engine that takes longer for a token where more requests run together. Then windows in which the service changed. Exit
+code 1 where a goal is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import itertools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from jobs.core.config import Bench, Config  # noqa: E402
+from jobs.measure.gate import steady  # noqa: E402
+from jobs.measure.gate.case import Case  # noqa: E402
+from jobs.measure.queueing import Trend  # noqa: E402
+from jobs.measure.records import RequestRecord, Window  # noqa: E402
+
+WINDOW_S, WARMUP_S, TOKENS = 120.0, 15.0, 16
+GOAL = 0.02
+
+Speed = Callable[[float], float]
+"""By how much longer everything takes at a moment after the opening, s."""
+
+Make = Callable[[np.random.Generator, Speed], tuple[RequestRecord, ...]]
+
+
+def clean(_since: float) -> float:
+    return 1.0
+
+
+@dataclass(frozen=True)
+class Closed:
+    """Slots in a loop, or all in one step; `noise` of each answer, `swing` of the machine, as shares."""
+
+    slots: int
+    e2el_s: float
+    noise: float = 0.05
+    swing: float = 0.0
+    in_step: bool = False
+
+    def __call__(self, random: np.random.Generator, speed: Speed) -> tuple[RequestRecord, ...]:
+        """Return the requests of one window."""
+        drift, found = _swings(random, self.swing), []
+        ready = [
+            (0.0 if self.in_step else float(at), i) for i, at in enumerate(random.uniform(0, self.e2el_s, self.slots))
+        ]
+        heapq.heapify(ready)
+        factor, step = 1.0, -1.0
+        while (begin := ready[0][0]) < WARMUP_S + WINDOW_S:
+            _, slot = heapq.heappop(ready)
+            if not self.in_step or begin != step:
+                factor, step = float(np.exp(random.normal(0, self.noise))), begin
+            takes = self.e2el_s * factor * speed(begin - WARMUP_S) * drift(begin)
+            found.append(_record(begin, begin + takes))
+            heapq.heappush(ready, (begin + takes, slot))
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Poisson arrivals before a service of slots that take each the same time."""
+
+    slots: int
+    e2el_s: float
+    rate: float
+
+    def __call__(self, random: np.random.Generator, speed: Speed) -> tuple[RequestRecord, ...]:
+        """Return the requests of one window."""
+        free, found = [0.0] * self.slots, []
+        for came in _arrivals(random, self.rate):
+            begin = max(came, heapq.heappop(free))
+            end = begin + self.e2el_s * speed(begin - WARMUP_S)
+            heapq.heappush(free, end)
+            found.append(_record(came, end, begin))
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Poisson arrivals before an engine whose step takes `base_s` and `more_s` for each request in it."""
+
+    rate: float
+    base_s: float
+    more_s: float
+
+    def __call__(self, random: np.random.Generator, speed: Speed) -> tuple[RequestRecord, ...]:
+        """Return the requests of one window."""
+        coming, live, found, now = _arrivals(random, self.rate), [], [], 0.0
+        while coming or live:
+            now = now if live else max(now, coming[0])
+            while coming and coming[0] <= now:
+                live.append((coming.pop(0), []))
+            now += (self.base_s + self.more_s * len(live)) * speed(now - WARMUP_S)
+            for _, times in live:
+                times.append(now)
+            found += [_record(came, now, times=times) for came, times in live if len(times) == 4 * TOKENS]
+            live = [one for one in live if len(one[1]) < 4 * TOKENS]
+        return tuple(found)
+
+
+def _swings(random: np.random.Generator, share: float) -> Speed:
+    if not share:
+        return clean
+    keep, state, states = np.exp(-0.05), 0.0, []
+    for draw in random.normal(size=4096):  # one for each 0.5 s, with 10 s of memory
+        state = keep * state + np.sqrt(1 - keep * keep) * draw
+        states.append(float(np.exp(share * state)))
+    return lambda moment: states[min(int(moment * 2), len(states) - 1)]
+
+
+def _arrivals(random: np.random.Generator, rate: float) -> list[float]:
+    gaps = itertools.accumulate(random.exponential(1 / rate, size=int(3 * rate * (WARMUP_S + WINDOW_S)) + 50))
+    return [float(at) for at in itertools.takewhile(lambda at: at < WARMUP_S + WINDOW_S, gaps)]
+
+
+def _record(start: float, end: float, begin: float | None = None, times: list[float] | None = None) -> RequestRecord:
+    first = start if begin is None else begin
+    moments = np.linspace(first, end, TOKENS + 1)[1:] if times is None else np.array(times)
+    return RequestRecord(
+        0, start, float(moments[0]), end, moments, 16, len(moments), in_window=WARMUP_S <= start < WARMUP_S + WINDOW_S
+    )
+
+
+def change(make: Make, speed: Speed, seed: int) -> float:
+    """Return the change that the gate sees in one window: 0, a noted one, or one beyond the limit."""
+    records = make(np.random.default_rng(seed), speed)
+    bench = Bench(concurrency=None, request_rate=1.0) if isinstance(make, Slots | Batch) else Bench(concurrency=1)
+    window = Window(WARMUP_S, WARMUP_S + WINDOW_S, WARMUP_S, 0.0, records, {}, 0.0, truncated=False)
+    waits = 4.0 if isinstance(make, Slots) else 0.0
+    found = [
+        one
+        for one in steady.steady(Case(replace(Config(), bench=bench), window, {"waiting_mean": waits}, Trend(None)))
+        if "not steady" in one.words
+    ]
+    return 0.0 if not found else 1.0 if found[0].invalid else 0.5
+
+
+KINDS: dict[str, Make] = {
+    "8 slots": Closed(8, 4.25),
+    "16 slots, rounds in step": Closed(16, 10.0, in_step=True),
+    "64 slots, 20 s an answer, in step": Closed(64, 20.0, in_step=True),
+    "one slot, 20 s an answer": Closed(1, 20.0),
+    "one slot, noise of 20 %": Closed(1, 8.0, noise=0.2),
+    "in step, noise of 20 %": Closed(8, 6.0, noise=0.2, in_step=True),
+    "8 slots, machine swings": Closed(8, 4.25, swing=0.05),
+    "open loop, 8 slots, 90 % busy": Slots(8, 4.0, 1.8),
+    "open loop, batch of 5": Batch(2.0, 0.02, 0.005),
+    "open loop, batch of 3, 60 requests": Batch(0.5, 0.06, 0.02),
+}
+CHANGES: dict[str, Speed] = {
+    "heat x1 to x3": lambda since: 1 + 2 * max(0.0, since) / WINDOW_S,
+    "heat x1 to x1.5": lambda since: 1 + max(0.0, since) / WINDOW_S / 2,
+    "x3 for 50 s": lambda since: 3.0 if since < 50 else 1.0,
+    "x4 from half time": lambda since: 4.0 if since > WINDOW_S / 2 else 1.0,
+    "x1.5 from half time": lambda since: 1.5 if since > WINDOW_S / 2 else 1.0,
+    "x3 from 40 to 80 s": lambda since: 3.0 if 40 < since < 80 else 1.0,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--windows", type=int, default=500)
+    count = parser.parse_args().windows
+    worst = 0.0
+    print(f"{'clean windows':38} noted   invalid")
+    for name, make in KINDS.items():
+        seen = np.array([change(make, clean, seed) for seed in range(count)])
+        worst = max(worst, float((seen == 1).mean()))
+        print(f"{name:38} {(seen == 0.5).mean():6.1%} {(seen == 1).mean():8.1%}", flush=True)
+    few = max(10, count // 10)
+    print(f"\n{'found':38} " + "  ".join(f"{name:>20}" for name in CHANGES))
+    for name, make in KINDS.items():
+        shares = [np.mean([change(make, speed, seed) == 1 for seed in range(few)]) for speed in CHANGES.values()]
+        print(f"{name:38} " + "  ".join(f"{share:20.0%}" for share in shares), flush=True)
+    return worst > GOAL
+
+
+if __name__ == "__main__":
+    sys.exit(main())

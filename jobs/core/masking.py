@@ -1,0 +1,153 @@
+"""One mask for secrets, and one form for text of others: what is written down, logged or printed passes here.
+
+A secret is known by the name it is given to (HF_TOKEN=..., --api-key ...), by its form (a URL with a password, Bearer
+...), or by its value: those of this process's environment, and of the configs that it has read. Of a config it may
+stand in `engine.env` alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+MASK = "***"
+
+_PARTS = re.compile(r"[^A-Za-z0-9]+|(?<=[a-z0-9])(?=[A-Z])")
+_WORDS = frozenset(("secret", "password", "passwd", "passphrase", "credential", "credentials", "apikey"))
+_LAST = frozenset(("token", "pwd", "pass", "pat"))
+"""At the end of a name alone: limits.first_token_s is a time. PWD by itself is a directory."""
+_PAIRS = frozenset((("api", "key"), ("access", "key"), ("secret", "key"), ("private", "key"), ("auth", "key")))
+_IN_URL = re.compile(r"(?<=://)([^\s/:@'\"]*):([^\s/@'\"]+)(?=@)")
+_BEARER = re.compile(r"\b(Bearer|Basic)\s+(?!\$)([A-Za-z0-9._~+/=-]{4,})")
+_VALUE = r"('[^']*'|\"[^\"]*\"|[^\s,;'\"{}\[\])]+)"
+_GIVEN = re.compile(
+    rf"(?<![\w.-])(-{{0,2}}[A-Za-z_][\w.-]{{0,200}})(\s*=\s*|['\"]\s*[:=]\s*|:(?=\S))(?!\$){_VALUE}"
+    rf"|(?<!\S)(--[A-Za-z][\w-]{{0,100}})(\s+)(?![-$]){_VALUE}"
+)
+_LEAST = 6
+"""Letters of a value that is looked for wherever it stands: shorter ones are words."""
+
+_known: set[str] = set()
+
+
+@functools.cache
+def is_secret(name: str) -> bool:
+    """Return whether a variable or a flag of this name holds a secret; `max_tokens` does not."""
+    parts = [part.lower() for part in _PARTS.split(name) if part]
+    pairs = itertools.pairwise(parts)
+    if parts[-2:] == ["per", "token"] or parts[-1:] in (["file"], ["path"]):  # a rate; where a secret lies
+        return False
+    ends = parts[-1:] == ["token"] or (len(parts) > 1 and parts[-1] in _LAST)
+    return ends or bool(_WORDS & set(parts)) or any(pair in _PAIRS for pair in pairs)
+
+
+def has_secret(value: str, values: Sequence[str] | None = None) -> bool:
+    """Return whether a text holds a secret by its form, an assignment in it, or a value that is known (see `text`)."""
+    return text(value, values) != value
+
+
+def learn(values: Iterable[Any]) -> None:
+    """Know these values from now on, wherever they stand."""
+    for value in values:
+        if isinstance(value, str) and len(value) >= _LEAST and value != MASK:
+            _known.add(value)
+
+
+def known() -> list[str]:
+    """Return the values that are known, the longest first. Whoever looks at many texts asks once for all of them."""
+    return _all_known(len(_known), tuple(os.environ))
+
+
+@functools.cache
+def _all_known(count: int, shell: tuple[str, ...]) -> list[str]:
+    """Return what is known. `count` and the names in the shell tell when to look again."""
+    of_shell = {value for name in shell if is_secret(name) and len(value := os.environ[name]) >= _LEAST}
+    return sorted(_known | of_shell, key=len, reverse=True)
+
+
+def values_in(env: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the variables that hold a secret."""
+    return {
+        name: value
+        for name, value in env.items()
+        if value is not None and not isinstance(value, bool) and (is_secret(name) or has_secret(str(value)))
+    }
+
+
+def known_away(words: str, values: Sequence[str] | None = None) -> str:
+    """Return a text without the values that are known (`known`, asked here where they are not given)."""
+    for value in known() if values is None else values:
+        if value in words:
+            words = words.replace(value, MASK)
+    return words
+
+
+def text(words: str, values: Sequence[str] | None = None) -> str:
+    """Return a text without secrets; `values`: see `known_away`."""
+    words = known_away(words, values)
+    if "@" in words:
+        words = _IN_URL.sub(rf"\1:{MASK}", words)
+    if "Bearer" in words or "Basic" in words:
+        words = _BEARER.sub(rf"\1 {MASK}", words)
+    return _GIVEN.sub(_given, words) if "=" in words or ":" in words or "--" in words else words
+
+
+def _given(match: re.Match[str]) -> str:
+    name, between, value = match.group(1, 2, 3) if match[1] else match.group(4, 5, 6)
+    if not is_secret(name.rpartition(".")[2]) or _is_place(value):  # of engine.env.X it is X
+        return match[0]
+    quote = value[0] if value[0] in "'\"" else ""
+    return f"{name}{between}{quote}{MASK}{quote}"
+
+
+def _is_place(value: str) -> bool:
+    """Whether a value stands for one that is filled in later, or is none: `{api_key}`, null."""
+    return value in ("null", "None", "true", "false", MASK) or bool(re.fullmatch(r"\{\w+\}", value))
+
+
+def mask(value: Any, name: str = "", values: Sequence[str] | None = None) -> Any:
+    """Return plain data without secrets: of a mapping by the names of its keys, of an argv by the flags before.
+
+    `values`: see `known_away`.
+    """
+    values = known() if values is None else values
+    if isinstance(value, Mapping):
+        return {key: mask(child, str(key), values) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        flags = [None, *value][: len(value)]
+        return [
+            MASK if isinstance(flag, str) and flag.startswith("--") and is_secret(flag) else mask(child, name, values)
+            for flag, child in zip(flags, value, strict=True)
+        ]
+    if isinstance(value, str):
+        return MASK if value and is_secret(name) and not _is_place(value) else text(value, values)
+    return value
+
+
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def visible(words: str) -> str:
+    """Return a text with its control characters, marks of direction and the like shown: \\x1b, \\u202e. Lines stay."""
+    return _HIDDEN.sub(_shown, words) if _HIDDEN.search(words) else words
+
+
+def _shown(match: re.Match[str]) -> str:
+    number = ord(match[0])
+    return f"\\x{number:02x}" if number < 0x7F else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def all_visible(value: Any) -> Any:
+    """Return plain data in which every text is visible."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, Mapping):
+        return {visible(key) if isinstance(key, str) else key: all_visible(child) for key, child in value.items()}
+    return [all_visible(child) for child in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,116 @@
+"""Logs in which nothing failed: how far each of them came, and whether any says that all was well. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from jobs.diagnose.diagnosis import Diagnosis, Evidence, RankLog
+from jobs.diagnose.events import forms
+from jobs.diagnose.hits import Hit, of_kind
+from jobs.diagnose.sift import Line
+from jobs.diagnose.signatures import position
+from jobs.diagnose.times import When
+
+_WELL, _READY, _NEARLY = (re.compile(forms()[name]) for name in ("well", "ready", "nearly"))
+
+_EMPTY = "See the output of the batch script, what Slurm says of the job (sacct -j JOB), and whether the disk was full."
+_NEITHER = "no line is an error by its form, and none says that the service was ready: neither failure nor success"
+_AFTER = (
+    "no line is an error by its form; after the service was ready there are lines with words of failure, which follow"
+)
+_LOOK = (
+    "Read the last lines below. Diagnose the logs of all ranks, of the batch script and of the client together; of a "
+    "process that was killed only dmesg and `sacct -j JOB -o State,ExitCode,MaxRSS` may know."
+)
+_WARNS = re.compile(r"\b[Ww][Aa][Rr][Nn]")
+_LONGEST = 400
+_NEAREST = 3
+"""Lines shown that come near to an error."""
+
+_ENDED = "stopped-orderly"
+
+
+def stopped(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
+    """Return the last stage of each log, of logs that end before they say that all is well; the least advanced first.
+
+    A log of one rank that tells it speaks for those that never do. An image is being unpacked only while that is the
+    last line.
+    """
+    well = {log.name: number for log in logs for number, text in log.lines if _WELL.search(text)}
+    ends = {log.name: last[0] for log in logs if (last := _last(log))}
+    stages: dict[str, Hit] = {}
+    for hit in of_kind(hits, "stage"):
+        assert hit.signature
+        over = hit.event.number < well.get(hit.log, 0) or (well and hit.log not in well)
+        passed = hit.signature.phase == "container" and hit.event.number != ends[hit.log]
+        if not (over or passed or (well and hit.signature.id == _ENDED)):
+            stages[hit.log] = hit
+    return sorted(stages.values(), key=lambda hit: position(hit.signature.id) if hit.signature else 0)
+
+
+def lived_on(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
+    """Leave out what was overcome: all errors of a log before its service was ready, where none came after that.
+
+    Also waits and lines that are errors by their words alone, where the service came further after them.
+    """
+    well = {log.name: number for log in logs for number, text in log.lines if _WELL.search(text)}
+    ready = {log.name: number for log in logs for number, text in log.lines if _READY.search(text)}
+    for hit in hits:
+        if hit.kind not in ("note", "stage") and hit.event.number > ready.get(hit.log, hit.event.number):
+            del ready[hit.log]
+    further = dict(well)
+    for hit in of_kind(hits, "stage"):
+        further[hit.log] = max(hit.event.number, further.get(hit.log, 0))
+
+    def passed(hit: Hit) -> bool:
+        number, sign = hit.event.number, hit.signature
+        waited = sign is not None and sign.passing
+        lasting = sign is not None and sign.phase == "any" and sign.any_level  # devices, disks, file servers
+        weak = hit.event.bare and hit.kind in ("symptom", "unknown") and not lasting
+        overcome = number < ready.get(hit.log, 0) and hit.kind != "note"
+        return overcome or (weak and number < further.get(hit.log, 0)) or (waited and number < well.get(hit.log, 0))
+
+    return [hit for hit in hits if not passed(hit)]
+
+
+def closed(hits: Sequence[Hit], logs: Sequence[RankLog]) -> tuple[str, ...]:
+    """Return a note where a service shut down in good order; of those that this tool stopped it is no news."""
+    ours = {log.name for log in logs if log.own}
+    told = [hit for hit in hits if hit.signature and hit.signature.id == _ENDED and hit.log not in ours]
+    return tuple(f"{hit.signature.cause} ({hit.log}:{hit.event.number})" for hit in told[:1] if hit.signature)
+
+
+def nothing(logs: Sequence[RankLog], times: Sequence[Sequence[When]], notes: tuple[str, ...]) -> Diagnosis:
+    """Return the answer where no line is an error."""
+    if logs and all(_last(log) is None for log in logs):
+        which = "the log is" if len(logs) == 1 else "all logs are"
+        return Diagnosis(found=False, cause=f"{which} empty: that says neither success nor failure", remedy=_EMPTY)
+    ends = tuple(_ends(logs, times))
+    near = list(_near(logs, times))
+    shown = (*[one for one in near if one not in ends][-_NEAREST:], *ends)
+    well = {log.name: number for log in logs for number, text in log.lines if _WELL.search(text)}
+    if not well:
+        return Diagnosis(found=False, cause=_NEITHER, remedy=_LOOK, evidence=shown, notes=notes)
+    if any(one.number > well.get(one.log, one.number) and not _WARNS.search(one.line) for one in near):
+        return Diagnosis(found=False, cause=_AFTER, remedy=_LOOK, evidence=shown, notes=notes)
+    return Diagnosis(found=False, evidence=ends, notes=notes)
+
+
+def _near(logs: Sequence[RankLog], times: Sequence[Sequence[When]]) -> Iterator[Evidence]:
+    """Yield lines that are no errors by their form, with words of failure."""
+    for log, whens in zip(logs, times, strict=True):
+        for (number, text), when in zip(log.lines, whens, strict=True):
+            if _NEARLY.search(text):
+                yield Evidence(log.rank, log.name, number, text.strip()[:_LONGEST], when.time)
+
+
+def _last(log: RankLog) -> Line | None:
+    return next((line for line in reversed(log.lines) if line[1].strip()), None)
+
+
+def _ends(logs: Sequence[RankLog], times: Sequence[Sequence[When]]) -> Iterator[Evidence]:
+    for log, whens in zip(logs, times, strict=True):
+        if last := _last(log):
+            when = whens[log.lines.index(last)]
+            yield Evidence(log.rank, log.name, last[0], last[1].strip()[:_LONGEST], when.time)

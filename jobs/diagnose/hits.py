@@ -1,0 +1,198 @@
+"""One event that says something about a failure, and which of them still count. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from jobs.diagnose.diagnosis import Evidence
+from jobs.diagnose.events import Event, forms
+from jobs.diagnose.signatures import KINDS, Signature, fill
+from jobs.diagnose.times import When
+
+_GRACE = timedelta(seconds=5)
+"""How much later than a time-out, or than the end of a rank, its own reason may be printed."""
+
+_LONG = timedelta(minutes=5)
+"""After a line that is no error by itself, a process that fails so much later has got over it."""
+
+_TELLING = ("cause", "symptom", "unknown")
+
+_WRAPPER, _TENTATIVE, _CLEANUP, _ENDED, _REQUEST = (
+    re.compile(forms()[name]) for name in ("wrapper", "tentative", "cleanup", "ended", "request")
+)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One event that says something about a failure.
+
+    Attributes:
+        signature: what it is; None: an error that none knows.
+        match: where the signature was found.
+        rank: whose failure it is; None: not known.
+        group: the rank, or the log where that is not known.
+        log: its name.
+        line: the words that are shown.
+        alive: number of the last line above it in its log that a program wrote which was no error; 0: none.
+    """
+
+    event: Event
+    signature: Signature | None
+    match: re.Match[str] | None
+    rank: int | None
+    group: str
+    log: str
+    line: str
+    alive: int = 0
+
+    @property
+    def kind(self) -> str:
+        """The kind of its signature, or `unknown`."""
+        return self.signature.kind if self.signature else "unknown"
+
+    @property
+    def when(self) -> When:
+        """The time of the event."""
+        return self.event.when
+
+    @property
+    def order(self) -> tuple[bool, datetime, str, int]:
+        """By time; where there is none, the log died before it had a clock: first."""
+        time = self.when.time
+        return time is not None, time or datetime.min, self.log, self.event.number
+
+    @property
+    def serious(self) -> bool:
+        """Whether more than its level makes it an error."""
+        return self.signature is not None or self.event.exception or self.event.inside or self.event.code is not None
+
+    @property
+    def request(self) -> bool:
+        """Whether it is about one request, which an API server refused or could not process."""
+        marked = self.signature is not None and self.signature.request
+        return marked or any(_REQUEST.search(text) for text in (self.event.raw, self.event.frames))
+
+    @property
+    def wraps(self) -> bool:
+        """Whether it only carries a code from below."""
+        return _WRAPPER.search(self.line) is not None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it only says that a task ended, whatever the reason."""
+        return self.kind == "end" and _ENDED.search(self.event.raw) is not None
+
+    def evidence(self) -> Evidence:
+        """Return it as a line that supports a diagnosis."""
+        return Evidence(self.rank, self.log, self.event.number, self.line, self.when.time)
+
+    def says(self, text: str) -> str:
+        """Return a text with what the signature found in the place of its slots."""
+        return fill(text, self.match)
+
+
+def of_kind(hits: Iterable[Hit], *kinds: str) -> list[Hit]:
+    """Return those of some kinds."""
+    return [hit for hit in hits if hit.kind in kinds]
+
+
+def clearly_later(hit: Hit, other: Hit, by: timedelta = _GRACE) -> bool:
+    """Return whether one line was written after another for certain: both must say when."""
+    one, two = hit.when, other.when
+    return bool(one.own and two.own and one.time and two.time and one.time > two.time + by)
+
+
+def what_counts(hits: Sequence[Hit], ready: datetime | None) -> list[Hit]:
+    """Leave out what the service got over: what was passed, handled, survived, or is explained by another."""
+    return _not_overcome(
+        _not_told_above(_not_survived(_not_handled(_not_waited(_not_requests(_not_passed(hits, ready))))))
+    )
+
+
+def _not_requests(hits: Sequence[Hit]) -> list[Hit]:
+    """Leave out what concerns one request, where an engine has a failure of its own."""
+    others = [hit for hit in hits if not hit.request]
+    return others if any(hit.kind in (*_TELLING, "timeout", "end") for hit in others) else list(hits)
+
+
+def _not_waited(hits: Sequence[Hit]) -> list[Hit]:
+    """Leave out waits that their lines do not call errors, where something else says what went wrong."""
+    others = [hit for hit in hits if not (hit.signature and hit.signature.passing and hit.event.minor)]
+    return others if any(hit.kind in _TELLING for hit in others) else list(hits)
+
+
+def _not_passed(hits: Sequence[Hit], ready: datetime | None) -> list[Hit]:
+    """Leave out what the service got over: it was ready later."""
+    if ready is None:
+        return list(hits)
+
+    def before(hit: Hit) -> bool:
+        return hit.when.time is not None and hit.when.time < ready
+
+    hits = [hit for hit in hits if not (hit.signature and hit.signature.passing and before(hit))]
+    after = any(not before(hit) for hit in hits if hit.kind in ("cause", "symptom", "timeout", "unknown"))
+    return [hit for hit in hits if not (after and before(hit))]
+
+
+def _not_handled(hits: Sequence[Hit]) -> list[Hit]:
+    """Leave out exceptions that were being handled when a telling one came up.
+
+    Which of two is the failure, Python does not say. It is the later one, unless that came up while things were put
+    away, or says less: then only exceptions with which programs try what may be missing are left out.
+    """
+    by_line = {(hit.log, hit.event.number): hit for hit in hits}
+    gone: set[tuple[str, int]] = set()
+    for hit in hits:
+        first = by_line.get((hit.log, hit.event.during or 0))
+        if first is None or hit.kind not in _TELLING or _CLEANUP.search(hit.event.frames):
+            continue
+        if _trust(hit) <= _trust(first) or _TENTATIVE.match(first.line):
+            gone.add((first.log, first.event.number))
+    return [hit for hit in hits if (hit.log, hit.event.number) not in gone]
+
+
+def _trust(hit: Hit) -> int:
+    return KINDS.index(hit.signature.kind) if hit.signature else len(KINDS)
+
+
+def _not_survived(hits: Sequence[Hit]) -> list[Hit]:
+    """Leave out lines that are no errors by themselves where their rank failed long after, and said why.
+
+    A symptom without a header (a script's `command not found`) is over once a later traceback stands in the log, or
+    once programs went on and one failed later; that a client had no answers then, or somebody waited, says nothing.
+    """
+    failed = [hit for hit in of_kind(hits, *_TELLING) if hit.event.exception or hit.event.code]
+    failed = [hit for hit in failed if not hit.event.minor]
+    later = [hit for hit in hits if not (hit.signature and hit.signature.phase == "bench")]
+    later = [
+        hit for hit in later if hit.kind in (*_TELLING, "end") or (hit.kind == "follow_on" and hit.event.exception)
+    ]
+
+    def survived(hit: Hit) -> bool:
+        number = hit.event.number
+        if hit.event.bare and hit.kind == "symptom":
+            return any(one.log == hit.log and one.event.number > number and one.event.frames for one in failed) or any(
+                one.log == hit.log and one.alive > number for one in later
+            )
+        weak = hit.event.bare or (hit.event.minor and not (hit.signature and hit.signature.over))
+        return weak and any(one.group == hit.group and clearly_later(one, hit, _LONG) for one in failed)
+
+    return [hit for hit in hits if hit.kind == "note" or not survived(hit)]
+
+
+def _not_told_above(hits: Sequence[Hit]) -> list[Hit]:
+    """Leave out that a task ended where its log says above what it ended of."""
+    told: dict[str, int] = {}
+    for hit in hits:
+        wraps = hit.kind == "follow_on" and hit.event.exception
+        if wraps or (hit.kind in ("timeout", "end") and not hit.ended):
+            told[hit.log] = min(hit.event.number, told.get(hit.log, hit.event.number))
+    return [hit for hit in hits if not hit.ended or told.get(hit.log, hit.event.number) >= hit.event.number]
+
+
+def _not_overcome(hits: Sequence[Hit]) -> list[Hit]:
+    overcome = {name for hit in hits if hit.signature for name in hit.signature.over}
+    return [hit for hit in hits if not (hit.signature and hit.signature.id in overcome)]

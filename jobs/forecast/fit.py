@@ -1,0 +1,68 @@
+"""Constants from measurements: least squares of logarithms with a prior (maximum a posteriori). Pure.
+
+Residuals r(x) in units of their own standard deviation, a normal prior of mean m and standard deviations s: what is
+least is |r|² + |(x - m) / s|²; the posterior is taken as normal around it, with the inverse of the curvature
+(Gauss-Newton; Bishop 2006, "Pattern Recognition and Machine Learning", 4.4: Laplace's approximation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+STEPS = 30
+STEP = 1e-4
+"""Of the numeric derivative; parameters are logarithms."""
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What is believed of the parameters after the measurements."""
+
+    mean: Floats
+    covariance: Floats
+
+
+def slopes(residuals: Callable[[Floats], Floats], at: Floats) -> Floats:
+    """Return the derivatives of the residuals, one column a parameter."""
+    columns = []
+    for k in range(len(at)):
+        step = np.zeros_like(at)
+        step[k] = STEP
+        columns.append((residuals(at + step) - residuals(at - step)) / (2 * STEP))
+    return np.stack(columns, axis=1)
+
+
+def fit(residuals: Callable[[Floats], Floats], mean: Floats, deviation: Floats) -> Posterior:
+    """Return the posterior of the parameters.
+
+    Args:
+        residuals: of all measurements, each in units of its standard deviation.
+        mean, deviation: of the prior.
+    """
+    weight = np.diag(1 / deviation**2)
+    at = mean.copy()
+
+    def cost(x: Floats) -> float:
+        return float(np.sum(residuals(x) ** 2) + np.sum(((x - mean) / deviation) ** 2))
+
+    best = cost(at)
+    for _ in range(STEPS):
+        jacobian, found = slopes(residuals, at), residuals(at)
+        step = -np.linalg.solve(jacobian.T @ jacobian + weight, jacobian.T @ found + weight @ (at - mean))
+        size = 1.0
+        while size > 1e-3 and not (reached := cost(at + size * step)) < best:
+            size /= 2
+        if size <= 1e-3:
+            break
+        at = at + size * step
+        last, best = best, reached
+        if last - best < 1e-8 * max(1.0, last):
+            break
+    jacobian = slopes(residuals, at)
+    return Posterior(at, np.asarray(np.linalg.inv(jacobian.T @ jacobian + weight), dtype=np.float64))

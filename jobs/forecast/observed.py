@@ -1,0 +1,158 @@
+"""The rows that taught the forecast, kept under `results.root` by engine; what it says of a point; what is unexpected.
+
+What sweeps have shown is learnt anew from their rows whenever it is asked for: a fit over eighty points takes
+two seconds, and nothing that was learnt can be older than its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from jobs.core.config import Config
+from jobs.core.errors import ConfigError, RunError
+from jobs.core.files import write_json
+from jobs.core.foreign import LARGE, load_form
+from jobs.core.rundir import Root
+from jobs.engines.base import engine_of
+from jobs.engines.layout_name import layout_name
+from jobs.engines.prediction import Layout
+from jobs.forecast.demand import demand_of, sizes_of
+from jobs.forecast.learn import Learnt, Observation, Predicted, Subject, explanation, learn, outside
+from jobs.forecast.memory import Fit
+
+KEPT = 400
+"""Rows of an engine: the last ones."""
+
+COLUMNS = {"ttft_s": ("ttft_ms_mean", 1e3), "tpot_s": ("tpot_ms_mean", 1e3), "output_per_s": ("output_tok_per_s", 1.0)}
+"""Column of a row for each figure of the model, and what one unit of the model is in it."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    rows: tuple[Observation, ...]
+
+
+_FORM = TypeAdapter(_Kept)
+
+
+def subject_of(config: Config, fit: Fit | None = None) -> Subject | None:
+    """Return a point as the model of time sees it; None: its requests are not known beforehand, or it has no layout.
+
+    Args:
+        fit: its memory forecast, which limits what runs at once.
+    """
+    made = fit.prediction if fit else None
+    load = demand_of(config, made.kv_tokens_per_rank if made and made.kv_tokens_per_rank > 0 else None)
+    if load is None:
+        return None
+    try:
+        layout = layout_name(config)
+    except ConfigError:
+        return None
+    traits = engine_of(config).traits
+    scope = {
+        "engine": config.engine.name,
+        "release": config.engine.release,
+        "model": config.model.name,
+        "layout": layout,
+    }
+    return Subject(
+        scope,
+        sizes_of(config),
+        Layout.of(config),
+        load,
+        npus_per_node=config.cluster.npus_per_node,
+        anchored=traits.npus or traits.simulated,
+    )
+
+
+def observation(config: Config, fit: Fit | None, row: Mapping[str, Any]) -> Observation | None:
+    """Return what a row teaches; None: it is not valid, was cut short, or its load is not known beforehand."""
+    subject = subject_of(config, fit)
+    if subject is None or not row.get("valid") or row.get("truncated"):
+        return None
+    measured = {
+        name: row[column] / unit
+        for name, (column, unit) in COLUMNS.items()
+        if isinstance(row.get(column), int | float) and row[column] > 0
+    }
+    if subject.load.rate is not None:  # what was offered is no figure of the service
+        measured.pop("output_per_s", None)
+    return Observation(subject, measured) if measured else None
+
+
+def remember(root: Root, rows: Iterable[Observation]) -> None:
+    """Keep what rows showed. Two writers replace each other's file, never mix.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    for engine, found in _by_engine(rows).items():
+        kept = (*_read(root, engine), *found)[-KEPT:]
+        write_json(root.figures(engine), asdict(_Kept(kept)))
+
+
+def _by_engine(rows: Iterable[Observation]) -> dict[str, list[Observation]]:
+    found: dict[str, list[Observation]] = {}
+    for one in rows:
+        found.setdefault(one.subject.scope["engine"], []).append(one)
+    return found
+
+
+def _read(root: Root, engine: str) -> tuple[Observation, ...]:
+    path = root.figures(engine)
+    try:
+        return load_form(path, _FORM, LARGE, ours=True).rows if path.exists() else ()
+    except RunError:  # torn, of another version, or another user's: nothing is known, and that is always safe
+        return ()
+
+
+def learnt_of(root: Root, engine: str, but: Iterable[Subject] = ()) -> Learnt:
+    """Return what is believed of an engine after all rows under `root` but those of some points.
+
+    Args:
+        but: points whose rows are counted by whoever asks, and would count twice.
+    """
+    left_out = list(but)
+    return learn(one for one in _read(root, engine) if one.subject not in left_out)
+
+
+def forecaster(root: Root) -> Callable[[Config, Fit | None], dict[str, Predicted]]:
+    """Return what says the figures of points; empty where nothing is known of a load beforehand."""
+    learnt = cache(lambda engine: learnt_of(root, engine))
+
+    def predict(config: Config, fit: Fit | None = None) -> dict[str, Predicted]:
+        subject = subject_of(config, fit)
+        return learnt(config.engine.name).predict(subject) if subject else {}
+
+    return predict
+
+
+def beside(learnt: Learnt, rows: Mapping[str, Observation]) -> dict[str, dict[str, Any]]:
+    """Return for each point the columns that stand beside what was measured: predicted figures, and what is unexpected.
+
+    Args:
+        learnt: before these rows.
+        rows: by point, of one service: what explains one of them has to explain all.
+    """
+    told = {point: learnt.predict(one.subject) for point, one in rows.items()}
+    strange = {point: outside(told[point], one.measured) for point, one in rows.items()}
+    terms = " or ".join(explanation(learnt, tuple(rows.values()))) if any(strange.values()) else ""
+    found: dict[str, dict[str, Any]] = {}
+    for point, said in told.items():
+        known = ((*COLUMNS[name], one.value) for name, one in said.items() if not one.declined)
+        columns: dict[str, Any] = {f"forecast_{column}": round(value * unit, 2) for column, unit, value in known}
+        words = []
+        for name in strange[point]:
+            (column, unit), one = COLUMNS[name], said[name]
+            way = "below" if rows[point].measured[name] < one.low else "above"
+            words.append(f"{column} is {way} {one.low * unit:,.4g} to {one.high * unit:,.4g}")
+        if words:
+            columns["unexpected"] = f"{'; '.join(words)}: {terms} would explain it"
+        found[point] = columns
+    return found

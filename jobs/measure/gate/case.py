@@ -1,0 +1,72 @@
+"""What a check looks at, and what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from jobs.core.config import Config
+from jobs.measure.queueing import Trend
+from jobs.measure.records import RequestRecord, Window
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found; `invalid`: the figures cannot be believed, else a reader should know."""
+
+    words: str
+    invalid: bool = False
+
+
+Found = Iterable[Finding]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One window that is judged.
+
+    Args:
+        config: of the point.
+        window: what was measured.
+        figures: its summary (`statistics.summarize`).
+        trend: of its queue.
+        probes: one-token requests that our own watch sent from `window.begun_s` to `window.ended_s`.
+    """
+
+    config: Config
+    window: Window
+    figures: Mapping[str, Any]
+    trend: Trend
+    probes: int = 0
+
+    @cached_property
+    def counted(self) -> list[RequestRecord]:
+        """The requests of the window."""
+        return [record for record in self.window.records if record.in_window]
+
+    @cached_property
+    def whole(self) -> list[RequestRecord]:
+        """Those of them that were answered whole."""
+        return [record for record in self.counted if record.status == "ok"]
+
+    @cached_property
+    def in_flight(self) -> float:
+        """Requests under way, the mean over the window."""
+        opened, closed = self.window.opened_s, self.window.closed_s
+        inside = (min(r.end_s, closed) - max(r.start_s, opened) for r in self.window.records)
+        return float(sum(max(0.0, one) for one in inside)) / max(closed - opened, 1e-9)
+
+
+def first_error(records: Iterable[RequestRecord]) -> str:
+    """Return the words of the first request that failed with some."""
+    return next((record.error for record in records if record.error), "no words")
+
+
+def mean_of(values: Iterable[float]) -> float | None:
+    """Return the mean; None of no values."""
+    known = list(values)
+    return float(np.mean(known)) if known else None

@@ -1,0 +1,252 @@
+"""The engines' own counters against what we asked of them, from above and from below."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jobs.core.config import Config
+from jobs.core.load import turn_input
+from jobs.measure.gate.case import Case, Finding, Found
+from jobs.measure.metrics import ALL
+from jobs.measure.records import Growth, RequestRecord, Window
+from jobs.measure.statistics import arrived_tokens, tokens_a_chunk
+
+FOREIGN_SHARE = 0.05
+"""Tokens beyond ours of which the rest is taken to be the difference of moments: a page is read, a token on its way."""
+
+FOREIGN_IN_FLIGHT = 4
+"""Further tokens for each request in flight, for the same reason. vLLM renders a page in a thread beside its event
+loop (prometheus-fastapi-instrumentator), so that one counter of a page may be some steps ahead of another."""
+
+LEAST_SHARE, NOTED_SHARE = 0.25, 0.75
+"""Of an even part of the tokens: below the first a data-parallel rank took no part, below the second it is noted."""
+
+ENOUGH_TO_BALANCE, FEW_TO_BALANCE = 50, 8
+"""Requests for each data-parallel rank: with fewer than the first an uneven window is chance, with fewer than the
+second not even worth a note. vLLM balances by counts that are 0.1 s old, so requests in step may all go one way."""
+
+NEEDED_IN_FLIGHT = 2.0
+"""Mean requests in flight for each data-parallel rank below which the balancer may well need one engine alone: vLLM's
+sends a request to the first of those that have least to do."""
+
+UNINTENDED_HITS = 0.02
+"""Share of prompt tokens found in a prefix cache beyond what is intended: equal words of a chat template, no more."""
+
+AROUND_S = 1.5
+"""A gauge may be so old: a busy service hears late that it is asked, and counts once a step."""
+
+SEEN_SHARE, SEEN_LEAST = 0.05, 3
+"""Readings in which the engines hold more requests than we sent: share and number that no moment of change explains."""
+
+
+def of_load(case: Case) -> Found:
+    """Every check of this file that a window of our own client allows."""
+    served, window = case.window.engine_tokens, case.window
+    yield from not_checked(case.config, window)
+    yield from restarted(window)
+    yield from balance(case.config, served, len(case.counted), case.in_flight)
+    yield from foreign(case)
+    yield from too_few_made(case)
+    longest = max(((r.prompt_tokens or 0) + (r.output_tokens or 0) for r in window.records), default=0)
+    repeated = sum(r.prompt_tokens or 0 for r in window.records if r.check) / (window.growth.prefix_queries or 1)
+    yield from hits(case.config, window.growth, longest, repeated)
+
+
+def not_checked(config: Config, window: Window) -> Found:
+    """What a service that does not tell leaves open."""
+    if not window.engine_tokens:
+        yield Finding("the service tells no counters: requests of others, idle engines and cache hits are not checked")
+        return
+    unknown = [] if window.finished is not None else ["requests of others by their number"]
+    if window.growth.prefix_queries is None and config.parallel.enable_prefix_caching is not False:
+        unknown.append("cache hits")
+    if unknown:
+        yield Finding(f"the service does not tell all counters: {' and '.join(unknown)} are not checked")
+    seen = {sample.engine for sample in window.series if sample.generated_tokens is not None}
+    if gone := sorted(seen - window.growth.tokens.keys()) if ALL not in window.growth.tokens else []:
+        yield Finding(f"the counters of engine {', '.join(gone)} were gone at the end of the window: did it end?")
+
+
+def restarted(window: Window) -> Found:
+    """An engine whose counters began anew: of what it did before nothing is known, and it was gone for a while."""
+    inside = [one for one in window.series if window.opened_s <= one.time_s < window.closed_s]
+    told = [(one.engine, one.generated_tokens) for one in inside if one.generated_tokens is not None]
+    last, anew = dict[str, float](), set[str]()
+    for engine, tokens in told:
+        if tokens < last.get(engine, 0.0):
+            anew.add(engine)
+        last[engine] = tokens
+    if anew:
+        yield Finding(
+            f"the counters of engine {', '.join(sorted(anew))} began anew in the window: it was restarted", True
+        )
+
+
+def balance(config: Config, served: Mapping[str, int], requests: int, in_flight: float | None) -> Found:
+    """Data-parallel ranks that made no token or hardly any, where the load needed them.
+
+    Args:
+        config: of the point.
+        served: tokens by rank; empty: not told.
+        requests: how many were measured.
+        in_flight: requests under way, mean; None: not known.
+    """
+    ranks = config.parallel.data_parallel_size
+    if not served or ranks < 2:
+        return
+    if ALL in served:
+        yield Finding("the service does not tell its engines apart: whether each took part is not checked")
+        return
+    needed = in_flight is None or in_flight >= NEEDED_IN_FLIGHT * ranks
+    silent = [str(rank) for rank in range(ranks) if not served.get(str(rank))]
+    if silent:
+        words = f"data-parallel rank {', '.join(silent)} served no token in the window"
+        why = "" if needed else f": {in_flight:.2g} requests in flight did not need it"
+        yield Finding(words + why, needed)
+    elif sum(served.values()) and requests >= FEW_TO_BALANCE * ranks:
+        rank, tokens = min(served.items(), key=lambda pair: pair[1])
+        share = tokens * ranks / sum(served.values())
+        if share < NOTED_SHARE:
+            invalid = needed and share < LEAST_SHARE and requests >= ENOUGH_TO_BALANCE * ranks
+            yield Finding(f"data-parallel rank {rank} served {share:.0%} of an even share", invalid)
+
+
+def foreign(case: Case) -> Found:
+    """Nobody else may have used the service: by requests, tokens, prompts, and by what the engines hold."""
+    window, probes = case.window, case.probes
+    if strangers := _strangers(window, probes):
+        yield Finding(f"{strangers} requests that were not ours ran on the service", True)
+    ours_cut = sum(record.status != "ok" for record in window.records)
+    if (window.aborted or 0) > ours_cut:
+        yield Finding(f"{(window.aborted or 0) - ours_cut} requests that were not ours were broken off", True)
+    arrived = arrived_tokens(window, until_s=max(window.closed_s, window.growth.until_s or 0.0))
+    generated = sum(window.engine_tokens.values())
+    if generated > arrived * (1 + FOREIGN_SHARE) + FOREIGN_IN_FLIGHT * (_at_closing(window) + 1):
+        yield Finding(f"the engines made {generated} tokens in the window, {arrived:.0f} of them for us", True)
+    asked = _asked_prompts(window.records)
+    if window.prompted is not None and asked is not None:
+        longest = max(record.prompt_tokens or 0 for record in window.records)
+        again = (window.growth.preemptions or 0) * longest
+        if window.prompted > asked * (1 + FOREIGN_SHARE) + longest + again + 16 * probes:
+            yield Finding(f"the engines read {window.prompted} tokens of prompts, {asked:.0f} of them ours", True)
+    if held := _held_beyond_ours(window):
+        yield Finding(f"the engines held up to {held} requests more than ours in flight", True)
+
+
+def too_few_made(case: Case) -> Found:
+    """Usage that says more tokens than the engines made. Of a rank that shows no counters nothing can be said."""
+    window = case.window
+    if len(window.growth.tokens) < case.config.parallel.data_parallel_size:
+        return
+    slack = FOREIGN_IN_FLIGHT * (_at_closing(window) + 1)
+    told = arrived_tokens(window, since_s=window.growth.since_s)  # by then the first page had come
+    made = sum(window.growth.tokens.values())
+    if made < told * (1 - FOREIGN_SHARE) - slack:
+        yield Finding(f"usage says {told:.0f} tokens in the window, and the engines made {made}", True)
+        return
+    whole = sum(record.output_tokens or 0 for record in window.records if record.status == "ok")
+    if window.generated is not None and window.generated < whole * (1 - FOREIGN_SHARE) - slack:
+        yield Finding(f"usage says {whole} tokens in all, and the engines made {window.generated}", True)
+
+
+def _at_closing(window: Window) -> int:
+    return sum(r.start_s < window.closed_s <= r.end_s for r in window.records)
+
+
+def _strangers(window: Window, probes: int) -> int:
+    """Return how many requests the engines finished that cannot be ours.
+
+    One that we cut off may have been finished all the same: an engine may be ahead of what we have read of it, and a
+    busy one hears late that we are gone. Then the rest of its answer is among the tokens that were made and that we
+    did not see; so many are taken for ours as these, and `FOREIGN_IN_FLIGHT`, are enough for, those near their end
+    first.
+    """
+    cut = [record for record in window.records if record.status == "truncated"]
+    beyond = max(0, (window.finished or 0) - probes - (len(window.records) - len(cut)))
+    if window.generated is None:
+        return max(0, beyond - len(cut))
+    made = window.generated - probes + FOREIGN_IN_FLIGHT * (len(cut) + 1)
+    unseen = round(made - arrived_tokens(window, -np.inf, np.inf))
+    asked = min((r.output_tokens or 0 for r in window.records if r.status == "ok" and not r.check), default=0)
+    seen = tokens_a_chunk(window)
+    rests = sorted(max(0.0, asked - seen * len(record.chunk_times)) for record in cut)
+    return beyond - int(np.searchsorted(np.cumsum(rests[:beyond]), unseen, side="right"))
+
+
+def _asked_prompts(records: Sequence[RequestRecord]) -> float | None:
+    """Return the tokens of all our prompts; one that was not told counts as the longest. None: none was told."""
+    known = [record.prompt_tokens for record in records if record.prompt_tokens]
+    if not known:
+        return None
+    longest = max(known)
+    return float(sum(record.prompt_tokens or record.asked_input or longest for record in records))
+
+
+def _held_beyond_ours(window: Window) -> int:
+    """Return how many requests more than ours the engines held, where several readings say so; else 0."""
+    held: dict[float, float] = {}
+    for sample in window.series:
+        if window.opened_s <= sample.time_s < window.closed_s and sample.running is not None:
+            held[sample.time_s] = held.get(sample.time_s, 0.0) + sample.running + (sample.waiting or 0.0)
+    if not held:
+        return 0
+    starts = np.sort([record.start_s for record in window.records])
+    ends = np.sort([record.end_s for record in window.records])
+    beyond = []
+    for moment, count in held.items():
+        # All that ran at some time around the reading; one more is a probe of our own watch.
+        ours = np.searchsorted(starts, moment + AROUND_S) - np.searchsorted(ends, moment - AROUND_S)
+        beyond.append(count - float(ours) - 1)
+    more = [one for one in beyond if one > 0]
+    return round(max(more)) + 1 if len(more) >= max(SEEN_LEAST, SEEN_SHARE * len(held)) else 0
+
+
+def intended_hits(config: Config) -> tuple[float, float] | None:
+    """Return between which shares of prompt tokens the prefix caches should find; None: it is not known.
+
+    Whole blocks alone are found, and the upper limit leaves room for chat templates. A conversation's drawn answers
+    are new to the cache, so each turn finds the prompt of the turn before.
+    """
+    bench, block = config.bench, config.parallel.block_size or 128
+    if bench.workload in ("sharegpt", "trace"):
+        return None
+    share = 0.0
+    if bench.workload == "shared_prefix":
+        share = bench.prefix_share
+        whole = round(share * bench.input_tokens) // block * block / bench.input_tokens
+    elif bench.workload == "multi_turn":
+        prompts = [turn_input(bench, turn) for turn in range(bench.turns)]
+        share = sum(prompts[:-1]) / sum(prompts)
+        whole = sum(prompt // block * block for prompt in prompts[:-1]) / sum(prompts)
+    else:
+        whole = 0.0
+    return 0.75 * whole, share + UNINTENDED_HITS
+
+
+def hits(config: Config, growth: Growth, longest: int, repeated: float = 0.0) -> Found:
+    """Prefix caches that helped beyond what is intended, or less.
+
+    Args:
+        config: of the point.
+        growth: of the engines' counters in the window.
+        longest: request, prompt and answer, tokens: so many a preempted one may find again of itself.
+        repeated: further share of the prompts that may have been found whole.
+    """
+    intended, share = intended_hits(config), growth.prefix_hit_share
+    if intended is None or share is None:
+        return
+    least, most = intended[0], intended[1] + repeated
+    again = (growth.preemptions or 0) * longest / (growth.prefix_queries or 1)
+    if share - again > most:
+        yield Finding(f"prefix cache hits {share:.0%} of the prompt tokens, at most {most:.0%} were intended", True)
+    if share < least:
+        yield Finding(f"prefix cache hits {share:.0%}, at least {least:.0%} were intended")
+
+
+def preemptions(figures: Mapping[str, Any]) -> Found:
+    """Requests that were put back."""
+    if figures["preemptions"]:
+        yield Finding(f"{figures['preemptions']} preemptions: the KV cache was full")

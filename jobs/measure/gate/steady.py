@@ -1,0 +1,229 @@
+"""Whether a service did the same all through a window: no drift, no throttling, no warm-up that was not over.
+
+The window is cut into 5 to 10 parts, and the time that a token takes is told for each: the request-seconds in it by the
+tokens that fall into it. It is told twice. In a closed loop over whole requests, where the tokens of each are spread
+evenly over its time from the start to the last one: that is tokens/s turned round, or end-to-end latency by Little's
+law, and rounds in step give a level line too. And over the gaps between token chunks, which no queue is in. What these
+two hardly see, prefills that get slower, shows in the times to the first token: of each part their median, of those
+that came in it, where the service says that hardly a request waited.
+
+A service that comes and goes fits none of the shapes. In a closed loop of equal requests it is told by the slowest
+quarter of the parts against the fastest: noise of 20 % an answer makes 1.9 of that in one of a hundred windows.
+
+Three shapes are laid through the logarithms of the parts: a line (heat), a step (throttled, or warm at last) and a
+step that is taken back. What is said is the change of the shape that fits best, where it fits far better than none: by
+an F test whose limit is that of the best of all these shapes. `benchmarks/steady.py` has the simulations from which the
+limits come, with the share of clean windows that they refuse and what they find.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.measure.gate.case import Case, Finding, Found
+from jobs.measure.records import RequestRecord
+from jobs.measure.statistics import in_one_piece
+
+Floats = NDArray[np.float64]
+
+LEAST_PARTS, MOST_PARTS = 5, 10
+LEAST_S = 3.0
+"""Shortest part: what a machine does within a second or two is its scheduler's doing, and other programs'."""
+
+SHORTEST = 2
+"""Parts of the shortest level: one alone is a hiccup."""
+
+NOTED, LIMIT = 0.1, 0.3
+"""Change over the window that is noted, and beyond which its figures are those of no one service."""
+
+F_LIMIT = {5: 100.0, 6: 65.0, 7: 55.0, 8: 45.0, 9: 40.0, 10: 35.0}
+"""By number of parts: where no part depends on another, 0.5 % of level windows fit a shape better."""
+
+OPEN_LOOP = 2.5
+"""In an open loop the parts depend on each other: requests that came close together are still there in the next one."""
+
+BLOCKED_TTFTS = 3.0
+"""A silence no longer than so many median TTFTs may be the prefill of a long prompt, which others wait for."""
+
+PAUSE_S, STALL_S = 1.0, 10.0
+"""A shorter silence is no pause; a longer one is told, however long the window."""
+
+USUAL_GAPS = 5.0
+"""A silence of so many median gaps between tokens is unusual."""
+
+
+TWICE = 2.0
+"""Time of a token in the slowest quarter of the parts against the fastest from which a service came and went."""
+
+FIRSTS = 5
+"""Requests of a part from which their times to the first token have a median."""
+
+WAITING = 0.5
+"""Requests waiting (mean) from which the time to the first token is a queue's, which comes and goes."""
+
+
+def steady(case: Case) -> Found:
+    """Drift, throttling, and a warm-up that was not over.
+
+    A trace is left out: its load is another in each part. Where a queue grows, an engine may get slower bit by bit.
+    """
+    window, bench = case.window, case.config.bench
+    if bench.workload == "trace" or not case.whole:
+        return
+    counted = bench.num_requests is not None
+    until = max(r.start_s for r in case.counted) if counted else window.closed_s  # then it runs dry
+    ours = [r for r in window.records if r.status == "ok" and not r.check]
+    answers = [r for r in ours if r.output_tokens and len(r.chunk_times)]
+    turns = bench.turns if bench.workload == "multi_turn" else 1  # each has a longer prompt than the one before
+    # A part is no shorter than a round; where the service got slower that is one of the quick ones.
+    open_loop = bench.request_rate is not None
+    spans = [r.end_s - ((r.first_token_s if open_loop else None) or r.start_s) for r in case.whole]
+    round_s = turns * float(np.percentile(spans, 25))
+    parts = min(MOST_PARTS, int((until - window.opened_s) / max(round_s, LEAST_S)))
+    if parts < LEAST_PARTS:
+        yield Finding("the window is too short to tell whether the service was steady")
+        return
+    edges = np.linspace(window.opened_s, until, parts + 1)
+    grows = bool(case.figures.get("saturated"))
+    found = change(*_over_gaps(answers, edges), open_loop=open_loop, bit_by_bit=not grows)
+    if not open_loop:
+        found = max(found, change(*_over_requests(answers, edges), open_loop=False))
+    first = 0.0 if counted else _of_firsts(case, parts, open_loop=open_loop)
+    if max(found, first) > NOTED:
+        what = f"the time of a token changed by {found:.0%}"
+        if first > found:
+            what = f"the time to the first token changed by {first:.0%}"
+        words = f"the service was not steady: {what} over the window (throttled, heated, or not yet warm?)"
+        yield Finding(words, max(found, first) > LIMIT)
+    if open_loop or bench.lengths != "fixed" or bench.workload in ("sharegpt", "multi_turn"):
+        return
+    if (swing := max(_swing(*over(answers, edges)) for over in (_over_gaps, _over_requests))) > TWICE:
+        words = f"a token took {swing:.2g} times as long in the slowest quarter of the window as in the fastest"
+        yield Finding(f"the service was not steady: {words} (throttled now and then?)", True)
+
+
+def _swing(busy: Floats, made: Floats) -> float:
+    """Return the seconds for a token in the slowest quarter of the parts, as a multiple of those in the fastest."""
+    levels = np.sort(np.log(busy[made > 0] / made[made > 0]))
+    if len(levels) < LEAST_PARTS:
+        return 1.0
+    quarter = len(levels) // 4
+    return float(np.exp(levels[-quarter:].mean() - levels[:quarter].mean()))
+
+
+def _of_firsts(case: Case, parts: int, *, open_loop: bool) -> float:
+    """Return by which share the time to the first token changes over the window; 0: by none, or it does not tell."""
+    waiting = case.figures.get("waiting_mean")
+    told = [(r.came_s, r.first_token_s - r.start_s) for r in case.whole if r.first_token_s is not None]
+    parts = min(parts, len(told) // FIRSTS)
+    if waiting is None or waiting > WAITING or parts < LEAST_PARTS:
+        return 0.0
+    came, took = np.array(told).T
+    edges = np.linspace(case.window.opened_s, case.window.closed_s, parts + 1)
+    place = np.searchsorted(edges, came, side="right") - 1
+    made = np.bincount(place, minlength=parts)[:parts].astype(np.float64)
+    medians = np.array([np.median(took[place == part]) if made[part] else 0.0 for part in range(parts)])
+    return change(medians * made, made, open_loop=open_loop)
+
+
+def _over_requests(answers: Sequence[RequestRecord], edges: Floats) -> tuple[Floats, Floats]:
+    """Return for each part the seconds of a request by its tokens, and the tokens per second; shape (parts,) each."""
+    begins = np.array([record.start_s for record in answers])
+    spans = np.array([max(record.chunk_times[-1] - record.start_s, 1e-9) for record in answers])
+    tokens = np.array([float(record.output_tokens or 0) for record in answers])
+    passed = np.clip(edges[:, None] - begins, 0.0, spans)
+    return np.diff(passed.sum(axis=1)), np.diff((passed * (tokens / spans)).sum(axis=1))
+
+
+def _over_gaps(answers: Sequence[RequestRecord], edges: Floats) -> tuple[Floats, Floats]:
+    """Return for each part the seconds between token chunks, and the tokens of these; shape (parts,) each."""
+    several = [record for record in answers if not in_one_piece(record)]
+    if not several:
+        return np.zeros(len(edges) - 1), np.zeros(len(edges) - 1)
+    ends = np.concatenate([record.chunk_times[1:] for record in several])
+    gaps = np.concatenate([np.diff(record.chunk_times) for record in several])
+    each = np.concatenate([np.full(n - 1, (r.output_tokens or 0) / n) for r in several if (n := len(r.chunk_times))])
+    return np.histogram(ends, edges, weights=gaps)[0], np.histogram(ends, edges, weights=each)[0]
+
+
+def change(busy: Floats, made: Floats, *, open_loop: bool, bit_by_bit: bool = True) -> float:
+    """Return by which share the seconds for a token change over the parts, up or down; 0: chance may do the same.
+
+    Args:
+        busy: seconds in each part, shape (parts,).
+        made: tokens of them, shape (parts,). A part without any is left out.
+        open_loop: the load is not held: an engine takes longer for a token where it makes more of them, which is
+            allowed for.
+        bit_by_bit: a line is a change too.
+    """
+    there = made > 0
+    parts = int(there.sum())
+    if parts < LEAST_PARTS:
+        return 0.0
+    levels = np.log(busy[there] / made[there])
+    rates = np.log(made[there]) if open_loop else None
+    around, _ = _left(levels, np.ones((parts, 1)), rates)
+    best, found = 0.0, 0.0
+    for shape, reach in _shapes(parts):
+        left, size = _left(levels, np.column_stack([np.ones(parts), shape]), rates)
+        fit = (around - left) / max(left / (parts - 2), 1e-9)
+        if fit > best:
+            best, found = fit, float(np.expm1(size * reach)) if bit_by_bit or reach == 1.0 else 0.0
+    return found if best > F_LIMIT[parts] * (OPEN_LOOP if open_loop else 1.0) else 0.0
+
+
+def _left(levels: Floats, basis: Floats, rates: Floats | None) -> tuple[float, float]:
+    """Return the squares that a least-squares fit leaves, and the range of what it fits."""
+    if rates is not None:
+        beside = np.column_stack([basis, rates - rates.mean()])
+        found, *_ = np.linalg.lstsq(beside, levels, rcond=None)
+        if found[-1] > 0:
+            return float(((levels - beside @ found) ** 2).sum()), float(np.ptp(basis @ found[:-1]))
+    found, *_ = np.linalg.lstsq(basis, levels, rcond=None)
+    return float(((levels - basis @ found) ** 2).sum()), float(np.ptp(basis @ found))
+
+
+def _shapes(parts: int) -> Iterator[tuple[Floats, float]]:
+    """Yield a line, steps, and steps that are taken back, shape (parts,), each with the part of it that is seen.
+
+    The middles of the parts do not reach the ends of the window.
+    """
+    place = np.arange(parts, dtype=np.float64)
+    yield place, parts / (parts - 1)
+    cuts = range(SHORTEST, parts - SHORTEST + 1)
+    for at in cuts:
+        yield (place >= at).astype(np.float64), 1.0
+    for first, last in itertools.combinations(cuts, 2):
+        if last - first >= SHORTEST:
+            yield ((place >= first) & (place < last)).astype(np.float64), 1.0
+
+
+def pauses(case: Case) -> Found:
+    """Times without any token while answers were on their way: one long pause, or many that add up.
+
+    A prefill that holds up the answers beside it is no pause: it is no longer than prompts usually take. A pause in the
+    drain counts too: requests of the window wait in it, and with them the rates of a closed loop.
+    """
+    window = case.window
+    lasting = _silences(window.records, window.opened_s, window.closed_s + window.drain_s)
+    ttft, gap = (case.figures[name] or 0.0 for name in ("ttft_ms_p50", "itl_ms_p50"))
+    long = lasting[lasting > max(PAUSE_S, BLOCKED_TTFTS * ttft / 1e3, USUAL_GAPS * gap / 1e3)]
+    share = float(long.sum()) / max(window.seconds, 1e-9)
+    if share > NOTED or (long > STALL_S).any():
+        many = f", in {long.size} pauses" if long.size > 1 else ""
+        yield Finding(f"no token came for {long.sum():.0f} s of the window{many}", share > LIMIT)
+
+
+def _silences(records: Sequence[RequestRecord], opened_s: float, closed_s: float) -> Floats:
+    """Return the times in the window between two tokens of anybody, while an answer was under way, s."""
+    times = np.concatenate([record.chunk_times for record in records]) if records else np.empty(0)
+    inside = np.unique(times[(times >= opened_s) & (times < closed_s)])
+    gaps, begins = np.diff(inside), inside[:-1]
+    long = np.flatnonzero(gaps > PAUSE_S)
+    spans = [(r.chunk_times[0], r.end_s) for r in records if len(r.chunk_times)]
+    kept = [i for i in long if any(a <= begins[i] + 1e-9 and b >= begins[i] + gaps[i] for a, b in spans)]
+    return gaps[kept]

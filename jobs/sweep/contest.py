@@ -1,0 +1,342 @@
+"""Two settings that are to be told apart: what is asked, what a pair costs, and the sweeps in which pairs are measured.
+
+Where A and B are loads of one service its windows are the pairs, measured by turns (A B, B A); else a pair is a start
+of each, in balanced order. Every start of a setting has a seed of its own, as `parallel.seed=1,2,3` has it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jobs.allocation.node import fingerprint
+from jobs.cluster.time_limit import SIGNAL_DELAY_S, limit_seconds
+from jobs.core.config import Config
+from jobs.core.errors import ConfigError
+from jobs.core.rundir import Root, SweepDir
+from jobs.forecast.observed import COLUMNS
+from jobs.results.columns import OFFERED
+from jobs.results.fingerprint import Fingerprint
+from jobs.results.pairs import Pair, Question, Standing, of_sweep, read_question, standing
+from jobs.results.row import outdated, row_of
+from jobs.results.sequential import ALPHA, BETA, FIRST, Known
+from jobs.results.spread import known_of
+from jobs.sweep import compose, road
+from jobs.sweep.plan import Plan
+from jobs.sweep.points import identity
+from jobs.sweep.reuse import launch_view
+
+MOST = 30
+"""Pairs, where no budget is given."""
+
+GOALS = tuple(column for column, _ in COLUMNS.values())
+
+_WORDS = re.compile(r"\s+(?=[~+]*[A-Za-z_][\w./@-]*=)")
+"""Between two overrides in one argument: 'a=1 b=[2, 3]'."""
+
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*(%?)")
+
+
+def share(text: str) -> float:
+    """Return the difference that is to be found as a share: 3% or 0.03.
+
+    Raises:
+        ConfigError: it is none, nothing, or all.
+    """
+    match = _SHARE.fullmatch(text.strip())
+    value = float(match[1]) / (100 if match[2] else 1) if match else math.nan
+    if not 0 < value < 1:
+        reason = "a share above 0 and below 100 % is needed"
+        raise ConfigError("--difference", text, reason, "Write 3% or 0.03: what is less is no difference to you.")
+    return value
+
+
+def settings_of(arguments: Sequence[str], common: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the overrides of A and of B: each is an argument, or both are the values of one key (key=1,2).
+
+    Args:
+        arguments: each with the overrides of one setting, in quotes where there are several.
+        common: overrides that both have, which come first.
+
+    Raises:
+        ConfigError: they are not two, or one of their keys is not known.
+    """
+    points = [point for one in arguments for point in compose.expand([*common, *_WORDS.split(one.strip())])]
+    if len(points) != 2:
+        reason = f"two settings are compared, and these are {len(points)}"
+        remedy = "Give A and B, each in quotes if it has several overrides; what both have goes after --with."
+        raise ConfigError("A B", " ".join(arguments) or "(none)", reason, remedy)
+    return tuple(points[0]), tuple(points[1])
+
+
+def versions_of(word: str, common: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the overrides of each value of a key, in their order.
+
+    Raises:
+        ConfigError: it has less than two values, or something else is swept too.
+    """
+    points, values = compose.expand([*common, word]), compose.expand([word])
+    if len(values) < 2 or len(points) != len(values):
+        reason = "one value has none before it" if len(values) < 2 else "something else has several values too"
+        raise ConfigError("--bisect", word, reason, "Write KEY=V1,V2,V3: of one key, in order, the good one first.")
+    return [tuple(point) for point in points]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be spent: node-hours by the plan's estimate, or pairs; None: no limit by it."""
+
+    hours: float | None = None
+    pairs: int | None = None
+
+    def check(self) -> None:
+        """Raise ConfigError for a budget that is none."""
+        for key, value in (("--node-hours", self.hours), ("--pairs", self.pairs)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(key, value, "a number above 0 is needed", "Give a budget.")
+
+
+@dataclass(frozen=True)
+class Past:
+    """A sweep of a contest that was made before, and why its rows count no more (empty: they do)."""
+
+    sweep: SweepDir
+    question: Question
+    stale: str
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """What its pairs said."""
+        return of_sweep(self.sweep, self.question)
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A question and what it costs.
+
+    Attributes:
+        names: of A and B, without what both have.
+        sides: overrides of A and of B.
+        configs: of A and of B.
+        goal, difference: which figure, and by which share.
+        by_windows: pairs are windows of one service.
+        load_hours: node-hours of the service that all pairs of a sweep share; `pair_hours`: of one pair.
+        fits: pairs that one sweep can have.
+        known: what is known of the deviation of a pair beforehand; `errors`: alpha and beta.
+    """
+
+    names: tuple[str, str]
+    sides: tuple[tuple[str, ...], tuple[str, ...]]
+    configs: tuple[Config, Config]
+    goal: str
+    difference: float
+    by_windows: bool
+    load_hours: float
+    pair_hours: float
+    fits: int
+    known: Known | None = None
+    errors: tuple[float, float] = (ALPHA, BETA)
+
+    @property
+    def name(self) -> str:
+        """The name of its sweeps: the same for the same two settings, whatever the goal and the budget."""
+        parts = [identity(one, "service", "point") for one in self.configs]
+        return "decide-" + hashlib.sha256(" ".join(parts).encode()).hexdigest()[:10]
+
+    @property
+    def root(self) -> Path:
+        """Where its sweeps are."""
+        return Path(self.configs[0].results.root).absolute()
+
+    def plan(self, first: int, count: int, composer: compose.Composer = compose.default_composer) -> Plan:
+        """Plan a sweep of so many pairs; `first` is the number of its first one."""
+        return road.plan(_points(self.sides, self.configs, self.by_windows, first, count, self.name), composer)
+
+    @property
+    def least(self) -> int:
+        """Pairs before which nothing is decided."""
+        return max(2, FIRST - int(self.known.free if self.known else 0))
+
+    def affordable(self, budget: Budget, pairs: int, hours: float) -> int:
+        """Return how many pairs the next sweep may have, after so many pairs and node-hours in sweeps before it."""
+        limits = [self.fits]
+        if budget.hours is not None:
+            limits.append(math.floor((budget.hours - hours - self.load_hours) / self.pair_hours + 1e-9))
+        if budget.pairs is not None or budget.hours is None:
+            limits.append((budget.pairs or MOST) - pairs)
+        return max(0, min(limits))
+
+    def check(self, budget: Budget) -> None:
+        """Raise ConfigError where a budget does not reach for one pair."""
+        if self.affordable(budget, 0, 0.0) < 1:
+            reason = f"one pair takes about {self.load_hours + self.pair_hours:.2f} node-hours"
+            raise ConfigError("--node-hours", budget.hours, reason, "Give more, or shorten bench.window_s.")
+
+    def _sweeps(self) -> Iterator[tuple[SweepDir, Question]]:
+        """The sweeps that asked for these two settings before, oldest first."""
+        for number in itertools.count(1):
+            sweep = SweepDir(self.root / (self.name if number == 1 else f"{self.name}-{number}"))
+            if not sweep.path.is_dir():
+                return
+            if sweep.plan.exists() and (question := read_question(sweep)):
+                yield sweep, question
+
+    def past(self) -> tuple[Past, ...]:
+        """Return them as they tell of what is asked now."""
+        found = []
+        for sweep, asked in self._sweeps():
+            there = {name: getattr(asked, name) for name in ("pairs", "windows", "most", "earlier")}
+            question = self._asked(**there)
+            found.append(Past(sweep, question, _stale(sweep, question, self.configs)))
+        return tuple(found)
+
+    def known_before(self) -> Known | None:
+        """Return what is known of the deviation of a pair beforehand.
+
+        Once a sweep is there it is what that one knew, so that rows alone change an answer.
+        """
+        for _, question in self._sweeps():
+            return question.known if question.goal == self.goal else None
+        return None if self.by_windows else known_of(Root(self.root), self.configs, self.goal, self.name)
+
+    def hours(self, past: Sequence[Past]) -> float:
+        """Return what the pairs of earlier sweeps cost by the plan's estimate, node-hours."""
+        return sum((self.load_hours if one.pairs else 0.0) + len(one.pairs) * self.pair_hours for one in past)
+
+    def standing(self, past: Sequence[Past]) -> Standing:
+        """Return what all pairs of sweeps say together."""
+        pairs = [pair for one in past for pair in one.pairs]
+        return standing(self._asked(most=len(pairs), windows=int(self.by_windows)), pairs)
+
+    def _asked(self, **about: Any) -> Question:
+        alpha, beta = self.errors
+        base = Question(self.goal, self.difference, (), 0, 0, (), self.known, alpha, beta)
+        return replace(base, **about)
+
+    def question(self, made: Plan, most: int, past: Sequence[Past]) -> Question:
+        """Return what a new sweep is to decide, after those that count."""
+        ids = made.asked
+        pairs = tuple(zip(ids[::2], ids[1::2], strict=True))
+        logs = tuple(pair for one in past for pair in one.pairs if not isinstance(pair, str))
+        return self._asked(pairs=pairs, windows=most if self.by_windows else 0, most=most, earlier=logs)
+
+
+def ask(
+    sides: tuple[tuple[str, ...], tuple[str, ...]],
+    goal: str,
+    difference: float,
+    composer: compose.Composer = compose.default_composer,
+) -> Contest:
+    """Return what is asked, with what it costs.
+
+    Raises:
+        ConfigError: A and B are one setting, nothing measures the goal, or one of them may not be started.
+    """
+    one, two = road.composed(sides, composer)
+    check(one, two, sides, goal)
+    common = set(sides[0]) & set(sides[1])
+    names = tuple(" ".join(word for word in side if word not in common) or "(as it is)" for side in sides)
+    by_windows = identity(one, "service") == identity(two, "service")
+    if by_windows and (one.bench.is_external or two.bench.is_external):
+        reason = "windows of two loads of one service go by turns, which only the tool's own client does"
+        raise ConfigError("bench.client", one.bench.client, reason, "Leave bench.client out.")
+    first = road.plan(_points(sides, (one, two), by_windows, 0, 1, None), composer)
+    if first.refused:
+        reason = next(iter(first.refused.values()))
+        raise ConfigError(
+            "A B", " | ".join(names), f"one of them cannot be started: {reason}", "See launch.infeasible."
+        )
+    total = sum(one.node_hours for one in first.allocations)
+    load, fits = 0.0, MOST_OF_A_SWEEP
+    if by_windows:
+        [service] = first.services
+        nodes = first.allocations[0].nodes
+        spent = service.phases
+        fixed_s = spent.load + spent.teardown if spent else 0.0
+        load = nodes * fixed_s / 3600
+        fits = _fits(one, fixed_s, service.seconds - fixed_s)
+    made = Contest((names[0], names[1]), sides, (one, two), goal, difference, by_windows, load, total - load, fits)
+    return replace(made, known=made.known_before())
+
+
+MOST_OF_A_SWEEP = 60
+"""Pairs that one sweep has at most: its plan holds the commands of every start."""
+
+
+def _fits(config: Config, fixed_s: float, pair_s: float) -> int:
+    """Return how many pairs of windows one allocation has time for."""
+    limit = limit_seconds(config.cluster.time_limit)
+    if limit is None:
+        return MOST_OF_A_SWEEP
+    left = limit - SIGNAL_DELAY_S - fixed_s - 2 * config.limits.stop_s
+    return max(1, min(MOST_OF_A_SWEEP, math.floor(0.9 * left / pair_s)))
+
+
+def check(one: Config, two: Config, sides: Sequence[Sequence[str]], goal: str) -> None:
+    """Raise ConfigError for two settings that cannot be told apart by a goal."""
+    words = " | ".join(" ".join(side) for side in sides)
+    if len({identity(_once(config), "service", "point") for config in (one, two)}) == 1:
+        reason = "A and B are the same setting" + (", measured again" if one != two else "")
+        raise ConfigError("A B", words, reason, "Let them differ in a key; starts are repeated anyway.")
+    if goal not in GOALS:
+        raise ConfigError("--goal", goal, "no pair is compared by it", f"Give one of: {', '.join(GOALS)}.")
+    for config in (one, two):
+        bench = config.bench
+        if bench.is_open and goal in OFFERED:
+            reason = "at an offered rate it is the rate that is offered"
+            raise ConfigError("--goal", goal, reason, "Give --goal ttft_ms_mean or tpot_ms_mean.")
+        if bench.search:
+            reason = "a search has no pairs of windows"
+            raise ConfigError("bench.search", bench.search, reason, "Leave it out, and give a load.")
+    if not one.launch.follow:
+        raise ConfigError("launch.follow", False, "an answer needs the rows", "Leave it out; Ctrl-C detaches.")
+    if one.results.name:
+        reason = "its sweeps are named after the question, so that it goes on where it was"
+        raise ConfigError("results.name", one.results.name, reason, "Leave it out.")
+    if one.launch.budget_node_hours:
+        reason = "it would cut pairs in two"
+        raise ConfigError("launch.budget_node_hours", one.launch.budget_node_hours, reason, "Give --node-hours.")
+
+
+def _once(config: Config) -> Config:
+    """Return a config without what says how often it is measured."""
+    return replace(config, parallel=replace(config.parallel, seed=None), bench=replace(config.bench, repeats=1))
+
+
+def _points(
+    sides: Sequence[Sequence[str]],
+    configs: Sequence[Config],
+    by_windows: bool,
+    first: int,
+    count: int,
+    name: str | None,
+) -> list[list[str]]:
+    named = [f"results.name={name}"] if name else []
+    if by_windows:
+        return [[*side, f"bench.repeats={count}", *named] for side in sides]
+    return [
+        [*side, f"parallel.seed={(config.parallel.seed or 0) + number}", *named]
+        for number in range(first, first + count)
+        for side, config in zip(sides, configs, strict=True)
+    ]
+
+
+def _stale(sweep: SweepDir, question: Question, configs: tuple[Config, Config]) -> str:
+    """Return what has changed since the rows of a sweep were measured; empty: nothing that is known."""
+    views = launch_view(sweep)
+    now = [fingerprint.of_this_host(config) for config in configs]
+    for points in question.pairs:
+        for point, seen in zip(points, now, strict=True):
+            if (row := row_of(sweep, point)) is None:  # it is still to be measured
+                continue
+            then = views.get(str(row.get("service")), Fingerprint())
+            if found := outdated(row, sweep) or ", ".join(seen.trusted(then, row).changes(row)):
+                return found
+    return ""

@@ -1,0 +1,172 @@
+"""Starts this tool's own programs by fork alone, where a test starts hundreds: what Python imports is there already.
+
+    python -m warm
+
+reads orders from standard input, one JSON a line (argv, cwd, env, output, uid, groups), and answers each with the pid
+of a process that does what `python ARGV...` does. In it, and in all that it starts through `subprocess`, a command line
+that begins with this interpreter becomes a fork as well: with its own command line and environment in /proc, signals
+as after exec(2), no open files but its three, and nothing that modules have remembered but what they cache.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import json
+import logging
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+MODULES = (
+    *("jobs.cli.launch", "jobs.allocation.head", "jobs.allocation.headless", "jobs.allocation.rank"),
+    *("jobs.allocation.submission", "jobs.results.report", "submitit.local.local"),
+)
+OWN_FLAGS = ("-u",)
+_FIELDS = {"start_code": 26, "end_code": 27, "start_stack": 28, "start_data": 45, "end_data": 46, "start_brk": 47}
+"""Where proc(5) has them in /proc/self/stat."""
+_PR_SET_DUMPABLE, _PR_SET_MM, _PR_SET_MM_MAP = 4, 35, 14
+_kept: list[Any] = []
+_exec = subprocess.Popen._execute_child  # type: ignore[attr-defined]
+
+
+class _Map(ctypes.Structure):
+    """struct prctl_mm_map (linux/prctl.h)."""
+
+    _fields_ = [
+        *((name, ctypes.c_uint64) for name in ("start_code", "end_code", "start_data", "end_data", "start_brk", "brk")),
+        *((name, ctypes.c_uint64) for name in ("start_stack", "arg_start", "arg_end", "env_start", "env_end", "auxv")),
+        *((name, ctypes.c_uint32) for name in ("auxv_size", "exe_fd")),
+    ]
+
+
+def show(argv: Sequence[str], env: Mapping[str, str]) -> None:
+    """Let /proc/self/cmdline and environ say this.
+
+    Raises:
+        OSError: the kernel does not allow it.
+    """
+    words = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.sbrk.restype = ctypes.c_uint64
+    one = _Map(exe_fd=0xFFFFFFFF, brk=libc.sbrk(0), **{name: int(words[at - 3]) for name, at in _FIELDS.items()})
+    for name, texts in (("arg", argv), ("env", [f"{key}={value}" for key, value in env.items()])):
+        buffer = ctypes.create_string_buffer(b"".join(os.fsencode(text) + b"\0" for text in texts))
+        _kept.append(buffer)
+        setattr(one, f"{name}_start", ctypes.addressof(buffer))
+        setattr(one, f"{name}_end", ctypes.addressof(buffer) + max(0, len(buffer) - 1))
+    if libc.prctl(_PR_SET_MM, _PR_SET_MM_MAP, ctypes.byref(one), ctypes.sizeof(one), 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_MM_MAP)")
+
+
+def _become(
+    argv: Sequence[str], env: Mapping[str, str], cwd: str | None, files: Sequence[int], *, leads: bool
+) -> NoReturn:
+    """Do what `python ARGV...` does, in a process that was just forked."""
+    code = 1
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD, signal.SIGALRM):
+            signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+        signal.set_wakeup_fd(-1)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        copies = [os.dup(file) for file in files]
+        for target, copy in enumerate(copies):
+            os.dup2(copy, target)
+        os.closerange(3, 4096)
+        if leads:
+            os.setsid()
+        if cwd:
+            os.chdir(cwd)
+        show([sys.executable, *argv], env)
+        os.environ.clear()
+        os.environ.update(env)
+        logging.getLogger().handlers.clear()
+        sys.stdin, sys.stdout, sys.stderr = (os.fdopen(n, "rw"[n > 0], closefd=False, buffering=1) for n in (0, 1, 2))
+        words = [word for word in argv if word not in OWN_FLAGS]
+        sys.argv = words[1:] if words[0] == "-m" else words
+        try:
+            if words[0] == "-m":
+                runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+            else:
+                sys.path.insert(0, str(Path(words[0]).parent.resolve()))
+                runpy.run_path(words[0], run_name="__main__")
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        except KeyboardInterrupt:
+            code = 130
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    finally:
+        os._exit(code & 0xFF)
+
+
+def _drop(uid: int, groups: Sequence[int]) -> None:
+    """Be another user, as a program that was started by it."""
+    os.setgroups(list(groups))
+    os.setgid(uid)
+    os.setuid(uid)
+    os.umask(0o022)
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)  # else its own /proc would be root's
+
+
+def _start(self: Any, args: Any, *rest: Any) -> None:
+    """Stand for Popen._execute_child (CPython 3.11 to 3.13, subprocess.py): fork where the program is this one."""
+    if isinstance(args, str) or list(args)[:1] != [sys.executable] or "-I" in args:
+        _exec(self, args, *rest)
+        return
+    _, _, _, _, cwd, env, _, _, _, p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite, *_ = rest
+    leads = bool(rest[-2])
+    files = [own if own != -1 else number for number, own in enumerate((p2cread, c2pwrite, errwrite))]
+    self.pid = os.fork()
+    if self.pid == 0:
+        _become(list(args)[1:], dict(os.environ if env is None else env), cwd, files, leads=leads)
+    self._child_created = True
+    self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
+
+
+def _can_show() -> bool:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            show(["x"], {})
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def main() -> None:
+    """Obey until standard input ends."""
+    warnings.simplefilter("ignore")
+    for name in MODULES:
+        importlib.import_module(name)
+    importlib.import_module("jobs.__main__").commands()
+    subprocess.Popen._execute_child = _start  # type: ignore[attr-defined]
+    gc.collect()
+    gc.freeze()
+    print("warm" if _can_show() else "the kernel does not let a process say what its command line is", flush=True)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets who has ended
+    for line in sys.stdin:
+        order = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            if order["uid"]:
+                _drop(order["uid"], order["groups"])
+            nothing = os.open(os.devnull, os.O_RDONLY)
+            _become(order["argv"], dict(os.environ) | order["env"], order["cwd"], (nothing, output, output), leads=True)
+        print(pid, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""A real docker and a real podman with directories of their own, and registries on loopback for both."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import io
+import os
+import shutil
+import socket
+import subprocess
+import tarfile
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+FOLDERS = ("dev", "etc", "opt", "proc", "root", "run", "sys", "tmp", "usr", "var")
+LINKS = ("bin", "lib", "lib64", "sbin")
+OS = "an image made here"
+NEEDED = {"docker": ("dockerd", "containerd", "runc", "docker"), "podman": ("podman", "runc")}
+
+# A daemon in namespaces of its own: whatever ends its starter, the kernel ends all in them, and unmounts. It keeps a
+# key in /etc/docker and a directory in /run, so that it gets others.
+DAEMON = """mount -t tmpfs none /etc/docker && mount -t tmpfs none /run && exec dockerd --iptables=false \
+--ip6tables=false --ip-forward=false --ip-masq=false --bridge=none --cgroup-parent="$2" --data-root="$3" \
+--exec-root="$1/exec" --pidfile="$1/pid" --host="unix://$1/docker.sock" --config-file="$1/daemon.json" \
+> "$1/dockerd.log" 2>&1"""
+
+
+def missing(runtime: str) -> str | None:
+    """Return why this machine cannot run a container of a runtime, or None."""
+    if os.getuid() != 0:
+        return "this is not root, and the user namespaces of podman and docker want a set-up of their own"
+    lacks = [name for name in NEEDED[runtime] if not shutil.which(name)]
+    return f"there is no {' and no '.join(lacks)}: python tests/lab/lab.py install" if lacks else None
+
+
+def need(runtime: str) -> None:
+    """Skip a test where this machine cannot run it; under CI=true that is a failure."""
+    if reason := missing(runtime):
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+def image_file(path: Path, name: str = OS, extra_bytes: int = 0) -> Path:
+    """Write the files of an image that has nothing but links to the /usr that is mounted into it."""
+    with tarfile.open(path, "w") as tar:
+        for folder_name in FOLDERS:
+            folder = tarfile.TarInfo(folder_name)
+            folder.type, folder.mode = tarfile.DIRTYPE, 0o1777 if folder_name == "tmp" else 0o755
+            tar.addfile(folder)
+        for link_name in LINKS:
+            link = tarfile.TarInfo(link_name)
+            link.type, link.linkname = tarfile.SYMTYPE, f"usr/{link_name}"
+            tar.addfile(link)
+        files = {"etc/os-release": f'PRETTY_NAME="{name}"\n'.encode(), "opt/plain": b"no program\n"}
+        if extra_bytes:
+            files["opt/large"] = os.urandom(extra_bytes)
+        for file_name, text in files.items():
+            file = tarfile.TarInfo(file_name)
+            file.size = len(text)
+            tar.addfile(file, io.BytesIO(text))
+    return path
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Wait for what tells nobody that it is there."""
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@dataclass(frozen=True)
+class Real:
+    """One runtime: its program, the directory of all that is its own, and the variables that say so."""
+
+    program: str
+    path: Path
+    env: Mapping[str, str]
+
+    def run(self, *words: str, check: bool = True) -> str:
+        """Run its program; return what it printed."""
+        env = {**os.environ, **self.env}
+        done = subprocess.run([self.program, *words], check=False, capture_output=True, text=True, env=env)
+        assert not check or done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def make(self, reference: str, name: str = OS, entrypoint: str | None = None, extra_bytes: int = 0) -> str:
+        """Make an image of files. Returns its id."""
+        file = image_file(self.path / f"{os.urandom(4).hex()}.tar", name, extra_bytes)
+        change = ["--change", f"ENTRYPOINT {entrypoint}"] if entrypoint else []
+        self.run("import", *change, str(file), reference)
+        file.unlink()
+        return self.run("image", "inspect", "--format", "{{.Id}}", reference)
+
+    def trust(self, address: str) -> None:
+        """Let it speak plain HTTP with a registry on loopback; docker does so by itself."""
+        if self.program == "podman":
+            with Path(self.env["CONTAINERS_REGISTRIES_CONF"]).open("a") as file:
+                file.write(f'[[registry]]\nlocation = "{address}"\ninsecure = true\n')
+
+    def push(self, reference: str) -> None:
+        """Push an image to a registry on loopback, which docker trusts without TLS."""
+        self.run("push", *(["--tls-verify=false"] if self.program == "podman" else []), reference)
+
+    def containers(self) -> list[str]:
+        """Return the names of all containers, those that have ended too."""
+        return self.run("ps", "--all", "--format", "{{.Names}}").split()
+
+    def clear(self) -> None:
+        """Remove all containers."""
+        time = ("--time", "0") if self.program == "podman" else ()
+        for name in self.containers():
+            self.run("rm", "--force", *time, name, check=False)
+
+
+GROUP = "serving-sweep-test-"
+
+
+def clear() -> None:
+    """Remove the empty cgroups, and links, of daemons that are gone: of those too whose tests were killed."""
+    for found in Path("/sys/fs/cgroup").glob(f"*/{GROUP}*"):
+        for folder in sorted((*found.rglob("*"), found), key=lambda one: len(one.parts), reverse=True):
+            with contextlib.suppress(OSError):  # one that is in use
+                if folder.is_dir():
+                    folder.rmdir()
+    for link in Path(tempfile.gettempdir()).glob("dk-*"):
+        if link.is_symlink() and not link.exists():
+            link.unlink(missing_ok=True)
+
+
+@contextmanager
+def docker(path: Path, data: Path | None = None) -> Iterator[tuple[Real, subprocess.Popen[bytes]]]:
+    """A daemon, which goes with all its containers, mounts and namespaces."""
+    path.mkdir(exist_ok=True)
+    clear()
+    group = f"/{GROUP}{os.getpid()}-{path.name}"
+    (path / "daemon.json").write_text("{}")
+    words = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    short = Path(tempfile.gettempdir()) / f"dk-{os.urandom(4).hex()}"  # names of sockets have 107 characters at most
+    short.symlink_to(path)
+    daemon = subprocess.Popen([*words, "sh", "-c", DAEMON, "sh", str(short), group, str(data or path / "data")])
+    try:
+        env = {"DOCKER_HOST": f"unix://{short}/docker.sock", "DOCKER_CONFIG": str(path / "client")}
+        (path / "client").mkdir()
+        one = Real("docker", path, env)
+
+        def answers() -> bool:
+            assert daemon.poll() is None, (path / "dockerd.log").read_text()[-2000:]
+            return bool(one.run("version", "--format", "{{.Server.Version}}", check=False))
+
+        wait_until(answers)
+        yield one, daemon
+    finally:
+        daemon.kill()
+        daemon.wait()
+        short.unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+        clear()
+
+
+@contextmanager
+def podman(path: Path, data: Path | None = None) -> Iterator[Real]:
+    """A podman with a store of its own; crun wants to raise limits, which a sandbox forbids."""
+    path.mkdir(exist_ok=True)
+    lines = 'runtime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
+    store = f'driver = "vfs"\ngraphroot = "{data or path / "store"}"\nrunroot = "{path}/run"\n'
+    files = {
+        "CONTAINERS_CONF": f"[containers]\ndefault_ulimits = []\n[engine]\n{lines}",
+        "CONTAINERS_STORAGE_CONF": f"[storage]\n{store}",
+        "CONTAINERS_REGISTRIES_CONF": "",
+        "REGISTRY_AUTH_FILE": "{}",
+    }
+    for name, text in files.items():
+        (path / name).write_text(text)
+    one = Real("podman", path, {name: str(path / name) for name in files})
+    try:
+        yield one
+    finally:
+        one.clear()
+        for mount in Path("/proc/self/mounts").read_text().splitlines():
+            if mount.split()[1].startswith(str(path)):
+                subprocess.run(["umount", "--lazy", mount.split()[1]], check=False)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+HTPASSWD = "bob:$2b$04$xgpnoZZ.yxuyaUuaihH2iey0XA0D5hzqIWx5QpkKoq4QZU27pUnoW\n"
+
+
+@contextmanager
+def registry(path: Path, htpasswd: str | None = None) -> Iterator[str]:
+    """A registry on loopback; yields its address. With `htpasswd` it wants a login."""
+    need_program("docker-registry")
+    path.mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    auth = ""
+    if htpasswd:
+        (path / "htpasswd").write_text(htpasswd)
+        auth = f"auth:\n  htpasswd:\n    realm: here\n    path: {path}/htpasswd\n"
+    storage = f"storage:\n  filesystem:\n    rootdirectory: {path}/files\n  delete:\n    enabled: true\n"
+    (path / "config.yml").write_text(f"version: 0.1\n{storage}http:\n  addr: {address}\n{auth}")
+    words = ["setpriv", "--pdeathsig", "KILL", "docker-registry", "serve", str(path / "config.yml")]
+    with (path / "log").open("wb") as log:
+        # It takes variables that begin with REGISTRY_ for keys of its own, podman's too.
+        served = subprocess.Popen(words, stdout=log, stderr=log, env={"PATH": os.environ["PATH"]})
+    try:
+        host, _, port = address.partition(":")
+
+        def answers() -> bool:
+            assert served.poll() is None, (path / "log").read_text()[-2000:]
+            with socket.socket() as one:
+                return one.connect_ex((host, int(port))) == 0
+
+        wait_until(answers)
+        yield address
+    finally:
+        served.kill()
+        served.wait()
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def need_program(name: str) -> None:
+    """Skip a test where this machine lacks a program; under CI=true that is a failure."""
+    if not shutil.which(name):
+        reason = f"there is no {name}: python tests/lab/lab.py install"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+@contextmanager
+def silent_registry() -> Iterator[tuple[str, threading.Event]]:
+    """A registry that takes a question and never answers; yields its address, and what is set by the question."""
+    asked, over = threading.Event(), threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.set()
+            over.wait()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_port}", asked
+    finally:
+        over.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,95 @@
+"""Files that somebody else may have written: what is no plain file of a bounded size and form is refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter
+
+from jobs.core import foreign
+from jobs.core.errors import RunError
+
+STRANGER = 61_002
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(3 << 30)
+
+
+def endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize("make", [fifo, sparse, endless, loop, Path.mkdir], ids=lambda make: make.__name__)
+def test_what_is_no_plain_file_of_a_bounded_size_is_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "row.json")
+    with pytest.raises(RunError) as caught:
+        foreign.load_json(tmp_path / "row.json")
+    assert (caught.value.key, caught.value.value) == (str(tmp_path / "row.json"), "(read)")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[" * 100_000, '{"a":' * 5000, '"\\ud800"', '["\\uDC00"]', "9" * 5000, b"\xff", b'"\xed\xa0\x80"']
+)
+def test_what_is_no_json_of_a_bounded_depth_is_refused_in_one_line(tmp_path: Path, text: str | bytes) -> None:
+    path = tmp_path / "row.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(RunError) as caught:
+        foreign.load_json(path)
+    assert "\n" not in str(caught.value)
+
+
+BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["[}", BOMB, "[" * 200 + "]" * 200, "- " * 500, "!!python/object:os.system x", "a: \x07"]
+)
+def test_what_is_no_yaml_of_ours_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(RunError, match="it is no YAML of ours"):
+        foreign.load_yaml(path)
+
+
+def test_a_form_is_checked_and_the_place_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('{"a": [1, "b"]}')
+    with pytest.raises(RunError, match=r"it has another form: a\.1: "):
+        foreign.load_form(path, TypeAdapter(dict[str, list[int]]))
+
+
+@as_root
+def test_a_file_of_another_user_can_be_refused(tmp_path: Path) -> None:
+    path = tmp_path / "hint.json"
+    path.write_text("{}")
+    os.chown(path, STRANGER, STRANGER)
+    assert foreign.load_json(path) == {}
+    with pytest.raises(RunError, match="it belongs to another user"):
+        foreign.load_json(path, ours=True)
+
+
+@as_root
+def test_a_link_is_followed_where_its_maker_owns_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text('"secret"')
+    (tmp_path / "theirs").write_text('"theirs"')
+    os.chown(tmp_path / "theirs", STRANGER, STRANGER)
+    for name, target, maker in (("own", "theirs", 0), ("good", "theirs", STRANGER), ("bad", "secret", STRANGER)):
+        (tmp_path / name).symlink_to(target)
+        os.chown(tmp_path / name, maker, maker, follow_symlinks=False)
+    assert foreign.load_json(tmp_path / "own") == foreign.load_json(tmp_path / "good") == "theirs"
+    with pytest.raises(RunError, match="it is a link of another user"):
+        foreign.load_json(tmp_path / "bad")

@@ -1,0 +1,108 @@
+"""One gate a kind: files that others may have written are read by core/foreign.py, and written by core/files.py."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from core_help import ROOT
+
+READS = {
+    "jobs/core/foreign.py": "the loader",
+    "jobs/engines/checkpoint/architecture.py": "files of this package",
+    "jobs/forecast/anchors.py": "a file of this package",
+    "jobs/results/page/__init__.py": "files of this package",
+    "jobs/diagnose/signatures.py": "a file of this package",
+    "jobs/sweep/compose.py": "conf/",
+    "jobs/sweep/explain.py": "conf/",
+    "jobs/engines/ascend/__init__.py": "files of this package",
+    "jobs/engines/ascend/migration.py": "files of this package",
+    "jobs/engines/ascend/rules/base.py": "files of this package",
+    "jobs/engines/vllm/command.py": "a file of this package",
+    "jobs/results/provenance.py": "the clone that this runs in",
+    "jobs/allocation/node/audit.py": "/proc",
+    "jobs/allocation/node/cleanup.py": "/proc",
+    "jobs/allocation/node/fingerprint.py": "versions of this node, and what describes a checkpoint, for its digest",
+    "jobs/cluster/ports.py": "/proc",
+    "jobs/allocation/preflight/look.py": "/proc, and programs of this node",
+    "jobs/allocation/preflight/tuning.py": "/proc and /sys",
+    "jobs/allocation/service.py": "a key of ours",
+    "jobs/allocation/context.py": "a key of ours",
+    "jobs/measure/dataset.py": "a file that the user names",
+    "jobs/measure/clients/ais_bench.py": "what the client wrote in a directory of ours",
+    "jobs/measure/clients/vllm_bench.py": "what the client wrote in a directory of ours",
+    "containers/enroot.py": "a root of ours",
+    "containers/entry.py": "a file of this package",
+    "containers/spec.py": "files of this package",
+    "containers/ascend.py": "a file of this package",
+    "containers/docker.py": "a file of this package",
+    "containers/apptainer.py": "a file of this package",
+    "jobs/engines/ascend/real/ask.py": "a file of this package, and packages in .engines",
+    "jobs/engines/ascend/real/sources.py": "packages in .engines",
+    "jobs/engines/ascend/real/run.py": "what it wrote in a directory of its own",
+    "jobs/engines/simulator/log.py": "a file of this package",
+    "jobs/engines/simulator/settings.py": "files of this package, or one that the user names",
+    "jobs/diagnose/events.py": "a file of this package",
+    "jobs/diagnose/places.py": "a file of this package",
+    "jobs/measure/prose.py": "a file of this package, or one that the user names",
+    "containers/base.py": "what is in a container of ours",
+}
+"""Modules that read whole files without the loader, and what these are."""
+
+
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    for room in ("jobs", "containers"):
+        for path in sorted((ROOT / room).rglob("*.py")):
+            yield str(path.relative_to(ROOT)), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def calls(tree: ast.Module, *names: str) -> list[int]:
+    """Return the lines with a call of a method or function of these names."""
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and (node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")) in names
+    ]
+
+
+def test_whole_files_are_read_by_the_loader() -> None:
+    found = {name for name, tree in sources() if calls(tree, "read_text", "read_bytes")}
+    assert found <= READS.keys(), "read it by jobs/core/foreign.py"
+
+
+def test_yaml_is_loaded_in_one_place_and_nothing_is_unpickled() -> None:
+    for name, tree in sources():
+        text = ast.unparse(tree)
+        assert "pickle" not in text.replace("submitit", ""), name
+        assert name == "jobs/core/foreign.py" or "yaml.load(" not in text, name
+
+
+def test_the_number_of_a_directory_is_read_in_one_place() -> None:
+    """`int` takes digits of all scripts, signs, blanks and underscores: jobs/core/names.py tells what a number is."""
+    for name, tree in sources():
+        if name != "jobs/core/rundir.py":
+            assert ".iterdir(), key=" not in ast.unparse(tree), name
+
+
+def test_a_file_is_never_opened_for_writing_by_its_name_alone() -> None:
+    """A link at a fixed name would be followed: new files come from core/files.py, or lie in a directory of ours."""
+    allowed = {"jobs/core/files.py", "jobs/measure/clients/vllm_bench.py", "containers/enroot.py"}
+    allowed |= {"jobs/engines/ascend/real/run.py"}  # it runs in the engine's Python, without this tool
+    for name, tree in sources():
+        modes = [
+            node.args[0].value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr == "open"
+            and node.args
+            and isinstance(node.args[0], ast.Constant)
+        ]
+        assert name in allowed or not any(isinstance(mode, str) and mode[:1] in "wax" for mode in modes), name
+        writes = [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and node.attr in ("write_text", "write_bytes")
+        ]
+        assert name in allowed or not writes, name

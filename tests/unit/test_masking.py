@@ -1,0 +1,176 @@
+"""Secrets reach no record and no screen, and text of others no terminal as an order to it."""
+
+from __future__ import annotations
+
+import io
+import json
+import stat
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from core_help import change, config
+
+from jobs.cli.output import Printer
+from jobs.core import files, masking
+from jobs.core.errors import ConfigError
+from jobs.core.rundir import SweepDir
+from jobs.core.tasks import read_config, write_config
+from jobs.engines.vllm.command import check_args
+from jobs.results import page
+from jobs.results.table import render
+from jobs.sweep import compose, road, show
+
+NAMES = ("HF_TOKEN", "TOKEN", "MODELSCOPE_API_TOKEN", "DB_PASSWD", "GH_PAT", "AWS_ACCESS_KEY_ID", "X_SECRET", "API_KEY")
+PLAIN = (
+    "PWD",
+    "PATH",
+    "TOKENIZERS_PARALLELISM",
+    "max_num_batched_tokens",
+    "first_token_s",
+    "token_ids",
+    "key",
+    "PASSIVE",
+    "api_key_file",
+    "HF_TOKEN_PATH",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_secret_is_known_by_its_name(name: str) -> None:
+    assert masking.is_secret(name)
+    for words in (
+        f"+engine.env.{name}=hidden1",
+        f"{{'{name}': 'hidden1'}}",
+        f"export {name}='hidden1 x'",
+        f"{{{name}:hidden1}}",
+    ):
+        assert "hidden1" not in masking.text(words)
+    assert masking.mask({"env": {name: "hidden1", "A": "b"}}) == {"env": {name: "***", "A": "b"}}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_what_is_no_secret_is_shown(name: str) -> None:
+    assert not masking.is_secret(name)
+    assert masking.text(f"{name}=shown") == f"{name}=shown"
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["http://u:hidden1@h/x", "Authorization: Bearer hidden1", "x --api-key hidden1 --port 1", "--hf-token=hidden1"],
+)
+def test_a_secret_is_known_by_its_form(words: str) -> None:
+    assert "hidden1" not in masking.text(words)
+    assert masking.has_secret(words)
+
+
+def test_a_secret_of_this_shell_is_known_by_its_value(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SOME_SITE_TOKEN", "hidden-by-value")
+    assert masking.text("it is hidden-by-value here") == "it is *** here"
+    files.write_json(tmp_path / "a.json", {"x": "hidden-by-value"})
+    files.append_json(tmp_path / "b.jsonl", {"x": "hidden-by-value"})
+    assert "hidden" not in (tmp_path / "a.json").read_text() + (tmp_path / "b.jsonl").read_text()
+    files.write_text(tmp_path / "a.key", "hidden-by-value", files.SECRET)
+    assert (tmp_path / "a.key").read_text() == "hidden-by-value"
+
+
+@pytest.mark.parametrize("words", ["a" * 100_000, "a=" * 50_000, "--a-" * 30_000, "://a:" * 30_000, "a='" * 50_000])
+@pytest.mark.timeout(20)
+def test_no_text_makes_the_mask_slow(words: str) -> None:
+    masking.text(words)
+
+
+def test_an_argv_is_masked_by_its_flags() -> None:
+    assert masking.mask(["vllm", "--api-key", "hidden1", "--port", "8000"]) == [
+        "vllm",
+        "--api-key",
+        "***",
+        "--port",
+        "8000",
+    ]
+    assert masking.mask([]) == []
+
+
+def test_a_config_is_written_without_its_secrets_and_read_back_with_them(tmp_path: Path) -> None:
+    sweep = SweepDir(tmp_path)
+    one = change(
+        config("cluster=local"),
+        engine__env={"HF_TOKEN": "hidden11", "PLAIN": "shown", "URL": "http://u:hidden22@h/"},
+    )
+    write_config(sweep, "p", one)
+    folder = sweep.point("p")
+    assert stat.S_IMODE(folder.secrets.stat().st_mode) == 0o600
+    for path in folder.path.iterdir():
+        assert "hidden" not in path.read_text()
+    assert "shown" in folder.config.read_text()
+    assert read_config(sweep, "p") == one
+    write_config(sweep, "q", config("cluster=local"))
+    assert not sweep.point("q").secrets.exists()
+
+
+@pytest.mark.parametrize("flag", ["api-key", "api_key", "hf-token", "api-k"])
+def test_flags_that_everybody_sees_are_refused_with_the_right_place(flag: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_args({flag: "hidden1"})
+    assert "hidden1" not in str(caught.value)
+    assert "engine.api_key" in caught.value.remedy or "engine.env.HF_TOKEN" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("cluster.setup=['export HF_TOKEN=hidden1']", "cluster.setup"),
+        ("+engine.args.x='http://u:hidden1@h/'", "engine.args.x"),
+        ("cluster.account='Bearer hidden1'", "cluster.account"),
+        ("+engine.env.HF_TOKEN=hidden1,hidden2", "engine.env.HF_TOKEN"),
+    ],
+)
+def test_a_secret_stands_in_the_engines_variables_alone(override: str, key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        road.plan(compose.expand(["cluster=local", "engine=simulator", override]))
+    assert caught.value.key == key
+    assert "hidden" not in masking.text(str(caught.value))  # as every printer has it
+
+
+EVIL = "a\x1b]52;c;QQ==\x07b\x9b2Jc\u202ed\u2066e\x00f"
+
+
+def test_control_characters_are_shown_and_not_sent() -> None:
+    assert masking.visible(EVIL) == "a\\x1b]52;c;QQ==\\x07b\\u009b2Jc\\u202ed\\u2066e\\x00f"
+    assert masking.visible("Ü 中文 😀\n\tx") == "Ü 中文 😀\n\tx"
+    out = io.StringIO()
+    print(EVIL, "HF_TOKEN=hidden1", file=Printer(out))
+    assert out.getvalue() == masking.visible(EVIL) + " HF_TOKEN=***\n"
+    assert json.loads(masking.visible(json.dumps({"a": EVIL}, ensure_ascii=False)))["a"]
+
+
+def test_the_console_shows_them_too(capsys: pytest.CaptureFixture[str]) -> None:
+    show.console().print(EVIL)
+    row = dict.fromkeys((*show.SHOWN, "saturated"), 1.0) | {"point": "p", "valid": True, "engine": EVIL, "notes": None}
+    frame = pd.DataFrame([row])
+    show.console().print(show.table_view(frame, (), None))
+    assert not {"\x1b", "\x9b", "\u202e", "\x07"} & set(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("cell", ["=1+1", "+1", "-1+2", "@SUM(A1)", "\t=1", " =1", "\x1b[2J"])
+def test_a_cell_of_a_csv_file_is_no_formula(cell: str) -> None:
+    frame = pd.DataFrame([{"a": cell, "b": -1.5, "c": -3}])
+    line = render(frame, "csv").decode().splitlines()[1]
+    assert not line.lstrip('"').lstrip().startswith(("=", "+", "-", "@")) and "\x1b" not in line
+    assert line.endswith(",-1.5,-3")
+
+
+def test_markdown_holds_no_html_link_or_image() -> None:
+    frame = pd.DataFrame([{"a<b>": "<img src=x> [x](javascript:1) ![y](z) `c`", "n": "[1, 2]"}])
+    text = render(frame, "md").decode()
+    for active in ("<img", "[x]", "[y]", "`c", "<b"):
+        assert text.count(active) == text.count("\\" + active)
+    assert "[1, 2]" in text
+
+
+def test_the_page_runs_its_own_programs_alone() -> None:
+    text = page.render({"name": "<x>"})
+    policy = text.partition('HTTP-EQUIV="Content-Security-Policy" content="')[2].partition('"')[0]
+    assert policy.startswith("default-src 'none';")
+    assert policy.count("'sha256-") == text.count("<script>") == len(page.SCRIPTS)
+    assert "script-src 'unsafe-inline'" not in policy

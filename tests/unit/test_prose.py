@@ -1,0 +1,185 @@
+"""Prose of exact length: distinct prompts, by whatever tokenizer the service has."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from core_help import checked, config
+
+from jobs.core.config import Bench, Model
+from jobs.core.errors import ConfigError, RunError
+from jobs.engines.simulator.answers import text_ids, text_tokens
+from jobs.measure import dataset, prose
+from jobs.measure.prose import Prose
+from jobs.measure.wire import Connections
+from jobs.measure.workload import Workload
+
+BENCH = Bench(workload="text", concurrency=1, input_tokens=700, output_tokens=4)
+BOS = 200_000
+
+
+def by_character(text: str) -> list[int]:
+    return [ord(one) for one in text]
+
+
+def by_word(text: str) -> list[int]:
+    """A word a token, ids by their order of appearance."""
+    return [SEEN.setdefault(word, len(SEEN)) for word in re.findall(r"[A-Za-z]+|\S", text)]
+
+
+SEEN: dict[str, int] = {}
+
+
+@asynccontextmanager
+async def service(tokens: Callable[[str], list[int]] | None, *, bos: bool = True) -> AsyncIterator[Connections]:
+    """A service with this tokenizer; None: it has no /tokenize."""
+    app = web.Application()
+
+    async def answer(request: web.Request) -> web.Response:
+        body = await request.json()
+        assert tokens is not None
+        ids = [BOS] * (bos and body["add_special_tokens"]) + tokens(body["prompt"])
+        return web.json_response({"count": len(ids), "tokens": ids})
+
+    if tokens:
+        app.router.add_post("/tokenize", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        with closing(Connections(url, {"Content-Type": "application/json"})) as connections:
+            yield connections
+    finally:
+        await runner.cleanup()
+
+
+async def loaded(tokens: Callable[[str], list[int]] | None, bench: Bench = BENCH, *, bos: bool = True) -> Prose:
+    async with service(tokens, bos=bos) as connections:
+        found = await dataset.load(bench, connections, "m")
+    assert isinstance(found, Prose)
+    return found
+
+
+def prompt(made: Workload, index: int) -> list[int]:
+    body: dict[str, Any] = json.loads(made.body(index))
+    ids: list[int] = body["prompt"]
+    return ids
+
+
+def workload(bench: Bench, found: Prose, offset: int = 0) -> Workload:
+    return Workload(bench, Model(), "m", items=found, seed_offset=offset)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "count"),
+    [(by_word, 1), (by_word, 5), (text_ids, 17), (by_character, 700), (text_ids, 700), (by_word, 30_000)],
+)
+async def test_prompts_have_exactly_the_length_that_was_asked(tokens: Any, count: int) -> None:
+    bench = replace(BENCH, input_tokens=count)
+    made = workload(bench, await loaded(tokens, bench))
+    assert {len(prompt(made, index)) for index in (0, 1, 2, 77, 12_345)} == {count}
+    assert made.asked_input(3) == count
+    drawn = replace(bench, lengths="lognormal", length_spread=1.0)
+    varied = workload(drawn, await loaded(tokens, drawn))
+    assert all(len(prompt(varied, index)) == varied.asked_input(index) for index in range(20))
+
+
+async def test_prompts_are_a_pure_function_of_seed_and_number_and_begin_apart() -> None:
+    found = await loaded(by_word)
+    made, other = workload(BENCH, found), workload(BENCH, found, offset=3)
+    every = [prompt(made, index) for index in range(300)] + [prompt(other, index) for index in range(300)]
+    assert len({tuple(one[:16]) for one in every}) == 600, "no first block of a prefix cache is shared"
+    apart = [prompt(other.apart(), index) for index in range(300)]
+    assert not {tuple(one[:16]) for one in apart} & {tuple(one[:16]) for one in every}
+    assert {one[0] for one in every} == {BOS}, "what the tokenizer puts before a text"
+    assert every[7] == prompt(workload(BENCH, await loaded(by_word)), 7)
+    seeded = replace(BENCH, seed=1)
+    assert every[7] != prompt(workload(seeded, await loaded(by_word, seeded)), 7)
+
+
+async def test_a_tokenizer_without_a_beginning() -> None:
+    found = await loaded(by_character, bos=False)
+    assert found.begin == ()
+    text = "".join(map(chr, prompt(workload(BENCH, found), 42)))
+    assert text.startswith("24/0. ")
+
+
+async def test_prompts_read_as_prose_in_two_languages() -> None:
+    made = workload(BENCH, await loaded(by_character))
+    english, chinese = ("".join(map(chr, prompt(made, index)[1:])) for index in (0, 1))
+    assert english.count(" the ") > 5
+    assert english.count(". ") > 3
+    assert "{" not in english + chinese
+    assert chinese.count("。") > 5
+    wide = sum(ord(one) > 0x2E80 for one in chinese)
+    assert wide > 0.9 * len(chinese.split("\n", 1)[0])
+
+
+def test_long_texts_hardly_repeat_themselves() -> None:
+    for language in prose.LANGUAGES:
+        whole = list(itertools.islice(prose.paragraphs(0, language), 500))
+        assert len(set(whole)) == 500
+        stop = "." if language == "en" else "。"
+        sentences = [one for part in whole for one in part.split(stop)[:-1]]
+        assert len(set(sentences)) > 0.95 * len(sentences)
+        assert whole == list(itertools.islice(prose.paragraphs(0, language), 500))
+        assert whole[0] != next(prose.paragraphs(1, language))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("own.txt", "\n\n".join(f"Paragraph number {i} of a text of its own." for i in range(400))),
+        ("own.txt", "One long block without any blank line, " * 900),
+        (
+            "own.jsonl",
+            "\n".join(json.dumps({"text": f"第{i}段，自己的文字。" * 20}, ensure_ascii=False) for i in range(200)),
+        ),
+    ],
+)
+async def test_a_text_of_the_user(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    bench = replace(BENCH, dataset=str(path))
+    dataset.check(bench)
+    made = workload(bench, await loaded(by_character, bench))
+    ids = prompt(made, 5)
+    assert len(ids) == 700
+    said = "".join(map(chr, ids[1:])).partition(". ")[2]
+    assert said[:20] in content
+
+
+async def test_a_text_that_is_too_short_or_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("Only this.")
+    with pytest.raises(RunError, match="it has 12 tokens, and the longest prompt 700"):
+        await loaded(by_character, replace(BENCH, dataset=str(path)))
+    path.write_text("\n\n \n\n")
+    with pytest.raises(RunError, match="there is no text in it"):
+        dataset.check(replace(BENCH, dataset=str(path)))
+
+
+async def test_a_service_that_tells_no_tokens_is_named() -> None:
+    with pytest.raises(RunError, match=r"/tokenize tells no token ids \(HTTP 404"):
+        await loaded(None)
+
+
+def test_a_chat_has_no_exact_length() -> None:
+    with pytest.raises(ConfigError, match="which a chat has not"):
+        checked(config("engine=simulator", "bench.workload=text", "bench.endpoint=chat"))
+    checked(config("engine=simulator", "bench.workload=text"))
+
+
+def test_the_rehearsal_has_as_many_ids_as_tokens() -> None:
+    for text in ("", "a", "the end of it", "潮水退了", "x" * 999):
+        assert len(text_ids(text)) == text_tokens(text)
