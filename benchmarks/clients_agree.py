@@ -1,9 +1,11 @@
 """Do the three clients agree? One real vLLM service of this machine, measured by each in turn.
 
-    .venv/bin/python benchmarks/clients_agree.py [--rounds 3] [--requests 300] [--concurrency 8]
+    .venv/bin/python -m benchmarks.clients_agree [--rounds 3] [--requests 300] [--concurrency 8]
 
 Rounds are interleaved (window, vllm_bench, ais_bench, window, ...), so that what else the machine does meets all
-three. Printed: the median of each figure, its smallest and largest round, and its ratio to the window client's.
+three. Printed: the median of each figure, its smallest and largest round, and its ratio to the window client's; then
+(from two rounds on) which means differ by more than the noise of the rounds, by agreement.py. A client sees the first
+token up to 30 ms late where it shares two cores with the engine, so that short prompts tell less.
 AISBench's prompts are longer than asked: it decodes random token ids and encodes the text again.
 """
 
@@ -16,6 +18,8 @@ import tempfile
 from pathlib import Path
 
 import pandas as pd
+
+from benchmarks.agreement import differ
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIENTS = ("window", "vllm_bench", "ais_bench")
@@ -57,6 +61,9 @@ def main() -> int:
             spread = f"{values.median():9.2f} [{values.min():.2f} - {values.max():.2f}]"
             cells.append(f"{spread} x{values.median() / base:.2f}")
         print(f"{figure:14}" + "".join(f"{cell:>34}" for cell in cells))
+        if min(map(len, good.values())) > 1:
+            for client, words in differ({name: rows[figure].tolist() for name, rows in good.items()}, "window").items():
+                print(f"  {client}: {words}")
     return 1 if len(bad) else 0
 
 

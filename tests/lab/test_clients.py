@@ -1,4 +1,7 @@
-"""Three clients, one real service on the lab: they must tell the same story."""
+"""Three clients, one real service on the lab: each row is whole, and holds what was asked of it.
+
+How near their latencies are is a matter of the machine: benchmarks/clients_agree.py measures that.
+"""
 
 from __future__ import annotations
 
@@ -7,73 +10,46 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from agreement import differ
 from lab import Lab
 from launching import python
 
 from jobs.core.rundir import SweepDir
 
-ROOT = Path(__file__).resolve().parents[2]
-PROMPT = 2048
+PROMPT, ANSWER, REQUESTS = 2048, 32, 8
+CLIENTS = ("window", "vllm_bench", "ais_bench")
 WORDS = (
     "launch.py -m cluster=slurm engine=vllm_cpu model=tiny_llama parallel=dp2_tp1 parallel.max_model_len=8192"
-    f" bench.concurrency=1 bench.input_tokens={PROMPT} bench.output_tokens=32 bench.num_requests=24"
-    " bench.warmup_s=2 bench.repeats=1"
+    f" bench.concurrency=1 bench.input_tokens={PROMPT} bench.output_tokens={ANSWER} bench.num_requests={REQUESTS}"
+    f" bench.warmup_s=2 bench.repeats=1 bench.client={','.join(CLIENTS)} results.name=clients"
 )
-"""Prompts that the engine needs time for: clients share two cores with it here, and the others see the first token 4 to
-30 ms late, which was a quarter of it with 512 tokens on a fast machine. One request at a time, for chance decides how
-several of them meet in two engines: by that alone the first tokens of two runs were 50 % apart (measured)."""
 
-ROUNDS = ("0,1", "2,3")
-"""Seeds: two runs of each client, in turn, whose scatter is the noise that they are judged by (agreement.py).
-
-Noise alone sets them apart in one of some thirty tests; then as many more are measured, and all are judged together.
-"""
-
-CLIENTS = "bench.client=window,vllm_bench,ais_bench"
+UNIT = 30
+"""Figures of two clients are never that many times apart: another unit is a thousand, a busy machine is some."""
 
 FIGURES = ("ttft_ms_p50", "ttft_ms_mean", "tpot_ms_mean", "e2el_ms_p50", "output_tok_per_s", "request_per_s")
 
 
 @pytest.mark.lab
 @pytest.mark.vllm
-@pytest.mark.timeout(1200)
-def test_the_clients_agree(lab: Lab, real_vllm: Path, real_ais_bench: Path, tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+def test_three_clients_measure_one_service(lab: Lab, real_vllm: Path, real_ais_bench: Path, tmp_path: Path) -> None:
     lab.wait_idle()
-    tables: list[pd.DataFrame] = []
-    for seeds in ROUNDS:
-        tables.append(measured(lab, tmp_path, seeds))
-        rows = pd.concat(tables)
-        asked = ((figure, differ(by_client(rows, figure), "window")) for figure in FIGURES)
-        apart = {figure: words for figure, words in asked if words}
-        if not apart:
-            break
-    assert not apart, apart
-    lab.wait_idle()
-
-
-def by_client(rows: pd.DataFrame, figure: str) -> dict[str, list[float]]:
-    return {str(name): of_client[figure].tolist() for name, of_client in rows.groupby("bench.client")}
-
-
-def measured(lab: Lab, root: Path, seeds: str) -> pd.DataFrame:
-    """Measure one service with every client, and check each row for itself."""
-    name = f"clients-{seeds.replace(',', '-')}"
-    # The last one varies fastest: every client meets the same machine in turn.
-    words = (*WORDS.split(), f"bench.seed={seeds}", CLIENTS, f"results.root={root}", f"results.name={name}")
-    done = python(lab, *words, timeout_s=550)
+    done = python(lab, *WORDS.split(), f"results.root={tmp_path}", timeout_s=550)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    sweep = SweepDir(root / name)
-    table = pd.read_parquet(sweep.table("parquet"))
-    runs = len(seeds.split(","))
-    assert table["bench.client"].value_counts().to_dict() == dict.fromkeys(("window", "vllm_bench", "ais_bench"), runs)
-    assert table["service"].nunique() == 1
-    assert table["valid"].all(), table["invalid_reason"].tolist()
-    assert table["input_tokens_mean"].between(PROMPT * 0.99, PROMPT * 1.01).all(), table["input_tokens_mean"].tolist()
-    assert set(table["output_tokens_mean"]) == {32.0}
-    for tokens in table["engine_tokens"]:
+    sweep = SweepDir(tmp_path / "clients")
+    rows = pd.read_parquet(sweep.table("parquet")).set_index("bench.client")
+    assert sorted(rows.index) == sorted(CLIENTS)
+    assert rows["service"].nunique() == 1
+    assert rows["valid"].all(), rows["invalid_reason"].tolist()
+    assert rows["input_tokens_mean"].between(PROMPT * 0.99, PROMPT * 1.01).all(), rows["input_tokens_mean"].tolist()
+    assert set(rows["output_tokens_mean"]) == {float(ANSWER)}
+    for tokens in rows["engine_tokens"]:
         assert min(json.loads(tokens).values()) > 0
+    for figure in FIGURES:
+        assert rows[figure].max() < UNIT * rows[figure].min(), rows[figure].to_dict()
+    taken = rows["ttft_ms_mean"] + (ANSWER - 1) * rows["tpot_ms_mean"]
+    assert (taken / rows["e2el_ms_mean"]).between(0.98, 1.02).all(), "a request is its first token and the rest"
     key = next(sweep.allocations()).api_key.read_text()
-    told = [path for path in root.rglob("*") if path.is_file() and key in path.read_text(errors="replace")]
+    told = [path for path in tmp_path.rglob("*") if path.is_file() and key in path.read_text(errors="replace")]
     assert told == [next(sweep.allocations()).api_key]
-    return table
+    lab.wait_idle()

@@ -18,7 +18,7 @@ from jobs.core.rundir import AllocationDir, SweepDir
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (
     "launch.py -m cluster=slurm engine=vllm_cpu model=tiny_llama parallel=dp2_tp1"
-    " parallel.max_model_len=8192,32768 bench.concurrency=1,4"
+    " parallel.max_model_len=8192,32768 bench.concurrency=1,4 bench.repeats=2"
 )
 
 

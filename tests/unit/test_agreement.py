@@ -1,9 +1,10 @@
-"""The measure by which the lab's clients agree: as narrow as the runs are steady."""
+"""The measure by which clients agree (benchmarks/clients_agree.py): as narrow as the runs are steady."""
 
 from __future__ import annotations
 
 import pytest
-from agreement import CEILING, FLOOR, differ, tolerance
+
+from benchmarks.agreement import CEILING, FLOOR, differ, tolerance
 
 STEADY = {"window": [100.0, 102.0, 98.0, 101.0], "other": [99.0, 101.0, 103.0, 100.0]}
 
