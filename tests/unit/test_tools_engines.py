@@ -31,6 +31,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
+cpu_build = load("cpu_build")
 engines = load("engines")
 tiny_model = load("tiny_model")
 
@@ -253,7 +254,7 @@ def test_the_lock_pins_exact_versions_and_leaves_out_what_does_not_fit():
 
 
 def test_the_metadata_of_vllm_is_found_and_can_be_uninstalled(tmp_path):
-    engines.write_vllm_metadata(tmp_path, "0.32.0+cpu")
+    cpu_build.write_vllm_metadata(tmp_path, "0.32.0+cpu")
     (directory,) = tmp_path.iterdir()
     found = PathDistribution(directory)
     assert (found.metadata["Name"], found.version) == ("vllm", "0.32.0+cpu")
@@ -262,7 +263,7 @@ def test_the_metadata_of_vllm_is_found_and_can_be_uninstalled(tmp_path):
 
 
 def test_an_engine_of_the_cpu_build_is_forked_where_that_is_asked_for(tmp_path, monkeypatch):
-    engines.write_plugin(tmp_path)
+    cpu_build.write_plugin(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     [plugin] = [one for one in entry_points(group="vllm.general_plugins") if one.name == "forked_engines"]
     name = "VLLM_WORKER_MULTIPROC_METHOD"
@@ -285,7 +286,7 @@ def test_an_engine_of_the_cpu_build_is_forked_where_that_is_asked_for(tmp_path, 
 
 
 def test_every_python_of_the_environment_may_use_amx_where_there_is_amx(tmp_path):
-    engines.write_amx_permission(tmp_path)
+    cpu_build.write_amx_permission(tmp_path)
     code = f"""
 import ctypes, os, site
 site.addsitedir({str(tmp_path)!r})
