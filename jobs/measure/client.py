@@ -241,6 +241,8 @@ async def _phases(run: _WindowRun, load: Load) -> Window:
         closed = clock()
     cpu = time.process_time() - cpu
     last = run.scraper.scrape()
+    if bench.request_rate:
+        await load.arrived(closed)
 
     run.on_phase("drain")
     load.sending = load.sending and bench.hold_load

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from statistics import median
@@ -70,6 +71,7 @@ class Load:
         self.in_flight: dict[int, float] = {}
         self.sending, self.dropping = True, False
         self.news = asyncio.Event()
+        self._due = math.inf  # of the next arrival
 
     async def run(self) -> None:
         """Send requests; end when `sending` is False, or all are sent, and the last answer is in."""
@@ -85,7 +87,16 @@ class Load:
         """Let the further requests of an open loop come at these times after the moment `begun`, and at no others."""
         if self.sending:
             self._sender.cancel()
+            self._due = begun
             self._sender = self._group.create_task(self._arrive(arrivals, begun))
+
+    async def arrived(self, moment: float) -> None:
+        """Wait until all requests of an open loop have come that were due before a moment that is over.
+
+        A client that is late at the end of a window would else take the last of them for requests behind it.
+        """
+        while self._due < moment and not self._sender.done():
+            await asyncio.sleep(0)
 
     async def until(self, met: Callable[[], bool], stop: asyncio.Event, limit_s: float) -> bool:
         """Wait until `met()` holds, `stop` is set or `limit_s` is over; return `met()`. It is asked at each news."""
@@ -139,11 +150,12 @@ class Load:
 
     async def _arrive(self, arrivals: Iterable[float], begun: float) -> None:
         for arrival in arrivals:
-            due = begun + arrival
+            due = self._due = begun + arrival
             await asyncio.sleep(max(0.0, due - clock()))
             if not self.sending or not (indices := self._next()):
                 return
             self._group.create_task(self._come(indices, due))
+            await asyncio.sleep(0)  # it is in flight before the next one is looked at
 
     async def _come(self, indices: range, due: float) -> None:
         """Send what came at the moment `due`, once there is a slot; without one it is truncated in the end."""

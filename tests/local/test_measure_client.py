@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -312,6 +313,19 @@ async def test_the_cap_of_an_open_loop_holds_and_the_wait_is_recorded() -> None:
     assert waits[0] < min(waits[-5:]), "arrivals outrun the service, so the wait grows"
     figures = summarize(window, bench)
     assert figures["ttft_ms_p50"] > figures["wait_ms_p50"] > 20, "TTFT counts from the arrival"
+
+
+@pytest.mark.parametrize("hold_load", [True, False])
+async def test_a_client_that_is_late_at_the_end_of_a_window_loses_no_arrival_of_it(hold_load: bool) -> None:
+    bench = replace(BENCH, concurrency=None, request_rate=400.0, hold_load=hold_load)
+
+    def on_phase(name: str) -> None:
+        if name == "measuring":  # the loop stands still over the last arrivals and the end
+            asyncio.get_running_loop().call_later(bench.window_s - 0.05, time.sleep, 0.1)
+
+    async with serving(bench, whole) as stub:
+        window = await measure(bench, LIMITS, MODEL, stub.target, on_phase=on_phase)
+    assert len(counted(window)) == 400 * BENCH.window_s
 
 
 async def test_without_hold_load_what_has_come_to_an_open_loop_is_sent_and_no_more_comes() -> None:

@@ -51,6 +51,7 @@ def test_the_lab_command_is_the_one_that_the_lab_test_runs() -> None:
     assert f"python {tested}" in commands("README.md")
 
 
+@pytest.mark.timeout(1200)
 def test_commands_run(tmp_path: Path) -> None:
     """In the order of the README: the later ones look at the sweep that the first one made."""
     ran = 0

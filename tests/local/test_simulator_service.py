@@ -8,7 +8,7 @@ import socket
 import aiohttp
 import pytest
 import pytest_asyncio
-from simulator_help import READY, Client, Service, client, run_rank, service
+from simulator_help import LIMIT_S, READY, Client, Service, client, run_rank, service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -117,7 +117,7 @@ async def test_a_client_that_leaves_ends_its_request(api: Client, rank: int):
     async with api.session.post("/v1/completions", json=body, headers=headers) as response:
         await response.content.readline()
         assert await api.metric("num_requests_running", rank) == 1
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT_S):
         await api.ask(rank)  # the next step's figures
         while await api.metric("num_requests_running", rank):
             await api.ask(rank)
@@ -126,7 +126,7 @@ async def test_a_client_that_leaves_ends_its_request(api: Client, rank: int):
 async def test_the_head_is_not_there_before_every_rank_is():
     async with service() as made:
         head = await made.start(0, level="WARNING")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             while await refused(made.rpc_port):
                 await asyncio.sleep(0.05)
         assert await refused(made.port)
@@ -152,7 +152,7 @@ async def test_stopped_and_killed_headless_ranks_are_not_noticed():
             assert (await waiting)[0] == 200  # full recovery
 
             hanging = asyncio.ensure_future(api.events(1, max_tokens=4000))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(LIMIT_S):
                 while await api.metric("num_requests_running", 1) != 1:
                     await api.ask(0)
             await second.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def test_a_search_is_left_cancelled_and_resumed_to_its_answer(tmp_path: Path) ->
     rows = {path: read_json(path) for path in sweep.path.glob("points/*/row.json")}
     done = {path: row["output_tok_per_s"] for path, row in rows.items() if row["valid"] and not row["truncated"]}
     told = verb("status", str(sweep.path))
-    assert "of 2 points measured" in told.stdout and first in told.stdout
+    assert re.search(r"\d of \d points measured", told.stdout) and first in told.stdout
     verb("cancel", str(sweep.path))
     [folder] = sweep.allocations()
     until(lambda: read_outcome(folder) is not None, "the end of the allocation")
