@@ -16,9 +16,8 @@ from pydantic import AfterValidator, Field, TypeAdapter
 from jobs.cluster.nodelist import Task
 from jobs.core import names
 from jobs.core.config import Config
-from jobs.core.errors import RunError
 from jobs.core.files import write_json
-from jobs.core.foreign import SMALL, is_ours, load_form, refused
+from jobs.core.foreign import SMALL, load_form, refused
 from jobs.core.lock import is_free
 from jobs.core.records import Number
 from jobs.core.registry import SCHEDULERS
@@ -205,8 +204,7 @@ def cancel(folder: AllocationDir) -> str | None:
     job = read_job(folder)
     if job is None or job_state(folder) in ENDED:
         return None
-    if not is_ours(folder.job.stat()):
-        raise RunError("RUN", folder.sweep.path, "this sweep belongs to another user", "Only its owner can cancel it.")
+    folder.sweep.check_owner("cancel it")
     scheduler(job.kind).cancel(job)
     return job.job_id
 

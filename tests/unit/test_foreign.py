@@ -42,7 +42,19 @@ def test_what_is_no_plain_file_of_a_bounded_size_is_refused(tmp_path: Path, make
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[" * 100_000, '{"a":' * 5000, '"\\ud800"', '["\\uDC00"]', "9" * 5000, b"\xff", b'"\xed\xa0\x80"']
+    "text",
+    [
+        "",
+        "{",
+        "[" * 100_000,
+        "[" * 600 + "]" * 600,
+        '{"a":' * 5000,
+        '"\\ud800"',
+        '["\\uDC00"]',
+        "9" * 5000,
+        b"\xff",
+        b'"\xed\xa0\x80"',
+    ],
 )
 def test_what_is_no_json_of_a_bounded_depth_is_refused_in_one_line(tmp_path: Path, text: str | bytes) -> None:
     path = tmp_path / "row.json"
@@ -93,3 +105,35 @@ def test_a_link_is_followed_where_its_maker_owns_what_it_leads_to(tmp_path: Path
     assert foreign.load_json(tmp_path / "own") == foreign.load_json(tmp_path / "good") == "theirs"
     with pytest.raises(RunError, match="it is a link of another user"):
         foreign.load_json(tmp_path / "bad")
+
+
+@as_root
+def test_a_link_on_the_way_to_a_file_is_followed_like_one_at_its_end(tmp_path: Path) -> None:
+    for folder, owner in (("mine", 0), ("theirs", STRANGER)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.json").write_text("1")
+        os.chown(tmp_path / folder / "x.json", owner, owner)
+    for name, target, maker in (
+        *(("own", "theirs", 0), ("good", "theirs", STRANGER), ("bad", tmp_path / "mine", STRANGER)),
+        *(("over", "bad", 0), ("round", "theirs/../bad/../bad", 0)),
+    ):
+        (tmp_path / name).symlink_to(target)
+        os.chown(tmp_path / name, maker, maker, follow_symlinks=False)
+    for name in ("own", "good", "mine", "theirs/../mine"):
+        assert foreign.load_json(tmp_path / name / "x.json") == 1
+    for name in ("bad", "over", "round", "good/../bad"):
+        with pytest.raises(RunError, match="a link of another user leads to what is not that user's"):
+            foreign.load_json(tmp_path / name / "x.json")
+
+
+@as_root
+def test_a_second_name_that_a_stranger_gave_to_a_file_is_no_way_to_it(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("1")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "mine").mkdir()
+    os.chown(tmp_path / "theirs", STRANGER, STRANGER)
+    for folder in ("theirs", "mine"):
+        (tmp_path / folder / "x.json").hardlink_to(tmp_path / "secret")
+    assert foreign.load_json(tmp_path / "mine/x.json") == 1
+    with pytest.raises(RunError, match="it is a second name that another user gave to a file"):
+        foreign.load_json(tmp_path / "theirs/x.json")
