@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Annotated, Protocol
 
 from pydantic import AfterValidator, Field, TypeAdapter
@@ -16,6 +18,7 @@ from pydantic import AfterValidator, Field, TypeAdapter
 from jobs.cluster.nodelist import Task
 from jobs.core import names
 from jobs.core.config import Config
+from jobs.core.errors import RunError
 from jobs.core.files import write_json
 from jobs.core.foreign import SMALL, load_form, refused
 from jobs.core.lock import is_free
@@ -183,9 +186,34 @@ def job_state(folder: AllocationDir) -> str:
     GONE if it never was: its launcher ended before that, and no rank of it has begun.
     """
     job = read_job(folder)
+    if job is None and (folder.head.exists() or not is_free(folder.submitting)):
+        return UNKNOWN
     if job is None:
-        return GONE if is_free(folder.submitting) and not folder.head.exists() else UNKNOWN
+        try:
+            job = _unrecorded(folder)
+        except RunError:
+            return UNKNOWN
+    if job is None:
+        return GONE
     return scheduler(job.kind).state(job)
+
+
+def _unrecorded(folder: AllocationDir) -> Job | None:
+    """Return the job that Slurm had taken when its launcher died, and write its record; None: there is none.
+
+    Raises:
+        RunError: Slurm does not answer.
+    """
+    if not any(folder.submitit.glob(".submission_file_*.sh")):
+        return None
+    squeue = import_module("jobs.cluster.squeue")  # it knows this room's words
+    if found := squeue.submitted_from(folder.submitit):
+        job = Job(folder, found[0], settled("auto"), found[1], squeue.submit_time(found[0]) or time.time())
+        if folder.sweep.writable:
+            link_output(folder, job.job_id, job.nodes)
+            job.write()
+        return job
+    return None
 
 
 def queue_words(folder: AllocationDir) -> dict[str, str]:
