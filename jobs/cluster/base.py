@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -188,32 +187,14 @@ def job_state(folder: AllocationDir) -> str:
     job = read_job(folder)
     if job is None and (folder.head.exists() or not is_free(folder.submitting)):
         return UNKNOWN
-    if job is None:
+    if job is None and folder.submitit.is_dir():
         try:
-            job = _unrecorded(folder)
+            job = import_module("jobs.cluster.slurm").adopted(folder)  # it knows this room's words
         except RunError:
             return UNKNOWN
     if job is None:
         return GONE
     return scheduler(job.kind).state(job)
-
-
-def _unrecorded(folder: AllocationDir) -> Job | None:
-    """Return the job that Slurm had taken when its launcher died, and write its record; None: there is none.
-
-    Raises:
-        RunError: Slurm does not answer.
-    """
-    if not any(folder.submitit.glob(".submission_file_*.sh")):
-        return None
-    squeue = import_module("jobs.cluster.squeue")  # it knows this room's words
-    if found := squeue.submitted_from(folder.submitit):
-        job = Job(folder, found[0], settled("auto"), found[1], squeue.submit_time(found[0]) or time.time())
-        if folder.sweep.writable:
-            link_output(folder, job.job_id, job.nodes)
-            job.write()
-        return job
-    return None
 
 
 def queue_words(folder: AllocationDir) -> dict[str, str]:

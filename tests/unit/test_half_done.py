@@ -101,6 +101,7 @@ def test_a_job_that_slurm_had_taken_when_its_launcher_died_is_found_by_its_scrip
     folder.submitit.mkdir()
     script = folder.submitit / ".submission_file_0123.sh"
     script.write_text("")
+    (folder.submitit / "0123.pkl").write_text("")
     assert job_state(folder) == "GONE", "sbatch refused it"
     slurm.down("slurmctld")
     assert job_state(folder) == "UNKNOWN"
@@ -110,6 +111,7 @@ def test_a_job_that_slurm_had_taken_when_its_launcher_died_is_found_by_its_scrip
     assert job_state(folder) == "PENDING"
     with pytest.raises(RunError, match="allocation 0 is pending"):
         resume.resume(sweep, retry_failed=False)
+    assert (folder.submitit / "4711_submitted.pkl").exists(), "what its tasks wait for"
     assert cancel(folder) == "4711"
 
 
