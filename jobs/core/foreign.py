@@ -31,6 +31,9 @@ SMALL = 1 << 20
 LARGE = 64 << 20
 """Bytes of a record about many: a plan of ten thousand points, the index of a checkpoint."""
 
+HUGE = 4 << 30
+"""Bytes of a set of prompts."""
+
 DEEPEST = 60
 """Levels of lists and mappings in each other."""
 
@@ -141,6 +144,19 @@ def load_text(path: Path, most: int = LARGE, *, ours: bool = False) -> str:
         return load_bytes(path, most, ours=ours).decode()
     except UnicodeDecodeError:
         raise refused(path, "it is no text in UTF-8") from None
+
+
+def text_of(path: Path) -> str:
+    """Return the text of a file that the user names, as large as a set of prompts may be.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is refused (see `regular`); it is no text in UTF-8.
+    """
+    with regular(path) as file:
+        content = file.read(HUGE + 1)
+    if len(content) > HUGE:
+        raise OSError(0, f"it has more than {HUGE >> 30} GiB", str(path))
+    return content.decode().replace("\r\n", "\n")
 
 
 def load_json(path: Path, most: int = LARGE, *, ours: bool = False) -> Any:

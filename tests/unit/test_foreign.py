@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
+from containers import apptainer, store
+from jobs.allocation.node import fingerprint
 from jobs.core import foreign
-from jobs.core.errors import RunError
+from jobs.core.errors import ConfigError, RunError
+from jobs.engines.simulator import settings
+from jobs.measure import dataset, prose
 
 STRANGER = 61_002
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
@@ -82,6 +86,40 @@ def test_a_form_is_checked_and_the_place_is_named(tmp_path: Path) -> None:
     path.write_text('{"a": [1, "b"]}')
     with pytest.raises(RunError, match=r"it has another form: a\.1: "):
         foreign.load_form(path, TypeAdapter(dict[str, list[int]]))
+
+
+def prompt_readers(path: Path) -> tuple[Callable[[], object], ...]:
+    return (
+        lambda: dataset.read_sharegpt(path, 0),
+        lambda: dataset.read_trace(path, 1.0, None),
+        lambda: prose.read(path, 0),
+    )
+
+
+@pytest.mark.parametrize("make", [fifo, endless], ids=lambda make: make.__name__)
+def test_files_that_a_key_names_are_plain_files_too(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    path = tmp_path / "config.json"
+    make(path)
+    for read in prompt_readers(path):
+        with pytest.raises(RunError, match="it is no regular file"):
+            read()
+    with pytest.raises(RunError, match="it is no regular file"):
+        store.tables(path)
+    with pytest.raises(ConfigError, match="it is no regular file"):
+        settings.hardware(str(path))
+    for problem in (store.problem, apptainer.problem):
+        assert "it is no regular file" in str(problem(path))
+    assert fingerprint.model_digest(tmp_path) is None
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 5000, "[1e999]", '[{"timestamp": 1e999}]'])
+def test_a_set_of_prompts_of_another_form_is_an_error_of_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(text)
+    for read in prompt_readers(path):
+        with pytest.raises(RunError) as caught:
+            read()
+        assert caught.value.key == "bench.dataset" and "\n" not in str(caught.value)
 
 
 @as_root
