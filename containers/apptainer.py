@@ -15,7 +15,7 @@ from containers.spec import Image, Mount, Spec, option_words
 from containers.store import Form, Store, tables
 from jobs.core import process
 from jobs.core.errors import ConfigError, RunError
-from jobs.core.foreign import from_yaml
+from jobs.core.foreign import from_yaml, regular
 from jobs.core.registry import RUNTIMES
 
 _FAULTS = from_yaml(Path(__file__).with_name("apptainer.yaml").read_text(encoding="utf-8"))["faults"]
@@ -31,7 +31,7 @@ PULL_FOLD = 2.0
 def problem(path: Path) -> str | None:
     """Return why a file is no whole image in SIF, or None: its header says how long it is."""
     try:
-        with path.open("rb") as file:
+        with regular(path) as file:
             head = file.read(_DATA.stop)
         size = path.stat().st_size
     except OSError as error:

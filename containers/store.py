@@ -31,7 +31,7 @@ from containers.spec import Image
 from jobs.core import process
 from jobs.core.errors import RunError
 from jobs.core.files import public, sha256, write_json
-from jobs.core.foreign import SMALL, is_ours, load_form, load_json
+from jobs.core.foreign import SMALL, is_ours, load_form, load_json, regular
 from jobs.core.lock import exclusive, is_free
 
 _MAGIC = b"hsqs"
@@ -67,7 +67,7 @@ def problem(path: Path) -> str | None:
         RunError: there is no unsquashfs here.
     """
     try:
-        with path.open("rb") as file:
+        with regular(path) as file:
             head = file.read(96)
         size = path.stat().st_size
     except OSError as error:
@@ -91,7 +91,7 @@ def tables(path: Path) -> str:
         RunError: it cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with regular(path) as file:
             head = file.read(96)
             file.seek(max(96, path.stat().st_size - TABLES_BYTES))
             return "tables-" + hashlib.sha256(head + file.read()).hexdigest()
@@ -222,7 +222,7 @@ class Store:
             content = sha256(part)
             digest = known or f"sha256:{content}"
             path = self.folder / f"{digest.replace(':', '-')}+{arch}{self._form.suffix}"
-            with part.open("rb") as file:
+            with regular(part) as file:
                 os.fsync(file.fileno())
             size = part.stat().st_size
             part.replace(path)
@@ -369,6 +369,6 @@ def stock(order: Order) -> Stock:
 
 
 def _unpacked_gib(file: Path) -> float:
-    with file.open("rb") as opened:
+    with regular(file) as opened:
         flags = int.from_bytes(opened.read(_FLAGS.stop)[_FLAGS], "little")
     return file.stat().st_size / 2**30 * (1 if flags & _PLAIN_DATA else PACKED_FOLD)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 
-from jobs.cli import Command, output
-from jobs.core.errors import UserError
+try:
+    import argparse
+    import json
+
+    from jobs.cli import Command, output
+    from jobs.core.errors import UserError
+except KeyboardInterrupt:  # while it was still being loaded
+    sys.exit(130)
 
 
 def commands() -> tuple[Command, ...]:

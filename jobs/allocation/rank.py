@@ -92,8 +92,8 @@ async def _run(folder: AllocationDir, task: Task) -> int:
     if task.on_loopback:
         leash = asyncio.create_task(_end_with_controller(task.job_id, stopping))
         stopping.add_done_callback(lambda _: leash.cancel())
-    work = read_task(folder)
-    first = read_config(folder.sweep, work.services[0].points[0])
+    work = read_task(folder, ours=True)
+    first = read_config(folder.sweep, work.services[0].points[0], ours=True)
     if first.cluster.share_group:
         let_group_read()
     interface, problem = (ON_LOOPBACK, None) if task.on_loopback else usable_interface(first)
@@ -198,7 +198,7 @@ async def _obey(
         _check_start(start, context)
         if context.task.rank >= start.ranks:
             return None
-        config = read_config(context.folder.sweep, start.point)
+        config = read_config(context.folder.sweep, start.point, ours=True)
         master = start.master_address
         resolved = addresses_of(host)
         warning = None if context.task.on_loopback else check_master(master, resolved, context.address, prefix)

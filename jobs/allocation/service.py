@@ -59,7 +59,7 @@ class Service:
         self.task = task
         self._context, self._control, self._stopping, self._attempt = context, control, stopping, attempt
         self._sweep = context.folder.sweep
-        self._configs = {point: read_config(self._sweep, point) for point in task.points}
+        self._configs = {point: read_config(self._sweep, point, ours=True) for point in task.points}
         self._config = self._configs[task.points[0]]
         self._folder = self._sweep.service(task.service, attempt)
         self._live: LiveService | None = None
@@ -99,7 +99,7 @@ class Service:
 
     def add(self, point: str) -> None:
         """Take a further point of this service, which is up (a search chooses one after the other)."""
-        self._configs[point] = read_config(self._sweep, point)
+        self._configs[point] = read_config(self._sweep, point, ours=True)
 
     @property
     def load_s(self) -> float | None:

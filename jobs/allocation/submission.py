@@ -96,7 +96,8 @@ def submit_rest(folder: AllocationDir, kind: str | None = None) -> str | None:
     outcome, before = read_outcome(folder), read_job(folder)
     if not outcome or not outcome.left or before is None:
         return None
-    config, search = read_config(folder.sweep, outcome.left[0].points[0]), read_task(folder).search
+    config = read_config(folder.sweep, outcome.left[0].points[0], ours=True)
+    search = read_task(folder).search
     reason = f"the time limit came first, in {folder.tries} attempts (limits.attempts)"
     if outcome.too_short:
         limit = f"cluster.time_limit={config.cluster.time_limit}"

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Annotated, Protocol
 
 from pydantic import AfterValidator, Field, TypeAdapter
@@ -18,7 +19,7 @@ from jobs.core import names
 from jobs.core.config import Config
 from jobs.core.errors import RunError
 from jobs.core.files import write_json
-from jobs.core.foreign import SMALL, is_ours, load_form, refused
+from jobs.core.foreign import SMALL, load_form, refused
 from jobs.core.lock import is_free
 from jobs.core.records import Number
 from jobs.core.registry import SCHEDULERS
@@ -184,8 +185,15 @@ def job_state(folder: AllocationDir) -> str:
     GONE if it never was: its launcher ended before that, and no rank of it has begun.
     """
     job = read_job(folder)
+    if job is None and (folder.head.exists() or not is_free(folder.submitting)):
+        return UNKNOWN
+    if job is None and folder.submitit.is_dir():
+        try:
+            job = import_module("jobs.cluster.slurm").adopted(folder)  # it knows this room's words
+        except RunError:
+            return UNKNOWN
     if job is None:
-        return GONE if is_free(folder.submitting) and not folder.head.exists() else UNKNOWN
+        return GONE
     return scheduler(job.kind).state(job)
 
 
@@ -205,8 +213,7 @@ def cancel(folder: AllocationDir) -> str | None:
     job = read_job(folder)
     if job is None or job_state(folder) in ENDED:
         return None
-    if not is_ours(folder.job.stat()):
-        raise RunError("RUN", folder.sweep.path, "this sweep belongs to another user", "Only its owner can cancel it.")
+    folder.sweep.check_owner("cancel it")
     scheduler(job.kind).cancel(job)
     return job.job_id
 

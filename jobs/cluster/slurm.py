@@ -76,6 +76,26 @@ class Slurm:
         return task_from_slurm(env)
 
 
+def adopted(folder: AllocationDir) -> Job | None:
+    """Return the job that Slurm had taken when its launcher died, and write its record; None: there is none.
+
+    What submitit would have done next is done too: without it the tasks of the job wait for a minute, and fail.
+
+    Raises:
+        RunError: Slurm does not answer.
+    """
+    if not any(folder.submitit.glob(".submission_file_*.sh")) or not (found := squeue.submitted_from(folder.submitit)):
+        return None
+    job_id, nodes = found
+    job = Job(folder, job_id, "slurm", nodes, squeue.submit_time(job_id) or time.time())
+    if folder.sweep.writable:
+        for path in folder.submitit.glob("*.pkl"):
+            path.rename(folder.submitit / f"{job_id}_submitted.pkl")
+        link_output(folder, job_id, nodes)
+        job.write()
+    return job
+
+
 def run_entry(folder: str) -> None:
     """Do the work of a task; submitit calls this. Ends with the rank's exit code."""
     sys.exit(import_module(ENTRY).main([folder, "slurm"]))

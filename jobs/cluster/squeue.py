@@ -8,10 +8,11 @@ import os
 import re
 import time
 from datetime import datetime
+from pathlib import Path
 
 from jobs.cluster.base import UNKNOWN
 from jobs.cluster.time_limit import limit_seconds
-from jobs.core import process
+from jobs.core import names, process
 from jobs.core.errors import ConfigError, RunError
 
 DAY_S = 24 * 3600.0
@@ -48,6 +49,21 @@ def slurm_state(job_id: str) -> str:
             return match.group(1)
         answered = answered or done.returncode == 0 or "Invalid job id" in done.stderr
     return "GONE" if answered else UNKNOWN
+
+
+def submitted_from(folder: Path) -> tuple[str, int] | None:
+    """Return id and nodes of this user's job whose batch script lies in a directory; None: there is none.
+
+    Raises:
+        RunError: nobody answered.
+    """
+    done = process.run(["squeue", "-h", "-u", str(os.geteuid()), "-o", "%i|%D|%o"], timeout_s=30)
+    if done.returncode:
+        raise RunError("squeue", "(all jobs)", " ".join(done.stderr.split())[-400:], "Try again later.")
+    for job_id, nodes, script in (line.split("|", 2) for line in done.stdout.splitlines() if line.count("|") > 1):
+        if script.startswith(f"{folder}/") and nodes.isdecimal():
+            return names.job_id(job_id), int(nodes)
+    return None
 
 
 def steps(job_id: str) -> dict[str, str] | None:

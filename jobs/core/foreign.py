@@ -12,8 +12,8 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +31,9 @@ SMALL = 1 << 20
 LARGE = 64 << 20
 """Bytes of a record about many: a plan of ten thousand points, the index of a checkpoint."""
 
+HUGE = 4 << 30
+"""Bytes of a set of prompts."""
+
 DEEPEST = 60
 """Levels of lists and mappings in each other."""
 
@@ -39,20 +42,30 @@ REMEDY = "Is this the directory of a sweep?"
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
+NOBODY = 65534
+"""Owner of a file where a file system does not tell whose it is: NFS with root_squash, or without a map of ids."""
+
+
 def is_ours(info: os.stat_result) -> bool:
     """Return whether a file is this user's own, or root's."""
     return info.st_uid in (os.geteuid(), 0)
+
+
+def is_anothers(info: os.stat_result) -> bool:
+    """Return whether a file is another user's for certain."""
+    return not is_ours(info) and info.st_uid != NOBODY
 
 
 @contextmanager
 def regular(path: Path, *, ours: bool = False) -> Iterator[io.BufferedReader]:
     """Open a regular file for reading; a link is followed only where its maker owns what it leads to, or is this user.
 
-    Else a colleague's directory could hold a link to a file that only we may read, and have us publish it.
+    Else a colleague's directory could hold a link to a file that only we may read, and have us publish it. That holds
+    of links on the way to the file too, and of a second name that a file of somebody else was given.
 
     Args:
         path: of the file.
-        ours: refuse what is neither this user's nor root's.
+        ours: refuse what is another user's.
 
     Raises:
         OSError: it cannot be opened, or is none of these.
@@ -67,9 +80,46 @@ def regular(path: Path, *, ours: bool = False) -> Iterator[io.BufferedReader]:
                 raise OSError(0, "it is a link of another user to what is not that user's", str(path))
         elif (entry.st_dev, entry.st_ino) != (info.st_dev, info.st_ino):
             raise OSError(0, "it was replaced while it was opened", str(path))
-        if ours and not is_ours(info):
+        if info.st_nlink > 1 and (folder := path.parent.stat()).st_uid != info.st_uid and not is_ours(folder):
+            raise OSError(0, "it is a second name that another user gave to a file", str(path))
+        if any(not is_ours(link) and link.st_uid != info.st_uid for link in _links(handle, path)):
+            raise OSError(0, "a link of another user leads to what is not that user's", str(path))
+        if ours and is_anothers(info):
             raise OSError(0, "it belongs to another user", str(path))
         yield file
+
+
+def _links(handle: int, path: Path) -> Iterator[os.stat_result]:
+    """The links on the way to an open file, those that links lead over too.
+
+    Raises:
+        OSError: the way was changed meanwhile.
+    """
+    way = path.absolute()
+    with suppress(OSError):
+        if Path(f"/proc/self/fd/{handle}").readlink() == way:
+            return
+    todo, here = [*reversed(way.parts[1:])], Path("/")
+    for _ in range(_MOST_STEPS):
+        if not todo:
+            return
+        if (part := todo.pop()) == "..":
+            here = here.parent
+            continue
+        info = (here / part).lstat()
+        if not stat.S_ISLNK(info.st_mode):
+            here /= part
+            continue
+        yield info
+        target = (here / part).readlink()
+        if target.is_absolute():
+            here = Path("/")
+        todo += [one for one in reversed(target.parts) if one != "/"]
+    raise OSError(0, "the way to it has too many links", str(path))
+
+
+_MOST_STEPS = 5000
+"""The kernel follows 40 links; each has some directories."""
 
 
 def load_bytes(path: Path, most: int = LARGE, *, ours: bool = False) -> bytes:
@@ -94,6 +144,19 @@ def load_text(path: Path, most: int = LARGE, *, ours: bool = False) -> str:
         return load_bytes(path, most, ours=ours).decode()
     except UnicodeDecodeError:
         raise refused(path, "it is no text in UTF-8") from None
+
+
+def text_of(path: Path) -> str:
+    """Return the text of a file that the user names, as large as a set of prompts may be.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is refused (see `regular`); it is no text in UTF-8.
+    """
+    with regular(path) as file:
+        content = file.read(HUGE + 1)
+    if len(content) > HUGE:
+        raise OSError(0, f"it has more than {HUGE >> 30} GiB", str(path))
+    return content.decode().replace("\r\n", "\n")
 
 
 def load_json(path: Path, most: int = LARGE, *, ours: bool = False) -> Any:
@@ -150,6 +213,8 @@ def parse_json(content: bytes) -> Any:
     """
     try:
         value = json.loads(content.decode())  # of bytes it would let surrogates through
+        if _is_too_deep(value):
+            raise RecursionError
         if _SURROGATE.search(content):
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
@@ -157,6 +222,18 @@ def parse_json(content: bytes) -> Any:
     except UnicodeError:
         raise ValueError("it is no text in UTF-8") from None
     return value
+
+
+def _is_too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(DEEPEST):
+        if not (level := [child for one in level if isinstance(one, dict | list) for child in _children(one)]):
+            return False
+    return True
+
+
+def _children(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def from_yaml(text: str) -> Any:

@@ -23,11 +23,14 @@ _LAST = frozenset(("token", "pwd", "pass", "pat"))
 _PAIRS = frozenset((("api", "key"), ("access", "key"), ("secret", "key"), ("private", "key"), ("auth", "key")))
 _IN_URL = re.compile(r"(?<=://)([^\s/:@'\"]*):([^\s/@'\"]+)(?=@)")
 _BEARER = re.compile(r"\b(Bearer|Basic)\s+(?!\$)([A-Za-z0-9._~+/=-]{4,})")
-_VALUE = r"('[^']*'|\"[^\"]*\"|[^\s,;'\"{}\[\])]+)"
+_VALUE = r"('[^']*'|\"[^\"]*\"|\[[^\[\]]{0,2000}\]|\{[^{}]{0,2000}\}|[^\s,;'\"{}\[\])]+)"
+_NAME = r"[A-Za-z_][\w.-]{0,200}"
 _GIVEN = re.compile(
-    rf"(?<![\w.-])(-{{0,2}}[A-Za-z_][\w.-]{{0,200}})(\s*=\s*|['\"]\s*[:=]\s*|:(?=\S))(?!\$){_VALUE}"
+    rf"(?<![\w.-])(-{{0,2}}{_NAME})(\s*=\s*|['\"]\s*[:=]\s*|:(?=\S))(?!\$){_VALUE}"
     rf"|(?<!\S)(--[A-Za-z][\w-]{{0,100}})(\s+)(?![-$]){_VALUE}"
+    rf"|(?<=[{{,])(\s*{_NAME})(:\s+)(?!\$){_VALUE}"  # a mapping as YAML and Hydra write it
 )
+_ENDS_WITH_NAME = re.compile(rf"{_NAME}$")
 _LEAST = 6
 """Letters of a value that is looked for wherever it stands: shorter ones are words."""
 
@@ -97,11 +100,30 @@ def text(words: str, values: Sequence[str] | None = None) -> str:
 
 
 def _given(match: re.Match[str]) -> str:
-    name, between, value = match.group(1, 2, 3) if match[1] else match.group(4, 5, 6)
-    if not is_secret(name.rpartition(".")[2]) or _is_place(value):  # of engine.env.X it is X
+    name, between, value = (one for one in match.groups() if one is not None)
+    if not is_secret(_last(name)):
+        return f"{name}{between}{_inside(value)}"
+    if _is_place(value):
         return match[0]
     quote = value[0] if value[0] in "'\"" else ""
     return f"{name}{between}{quote}{MASK}{quote}"
+
+
+def _last(name: str) -> str:
+    """Return the last part of a dotted name: of engine.env.X it is X."""
+    return name.strip().rpartition(".")[2]
+
+
+def _inside(value: str) -> str:
+    """Return a value of what is no secret itself without the secrets in it: comment=A=1, [A=1], 'x A=1'."""
+    if value[0] in "'\"[{":
+        return _GIVEN.sub(_given, value[:-1]) + value[-1]
+    parts = value.split("=")
+    for at, part in enumerate(parts[:-1], 1):
+        found = _ENDS_WITH_NAME.search(part[-200:])
+        if found and is_secret(_last(found[0])) and not _is_place(parts[at]):
+            return "=".join([*parts[:at], MASK])
+    return value
 
 
 def _is_place(value: str) -> bool:

@@ -16,6 +16,7 @@ from jobs.core import masking, names, sharing
 from jobs.core.errors import RunError
 from jobs.core.files import SECRET, append_json, nearest_there, own_folder, write_bytes, write_text
 from jobs.core.filetable import File, Files
+from jobs.core.foreign import is_anothers
 
 NO_ROOT = "Choose a results.root that you can write and that all nodes see."
 
@@ -179,8 +180,14 @@ class SweepDir:
 
     @property
     def writable(self) -> bool:
-        """Whether this user may write here: a colleague's sweep can be for reading alone (`cluster.share_group`)."""
-        return os.access(self.path, os.W_OK)
+        """Whether this user writes here: a colleague's sweep is for reading alone, whatever its modes are."""
+        return os.access(self.path, os.W_OK) and not is_anothers(self.path.stat())
+
+    def check_owner(self, what: str) -> None:
+        """Raise RunError where it is another user's: what stands in it is run, or names jobs. `what`: "resume it"."""
+        if is_anothers(self.path.stat()):
+            reason, remedy = "this sweep belongs to another user", f"Only its owner can {what}."
+            raise RunError("RUN", self.path, reason, remedy)
 
     plan = File("plan.json", "the plan as submitted")
     search = File("tune.json", "of a search: its settings, what was forecast of them, its goal and its budget")

@@ -7,8 +7,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-from dataclasses import asdict, dataclass
-from typing import Annotated
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
 
 from omegaconf import OmegaConf
 from pydantic import AfterValidator, TypeAdapter
@@ -18,7 +19,7 @@ from jobs.core.config import Config
 from jobs.core.errors import RunError
 from jobs.core.fields import plain
 from jobs.core.files import SECRET, write_bytes, write_json, write_text
-from jobs.core.foreign import SMALL, load_bytes, load_form, load_yaml, parse_json
+from jobs.core.foreign import SMALL, checked, load_bytes, load_form, load_yaml, parse_json, refused
 from jobs.core.rundir import AllocationDir, ServiceDir, SweepDir
 
 Identity = Annotated[str, AfterValidator(names.identity)]
@@ -125,6 +126,7 @@ class ServiceRecord:
 
 _TASK, _HEAD = TypeAdapter(AllocationTask), TypeAdapter(Head)
 _OUTCOME, _RECORD = TypeAdapter(Outcome), TypeAdapter(ServiceRecord)
+_SECRETS = TypeAdapter(dict[str, str | int | float])
 
 
 def write_outcome(folder: AllocationDir, outcome: Outcome) -> None:
@@ -162,9 +164,13 @@ def write_task(folder: AllocationDir, task: AllocationTask) -> None:
     write_json(folder.task, asdict(task))
 
 
-def read_task(folder: AllocationDir) -> AllocationTask:
-    """Read what this allocation has to do. Raises RunError where its record cannot be read."""
-    return load_form(folder.task, _TASK)
+def read_task(folder: AllocationDir, *, ours: bool = False) -> AllocationTask:
+    """Read what this allocation has to do. `ours`: it will be done.
+
+    Raises:
+        RunError: its record cannot be read, or (`ours`) another user wrote it.
+    """
+    return load_form(folder.task, _TASK, ours=ours)
 
 
 def write_config(sweep: SweepDir, point: str, config: Config) -> None:
@@ -179,17 +185,28 @@ def write_config(sweep: SweepDir, point: str, config: Config) -> None:
     write_text(folder.config, OmegaConf.to_yaml(OmegaConf.create(tree)))
 
 
-def read_config(sweep: SweepDir, point: str) -> Config:
+def read_config(sweep: SweepDir, point: str, *, ours: bool = False) -> Config:
     """Read a point's resolved config back, validated, with its secrets where this user may read them.
 
+    Args:
+        sweep, point: whose.
+        ours: it will be run: whoever could put a directory of his own in the sweep's place would run his command.
+
     Raises:
-        RunError, ConfigError: it cannot be read, or is none.
+        RunError, ConfigError: it cannot be read, is none, or (`ours`) another user wrote it.
     """
     folder = sweep.point(point)
-    tree = load_yaml(folder.config)
+    config = schema.build(load_yaml(folder.config, ours=ours))
     if folder.secrets.exists():
         with contextlib.suppress(RunError):  # a colleague's: it is masked then
-            secrets = parse_json(base64.b64decode(load_bytes(folder.secrets, SMALL, ours=True)))
+            secrets = checked(folder.secrets, _SECRETS, _secrets_of(folder.secrets))
             masking.learn(map(str, secrets.values()))
-            tree["engine"]["env"] |= secrets
-    return schema.build(tree)
+            config = replace(config, engine=replace(config.engine, env={**config.engine.env, **secrets}))
+    return config
+
+
+def _secrets_of(path: Path) -> Any:
+    try:
+        return parse_json(base64.b64decode(load_bytes(path, SMALL, ours=True)))
+    except ValueError as error:
+        raise refused(path, f"it is not as it was written: {error}") from None

@@ -52,6 +52,11 @@ class Setting:
     points: tuple[Identity, ...]
     services: tuple[Identity, ...]
 
+    def __post_init__(self) -> None:
+        """Raise ValueError where a start has no service."""
+        if not self.points or len(self.points) != len(self.services):
+            raise ValueError("each start is of one service")
+
 
 @dataclass(frozen=True)
 class Search:
@@ -72,6 +77,11 @@ class Search:
     settings: tuple[Setting, ...]
     ruled_out: Mapping[str, str]
     plan: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a file says what no search is."""
+        if not self.settings or {len(self.mean)} != {len(self.covariance), *map(len, self.covariance)}:
+            raise ValueError("it has no settings, or what is believed has another form")
 
     @cached_property
     def space(self) -> Space:

@@ -15,6 +15,7 @@ import numpy as np
 from jobs.core.config import Bench
 from jobs.core.errors import RunError
 from jobs.core.fields import from_root
+from jobs.core.foreign import text_of
 from jobs.measure import prose
 from jobs.measure.prose import Paragraph, Prose
 from jobs.measure.wire import Connections, request_json
@@ -152,9 +153,9 @@ def read_sharegpt(path: Path, seed: int) -> tuple[tuple[str, str], ...]:
         RunError: no such file, or not in the form of ShareGPT_V3_unfiltered_cleaned_split.json.
     """
     try:
-        talks = json.loads(path.read_text(encoding="utf-8"))
+        talks = json.loads(text_of(path))
         pairs = [pair for talk in talks if (pair := _first_pair(talk))]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise RunError("bench.dataset", path, f"no ShareGPT file: {error}", _SHAREGPT_FORM) from None
     if not pairs:
         raise RunError("bench.dataset", path, "no conversation in it has a question and an answer", _SHAREGPT_FORM)
@@ -217,12 +218,12 @@ def read_trace(path: Path, speed: float, most: int | None) -> list[Item]:
     items: list[Item] = []
     number = 0
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = text_of(path).splitlines()
         for line in lines:
             number += 1
             if line.strip():
                 items.append(_traced(json.loads(line), speed))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         where = f"line {number}: " if number else ""
         detail = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
         raise RunError("bench.dataset", path, f"no trace: {where}{detail}", "See jobs/measure/dataset.py.") from None

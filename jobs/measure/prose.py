@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jobs.core.errors import RunError
-from jobs.core.foreign import from_yaml
+from jobs.core.foreign import from_yaml, text_of
 
 LANGUAGES = ("en", "zh")
 
@@ -122,10 +122,10 @@ def read(path: Path, seed: int) -> list[str]:
         RunError: it cannot be read, or holds no text.
     """
     try:
-        whole = path.read_text(encoding="utf-8")
+        whole = text_of(path)
         if path.suffix == ".jsonl":
             whole = "\n\n".join(str(json.loads(line)["text"]) for line in whole.splitlines() if line.strip())
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         remedy = 'A text file in UTF-8, or JSONL with a "text" in each line.'
         raise RunError("bench.dataset", path, f"no text: {error}", remedy) from None
     found = [part for block in whole.split("\n\n") if block.strip() for part in _parts(block.strip())]

@@ -98,10 +98,10 @@ def _writer(sweep: SweepDir) -> str:
     """Return the version of the tool that started a sweep, as its provenance.json has it."""
     try:
         made = load_visible(sweep.provenance, SMALL)
-        version, commit = made["packages"].get(DISTRIBUTION), made.get("commit")
+        version, commit = made["packages"].get(DISTRIBUTION), (made.get("commit") or "")[:10]
     except (RunError, KeyError, TypeError, AttributeError):
         version = commit = None
-    return f"version {version or '(not recorded)'} of the tool" + (f" (commit {commit[:10]})" if commit else "")
+    return f"version {version or '(not recorded)'} of the tool" + (f" (commit {commit})" if commit else "")
 
 
 TEXTS = (

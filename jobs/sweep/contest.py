@@ -11,6 +11,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 from jobs.allocation.node import fingerprint
 from jobs.cluster.time_limit import SIGNAL_DELAY_S, limit_seconds
 from jobs.core.config import Config
-from jobs.core.errors import ConfigError
+from jobs.core.errors import ConfigError, RunError
 from jobs.core.rundir import Root, SweepDir
 from jobs.forecast.observed import COLUMNS
 from jobs.results.columns import OFFERED
@@ -180,13 +181,17 @@ class Contest:
             raise ConfigError("--node-hours", budget.hours, reason, "Give more, or shorten bench.window_s.")
 
     def _sweeps(self) -> Iterator[tuple[SweepDir, Question]]:
-        """The sweeps that asked for these two settings before, oldest first."""
+        """The sweeps of this user that asked for these two settings before, oldest first.
+
+        They are gone on with: a directory of this name that somebody else has made is passed over, and a torn question.
+        """
         for number in itertools.count(1):
             sweep = SweepDir(self.root / (self.name if number == 1 else f"{self.name}-{number}"))
             if not sweep.path.is_dir():
                 return
-            if sweep.plan.exists() and (question := read_question(sweep)):
-                yield sweep, question
+            with suppress(RunError):
+                if sweep.writable and sweep.plan.exists() and (question := read_question(sweep)):
+                    yield sweep, question
 
     def past(self) -> tuple[Past, ...]:
         """Return them as they tell of what is asked now."""

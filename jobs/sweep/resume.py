@@ -77,9 +77,10 @@ def resume(sweep: SweepDir, *, retry_failed: bool) -> int:
 
     Raises:
         RunError: an allocation of the sweep is still queued or running, an older version wrote its rows, or the cluster
-            refused the new one.
+            refused the new one; the sweep is another user's, whose configs would be run.
         ConfigError: the shell would move the ranks into a container.
     """
+    sweep.check_owner("resume it")
     check_begun(sweep)
     with exclusive(sweep.resuming, required=False):
         return _resume(sweep, retry_failed=retry_failed)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -38,12 +39,12 @@ READERS = (("status",), ("table",), ("report",), ("diagnose",), ("follow",), ("c
 class Zygote:
     """The process of which all others are forks (tests/fakes/warm.py)."""
 
-    def __init__(self) -> None:
+    def __init__(self, env: Mapping[str, str] = os.environ) -> None:
         paths = os.pathsep.join([str(ROOT / "tests/fakes"), str(ROOT)])
         self._process = subprocess.Popen(
             [sys.executable, "-m", "warm"],
             cwd=ROOT,
-            env=dict(os.environ) | {"PYTHONPATH": paths},
+            env={**env, "PYTHONPATH": paths},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -96,6 +97,8 @@ class World:
     told: list[str] = field(default_factory=list)
     valid: dict[Path, list[Any]] = field(default_factory=dict)
 
+    sweep: tuple[str, ...] = SWEEP
+    limit_s: float = LIMIT_S
     unguarded: bool = False
     """A guard was killed: what it would have ended and removed is left where its rank is killed as well."""
 
@@ -126,7 +129,7 @@ class World:
 
     def launch(self) -> None:
         self.tell("launch")
-        self.run("launch.py", *SWEEP, f"results.root={self.root}")
+        self.run("launch.py", *self.sweep, f"results.root={self.root}")
 
     def verb(self, *words: str) -> None:
         if sweeps := self.sweeps():
@@ -183,14 +186,18 @@ class World:
                         found.append(process)
         return found
 
+    def ranks_sweep(self, words: list[str]) -> str | None:
+        """Return the sweep that the command line of a rank is of; None: it is none."""
+        return str(Path(words[-2]).parents[2]) if "jobs.allocation.rank" in words else None
+
     def heads(self) -> int:
         """Return how many rank 0 of one sweep live at once."""
         found: dict[int, tuple[int, str]] = {}
         for one in self.processes():
             with contextlib.suppress(psutil.Error):
-                words = one.cmdline()
-                if "jobs.allocation.rank" in words and one.environ().get("SUBMITIT_LOCAL_GLOBALID") == "0":
-                    found[one.pid] = one.ppid(), str(Path(words[-2]).parents[2])
+                sweep, env = self.ranks_sweep(one.cmdline()), one.environ()
+                if sweep and "0" in (env.get("SUBMITIT_LOCAL_GLOBALID"), env.get("SLURM_PROCID")):
+                    found[one.pid] = one.ppid(), sweep
         sweeps = [sweep for parent, sweep in found.values() if parent not in found]  # a child that is just being forked
         return max(map(sweeps.count, sweeps), default=0)
 
@@ -198,22 +205,26 @@ class World:
 
     def wait_quiet(self) -> None:
         """Wait until nothing runs any more: it all ends by itself."""
-        end = time.monotonic() + LIMIT_S
+        end = time.monotonic() + self.limit_s
         while left := self.processes():
             if self.unguarded:
                 self._end_orphans(left)
+            self.while_waiting(left)
             assert self.heads() <= 1, "a sweep is measured twice at once"
             if time.monotonic() > end:
                 lines = [f"{one.pid} {' '.join(one.cmdline())[-200:]}" for one in left]
                 raise AssertionError("still running:\n" + "\n".join(lines))
             time.sleep(0.1)
 
+    def while_waiting(self, left: list[psutil.Process]) -> None:
+        """Look at what is left, again and again."""
+
     def _end_orphans(self, living: list[psutil.Process]) -> None:
         """Do what a guard does that was killed: without it, what its rank leaves when that is killed too lives on."""
         for one in living:
             with contextlib.suppress(psutil.Error):
                 owner = one.parent()
-                lives = owner is not None and "jobs.allocation.rank" in owner.cmdline()
+                lives = owner is not None and self.ranks_sweep(owner.cmdline()) is not None
                 if any("quick_engine" in word for word in one.cmdline()) and not lives:
                     one.kill()
 
@@ -244,7 +255,8 @@ class World:
         for one in self.started:
             assert "Traceback" not in one.said(), f"{one.words}:\n{one.said()[-3000:]}"
         for path in self.root.glob("*/allocations/*/*/stdout-*.log"):
-            assert "Traceback" not in path.read_text(errors="replace"), f"{path}:\n{path.read_text()[-3000:]}"
+            text = path.read_text(errors="replace")
+            assert "Traceback" not in text or "could not find submitted jobs" in text, f"{path}:\n{text[-3000:]}"
 
     def _answers(self, sweep: SweepDir, *words: str) -> str:
         one = self.run("-m", "jobs", words[0], str(sweep.path), *words[1:])

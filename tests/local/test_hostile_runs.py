@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 from core_help import change, config
-from results_help import copied
+from results_help import copied, measured
 
 from jobs.__main__ import main
+from jobs.allocation import submission
+from jobs.allocation.searching import told
 from jobs.allocation.walltime import service_seconds
 from jobs.cluster import sick_nodes
 from jobs.core.errors import RunError
@@ -22,7 +24,10 @@ from jobs.core.files import read_json, write_json
 from jobs.core.rundir import Root, SweepDir
 from jobs.forecast import history
 from jobs.results import requests
+from jobs.results.pairs import Question, write_question
 from jobs.sweep import reuse
+from jobs.sweep.record import record
+from jobs.sweep.space import ask
 
 STRANGER = 61_002
 BAD = ("[]", '{"valid": true}', "[" * 100_000, '{"services": [{"x": 1}]}')
@@ -68,6 +73,36 @@ def test_a_damaged_file_of_any_name_ends_no_command_with_a_traceback(tmp_path: P
         good = path.read_bytes()
         path.write_text(bad)
         all_commands(sweep.path)
+        path.write_bytes(good)
+
+
+def searched(tmp_path: Path) -> SweepDir:
+    """Return a search that has found something, with a question of A or B beside it."""
+    space = ("tune.space={parallel.max_num_seqs: [1, 16]}", "tune.budget_node_hours=1", "bench.input_tokens=64")
+    asked = ask(["engine=simulator", "cluster=local", "bench.window_s=1", f"results.root={tmp_path}/runs", *space])
+    first = asked.plan.points[0]
+    sweep = record(asked.plan, asked.search, [first.point])
+    measured(sweep, first, 50.0, ttft_ms_mean=5.0, tpot_ms_mean=3.0, load_s=2.0, measure_s=2.0, windows=2)
+    told(sweep)
+    write_question(sweep, Question("output_tok_per_s", 0.1, ((first.point, first.point),), 0, 1))
+    return sweep
+
+
+@pytest.mark.parametrize("bad", [*BAD, "[" * 600 + "]" * 600, "null", '{"settings": [], "mean": [], "covariance": []}'])
+def test_a_damaged_search_or_question_ends_no_command_with_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RunError("sbatch", "x", "nothing is submitted here", "")
+
+    monkeypatch.setattr(submission, "submit_allocation", refuse)
+    sweep = searched(tmp_path)
+    for path in (sweep.search, sweep.answer, sweep.question):
+        good = path.read_bytes()
+        path.write_text(bad)
+        for command in ("status", "table", "follow", "resume", "report", "cancel"):
+            with contextlib.suppress(SystemExit):
+                main([command, str(sweep.path)])
         path.write_bytes(good)
 
 

@@ -81,7 +81,7 @@ LIVING = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED")
 jobs = state["jobs"]
 
 if name == "squeue":
-    found, rest = options(("-j", "-o", "-t", "-p"), ("-h", "-s"))
+    found, rest = options(("-j", "-o", "-t", "-p", "-u"), ("-h", "-s"))
     if rest:
         fail(f"squeue: error: Unrecognized option: {rest[0]}")
     reachable("slurmctld")
@@ -97,11 +97,12 @@ if name == "squeue":
             running = shown[0].get("steps", {}) if shown[0]["state"] in LIVING else {}
             end("\n".join(f"{step}|{its}" for step, its in running.items()))
     else:
-        shown = list(jobs.values())
+        shown = [{"id": number} | job for number, job in jobs.items()]
     shown = [job for job in shown if job["state"] in found.get("-t", ",".join(LIVING)).split(",")]
     if "-p" in found:
         shown = [job for job in shown if job.get("partition") == found["-p"]]
     form = {"%T": "state", "%L": "left", "%u": "user", "%r": "reason", "%N": "nodelist", "%S": "starts"}
+    form |= {"%i": "id", "%D": "nodes", "%o": "script"}
     fields = found.get("-o", "").split("|")
     if unknown := [field for field in fields if field not in form]:
         fail(f"squeue: error: Unrecognized field specification {unknown[0]}")

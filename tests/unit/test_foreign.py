@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
+from containers import apptainer, store
+from jobs.allocation.node import fingerprint
 from jobs.core import foreign
-from jobs.core.errors import RunError
+from jobs.core.errors import ConfigError, RunError
+from jobs.engines.simulator import settings
+from jobs.measure import dataset, prose
 
 STRANGER = 61_002
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
@@ -42,7 +46,19 @@ def test_what_is_no_plain_file_of_a_bounded_size_is_refused(tmp_path: Path, make
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[" * 100_000, '{"a":' * 5000, '"\\ud800"', '["\\uDC00"]', "9" * 5000, b"\xff", b'"\xed\xa0\x80"']
+    "text",
+    [
+        "",
+        "{",
+        "[" * 100_000,
+        "[" * 600 + "]" * 600,
+        '{"a":' * 5000,
+        '"\\ud800"',
+        '["\\uDC00"]',
+        "9" * 5000,
+        b"\xff",
+        b'"\xed\xa0\x80"',
+    ],
 )
 def test_what_is_no_json_of_a_bounded_depth_is_refused_in_one_line(tmp_path: Path, text: str | bytes) -> None:
     path = tmp_path / "row.json"
@@ -72,6 +88,40 @@ def test_a_form_is_checked_and_the_place_is_named(tmp_path: Path) -> None:
         foreign.load_form(path, TypeAdapter(dict[str, list[int]]))
 
 
+def prompt_readers(path: Path) -> tuple[Callable[[], object], ...]:
+    return (
+        lambda: dataset.read_sharegpt(path, 0),
+        lambda: dataset.read_trace(path, 1.0, None),
+        lambda: prose.read(path, 0),
+    )
+
+
+@pytest.mark.parametrize("make", [fifo, endless], ids=lambda make: make.__name__)
+def test_files_that_a_key_names_are_plain_files_too(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    path = tmp_path / "config.json"
+    make(path)
+    for read in prompt_readers(path):
+        with pytest.raises(RunError, match="it is no regular file"):
+            read()
+    with pytest.raises(RunError, match="it is no regular file"):
+        store.tables(path)
+    with pytest.raises(ConfigError, match="it is no regular file"):
+        settings.hardware(str(path))
+    for problem in (store.problem, apptainer.problem):
+        assert "it is no regular file" in str(problem(path))
+    assert fingerprint.model_digest(tmp_path) is None
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 5000, "[1e999]", '[{"timestamp": 1e999}]'])
+def test_a_set_of_prompts_of_another_form_is_an_error_of_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(text)
+    for read in prompt_readers(path):
+        with pytest.raises(RunError) as caught:
+            read()
+        assert caught.value.key == "bench.dataset" and "\n" not in str(caught.value)
+
+
 @as_root
 def test_a_file_of_another_user_can_be_refused(tmp_path: Path) -> None:
     path = tmp_path / "hint.json"
@@ -93,3 +143,35 @@ def test_a_link_is_followed_where_its_maker_owns_what_it_leads_to(tmp_path: Path
     assert foreign.load_json(tmp_path / "own") == foreign.load_json(tmp_path / "good") == "theirs"
     with pytest.raises(RunError, match="it is a link of another user"):
         foreign.load_json(tmp_path / "bad")
+
+
+@as_root
+def test_a_link_on_the_way_to_a_file_is_followed_like_one_at_its_end(tmp_path: Path) -> None:
+    for folder, owner in (("mine", 0), ("theirs", STRANGER)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.json").write_text("1")
+        os.chown(tmp_path / folder / "x.json", owner, owner)
+    for name, target, maker in (
+        *(("own", "theirs", 0), ("good", "theirs", STRANGER), ("bad", tmp_path / "mine", STRANGER)),
+        *(("over", "bad", 0), ("round", "theirs/../bad/../bad", 0)),
+    ):
+        (tmp_path / name).symlink_to(target)
+        os.chown(tmp_path / name, maker, maker, follow_symlinks=False)
+    for name in ("own", "good", "mine", "theirs/../mine"):
+        assert foreign.load_json(tmp_path / name / "x.json") == 1
+    for name in ("bad", "over", "round", "good/../bad"):
+        with pytest.raises(RunError, match="a link of another user leads to what is not that user's"):
+            foreign.load_json(tmp_path / name / "x.json")
+
+
+@as_root
+def test_a_second_name_that_a_stranger_gave_to_a_file_is_no_way_to_it(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("1")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "mine").mkdir()
+    os.chown(tmp_path / "theirs", STRANGER, STRANGER)
+    for folder in ("theirs", "mine"):
+        (tmp_path / folder / "x.json").hardlink_to(tmp_path / "secret")
+    assert foreign.load_json(tmp_path / "mine/x.json") == 1
+    with pytest.raises(RunError, match="it is a second name that another user gave to a file"):
+        foreign.load_json(tmp_path / "theirs/x.json")

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 from core_help import config
+from fake_slurm import FakeSlurm
 from results_help import planned, row
 
 from jobs.allocation import readiness, submission
 from jobs.cluster import base, ports
-from jobs.cluster.base import Job, Request, job_state
+from jobs.cluster.base import Job, Request, cancel, job_state
 from jobs.core import process
 from jobs.core.errors import RunError
 from jobs.core.lock import exclusive
@@ -87,6 +88,31 @@ def test_an_allocation_that_was_never_submitted_has_ended(tmp_path: Path) -> Non
     assert lost["invalid_reason"] == "not run: its allocation was never submitted: the launcher ended before that"
     folder.head.write_text("{}")  # a rank of it has begun: it was submitted after all
     assert job_state(folder) == "UNKNOWN"
+
+
+def test_a_job_that_slurm_had_taken_when_its_launcher_died_is_found_by_its_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = half_submitted(tmp_path)
+    [folder] = sweep.allocations()
+    slurm = FakeSlurm(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{slurm.folder}:{os.environ['PATH']}")
+    assert job_state(folder) == "GONE"
+    folder.submitit.mkdir()
+    script = folder.submitit / ".submission_file_0123.sh"
+    script.write_text("")
+    (folder.submitit / "0123.pkl").write_text("")
+    assert job_state(folder) == "GONE", "sbatch refused it"
+    slurm.down("slurmctld")
+    assert job_state(folder) == "UNKNOWN"
+    slurm.down()
+    slurm.job("4710", "PENDING", nodes="2", script=f"{folder.path}-other/submitit/x.sh")
+    slurm.job("4711", "PENDING", nodes="2", script=str(script), asked={"job-name": f"sweep-{sweep.path.name}-ab12-0"})
+    assert job_state(folder) == "PENDING"
+    with pytest.raises(RunError, match="allocation 0 is pending"):
+        resume.resume(sweep, retry_failed=False)
+    assert (folder.submitit / "4711_submitted.pkl").exists(), "what its tasks wait for"
+    assert cancel(folder) == "4711"
 
 
 def test_a_sweep_whose_configs_are_missing_was_never_begun(tmp_path: Path) -> None:

@@ -57,7 +57,18 @@ def test_what_is_no_secret_is_shown(name: str) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    ["http://u:hidden1@h/x", "Authorization: Bearer hidden1", "x --api-key hidden1 --port 1", "--hf-token=hidden1"],
+    [
+        *(
+            "http://u:hidden1@h/x",
+            "Authorization: Bearer hidden1",
+            "x --api-key hidden1 --port 1",
+            "--hf-token=hidden1",
+        ),
+        *("comment=HF_TOKEN=hidden1", "--export=ALL,X=1,HF_TOKEN=hidden1", "model.path=/x/HF_TOKEN=hidden1=b"),
+        *("--wrap='HF_TOKEN=hidden1 x'", "a=\"b='HF_TOKEN=hidden1'\"", "setup=[export HF_TOKEN=hidden1]"),
+        *("engine.env.HF_TOKEN = ['hidden1']", "env={HF_TOKEN: hidden1}", "env={A: 1, HF_TOKEN: hidden1, B: 2}"),
+        *("{'HF_TOKEN': ['hidden1']}", "args={api_key: 'hidden1'}", "HF_TOKEN={x: hidden1}", "+HF_TOKEN='hidden1'x"),
+    ],
 )
 def test_a_secret_is_known_by_its_form(words: str) -> None:
     assert "hidden1" not in masking.text(words)
@@ -74,7 +85,21 @@ def test_a_secret_of_this_shell_is_known_by_its_value(monkeypatch: pytest.Monkey
     assert (tmp_path / "a.key").read_text() == "hidden-by-value"
 
 
-@pytest.mark.parametrize("words", ["a" * 100_000, "a=" * 50_000, "--a-" * 30_000, "://a:" * 30_000, "a='" * 50_000])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("a" * 100_000, "a=" * 50_000, "--a-" * 30_000, "://a:" * 30_000, "a='" * 50_000, "a=[" * 50_000),
+        *(
+            "a={" * 50_000,
+            "a=['{" * 30_000,
+            "a=" + "b!" * 50_000 + "=c",
+            "a: " * 50_000,
+            "{a: " * 30_000,
+            ",a" * 50_000,
+        ),
+    ],
+    ids=lambda words: words[:6],
+)
 @pytest.mark.timeout(20)
 def test_no_text_makes_the_mask_slow(words: str) -> None:
     masking.text(words)

@@ -14,7 +14,9 @@ from pathlib import Path
 
 from jobs.allocation.node import container
 from jobs.core.config import Config, in_container
+from jobs.core.errors import RunError
 from jobs.core.fields import from_root
+from jobs.core.foreign import load_bytes
 from jobs.results.fingerprint import Fingerprint
 
 DRIVER = Path("/usr/local/Ascend/driver/version.info")
@@ -87,8 +89,8 @@ def model_digest(folder: Path) -> str | None:
     digest, seen = hashlib.sha256(), False
     for name in MODEL_FILES:
         try:
-            content = (folder / name).read_bytes()
-        except OSError:
+            content = load_bytes(folder / name)
+        except RunError:
             continue
         seen = True
         digest.update(f"{name} {len(content)}\n".encode() + content)

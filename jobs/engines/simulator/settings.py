@@ -22,7 +22,7 @@ from yaml import YAMLError
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.core.fields import Count, NotNegative, Positive, Section, Share, Text, Whole, from_root
-from jobs.core.foreign import from_yaml
+from jobs.core.foreign import from_yaml, text_of
 from jobs.core.service_config import Shape
 from jobs.engines.ascend import Flag, Release, as_mapping, version
 from jobs.engines.checkpoint.architecture import architecture_of
@@ -174,8 +174,8 @@ def hardware(name: str = DEFAULT) -> Hardware:
     path = Path(from_root(name)) if "/" in name else _FILES / f"{name}.yaml"
     valid = ", ".join(sorted(file.stem for file in _FILES.glob("*.yaml")))
     try:
-        values = from_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, YAMLError) as wrong:
+        values = from_yaml(text_of(path))
+    except (OSError, ValueError, YAMLError, RecursionError) as wrong:
         reason = f"no hardware file: {wrong}"
         raise ConfigError(_KEY, name, reason, f"Valid: {valid}, or the path of a YAML file.") from None
     return checked(_HARDWARE, values, f"{_KEY}={name} ", f"See {_FILES / DEFAULT}.yaml.")

@@ -15,6 +15,7 @@ from jobs.core import process
 from jobs.core.config import Config
 from jobs.core.errors import RunError
 from jobs.core.files import append_json, read_lines, write_json, write_text
+from jobs.core.foreign import SMALL, load_text
 from jobs.core.layout import planned
 from jobs.engines.ascend.real import sources
 from jobs.engines.base import engine_of
@@ -71,7 +72,7 @@ def write_model(config: Config, folder: Path) -> None:
     """Write what the real code reads of a checkpoint before its weights: its sizes, and how it is quantized."""
     own = Path(config.model.path) / "config.json"
     packaged = Path(architecture.__file__).with_name("models") / f"{config.model.name}.json"
-    write_text(folder / "config.json", (own if own.exists() else packaged).read_text("utf-8"))
+    write_text(folder / "config.json", load_text(own if own.exists() else packaged, SMALL))
     write_json(folder / "quant_model_description.json", {"model_quant_type": "W8A8_DYNAMIC"})
 
 
@@ -128,7 +129,7 @@ def ask_points(release: str, configs: Iterable[Config], ranks: int | None = None
     models = sources.obtain(release) / "models"
     lines: list[tuple[Case, ...]] = []
     for config in configs:
-        folder = models / config.model.name
+        folder = models / (re.sub(r"[^\w.-]", "_", config.model.name).lstrip(".") or "model")
         folder.mkdir(parents=True, exist_ok=True)
         write_model(config, folder)
         lines.append(cases(config, folder)[:ranks])

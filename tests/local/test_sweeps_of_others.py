@@ -1,0 +1,107 @@
+"""Sweeps that another user made where ours are looked for: they are read, and never run, gone on with or written to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from users import Host, two_users
+from world import ROOT
+
+from jobs.core.errors import RunError
+from jobs.core.rundir import SweepDir
+from jobs.core.tasks import read_config
+from jobs.results.pairs import write_question
+from jobs.sweep.contest import Contest, ask
+from jobs.sweep.record import record
+from jobs.sweep.resume import resume
+
+QUICK = ("engine=simulator", "cluster=local", "bench.window_s=1", "bench.input_tokens=16")
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    with two_users() as made:
+        yield made
+
+
+def shared_root(host: Host) -> Path:
+    root = host.shared / "runs"
+    root.mkdir()
+    root.chmod(0o1777)
+    return root
+
+
+def contest(root: Path) -> Contest:
+    os.chdir(ROOT)
+    common = (*QUICK, f"results.root={root}")
+    sides = tuple((f"parallel.max_num_seqs={count}", *common) for count in (1, 2))
+    return ask((sides[0], sides[1]), "output_tok_per_s", 0.1)
+
+
+def trap(root: Path, mark: Path) -> None:
+    """Make the sweep that a question of somebody else would go on with: its engine is a command of ours."""
+    asked = contest(root)
+    made = asked.plan(0, 3)
+    sweep = record(made)
+    write_question(sweep, asked.question(made, 3, ()))
+    for path in sweep.path.glob("points/*/config.yaml"):
+        path.write_text(path.read_text().replace("command: null", f"command: [/bin/touch, {mark}]"))
+    for path in (sweep.path, *sweep.path.rglob("*")):
+        path.chmod(0o777 if path.is_dir() else 0o666)
+
+
+def trapped(root: Path) -> SweepDir:
+    """Return the sweep, as its victim finds it."""
+    [path] = root.glob("decide-*")
+    return SweepDir(path)
+
+
+def past(root: Path) -> int:
+    return len(contest(root).past())
+
+
+def test_a_question_does_not_go_on_with_a_sweep_of_somebody_else(host: Host) -> None:
+    root = shared_root(host)
+    host.attacker.call(trap, root, host.attacker.home / "mark")
+    assert host.attacker.call(past, root) == 1, "to its maker it is an earlier sweep of this question"
+    assert host.victim.call(past, root) == 0
+    sweep = trapped(root)
+    with pytest.raises(RunError, match="this sweep belongs to another user"):
+        host.victim.call(lambda: resume(sweep, retry_failed=False))
+    assert not host.victim.call(lambda: sweep.writable), "whatever its modes are, nothing is written there"
+    host.victim.call(begin, root)
+    assert sorted(path.name for path in root.glob("decide-*")) == [sweep.path.name, f"{sweep.path.name}-2"]
+    assert host.victim.call(past, root) == 0, "it has no question yet"
+
+
+def begin(root: Path) -> None:
+    """Write the next sweep of the question, as `decide` does."""
+    asked = contest(root)
+    record(asked.plan(0, 1))
+
+
+def copied(sweep: SweepDir, folder: Path) -> None:
+    point = sorted(sweep.point_names())[0]
+    text = sweep.point(point).config.read_text()
+    target = SweepDir(folder).point(point)
+    target.path.mkdir(parents=True)
+    target.config.write_text(text)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def test_a_rank_runs_no_config_that_somebody_else_put_in_its_place(host: Host) -> None:
+    """Who owns results.root can rename what is in it: the directory that a rank finds may be a copy."""
+    root, evil = shared_root(host), host.shared / "evil"
+    host.victim.call(begin, root)
+    sweep = trapped(root)
+    point = sorted(sweep.point_names())[0]
+    for path in (sweep.path, *sweep.path.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    host.attacker.call(copied, sweep, evil)
+    assert host.victim.call(read_config, SweepDir(evil), point) == host.victim.call(read_config, sweep, point)
+    with pytest.raises(RunError, match="it belongs to another user"):
+        host.victim.call(lambda: read_config(SweepDir(evil), point, ours=True))
