@@ -136,7 +136,8 @@ class Docker(Runtime):
         argv = [self.name, "image", "inspect", "--format", form, image.docker()]
         found = process.run(argv, env=env, timeout_s=ANSWER_S)
         if found.returncode == 0:
-            return read_image(found.stdout, image.docker_repository())
+            held = read_image(found.stdout, image.docker_repository())
+            return replace(held, digest=image.digest or held.digest)  # podman forgets it with the last name
         if any(words in found.stderr for words in _NO_IMAGE):
             return None
         raise self.failure(argv, found.returncode, found.stderr)

@@ -37,6 +37,7 @@ from jobs.core.rundir import RankDir
 
 IMAGE = "localhost/rehearsal:v1"
 HOST = socket.gethostname()
+OTHER = "sha256:" + "cd" * 32
 REAL = ("docker", "podman")
 
 
@@ -205,6 +206,17 @@ async def test_images_by_tag_and_digest_and_a_tag_that_moves(real: Real, tmp_pat
         found = staging.difference({0: first, 1: second})
         assert found is not None
         assert f"digest {second['image digest']} ({digest} there)" in found[1]
+        other = boxed(real, tmp_path, tag, rank=1)
+        assert await prepare(other) == second
+        taken = await other.unpack_that_of_rank_0(first, dict(os.environ) | INHERITED)
+        assert staging.difference({0: first, 1: taken}) is None
+        await other.start(dict(os.environ) | INHERITED)
+        await until_says(other, "up")
+        assert other.inspect() == ()
+        assert read_json(other.folder.effective)["container"]["image_id"] == first["image id"]
+        assert await other.stop() == []
+        with pytest.raises(RunError, match=rf"digest {digest} \({OTHER} there\), and that one does not come"):
+            await other.unpack_that_of_rank_0({"image digest": OTHER}, dict(os.environ) | INHERITED)
         # And once more, between the preparation and the start.
         real.make(tag, "a third one")
         reason = await failed(one)
