@@ -94,11 +94,10 @@ class Real:
         assert not check or done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def make(self, reference: str, name: str = OS, entrypoint: str | None = None, extra_bytes: int = 0) -> str:
-        """Make an image of files. Returns its id."""
+    def make(self, reference: str, name: str = OS, *changes: str, extra_bytes: int = 0) -> str:
+        """Make an image of files, with lines of a Dockerfile. Returns its id."""
         file = image_file(self.path / f"{os.urandom(4).hex()}.tar", name, extra_bytes)
-        change = ["--change", f"ENTRYPOINT {entrypoint}"] if entrypoint else []
-        self.run("import", *change, str(file), reference)
+        self.run("import", *(word for one in changes for word in ("--change", one)), str(file), reference)
         file.unlink()
         return self.run("image", "inspect", "--format", "{{.Id}}", reference)
 

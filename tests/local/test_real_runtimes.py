@@ -170,12 +170,13 @@ async def test_a_name_that_is_taken_is_refused_and_left_alone(real: Real, tmp_pa
     assert real.containers() == ["theirs"]
 
 
-async def test_an_image_with_an_entrypoint_is_started_without_it(real: Real, tmp_path: Path) -> None:
-    real.make("localhost/entry:v1", entrypoint='["/bin/false"]')
+async def test_an_image_with_an_entrypoint_and_another_user_is_started_without_them(real: Real, tmp_path: Path) -> None:
+    real.make("localhost/entry:v1", OS, 'ENTRYPOINT ["/bin/false"]', "USER 1000:1000", "WORKDIR /opt")
     one = await up(boxed(real, tmp_path, "localhost/entry:v1"))
     assert one.inspect() == ()
     line = read_json(one.folder.command)["container"][0]
     assert line[-4:] == ["--entrypoint", "bash", "-it", "localhost/entry:v1"]
+    assert line[line.index("--user") + 1] == "0:0"
     assert await one.stop() == []
 
 

@@ -110,7 +110,7 @@ FACTS = {
         "local/test_real_runtimes.py::test_images_by_tag_and_digest_and_a_tag_that_moves"
     ),
     "`docker run IMAGE bash` gives the shell to an ENTRYPOINT": (
-        "local/test_real_runtimes.py::test_an_image_with_an_entrypoint_is_started_without_it"
+        "local/test_real_runtimes.py::test_an_image_with_an_entrypoint_and_another_user_is_started_without_them"
     ),
     "`docker exec` ends with 128 + N, 126, 127": "local/test_real_runtimes.py::test_how_an_engine_ended_comes_through",
     "containers outlive the rank": "local/test_real_runtimes.py::test_what_a_killed_rank_left_is_removed_by_the_next",
