@@ -59,12 +59,14 @@ def real(runtime: Real, monkeypatch: pytest.MonkeyPatch) -> Iterator[Real]:
     runtime.clear()
 
 
-def boxed(real: Real, tmp_path: Path, image: str = IMAGE, rank: int = 0, **more: Any) -> Engine:
+def boxed(
+    real: Real, tmp_path: Path, image: str = IMAGE, rank: int = 0, further: tuple[str, ...] = (), **more: Any
+) -> Engine:
     """An engine in a container of an image, with what it needs mounted."""
     limits = {"ulimit": "host"} if real.program == "podman" else {}
     given = {"container__image": image, "container__registry": None, "container__args": limits} | more
     one = engine(tmp_path, real.program, **given)
-    mounts = ("/usr:/usr:ro", *one.config.container.mounts) if "container__mounts" not in more else ()
+    mounts = ("/usr:/usr:ro", *one.config.container.mounts, *further) if "container__mounts" not in more else ()
     one = engine(tmp_path, real.program, **(given | ({"container__mounts": mounts} if mounts else {})))
     if rank:
         one.folder, one.tag = RankDir(tmp_path / f"rank{rank}"), mark_of(tmp_path)[:-1] + str(rank)
@@ -91,7 +93,10 @@ async def refused(one: Engine) -> RunError:
 
 @pytest.mark.parametrize("writable", [True, False])
 async def test_an_engine_starts_is_reached_joined_and_removed(real: Real, tmp_path: Path, writable: bool) -> None:
-    one = await up(boxed(real, tmp_path, container__shm_size="64m", container__writable=writable))
+    mounts = ("tmpfs:/mnt/small:size=8m+mode=1777", f"{tmp_path}/site:/mnt/site:ro+rprivate")
+    one = await up(
+        boxed(real, tmp_path, further=mounts, container__shm_size="64m", container__writable=writable),
+    )
     assert one.inspect() == ()
     record = read_json(one.folder.effective)["container"]
     assert (record["runtime"], record["proof"]["os"]) == (real.program, OS)
@@ -102,11 +107,14 @@ async def test_an_engine_starts_is_reached_joined_and_removed(real: Real, tmp_pa
     assert str(tmp_path / "site/engine.py") in argv
     assert not [name for name in env if name.startswith(("SLURM_", "PMI"))]
     inside = one.container.inside
-    script = "readlink /proc/self/ns/mnt; id -u; touch /usr/x /opt/x; df -k --output=size /dev/shm"
+    script = (
+        "readlink /proc/self/ns/mnt; id -u; touch /usr/x /opt/x /mnt/site/x; df -k --output=size /mnt/small /dev/shm"
+    )
     joined = inside.join(["bash", "-c", script]).commands[-1]
     done = subprocess.run(joined, check=True, capture_output=True, text=True)
     said = done.stdout.split()
-    assert (said[0], said[1], said[-1]) == (record["proof"]["namespace"], "0", str(64 << 10))
+    assert (said[0], said[1], *said[-2:]) == (record["proof"]["namespace"], "0", str(8 << 10), str(64 << 10))
+    assert "'/mnt/site/x': Read-only" in done.stderr
     assert "'/usr/x': Read-only" in done.stderr
     assert ("'/opt/x': Read-only" in done.stderr) is not writable
     assert await one.stop() == []
