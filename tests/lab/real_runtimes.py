@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tarfile
 import tempfile
 import threading
@@ -18,8 +19,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
+from launching import ROOT
+
+from jobs.core.files import read_json
+from jobs.core.rundir import SweepDir
 
 FOLDERS = ("dev", "etc", "opt", "proc", "root", "run", "sys", "tmp", "usr", "var")
 LINKS = ("bin", "lib", "lib64", "sbin")
@@ -251,6 +258,27 @@ def registry(path: Path, htpasswd: str | None = None, host: str = "127.0.0.1") -
         served.kill()
         served.wait()
         shutil.rmtree(path, ignore_errors=True)
+
+
+def sweep_words(program: str, image: str) -> list[str]:
+    """Return the overrides of one short window in containers of an image that has nothing of its own."""
+    needed = sorted({"/usr", str(ROOT), sys.prefix, sys.base_prefix})
+    mounts = ",".join(f'"{path}:{path}:ro"' for path in needed if path == "/usr" or not path.startswith("/usr"))
+    words = [f"container={program}", f"container.image={image}", f"container.mounts=[{mounts}]"]
+    words += ["container.args={ulimit: host}"] if program == "podman" else []
+    words += ["container.shm_size=64m", f"engine.env.PYTHONPATH={ROOT}", "bench.warmup_s=0.5", "bench.repeats=1"]
+    return [*words, "bench.window_s=2", "bench.concurrency=4"]
+
+
+def check_row(sweep: SweepDir, program: str) -> tuple[dict[Any, Any], list[dict[str, Any]]]:
+    """Look that the one row is valid and both ranks ran what was asked. Returns it, and the record of both containers."""
+    [row] = pd.read_parquet(sweep.table("parquet")).to_dict("records")
+    assert row["valid"], row["invalid_reason"]
+    ranks = [sweep.service(row["service"], 1).rank(rank) for rank in (0, 1)]
+    found = [read_json(rank.effective) for rank in ranks]
+    assert [one["differences"] for one in found] == [[], []]
+    assert [read_json(rank.command)["container"][0][:2] for rank in ranks] == [[program, "run"]] * 2
+    return row, [one["container"] for one in found]
 
 
 def need_program(name: str) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from lab import Lab
-from launching import ROOT, python
-from real_runtimes import HTPASSWD, ON_NODE, Real, docker, need, registry
+from launching import python
+from real_runtimes import HTPASSWD, ON_NODE, Real, check_row, docker, need, registry, sweep_words
 
 from jobs.core.files import read_json
 from jobs.core.rundir import SweepDir
@@ -45,23 +43,17 @@ def test_a_tag_that_moves_between_two_nodes_is_one_image_on_both(
     second.push(tag)  # and keeps it: its own tag is what the registry has, and is not what the first node has
     monkeypatch.setenv("DOCKER_HOST", ON_NODE)
     monkeypatch.setenv("DOCKER_CONFIG", first.env["DOCKER_CONFIG"])
-    needed = sorted({"/usr", str(ROOT), sys.prefix, sys.base_prefix})
-    mounts = ",".join(f'"{path}:{path}:ro"' for path in needed if path == "/usr" or not path.startswith("/usr"))
     words = ["engine=simulator", "cluster=slurm", "cluster.time_limit=5", f"results.root={tmp_path}/runs"]
-    words += ["container=docker", f"container.image={tag}", f"container.mounts=[{mounts}]", "container.shm_size=64m"]
-    words += [f"engine.env.PYTHONPATH={ROOT}", "bench.warmup_s=0.5", "bench.repeats=1", "bench.window_s=2"]
-    done = python(quiet, "launch.py", "-m", *words, "bench.concurrency=4", timeout_s=240)
+    done = python(quiet, "launch.py", "-m", *words, *sweep_words("docker", tag), timeout_s=240)
     sweep = SweepDir((tmp_path / "runs/latest").resolve())
-    [row] = pd.read_parquet(sweep.table("parquet")).to_dict("records")
-    assert row["valid"], row["invalid_reason"]
+    row, inside = check_row(sweep, "docker")
     assert done.returncode == 0
     digest = first.run("image", "inspect", "--format", "{{index .RepoDigests 0}}", tag).partition("@")[2]
     assert row["image_digest"] == digest
-    service = sweep.service(row["service"], 1)
-    inside = [read_json(service.rank(rank).effective)["container"] for rank in (0, 1)]
     assert [one["image_id"] for one in inside] == [old, old] != [new, new]
     assert [one["proof"]["os"] for one in inside] == ["the first node's"] * 2
     assert inside[0]["image"].endswith("team/sim:v1"), "as it was asked for"
     assert inside[1]["image"].endswith(f"team/sim@{digest}")
-    assert "rank 1: its container image is not that of rank 0" in " ".join(read_json(service.record)["warnings"])
+    warnings = " ".join(read_json(sweep.service(row["service"], 1).record)["warnings"])
+    assert "rank 1: its container image is not that of rank 0" in warnings
     assert first.containers() == second.containers() == []

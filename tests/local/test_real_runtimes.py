@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -18,13 +17,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import psutil
 import pytest
-from real_runtimes import GROUP, HTPASSWD, OS, Real, clear, docker, image_file, need, podman, registry, silent_registry
+from real_runtimes import (
+    GROUP,
+    HTPASSWD,
+    OS,
+    Real,
+    check_row,
+    clear,
+    docker,
+    image_file,
+    need,
+    podman,
+    registry,
+    silent_registry,
+    sweep_words,
+)
 from test_container_one_image import is_engine
-from test_rehearsal import ROOT, SHORT, finish, the_sweep
-from test_rehearsal import start as launch
+from test_rehearsal import ROOT, the_sweep
 from test_runtimes import INHERITED, engine, failed, mark_of, until_says
 from users import two_users
 
@@ -309,15 +320,6 @@ async def test_a_daemon_that_is_killed_is_named_and_what_is_left_is_not_called_n
         assert error.remedy.startswith("Start the daemon")
 
 
-def sweep_words(program: str) -> list[str]:
-    """Return the overrides of a short sweep in containers of IMAGE."""
-    needed = sorted({"/usr", str(ROOT), sys.prefix, sys.base_prefix})
-    mounts = ",".join(f'"{path}:{path}:ro"' for path in needed if path == "/usr" or not path.startswith("/usr"))
-    limits = ["container.args={ulimit: host}"] if program == "podman" else []
-    words = [f"container={program}", f"container.image={IMAGE}", f"container.mounts=[{mounts}]", *limits]
-    return [*words, "container.shm_size=64m", f"engine.env.PYTHONPATH={ROOT}", *SHORT]
-
-
 def test_the_podman_of_an_ordinary_user_needs_no_root() -> None:
     need("podman")
     with two_users() as host, podman(host.victim.home / "podman") as one:
@@ -341,23 +343,10 @@ def test_the_podman_of_an_ordinary_user_needs_no_root() -> None:
             pytest.skip(f"this kernel gives ordinary users no user namespaces: {refused.stderr.strip()}")
         run("podman", "import", str(archive), IMAGE)
         launcher = (sys.executable, str(ROOT / "launch.py"), "-m", "engine=simulator", f"results.root={runs}")
-        run(*launcher, *sweep_words("podman"))
-        [row] = pd.read_parquet(the_sweep(runs).table("parquet")).to_dict("records")
-        assert (row["valid"], the_sweep(runs).path.stat().st_uid) == (True, user.uid), row["invalid_reason"]
+        run(*launcher, *sweep_words("podman", IMAGE))
+        check_row(the_sweep(runs), "podman")
+        assert the_sweep(runs).path.stat().st_uid == user.uid
         assert run("podman", "ps", "--all", "--quiet") == ""
-
-
-def test_a_valid_row_comes_out_of_it(real: Real, tmp_path: Path) -> None:
-    finish(launch(tmp_path / "runs", *sweep_words(real.program)), 0)
-    sweep = the_sweep(tmp_path / "runs")
-    [row] = pd.read_parquet(sweep.table("parquet")).to_dict("records")
-    assert row["valid"], row["invalid_reason"]
-    [service] = read_json(sweep.plan)["services"]
-    for rank in (0, 1):
-        folder = sweep.service(service["service"], 1).rank(rank)
-        assert read_json(folder.effective)["differences"] == []
-        assert json.loads(folder.command.read_text())["container"][0][:2] == [real.program, "run"]
-    assert real.containers() == []
 
 
 def test_nothing_is_left_where_the_tests_are_interrupted(tmp_path: Path) -> None:
