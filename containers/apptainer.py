@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from containers import faults
+from containers import faults, imports
 from containers.base import Argv, Env, Fetched, Inside, Order, Runtime, Start, Stock, check_programs, log, lost
 from containers.spec import Image, Mount, Spec, option_words
 from containers.store import Form, Store, tables
@@ -112,8 +112,9 @@ class Apptainer(Runtime):
         def pull(output: Path) -> None:
             where.make(where.temp, where.cache)
             argv = pull_argv(image, output)
-            dirs = {"APPTAINER_TMPDIR": str(where.temp), "APPTAINER_CACHEDIR": str(where.cache)}
-            code, said = process.stream(argv, {**env, **dirs}, sys.stderr)
+            with imports.scratch(where.temp) as temp:
+                dirs = {"APPTAINER_TMPDIR": str(temp), "APPTAINER_CACHEDIR": str(where.cache)}
+                code, said = process.stream(argv, {**env, **dirs}, sys.stderr)
             if code != 0:
                 raise faults.failure(argv, code, said, "container.image", image, _FAULTS)
 

@@ -19,7 +19,7 @@ from typing import ClassVar, Protocol
 
 from pydantic import TypeAdapter
 
-from containers import entry
+from containers import entry, imports
 from containers.entry import Files, Proof
 from containers.spec import Spec
 from jobs.core.errors import RunError
@@ -90,6 +90,7 @@ class Fetched:
         file: the image's file, where it is one.
         unpacked: identity of the root that was made of it; None: none was.
         entrypoint: whether the image has an ENTRYPOINT, which the runtime would put before a command.
+        user: whether the image has another USER than root, as whom the runtime would run it.
         error: arguments of the error, if it could not be brought.
     """
 
@@ -97,6 +98,7 @@ class Fetched:
     file: str | None = None
     unpacked: str | None = None
     entrypoint: bool = False
+    user: bool = False
     error: tuple[str, str, str, str] | None = None
 
     @classmethod
@@ -241,8 +243,11 @@ class Inside:
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGTERM)
 
-    def kill(self) -> list[str]:
-        """Kill what is left of a joined command where this node's processes do not show it. Returns what lives on."""
+    def kill(self, tag: str) -> list[str]:
+        """Kill what is left of a joined command where this node's processes do not show it. Returns what lives on.
+
+        `tag`: of its processes.
+        """
         return []
 
     def put(self, folder: Path) -> None:
@@ -313,21 +318,17 @@ class Runtime(Protocol):
         """Return the container that was started."""
 
     def sweep(self, local: Local, env: Env, log: Log) -> list[str]:
-        """Remove what dead ranks of this user left on this node. Returns the names of what was removed.
+        """Remove what dead ranks of this user left on this node: here their imports. Returns the names of what went.
 
         Raises:
             RunError: the runtime is not here, or hangs.
         """
-        return []
-
-
-PREFIX = "serving-sweep."
-"""Names of our containers: PREFIX job . service . rank, so that the leftovers of a dead job are known by them."""
+        return imports.sweep(local.temp)
 
 
 def own_name(tag: str) -> str:
     """Return the name of the container of one rank, from its tag job/service/rank."""
-    return PREFIX + tag.replace("/", ".")
+    return imports.PREFIX + tag.replace("/", ".")
 
 
 def copied(runtime: Runtime, spec: Spec) -> bool:

@@ -7,12 +7,11 @@ and holds its NPUs. Their processes are the daemon's, with ids of their own, so 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from socket import gethostname
 from subprocess import CompletedProcess
@@ -35,6 +34,7 @@ from containers.base import (
     copied,
 )  # fmt: skip
 from containers.base import log as tell
+from containers.held import FORM, Held, read_image
 from containers.spec import Image, Mount, Spec, option_words
 from jobs.core import process
 from jobs.core.errors import ConfigError, RunError
@@ -61,26 +61,18 @@ _FAULTS = from_yaml(Path(__file__).with_name("docker.yaml").read_text(encoding="
 _NO_IMAGE = ("No such image", "no such image", "image not known")
 _NO_CONTAINER = ("No such container", "no such container", "is not running", "container state improper")
 
-_KILL = """kill -KILL -- -"$1" "$1" 2> /dev/null
-for _ in {1..50}; do kill -0 -- -"$1" 2> /dev/null || exit 0; sleep 0.1; done
+_KILL = """left() {
+  kill "-$1" -- "-$2" 2> /dev/null && echo "$2"
+  for one in /proc/[0-9]*; do
+    while IFS= read -r -d '' word; do
+      [ "$word" = "$3" ] && kill "-$1" "${one#/proc/}" 2> /dev/null && echo "$one"
+    done < "$one/environ"
+  done
+} 2> /dev/null
+for _ in {1..50}; do [ "$(left KILL "$@")" ] || exit 0; sleep 0.1; done
 echo alive
 """
-"""The process group of a command of `docker exec`, which leads a session of its own (runc)."""
-
-
-@dataclass(frozen=True)
-class Held:
-    """An image that a node has: its id, its registry's digest, another registry's; whether it has an ENTRYPOINT."""
-
-    id: str
-    digest: str | None
-    elsewhere: str | None
-    entrypoint: bool
-
-    @property
-    def names(self) -> dict[str, str]:
-        """By which it is told from others."""
-        return {"id": self.id} | ({"digest": self.digest} if self.digest else {})
+"""The process group of a command of `docker exec`, and what it left in other ones, by the tag. Only bash is needed."""
 
 
 @RUNTIMES.register("docker")
@@ -95,7 +87,8 @@ class Docker(Runtime):
     apart = True
     copies = True
 
-    owned = ("d", "detach", "i", "label", "name", "net", "network", "read-only", "shm-size", "t", "workdir")
+    owned = ("d", "detach", "i", "label", "name", "net", "network", "read-only", "shm-size", "t", "u", "user",
+             "workdir")  # fmt: skip
 
     label: ClassVar[str] = f'{{{{.Label "{LABEL}"}}}}'
     """Template of our label in the list of containers."""
@@ -132,11 +125,10 @@ class Docker(Runtime):
 
     def _held(self, image: Image, env: Env) -> Held | None:
         """Return what is here under a reference; None: nothing. RunError: the program did not say."""
-        form = "{{.Id}} {{json .RepoDigests}} {{json .Config.Entrypoint}}"
-        argv = [self.name, "image", "inspect", "--format", form, image.docker()]
+        argv = [self.name, "image", "inspect", "--format", FORM, image.docker()]
         found = process.run(argv, env=env, timeout_s=ANSWER_S)
         if found.returncode == 0:
-            return read_image(found.stdout, image.docker_repository())
+            return read_image(found.stdout, image)
         if any(words in found.stderr for words in _NO_IMAGE):
             return None
         raise self.failure(argv, found.returncode, found.stderr)
@@ -193,21 +185,22 @@ class Docker(Runtime):
         if held is None:
             reason = f"`{self.name} pull` on {gethostname()} ended well, and the image is not there"
             raise RunError("container.image", reference, reason, "See what else removes images on that node.")
-        return Fetched(held.names, entrypoint=held.entrypoint)
+        return Fetched(held.names, entrypoint=held.entrypoint, user=held.user)
 
     def start(self, order: Order) -> Start:
         """A batch job has no terminal: detached, docker keeps one for the shell by itself."""
         inside = self.exec(order.name, order.command)
-        program, run, *rest = self.run_argv(order.spec, bare=not (order.fetched and order.fetched.entrypoint))
+        program, run, *rest = self.run_argv(order.spec, order.fetched or Fetched())
         if not order.tag:
             return Start(([program, run, *rest], inside))
         made = [program, run, "--detach", "--label", f"{LABEL}={owner(order.tag)}", *rest]
         return Start((made, *self.copies_of(order, order.folder), inside))
 
-    def run_argv(self, spec: Spec, *, bare: bool = True) -> Argv:
+    def run_argv(self, spec: Spec, image: Fetched) -> Argv:
         """Return the article's line: a container that waits in a shell, with the node's own network.
 
-        `bare`: the image has no ENTRYPOINT. One would be given the shell as its argument (`vllm serve bash`).
+        An ENTRYPOINT of the image would be given the shell as its argument (`vllm serve bash`), and another USER than
+        root cannot read our files: both are stepped over, as enroot and pyxis do.
         """
         words = [self.name, "run"]
         if spec.name:
@@ -223,8 +216,9 @@ class Docker(Runtime):
             words += self._mount_words(mount)
         if spec.workdir:
             words += ["--workdir", spec.workdir]
+        words += ["--user", "0:0"] if image.user else []
         words += option_words(spec.args)
-        if bare or "entrypoint" in spec.args:
+        if not image.entrypoint or "entrypoint" in spec.args:
             return [*words, "-it", spec.image.docker(), "bash"]
         return [*words, "--entrypoint", "bash", "-it", spec.image.docker()]
 
@@ -261,7 +255,10 @@ class Docker(Runtime):
         for name in dead:
             log(f"removing {name}, which was left behind")
             self.remove(name, env)
-        return dead
+        left = self.ours(env) if dead else {}
+        for name in [one for one in dead if one in left]:
+            log(f"{name} is still there, and holds what it holds: `{self.name} rm --force {name}` says why")
+        return [name for name in dead if name not in left]
 
     def ours(self, env: Env) -> dict[str, str]:
         """Return our containers of this node, of all users, and whose each is. RunError: the program did not say."""
@@ -339,11 +336,12 @@ class InDocker(Inside):
         """A signal to `docker exec` does not reach its command. It may have ended by itself meanwhile."""
         self._exec("bash", "-c", 'kill -TERM "$1" || ! kill -0 "$1"', "bash", str(pid))
 
-    def kill(self) -> list[str]:
-        """It waits up to 5 s for the end of the whole process group."""
+    def kill(self, tag: str) -> list[str]:
+        """It waits 5 s and more for the end of them all."""
         pid, what = self.pid(), f"client in container {self.order.name}"
         try:
-            lives = pid is not None and "alive" in self._exec("bash", "-c", _KILL, "bash", str(pid))
+            mark = f"{process.TAG}={tag}"
+            lives = pid is not None and "alive" in self._exec("bash", "-c", _KILL, "bash", str(pid), mark)
         except RunError as error:
             gone = any(words in error.reason for words in _NO_CONTAINER)
             return [] if gone else [f"{what}: {error.reason}"]
@@ -382,16 +380,3 @@ class InDocker(Inside):
 def owner(tag: str) -> str:
     """Return the value of our label: this user and the rank that a container belongs to."""
     return f"{os.getuid()}:{tag}"
-
-
-def read_image(output: str, repository: str) -> Held:
-    """Return the image that `image inspect` tells of: id, digests as JSON, ENTRYPOINT as JSON."""
-    found, _, rest = output.strip().partition(" ")
-    try:
-        digests, end = json.JSONDecoder().raw_decode(rest)
-        by_name = dict(one.split("@", 1) for one in digests or [])
-        entrypoint = json.loads(rest[end:])
-    except ValueError:
-        reason = f"it says of an image: {output.strip()[:200]}"
-        raise RunError("container.runtime", "image inspect", reason, "Try it by hand on that node.") from None
-    return Held(found, by_name.get(repository), next(iter(by_name.values()), None), bool(entrypoint))

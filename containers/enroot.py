@@ -8,21 +8,16 @@ a half-made root shows in `enroot list` and starts. So a root is made under anot
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
-
-from containers import faults
+from containers import faults, imports
 from containers.base import (
-    PREFIX,
     Env,
     Fetched,
     Inside,
@@ -38,6 +33,7 @@ from containers.base import (
     lost,
     own_name,
 )
+from containers.imports import PREFIX
 from containers.spec import Image, Mount, Spec, option_words
 from containers.store import Entry, Store, problem, stock, tables
 from jobs.core import process
@@ -70,34 +66,11 @@ def fetch(image: Image, output: Path, local: Local, env: Mapping[str, str], arch
         RunError: enroot failed.
     """
     local.make()
-    sweep_temp(local.temp)
-    temp = local.temp / f"{_imports()}{os.getpid()}"
-    temp.mkdir(mode=0o700)
-    try:
+    with imports.scratch(local.temp) as temp:
         whole = dict(env) | local.env() | {"ENROOT_TEMP_PATH": str(temp)}
         code, output_text = process.stream(import_argv(image, output, arch), whole, sys.stderr)
-    finally:
-        remove_tree(temp)
     if code != 0:
         raise failed(["enroot", "import"], "container.image", image, code, output_text)
-
-
-def _imports() -> str:
-    """Return how the directories of this node's imports begin: a file system that several share has others' too."""
-    return f"{PREFIX}import.{socket.gethostname()}."
-
-
-def sweep_temp(temp: Path) -> list[str]:
-    """Remove the unpacked layers of imports that were killed: enroot leaves them in full size. Returns their names."""
-    dead = [path for path in temp.glob(f"{_imports()}*") if not _is_at_work(path)]
-    return [path.name for path in dead if remove_tree(path)]
-
-
-def _is_at_work(path: Path) -> bool:
-    """Whether the import that made this directory lives: a process of its number that came later is another one."""
-    with contextlib.suppress(psutil.Error, OSError, ValueError):
-        return psutil.Process(int(path.name.rpartition(".")[2])).create_time() <= path.stat().st_mtime + 1.0
-    return False
 
 
 def digest(image: Image, env: Mapping[str, str]) -> str | None:
@@ -369,8 +342,8 @@ class Enroot(Runtime):
             return Start((start,), {**order.spec.env, **start_env(order.spec, order.local)})
         path = order.spec.image.path
         file = Path(path) if path else order.store / "{digest}.sqsh"
-        imports = [] if path else [import_argv(order.spec.image, file)]
-        return Start((*imports, ["enroot", "create", "--name", order.name, str(file)], start))
+        brings = [] if path else [import_argv(order.spec.image, file)]
+        return Start((*brings, ["enroot", "create", "--name", order.name, str(file)], start))
 
     def reach(self, order: Order, env: Env) -> Inside:
         return InEnroot(order, env)
@@ -379,7 +352,7 @@ class Enroot(Runtime):
         dead = leftovers(local, process.tags)
         for name in dead:
             log(f"removing {name}, which was left behind")
-        return [*(name for name in dead if remove(name, local, env) is None), *sweep_temp(local.temp)]
+        return [*(name for name in dead if remove(name, local, env) is None), *super().sweep(local, env, log)]
 
 
 class InEnroot(Inside):

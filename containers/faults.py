@@ -33,9 +33,20 @@ def failure(argv: Sequence[str], code: int, output: str, key: str, value: object
     name = process.signal_name(code)
     ended = f"was killed by {name}" if name else f"ended with code {code}"
     how = f"`{' '.join(argv[:2])}` on {socket.gethostname()} {ended}"
-    if code <= 128:
+    if not name:
+        said = _without_names(output, argv, str(value))
         for pattern, reason, remedy in faults:
-            if re.search(pattern, output, re.MULTILINE):
+            if re.search(pattern, said, re.MULTILINE):
                 remedy = remedy.replace("PROGRAM", argv[0])
                 return RunError(key, value, f"{how}: {reason} ({words})", remedy)
     return RunError(key, value, f"{how}: {words}", f"Try it by hand on that node: {argv[0]}.")
+
+
+def _without_names(output: str, argv: Sequence[str], value: str) -> str:
+    """Return an output without the paths and the image's names in it, which may be called like an error."""
+    paths = {part for word in argv[2:] for part in word.split(":") if part.startswith("/") and "/dev/" not in part}
+    named = {value, *(word for word in argv[2:] if re.search(r"[/#]\S*[:@]", word) and not word.startswith("/"))}
+    names = {part for word in named for part in re.split(r"[/#@]|:(?=\w+$)", word) if len(part) > 3}
+    for word in sorted(paths | (names if re.search(r"[/#:]", value) else set()), key=len, reverse=True):
+        output = re.sub(rf"(?<![\w.-]){re.escape(word)}(?![\w.-])", "", output)
+    return output

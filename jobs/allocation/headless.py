@@ -57,8 +57,11 @@ async def serve(
     try:
         while (message := await control.receive()) is not None:
             match message:
-                case Prepare():
-                    engine, watch = await _prepare(control, make_engine, message.start, inherited)
+                case Prepare(start, wanted) if not wanted:
+                    engine, watch = await _prepare(control, make_engine, start, inherited)
+                case Prepare(_, wanted):
+                    if engine:  # what it brought is not what rank 0 has
+                        watch = asyncio.create_task(_prepared(control, engine, inherited, wanted))
                 case Question() | EndChecks():
                     await _tell(control, answer, message)
                 case EngineStart():
@@ -113,9 +116,14 @@ async def _prepare(
     return engine, asyncio.create_task(_prepared(control, engine, inherited)) if engine else None
 
 
-async def _prepared(control: ControlClient, engine: Engine, inherited: Mapping[str, str]) -> None:
+async def _prepared(
+    control: ControlClient, engine: Engine, inherited: Mapping[str, str], wanted: staging.Parts | None = None
+) -> None:
     try:
-        parts = await staging.prepare(engine, inherited)
+        if wanted:
+            parts: staging.Parts = await engine.unpack_that_of_rank_0(wanted, inherited)
+        else:
+            parts = await staging.prepare(engine, inherited)
     except UserError as error:
         await _fail(control, error)
         engine.folder.note("failed", reason=str(error))

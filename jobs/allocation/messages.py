@@ -84,9 +84,13 @@ class EngineStart(Message):
 
 @dataclass(frozen=True)
 class Prepare(Message):
-    """Bring image and checkpoint of a service that is then started."""
+    """Bring image and checkpoint of a service that is then started.
+
+    `image`: the names of rank 0's; the rank has brought another one, and is to take this one instead.
+    """
 
     start: EngineStart
+    image: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,7 @@ class Service:
             reading.cancel()
         now = await aside(fingerprint.of_this_host, self._config, self._given_up.is_set)
         now = replace(now, host_state=tolerant(self._context.folder.preflight).get("host_state"))
+        now = replace(now, image_digest=live.engine.image_digest or now.image_digest)  # its tag may have moved since
         known |= asdict(now)
         for sentence in retire(self._sweep, self._config, now):
             log(sentence)

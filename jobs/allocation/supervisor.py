@@ -25,7 +25,7 @@ from jobs.allocation.messages import (
     Stop,
     Stopped,
 )
-from jobs.allocation.node import staging
+from jobs.allocation.node import image, staging
 from jobs.allocation.node.audit import Difference
 from jobs.allocation.node.engine import Engine
 from jobs.allocation.watch import Watch
@@ -119,12 +119,29 @@ class Supervisor:
             self._life.fail(0, str(error))
             raise ServiceFailed(await self._life.reason()) from None
         await self._prepared.wait()  # each rank keeps the limit itself; a lost one ends the service
+        await self._agree_on_one_image()
         self.stage_rates = staging.rates(self._prepared)
         self.warnings += staging.slow("staging", self.stage_rates)
         self.warnings += staging.unknown_images(self._engine.config, self._prepared)
         if found := staging.difference(self._prepared):
             self._life.fail(*found)
             raise ServiceFailed(await self._life.reason())
+
+    async def _agree_on_one_image(self) -> None:
+        """Let each rank whose image is not rank 0's bring that one, where a registry has it by its digest.
+
+        A tag has moved between two pulls, most often: then each node is right, and both together are not.
+        """
+        first, had = self._prepared[0], dict[int, staging.Parts]()
+        wanted = {name: value for name, value in first.items() if name.startswith(image.PART)}
+        for rank in sorted(self._prepared):
+            if image.of_registry(wanted) and (found := image.difference(wanted, self._prepared[rank])):
+                self.warnings.append(f"rank {rank}: {found}; it takes that one, by its digest")
+                had[rank] = self._prepared.ask_again(rank)
+                await self._control.send(Prepare(self._start, wanted), rank)
+        await self._prepared.wait()
+        for rank, parts in had.items():
+            self._prepared[rank] = staging.with_image(parts, self._prepared[rank])
 
     def _named(self, error: UserError) -> str:
         """Return an error with the rank that it is about: none is ready, so it is the one that fell silent first."""

@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import asdict
 
-from containers import apptainer, enroot
+from containers import apptainer, enroot, imports
 from containers.base import check_programs
 from containers.spec import recipes, resolve
 from containers.store import Store
@@ -97,7 +97,7 @@ def _prune(options: argparse.Namespace, config: Config, names: list[str]) -> int
     older_s = None if options.older_days is None else options.older_days * DAY_S
     removed = [name for store in _stores(config) for name in store.prune(older_s)]
     local = container.local(config, container.Words.here())
-    removed += [str(local.temp / name) for name in enroot.sweep_temp(local.temp)]
+    removed += [str(local.temp / name) for name in imports.sweep(local.temp)]
     removed += [str(local.data / name) for name in enroot.Enroot().sweep(local, os.environ, lambda _: None)]
     print(json.dumps({"removed": removed}) if options.json else "\n".join(removed) or "nothing to remove")
     return 0

@@ -74,6 +74,11 @@ class Barrier(dict[int, T]):
         self[rank] = value
         self.check()
 
+    def ask_again(self, rank: int) -> T:
+        """Wait for another answer of one rank. Returns the one that it gave."""
+        self._complete.clear()
+        return self.pop(rank)
+
     def check(self) -> None:
         """Look again whether all have answered."""
         if self._expected() <= self.keys():

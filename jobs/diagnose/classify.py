@@ -146,8 +146,9 @@ def _rank(event: Event, match: re.Match[str] | None, log: RankLog, local_sizes: 
     if event.report or (event.rank is not None and rank is None):
         return event.rank
     named = match.groupdict() if match else {}
-    if named.get("rank") is not None:
-        return int(named["rank"])
+    if named.get("rank") is not None and not log.own:  # what an engine counts are its workers
+        told = int(named["rank"])
+        return told if told < (len(local_sizes) or told + 1) else rank
     if named.get("data_parallel_rank") is not None:
         # A node may run several engines: without their numbers only the first one's node is certain.
         engine = int(named["data_parallel_rank"])

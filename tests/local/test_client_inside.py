@@ -40,7 +40,7 @@ seen |= {"data": [pathlib.Path(word).read_text() for word in words if word.endsw
 
 HANGS = """
 deaf = "import signal\\nfor n in (1, 2, 15): signal.signal(n, signal.SIG_IGN)\\nprint(1, flush=True)\\nsignal.pause()"
-child = subprocess.Popen([sys.executable, "-SEc", deaf], stdout=subprocess.PIPE)
+child = subprocess.Popen([sys.executable, "-SEc", deaf], stdout=subprocess.PIPE, start_new_session=True)
 child.stdout.readline()
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 with open(SITE / "says", "w") as says:

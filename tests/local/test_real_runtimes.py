@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -18,13 +17,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import psutil
 import pytest
-from real_runtimes import GROUP, HTPASSWD, OS, Real, clear, docker, image_file, need, podman, registry, silent_registry
+from real_runtimes import (
+    GROUP,
+    HTPASSWD,
+    OS,
+    Real,
+    check_row,
+    clear,
+    docker,
+    image_file,
+    need,
+    podman,
+    registry,
+    silent_registry,
+    sweep_words,
+)
 from test_container_one_image import is_engine
-from test_rehearsal import ROOT, SHORT, finish, the_sweep
-from test_rehearsal import start as launch
+from test_rehearsal import ROOT, the_sweep
 from test_runtimes import INHERITED, engine, failed, mark_of, until_says
 from users import two_users
 
@@ -37,6 +48,7 @@ from jobs.core.rundir import RankDir
 
 IMAGE = "localhost/rehearsal:v1"
 HOST = socket.gethostname()
+OTHER = "sha256:" + "cd" * 32
 REAL = ("docker", "podman")
 
 
@@ -58,12 +70,14 @@ def real(runtime: Real, monkeypatch: pytest.MonkeyPatch) -> Iterator[Real]:
     runtime.clear()
 
 
-def boxed(real: Real, tmp_path: Path, image: str = IMAGE, rank: int = 0, **more: Any) -> Engine:
+def boxed(
+    real: Real, tmp_path: Path, image: str = IMAGE, rank: int = 0, further: tuple[str, ...] = (), **more: Any
+) -> Engine:
     """An engine in a container of an image, with what it needs mounted."""
     limits = {"ulimit": "host"} if real.program == "podman" else {}
     given = {"container__image": image, "container__registry": None, "container__args": limits} | more
     one = engine(tmp_path, real.program, **given)
-    mounts = ("/usr:/usr:ro", *one.config.container.mounts) if "container__mounts" not in more else ()
+    mounts = ("/usr:/usr:ro", *one.config.container.mounts, *further) if "container__mounts" not in more else ()
     one = engine(tmp_path, real.program, **(given | ({"container__mounts": mounts} if mounts else {})))
     if rank:
         one.folder, one.tag = RankDir(tmp_path / f"rank{rank}"), mark_of(tmp_path)[:-1] + str(rank)
@@ -90,7 +104,10 @@ async def refused(one: Engine) -> RunError:
 
 @pytest.mark.parametrize("writable", [True, False])
 async def test_an_engine_starts_is_reached_joined_and_removed(real: Real, tmp_path: Path, writable: bool) -> None:
-    one = await up(boxed(real, tmp_path, container__shm_size="64m", container__writable=writable))
+    mounts = ("tmpfs:/mnt/small:size=8m+mode=1777", f"{tmp_path}/site:/mnt/site:ro+rprivate")
+    one = await up(
+        boxed(real, tmp_path, further=mounts, container__shm_size="64m", container__writable=writable),
+    )
     assert one.inspect() == ()
     record = read_json(one.folder.effective)["container"]
     assert (record["runtime"], record["proof"]["os"]) == (real.program, OS)
@@ -101,11 +118,14 @@ async def test_an_engine_starts_is_reached_joined_and_removed(real: Real, tmp_pa
     assert str(tmp_path / "site/engine.py") in argv
     assert not [name for name in env if name.startswith(("SLURM_", "PMI"))]
     inside = one.container.inside
-    script = "readlink /proc/self/ns/mnt; id -u; touch /usr/x /opt/x; df -k --output=size /dev/shm"
+    script = (
+        "readlink /proc/self/ns/mnt; id -u; touch /usr/x /opt/x /mnt/site/x; df -k --output=size /mnt/small /dev/shm"
+    )
     joined = inside.join(["bash", "-c", script]).commands[-1]
     done = subprocess.run(joined, check=True, capture_output=True, text=True)
     said = done.stdout.split()
-    assert (said[0], said[1], said[-1]) == (record["proof"]["namespace"], "0", str(64 << 10))
+    assert (said[0], said[1], *said[-2:]) == (record["proof"]["namespace"], "0", str(8 << 10), str(64 << 10))
+    assert "'/mnt/site/x': Read-only" in done.stderr
     assert "'/usr/x': Read-only" in done.stderr
     assert ("'/opt/x': Read-only" in done.stderr) is not writable
     assert await one.stop() == []
@@ -169,12 +189,13 @@ async def test_a_name_that_is_taken_is_refused_and_left_alone(real: Real, tmp_pa
     assert real.containers() == ["theirs"]
 
 
-async def test_an_image_with_an_entrypoint_is_started_without_it(real: Real, tmp_path: Path) -> None:
-    real.make("localhost/entry:v1", entrypoint='["/bin/false"]')
+async def test_an_image_with_an_entrypoint_and_another_user_is_started_without_them(real: Real, tmp_path: Path) -> None:
+    real.make("localhost/entry:v1", OS, 'ENTRYPOINT ["/bin/false"]', "USER 1000:1000", "WORKDIR /opt")
     one = await up(boxed(real, tmp_path, "localhost/entry:v1"))
     assert one.inspect() == ()
     line = read_json(one.folder.command)["container"][0]
     assert line[-4:] == ["--entrypoint", "bash", "-it", "localhost/entry:v1"]
+    assert line[line.index("--user") + 1] == "0:0"
     assert await one.stop() == []
 
 
@@ -205,6 +226,17 @@ async def test_images_by_tag_and_digest_and_a_tag_that_moves(real: Real, tmp_pat
         found = staging.difference({0: first, 1: second})
         assert found is not None
         assert f"digest {second['image digest']} ({digest} there)" in found[1]
+        other = boxed(real, tmp_path, tag, rank=1)
+        assert await prepare(other) == second
+        taken = await other.unpack_that_of_rank_0(first, dict(os.environ) | INHERITED)
+        assert staging.difference({0: first, 1: taken}) is None
+        await other.start(dict(os.environ) | INHERITED)
+        await until_says(other, "up")
+        assert other.inspect() == ()
+        assert read_json(other.folder.effective)["container"]["image_id"] == first["image id"]
+        assert await other.stop() == []
+        with pytest.raises(RunError, match=rf"digest {digest} \({OTHER} there\), and that one does not come"):
+            await other.unpack_that_of_rank_0({"image digest": OTHER}, dict(os.environ) | INHERITED)
         # And once more, between the preparation and the start.
         real.make(tag, "a third one")
         reason = await failed(one)
@@ -288,15 +320,6 @@ async def test_a_daemon_that_is_killed_is_named_and_what_is_left_is_not_called_n
         assert error.remedy.startswith("Start the daemon")
 
 
-def sweep_words(program: str) -> list[str]:
-    """Return the overrides of a short sweep in containers of IMAGE."""
-    needed = sorted({"/usr", str(ROOT), sys.prefix, sys.base_prefix})
-    mounts = ",".join(f'"{path}:{path}:ro"' for path in needed if path == "/usr" or not path.startswith("/usr"))
-    limits = ["container.args={ulimit: host}"] if program == "podman" else []
-    words = [f"container={program}", f"container.image={IMAGE}", f"container.mounts=[{mounts}]", *limits]
-    return [*words, "container.shm_size=64m", f"engine.env.PYTHONPATH={ROOT}", *SHORT]
-
-
 def test_the_podman_of_an_ordinary_user_needs_no_root() -> None:
     need("podman")
     with two_users() as host, podman(host.victim.home / "podman") as one:
@@ -320,23 +343,10 @@ def test_the_podman_of_an_ordinary_user_needs_no_root() -> None:
             pytest.skip(f"this kernel gives ordinary users no user namespaces: {refused.stderr.strip()}")
         run("podman", "import", str(archive), IMAGE)
         launcher = (sys.executable, str(ROOT / "launch.py"), "-m", "engine=simulator", f"results.root={runs}")
-        run(*launcher, *sweep_words("podman"))
-        [row] = pd.read_parquet(the_sweep(runs).table("parquet")).to_dict("records")
-        assert (row["valid"], the_sweep(runs).path.stat().st_uid) == (True, user.uid), row["invalid_reason"]
+        run(*launcher, *sweep_words("podman", IMAGE))
+        check_row(the_sweep(runs), "podman")
+        assert the_sweep(runs).path.stat().st_uid == user.uid
         assert run("podman", "ps", "--all", "--quiet") == ""
-
-
-def test_a_valid_row_comes_out_of_it(real: Real, tmp_path: Path) -> None:
-    finish(launch(tmp_path / "runs", *sweep_words(real.program)), 0)
-    sweep = the_sweep(tmp_path / "runs")
-    [row] = pd.read_parquet(sweep.table("parquet")).to_dict("records")
-    assert row["valid"], row["invalid_reason"]
-    [service] = read_json(sweep.plan)["services"]
-    for rank in (0, 1):
-        folder = sweep.service(service["service"], 1).rank(rank)
-        assert read_json(folder.effective)["differences"] == []
-        assert json.loads(folder.command.read_text())["container"][0][:2] == [real.program, "run"]
-    assert real.containers() == []
 
 
 def test_nothing_is_left_where_the_tests_are_interrupted(tmp_path: Path) -> None:

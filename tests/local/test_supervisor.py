@@ -25,12 +25,14 @@ from jobs.allocation.messages import (
     EngineStart,
     Inspect,
     Inspected,
+    Prepare,
+    Prepared,
     Progress,
     Signalled,
     Stop,
     Stopped,
 )
-from jobs.allocation.node import cleanup
+from jobs.allocation.node import cleanup, staging
 from jobs.allocation.node.engine import Engine
 from jobs.allocation.supervisor import Supervisor
 from jobs.core.errors import RunError
@@ -153,6 +155,46 @@ async def test_the_first_failing_rank_is_named_though_the_other_is_heard_first(r
     told.set()
     assert await running.failed() == "rank 1 (headless): EI0006: link down"
     assert await running.stop() == ["rank 1: pid 7 python"]
+
+
+@pytest.mark.parametrize("second", ["a", "c"])
+async def test_a_rank_with_another_image_is_told_which_one_to_take(
+    run: Make, monkeypatch: pytest.MonkeyPatch, second: str
+) -> None:
+    asked: list[dict[str, str]] = []
+
+    async def prepare(*_: Any) -> staging.Parts:
+        return {"image digest": "a", "image id": "1", "sizes": "7"}
+
+    async def serve(client: ControlClient) -> str | None:
+        while (message := await client.receive()) is not None:
+            match message:
+                case Prepare(_, wanted):
+                    asked.append(wanted)
+                    first = {"image digest": "b", "image id": "2", "sizes": "7"}
+                    await client.send(Prepared({"image digest": second} if wanted else first))
+                case Inspect():
+                    await client.send(Inspected())
+                case Stop():
+                    await client.send(Stopped())
+                case Bye():
+                    return None
+        return None
+
+    monkeypatch.setattr(staging, "prepare", prepare)
+    monkeypatch.setattr(staging, "wanted", lambda _: True)
+    running = await run(serve=serve, roles={"head": {"alone": True}})
+    if second == "a":
+        await running.start()
+    else:
+        with pytest.raises(ServiceFailed, match=r"rank 1 .*digest c \(a there\)\. Pull it again on both nodes"):
+            await running.start()
+    assert asked == [{}, {"image digest": "a", "image id": "1"}]
+    [warning] = running.supervisor.warnings
+    assert warning.startswith(
+        "rank 1: its container image is not that of rank 0: digest b (a there), id 2 (1 there); it"
+    )
+    assert await running.stop() == []
 
 
 async def test_a_killed_engine_is_named_with_its_signal(run: Make) -> None:

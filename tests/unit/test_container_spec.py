@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from containers import enroot, pyxis
-from containers.base import Local, Order
+from containers.base import Fetched, Local, Order
 from containers.spec import Image, Mount, Spec, host_path, parse_image, parse_mount, size_bytes
 from jobs.core.errors import ConfigError
 from jobs.core.registry import RUNTIMES
@@ -182,7 +182,7 @@ def test_no_secret_stands_on_a_command_line() -> None:
     lines = [
         enroot.start_argv(SPEC, "x", Path("/rc"), COMMAND),
         pyxis.options(SPEC),
-        RUNTIMES.get("docker").run_argv(replace(SPEC, mounts=())),
+        RUNTIMES.get("docker").run_argv(replace(SPEC, mounts=()), Fetched()),
     ]
     assert not any("secret" in word for line in lines for word in line)
     assert "secret" not in repr(SPEC)
@@ -239,6 +239,7 @@ def test_a_batch_job_has_no_terminal() -> None:
         (["container=enroot", "container.image=/m.sqsh", "container.shm_size=big"], "container.shm_size", "no size"),
         (["container=enroot", "container.image=/m.sqsh", "container.name=a/b"], "container.name", "/"),
         (["container=docker", "container.image=a/b", "container.args={name: x}"], "container.args.name", "itself"),
+        (["container=podman", "container.image=a/b", "container.args={user: 1000}"], "container.args.user", "itself"),
         (["container=enroot", "container.image=/m.sqsh", "container.args={rc: /x}"], "container.args.rc", "itself"),
         (["container=apptainer", "container.image=/m.sqsh"], "container.image", ".sif"),
         (["container=apptainer", "container.image=dockerd://a"], "container.image", "dockerd"),

@@ -22,7 +22,18 @@ from preflight_help import (
 )
 
 from jobs.allocation.preflight import fabric, network
-from jobs.allocation.preflight.facts import UNKNOWN, Holder, Interface, NpuPort, Npus, Ping, Problem, Reached, Space
+from jobs.allocation.preflight.facts import (
+    UNKNOWN,
+    Holder,
+    Interface,
+    NpuPort,
+    Npus,
+    Ping,
+    Problem,
+    Reached,
+    Runtime,
+    Space,
+)
 from jobs.allocation.preflight.findings import CHECKS, NO_NPUS, NO_TIME, Finding, check_names, settle, worst
 from jobs.core.errors import ConfigError
 from jobs.core.sweep_settings import Thresholds
@@ -35,6 +46,26 @@ def test_two_healthy_nodes_pass_every_check() -> None:
     found = judge(nodes())
     assert wrong(found) == []
     assert {one.check for one in found} == set(CHECKS)
+
+
+def test_another_image_under_one_tag_ends_nothing_since_a_rank_takes_that_of_rank_0() -> None:
+    one, two = nodes()
+    both = [
+        replace(each, host=replace(each.host, versions=HEALTHY.versions | {"image": digest}))
+        for each, digest in ((one, "sha256:01"), (two, "sha256:02"))
+    ]
+    [(state, _, _, check)] = wrong(judge(both))
+    assert (state, check) == ("warn", "host.versions")
+
+
+def test_container_runtimes_of_two_versions_are_told() -> None:
+    one, two = nodes()
+    both = [
+        replace(each, host=replace(each.host, runtime=Runtime("docker", version)))
+        for each, version in ((one, "20.10.24"), (two, "28.2.2"))
+    ]
+    [found] = [found for found in judge(both) if found.state == "warn"]
+    assert found.reason.startswith("container runtime is docker 20.10.24 on")
 
 
 def host(**changes: Any) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class JoinedCommand:
         """End it and its children: SIGTERM, then SIGKILL after `grace_s` seconds. Returns what could not be ended."""
         await self._container.end(self._starter, grace_s)
         left = await self._starter.stop(grace_s if self._container.runtime.is_engine else 0)
-        return left + await aside(self._container.inside.kill)
+        return left + await aside(self._container.inside.kill, self._starter.tag)
 
 
 class ContainerSite:

@@ -104,6 +104,14 @@ def of(config: Config) -> Runtime:
     return runtime
 
 
+def by_digest(config: Config, digest: str) -> Config:
+    """Return a config that names its image by a digest: no tag can move."""
+    container = config.container
+    assert container.image is not None
+    named = replace(resolve(container.image, container.registry), tag=None, digest=digest)
+    return replace(config, container=replace(container, image=str(named)))
+
+
 def check_host(config: Config) -> None:
     """Raise RunError where this host, which is to run the engine, has no runtime for its container."""
     of(config).check(wanted(config, 0, words=CHECKED), here=True)

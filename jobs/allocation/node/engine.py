@@ -12,11 +12,11 @@ from typing import Any
 
 from containers.base import Fetched
 from jobs.allocation.node import artifacts, audit, cleanup, container_process, image
-from jobs.allocation.node.container import RankContainer, checkpoint
+from jobs.allocation.node.container import RankContainer, by_digest, checkpoint
 from jobs.allocation.node.container_process import ContainerProcess
 from jobs.core import masking, process
 from jobs.core.config import Config, in_container
-from jobs.core.errors import RunError
+from jobs.core.errors import RunError, UserError
 from jobs.core.fields import from_root
 from jobs.core.files import is_there, write_json
 from jobs.core.layout import Placement
@@ -60,6 +60,25 @@ class Engine:
         self._discard = lambda: image.discard(which)
         self._fetched = await image.prepare(which, self.folder)
         return image.parts(self._fetched)
+
+    async def unpack_that_of_rank_0(self, wanted: Mapping[str, str], inherited: Mapping[str, str]) -> dict[str, str]:
+        """Bring the image that rank 0 has, by its names, instead of the one that was brought. Returns its names here.
+
+        Raises:
+            RunError: as above; it names both.
+        """
+        differs = image.difference(wanted, image.parts(self._fetched))
+        try:
+            self.config = by_digest(self.config, str(image.of_registry(wanted)))
+            return await self.unpack(inherited)
+        except UserError as error:
+            reason = f"{differs}, and that one does not come: {error.reason}"
+            raise RunError(error.key, error.value, reason, error.remedy) from None
+
+    @property
+    def image_digest(self) -> str | None:
+        """The digest of the image that was brought; None: none was, or it has none."""
+        return self._fetched.names.get("digest") if self._fetched else None
 
     def _which(self, inherited: Mapping[str, str]) -> RankContainer:
         return RankContainer(self.config, self.place.rank, self.tag, inherited, tuple(self._points))

@@ -60,6 +60,19 @@ def difference(first: Mapping[str, str], other: Mapping[str, str]) -> str | None
     return f"its container image is not that of rank 0: {words}"
 
 
+def remedy(parts: Mapping[str, str]) -> str:
+    """Return what makes the images of all ranks one, by the parts of one of them."""
+    if parts.keys() & {PART + "id", PART + "digest"}:
+        return "Pull it again on both nodes, or name it by its digest: container.image=NAME@sha256:..."
+    return "Copy one file to all nodes."
+
+
+def of_registry(parts: Mapping[str, str]) -> str | None:
+    """Return the digest by which a registry has a rank's image; None: that of its file is all that is known."""
+    digest, content = (parts.get(PART + name) for name in ("digest", "content"))
+    return digest if digest != f"sha256:{content}" else None
+
+
 async def prepare(which: RankContainer, folder: RankDir) -> Fetched | None:
     """Import, pull or unpack the image of one rank. Returns what was brought; None: there is no container.
 

@@ -154,6 +154,11 @@ def slow(what: str, by_rank: Mapping[int, float]) -> list[str]:
     ]
 
 
+def with_image(parts: Parts, other: Parts) -> Parts:
+    """Return the parts of a rank that has brought another image."""
+    return {name: value for name, value in parts.items() if not name.startswith(image.PART)} | dict(other)
+
+
 def unknown_images(config: Config, prepared: Mapping[int, Parts]) -> list[str]:
     """Return what is to be known of ranks whose image could not be compared with the others'."""
     ranks = [rank for rank, parts in sorted(prepared.items()) if not any(name.startswith(image.PART) for name in parts)]
@@ -169,10 +174,7 @@ def difference(prepared: Mapping[int, Parts]) -> tuple[int, str] | None:
     for rank in sorted(prepared):
         parts = prepared[rank]
         if other := image.difference(first, parts):
-            return (
-                rank,
-                f"{other}. Pull it again on both nodes, or name it by its digest: container.image=NAME@sha256:...",
-            )
+            return rank, f"{other}. {image.remedy(first)}"
         names = sorted(
             name for name in first.keys() | parts.keys() if not (name == RATE or name.startswith(image.PART))
         )

@@ -122,13 +122,24 @@ def _versions(facts: Sequence[Facts]) -> list[Finding]:
         if blind:
             unknown += [each for node in blind for each in not_run(("host.versions",), node, f"{name} unknown")]
             continue
-        severity: State = "warn" if name == "kernel" else "fail"
-        remedy = "Use the same installation or image on all nodes."
+        taken = name == "image" and all(_version_of(name)(one).startswith("sha256:") for one in facts)
+        severity: State = "warn" if name == "kernel" or taken else "fail"
+        remedy = _TAKEN if taken else "Use the same installation or image on all nodes."
         found += compare("host.versions", name, facts, _version_of(name), severity, remedy)
+    if all(map(_runtime_of, facts)):
+        found += compare("host.versions", "container runtime", facts, _runtime_of, "warn", "Install one version.")
     if found or unknown:
         return found + unknown
     shown = ", ".join(f"{name} {value}" for name, value in facts[0].host.versions.items())
     return [passed("host.versions", one.node, shown) for one in facts]
+
+
+_TAKEN = "Each rank takes that of rank 0, if a registry has it by its digest; pull the tag again to spare it."
+
+
+def _runtime_of(one: Facts) -> str:
+    runtime = one.host.runtime
+    return f"{runtime.name} {runtime.version}" if runtime and runtime.version else ""
 
 
 def _version_of(name: str) -> Callable[[Facts], str]:

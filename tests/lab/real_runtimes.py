@@ -1,24 +1,32 @@
-"""A real docker and a real podman with directories of their own, and registries on loopback for both."""
+"""A real docker and a real podman with directories of their own, on a node of the lab too, and registries for both."""
 
 from __future__ import annotations
 
 import contextlib
 import http.server
 import io
+import json
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
+from launching import ROOT
+
+from jobs.core.files import read_json
+from jobs.core.rundir import SweepDir
 
 FOLDERS = ("dev", "etc", "opt", "proc", "root", "run", "sys", "tmp", "usr", "var")
 LINKS = ("bin", "lib", "lib64", "sbin")
@@ -29,7 +37,7 @@ NEEDED = {"docker": ("dockerd", "containerd", "runc", "docker"), "podman": ("pod
 # key in /etc/docker and a directory in /run, so that it gets others.
 DAEMON = """mount -t tmpfs none /etc/docker && mount -t tmpfs none /run && exec dockerd --iptables=false \
 --ip6tables=false --ip-forward=false --ip-masq=false --bridge=none --cgroup-parent="$2" --data-root="$3" \
---exec-root="$1/exec" --pidfile="$1/pid" --host="unix://$1/docker.sock" --config-file="$1/daemon.json" \
+--exec-root="$1/exec" --pidfile="$1/pid" --host="unix://$1/docker.sock" --config-file="$1/daemon.json" $4 \
 > "$1/dockerd.log" 2>&1"""
 
 
@@ -93,11 +101,10 @@ class Real:
         assert not check or done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def make(self, reference: str, name: str = OS, entrypoint: str | None = None, extra_bytes: int = 0) -> str:
-        """Make an image of files. Returns its id."""
+    def make(self, reference: str, name: str = OS, *changes: str, extra_bytes: int = 0) -> str:
+        """Make an image of files, with lines of a Dockerfile. Returns its id."""
         file = image_file(self.path / f"{os.urandom(4).hex()}.tar", name, extra_bytes)
-        change = ["--change", f"ENTRYPOINT {entrypoint}"] if entrypoint else []
-        self.run("import", *change, str(file), reference)
+        self.run("import", *(word for one in changes for word in ("--change", one)), str(file), reference)
         file.unlink()
         return self.run("image", "inspect", "--format", "{{.Id}}", reference)
 
@@ -137,17 +144,41 @@ def clear() -> None:
             link.unlink(missing_ok=True)
 
 
+ON_NODE = "tcp://127.0.0.1:2375"
+"""Where the daemon of a node is on each node: its loopback is its own."""
+
+
 @contextmanager
-def docker(path: Path, data: Path | None = None) -> Iterator[tuple[Real, subprocess.Popen[bytes]]]:
-    """A daemon, which goes with all its containers, mounts and namespaces."""
+def docker(
+    path: Path, data: Path | None = None, enter: Sequence[str] = (), trusts: Sequence[str] = ()
+) -> Iterator[tuple[Real, subprocess.Popen[bytes]]]:
+    """A daemon, which goes with all its containers, mounts and namespaces.
+
+    Args:
+        data: directory of its images.
+        enter: words before a command that put it on a node of the lab.
+        trusts: registries that are not on loopback and have no TLS.
+    """
     path.mkdir(exist_ok=True)
     clear()
     group = f"/{GROUP}{os.getpid()}-{path.name}"
-    (path / "daemon.json").write_text("{}")
-    words = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    (path / "daemon.json").write_text(json.dumps({"insecure-registries": [*trusts]}))
+    words = [
+        *enter,
+        "setpriv",
+        "--pdeathsig",
+        "KILL",
+        "unshare",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+    ]
     short = Path(tempfile.gettempdir()) / f"dk-{os.urandom(4).hex()}"  # names of sockets have 107 characters at most
     short.symlink_to(path)
-    daemon = subprocess.Popen([*words, "sh", "-c", DAEMON, "sh", str(short), group, str(data or path / "data")])
+    daemon = subprocess.Popen([*words, "sh", "-c", DAEMON, "sh", str(short), group, str(data or path / "data"),
+                               f"--host={ON_NODE} --tls=false" if enter else ""])  # fmt: skip
     try:
         env = {"DOCKER_HOST": f"unix://{short}/docker.sock", "DOCKER_CONFIG": str(path / "client")}
         (path / "client").mkdir()
@@ -196,13 +227,13 @@ HTPASSWD = "bob:$2b$04$xgpnoZZ.yxuyaUuaihH2iey0XA0D5hzqIWx5QpkKoq4QZU27pUnoW\n"
 
 
 @contextmanager
-def registry(path: Path, htpasswd: str | None = None) -> Iterator[str]:
-    """A registry on loopback; yields its address. With `htpasswd` it wants a login."""
+def registry(path: Path, htpasswd: str | None = None, host: str = "127.0.0.1") -> Iterator[str]:
+    """A registry on loopback, or on another address of this machine. With `htpasswd` it wants a login."""
     need_program("docker-registry")
     path.mkdir(exist_ok=True)
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+        free.bind((host, 0))
+        address = f"{host}:{free.getsockname()[1]}"
     auth = ""
     if htpasswd:
         (path / "htpasswd").write_text(htpasswd)
@@ -227,6 +258,27 @@ def registry(path: Path, htpasswd: str | None = None) -> Iterator[str]:
         served.kill()
         served.wait()
         shutil.rmtree(path, ignore_errors=True)
+
+
+def sweep_words(program: str, image: str) -> list[str]:
+    """Return the overrides of one short window in containers of an image that has nothing of its own."""
+    needed = sorted({"/usr", str(ROOT), sys.prefix, sys.base_prefix})
+    mounts = ",".join(f'"{path}:{path}:ro"' for path in needed if path == "/usr" or not path.startswith("/usr"))
+    words = [f"container={program}", f"container.image={image}", f"container.mounts=[{mounts}]"]
+    words += ["container.args={ulimit: host}"] if program == "podman" else []
+    words += ["container.shm_size=64m", f"engine.env.PYTHONPATH={ROOT}", "bench.warmup_s=0.5", "bench.repeats=1"]
+    return [*words, "bench.window_s=2", "bench.concurrency=4"]
+
+
+def check_row(sweep: SweepDir, program: str) -> tuple[dict[Any, Any], list[dict[str, Any]]]:
+    """Look that the one row is valid and both ranks ran what was asked. Returns it, and the record of both containers."""
+    [row] = pd.read_parquet(sweep.table("parquet")).to_dict("records")
+    assert row["valid"], row["invalid_reason"]
+    ranks = [sweep.service(row["service"], 1).rank(rank) for rank in (0, 1)]
+    found = [read_json(rank.effective) for rank in ranks]
+    assert [one["differences"] for one in found] == [[], []]
+    assert [read_json(rank.command)["container"][0][:2] for rank in ranks] == [[program, "run"]] * 2
+    return row, [one["container"] for one in found]
 
 
 def need_program(name: str) -> None:
