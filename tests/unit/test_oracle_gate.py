@@ -75,7 +75,42 @@ def test_prefills_that_get_slower_are_seen_where_a_token_takes_as_long(load: tup
 
 def test_a_service_that_comes_and_goes_is_not_steady() -> None:
     seen = measure(timed(lambda since: 3.0 if since % 20 < 10 else 1.0), *SIXTEEN[:2])
-    assert "times as long in the slowest quarter" in (seen.reason or "")
+    assert "times as long" in (seen.reason or "")
+
+
+BRIEF: dict[str, Callable[[float], float]] = {
+    "at the end": lambda since: 4.0 if since > 110 else 1.0,
+    "at the begin": lambda since: 4.0 if 0 <= since < 10 else 1.0,
+    "amid": lambda since: 4.0 if 57 < since < 67 else 1.0,
+    "twice": lambda since: 4.0 if 30 < since < 37 or 80 < since < 87 else 1.0,
+}
+
+
+@pytest.mark.parametrize("kind", BRIEF)
+def test_a_service_that_was_slow_for_a_moment_is_noted(kind: str) -> None:
+    """10 of 120 s at a quarter of the speed move the mean latency by a tenth."""
+    seen = measure(timed(BRIEF[kind]), *SIXTEEN, "bench.window_s=120")
+    assert "times as long as usual" in seen.notes or "changed by" in (seen.reason or "")
+
+
+@pytest.mark.parametrize("slow", [lambda since: since % 40 < 20, lambda since: 50 < since < 70], ids=["goes", "once"])
+def test_an_open_loop_that_comes_and_goes_is_noted(slow: Callable[[float], bool]) -> None:
+    seen = measure(timed(lambda since: 4.0 if slow(since) else 1.0), *OPEN, "bench.window_s=120")
+    assert "not steady" in f"{seen.reason}\n{seen.notes}"
+
+
+@pytest.mark.parametrize("load", [SIXTEEN, OPEN], ids=["closed", "open"])
+@pytest.mark.parametrize(("times", "noted"), [(3.0, True), (1.2, False)])
+def test_an_engine_that_is_slower_and_makes_its_share_is_noted(
+    load: tuple[str, ...], times: float, noted: bool
+) -> None:
+    async def behave(answer: Answer) -> None:
+        slow = times if answer.engine.number else 1.0
+        await steady(0.5 * slow, 0.25 * slow)(answer)
+
+    seen = measure(behave, *load, "bench.window_s=120", "bench.output_tokens=12")
+    assert seen.reason is None
+    assert ("data-parallel rank 1 held a request for a token" in seen.notes) is noted
 
 
 def test_a_change_of_a_sixth_is_a_note() -> None:

@@ -8,7 +8,10 @@ two hardly see, prefills that get slower, shows in the times to the first token:
 that came in it, where the service says that hardly a request waited.
 
 A service that comes and goes fits none of the shapes. In a closed loop of equal requests it is told by the slowest
-quarter of the parts against the fastest: noise of 20 % an answer makes 1.9 of that in one of a hundred windows.
+quarter of the parts against the fastest: noise of 20 % an answer makes 1.9 of that in one of a hundred windows. And
+slowness that is short is told by the time that it costs, over parts as short as a round: those in which a token took
+several times as long as in the fastest quarter of them, whatever comes before and after. In an open loop prefills and
+neighbours come and go too, so there the fast gaps of a part (their 10th percentile) must be slow.
 
 Three shapes are laid through the logarithms of the parts: a line (heat), a step (throttled, or warm at last) and a
 step that is taken back. What is said is the change of the shape that fits best, where it fits far better than none: by
@@ -19,6 +22,7 @@ limits come, with the share of clean windows that they refuse and what they find
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -60,7 +64,17 @@ TWICE = 2.0
 """Time of a token in the slowest quarter of the parts against the fastest from which a service came and went."""
 
 FIRSTS = 5
-"""Requests of a part from which their times to the first token have a median."""
+"""Requests of a part from which their times to the first token have a median, and an open loop's prefills a mean."""
+
+FINE_PARTS, FINE_GAPS, FAST_GAPS = 40, 10, 10.0
+"""Most parts in which short slowness is looked for, gaps of one from which its fast ones tell, and their percentile."""
+
+SLOW_CLOSED, SLOW_OPEN = 2.0, 3.0
+"""A token that takes so many times as long as in the fastest quarter of the parts is slow. In a closed loop a part that
+is slow for a part of its time counts too, from the root of that."""
+
+LOST_CLOSED, LOST_OPEN, LOST_LIMIT = 0.05, 0.08, LIMIT / (1 + LIMIT)
+"""Share of the window's time that slow parts cost: noted, and beyond which the mean is off by LIMIT."""
 
 WAITING = 0.5
 """Requests waiting (mean) from which the time to the first token is a queue's, which comes and goes."""
@@ -83,7 +97,8 @@ def steady(case: Case) -> Found:
     open_loop = bench.request_rate is not None
     spans = [r.end_s - ((r.first_token_s if open_loop else None) or r.start_s) for r in case.whole]
     round_s = turns * float(np.percentile(spans, 25))
-    parts = min(MOST_PARTS, int((until - window.opened_s) / max(round_s, LEAST_S)))
+    rounds = int((until - window.opened_s) / max(round_s, LEAST_S))
+    parts = min(MOST_PARTS, rounds, len(case.whole) // FIRSTS if open_loop else MOST_PARTS)
     if parts < LEAST_PARTS:
         yield Finding("the window is too short to tell whether the service was steady")
         return
@@ -99,11 +114,57 @@ def steady(case: Case) -> Found:
             what = f"the time to the first token changed by {first:.0%}"
         words = f"the service was not steady: {what} over the window (throttled, heated, or not yet warm?)"
         yield Finding(words, max(found, first) > LIMIT)
+    elif (
+        bench.workload != "multi_turn"
+        and not grows
+        and (slow := _slow(answers, window.opened_s, until, rounds, open_loop))
+    ):
+        share, seconds, times = slow
+        if share > (LOST_OPEN if open_loop else LOST_CLOSED):
+            words = f"for {seconds:.0f} s of the window a token took up to {times:.2g} times as long as usual"
+            yield Finding(f"the service was not steady: {words} (throttled for a while?)", share > LOST_LIMIT)
     if open_loop or bench.lengths != "fixed" or bench.workload in ("sharegpt", "multi_turn"):
         return
     if (swing := max(_swing(*over(answers, edges)) for over in (_over_gaps, _over_requests))) > TWICE:
         words = f"a token took {swing:.2g} times as long in the slowest quarter of the window as in the fastest"
         yield Finding(f"the service was not steady: {words} (throttled now and then?)", True)
+
+
+def _slow(
+    answers: Sequence[RequestRecord], begin_s: float, end_s: float, rounds: int, open_loop: bool
+) -> tuple[float, float, float] | None:
+    """Return what slow parts cost: the share of the time, their seconds, and how many times slower the slowest was.
+
+    None: there are none, or the parts do not tell.
+    """
+    edges = np.linspace(begin_s, end_s, min(FINE_PARTS, rounds) + 1)
+    told = [_fast_gaps(answers, edges)] if open_loop else []
+    for over in () if open_loop else (_over_gaps, _over_requests):
+        busy, made = over(answers, edges)
+        told.append(np.divide(busy, made, out=np.zeros_like(busy), where=made > 0))
+    return max((one for levels in told if (one := _cost(levels, open_loop, edges[1] - edges[0]))), default=None)
+
+
+def _cost(levels: Floats, open_loop: bool, each_s: float) -> tuple[float, float, float] | None:
+    known = levels[levels > 0]
+    if len(known) < LEAST_PARTS:
+        return None
+    usual, limit = float(np.percentile(known, 25)), SLOW_OPEN if open_loop else SLOW_CLOSED
+    if known.max() <= limit * usual:
+        return None
+    slow = known[known > (limit if open_loop else math.sqrt(limit)) * usual]
+    return float((1 - usual / slow).sum()) / len(levels), len(slow) * each_s, float(slow.max()) / usual
+
+
+def _fast_gaps(answers: Sequence[RequestRecord], edges: Floats) -> Floats:
+    """Return for each part the time of a fast gap between token chunks, s; 0: it has too few; shape (parts,)."""
+    several = [record.chunk_times for record in answers if not in_one_piece(record)]
+    if not several:
+        return np.zeros(len(edges) - 1)
+    place = np.searchsorted(edges, np.concatenate([times[1:] for times in several]), side="right") - 1
+    gaps = np.concatenate([np.diff(times) for times in several])
+    parts = [gaps[place == part] for part in range(len(edges) - 1)]
+    return np.array([np.percentile(one, FAST_GAPS) if len(one) >= FINE_GAPS else 0.0 for one in parts])
 
 
 def _swing(busy: Floats, made: Floats) -> float:
