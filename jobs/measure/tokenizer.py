@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -61,13 +61,13 @@ class Tokenizer:
                 raise RunError("bench.workload", "text", why, _REMEDY) from None
         return self._encode(text, special)
 
-    async def text(self, tokens: list[int]) -> str:
+    async def text(self, tokens: Sequence[int]) -> str:
         """Return the text of token ids, by the service's /detokenize.
 
         Raises:
             RunError: the service does not tell.
         """
-        status, answer = await self._ask("/detokenize", {"tokens": tokens})
+        status, answer = await self._ask("/detokenize", {"tokens": list(tokens)})
         if status != 200 or not isinstance(answer.get("prompt"), str):
             reason = f"the service's /detokenize tells no text (HTTP {status})"
             raise RunError("bench.client", "prompts", reason, "Choose bench.client=window.")

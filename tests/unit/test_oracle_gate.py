@@ -113,6 +113,32 @@ def test_an_engine_that_is_slower_and_makes_its_share_is_noted(
     assert ("data-parallel rank 1 held a request for a token" in seen.notes) is noted
 
 
+def test_a_service_that_swings_by_half_is_noted() -> None:
+    seen = measure(timed(lambda since: 1.6 if since % 60 < 30 else 1.0), *SIXTEEN, "bench.window_s=120")
+    assert seen.reason is None and "in the slowest quarter of the window" in seen.notes
+
+
+@pytest.mark.parametrize("load", [SIXTEEN, OPEN], ids=["closed", "open"])
+@pytest.mark.parametrize(("lasts_s", "words"), [(15.0, "engine 1 made no token for"), (5.0, "")])
+def test_an_engine_that_stands_still_beside_another_is_named(load: tuple[str, ...], lasts_s: float, words: str) -> None:
+    """Half of the answers stop, and none of the others: no silence of the whole service."""
+
+    async def behave(answer: Answer) -> None:
+        moment, ends = answer.stub.now, 20 + lasts_s
+        for number in range(answer.output_tokens):
+            moment += 0.25 if number else 0.5
+            since = moment - (answer.stub.opened or 1e9)
+            if answer.engine.number and 20 < since < ends:
+                moment += ends - since
+            await answer.at(moment)
+            answer.chunk()
+        answer.end()
+
+    seen = measure(behave, *load)
+    assert words in f"{seen.reason}\n{seen.notes}"
+    assert ("made no token" in f"{seen.reason}\n{seen.notes}") is bool(words)
+
+
 def test_a_change_of_a_sixth_is_a_note() -> None:
     seen = measure(timed(lambda since: 1.17 if since > 30 else 1.0), *SIXTEEN)
     assert seen.reason is None and "changed by 17% over the window" in seen.notes
@@ -234,6 +260,17 @@ def test_shorter_answers_are_other_work() -> None:
 
     seen = measure(behave, *SIXTEEN, "bench.ignore_eos=false")
     assert (seen.reason or "").startswith("answers had 3 tokens on average instead of 16")
+
+
+def test_answers_of_the_right_mean_length_may_be_other_work_each() -> None:
+    async def behave(answer: Answer) -> None:
+        for number in range(8 if answer.number % 2 else 24):
+            await answer.at(answer.came_s + 0.5 + 0.25 * number)
+            answer.chunk()
+        answer.end()
+
+    seen = measure(behave, *SIXTEEN, "bench.ignore_eos=false")
+    assert "but each 50% more or less: other work than was asked for" in (seen.reason or "")
 
 
 def test_a_fixed_number_of_few_rounds_is_mostly_ramps() -> None:

@@ -54,7 +54,7 @@ async def write(config: Config, target: Target, path: Path, count: int) -> bool:
 
 async def _text(tokenizer: Tokenizer, ids: list[int], length: int) -> str:
     """Return a text that begins with these tokens and is read as `length` tokens, or nearly so after ROUNDS cuts."""
-    text, read = "", ids[:length]
+    text, read = "", tuple(ids[:length])
     for _ in range(ROUNDS):
         text = await tokenizer.text(read)
         found = await tokenizer.tokens(text)

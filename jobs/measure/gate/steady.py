@@ -59,9 +59,13 @@ PAUSE_S, STALL_S = 1.0, 10.0
 USUAL_GAPS = 5.0
 """A silence of so many median gaps between tokens is unusual."""
 
+READ_S = 1.0
+"""Counters are read once a second."""
 
-TWICE = 2.0
-"""Time of a token in the slowest quarter of the parts against the fastest from which a service came and went."""
+TWICE, SOME, SMOOTH, SMOOTH_PARTS = 2.0, 1.25, 0.5, 12
+"""Time of a token in the slowest quarter of the parts against the fastest from which a service came and went; and from
+which it did where neighbouring parts are alike: squares of the differences of neighbours by those from the mean (von
+Neumann 1941), which are 2 of noise, over so many parts at least."""
 
 FIRSTS = 5
 """Requests of a part from which their times to the first token have a median, and an open loop's prefills a mean."""
@@ -128,6 +132,19 @@ def steady(case: Case) -> Found:
     if (swing := max(_swing(*over(answers, edges)) for over in (_over_gaps, _over_requests))) > TWICE:
         words = f"a token took {swing:.2g} times as long in the slowest quarter of the window as in the fastest"
         yield Finding(f"the service was not steady: {words} (throttled now and then?)", True)
+    elif max(found, first) <= NOTED and rounds >= SMOOTH_PARTS:
+        fine = np.linspace(window.opened_s, until, min(FINE_PARTS, rounds) + 1)
+        told = [over(answers, fine) for over in (_over_gaps, _over_requests)]
+        if (swing := max((_swing(*one) for one in told if _smooth(*one)), default=1.0)) > SOME:
+            words = f"a token took {swing:.3g} times as long in the slowest quarter of the window as in the fastest"
+            yield Finding(f"the service was not steady: {words}")
+
+
+def _smooth(busy: Floats, made: Floats) -> bool:
+    """Return whether neighbouring parts are more alike than noise would have them."""
+    levels = np.log(busy[made > 0] / made[made > 0])
+    around = float(((levels - levels.mean()) ** 2).sum()) if len(levels) >= SMOOTH_PARTS else 0.0
+    return around > 0 and float((np.diff(levels) ** 2).sum()) < SMOOTH * around
 
 
 def _slow(
@@ -272,11 +289,27 @@ def pauses(case: Case) -> Found:
     window = case.window
     lasting = _silences(window.records, window.opened_s, window.closed_s + window.drain_s)
     ttft, gap = (case.figures[name] or 0.0 for name in ("ttft_ms_p50", "itl_ms_p50"))
-    long = lasting[lasting > max(PAUSE_S, BLOCKED_TTFTS * ttft / 1e3, USUAL_GAPS * gap / 1e3)]
+    usual = max(PAUSE_S, BLOCKED_TTFTS * ttft / 1e3, USUAL_GAPS * gap / 1e3)
+    long = lasting[lasting > usual]
     share = float(long.sum()) / max(window.seconds, 1e-9)
     if share > NOTED or (long > STALL_S).any():
         many = f", in {long.size} pauses" if long.size > 1 else ""
         yield Finding(f"no token came for {long.sum():.0f} s of the window{many}", share > LIMIT)
+        return
+    for engine in sorted({one.engine for one in window.series}):
+        stood = [span for span in _stood_still(case, engine) if span > usual + READ_S]
+        if sum(stood) > max(NOTED * window.seconds, STALL_S):
+            words = f"engine {engine} made no token for {sum(stood):.0f} s of the window while it had requests"
+            yield Finding(words, sum(stood) > LIMIT * window.seconds)
+
+
+def _stood_still(case: Case, engine: str) -> Iterator[float]:
+    """Yield the times in the window in which the tokens of an engine did not rise while it had requests, s."""
+    window = case.window
+    own = [one for one in window.series if one.engine == engine and window.opened_s <= one.time_s < window.closed_s]
+    for _, alike in itertools.groupby((one for one in own if one.running), key=lambda one: one.generated_tokens):
+        times = [one.time_s for one in alike if one.generated_tokens is not None]
+        yield times[-1] - times[0] if times else 0.0
 
 
 def _silences(records: Sequence[RequestRecord], opened_s: float, closed_s: float) -> Floats:
