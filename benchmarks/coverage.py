@@ -218,6 +218,23 @@ def power(trials: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
         yield where, f"said in {share(said, trials)}, found in {share(seen, said)} of these"
 
 
+def power_of_kinds(trials: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+    """A true difference of 5 % in every one of several kinds of work: in how many of them the better one leads."""
+    cases = {
+        "1 start, window noise 1 %": (1, windows(3, window=0.01, start=0)),
+        "3 starts, effect 1 %, window noise 0.5 %": (3, windows(3, window=0.005, start=0.01)),
+        "3 starts, effect 2 %, window noise 0.5 %": (3, windows(3, window=0.005, start=0.02)),
+    }
+    for (name, (starts, trial)), kinds in itertools.product(cases.items(), (1, 3, 8)):
+        led = 0
+        for _ in range(trials):
+            said = judged(sweep((1, 1.05), starts, trial, rng, kinds)).sentences
+            led += sum(
+                one.id in (verdict.LEADS if kinds == 1 else [f"{lead}_for" for lead in verdict.LEADS]) for one in said
+            )
+        yield f"{name}, {kinds} kinds of work", share(led, trials * kinds)
+
+
 def margins(trials: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
     """The best of K settings that lie 1 % apart: how often it is truly better by "at least" what is said."""
     for settings in (2, 4, 8):
@@ -262,6 +279,7 @@ TABLES = {
     "Settings that are all the same: a winner": false_winners,
     "Two settings that are the same: one leads": false_leaders,
     "A true difference of 5 %": power,
+    "A true difference of 5 % in every kind of work: one leads in a kind": power_of_kinds,
     "The margin of the best": margins,
     "Bands of curves (95 %)": bands,
 }
