@@ -4,8 +4,7 @@
 
 Monte Carlo draws windows and starts and asks jobs.results what it makes of them: settings that are the same and told
 apart, winners where there is none, true differences that are found, curves that hold the truth. `sweeps` measures one
-setting several times over by launch.py, in one service and in several, in closed and open loops. docs/measuring.md has
-the tables.
+setting over and over by launch.py (coverage_sweeps.py). docs/measuring.md has the tables.
 """
 
 from __future__ import annotations
@@ -13,9 +12,7 @@ from __future__ import annotations
 import argparse
 import heapq
 import itertools
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +20,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.core.load import REPEATS
+from benchmarks.coverage_sweeps import sweeps
 from jobs.core.rundir import SweepDir
 from jobs.results import noise, verdict
 from jobs.results.curves import fit
-from jobs.results.gather import Run, read_run
+from jobs.results.gather import Run
 from jobs.results.intervals import Scatter, pooled
 
 Floats = NDArray[np.float64]
@@ -221,6 +218,23 @@ def power(trials: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
         yield where, f"said in {share(said, trials)}, found in {share(seen, said)} of these"
 
 
+def power_of_kinds(trials: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+    """A true difference of 5 % in every one of several kinds of work: in how many of them the better one leads."""
+    cases = {
+        "1 start, window noise 1 %": (1, windows(3, window=0.01, start=0)),
+        "3 starts, effect 1 %, window noise 0.5 %": (3, windows(3, window=0.005, start=0.01)),
+        "3 starts, effect 2 %, window noise 0.5 %": (3, windows(3, window=0.005, start=0.02)),
+    }
+    for (name, (starts, trial)), kinds in itertools.product(cases.items(), (1, 3, 8)):
+        led = 0
+        for _ in range(trials):
+            said = judged(sweep((1, 1.05), starts, trial, rng, kinds)).sentences
+            led += sum(
+                one.id in (verdict.LEADS if kinds == 1 else [f"{lead}_for" for lead in verdict.LEADS]) for one in said
+            )
+        yield f"{name}, {kinds} kinds of work", share(led, trials * kinds)
+
+
 def margins(trials: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
     """The best of K settings that lie 1 % apart: how often it is truly better by "at least" what is said."""
     for settings in (2, 4, 8):
@@ -265,6 +279,7 @@ TABLES = {
     "Settings that are all the same: a winner": false_winners,
     "Two settings that are the same: one leads": false_leaders,
     "A true difference of 5 %": power,
+    "A true difference of 5 % in every kind of work: one leads in a kind": power_of_kinds,
     "The margin of the best": margins,
     "Bands of curves (95 %)": bands,
 }
@@ -282,75 +297,22 @@ def monte_carlo(trials: int) -> None:
         verdict.Side = noise_side  # type: ignore[misc]
 
 
-# --- sweeps
-
-LOADS = {
-    "closed loop": ("bench.concurrency=8",),
-    "open loop": ("bench.concurrency=null", "bench.request_rate=4"),
-}
-FIGURES = ("output_tok_per_s", "ttft_ms_mean", "e2el_ms_mean")
-
-
-def measured(engine: str, load: Sequence[str], starts: int, count: int, window_s: float) -> Run:
-    """Measure one setting in so many starts and windows, and return its sweep."""
-    words = [
-        *("engine=simulator",) * (engine == "simulator"), *("experiment=demo",) * (engine != "simulator"), *load,
-        "bench.output_tokens=32", "bench.input_tokens=64", "bench.warmup_s=3", f"bench.window_s={window_s}",
-        f"bench.repeats={count}", f"parallel.seed={','.join(str(n) for n in range(1, starts + 1))}",
-    ]  # fmt: skip
-    with tempfile.TemporaryDirectory() as root:
-        command = [sys.executable, "launch.py", "-m", *words, f"results.root={root}"]
-        subprocess.run(command, check=False, stdout=sys.stderr)
-        [plan] = [path.parent for path in Path(root).glob("*/plan.json") if not path.parent.is_symlink()]
-        run = read_run(plan)
-        if reason := next((row["invalid_reason"] for row in run.rows if not row["valid"]), None):
-            sys.exit(f"nothing is told: {reason}")
-        for row in run.rows:  # read before the files go
-            row["drawn"] = {
-                column: noise.Side(run, (row,), column).windows for column in (*FIGURES, "ttft_ms_p99")
-            }  # fmt: skip
-        return run
-
-
-def parts(values: Sequence[float]) -> list[tuple[float, ...]]:
-    """Return windows in groups of three, interleaved as repeats of settings are."""
-    groups = len(values) // REPEATS
-    return [tuple(values[number::groups][:REPEATS]) for number in range(groups)]
-
-
-def sweeps(engine: str, window_s: float, starts: int) -> None:
-    """Print how often groups of three windows of one setting are told apart, of one start and of two."""
-    print(f"\n### {engine}: groups of 3 windows of one setting (nominal 5 %)\n")
-    print("| load | figure | same start | other start |\n|---|---|---|---|")
-    for name, load in LOADS.items():
-        run = measured(engine, load, starts, 4 * REPEATS, window_s)
-        for column in FIGURES:
-            groups = [
-                [Drawn(run, ({"drawn": part},), column) for part in parts(row["drawn"][column])] for row in run.rows
-            ]
-            same = [pair for start in groups for pair in itertools.combinations(start, 2)]
-            other = [pair for one, two in itertools.combinations(groups, 2) for pair in itertools.product(one, two)]
-            cells = []
-            for pairs in (same, other):
-                found = [noise.difference(one, two) for one, two in pairs]
-                apart = sum(one is not None and not one.change.holds_zero for one in found)
-                cells.append(f"{apart} of {len(pairs)} ({share(apart, len(pairs))})")
-            print(f"| {name} | {column} | {' | '.join(cells)} |", flush=True)
-
-
 def main() -> int:
     """Run one of the two, or both."""
     options = argparse.ArgumentParser(description="how often what is said is true")
     options.add_argument("what", nargs="?", choices=("monte-carlo", "sweeps"), default="monte-carlo")
     options.add_argument("--engine", default="simulator", choices=("simulator", "vllm_cpu"))
     options.add_argument("--trials", type=int, default=1000)
-    options.add_argument("--window-s", type=float, default=6.0)
-    options.add_argument("--starts", type=int, default=3)
+    options.add_argument("--window-s", type=float, default=5.0)
+    options.add_argument("--windows", type=int, default=48, help="of the one service")
+    options.add_argument("--starts", type=int, default=6, help="of three windows each")
+    options.add_argument("--rate", type=float, default=3.0, help="of the open loop, requests/s")
+    options.add_argument("--keep", type=Path, help="an empty directory in which the sweeps are left")
     asked = options.parse_args()
     if asked.what == "monte-carlo":
         monte_carlo(asked.trials)
     else:
-        sweeps(asked.engine, asked.window_s, asked.starts)
+        sweeps(asked.engine, asked.window_s, asked.windows, asked.starts, asked.rate, asked.keep)
     return 0
 
 

@@ -14,9 +14,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from jobs.core.config import Bench, Model
 from jobs.core.errors import ConfigError
+from jobs.core.fields import from_root
 from jobs.core.sweep_settings import Limits
 from jobs.measure import dataset, underload
 from jobs.measure.arrivals import poisson
@@ -24,6 +26,7 @@ from jobs.measure.heartbeat import Heartbeat
 from jobs.measure.load import Load
 from jobs.measure.records import Answer, Growth, RequestRecord, Target, Window
 from jobs.measure.series import Page, Scraper, grown, result, totals
+from jobs.measure.tokenizer import Tokenizer
 from jobs.measure.underload import Questions
 from jobs.measure.wire import Connections, clock
 from jobs.measure.workload import Workload
@@ -89,7 +92,7 @@ async def measure(
         raise ConfigError("bench.concurrency", None, "there is no load without it", "Set it, or bench.request_rate.")
     stop = stop or asyncio.Event()
     with closing(Connections(target.base_url, target.headers)) as connections:
-        items = await dataset.load(bench, connections, target.model)
+        items = await dataset.load(bench, _tokenizer(connections, model, target))
         workload = Workload(bench, model, target.model, items=items, seed_offset=seed_offset)
         questions = Questions(connections, target, bench, idle) if idle and underload.wanted(bench) else None
         begun = clock()
@@ -105,6 +108,10 @@ async def measure(
             await scraper.end(_SCRAPE_AFTER_STOP_S if stop.is_set() else _SCRAPE_S)
         told = totals(result(before), result(after))
         return replace(_placed(window, heart, questions), begun_s=begun, ended_s=clock(), series=scraper.series, **told)
+
+
+def _tokenizer(connections: Connections, model: Model, target: Target) -> Tokenizer:
+    return Tokenizer(connections, target.model, Path(from_root(model.path)))
 
 
 def _placed(window: Window, heart: Heartbeat, questions: Questions | None) -> Window:
@@ -136,7 +143,7 @@ async def warm(
         None: the service is warm; else why it is not.
     """
     with closing(Connections(target.base_url, target.headers)) as connections:
-        items = await dataset.load(bench, connections, target.model)
+        items = await dataset.load(bench, _tokenizer(connections, model, target))
         workload = Workload(bench, model, target.model, items=items, seed_offset=seed_offset).apart()
         async with asyncio.TaskGroup() as group:
             run = _WindowRun(

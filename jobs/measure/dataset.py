@@ -18,7 +18,7 @@ from jobs.core.fields import from_root
 from jobs.core.foreign import text_of
 from jobs.measure import prose
 from jobs.measure.prose import Paragraph, Prose
-from jobs.measure.wire import Connections, request_json
+from jobs.measure.tokenizer import Tokenizer
 from jobs.measure.workload import Item, longest_prompt
 
 _SHUFFLE = 4  # a branch of the seed of its own
@@ -29,22 +29,21 @@ _SHORTEST, _LONGEST_PROMPT, _LONGEST = 4, 1024, 2048
 """Tokens: the limits of `vllm bench serve` for ShareGPT (benchmarks/datasets.py, is_valid_sequence)."""
 
 _AT_ONCE = 32
-_TOKENIZE_S = 60.0
 
 
-async def load(bench: Bench, connections: Connections, model: str) -> Sequence[Item] | Prose:
+async def load(bench: Bench, tokenizer: Tokenizer) -> Sequence[Item] | Prose:
     """Return the items of the point's data set, or its prose; empty where its workload has none.
 
     Raises:
-        RunError: the file cannot be read, or holds nothing of use; the service tells no tokens (workload=text).
+        RunError: the file cannot be read, or holds nothing of use; nobody tells tokens (workload=text).
     """
     if bench.workload == "text":
-        return await _prose(bench, connections, model)
+        return await _prose(bench, tokenizer)
     if bench.workload == "trace":
         return read_trace(_path(bench), bench.trace_speed, bench.num_requests)
     if bench.workload == "sharegpt":
         pairs = read_sharegpt(_path(bench), bench.seed)
-        return await _sized(pairs, bench.num_requests or _MOST, connections, model)
+        return await _sized(pairs, bench.num_requests or _MOST, tokenizer)
     return []
 
 
@@ -89,11 +88,9 @@ _LEAST, _SPARE, _UNITS = 8192, 1.25, 256
 the pieces of the longest prompt, for which the service is asked one by one."""
 
 
-async def _prose(bench: Bench, connections: Connections, model: str) -> Prose:
-    async def tokens(text: str, *, special: bool = False) -> tuple[int, ...]:
-        return await tokenize(connections, model, text, special=special)
-
-    plain, marked = await asyncio.gather(tokens(_PROBE), tokens(_PROBE, special=True))
+async def _prose(bench: Bench, tokenizer: Tokenizer) -> Prose:
+    tokens = tokenizer.tokens
+    plain, marked = await tokens(_PROBE), await tokens(_PROBE, special=True)
     longest = longest_prompt(bench)
     key = (plain, marked, bench.seed, longest, bench.dataset)
     if key not in _PROSE:
@@ -128,21 +125,6 @@ async def _paragraphs(
     return tuple(found)
 
 
-async def tokenize(connections: Connections, model: str, text: str, *, special: bool) -> tuple[int, ...]:
-    """Return the token ids of a text by vLLM's /tokenize, with those that stand before every text where `special`.
-
-    Raises:
-        RunError: the service does not tell.
-    """
-    asked = {"model": model, "prompt": text, "add_special_tokens": special}
-    status, answer = await request_json(connections, "/tokenize", asked, _TOKENIZE_S)
-    ids = answer.get("tokens")
-    if status != 200 or not isinstance(ids, list) or not all(type(one) is int for one in ids):
-        reason = f"the service's /tokenize tells no token ids (HTTP {status}: {str(answer.get('error'))[:200]})"
-        raise RunError("bench.workload", "text", reason, "Choose bench.workload=sharegpt or random.")
-    return tuple(ids)
-
-
 @lru_cache(maxsize=1)
 def read_sharegpt(path: Path, seed: int) -> tuple[tuple[str, str], ...]:
     """Return first question and first answer of every conversation that has both, in an order drawn from the seed.
@@ -174,12 +156,12 @@ def _first_pair(talk: Mapping[str, Any]) -> tuple[str, str] | None:
     return (question, answer) if question and answer else None
 
 
-async def _sized(pairs: Sequence[tuple[str, str]], wanted: int, connections: Connections, model: str) -> list[Item]:
+async def _sized(pairs: Sequence[tuple[str, str]], wanted: int, tokenizer: Tokenizer) -> list[Item]:
     """Return items with the lengths that the served model's own tokenizer gives, as `vllm bench serve` chooses them."""
     items: list[Item] = []
     for start in range(0, len(pairs), _AT_ONCE):
         some = pairs[start : start + _AT_ONCE]
-        sizes = await asyncio.gather(*(count_tokens(connections, model, text) for pair in some for text in pair))
+        sizes = await asyncio.gather(*(count_tokens(tokenizer, text) for pair in some for text in pair))
         for number, (question, _) in enumerate(some):
             prompt, output = sizes[2 * number : 2 * number + 2]
             if min(prompt, output) >= _SHORTEST and prompt <= _LONGEST_PROMPT and prompt + output <= _LONGEST:
@@ -192,15 +174,15 @@ async def _sized(pairs: Sequence[tuple[str, str]], wanted: int, connections: Con
     return items
 
 
-async def count_tokens(connections: Connections, model: str, text: str) -> int:
-    """Return the length of a text in tokens by vLLM's /tokenize; an estimate where the service has no such page.
+async def count_tokens(tokenizer: Tokenizer, text: str) -> int:
+    """Return the length of a text in tokens; an estimate where nobody tells.
 
     The estimate: four characters a token, but one for each character beyond Latin scripts.
     """
-    asked = {"model": model, "prompt": text}
-    status, answer = await request_json(connections, "/tokenize", asked, _TOKENIZE_S)
-    if status == 200 and isinstance(answer.get("count"), int):
-        return int(answer["count"])
+    try:
+        return len(await tokenizer.tokens(text, special=True))
+    except RunError:
+        pass
     wide = sum(ord(character) >= 0x2E80 for character in text)
     return max(1, wide + (len(text) - wide) // 4)
 

@@ -158,12 +158,40 @@ def _contests(run: Run, rows: Sequence[Row], column: str) -> list[_Contest]:
     for row in rows:
         kinds.setdefault(columns.setting_text(work, row), []).append(row)
     spreads = Spreads(run)
-    return [_contest(run, kind, members, shown, column, spreads, len(kinds)) for kind, members in kinds.items()]
+    fields = {kind: _field(run, kind, members, shown, column, spreads) for kind, members in kinds.items()}
+    return list(_judged(fields).values())
 
 
-def _contest(
-    run: Run, kind: str, members: Sequence[Row], shown: tuple[str, ...], asked: str, spreads: Spreads, kinds: int
-) -> _Contest:
+def _judged(fields: Mapping[str, _Field]) -> dict[str, _Contest]:
+    """Judge every kind of work so that in one of twenty sweeps of equal settings one is said to lead in any of them.
+
+    Each is judged as strictly as there are kinds; where some are told, the others share what is left of the doubt
+    (Holm 1979, "A simple sequentially rejective multiple test procedure").
+    """
+    found = {kind: _contest(field, 1) for kind, field in fields.items() if not field.rivals}
+    left = [kind for kind in fields if kind not in found]
+    while left:
+        judged = {kind: _contest(fields[kind], len(left)) for kind in left}
+        found |= judged
+        rest = [kind for kind in left if judged[kind].outcome not in LEADS]
+        if len(rest) == len(left):
+            break
+        left = rest
+    return {kind: found[kind] for kind in fields}
+
+
+@dataclass(frozen=True)
+class _Field:
+    """The best setting of one kind of work and its rivals, the best first. Others as in `_Contest`."""
+
+    best: Side
+    rivals: tuple[Side, ...]
+    shown: tuple[str, ...]
+    settings: tuple[str, ...]
+    values: Mapping[str, Any]
+
+
+def _field(run: Run, kind: str, members: Sequence[Row], shown: tuple[str, ...], asked: str, spreads: Spreads) -> _Field:
     column = _deciding(run, members, asked)
     sides: dict[str, list[Row]] = {}
     for row in members:
@@ -184,16 +212,21 @@ def _contest(
         if name != columns.setting_text(differ, best.rows[0]):
             rivals.setdefault(name, side)
     values = {"work": kind, "column": column, "value": _value(best), "setting": _name(shown, best.rows[0])}
+    return _Field(best, tuple(rivals.values()), shown, settings, values)
+
+
+def _contest(field: _Field, kinds: int) -> _Contest:
+    """Judge the best setting of a field as strictly as so many kinds of work ask for."""
+    best, rivals = field.best, field.rivals
     if not rivals:
-        return _Contest(best, None, settings, 0, "only", values)
+        return _Contest(best, None, field.settings, 0, "only", field.values)
     # Of twenty equal pairs one is told apart at 5 %: no matter whether they are rivals, or kinds of work.
     level = 1 - (1 - LEVEL) / (len(rivals) * kinds)
-    first = next(iter(rivals.values()))
-    told = [(side, *_told(best, side, level, inside=side is first)) for side in rivals.values()]
+    told = [(side, *_told(best, side, level, inside=side is rivals[0])) for side in rivals]
     # A winner is better than each of its rivals, so the one that is least surely beaten stands for all.
     second, outcome, found, margin = min(told, key=lambda one: OUTCOMES.index(one[1]))
-    values |= {"second": _name(shown, second.rows[0]), "second_value": _value(second)} | margin
-    return _Contest(best, second, settings, len(rivals), outcome, values, found, _agree(best, second))
+    values = {**field.values, "second": _name(field.shown, second.rows[0]), "second_value": _value(second)} | margin
+    return _Contest(best, second, field.settings, len(rivals), outcome, values, found, _agree(best, second))
 
 
 def _deciding(run: Run, rows: Sequence[Row], column: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -167,3 +167,43 @@ async def serving(bench: Bench, script: Script) -> AsyncIterator[Stub]:
     finally:
         await runner.cleanup()
     assert not stub.faults, stub.faults[:3]
+
+
+@asynccontextmanager
+async def tokenizer_service(
+    encode: Callable[[str], list[int]] | None,
+    decode: Callable[[list[int]], str] | None = None,
+    *,
+    begin: Sequence[int] = (),
+    status: int = 404,
+) -> AsyncIterator[Target]:
+    """A service whose tokenizer is this one.
+
+    Args:
+        encode: None: instead of /tokenize there is an answer with `status`.
+        decode: for /detokenize; None: it has no such page.
+        begin: what stands before a text.
+    """
+
+    async def tokenize(request: web.Request) -> web.Response:
+        asked = await request.json()
+        if encode is None:
+            return web.json_response({"error": "no tokenizer"}, status=status)
+        ids = [*(begin if asked["add_special_tokens"] else ()), *encode(asked["prompt"])]
+        return web.json_response({"count": len(ids), "tokens": ids})
+
+    async def detokenize(request: web.Request) -> web.Response:
+        assert decode is not None
+        return web.json_response({"prompt": decode((await request.json())["tokens"])})
+
+    app = web.Application()
+    app.router.add_post("/tokenize", tokenize)
+    if decode:
+        app.router.add_post("/detokenize", detokenize)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield Target(f"http://127.0.0.1:{runner.addresses[0][1]}", "m", "the-key")
+    finally:
+        await runner.cleanup()

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
+from measure_stub import tokenizer_service
 
 from jobs.core.config import Bench
 from jobs.core.errors import RunError
 from jobs.measure import dataset
+from jobs.measure.tokenizer import Tokenizer
 from jobs.measure.wire import Connections
 
 
@@ -80,27 +81,14 @@ def test_no_file_and_an_empty_one(tmp_path: Path) -> None:
 
 
 async def load(tmp_path: Path, tokenize: Any, wanted: int | None = None) -> list[Any]:
-    """Load a ShareGPT file from a service whose /tokenize gives `tokenize(text)`; None: it has no such page."""
+    """Load a ShareGPT file from a service that makes of a text so many tokens; None: it has no /tokenize."""
     path = tmp_path / "s.json"
     talks = [talk("q" * 40, "a" * 80), talk("q" * 8000, "a" * 40), talk("q" * 400, "aaa"), talk("量子" * 10, "答" * 9)]
     path.write_text(json.dumps(talks))
-    app = web.Application()
-
-    async def answer(request: web.Request) -> web.Response:
-        return web.json_response({"count": tokenize((await request.json())["prompt"])})
-
-    if tokenize:
-        app.router.add_post("/tokenize", answer)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        with closing(Connections(url, {"Content-Type": "application/json"})) as connections:
-            bench = Bench(workload="sharegpt", dataset=str(path), num_requests=wanted)
-            return await dataset.load(bench, connections, "m")
-    finally:
-        await runner.cleanup()
+    bench = Bench(workload="sharegpt", dataset=str(path), num_requests=wanted)
+    async with tokenizer_service(tokenize and (lambda text: [7] * tokenize(text))) as target:
+        with closing(Connections(target.base_url, target.headers)) as connections:
+            return await dataset.load(bench, Tokenizer(connections, target.model))
 
 
 async def test_lengths_are_those_of_the_served_models_tokenizer(tmp_path: Path) -> None:

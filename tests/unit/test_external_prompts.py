@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 from core_help import check_golden, config
+from measure_stub import tokenizer_service
 
 from jobs.core.config import Config
 from jobs.measure.clients import ais_bench, prompts
@@ -36,27 +35,8 @@ def decoded(tokens: list[int]) -> str:
     return "".join(chr(0x100 + token - token % 2) * (1 + token % 2) for token in tokens)
 
 
-@asynccontextmanager
-async def tokenizer(*, pages: bool = True) -> AsyncIterator[Target]:
-    async def tokenize(request: web.Request) -> web.Response:
-        asked: dict[str, Any] = await request.json()
-        begin = [BEGIN] if asked["add_special_tokens"] else []
-        return web.json_response({"tokens": begin + encoded(asked["prompt"])})
-
-    async def detokenize(request: web.Request) -> web.Response:
-        return web.json_response({"prompt": decoded((await request.json())["tokens"])})
-
-    app = web.Application()
-    if pages:
-        app.router.add_post("/tokenize", tokenize)
-        app.router.add_post("/detokenize", detokenize)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield Target(f"http://127.0.0.1:{runner.addresses[0][1]}", "r1", "the-key")
-    finally:
-        await runner.cleanup()
+def tokenizer(*, pages: bool = True) -> AbstractAsyncContextManager[Target]:
+    return tokenizer_service(encoded if pages else None, decoded if pages else None, begin=[BEGIN])
 
 
 async def written(path: Path, one: Config, count: int = 40) -> list[dict[str, Any]]:

@@ -75,7 +75,68 @@ def test_prefills_that_get_slower_are_seen_where_a_token_takes_as_long(load: tup
 
 def test_a_service_that_comes_and_goes_is_not_steady() -> None:
     seen = measure(timed(lambda since: 3.0 if since % 20 < 10 else 1.0), *SIXTEEN[:2])
-    assert "times as long in the slowest quarter" in (seen.reason or "")
+    assert "times as long" in (seen.reason or "")
+
+
+BRIEF: dict[str, Callable[[float], float]] = {
+    "at the end": lambda since: 4.0 if since > 110 else 1.0,
+    "at the begin": lambda since: 4.0 if 0 <= since < 10 else 1.0,
+    "amid": lambda since: 4.0 if 57 < since < 67 else 1.0,
+    "twice": lambda since: 4.0 if 30 < since < 37 or 80 < since < 87 else 1.0,
+}
+
+
+@pytest.mark.parametrize("kind", BRIEF)
+def test_a_service_that_was_slow_for_a_moment_is_noted(kind: str) -> None:
+    """10 of 120 s at a quarter of the speed move the mean latency by a tenth."""
+    seen = measure(timed(BRIEF[kind]), *SIXTEEN, "bench.window_s=120")
+    assert "times as long as usual" in seen.notes or "changed by" in (seen.reason or "")
+
+
+@pytest.mark.parametrize("slow", [lambda since: since % 40 < 20, lambda since: 50 < since < 70], ids=["goes", "once"])
+def test_an_open_loop_that_comes_and_goes_is_noted(slow: Callable[[float], bool]) -> None:
+    seen = measure(timed(lambda since: 4.0 if slow(since) else 1.0), *OPEN, "bench.window_s=120")
+    assert "not steady" in f"{seen.reason}\n{seen.notes}"
+
+
+@pytest.mark.parametrize("load", [SIXTEEN, OPEN], ids=["closed", "open"])
+@pytest.mark.parametrize(("times", "noted"), [(3.0, True), (1.2, False)])
+def test_an_engine_that_is_slower_and_makes_its_share_is_noted(
+    load: tuple[str, ...], times: float, noted: bool
+) -> None:
+    async def behave(answer: Answer) -> None:
+        slow = times if answer.engine.number else 1.0
+        await steady(0.5 * slow, 0.25 * slow)(answer)
+
+    seen = measure(behave, *load, "bench.window_s=120", "bench.output_tokens=12")
+    assert seen.reason is None
+    assert ("data-parallel rank 1 held a request for a token" in seen.notes) is noted
+
+
+def test_a_service_that_swings_by_half_is_noted() -> None:
+    seen = measure(timed(lambda since: 1.6 if since % 60 < 30 else 1.0), *SIXTEEN, "bench.window_s=120")
+    assert seen.reason is None and "in the slowest quarter of the window" in seen.notes
+
+
+@pytest.mark.parametrize("load", [SIXTEEN, OPEN], ids=["closed", "open"])
+@pytest.mark.parametrize(("lasts_s", "words"), [(15.0, "engine 1 made no token for"), (5.0, "")])
+def test_an_engine_that_stands_still_beside_another_is_named(load: tuple[str, ...], lasts_s: float, words: str) -> None:
+    """Half of the answers stop, and none of the others: no silence of the whole service."""
+
+    async def behave(answer: Answer) -> None:
+        moment, ends = answer.stub.now, 20 + lasts_s
+        for number in range(answer.output_tokens):
+            moment += 0.25 if number else 0.5
+            since = moment - (answer.stub.opened or 1e9)
+            if answer.engine.number and 20 < since < ends:
+                moment += ends - since
+            await answer.at(moment)
+            answer.chunk()
+        answer.end()
+
+    seen = measure(behave, *load)
+    assert words in f"{seen.reason}\n{seen.notes}"
+    assert ("made no token" in f"{seen.reason}\n{seen.notes}") is bool(words)
 
 
 def test_a_change_of_a_sixth_is_a_note() -> None:
@@ -199,6 +260,17 @@ def test_shorter_answers_are_other_work() -> None:
 
     seen = measure(behave, *SIXTEEN, "bench.ignore_eos=false")
     assert (seen.reason or "").startswith("answers had 3 tokens on average instead of 16")
+
+
+def test_answers_of_the_right_mean_length_may_be_other_work_each() -> None:
+    async def behave(answer: Answer) -> None:
+        for number in range(8 if answer.number % 2 else 24):
+            await answer.at(answer.came_s + 0.5 + 0.25 * number)
+            answer.chunk()
+        answer.end()
+
+    seen = measure(behave, *SIXTEEN, "bench.ignore_eos=false")
+    assert "but each 50% more or less: other work than was asked for" in (seen.reason or "")
 
 
 def test_a_fixed_number_of_few_rounds_is_mostly_ramps() -> None:

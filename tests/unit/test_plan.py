@@ -190,6 +190,22 @@ def test_starts_of_settings_are_balanced() -> None:
     ]
 
 
+def test_speculation_is_started_by_turns_and_each_start_serves_every_length() -> None:
+    """off, 1, 3, then 3, 1, off: what changes over hours meets all alike, at each length. One start cannot do both:
+    speculation is a flag of the engine."""
+    made = planned("experiment=speculation", "engine=simulator")
+    drafted = [
+        (point.config.engine.args.get("speculative-config") or {}).get("num_speculative_tokens", 0)
+        for point in (made.points_of(service.service)[0] for service in made.services)
+    ]
+    assert drafted == [0, 1, 3, 3, 1, 0]
+    lengths = {
+        tuple(point.config.bench.input_tokens for point in made.points_of(service.service)) for service in made.services
+    }
+    assert lengths == {(4096, 8192, 16384, 32768, 65536)}
+    assert len(made.allocations) == 1
+
+
 def test_services_that_cannot_share_an_allocation_do_not_alternate() -> None:
     grid = ["cluster=slurm", "results.root=/there/are/no/runs", "cluster.time_limit=3-0"]
     made = planned(*grid, "parallel.max_model_len=8192,16384", "hccl.socket_ifname=eth0,eth1")

@@ -5,21 +5,23 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 from core_help import checked, config
+from measure_stub import tokenizer_service
 
 from jobs.core.config import Bench, Model
 from jobs.core.errors import ConfigError, RunError
 from jobs.engines.simulator.answers import text_ids, text_tokens
 from jobs.measure import dataset, prose
 from jobs.measure.prose import Prose
+from jobs.measure.records import Target
+from jobs.measure.tokenizer import Tokenizer
 from jobs.measure.wire import Connections
 from jobs.measure.workload import Workload
 
@@ -39,33 +41,14 @@ def by_word(text: str) -> list[int]:
 SEEN: dict[str, int] = {}
 
 
-@asynccontextmanager
-async def service(tokens: Callable[[str], list[int]] | None, *, bos: bool = True) -> AsyncIterator[Connections]:
-    """A service with this tokenizer; None: it has no /tokenize."""
-    app = web.Application()
-
-    async def answer(request: web.Request) -> web.Response:
-        body = await request.json()
-        assert tokens is not None
-        ids = [BOS] * (bos and body["add_special_tokens"]) + tokens(body["prompt"])
-        return web.json_response({"count": len(ids), "tokens": ids})
-
-    if tokens:
-        app.router.add_post("/tokenize", answer)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        with closing(Connections(url, {"Content-Type": "application/json"})) as connections:
-            yield connections
-    finally:
-        await runner.cleanup()
-
-
 async def loaded(tokens: Callable[[str], list[int]] | None, bench: Bench = BENCH, *, bos: bool = True) -> Prose:
-    async with service(tokens, bos=bos) as connections:
-        found = await dataset.load(bench, connections, "m")
+    async with tokenizer_service(tokens, begin=[BOS] * bos) as target:
+        return await asked(target, bench)
+
+
+async def asked(target: Target, bench: Bench = BENCH, folder: Path | None = None) -> Prose:
+    with closing(Connections(target.base_url, target.headers)) as connections:
+        found = await dataset.load(bench, Tokenizer(connections, target.model, folder))
     assert isinstance(found, Prose)
     return found
 
@@ -167,11 +150,6 @@ async def test_a_text_that_is_too_short_or_none_is_refused(tmp_path: Path) -> No
     path.write_text("\n\n \n\n")
     with pytest.raises(RunError, match="there is no text in it"):
         dataset.check(replace(BENCH, dataset=str(path)))
-
-
-async def test_a_service_that_tells_no_tokens_is_named() -> None:
-    with pytest.raises(RunError, match=r"/tokenize tells no token ids \(HTTP 404"):
-        await loaded(None)
 
 
 def test_a_chat_has_no_exact_length() -> None:

@@ -96,6 +96,20 @@ def test_each_of_several_kinds_of_work_is_judged_more_strictly(tmp_path: Path) -
     assert lows["1024,2048,512"] < lows["1024"] - 1
 
 
+@pytest.mark.parametrize(("others", "outcome"), [(60.0, "clear_for"), (50.0, "tie_for")])
+def test_kinds_of_work_that_are_told_leave_their_doubt_to_the_others(
+    tmp_path: Path, others: float, outcome: str
+) -> None:
+    """5.5 % at 1024 tokens are enough for one kind of work, not for three; those that are decided count no more."""
+    found, made = planned(tmp_path / "a", LENGTHS, "parallel.seed=1,2,3", "bench.input_tokens=1024,2048,512")
+    for point in made.points:
+        slow, near = point.config.parallel.max_model_len == 32768, point.config.bench.input_tokens == 1024
+        mean = (52.9 if near else others) if slow else 50.0
+        measured(found, point, mean + point.config.parallel.seed, windows=3)
+    told = {one.values["work"]: one.id for one in judge(read_run(found.path)).sentences if one.id.endswith("_for")}
+    assert told["bench.input_tokens=1024"] == outcome
+
+
 @pytest.mark.parametrize(("fast", "outcome"), [((50.0, 50.5, 51.0), "ahead"), ((50.0, 57.0, 66.0), "tie")])
 def test_starts_of_one_setting_tell_how_far_those_of_the_other_may_lie(
     tmp_path: Path, fast: tuple[float, ...], outcome: str

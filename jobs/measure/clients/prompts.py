@@ -12,17 +12,18 @@ from contextlib import closing
 from pathlib import Path
 
 from jobs.core.config import Config
+from jobs.core.errors import RunError
 from jobs.core.files import write_text
 from jobs.core.waiting import aside
 from jobs.measure.records import Target
-from jobs.measure.wire import Connections, request_json
+from jobs.measure.tokenizer import Tokenizer
+from jobs.measure.wire import Connections
 from jobs.measure.workload import numbers
 
 ROUNDS = 8
 """Cuts after which a text is taken as it is: the gate compares the mean length with what was asked."""
 
 AT_ONCE = 32
-LIMIT_S = 60.0
 
 
 async def write(config: Config, target: Target, path: Path, count: int) -> bool:
@@ -34,7 +35,7 @@ async def write(config: Config, target: Target, path: Path, count: int) -> bool:
     bench = config.bench
     low, high = config.model.shape.token_ids
     with closing(Connections(target.base_url, target.headers)) as connections:
-        tokenizer = _Tokenizer(connections, target.model)
+        tokenizer = Tokenizer(connections, target.model)
         try:
             special = len(await tokenizer.tokens("a", special=True)) - len(await tokenizer.tokens("a"))
             texts: list[str] = []
@@ -44,16 +45,16 @@ async def write(config: Config, target: Target, path: Path, count: int) -> bool:
                     for index in range(start, min(count, start + AT_ONCE))
                 ]
                 texts += await asyncio.gather(*(_text(tokenizer, ids, max(1, len(ids) - special)) for ids in drawn))
-        except LookupError:
+        except RunError:
             return False
     lines = [{"question": text, "max_tokens": bench.output_tokens, "answer": "-"} for text in texts]
     await aside(write_text, path, "".join(json.dumps(line) + "\n" for line in lines))
     return True
 
 
-async def _text(tokenizer: _Tokenizer, ids: list[int], length: int) -> str:
+async def _text(tokenizer: Tokenizer, ids: list[int], length: int) -> str:
     """Return a text that begins with these tokens and is read as `length` tokens, or nearly so after ROUNDS cuts."""
-    text, read = "", ids[:length]
+    text, read = "", tuple(ids[:length])
     for _ in range(ROUNDS):
         text = await tokenizer.text(read)
         found = await tokenizer.tokens(text)
@@ -61,29 +62,3 @@ async def _text(tokenizer: _Tokenizer, ids: list[int], length: int) -> str:
             break
         read = (found * (length // len(found) + 1))[:length]
     return text
-
-
-class _Tokenizer:
-    """The served model's tokenizer.
-
-    Raises:
-        LookupError: the service has no such page, or none that answers.
-    """
-
-    def __init__(self, connections: Connections, model: str) -> None:
-        self._connections, self._model = connections, model
-
-    async def tokens(self, text: str, *, special: bool = False) -> list[int]:
-        """Return the tokens of a text. special: with those that the service puts before a prompt."""
-        asked = {"model": self._model, "prompt": text, "add_special_tokens": special}
-        status, answer = await request_json(self._connections, "/tokenize", asked, LIMIT_S)
-        if status != 200 or not isinstance(answer.get("tokens"), list):
-            raise LookupError("/tokenize")
-        return [int(token) for token in answer["tokens"]]
-
-    async def text(self, tokens: list[int]) -> str:
-        asked = {"model": self._model, "tokens": tokens}
-        status, answer = await request_json(self._connections, "/detokenize", asked, LIMIT_S)
-        if status != 200 or not isinstance(answer.get("prompt"), str):
-            raise LookupError("/detokenize")
-        return str(answer["prompt"])

@@ -14,6 +14,9 @@ from jobs.measure.statistics import in_one_piece
 LENGTH_TOLERANCE = 0.01
 """Mean length of prompts and of answers against what was asked."""
 
+APART = 0.05
+"""The same of single ones, where their mean is right."""
+
 LEAST_S_A_TOKEN = 2e-4
 """A floor under the time of an answer, s for each of its tokens: 5,000 tokens/s for one user. The fastest services that
 are published give 2,500 to 3,000 (wafer-scale, Llama 4 Maverick, 2025-05); this project's 37e9 weights a token need
@@ -76,7 +79,11 @@ def ends_by_itself(bench: Bench) -> bool:
 def _other_length(what: str, pairs: Sequence[tuple[int, int]]) -> str | None:
     if not pairs:
         return None
-    return other_length(what, *(mean_of(values) or 0.0 for values in zip(*pairs, strict=True)))
+    real, asked = (mean_of(values) or 0.0 for values in zip(*pairs, strict=True))
+    apart = (mean_of(abs(one - other) for one, other in pairs) or 0.0) / asked
+    if apart > APART > abs(real / asked - 1):
+        return f"{what} had as many tokens on average as was asked, but each {apart:.0%} more or less"
+    return other_length(what, real, asked)
 
 
 def other_length(what: str, real: float, asked: float) -> str | None:

@@ -28,6 +28,12 @@ ENOUGH_TO_BALANCE, FEW_TO_BALANCE = 50, 8
 """Requests for each data-parallel rank: with fewer than the first an uneven window is chance, with fewer than the
 second not even worth a note. vLLM balances by counts that are 0.1 s old, so requests in step may all go one way."""
 
+SLOWER = 1.5
+"""An engine that holds a request for so many times as long as another one, for each of its tokens, is slower."""
+
+GAUGED = 20
+"""Readings in a window from which the mean of a gauge is one."""
+
 NEEDED_IN_FLIGHT = 2.0
 """Mean requests in flight for each data-parallel rank below which the balancer may well need one engine alone: vLLM's
 sends a request to the first of those that have least to do."""
@@ -48,6 +54,7 @@ def of_load(case: Case) -> Found:
     yield from not_checked(case.config, window)
     yield from restarted(window)
     yield from balance(case.config, served, len(case.counted), case.in_flight)
+    yield from pace(case)
     yield from foreign(case)
     yield from too_few_made(case)
     longest = max(((r.prompt_tokens or 0) + (r.output_tokens or 0) for r in window.records), default=0)
@@ -112,6 +119,30 @@ def balance(config: Config, served: Mapping[str, int], requests: int, in_flight:
         if share < NOTED_SHARE:
             invalid = needed and share < LEAST_SHARE and requests >= ENOUGH_TO_BALANCE * ranks
             yield Finding(f"data-parallel rank {rank} served {share:.0%} of an even share", invalid)
+
+
+def pace(case: Case) -> Found:
+    """An engine that is slower than the others although it made its share: figures are then those of a mixture.
+
+    By Little's law a token takes as long on an engine as its running requests (mean) by its tokens a second.
+    """
+    window, ranks = case.window, case.config.parallel.data_parallel_size
+    tokens = {engine: count for engine, count in window.engine_tokens.items() if count and engine != ALL}
+    if len(tokens) < max(2, ranks) or len(case.counted) < ENOUGH_TO_BALANCE * ranks:
+        return
+    if min(tokens.values()) * ranks < NOTED_SHARE * sum(tokens.values()):
+        return  # uneven, which is said already: the busier one is the slower one
+    inside = [one for one in window.series if window.opened_s <= one.time_s < window.closed_s]
+    took: dict[str, float] = {}
+    for engine, count in tokens.items():
+        running = [one.running for one in inside if one.engine == engine and one.running is not None]
+        if len(running) < GAUGED or not sum(running):
+            return
+        took[engine] = sum(running) / len(running) * window.seconds / count
+    slow, fast = max(took, key=lambda one: took[one]), min(took, key=lambda one: took[one])
+    if took[slow] > SLOWER * took[fast]:
+        times = f"{took[slow] / took[fast]:.2g} times as long"
+        yield Finding(f"data-parallel rank {slow} held a request for a token {times} as rank {fast}: is it slower?")
 
 
 def foreign(case: Case) -> Found:

@@ -8,7 +8,10 @@ two hardly see, prefills that get slower, shows in the times to the first token:
 that came in it, where the service says that hardly a request waited.
 
 A service that comes and goes fits none of the shapes. In a closed loop of equal requests it is told by the slowest
-quarter of the parts against the fastest: noise of 20 % an answer makes 1.9 of that in one of a hundred windows.
+quarter of the parts against the fastest: noise of 20 % an answer makes 1.9 of that in one of a hundred windows. And
+slowness that is short is told by the time that it costs, over parts as short as a round: those in which a token took
+several times as long as in the fastest quarter of them, whatever comes before and after. In an open loop prefills and
+neighbours come and go too, so there the fast gaps of a part (their 10th percentile) must be slow.
 
 Three shapes are laid through the logarithms of the parts: a line (heat), a step (throttled, or warm at last) and a
 step that is taken back. What is said is the change of the shape that fits best, where it fits far better than none: by
@@ -19,6 +22,7 @@ limits come, with the share of clean windows that they refuse and what they find
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -55,12 +59,26 @@ PAUSE_S, STALL_S = 1.0, 10.0
 USUAL_GAPS = 5.0
 """A silence of so many median gaps between tokens is unusual."""
 
+READ_S = 1.0
+"""Counters are read once a second."""
 
-TWICE = 2.0
-"""Time of a token in the slowest quarter of the parts against the fastest from which a service came and went."""
+TWICE, SOME, SMOOTH, SMOOTH_PARTS = 2.0, 1.25, 0.5, 12
+"""Time of a token in the slowest quarter of the parts against the fastest from which a service came and went; and from
+which it did where neighbouring parts are alike: squares of the differences of neighbours by those from the mean (von
+Neumann 1941), which are 2 of noise, over so many parts at least."""
 
 FIRSTS = 5
-"""Requests of a part from which their times to the first token have a median."""
+"""Requests of a part from which their times to the first token have a median, and an open loop's prefills a mean."""
+
+FINE_PARTS, FINE_GAPS, FAST_GAPS = 40, 10, 10.0
+"""Most parts in which short slowness is looked for, gaps of one from which its fast ones tell, and their percentile."""
+
+SLOW_CLOSED, SLOW_OPEN = 2.0, 3.0
+"""A token that takes so many times as long as in the fastest quarter of the parts is slow. In a closed loop a part that
+is slow for a part of its time counts too, from the root of that."""
+
+LOST_CLOSED, LOST_OPEN, LOST_LIMIT = 0.05, 0.08, LIMIT / (1 + LIMIT)
+"""Share of the window's time that slow parts cost: noted, and beyond which the mean is off by LIMIT."""
 
 WAITING = 0.5
 """Requests waiting (mean) from which the time to the first token is a queue's, which comes and goes."""
@@ -83,7 +101,8 @@ def steady(case: Case) -> Found:
     open_loop = bench.request_rate is not None
     spans = [r.end_s - ((r.first_token_s if open_loop else None) or r.start_s) for r in case.whole]
     round_s = turns * float(np.percentile(spans, 25))
-    parts = min(MOST_PARTS, int((until - window.opened_s) / max(round_s, LEAST_S)))
+    rounds = int((until - window.opened_s) / max(round_s, LEAST_S))
+    parts = min(MOST_PARTS, rounds, len(case.whole) // FIRSTS if open_loop else MOST_PARTS)
     if parts < LEAST_PARTS:
         yield Finding("the window is too short to tell whether the service was steady")
         return
@@ -99,11 +118,70 @@ def steady(case: Case) -> Found:
             what = f"the time to the first token changed by {first:.0%}"
         words = f"the service was not steady: {what} over the window (throttled, heated, or not yet warm?)"
         yield Finding(words, max(found, first) > LIMIT)
+    elif (
+        bench.workload != "multi_turn"
+        and not grows
+        and (slow := _slow(answers, window.opened_s, until, rounds, open_loop))
+    ):
+        share, seconds, times = slow
+        if share > (LOST_OPEN if open_loop else LOST_CLOSED):
+            words = f"for {seconds:.0f} s of the window a token took up to {times:.2g} times as long as usual"
+            yield Finding(f"the service was not steady: {words} (throttled for a while?)", share > LOST_LIMIT)
     if open_loop or bench.lengths != "fixed" or bench.workload in ("sharegpt", "multi_turn"):
         return
     if (swing := max(_swing(*over(answers, edges)) for over in (_over_gaps, _over_requests))) > TWICE:
         words = f"a token took {swing:.2g} times as long in the slowest quarter of the window as in the fastest"
         yield Finding(f"the service was not steady: {words} (throttled now and then?)", True)
+    elif max(found, first) <= NOTED and rounds >= SMOOTH_PARTS:
+        fine = np.linspace(window.opened_s, until, min(FINE_PARTS, rounds) + 1)
+        told = [over(answers, fine) for over in (_over_gaps, _over_requests)]
+        if (swing := max((_swing(*one) for one in told if _smooth(*one)), default=1.0)) > SOME:
+            words = f"a token took {swing:.3g} times as long in the slowest quarter of the window as in the fastest"
+            yield Finding(f"the service was not steady: {words}")
+
+
+def _smooth(busy: Floats, made: Floats) -> bool:
+    """Return whether neighbouring parts are more alike than noise would have them."""
+    levels = np.log(busy[made > 0] / made[made > 0])
+    around = float(((levels - levels.mean()) ** 2).sum()) if len(levels) >= SMOOTH_PARTS else 0.0
+    return around > 0 and float((np.diff(levels) ** 2).sum()) < SMOOTH * around
+
+
+def _slow(
+    answers: Sequence[RequestRecord], begin_s: float, end_s: float, rounds: int, open_loop: bool
+) -> tuple[float, float, float] | None:
+    """Return what slow parts cost: the share of the time, their seconds, and how many times slower the slowest was.
+
+    None: there are none, or the parts do not tell.
+    """
+    edges = np.linspace(begin_s, end_s, min(FINE_PARTS, rounds) + 1)
+    told = [_fast_gaps(answers, edges)] if open_loop else []
+    for over in () if open_loop else (_over_gaps, _over_requests):
+        busy, made = over(answers, edges)
+        told.append(np.divide(busy, made, out=np.zeros_like(busy), where=made > 0))
+    return max((one for levels in told if (one := _cost(levels, open_loop, edges[1] - edges[0]))), default=None)
+
+
+def _cost(levels: Floats, open_loop: bool, each_s: float) -> tuple[float, float, float] | None:
+    known = levels[levels > 0]
+    if len(known) < LEAST_PARTS:
+        return None
+    usual, limit = float(np.percentile(known, 25)), SLOW_OPEN if open_loop else SLOW_CLOSED
+    if known.max() <= limit * usual:
+        return None
+    slow = known[known > (limit if open_loop else math.sqrt(limit)) * usual]
+    return float((1 - usual / slow).sum()) / len(levels), len(slow) * each_s, float(slow.max()) / usual
+
+
+def _fast_gaps(answers: Sequence[RequestRecord], edges: Floats) -> Floats:
+    """Return for each part the time of a fast gap between token chunks, s; 0: it has too few; shape (parts,)."""
+    several = [record.chunk_times for record in answers if not in_one_piece(record)]
+    if not several:
+        return np.zeros(len(edges) - 1)
+    place = np.searchsorted(edges, np.concatenate([times[1:] for times in several]), side="right") - 1
+    gaps = np.concatenate([np.diff(times) for times in several])
+    parts = [gaps[place == part] for part in range(len(edges) - 1)]
+    return np.array([np.percentile(one, FAST_GAPS) if len(one) >= FINE_GAPS else 0.0 for one in parts])
 
 
 def _swing(busy: Floats, made: Floats) -> float:
@@ -211,11 +289,27 @@ def pauses(case: Case) -> Found:
     window = case.window
     lasting = _silences(window.records, window.opened_s, window.closed_s + window.drain_s)
     ttft, gap = (case.figures[name] or 0.0 for name in ("ttft_ms_p50", "itl_ms_p50"))
-    long = lasting[lasting > max(PAUSE_S, BLOCKED_TTFTS * ttft / 1e3, USUAL_GAPS * gap / 1e3)]
+    usual = max(PAUSE_S, BLOCKED_TTFTS * ttft / 1e3, USUAL_GAPS * gap / 1e3)
+    long = lasting[lasting > usual]
     share = float(long.sum()) / max(window.seconds, 1e-9)
     if share > NOTED or (long > STALL_S).any():
         many = f", in {long.size} pauses" if long.size > 1 else ""
         yield Finding(f"no token came for {long.sum():.0f} s of the window{many}", share > LIMIT)
+        return
+    for engine in sorted({one.engine for one in window.series}):
+        stood = [span for span in _stood_still(case, engine) if span > usual + READ_S]
+        if sum(stood) > max(NOTED * window.seconds, STALL_S):
+            words = f"engine {engine} made no token for {sum(stood):.0f} s of the window while it had requests"
+            yield Finding(words, sum(stood) > LIMIT * window.seconds)
+
+
+def _stood_still(case: Case, engine: str) -> Iterator[float]:
+    """Yield the times in the window in which the tokens of an engine did not rise while it had requests, s."""
+    window = case.window
+    own = [one for one in window.series if one.engine == engine and window.opened_s <= one.time_s < window.closed_s]
+    for _, alike in itertools.groupby((one for one in own if one.running), key=lambda one: one.generated_tokens):
+        times = [one.time_s for one in alike if one.generated_tokens is not None]
+        yield times[-1] - times[0] if times else 0.0
 
 
 def _silences(records: Sequence[RequestRecord], opened_s: float, closed_s: float) -> Floats:
