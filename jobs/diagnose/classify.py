@@ -13,7 +13,9 @@ Order of trust:
     5. An error without a time on another rank says nothing against our own report of who failed first.
     6. An error that none knows is described by the place where it came up (places.yaml), where that is known.
     7. What an engine says after it was told to stop is no failure.
-    8. A wait that its line does not call an error decides only where no error does; and where nothing is found, the
+    8. A line that only says that something failed gives way to one near it that says what; and who sets a container up
+       or starts a task (pyxis, slurmstepd) says nothing of an engine's life.
+    9. A wait that its line does not call an error decides only where no error does; and where nothing is found, the
        stage of its life in which the least advanced log ends.
 """
 
@@ -28,7 +30,7 @@ from jobs.core.layout import node_of
 from jobs.diagnose.diagnosis import Diagnosis, Evidence, RankLog
 from jobs.diagnose.endings import closed, lived_on, nothing, stopped
 from jobs.diagnose.events import Event, forms, read_events
-from jobs.diagnose.hits import Hit, clearly_later, of_kind, what_counts
+from jobs.diagnose.hits import Hit, clearly_later, of_kind, speaker, what_counts
 from jobs.diagnose.places import fallback
 from jobs.diagnose.signatures import KINDS, Signature, candidates, families, meanings, of_code, position
 from jobs.diagnose.times import When, timeline
@@ -51,6 +53,9 @@ _BELOW = 8
 """Lines below an exception without words in which its words may stand."""
 
 _UNKNOWN = (len(KINDS), 0)
+
+_INSIDE = frozenset(("load", "rendezvous", "graph", "serve", "bench"))
+"""Phases of an engine's life, of which those who set its container up, or start its task, can say nothing."""
 
 
 def classify(logs: Sequence[RankLog], local_sizes: Sequence[int] = (), alone: bool = True) -> Diagnosis:
@@ -114,12 +119,15 @@ def _hits(log: RankLog, times: Sequence[When], ready: datetime | None, local_siz
 def _match(event: Event, rank: int | None, after_ready: bool) -> tuple[Signature | None, re.Match[str] | None]:
     """Return what an event is, and how it was recognised: a signature, or a code of a kind that is trusted more."""
     best: tuple[Signature | None, re.Match[str] | None] = None, None
+    said_by = speaker(event)
     for signature in candidates(f"{event.raw}\n{event.text}"):
         if (event.minor and not signature.any_level) or (event.error and signature.kind == "stage"):
             continue
         if rank is not None and signature.role and (signature.role == "head") != (rank == 0):
             continue
         if signature.ready is not None and signature.ready != after_ready:
+            continue
+        if said_by and (signature.phase in _INSIDE or (signature.causes and signature.phase == "any")):
             continue
         if signature.place and not signature.place.search(event.frames):
             continue
@@ -267,6 +275,11 @@ def _reason(winner: Hit, hits: Sequence[Hit]) -> Hit:
         below = [hit for hit in below if winner.event.process == hit.event.process]
         below = [hit for hit in below if 0 < hit.event.number - winner.event.number <= _BELOW and hit.event.says]
         return min(below, key=lambda hit: hit.event.number, default=winner)
+    if winner.kind == "symptom" and winner.event.inside:
+        heads = [hit for hit in of_kind(hits, "unknown", "symptom") if hit.log == winner.log and hit.event.code]
+        heads = [hit for hit in heads if 0 < winner.event.number - hit.event.number <= _BELOW and hit.event.says]
+        heads = [hit for hit in heads if hit.event.process == winner.event.process]
+        return max(heads, key=lambda hit: hit.event.number, default=winner)
     if winner.kind != "symptom" or not winner.wraps:
         return winner
     told = of_kind(hits, "unknown")

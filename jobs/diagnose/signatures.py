@@ -56,6 +56,7 @@ class Signature(Section):
     passing: Flag = False
     any_level: Flag = False
     over: tuple[str, ...] = ()
+    gives_way: Literal["", "known", "any"] = ""
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
