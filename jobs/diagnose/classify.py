@@ -131,6 +131,8 @@ def _match(event: Event, rank: int | None, after_ready: bool) -> tuple[Signature
             continue
         if signature.place and not signature.place.search(event.frames):
             continue
+        if signature.early and event.frames and (place := fallback(event)) and place.phase in ("graph", "serve"):
+            continue
         if match := signature.pattern.search(event.text) or signature.pattern.search(event.raw):
             best = signature, match
             break

@@ -20,8 +20,9 @@ _LONG = timedelta(minutes=5)
 
 _TELLING = ("cause", "symptom", "unknown")
 
-_WRAPPER, _TENTATIVE, _CLEANUP, _ENDED, _REQUEST, _SPEAKER = (
-    re.compile(forms()[name]) for name in ("wrapper", "tentative", "cleanup", "ended", "request", "speaker")
+_WRAPPER, _TENTATIVE, _CLEANUP, _ENDED, _REQUEST, _SPEAKER, _AGAIN = (
+    re.compile(forms()[name])
+    for name in ("wrapper", "tentative", "cleanup", "ended", "request", "speaker", "again")
 )
 _ABOVE, _BELOW = 60, 8
 """Lines above and below one that only says that something failed, in which what it was may stand."""
@@ -132,7 +133,12 @@ def _not_requests(hits: Sequence[Hit]) -> list[Hit]:
 
 def _not_waited(hits: Sequence[Hit]) -> list[Hit]:
     """Leave out waits that their lines do not call errors, where something else went wrong by its own words."""
-    others = [hit for hit in hits if not (hit.signature and hit.signature.passing and hit.event.minor)]
+
+    def waits(hit: Hit) -> bool:
+        again = (hit.event.bare or hit.event.minor) and _AGAIN.search(hit.event.text) is not None
+        return again or (hit.signature is not None and hit.signature.passing and hit.event.minor)
+
+    others = [hit for hit in hits if not waits(hit)]
     wrong = any(hit.kind in _TELLING or (hit.kind == "end" and not hit.event.minor) for hit in others)
     return others if wrong else list(hits)
 
@@ -200,7 +206,7 @@ def _not_told_above(hits: Sequence[Hit]) -> list[Hit]:
     """Leave out that a task ended where its log says above what it ended of."""
     told: dict[str, int] = {}
     for hit in hits:
-        wraps = hit.kind == "follow_on" and hit.event.exception
+        wraps = hit.kind == "follow_on" and (hit.event.exception or hit.wraps)
         if wraps or (hit.kind in ("timeout", "end") and not hit.ended):
             told[hit.log] = min(hit.event.number, told.get(hit.log, hit.event.number))
     return [hit for hit in hits if not hit.ended or told.get(hit.log, hit.event.number) >= hit.event.number]

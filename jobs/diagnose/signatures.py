@@ -57,6 +57,7 @@ class Signature(Section):
     any_level: Flag = False
     over: tuple[str, ...] = ()
     gives_way: Literal["", "known", "any"] = ""
+    early: Flag = False
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
