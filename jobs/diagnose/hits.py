@@ -20,9 +20,9 @@ _LONG = timedelta(minutes=5)
 
 _TELLING = ("cause", "symptom", "unknown")
 
-_WRAPPER, _TENTATIVE, _CLEANUP, _ENDED, _REQUEST, _SPEAKER, _AGAIN = (
+_WRAPPER, _TENTATIVE, _CLEANUP, _ENDED, _REQUEST, _SPEAKER, _AGAIN, _DIED = (
     re.compile(forms()[name])
-    for name in ("wrapper", "tentative", "cleanup", "ended", "request", "speaker", "again")
+    for name in ("wrapper", "tentative", "cleanup", "ended", "request", "speaker", "again", "died")
 )
 _ABOVE, _BELOW = 60, 8
 """Lines above and below one that only says that something failed, in which what it was may stand."""
@@ -203,13 +203,22 @@ def _not_survived(hits: Sequence[Hit]) -> list[Hit]:
 
 
 def _not_told_above(hits: Sequence[Hit]) -> list[Hit]:
-    """Leave out that a task ended where its log says above what it ended of."""
+    """Leave out that a task ended where its log says above what it ended of, and that a worker died where it says why."""
     told: dict[str, int] = {}
+    why: dict[str, int] = {}
     for hit in hits:
         wraps = hit.kind == "follow_on" and (hit.event.exception or hit.wraps)
         if wraps or (hit.kind in ("timeout", "end") and not hit.ended):
             told[hit.log] = min(hit.event.number, told.get(hit.log, hit.event.number))
-    return [hit for hit in hits if not hit.ended or told.get(hit.log, hit.event.number) >= hit.event.number]
+        if hit.kind == "follow_on" and hit.wraps:
+            why[hit.log] = min(hit.event.number, why.get(hit.log, hit.event.number))
+
+    def repeats(hit: Hit) -> bool:
+        died = hit.kind == "end" and _DIED.search(hit.event.text) is not None
+        above = told if hit.ended else why if died else {}
+        return above.get(hit.log, hit.event.number) < hit.event.number
+
+    return [hit for hit in hits if not repeats(hit)]
 
 
 def _not_said_better(hits: Sequence[Hit]) -> list[Hit]:
