@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from jobs.diagnose.diagnosis import Diagnosis, Evidence, RankLog
-from jobs.diagnose.events import forms
+from jobs.diagnose.events import forms, read_events
 from jobs.diagnose.hits import Hit, of_kind
 from jobs.diagnose.sift import Line
 from jobs.diagnose.signatures import position
@@ -26,9 +26,9 @@ _LOOK = (
 )
 _LAST_WORDS = "no line is an error by its form; this one, at the end of its log, reads like the failure"
 _ALL_WELL = (
-    "If it failed all the same, see the last lines of each rank. Wrong or garbled answers leave no line: send one request "
-    "with temperature 0, then again without speculative-config, and with enforce-eager; compare the weights' hashes with the "
-    "hub's, and the quantization and prefill/decode settings with the release's recipe."
+    "If it failed all the same, see the last lines of each rank. Wrong or garbled answers leave no line: send one "
+    "request with temperature 0, then again without speculative-config, and with enforce-eager; compare the weights' "
+    "hashes with the hub's, and the quantization and prefill/decode settings with the release's recipe."
 )
 _WARNS = re.compile(r"\b[Ww][Aa][Rr][Nn]")
 _LONGEST = 400
@@ -104,10 +104,10 @@ def nothing(logs: Sequence[RankLog], times: Sequence[Sequence[When]], notes: tup
     near = list(_near(logs, times))
     shown = (*[one for one in near if one not in ends][-_NEAREST:], *ends)
     well = {log.name: number for log in logs for number, text in log.lines if _WELL.search(text)}
-    last = [one for one in near if _FAILS.search(one.line) and one.number > well.get(one.log, 0)]
+    last = [one for one in _failing(logs, times) if one.number > well.get(one.log, 0)]
     last = [one for one in last if any(one.log == end.log and end.number - one.number < _END for end in ends)]
     if last:
-        others = tuple(one for one in shown if one != last[-1])
+        others = tuple(one for one in shown if (one.log, one.number) != (last[-1].log, last[-1].number))
         base = Diagnosis(True, last[-1].rank, certainty="not known", first=last[-1], evidence=others, notes=notes)
         return replace(base, cause=_LAST_WORDS, remedy=_LOOK)
     if not well:
@@ -123,6 +123,14 @@ def _near(logs: Sequence[RankLog], times: Sequence[Sequence[When]]) -> Iterator[
         for (number, text), when in zip(log.lines, whens, strict=True):
             if _NEARLY.search(text):
                 yield Evidence(log.rank, log.name, number, text.strip()[:_LONGEST], when.time)
+
+
+def _failing(logs: Sequence[RankLog], times: Sequence[Sequence[When]]) -> Iterator[Evidence]:
+    """Yield lines of no level that say: a program failed to do something, and why."""
+    for log, whens in zip(logs, times, strict=True):
+        for event in read_events(log.lines, whens):
+            if event.level is None and _FAILS.match(event.text):
+                yield Evidence(log.rank, log.name, event.number, event.text[:_LONGEST], event.when.time)
 
 
 def _last(log: RankLog) -> Line | None:

@@ -134,13 +134,17 @@ def _not_requests(hits: Sequence[Hit]) -> list[Hit]:
 def _not_waited(hits: Sequence[Hit]) -> list[Hit]:
     """Leave out waits that their lines do not call errors, where something else went wrong by its own words."""
 
-    def waits(hit: Hit) -> bool:
-        again = (hit.event.bare or hit.event.minor) and _AGAIN.search(hit.event.text) is not None
-        return again or (hit.signature is not None and hit.signature.passing and hit.event.minor)
+    def again(hit: Hit) -> bool:
+        return (hit.event.bare or hit.event.minor) and _AGAIN.search(hit.event.text) is not None
 
-    others = [hit for hit in hits if not waits(hit)]
-    wrong = any(hit.kind in _TELLING or (hit.kind == "end" and not hit.event.minor) for hit in others)
-    return others if wrong else list(hits)
+    def waits(hit: Hit) -> bool:
+        return hit.signature is not None and hit.signature.passing and hit.event.minor
+
+    others = [hit for hit in hits if not (again(hit) or waits(hit))]
+    if any(hit.kind in _TELLING for hit in others):
+        return others
+    ended = any(hit.kind == "end" and not hit.event.minor for hit in others)
+    return [hit for hit in hits if not (ended and waits(hit))]
 
 
 def _not_passed(hits: Sequence[Hit], ready: datetime | None) -> list[Hit]:
@@ -203,7 +207,7 @@ def _not_survived(hits: Sequence[Hit]) -> list[Hit]:
 
 
 def _not_told_above(hits: Sequence[Hit]) -> list[Hit]:
-    """Leave out that a task ended where its log says above what it ended of, and that a worker died where it says why."""
+    """Leave out that a task ended where its log says above of what, and that a worker died where it says why."""
     told: dict[str, int] = {}
     why: dict[str, int] = {}
     for hit in hits:

@@ -86,8 +86,8 @@ def test_the_37_known_failures_are_all_recognised() -> None:
         # other words for the same failures, from other releases
         ("HCCP SSL routines:ssl3_get_record, The possible cause is that the TLS switch is inconsistent", "hccl-tls"),
         ('EI0016: Value Disable for config "tls" is invalid. All ranks are consistent', "hccl-tls"),
-        ("[HcclSocket] host nic listen start failed, port[60000], return[11]", "hccl-host-port"),
-        ("HcclGetRootInfo(&hcclID), error code is 11", "hccl-host-port"),
+        ("[HcclSocket] host nic listen start failed, port[60000], return[11]", "hccl-host-listen"),
+        ("HcclGetRootInfo(&hcclID), error code is 11", "hccl-host-listen"),
         ("call aclnnMoeDistributeDispatchV3 failed, error code is 561000", "moe-dispatch"),
         ("invokes the HcclAllocComResourceByTiling function of the hccl module. ret = 4, comm = 0x1", "moe-dispatch"),
         ("AclmdlRICaptureBegin(capture_stream_, capture_mode), error code is 207005", "graph-streams"),
