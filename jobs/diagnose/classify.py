@@ -15,7 +15,8 @@ Order of trust:
     7. What an engine says after it was told to stop is no failure.
     8. A line that only says that something failed gives way to one near it that says what; and who sets a container up
        or starts a task (pyxis, slurmstepd) says nothing of an engine's life.
-    9. A wait that its line does not call an error decides only where no error does; and where nothing is found, the
+    9. A line below the level of an error that says how the program went on (falls back, resets, ignores) is no failure.
+   10. A wait that its line does not call an error decides only where no error does; and where nothing is found, the
        stage of its life in which the least advanced log ends.
 """
 
@@ -38,7 +39,7 @@ from jobs.diagnose.times import When, timeline
 _TOGETHER = timedelta(seconds=2)
 """Errors of one rank that are one failure: vLLM's times have whole seconds."""
 
-_READY, _SHUTDOWN, _SLURM = (re.compile(forms()[name]) for name in ("ready", "shutdown", "slurm"))
+_READY, _SHUTDOWN, _SLURM, _COPED = (re.compile(forms()[name]) for name in ("ready", "shutdown", "slurm", "coped"))
 
 _NOT_READ = "no failure in what was read before the time was over: that says neither success nor failure"
 _AGAIN = "Name the one log that matters (python -m jobs diagnose FILE), on a machine that has time."
@@ -120,8 +121,11 @@ def _match(event: Event, rank: int | None, after_ready: bool) -> tuple[Signature
     """Return what an event is, and how it was recognised: a signature, or a code of a kind that is trusted more."""
     best: tuple[Signature | None, re.Match[str] | None] = None, None
     said_by = speaker(event)
+    coped = event.minor and not event.bare and _COPED.search(event.text) is not None
     for signature in candidates(f"{event.raw}\n{event.text}"):
         if (event.minor and not signature.any_level) or (event.error and signature.kind == "stage"):
+            continue
+        if coped and signature.kind not in ("note", "stage"):
             continue
         if rank is not None and signature.role and (signature.role == "head") != (rank == 0):
             continue
