@@ -13,7 +13,10 @@ Order of trust:
     5. An error without a time on another rank says nothing against our own report of who failed first.
     6. An error that none knows is described by the place where it came up (places.yaml), where that is known.
     7. What an engine says after it was told to stop is no failure.
-    8. A wait that its line does not call an error decides only where no error does; and where nothing is found, the
+    8. A line that only says that something failed gives way to one near it that says what; and who sets a container up
+       or starts a task (pyxis, slurmstepd) says nothing of an engine's life.
+    9. A line below the level of an error that says how the program went on (falls back, resets, ignores) is no failure.
+   10. A wait that its line does not call an error decides only where no error does; and where nothing is found, the
        stage of its life in which the least advanced log ends.
 """
 
@@ -28,7 +31,7 @@ from jobs.core.layout import node_of
 from jobs.diagnose.diagnosis import Diagnosis, Evidence, RankLog
 from jobs.diagnose.endings import closed, lived_on, nothing, stopped
 from jobs.diagnose.events import Event, forms, read_events
-from jobs.diagnose.hits import Hit, clearly_later, of_kind, what_counts
+from jobs.diagnose.hits import Hit, clearly_later, of_kind, speaker, what_counts
 from jobs.diagnose.places import fallback
 from jobs.diagnose.signatures import KINDS, Signature, candidates, families, meanings, of_code, position
 from jobs.diagnose.times import When, timeline
@@ -36,7 +39,7 @@ from jobs.diagnose.times import When, timeline
 _TOGETHER = timedelta(seconds=2)
 """Errors of one rank that are one failure: vLLM's times have whole seconds."""
 
-_READY, _SHUTDOWN, _SLURM = (re.compile(forms()[name]) for name in ("ready", "shutdown", "slurm"))
+_READY, _SHUTDOWN, _SLURM, _COPED = (re.compile(forms()[name]) for name in ("ready", "shutdown", "slurm", "coped"))
 
 _NOT_READ = "no failure in what was read before the time was over: that says neither success nor failure"
 _AGAIN = "Name the one log that matters (python -m jobs diagnose FILE), on a machine that has time."
@@ -51,6 +54,9 @@ _BELOW = 8
 """Lines below an exception without words in which its words may stand."""
 
 _UNKNOWN = (len(KINDS), 0)
+
+_INSIDE = frozenset(("load", "rendezvous", "graph", "serve", "bench"))
+"""Phases of an engine's life, of which those who set its container up, or start its task, can say nothing."""
 
 
 def classify(logs: Sequence[RankLog], local_sizes: Sequence[int] = (), alone: bool = True) -> Diagnosis:
@@ -114,14 +120,22 @@ def _hits(log: RankLog, times: Sequence[When], ready: datetime | None, local_siz
 def _match(event: Event, rank: int | None, after_ready: bool) -> tuple[Signature | None, re.Match[str] | None]:
     """Return what an event is, and how it was recognised: a signature, or a code of a kind that is trusted more."""
     best: tuple[Signature | None, re.Match[str] | None] = None, None
+    said_by = speaker(event)
+    coped = event.minor and not event.bare and _COPED.search(event.text) is not None
     for signature in candidates(f"{event.raw}\n{event.text}"):
         if (event.minor and not signature.any_level) or (event.error and signature.kind == "stage"):
+            continue
+        if coped and signature.kind not in ("note", "stage"):
             continue
         if rank is not None and signature.role and (signature.role == "head") != (rank == 0):
             continue
         if signature.ready is not None and signature.ready != after_ready:
             continue
+        if said_by and (signature.phase in _INSIDE or (signature.causes and signature.phase == "any")):
+            continue
         if signature.place and not signature.place.search(event.frames):
+            continue
+        if signature.early and event.frames and (place := fallback(event)) and place.phase in ("graph", "serve"):
             continue
         if match := signature.pattern.search(event.text) or signature.pattern.search(event.raw):
             best = signature, match
@@ -268,6 +282,11 @@ def _reason(winner: Hit, hits: Sequence[Hit]) -> Hit:
         below = [hit for hit in below if winner.event.process == hit.event.process]
         below = [hit for hit in below if 0 < hit.event.number - winner.event.number <= _BELOW and hit.event.says]
         return min(below, key=lambda hit: hit.event.number, default=winner)
+    if winner.kind == "symptom" and winner.event.inside:
+        heads = [hit for hit in of_kind(hits, "unknown", "symptom") if hit.log == winner.log and hit.event.code]
+        heads = [hit for hit in heads if 0 < winner.event.number - hit.event.number <= _BELOW and hit.event.says]
+        heads = [hit for hit in heads if hit.event.process == winner.event.process]
+        return max(heads, key=lambda hit: hit.event.number, default=winner)
     if winner.kind != "symptom" or not winner.wraps:
         return winner
     told = of_kind(hits, "unknown")

@@ -12,7 +12,7 @@ _SHORT = 240
 
 _ANSWERS = {
     "named": "named, the line says why",
-    "narrowed": "narrowed, the line says what happened and not why",
+    "narrowed": "narrowed, the line says what happened and not why; causes are those of reports, there may be others",
     "not known": "not known, the line speaks for itself",
 }
 

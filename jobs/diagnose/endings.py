@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from jobs.diagnose.diagnosis import Diagnosis, Evidence, RankLog
-from jobs.diagnose.events import forms
+from jobs.diagnose.events import forms, read_events
 from jobs.diagnose.hits import Hit, of_kind
 from jobs.diagnose.sift import Line
 from jobs.diagnose.signatures import position
 from jobs.diagnose.times import When
 
-_WELL, _READY, _NEARLY = (re.compile(forms()[name]) for name in ("well", "ready", "nearly"))
+_WELL, _READY, _NEARLY, _FAILS = (re.compile(forms()[name]) for name in ("well", "ready", "nearly", "fails"))
 
 _EMPTY = "See the output of the batch script, what Slurm says of the job (sacct -j JOB), and whether the disk was full."
 _NEITHER = "no line is an error by its form, and none says that the service was ready: neither failure nor success"
@@ -23,12 +24,22 @@ _LOOK = (
     "Read the last lines below. Diagnose the logs of all ranks, of the batch script and of the client together; of a "
     "process that was killed only dmesg and `sacct -j JOB -o State,ExitCode,MaxRSS` may know."
 )
+_LAST_WORDS = "no line is an error by its form; this one, at the end of its log, reads like the failure"
+_ALL_WELL = (
+    "If it failed all the same, see the last lines of each rank. Wrong or garbled answers leave no line: send one "
+    "request with temperature 0, then again without speculative-config, and with enforce-eager; compare the weights' "
+    "hashes with the hub's, and the quantization and prefill/decode settings with the release's recipe."
+)
 _WARNS = re.compile(r"\b[Ww][Aa][Rr][Nn]")
 _LONGEST = 400
+_END = 3
+"""Lines of the end of a log in which one that reads like a failure is its last word."""
+
 _NEAREST = 3
 """Lines shown that come near to an error."""
 
 _ENDED = "stopped-orderly"
+_BEFORE = ("queue", "container", "start")
 
 
 def stopped(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
@@ -52,7 +63,8 @@ def stopped(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
 def lived_on(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
     """Leave out what was overcome: all errors of a log before its service was ready, where none came after that.
 
-    Also waits and lines that are errors by their words alone, where the service came further after them.
+    Also waits and lines that are errors by their words alone, where the service came further after them; and what those
+    who set a container up or started a task said, where all was well after it.
     """
     well = {log.name: number for log in logs for number, text in log.lines if _WELL.search(text)}
     ready = {log.name: number for log in logs for number, text in log.lines if _READY.search(text)}
@@ -69,7 +81,9 @@ def lived_on(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
         lasting = sign is not None and sign.phase == "any" and sign.any_level  # devices, disks, file servers
         weak = hit.event.bare and hit.kind in ("symptom", "unknown") and not lasting
         overcome = number < ready.get(hit.log, 0) and hit.kind != "note"
-        return overcome or (weak and number < further.get(hit.log, 0)) or (waited and number < well.get(hit.log, 0))
+        set_up = hit.speaker != "" and (sign is None or sign.phase in _BEFORE) and hit.kind not in ("note", "stage")
+        early = (waited or set_up) and number < well.get(hit.log, 0)
+        return overcome or early or (weak and number < further.get(hit.log, 0))
 
     return [hit for hit in hits if not passed(hit)]
 
@@ -90,11 +104,17 @@ def nothing(logs: Sequence[RankLog], times: Sequence[Sequence[When]], notes: tup
     near = list(_near(logs, times))
     shown = (*[one for one in near if one not in ends][-_NEAREST:], *ends)
     well = {log.name: number for log in logs for number, text in log.lines if _WELL.search(text)}
+    last = [one for one in _failing(logs, times) if one.number > well.get(one.log, 0)]
+    last = [one for one in last if any(one.log == end.log and end.number - one.number < _END for end in ends)]
+    if last:
+        others = tuple(one for one in shown if (one.log, one.number) != (last[-1].log, last[-1].number))
+        base = Diagnosis(True, last[-1].rank, certainty="not known", first=last[-1], evidence=others, notes=notes)
+        return replace(base, cause=_LAST_WORDS, remedy=_LOOK)
     if not well:
         return Diagnosis(found=False, cause=_NEITHER, remedy=_LOOK, evidence=shown, notes=notes)
     if any(one.number > well.get(one.log, one.number) and not _WARNS.search(one.line) for one in near):
         return Diagnosis(found=False, cause=_AFTER, remedy=_LOOK, evidence=shown, notes=notes)
-    return Diagnosis(found=False, evidence=ends, notes=notes)
+    return Diagnosis(found=False, remedy=_ALL_WELL, evidence=ends, notes=notes)
 
 
 def _near(logs: Sequence[RankLog], times: Sequence[Sequence[When]]) -> Iterator[Evidence]:
@@ -103,6 +123,14 @@ def _near(logs: Sequence[RankLog], times: Sequence[Sequence[When]]) -> Iterator[
         for (number, text), when in zip(log.lines, whens, strict=True):
             if _NEARLY.search(text):
                 yield Evidence(log.rank, log.name, number, text.strip()[:_LONGEST], when.time)
+
+
+def _failing(logs: Sequence[RankLog], times: Sequence[Sequence[When]]) -> Iterator[Evidence]:
+    """Yield lines of no level that say: a program failed to do something, and why."""
+    for log, whens in zip(logs, times, strict=True):
+        for event in read_events(log.lines, whens):
+            if event.level is None and _FAILS.match(event.text):
+                yield Evidence(log.rank, log.name, event.number, event.text[:_LONGEST], event.when.time)
 
 
 def _last(log: RankLog) -> Line | None:

@@ -92,7 +92,7 @@ class Event:
         inside: it continues a block of CANN, so that it may be the reason for what stands above it.
         chained: an exception that another one, before it, was turned into.
         frames: of an exception, and of what CANN says below it, the `file:function` of the traceback, outermost first,
-            each followed by a space.
+            each followed by a space; those of AISBench begin with `ais_bench/`.
         bare: it has no header that tells a level, and is no exception or crash: by its words alone it may be an error.
         wordless: an exception without a message of its own; that may stand below.
         during: the line of the exception that was being handled when this one came up.
@@ -267,7 +267,7 @@ def _event(number: int, raw: str, when: When, line: _Line, channel: _Channel) ->
     words = text.strip()
     if frame := _FRAME.match(text):
         channel.frame = f"{frame['file']}:{frame['line']} in {frame['function']}"
-        channel.frames.append(f"{frame['file']}:{frame['function']} ")
+        channel.frames.append(f"{frame['package'] or ''}{frame['file']}:{frame['function']} ")
         channel.code_follows, channel.cann = True, False
         return None
     if channel.code_follows and text[:1] in (" ", "\t"):

@@ -20,9 +20,12 @@ _LONG = timedelta(minutes=5)
 
 _TELLING = ("cause", "symptom", "unknown")
 
-_WRAPPER, _TENTATIVE, _CLEANUP, _ENDED, _REQUEST = (
-    re.compile(forms()[name]) for name in ("wrapper", "tentative", "cleanup", "ended", "request")
+_WRAPPER, _TENTATIVE, _CLEANUP, _ENDED, _REQUEST, _SPEAKER, _AGAIN, _DIED = (
+    re.compile(forms()[name])
+    for name in ("wrapper", "tentative", "cleanup", "ended", "request", "speaker", "again", "died")
 )
+_ABOVE, _BELOW = 60, 8
+"""Lines above and below one that only says that something failed, in which what it was may stand."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,11 @@ class Hit:
         return _WRAPPER.search(self.line) is not None
 
     @property
+    def speaker(self) -> str:
+        """The program of a container's set-up or of Slurm that says it; empty: another one."""
+        return speaker(self.event)
+
+    @property
     def ended(self) -> bool:
         """Whether it only says that a task ended, whatever the reason."""
         return self.kind == "end" and _ENDED.search(self.event.raw) is not None
@@ -92,6 +100,12 @@ class Hit:
     def says(self, text: str) -> str:
         """Return a text with what the signature found in the place of its slots."""
         return fill(text, self.match)
+
+
+def speaker(event: Event) -> str:
+    """Return which program of a container's set-up, or daemon of Slurm, says a line: `pyxis`, `slurmstepd`, ..."""
+    found = _SPEAKER.match(event.text)
+    return (found["set_up"] or found["daemon"]) if found else ""
 
 
 def of_kind(hits: Iterable[Hit], *kinds: str) -> list[Hit]:
@@ -107,9 +121,8 @@ def clearly_later(hit: Hit, other: Hit, by: timedelta = _GRACE) -> bool:
 
 def what_counts(hits: Sequence[Hit], ready: datetime | None) -> list[Hit]:
     """Leave out what the service got over: what was passed, handled, survived, or is explained by another."""
-    return _not_overcome(
-        _not_told_above(_not_survived(_not_handled(_not_waited(_not_requests(_not_passed(hits, ready))))))
-    )
+    hits = _not_survived(_not_handled(_not_waited(_not_requests(_not_passed(hits, ready)))))
+    return _not_overcome(_not_said_better(_not_told_above(hits)))
 
 
 def _not_requests(hits: Sequence[Hit]) -> list[Hit]:
@@ -119,9 +132,19 @@ def _not_requests(hits: Sequence[Hit]) -> list[Hit]:
 
 
 def _not_waited(hits: Sequence[Hit]) -> list[Hit]:
-    """Leave out waits that their lines do not call errors, where something else says what went wrong."""
-    others = [hit for hit in hits if not (hit.signature and hit.signature.passing and hit.event.minor)]
-    return others if any(hit.kind in _TELLING for hit in others) else list(hits)
+    """Leave out waits that their lines do not call errors, where something else went wrong by its own words."""
+
+    def again(hit: Hit) -> bool:
+        return (hit.event.bare or hit.event.minor) and _AGAIN.search(hit.event.text) is not None
+
+    def waits(hit: Hit) -> bool:
+        return hit.signature is not None and hit.signature.passing and hit.event.minor
+
+    others = [hit for hit in hits if not (again(hit) or waits(hit))]
+    if any(hit.kind in _TELLING for hit in others):
+        return others
+    ended = any(hit.kind == "end" and not hit.event.minor for hit in others)
+    return [hit for hit in hits if not (ended and waits(hit))]
 
 
 def _not_passed(hits: Sequence[Hit], ready: datetime | None) -> list[Hit]:
@@ -184,13 +207,45 @@ def _not_survived(hits: Sequence[Hit]) -> list[Hit]:
 
 
 def _not_told_above(hits: Sequence[Hit]) -> list[Hit]:
-    """Leave out that a task ended where its log says above what it ended of."""
+    """Leave out that a task ended where its log says above of what, and that a worker died where it says why."""
     told: dict[str, int] = {}
+    why: dict[str, int] = {}
     for hit in hits:
-        wraps = hit.kind == "follow_on" and hit.event.exception
+        wraps = hit.kind == "follow_on" and (hit.event.exception or hit.wraps)
         if wraps or (hit.kind in ("timeout", "end") and not hit.ended):
             told[hit.log] = min(hit.event.number, told.get(hit.log, hit.event.number))
-    return [hit for hit in hits if not hit.ended or told.get(hit.log, hit.event.number) >= hit.event.number]
+        if hit.kind == "follow_on" and hit.wraps:
+            why[hit.log] = min(hit.event.number, why.get(hit.log, hit.event.number))
+
+    def repeats(hit: Hit) -> bool:
+        died = hit.kind == "end" and _DIED.search(hit.event.text) is not None
+        above = told if hit.ended else why if died else {}
+        return above.get(hit.log, hit.event.number) < hit.event.number
+
+    return [hit for hit in hits if not repeats(hit)]
+
+
+def _not_said_better(hits: Sequence[Hit]) -> list[Hit]:
+    """Leave out what only says that something failed, where its log says near it what that was."""
+    by_log: dict[str, list[Hit]] = {}
+    for hit in of_kind(hits, *_TELLING):
+        if not (hit.event.minor or (hit.signature and hit.signature.gives_way)):
+            by_log.setdefault(hit.log, []).append(hit)
+
+    def better(hit: Hit, other: Hit) -> bool:
+        below = other.event.number - hit.event.number
+        if not -_ABOVE <= below <= _BELOW or clearly_later(hit, other) or clearly_later(other, hit):
+            return False
+        if other.signature:
+            return True
+        said = other.event.exception or (other.speaker != "" and other.speaker == hit.speaker)
+        return below < 0 and said and hit.signature is not None and hit.signature.gives_way == "any"
+
+    def weak(hit: Hit) -> bool:
+        gives_way = hit.signature is not None and hit.signature.gives_way != ""
+        return gives_way and any(better(hit, other) for other in by_log.get(hit.log, ()))
+
+    return [hit for hit in hits if not weak(hit)]
 
 
 def _not_overcome(hits: Sequence[Hit]) -> list[Hit]:

@@ -27,16 +27,18 @@ def places() -> tuple[Signature, ...]:
 def fallback(event: Event) -> Signature | None:
     """Return what the place of an unknown error says; None: nothing.
 
-    Of the places that its traceback passed the innermost counts; where it has none, the words of the line tell.
+    Of the places that its traceback passed the innermost counts, before those that give way; where it has none, the
+    words of the line tell.
     """
     best: Signature | None = None
-    depth = -1
+    depth = (False, -1)
     for place in places():
         if not (place.pattern.search(event.text) or place.pattern.search(event.raw)):
             continue
         if place.place is None:
             return best or place
         deepest = max((found.end() for found in place.place.finditer(event.frames)), default=-1)
-        if deepest > depth:
-            best, depth = place, deepest
+        rank = (not place.gives_way, deepest)
+        if deepest >= 0 and rank > depth:
+            best, depth = place, rank
     return best

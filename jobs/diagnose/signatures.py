@@ -56,6 +56,8 @@ class Signature(Section):
     passing: Flag = False
     any_level: Flag = False
     over: tuple[str, ...] = ()
+    gives_way: Literal["", "known", "any"] = ""
+    early: Flag = False
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
