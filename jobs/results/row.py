@@ -126,23 +126,25 @@ def read_row(path: Path) -> dict[str, Any]:
     row = load_visible(path, SMALL)
     if not isinstance(row, dict) or type(row.get("valid")) is not bool:
         raise refused(path, "it is not a row")
+    known: dict[str, Any] = {"truncated": False, "invalid_reason": None}
     for name, value in row.items():
-        if not _fits(name, value):
+        if value is not None and not _fits(name, value):
             raise refused(path, f"it is not a row: {name[:40]} has another form")
-    known = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
-    }
-    return {"truncated": False, "invalid_reason": None} | known
+        known[name] = None if isinstance(value, float) and not math.isfinite(value) else value
+    return known
+
+
+_TEXTS, _WORDS, _COUNTS = frozenset(TEXTS), frozenset((*TEXTS, *FLAGS)), frozenset(COUNTS)
 
 
 def _fits(name: str, value: Any) -> bool:
-    if isinstance(value, bool) or value is None:
-        return name not in TEXTS or value is None
+    if isinstance(value, bool):
+        return name not in _TEXTS
     if isinstance(value, str):
-        return len(value) <= LONGEST and (name in TEXTS or name not in _NUMBERS)
-    if name in (*TEXTS, *FLAGS) or not isinstance(value, int | float):
+        return len(value) <= LONGEST and (name in _TEXTS or name not in _NUMBERS)
+    if name in _WORDS or not isinstance(value, int | float):
         return False
-    if name in COUNTS and not (isinstance(value, int) and 0 <= value <= MOST):
+    if name in _COUNTS and not (isinstance(value, int) and 0 <= value <= MOST):
         return isinstance(value, float) and math.isnan(value)
     return abs(value) < 2**63 or not math.isfinite(value)
 

@@ -144,10 +144,14 @@ class World:
             with contextlib.suppress(psutil.Error):
                 words = one.cmdline()
                 self.tell(f"kill -9 {one.pid} {' '.join(words)[-150:]}")
-                self.unguarded |= "serving-sweep-guard" in words
+                self.unguarded |= self.takes_a_guard(words)
                 for mine in self.started:
                     mine.hit |= mine.process == one
                 one.kill()
+
+    def takes_a_guard(self, words: list[str]) -> bool:
+        """Return whether a guard ends with the process of this command line."""
+        return "serving-sweep-guard" in words
 
     def interrupt(self) -> None:
         """Ctrl-C in one of the programs that we started."""

@@ -104,6 +104,11 @@ class SlurmWorld(World):
         found = (line.split("|", 2) for line in lines)
         return {job: state for job, state, script in found if script.startswith(f"{self.path}/")}
 
+    def takes_a_guard(self, words: list[str]) -> bool:
+        """Slurm ends all that a step has started, guards too, where its srun or slurmstepd is gone."""
+        slurms = words and (words[0].startswith("slurmstepd") or words[0].rpartition("/")[2] == "srun")
+        return super().takes_a_guard(words) or bool(slurms)
+
     def ranks_sweep(self, words: list[str]) -> str | None:
         is_rank = words[:1] == [sys.executable] and "submitit.core._submit" in words
         return str(Path(words[-1]).parents[3]) if is_rank else None

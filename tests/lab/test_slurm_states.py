@@ -17,7 +17,8 @@ from world import Zygote
 pytestmark = [pytest.mark.lab, pytest.mark.waits, pytest.mark.timeout(900)]
 
 SEQUENCES = int(os.environ.get("SLURM_STATES", "1"))
-FIRST = int(os.environ.get("SLURM_STATES_FROM", "0"))
+FIRST = int(os.environ.get("SLURM_STATES_FROM", "129"))
+"""In this one a submitter is killed when Slurm has taken its job, and two resumes come at once."""
 
 
 @pytest.fixture(scope="module")

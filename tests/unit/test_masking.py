@@ -169,6 +169,11 @@ def test_control_characters_are_shown_and_not_sent() -> None:
     assert json.loads(masking.visible(json.dumps({"a": EVIL}, ensure_ascii=False)))["a"]
 
 
+def test_what_python_calls_printable_hides_nothing() -> None:
+    hidden = [chr(code) for code in range(0x110000) if masking._HIDDEN.match(chr(code))]
+    assert len(hidden) > 2000 and not any(one.isprintable() for one in hidden)
+
+
 def test_the_console_shows_them_too(capsys: pytest.CaptureFixture[str]) -> None:
     show.console().print(EVIL)
     row = dict.fromkeys((*show.SHOWN, "saturated"), 1.0) | {"point": "p", "valid": True, "engine": EVIL, "notes": None}
