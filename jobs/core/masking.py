@@ -102,7 +102,7 @@ def text(words: str, values: Sequence[str] | None = None) -> str:
 def _given(match: re.Match[str]) -> str:
     name, between, value = (one for one in match.groups() if one is not None)
     if not is_secret(_last(name)):
-        return f"{name}{between}{_inside(value)}"
+        return f"{name}{between}{_inside(value)}" if "=" in value or ":" in value else match[0]
     if _is_place(value):
         return match[0]
     quote = value[0] if value[0] in "'\"" else ""
