@@ -16,6 +16,8 @@ _ERROR = re.compile(r"\b(?:[A-Z]\w*(?:Error|Exception)\b|ERROR|error:|FATAL|CRIT
 _NOISE = re.compile(
     r"Engine core initialization failed|ERR02200|EI0009|resource_tracker|leaked|Traceback|^\s*\^+\s*$|raise "
     r"|srun: error: \S+ tasks? [\d,-]+: (?:Exited with exit code|Killed|Terminated)"
+    r"|spank: required plugin|Failed to invoke spank plugin"
+    r"|pyxis: (?:printing enroot log|child \d+ failed|couldn't start)"
 )
 """Follow-on errors that only repeat what another line said first."""
 

@@ -271,7 +271,7 @@ def sweep_words(program: str, image: str) -> list[str]:
 
 
 def check_row(sweep: SweepDir, program: str) -> tuple[dict[Any, Any], list[dict[str, Any]]]:
-    """Look that the one row is valid and both ranks ran what was asked. Returns it, and the record of both containers."""
+    """Look that the one row is valid and both ranks ran what was asked. Returns it, and both containers' record."""
     [row] = pd.read_parquet(sweep.table("parquet")).to_dict("records")
     assert row["valid"], row["invalid_reason"]
     ranks = [sweep.service(row["service"], 1).rank(rank) for rank in (0, 1)]

@@ -35,9 +35,10 @@ from real_runtimes import (
     sweep_words,
 )
 from test_container_one_image import is_engine
-from test_rehearsal import ROOT, the_sweep
+from test_rehearsal import ROOT, finish, the_sweep
+from test_rehearsal import start as launch
 from test_runtimes import INHERITED, engine, failed, mark_of, until_says
-from users import two_users
+from users import lacking, two_users
 
 from jobs.allocation.node import staging
 from jobs.allocation.node.engine import Engine
@@ -318,6 +319,19 @@ async def test_a_daemon_that_is_killed_is_named_and_what_is_left_is_not_called_n
         error = await refused(boxed(one, tmp_path, rank=1))
         assert "its daemon does not answer" in error.reason
         assert error.remedy.startswith("Start the daemon")
+
+
+def test_a_valid_row_comes_out_of_podman(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need("podman")
+    if not lacking():
+        pytest.skip("the podman of an ordinary user has one")
+    with podman(tmp_path / "podman") as one:
+        for name, value in one.env.items():
+            monkeypatch.setenv(name, value)
+        one.make(IMAGE)
+        finish(launch(tmp_path / "runs", *sweep_words("podman", IMAGE)), 0)
+        check_row(the_sweep(tmp_path / "runs"), "podman")
+        assert one.containers() == []
 
 
 def test_the_podman_of_an_ordinary_user_needs_no_root() -> None:

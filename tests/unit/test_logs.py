@@ -53,6 +53,13 @@ def test_kv_cache_tokens(text: str, tokens: int | None) -> None:
         ("OSError: tried again\nINFO\nRuntimeError: gave up\nbye", "RuntimeError: gave up"),
         ("\x1b[1;31mERROR\x1b[0m device lost\nok", "ERROR device lost"),
         ("EI0006: Getting socket times out\nlater line", "EI0006: Getting socket times out"),
+        (
+            "slurmstepd-n1: error: pyxis: source path does not exist: /no\n"
+            "slurmstepd-n1: error: spank: required plugin spank_pyxis.so: task_init() failed with rc=-1\n"
+            "slurmstepd-n1: error: Failed to invoke spank plugin stack\n"
+            "srun: error: n1: task 0: Exited with exit code 1",
+            "slurmstepd-n1: error: pyxis: source path does not exist: /no",
+        ),
         ("ValueError: " + "x" * 1000, "ValueError: " + "x" * 388),
     ],
 )
