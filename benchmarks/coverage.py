@@ -304,10 +304,10 @@ def main() -> int:
     options.add_argument("--engine", default="simulator", choices=("simulator", "vllm_cpu"))
     options.add_argument("--trials", type=int, default=1000)
     options.add_argument("--window-s", type=float, default=5.0)
-    options.add_argument("--windows", type=int, default=48, help="of the one service")
-    options.add_argument("--starts", type=int, default=6, help="of three windows each")
+    options.add_argument("--windows", type=int, default=48, help="of the one service; 0: none")
+    options.add_argument("--starts", type=int, default=6, help="of three windows each; 0: none")
     options.add_argument("--rate", type=float, default=3.0, help="of the open loop, requests/s")
-    options.add_argument("--keep", type=Path, help="an empty directory in which the sweeps are left")
+    options.add_argument("--keep", type=Path, help="directory in which sweeps lie and are left")
     asked = options.parse_args()
     if asked.what == "monte-carlo":
         monte_carlo(asked.trials)

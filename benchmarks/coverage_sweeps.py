@@ -26,12 +26,13 @@ from jobs.results.gather import Run, read_run
 from jobs.results.requests import Requests, of_row
 
 SETTING, START = "parallel.max_model_len", "parallel.seed"
+LOADS = ("closed loop", "open loop")
 FIGURES = ("output_tok_per_s", "ttft_ms_mean", "e2el_ms_mean")
 
 IN_TURN = ((0, 3, 4), (1, 2, 5))
 """Places of the windows of two settings that are measured by turns: A B, B A, A B."""
 
-MOST = 2000
+MOST = 500
 """Trials of one kind."""
 
 
@@ -51,8 +52,8 @@ class Picked(noise.Side):
         )
 
 
-def measured(root: Path, engine: str, starts: int, windows: int, window_s: float, rate: float) -> Run:
-    """Measure one setting in a closed and in an open loop, and return its sweep with all of its windows."""
+def measure(root: Path, engine: str, starts: int, windows: int, window_s: float, rate: float) -> None:
+    """Measure one setting in a closed and in an open loop by turns, in so many starts and windows of each."""
     small = ("experiment=demo", "parallel.data_parallel_size=1")
     words = [
         *(("engine=simulator",) if engine == "simulator" else small), f"bench.request_rate=null,{rate}",
@@ -60,20 +61,25 @@ def measured(root: Path, engine: str, starts: int, windows: int, window_s: float
         f"bench.repeats={windows}", f"parallel.seed={','.join(str(n) for n in range(1, starts + 1))}",
         f"results.root={root}",
     ]  # fmt: skip
-    before = set(root.glob("*/plan.json"))
     subprocess.run([sys.executable, "launch.py", "-m", *words], check=False, stdout=sys.stderr)
-    [plan] = [path.parent for path in set(root.glob("*/plan.json")) - before if not path.parent.is_symlink()]
-    run = read_run(plan)
-    for row in run.rows:
-        row["lines"] = [line for _, line in columns.lines_in_row(run, row)]
-        row["requests"] = of_row(run, row)
-        told = row["requests"].windows if row["requests"] else ()
-        row["usable"] = [
-            place
-            for place, (line, _) in enumerate(zip(row["lines"], told, strict=False))
-            if line["valid"] and not line["saturated"] and all(line.get(column) for column in FIGURES)
-        ]
-    return run
+
+
+def read(root: Path) -> tuple[list[Run], Run]:
+    """Return the sweeps of one service in many windows, and all those of starts in three windows each as one sweep."""
+    runs = [read_run(path.parent) for path in sorted(root.glob("*/plan.json")) if not path.parent.is_symlink()]
+    for run in runs:
+        for row in run.rows:
+            row["lines"] = [line for _, line in columns.lines_in_row(run, row)]
+            row["requests"] = of_row(run, row)
+            told = row["requests"].windows if row["requests"] else ()
+            row["usable"] = [
+                place
+                for place, (line, _) in enumerate(zip(row["lines"], told, strict=False))
+                if line["valid"] and not line["saturated"] and all(line.get(column) for column in FIGURES)
+            ]
+    one = [run for run in runs if any(len(row["lines"]) > REPEATS for row in run.rows)]
+    many = [run for run in runs if run not in one]
+    return one, replace(many[0], rows=tuple(row for run in many for row in run.rows))
 
 
 def pick(row: Mapping[str, Any], places: Iterable[int], setting: int = 0, start: int = 0) -> dict[str, Any]:
@@ -132,30 +138,35 @@ def _share(found: Sequence[bool]) -> str:
     return f"{sum(found)} of {len(found)} ({100 * sum(found) / len(found):.1f} %)" if found else "-"
 
 
-def _loads(run: Run) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    for name, is_open in (("closed loop", False), ("open loop", True)):
-        yield name, [row for row in run.rows if (row[columns.RATE] is not None) == is_open]
+def _of_load(run: Run, is_open: int) -> list[dict[str, Any]]:
+    return [row for row in run.rows if (row[columns.RATE] is not None) == bool(is_open)]
 
 
-def report(engine: str, one: Run, many: Run) -> None:
+def report(engine: str, one: Sequence[Run], many: Run) -> None:
     """Print the tables of one service in many windows, and of many starts in three each."""
     rng = np.random.default_rng(0)
     print(f"\n### {engine}: groups of 3 windows of one start told apart (nominal 5 %)\n")
     print("| load | windows | figure | by turns, none shared | by turns, all | drawn at random |")
     print("|---|---|---|---|---|---|")
-    for load, [row] in _loads(one):
-        usable = f"{len(row['usable'])} of {len(row['lines'])}"
+    for is_open, load in enumerate(LOADS):
+        rows = [row for run in one for row in _of_load(run, is_open)]
+        usable = f"{sum(len(row['usable']) for row in rows)} of {sum(len(row['lines']) for row in rows)}"
         for column in FIGURES:
-            trials = (in_turn(row, 2 * REPEATS), in_turn(row, 1), at_random(row, rng))
-            cells = " | ".join(apart(one, pairs, column) for pairs in trials)
-            print(f"| {load} | {usable} | `{column}` | {cells} |", flush=True)
+            kinds = (
+                lambda row: in_turn(row, 2 * REPEATS),
+                lambda row: in_turn(row, 1),
+                lambda row: at_random(row, rng),
+            )
+            cells = [apart(one[0], (pair for row in rows for pair in kind(row)), column) for kind in kinds]
+            print(f"| {load} | {usable} | `{column}` | {' | '.join(cells)} |", flush=True)
     print(f"\n### {engine}: two equal settings by the report\n")
     print("| load | starts | starts a side | one leads | one won |\n|---|---|---|---|---|")
     was, verdict.Side = verdict.Side, Picked  # type: ignore[misc]
     try:
-        for load, rows in _loads(many):
+        for is_open, load in enumerate(LOADS):
+            rows = _of_load(many, is_open)
             whole = [row for row in rows if len(row["usable"]) >= REPEATS]
-            for a_side in range(1, len(whole) // 2 + 1):
+            for a_side in range(1, min(3, len(whole) // 2) + 1):
                 led, won = claims(many, whole, a_side, rng)
                 print(f"| {load} | {len(whole)} of {len(rows)} | {a_side} | {led} | {won} |", flush=True)
     finally:
@@ -163,9 +174,15 @@ def report(engine: str, one: Run, many: Run) -> None:
 
 
 def sweeps(engine: str, window_s: float, windows: int, starts: int, rate: float, keep: Path | None) -> None:
-    """Measure, and print the tables. `keep`: where the sweeps are left; None: they are not."""
+    """Measure, and print the tables.
+
+    Args:
+        keep: where the sweeps are left, and others of the same kind may lie from before; None: they are not kept.
+    """
     with tempfile.TemporaryDirectory() as folder:
         root = keep or Path(folder)
-        one = measured(root, engine, 1, windows, window_s, rate)
-        many = measured(root, engine, starts, REPEATS, window_s, rate)
-        report(engine, one, many)
+        if windows:
+            measure(root, engine, 1, windows, window_s, rate)
+        if starts:
+            measure(root, engine, starts, REPEATS, window_s, rate)
+        report(engine, *read(root))

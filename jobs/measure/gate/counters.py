@@ -31,8 +31,11 @@ second not even worth a note. vLLM balances by counts that are 0.1 s old, so req
 SLOWER = 1.5
 """An engine that holds a request for so many times as long as another one, for each of its tokens, is slower."""
 
-GAUGED = 20
-"""Readings in a window from which the mean of a gauge is one."""
+GAUGED = 100
+"""Requests seen in all readings of a window together from which their mean is known to a tenth."""
+
+SCATTERED = 4
+"""So many times more requests are needed where their lengths scatter: an engine may have got the longer prompts."""
 
 NEEDED_IN_FLIGHT = 2.0
 """Mean requests in flight for each data-parallel rank below which the balancer may well need one engine alone: vLLM's
@@ -128,7 +131,9 @@ def pace(case: Case) -> Found:
     """
     window, ranks = case.window, case.config.parallel.data_parallel_size
     tokens = {engine: count for engine, count in window.engine_tokens.items() if count and engine != ALL}
-    if len(tokens) < max(2, ranks) or len(case.counted) < ENOUGH_TO_BALANCE * ranks:
+    bench = case.config.bench
+    alike = bench.lengths == "fixed" and bench.workload not in ("sharegpt", "trace")
+    if len(tokens) < max(2, ranks) or len(case.counted) < ENOUGH_TO_BALANCE * ranks * (1 if alike else SCATTERED):
         return
     if min(tokens.values()) * ranks < NOTED_SHARE * sum(tokens.values()):
         return  # uneven, which is said already: the busier one is the slower one
@@ -136,7 +141,7 @@ def pace(case: Case) -> Found:
     took: dict[str, float] = {}
     for engine, count in tokens.items():
         running = [one.running for one in inside if one.engine == engine and one.running is not None]
-        if len(running) < GAUGED or not sum(running):
+        if sum(running) < GAUGED:
             return
         took[engine] = sum(running) / len(running) * window.seconds / count
     slow, fast = max(took, key=lambda one: took[one]), min(took, key=lambda one: took[one])
