@@ -96,7 +96,7 @@ def test_the_r1_configuration_is_rehearsed(tmp_path: Path) -> None:
     assert table["valid"].all()
     assert set(table["engine"]) == {"simulator"}
     assert all(min(json.loads(tokens).values()) > 0 for tokens in table["engine_tokens"])
-    assert (table["kv_cache_tokens"] == 133_376).all(), "facts of the memory table: TP8 DP2 at 0.9"
+    assert (table["kv_cache_tokens"] == 130_048).all(), "facts of the memory table: TP8 DP2 at 0.9"
     assert (table["predicted_kv_tokens"] == table["kv_cache_tokens"]).all(), "the plan adds up what the engine adds up"
     assert str(sweep.table("csv")) in output
     for service in table["service"]:
