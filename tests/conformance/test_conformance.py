@@ -16,6 +16,7 @@ from core_help import config
 
 from jobs.core.config import Config
 from jobs.core.errors import RunError
+from jobs.core.layout import local_sizes
 from jobs.engines.ascend import ADVISED, release, releases
 from jobs.engines.ascend.mc2 import mc2_capacity
 from jobs.engines.ascend.real import ask, sources
@@ -75,7 +76,7 @@ def _asked(point: Config) -> dict[str, Any]:
     return {
         "parallel_config.tensor_parallel_size": p.tensor_parallel_size,
         "parallel_config.data_parallel_size": p.data_parallel_size,
-        "parallel_config.data_parallel_size_local": p.data_parallel_size_local,
+        "parallel_config.data_parallel_size_local": local_sizes(point)[0],
         "parallel_config.enable_expert_parallel": p.enable_expert_parallel,
         "scheduler_config.max_num_seqs": p.max_num_seqs,
         "model_config.max_model_len": p.max_model_len,
