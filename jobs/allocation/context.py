@@ -10,6 +10,7 @@ from jobs.allocation.handshake import Secret
 from jobs.allocation.walltime import Walltime
 from jobs.cluster.nodelist import Task
 from jobs.cluster.ports import Ports
+from jobs.core import masking
 from jobs.core.rundir import AllocationDir
 from jobs.core.tasks import AllocationTask
 
@@ -31,6 +32,12 @@ class RankContext:
     def tag(self, service: str) -> str:
         """Return the process tag of this rank's engine processes."""
         return f"{self.task.job_id}/{service}/{self.task.rank}"
+
+    def api_key(self, service: str, attempt: int) -> str:
+        """Return the key of a service: every rank of the allocation can tell it, and it never crosses the channel."""
+        key = self.secret().mac(f"API key of {service}/{attempt}", 0, (b"", b"")).hex()[:32]
+        masking.learn([key])
+        return key
 
     def secret(self) -> Secret:
         """Return what proves a rank of this allocation to the others."""

@@ -15,6 +15,7 @@ from jobs.allocation.messages import (
     EngineStart,
     Inspect,
     Inspected,
+    Listens,
     Message,
     Phase,
     Prepare,
@@ -153,8 +154,11 @@ async def _start(
 
 async def _report_end(control: ControlClient, engine: Engine, folder: RankDir) -> None:
     ended = asyncio.ensure_future(engine.ended())
-    size = -1
+    size, silent = -1, engine.place.replica
     while not ended.done():
+        if silent and await aside(engine.listens):
+            silent = False
+            await control.send(Listens())
         if size != (size := engine.log_size()):
             await control.send(Progress(await aside(engine.note_progress)))
         await asyncio.wait({ended}, timeout=PROGRESS_S)

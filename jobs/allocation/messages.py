@@ -158,6 +158,11 @@ class Progress(Message):
 
 
 @dataclass(frozen=True)
+class Listens(Message):
+    """The API of a replica is there, and it is its own engine's."""
+
+
+@dataclass(frozen=True)
 class Prepared(Message):
     """Image and checkpoint are there; `parts`: short hashes of the checkpoint."""
 

@@ -204,6 +204,7 @@ async def _obey(
         warning = None if context.task.on_loopback else check_master(master, resolved, context.address, prefix)
         if warning and not same_subnet(context.address, master, prefix):
             log(f"warning: {warning}")
+        serves = config.parallel.replicas > 1 and config.engine.api_key
         place = Placement(
             rank=context.task.rank,
             ranks=start.ranks,
@@ -212,7 +213,8 @@ async def _obey(
             master_address=master,
             api_port=start.api_port,
             rpc_port=start.rpc_port,
-        )
+            api_key=context.api_key(start.service, start.attempt) if serves else None,
+        ).among(config)
         rank_dir = context.folder.sweep.service(start.service, start.attempt).rank(context.task.rank)
         log(f"service {start.service}: start")
         return Engine(config, place, rank_dir, context.tag(start.service))

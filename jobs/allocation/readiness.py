@@ -8,60 +8,59 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Awaitable, Callable
-from urllib.parse import urlsplit
 
 import aiohttp
 
-from jobs.allocation.probe import counters, one_token, silent_ranks
-from jobs.cluster.ports import listeners
+from jobs.allocation.probe import Sessions, counters, one_token, sessions, silent_ranks
 from jobs.core.config import Config
 from jobs.core.errors import RunError
-from jobs.core.process import name_of
 from jobs.core.waiting import aside
 from jobs.measure.records import Target
 
 POLL_S = 0.25
 
+_LIMIT_S = 5.0
+"""Of a request that costs an engine nothing."""
 
-async def wait_ready(config: Config, api: Target, on_state: Callable[[str], None], owns: Callable[[int], bool]) -> None:
+
+async def wait_ready(config: Config, api: Target, on_state: Callable[[str], None], listens: Callable[[], bool]) -> None:
     """Return when the service is ready. Its key is sent to nobody else.
 
     Args:
         config: of the service; `limits.load_s` and `limits.first_token_s` apply.
         api: where it is.
         on_state: told "healthy" and "ready" as they happen.
-        owns: tells whether a process is of our engine.
+        listens: tells whether our engine's API is there, and raises RunError where somebody else's is.
 
     Raises:
         RunError: a limit was exceeded, the wrong model is served, or a data-parallel rank does not answer.
     """
-    timeout = aiohttp.ClientTimeout(total=5)
-    async with aiohttp.ClientSession(api.base_url, timeout=timeout) as session:  # /health asks for no key
+    async with sessions(api, _LIMIT_S, {}) as without_key:  # /health asks for none
         await _until(
-            lambda: _healthy(session, api, owns), config.limits.load_s, "limits.load_s", "/health was not 200 in time"
+            lambda: _healthy(without_key, listens), config.limits.load_s, "limits.load_s", "/health was not 200 in time"
         )
     # Who listened before the answer may have gone since. While our engine listens, nobody else can.
-    await aside(check_listener, urlsplit(api.base_url).port or 0, owns)
-    async with aiohttp.ClientSession(api.base_url, headers=api.authorization, timeout=timeout) as session:
+    await aside(listens)
+    async with sessions(api, _LIMIT_S, api.authorization) as opened:
         on_state("healthy")
-        await _check_model(session, api.model)
-        await probe_all(session, config, api)
+        for one in opened:
+            await _check_model(one, api.model)
+        await probe_all(opened, config, api)
         on_state("ready")
 
 
-async def probe_all(session: aiohttp.ClientSession, config: Config, api: Target) -> None:
+async def probe_all(opened: Sessions, config: Config, api: Target) -> None:
     """Get one token from every data-parallel engine; requests go on until each one has answered.
 
     Raises:
         RunError: an engine refuses, or `limits.first_token_s` is over.
     """
-    size, limit = config.parallel.data_parallel_size, config.limits.first_token_s
-    before, asked, late = await counters(session), 0, set(range(size))
+    size, limit = config.parallel.engines, config.limits.first_token_s
+    before, asked, late = await counters(opened, api), 0, set(range(size))
 
     async def ask(rank: int) -> str | None:
-        error = await one_token(session, config, api, rank, limit)
+        error = await one_token(opened, config, api, rank, limit)
         if error is None:
             late.discard(rank)
         return error
@@ -75,7 +74,7 @@ async def probe_all(session: aiohttp.ClientSession, config: Config, api: Target)
                     if error:
                         name = f"data-parallel rank {rank}"
                         raise RunError(name, error, "it did not answer a one-token request", "See its log.")
-                silent = silent_ranks(before, await counters(session), asked, size)
+                silent = silent_ranks(before, await counters(opened, api), asked, size)
                 if not silent:
                     return
                 await asyncio.sleep(POLL_S)
@@ -89,32 +88,17 @@ async def probe_all(session: aiohttp.ClientSession, config: Config, api: Target)
         ) from None
 
 
-async def _healthy(session: aiohttp.ClientSession, api: Target, owns: Callable[[int], bool]) -> bool:
-    if await aside(check_listener, urlsplit(api.base_url).port or 0, owns):
-        with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-            async with session.get("/health") as response:
-                return response.status == 200
+async def _healthy(opened: Sessions, listens: Callable[[], bool]) -> bool:
+    if not await aside(listens):
+        return False
+    return all(await asyncio.gather(*map(_is_healthy, opened)))
+
+
+async def _is_healthy(session: aiohttp.ClientSession) -> bool:
+    with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+        async with session.get("/health") as response:
+            return response.status == 200
     return False
-
-
-def check_listener(port: int, owns: Callable[[int], bool]) -> bool:
-    """Look who listens where the API will be. Returns whether anybody does, as far as can be told.
-
-    An engine binds its port at its start and listens after its load: until then any user could listen beside it. A
-    container's engine may be root's, and then nobody but root sees its processes.
-
-    Raises:
-        RunError: it is neither this user nor root, or a process that is not of our engine.
-    """
-    found = listeners(port)
-    for one in found or ():
-        who = f"user {one.uid}" if one.uid not in (os.geteuid(), 0) else None
-        if not who and (pids := one.pids()) and not any(map(owns, pids)):
-            who = f"process {pids[0]} {name_of(pids[0])}, which is not of this service,"
-        if who:
-            reason, remedy = f"{who} listens there in the engine's place", "Set engine.port to another port"
-            raise RunError("engine.port", port, reason, f"{remedy}, and find out what that is.")
-    return found is None or bool(found)
 
 
 async def _check_model(session: aiohttp.ClientSession, model: str) -> None:

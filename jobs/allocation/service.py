@@ -10,6 +10,7 @@ from types import TracebackType
 
 from jobs.allocation.context import RankContext
 from jobs.allocation.control import ControlServer
+from jobs.allocation.interface import addresses_of
 from jobs.allocation.life import Life, ServiceFailed
 from jobs.allocation.live import LiveService
 from jobs.allocation.messages import EngineStart
@@ -20,7 +21,7 @@ from jobs.allocation.supervisor import Supervisor
 from jobs.allocation.walltime import service_seconds
 from jobs.core.errors import RunError, UserError
 from jobs.core.files import read_json, write_text
-from jobs.core.layout import Placement, local_sizes
+from jobs.core.layout import Placement, local_sizes, serving_address
 from jobs.core.log import log, read_all
 from jobs.core.records import tolerant
 from jobs.core.rundir import AllocationDir, Root
@@ -162,8 +163,7 @@ class Service:
         )
         life = Life(self._stopping)
         supervisor = Supervisor(engine, self._control, start, life)
-        target = Target(f"http://127.0.0.1:{place.api_port}", config.model.name_for_clients, place.api_key)
-        return LiveService(context, self._configs, self.rows, engine, supervisor, life, target)
+        return LiveService(context, self._configs, self.rows, engine, supervisor, life, self._target(place))
 
     async def _start(self, live: LiveService) -> None:
         known, service = self.rows.known, self.task.service
@@ -265,8 +265,23 @@ class Service:
             master_address=config.cluster.master_address or context.address,
             api_port=str(context.ports.api),
             rpc_port=str(context.ports.dp_rpc),
-            api_key=context.folder.new_api_key() if config.engine.api_key else None,
-        )
+            api_key=self._api_key() if config.engine.api_key else None,
+        ).among(config)
+
+    def _api_key(self) -> str:
+        key = self._context.api_key(self.task.service, self._attempt)
+        self._context.folder.keep_api_key(key)
+        return key
+
+    def _target(self, place: Placement) -> Target:
+        parallel, context = self._config.parallel, self._context
+        urls = [f"http://{place.local}:{place.api_port}"]
+        for rank in range(1, parallel.replicas):
+            host = context.task.hosts[rank]
+            address = serving_address(self._config, rank, next(iter(addresses_of(host)), host))
+            urls.append(f"http://{address}:{place.api_port}")
+        name = self._config.model.name_for_clients
+        return Target(urls[0], name, place.api_key, tuple(urls[1:]), parallel.data_parallel_size)
 
 
 def _submitted(folder: AllocationDir, default: float) -> float:

@@ -16,6 +16,7 @@ from jobs.allocation.messages import (
     EngineStart,
     Inspect,
     Inspected,
+    Listens,
     Lost,
     Phase,
     Prepare,
@@ -57,6 +58,7 @@ class Supervisor:
         self._telling: set[asyncio.Task[None]] = set()
         self._heard: dict[int, float] = {}
         self._weights: set[int] = set()  # the ranks that have read theirs
+        self._listening: set[int] = set()  # the replicas on other nodes whose API is there
         self._begun = time.monotonic()
         self.prepared_s = 0.0
         """Seconds that bringing the image, and staging and checking the checkpoint, took."""
@@ -85,7 +87,7 @@ class Supervisor:
             self._watchers.append(asyncio.create_task(self._watch_engine()))
         loading = asyncio.create_task(self._watch_load())
         try:
-            await self._life.during(readiness.wait_ready(self._engine.config, api, self.enter, self._engine.owns))
+            await self._life.during(readiness.wait_ready(self._engine.config, api, self.enter, self._listens))
         except UserError as error:
             # The API server often notices a dead engine before its rank has reported it: then that is the reason.
             raise ServiceFailed(await self._life.failure_soon() or self._named(error)) from None
@@ -194,6 +196,11 @@ class Supervisor:
                 return
             await asyncio.sleep(PROGRESS_S)
 
+    def _listens(self) -> bool:
+        """Return whether every API is there. RunError: somebody else listens in our engine's place."""
+        others = self._engine.config.parallel.replicas - 1
+        return len(self._listening) == others and self._engine.listens()
+
     async def stop(self) -> list[str]:
         """End the engine on every rank. Returns what was left behind, by rank; an empty list is clean."""
         for watcher in self._watchers[1:]:
@@ -236,6 +243,8 @@ class Supervisor:
                     self._heard[rank] = time.monotonic()
                     if weights:
                         self._weights.add(rank)
+                case Listens():
+                    self._listening.add(rank)
                 case Prepared(parts):
                     self._prepared.answer(rank, parts)
                 case Inspected(differences, load_gb_s):

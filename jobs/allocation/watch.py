@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from jobs.allocation.probe import counters, one_token
+from jobs.allocation.probe import Sessions, counters, one_token, sessions
 from jobs.core.config import Config
 from jobs.core.layout import local_sizes, node_of
 from jobs.measure.records import Target
@@ -78,21 +78,18 @@ class Watch:
 
     async def run(self) -> None:
         """Watch until cancelled, or until an engine gave no sign of life."""
-        timeout = aiohttp.ClientTimeout(total=max(5.0, self.config.limits.heartbeat_s / 2))
-        async with (
-            aiohttp.ClientSession(self.api.base_url, headers=self.api.authorization, timeout=timeout) as session,
-            asyncio.TaskGroup() as group,
-        ):
-            group.create_task(self._idle(session))
-            for rank in range(self.config.parallel.data_parallel_size):
-                group.create_task(self._engine(session, rank))
+        limit = max(5.0, self.config.limits.heartbeat_s / 2)
+        async with sessions(self.api, limit, self.api.authorization) as opened, asyncio.TaskGroup() as group:
+            group.create_task(self._idle(opened))
+            for rank in range(self.config.parallel.engines):
+                group.create_task(self._engine(opened, rank))
 
-    async def _idle(self, session: aiohttp.ClientSession) -> None:
+    async def _idle(self, opened: Sessions) -> None:
         """End a service that nobody uses: an allocation must not be held for nothing (`limits.idle_s`)."""
         limit = self.config.limits.idle_s
         served, since = -1.0, time.monotonic()
         while True:
-            now = sum((await counters(session)).values()) - len(self.probed)
+            now = sum((await counters(opened, self.api)).values()) - len(self.probed)
             if now > served:
                 served, since = now, time.monotonic()
             elif time.monotonic() - since > limit:
@@ -100,11 +97,11 @@ class Watch:
                 return
             await asyncio.sleep(min(limit / 4, 10 * TICK_S))
 
-    async def _engine(self, session: aiohttp.ClientSession, rank: int) -> None:
+    async def _engine(self, opened: Sessions, rank: int) -> None:
         """Watch one engine: probe it whenever its counter stood still for half the heartbeat limit."""
         patience = self.config.limits.heartbeat_s / 2
         reading = max(READING_S, patience / 4)
-        last, alive = (await counters(session)).get(str(rank)), time.monotonic()
+        last, alive = (await counters(opened, self.api)).get(str(rank)), time.monotonic()
         while True:
             await asyncio.sleep(TICK_S)
             now = None
@@ -112,26 +109,27 @@ class Watch:
             # comes together with the answer, and whoever stops the service would wait for this task for ever.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(reading):
-                    now = (await counters(session)).get(str(rank))
+                    now = (await counters(opened, self.api)).get(str(rank))
             if now is not None and now != last:
                 last, alive = now, time.monotonic()
             if time.monotonic() - alive < patience:
                 continue
-            failed = await self._probe(session, rank, probe_limit_s(self.config, self.ahead))
+            failed = await self._probe(opened, rank, probe_limit_s(self.config, self.ahead))
             if failed:
                 self.fail(*failed)
                 return
             alive = time.monotonic()
 
-    async def _probe(self, session: aiohttp.ClientSession, rank: int, limit_s: float) -> tuple[int, str] | None:
+    async def _probe(self, opened: Sessions, rank: int, limit_s: float) -> tuple[int, str] | None:
         """Return None if an engine answers a probe, or its counter shows that it is busy with others.
 
         Else which node failed, and why: if the API server answers nothing at all, it is at fault and not the engine.
         """
-        begun, growth = time.monotonic(), asyncio.create_task(_growth(session, rank))
-        health = asyncio.create_task(_answers(session, "/health", limit_s))
+        replica, _ = self.api.place(rank)
+        begun, growth = time.monotonic(), asyncio.create_task(self._growth(opened, rank))
+        health = asyncio.create_task(_answers(opened[replica], "/health", limit_s))
         try:
-            error = await one_token(session, self.config, self.api, rank, limit_s)
+            error = await one_token(opened, self.config, self.api, rank, limit_s)
             if error is None:
                 self.probed.append((time.monotonic(), rank))
                 return None
@@ -142,10 +140,21 @@ class Watch:
             if health.done() and health.result():
                 node = node_of(local_sizes(self.config), rank)
                 return node, f"data-parallel rank {rank} gave no sign of life: {error}{LIMIT}"
-            return 0, f"its API server gave no sign of life: no answer within {limit_s:g} s{LIMIT}"
+            return replica, f"its API server gave no sign of life: no answer within {limit_s:g} s{LIMIT}"
         finally:
             growth.cancel()
             health.cancel()
+
+    async def _growth(self, opened: Sessions, rank: int) -> None:
+        """Return once an engine's counter has grown since this call; what it did before is no sign of life now."""
+        first: float | None = None
+        while True:
+            now = (await counters(opened, self.api)).get(str(rank))
+            if first is None:
+                first = now
+            elif now is not None and now != first:
+                return
+            await asyncio.sleep(TICK_S)
 
     def tokens_between(self, opened_s: float, closed_s: float) -> dict[str, int]:
         """Return the tokens of our own probes by data-parallel rank, in a span of the monotonic clock."""
@@ -154,18 +163,6 @@ class Watch:
             if opened_s <= moment < closed_s:
                 found[str(rank)] = found.get(str(rank), 0) + 1
         return found
-
-
-async def _growth(session: aiohttp.ClientSession, rank: int) -> None:
-    """Return once the counter of an engine has grown since this call; what it did before is no sign of life now."""
-    first: float | None = None
-    while True:
-        now = (await counters(session)).get(str(rank))
-        if first is None:
-            first = now
-        elif now is not None and now != first:
-            return
-        await asyncio.sleep(TICK_S)
 
 
 async def _answers(session: aiohttp.ClientSession, path: str, limit_s: float) -> bool:

@@ -60,11 +60,16 @@ def _memory_lines(service: Service) -> list[str]:
     lines += [f"{term.gib:9.3f} GiB  {term.name}  ({term.source})" for term in made.terms]
     left = f"{made.kv_bytes / GIB:9.3f} GiB  for the KV cache, {made.kv_bytes_per_token:,} bytes a token"
     lines.append(left + (f", give or take {made.uncertainty_bytes / GIB:.2f} GiB" if made.uncertainty_bytes else ""))
+    if made.graphs_gib:
+        least, most = made.graphs_gib
+        beyond = (made.device_bytes - made.budget_bytes) / GIB
+        lines.append(f"{least:g} to {most:g} GiB more for graphs, of the {beyond:.2f} GiB beyond the utilization")
     lines += [
         f"{made.kv_tokens_per_rank:,} tokens in each data-parallel rank",
         f"largest max_model_len that starts: {made.largest_max_model_len:,}",
         f"full-length sequences at once: {made.sequences(fit.length):,} in each data-parallel rank",
         f"max_model_len={fit.length:,}: {fit.refusal or fit.doubt or 'fits'}",
+        *(f"behind it: {anchor}" for anchor in made.anchors),
     ]
     if past is None:
         return [*lines, "calibration: none, no run of this release and layout is known under results.root"]

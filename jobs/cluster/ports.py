@@ -127,14 +127,20 @@ class Listener:
         return found
 
 
-def listeners(port: int) -> set[Listener] | None:
-    """Return what listens on a port of this host: proc(5), /proc/net/tcp. None: nobody can tell."""
+def listeners(port: int, address: str = "127.0.0.1") -> set[Listener] | None:
+    """Return what listens on a port of this host: proc(5), /proc/net/tcp. None: nobody can tell.
+
+    Args:
+        address: what listens on another loopback address alone is left out: that is another replica's.
+    """
     found, read = set(), False
+    own = socket.inet_aton(address)[::-1].hex().upper()
     for name in ("tcp", "tcp6"):
         with contextlib.suppress(OSError):
             for line in (PROC_NET / name).read_text(encoding="utf-8").splitlines()[1:]:
                 words = line.split()
-                if words[3] == _LISTENS and int(words[1].rpartition(":")[2], 16) == port:
+                where, _, at = words[1].rpartition(":")
+                if words[3] == _LISTENS and int(at, 16) == port and (where.endswith(own) or not where.endswith("7F")):
                     found.add(Listener(int(words[7]), int(words[9])))
             read = True
     return found if read else None

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from jobs.core.config import Config
@@ -31,7 +31,7 @@ def span(config: Config) -> int:
     """
     parallel, nodes, most = config.parallel, config.cluster.nodes or 1, config.cluster.npus_per_node
     npus, stages = npus_of_a_rank(config), parallel.pipeline_parallel_size or 1
-    if parallel.data_parallel_size > 1:
+    if parallel.engines > 1:
         return 1
     if stages > 1 and stages % nodes == 0 and npus <= nodes * most:
         return nodes
@@ -55,12 +55,13 @@ def local_sizes(config: Config) -> tuple[int, ...]:
         config.cluster.nodes,
     )
     sizes: tuple[int, ...] = local if isinstance(local, tuple) else (local,) * (nodes or max(1, size // local))
-    if sum(sizes) != size:
+    if sum(sizes) != config.parallel.engines:
         raise ConfigError(
             "parallel.data_parallel_size",
             size,
             f"the nodes' local sizes {list(sizes)} add up to {sum(sizes)}",
-            "Make parallel.data_parallel_size the sum of parallel.data_parallel_size_local over the nodes.",
+            "Make parallel.data_parallel_size the sum of parallel.data_parallel_size_local over the nodes"
+            " (or, for a whole service on each node, every one of them).",
         )
     if nodes is not None and nodes != len(sizes):
         raise ConfigError(
@@ -122,11 +123,29 @@ class Placement:
     api_port: str
     rpc_port: str
     api_key: str | None = None
+    replica: bool = False
 
     @property
     def role(self) -> Role:
-        """Rank 0 is the head (API server, measures); every other rank is headless."""
-        return "head" if self.rank == 0 else "headless"
+        """Rank 0 is the head (API server), as is a replica of its own; every other rank is headless."""
+        return "head" if self.rank == 0 or self.replica else "headless"
+
+    @property
+    def local(self) -> str:
+        """Where its own host reaches its API; replicas that share a host have a loopback address each."""
+        return self.address if self.replica and self.address.startswith("127.") else "127.0.0.1"
+
+    def among(self, config: Config) -> Placement:
+        """Return the place as it is where each node has a whole service: no other node is its master."""
+        if config.parallel.replicas == 1:
+            return self
+        address = serving_address(config, self.rank, self.address)
+        return replace(self, address=address, master_address=address, replica=True)
+
+
+def serving_address(config: Config, rank: int, address: str) -> str:
+    """Return where a replica serves: its node's address; where all are on one host, each has a loopback address."""
+    return f"127.0.0.{rank + 1}" if config.cluster.on_loopback else address
 
 
 def first_data_parallel_rank(config: Config, rank: int) -> int:
@@ -150,7 +169,7 @@ def planned(config: Config) -> tuple[Placement, ...]:
             master_address=master,
             api_port=str(engine.port or "{api_port}"),
             rpc_port=str(engine.data_parallel_rpc_port or "{rpc_port}"),
-            api_key="{api_key}" if engine.api_key and rank == 0 else None,
-        )
+            api_key="{api_key}" if engine.api_key and (rank == 0 or config.parallel.replicas > 1) else None,
+        ).among(config)
         for rank in range(ranks)
     )

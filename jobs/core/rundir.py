@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jobs.core import masking, names, sharing
+from jobs.core import names, sharing
 from jobs.core.errors import RunError
 from jobs.core.files import SECRET, append_json, nearest_there, own_folder, write_bytes, write_text
 from jobs.core.filetable import File, Files
@@ -160,11 +160,9 @@ class AllocationDir:
         """Make the secret that the ranks of this allocation share."""
         write_text(self.key, secrets.token_hex(16), SECRET)
 
-    def new_api_key(self) -> str:
-        """Make the key of a service; the one before it is of no more use."""
-        masking.learn([key := secrets.token_hex(16)])
+    def keep_api_key(self, key: str) -> None:
+        """Keep the key of a service for its user; the one before it is of no more use."""
         write_text(self.api_key, key, SECRET)
-        return key
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,9 @@ class Parallel(Section):
 
     data_parallel_size: Count = setting(2, "data-parallel ranks in all")
     data_parallel_size_local: Annotated[Any, AfterValidator(_local_sizes)] = setting(
-        1, "data-parallel ranks of a node: one number for all nodes, or a list in node order"
+        1,
+        "data-parallel ranks of a node: one number for all nodes, or a list in node order; all of them on each of"
+        " several nodes: a whole service on each, independent of the others (replicas)",
     )
     tensor_parallel_size: Count = setting(8, "NPUs of one data-parallel rank, or of one of its pipeline stages")
     pipeline_parallel_size: Count | None = setting(
@@ -139,7 +141,19 @@ class Parallel(Section):
     @property
     def sequences(self) -> int | None:
         """How many requests all engines together run at once; None: nothing limits their number."""
-        return None if self.max_num_seqs is None else self.max_num_seqs * self.data_parallel_size
+        return None if self.max_num_seqs is None else self.max_num_seqs * self.engines
+
+    @property
+    def replicas(self) -> int:
+        """How many independent services there are, each on a node of its own; 1: the nodes serve together."""
+        local = self.data_parallel_size_local
+        alike = isinstance(local, tuple) and set(local) == {self.data_parallel_size}
+        return len(local) if alike else 1
+
+    @property
+    def engines(self) -> int:
+        """Data-parallel ranks of all replicas; they are numbered through in the order of the nodes."""
+        return self.data_parallel_size * self.replicas
 
 
 @dataclass(frozen=True)

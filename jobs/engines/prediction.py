@@ -85,6 +85,8 @@ class Prediction:
         block: tokens that are given out together: 128 x dcp x pcp.
         allowance: that was used.
         stages: of a pipeline, a line on each stage; all that stands above is of the one that holds the fewest tokens.
+        graphs_gib: what graphs take after the KV cache is sized, beyond the budget, least and most; None: nothing.
+        anchors: published figures that the sum was held against, and what none stands behind.
         uncertainty_bytes: how far `kv_bytes` may be off; 0: the engine does not measure, its cache has a fixed size.
     """
 
@@ -100,6 +102,8 @@ class Prediction:
     allowance: Allowance
     uncertainty_bytes: float = 0.0
     stages: tuple[str, ...] = ()
+    graphs_gib: tuple[float, float] | None = None
+    anchors: tuple[str, ...] = ()
 
     def lacks_bytes(self, length: int) -> float:
         """Return what one sequence of `length` tokens lacks, bytes; 0 or less: it fits, with so much to spare."""
@@ -141,6 +145,8 @@ class Prediction:
             "allowance_source": self.allowance.source,
             "uncertainty_gib": self.uncertainty_bytes / GIB,
             "stages": list(self.stages),
+            "graphs_gib": self.graphs_gib and list(self.graphs_gib),
+            "anchors": list(self.anchors),
             "terms": [{"name": term.name, "gib": term.gib, "source": term.source} for term in self.terms],
         }
 

@@ -63,7 +63,7 @@ def demand_of(config: Config, kv_tokens: int | None = None) -> Demand | None:
     drafted, rehearsal = speculation_of(config), config.engine.rehearsal
     tokens = (drafted.tokens or 1) if drafted else 0
     cached = bench.prefix_share if bench.workload == "shared_prefix" and parallel.enable_prefix_caching else 0.0
-    most = float(slots * parallel.data_parallel_size)
+    most = float(slots * parallel.engines)
     fall = 0.5 ** (length / rehearsal.half_length) if rehearsal.half_length else 1.0
     return Demand(
         concurrency=float(bench.concurrency or (most if bench.is_open else USUAL_CONCURRENCY)),
@@ -77,4 +77,5 @@ def demand_of(config: Config, kv_tokens: int | None = None) -> Demand | None:
         acceptance=rehearsal.acceptance * fall if tokens else 0.0,
         draft_cost=rehearsal.draft_cost,
         together=not engine_of(config).traits.simulated,
+        replicas=parallel.replicas,
     )

@@ -30,6 +30,7 @@ class Demand:
         draft_cost: by how much each drafted token lengthens a step.
         spread: requests of a closed loop began one after the other, not all at once.
         together: a rank waits for one that reads a prompt; ranks of a rehearsal do not.
+        replicas: independent services over which the load is spread evenly.
     """
 
     concurrency: float
@@ -44,6 +45,7 @@ class Demand:
     draft_cost: float = 0.05
     spread: bool = False
     together: bool = True
+    replicas: int = 1
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,11 @@ class Figures:
 
 def figures(step: StepTime, load: Demand) -> Figures:
     """Return what a load will show."""
+    if load.replicas > 1:
+        rate = load.rate and load.rate / load.replicas
+        of_each = replace(load, concurrency=load.concurrency / load.replicas, rate=rate, replicas=1)
+        one, busy = figures(step, of_each), min(load.replicas, load.concurrency)
+        return replace(one, output_per_s=one.output_per_s * busy, running=one.running * load.replicas)
     if load.rate is None:
         return _closed(step, load)
     most = _closed(step, replace(load, concurrency=min(load.concurrency, load.slots * step.layout.dp)))

@@ -117,7 +117,7 @@ def queueing(config: Config, fit: Fit) -> Queueing | None:
     if bench.concurrency is None:
         return None
     found: list[Queueing] = []
-    ranks = parallel.data_parallel_size
+    ranks = parallel.engines
     if (most := parallel.sequences) is not None:
         found.append(Queueing(most, f"max_num_seqs x data-parallel ranks = {parallel.max_num_seqs} x {ranks}"))
     if fit.prediction and fit.lacks_bytes <= 0:

@@ -20,6 +20,9 @@ def check_client(config: Config) -> None:
     bench = config.bench
     if not bench.is_external:
         return
+    if config.parallel.replicas > 1:
+        reason = f"bench.client={bench.client} knows one address, and each of the replicas has its own"
+        raise ConfigError("bench.client", bench.client, reason, "Use bench.client=window: it spreads the requests.")
     client = base.of(config)
     client.check(config)
     if bench.where == "container" and not in_container(config):

@@ -91,7 +91,7 @@ async def measure(
     if bench.concurrency is None and bench.request_rate is None and not traced:
         raise ConfigError("bench.concurrency", None, "there is no load without it", "Set it, or bench.request_rate.")
     stop = stop or asyncio.Event()
-    with closing(Connections(target.base_url, target.headers)) as connections:
+    with closing(Connections.to(target)) as connections:
         items = await dataset.load(bench, _tokenizer(connections, model, target))
         workload = Workload(bench, model, target.model, items=items, seed_offset=seed_offset)
         questions = Questions(connections, target, bench, idle) if idle and underload.wanted(bench) else None
@@ -142,7 +142,7 @@ async def warm(
     Returns:
         None: the service is warm; else why it is not.
     """
-    with closing(Connections(target.base_url, target.headers)) as connections:
+    with closing(Connections.to(target)) as connections:
         items = await dataset.load(bench, _tokenizer(connections, model, target))
         workload = Workload(bench, model, target.model, items=items, seed_offset=seed_offset).apart()
         async with asyncio.TaskGroup() as group:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from jobs.measure.wire import Connections
 
@@ -112,8 +112,29 @@ def speculation(text: str, what: str) -> dict[str, float]:
     return engine_counters(text, f"{_SPEC}{what}_total", f"{_SPEC}{what}", label=label)
 
 
+def joined(pages: Sequence[str], engines: int) -> str:
+    """Return the pages of replicas as one: each numbers its own engines from 0, and all are numbered through.
+
+    Args:
+        engines: of each replica.
+    """
+    first, *others = pages
+    return "\n".join([first, *(_numbered(page, number * engines) for number, page in enumerate(others, 1))])
+
+
+def _numbered(page: str, first: int) -> str:
+    return re.sub(r'\bengine="(\d+)"', lambda match: f'engine="{first + int(match[1])}"', page)
+
+
 async def read_page(connections: Connections, limit_s: float) -> str | None:
-    """Return the lines of the page that are of use here; None where the service does not give it in `limit_s`.
+    """Return the lines of the page that are of use here; None where the service does not give it in `limit_s`."""
+    pages = await asyncio.gather(*(_read(connections, limit_s, at) for at in range(connections.addresses)))
+    told = [page for page in pages if page is not None]
+    return joined(told, connections.engines) if len(told) == len(pages) else None
+
+
+async def _read(connections: Connections, limit_s: float, at: int) -> str | None:
+    """Return the lines of one address.
 
     A page of a service with many engines has thousands of lines: choosing them by their bytes keeps the turn of
     the event loop, and with it the stamps of the load, short.
@@ -121,7 +142,7 @@ async def read_page(connections: Connections, limit_s: float) -> str | None:
     pieces: list[bytes] = []
     try:
         async with asyncio.timeout(limit_s):
-            status, _ = await connections.request("GET", "/metrics", b"", lambda data, _: pieces.append(data))
+            status, _ = await connections.request("GET", "/metrics", b"", lambda data, _: pieces.append(data), at)
     except OSError:
         return None
     if status != 200:

@@ -231,7 +231,7 @@ class PointRun:
         if bench.canary == "off" or self.stop.is_set():
             return
         self.on_phase("canary")
-        with closing(Connections(self.target.base_url, self.target.headers)) as connections:
+        with closing(Connections.to(self.target)) as connections:
             asked = await first_of(canary.ask(connections, self.target, canary.TOKENS[bench.canary]), self.stop)
         if asked is not None:
             self._answers[when] = asked.result()
@@ -292,7 +292,7 @@ class PointRun:
         probed = self._probed(window.opened_s, window.closed_s)
         served = {rank: max(0, count - probed.get(rank, 0)) for rank, count in window.engine_tokens.items()}
         arrived = round(statistics.arrived_tokens(window))
-        return replace(window, engine_tokens=complete(served, arrived, self.config.parallel.data_parallel_size))
+        return replace(window, engine_tokens=complete(served, arrived, self.config.parallel.engines))
 
     def _take(self, outcome: Outcome, whose: str = "") -> None:
         """Let a window stand in the row."""
@@ -333,7 +333,7 @@ class PointRun:
         figures["head_npu_power_w"] = telemetry.mean_power(seen.readings, window)
         self._figures.append(figures)
         counted = run.result.output_tokens if run.result else 0
-        self._tokens = complete(run.engine_tokens, counted, config.parallel.data_parallel_size)
+        self._tokens = complete(run.engine_tokens, counted, config.parallel.engines)
         self._truncated = run.truncated
         if reason:
             self._reasons.append(reason)

@@ -70,7 +70,7 @@ async def ask(config: Config, target: Target) -> Quality:
     """
     length, output = config.parallel.max_model_len, answer_tokens(config)
     seed = config.bench.seed
-    with closing(Connections(target.base_url, target.headers)) as connections:
+    with closing(Connections.to(target)) as connections:
 
         async def one(question: Question) -> dict[str, Any]:
             return await _one(connections, config, target, question, output)

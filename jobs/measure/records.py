@@ -27,11 +27,24 @@ class Target:
         base_url: scheme, host and port, without a path.
         model: the value of "model" in each request.
         api_key: sent as a bearer token; None: none is sent.
+        further: the same of its replicas on other nodes.
+        engines: data-parallel engines of each of them.
     """
 
     base_url: str
     model: str
     api_key: str | None = None
+    further: tuple[str, ...] = ()
+    engines: int = 1
+
+    @property
+    def base_urls(self) -> tuple[str, ...]:
+        """All addresses; requests are spread over them."""
+        return (self.base_url, *self.further)
+
+    def place(self, engine: int) -> tuple[int, int]:
+        """Return the number of the address that has an engine, and the engine's number there."""
+        return divmod(engine, self.engines) if self.further else (0, engine)
 
     @property
     def authorization(self) -> dict[str, str]:

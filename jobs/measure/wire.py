@@ -12,11 +12,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from httptools import HttpParserError, HttpResponseParser
+
+from jobs.measure.records import Target
 
 clock = time.perf_counter
 
@@ -34,14 +36,64 @@ class WireError(ConnectionError):
 
 
 class Connections:
-    """Keep-alive connections to one service.
+    """Keep-alive connections to one service: of several addresses the one with the fewest requests in flight is taken.
 
     Args:
         base_url: http or https URL; a path in it stands before every path.
         headers: sent with every request.
+        further: the same of its replicas, which take turns where they have equally much to do.
+        engines: data-parallel engines of each address.
     """
 
+    def __init__(
+        self, base_url: str, headers: Mapping[str, str], further: Sequence[str] = (), engines: int = 1
+    ) -> None:
+        self._addresses = [_Address(url, headers) for url in (base_url, *further)]
+        self._turn, self.engines = 0, engines
+
+    @classmethod
+    def to(cls, target: Target) -> Connections:
+        """Return connections to all addresses of a service."""
+        return cls(target.base_url, target.headers, target.further, target.engines)
+
+    @property
+    def addresses(self) -> int:
+        """How many addresses the service has."""
+        return len(self._addresses)
+
+    async def request(
+        self, method: str, path: str, body: bytes, sink: Sink, at: int | None = None
+    ) -> tuple[int, bytes]:
+        """Send one request and hand the body of a 200 answer to `sink` as it arrives.
+
+        Args:
+            at: number of the address; None: the one that has least to do.
+
+        Returns:
+            The status, and the body of an answer with another status.
+
+        Raises:
+            OSError: no connection within `CONNECT_S`, or it broke before the end of the answer.
+        """
+        return await self._addresses[self._quietest() if at is None else at].request(method, path, body, sink)
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        for one in self._addresses:
+            one.close()
+
+    def _quietest(self) -> int:
+        count = len(self._addresses)
+        found = min(range(count), key=lambda at: (self._addresses[at].busy, (at - self._turn) % count))
+        self._turn = found + 1
+        return found
+
+
+class _Address:
+    """Connections to one address."""
+
     def __init__(self, base_url: str, headers: Mapping[str, str]) -> None:
+        self.busy = 0
         url = urlsplit(base_url)
         if url.scheme not in ("http", "https") or not url.hostname:
             raise ValueError(f"no http or https URL: {base_url!r}")
@@ -53,14 +105,13 @@ class Connections:
         self._idle: list[tuple[float, _Connection]] = []
 
     async def request(self, method: str, path: str, body: bytes, sink: Sink) -> tuple[int, bytes]:
-        """Send one request and hand the body of a 200 answer to `sink` as it arrives.
+        self.busy += 1
+        try:
+            return await self._request(method, path, body, sink)
+        finally:
+            self.busy -= 1
 
-        Returns:
-            The status, and the body of an answer with another status.
-
-        Raises:
-            OSError: no connection within `CONNECT_S`, or it broke before the end of the answer.
-        """
+    async def _request(self, method: str, path: str, body: bytes, sink: Sink) -> tuple[int, bytes]:
         head = f"{method} {self._prefix}{path} HTTP/1.1\r\n{self._headers}Content-Length: {len(body)}\r\n\r\n"
         connection = self._unused() or await self._connect()
         try:
@@ -75,7 +126,6 @@ class Connections:
         return answer
 
     def close(self) -> None:
-        """Close all idle connections."""
         for _, connection in self._idle:
             connection.abort()
         self._idle.clear()

@@ -16,6 +16,7 @@ from core_help import config
 
 from jobs.core.config import Config
 from jobs.core.errors import RunError
+from jobs.core.layout import local_sizes
 from jobs.engines.ascend import ADVISED, release, releases
 from jobs.engines.ascend.mc2 import mc2_capacity
 from jobs.engines.ascend.real import ask, sources
@@ -27,10 +28,10 @@ PRESETS = (
     "experiment=article", "experiment=official_0_13", "experiment=official_0_23",
     "experiment=article parallel=pp2_tp8", "experiment=article parallel=dp1_tp16",
     "experiment=article parallel=dp2_tp8_dcp8", "experiment=official_deepseek_v3_1",
-    "experiment=official_deepseek_v3_2", "experiment=official_glm_5_2",
+    "experiment=official_deepseek_v3_2", "experiment=official_glm_5_2", "experiment=official_kimi_k2_5",
+    "experiment=official_glm_5_3_flash", "experiment=two_replicas parallel=replicas2_tp8 bench.concurrency=4",
 )  # fmt: skip
-"""Recipes and layouts; the first three in `make test`. Not that of Kimi-K2.5, whose
-draft model comes from a hub, nor that of GLM-5.3-Flash, whose class needs more than is here to be imported."""
+"""Recipes and layouts; the first three in `make test`."""
 
 SOME = 24
 """Provoked cases of a release in `make test`, where each takes a second; `make ascend-conformance` has all."""
@@ -75,7 +76,7 @@ def _asked(point: Config) -> dict[str, Any]:
     return {
         "parallel_config.tensor_parallel_size": p.tensor_parallel_size,
         "parallel_config.data_parallel_size": p.data_parallel_size,
-        "parallel_config.data_parallel_size_local": p.data_parallel_size_local,
+        "parallel_config.data_parallel_size_local": local_sizes(point)[0],
         "parallel_config.enable_expert_parallel": p.enable_expert_parallel,
         "scheduler_config.max_num_seqs": p.max_num_seqs,
         "model_config.max_model_len": p.max_model_len,

@@ -96,9 +96,12 @@ def test_the_r1_configuration_is_rehearsed(tmp_path: Path) -> None:
     assert table["valid"].all()
     assert set(table["engine"]) == {"simulator"}
     assert all(min(json.loads(tokens).values()) > 0 for tokens in table["engine_tokens"])
-    assert (table["kv_cache_tokens"] == 133_376).all(), "facts of the memory table: TP8 DP2 at 0.9"
+    assert (table["kv_cache_tokens"] == 130_048).all(), "facts of the memory table: TP8 DP2 at 0.9"
     assert (table["predicted_kv_tokens"] == table["kv_cache_tokens"]).all(), "the plan adds up what the engine adds up"
     assert str(sweep.table("csv")) in output
+    tuned = read_json(sweep.provenance)["host_states"]
+    assert set(table["host_state"]) == set(tuned), "the row has the digest, provenance.json what it stands for"
+    assert all("cpus" in node for nodes in tuned.values() for node in nodes.values())
     for service in table["service"]:
         argv = [read_json(sweep.service(service, 1).rank(rank).command)["argv"] for rank in (0, 1)]
         assert "--headless" not in argv[0]

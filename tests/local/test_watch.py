@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import aiohttp
 import pytest
 from aiohttp import web
 from core_help import change, config
 
 from jobs.allocation import watch
+from jobs.allocation.probe import sessions
 from jobs.allocation.readiness import probe_all
 from jobs.allocation.watch import Watch, probe_limit_s, tokens_ahead
 from jobs.core.errors import RunError
@@ -158,10 +158,10 @@ async def test_a_service_that_nobody_uses_ends_and_its_own_probes_are_no_use() -
     [("1", "data-parallel rank 1 answered no one-token request"), ("01", "not every data-parallel rank answered a")],
 )
 async def test_the_engine_whose_first_token_does_not_come_is_named(still: str, words: str) -> None:
-    async with serving() as (api, url), aiohttp.ClientSession(url) as session:
+    async with serving() as (api, url), sessions(Target(url, "m"), 5.0, {}) as opened:
         api.still |= set(still)
         with pytest.raises(RunError, match=words) as caught:
-            await probe_all(session, settings(first_token_s=0.3), Target(url, "m"))
+            await probe_all(opened, settings(first_token_s=0.3), Target(url, "m"))
         assert caught.value.key == "limits.first_token_s"
 
 
@@ -178,7 +178,7 @@ async def test_a_watch_ends_when_it_is_cancelled_at_whatever_step_of_an_answer(
     asked: list[asyncio.Future[dict[str, int]]] = []
     second = asyncio.Event()
 
-    async def counters(_: object) -> dict[str, int]:
+    async def counters(*_: object) -> dict[str, int]:
         asked.append(asyncio.get_running_loop().create_future())
         if len(asked) > 1:
             second.set()

@@ -14,7 +14,8 @@ from core_help import config
 from fake_slurm import FakeSlurm
 from results_help import planned, row
 
-from jobs.allocation import readiness, submission
+from jobs.allocation import submission
+from jobs.allocation.node import listening
 from jobs.cluster import base, ports
 from jobs.cluster.base import Job, Request, cancel, job_state
 from jobs.core import process
@@ -153,7 +154,7 @@ def test_a_process_is_found_by_the_end_of_its_command_line(tmp_path: Path) -> No
 
 TABLE = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
    0: 00000000:3E80 00000000:0000 0A 00000000:00000000 00:00000000 00000000 {uid}        0 1 1 0 100 0 0 10 0
-   1: 0100007F:3E81 00000000:0000 0A 00000000:00000000 00:00000000 00000000  61003        0 1 1 0 100 0 0 10 0
+   1: 0100007F:3E81 00000000:0000 0A 00000000:00000000 00:00000000 00000000  61003        0 2 1 0 100 0 0 10 0
    2: 0100007F:3E80 0100007F:9999 01 00000000:00000000 00:00000000 00000000  61004        0 1 1 0 100 0 0 10 0
 """
 
@@ -164,16 +165,18 @@ def test_the_api_that_gets_the_key_is_ours(
 ) -> None:
     monkeypatch.setattr(ports, "PROC_NET", tmp_path)
     assert ports.listeners(16_000) is None
-    assert readiness.check_listener(16_000, mine), "nobody can tell"
+    assert listening.listens("127.0.0.1", 16_000, mine), "nobody can tell"
     (tmp_path / "tcp").write_text(TABLE.format(uid=f"{uid:5}"))
     assert ports.listeners(16_000) == {ports.Listener(uid, 1)}
     assert ports.listeners(1) == set()
-    assert not readiness.check_listener(1, mine), "nobody listens yet: nothing is sent"
+    assert ports.listeners(16_001) == {ports.Listener(61_003, 2)}
+    assert ports.listeners(16_001, "127.0.0.2") == set(), "another replica's, on a loopback address of its own"
+    assert not listening.listens("127.0.0.1", 1, mine), "nobody listens yet: nothing is sent"
     if good:
-        assert readiness.check_listener(16_000, nobodys)
+        assert listening.listens("127.0.0.1", 16_000, nobodys)
     else:
         with pytest.raises(RunError, match="user 61002 listens there in the engine's place"):
-            readiness.check_listener(16_000, mine)
+            listening.listens("127.0.0.1", 16_000, mine)
 
 
 def mine(pid: int) -> bool:
@@ -185,10 +188,10 @@ def nobodys(_: int) -> bool:
 
 
 def test_another_program_of_ours_is_not_the_engine() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
         [one] = ports.listeners(port) or ()
         assert one.pids() == [os.getpid()]
-        assert readiness.check_listener(port, mine)
+        assert listening.listens("127.0.0.1", port, mine)
         with pytest.raises(RunError, match=rf"process {os.getpid()} \S+, which is not of this service, listens there"):
-            readiness.check_listener(port, nobodys)
+            listening.listens("127.0.0.1", port, nobodys)

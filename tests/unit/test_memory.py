@@ -186,7 +186,7 @@ def test_capacity_of_deepseek_r1(
     needed: float,
     release: str,
 ) -> None:
-    made = predict(R1, Layout(tp, dp, True, dcp), Sizes(release=release, utilization=u, mtp=mtp))
+    made = predict(R1, Layout(tp, dp, True, dcp), Sizes(release=release, utilization=u, mtp=mtp, device_gib=61.2))
     assert round(made.kv_bytes / GIB, 1) == kv
     # The table's own rounding of the prediction layer moves TP4 DP4 by one block; every other row is exact.
     assert abs(made.kv_tokens_per_rank - tokens) <= (128 if tp == 4 else 0)
@@ -271,9 +271,9 @@ def test_the_cpu_engine_must_say_how_large_its_cache_is() -> None:
 
 def test_settings_reach_the_sum() -> None:
     base = config("parallel=dp2_tp8", "hccl.buffsize=200")
-    assert predict_config(base).kv_tokens_per_rank == 133_376
+    assert predict_config(base).kv_tokens_per_rank == 130_176
     for value in ({"method": "deepseek_mtp"}, '{"method": "mtp", "num_speculative_tokens": 1}'):
-        assert predict_config(change(base, engine__args={"speculative-config": value})).kv_tokens_per_rank == 107_392
+        assert predict_config(change(base, engine__args={"speculative-config": value})).kv_tokens_per_rank == 104_192
     assert predict_config(change(base, engine__args={"speculative_config": {"method": "ngram"}})) == predict_config(
         base
     )
@@ -295,6 +295,41 @@ def test_mlapo_is_on_by_default_from_0_18() -> None:
     assert [has(release, {}, {}) for release in ("0.9.1", "0.13.0", "0.18.0", "0.23.0")] == [False, False, True, True]
     assert has("0.13.0", {"VLLM_ASCEND_ENABLE_MLAPO": 1}, {})
     assert not has("0.23.0", {}, {"enable_mlapo": False})
+
+
+def test_mlapo_copies_what_the_checkpoint_and_the_release_let_it(tmp_path: Path) -> None:
+    """The description of a checkpoint names a type for each tensor (vllm-ascend, attention/mla_v1.py)."""
+
+    def sum_at(release: str, kind: str | None) -> Prediction:
+        if kind:
+            names = {f"model.layers.{layer}.self_attn.q_a_proj.weight": kind for layer in range(2)}
+            path = tmp_path / kind
+            path.mkdir(exist_ok=True)
+            (path / "quant_model_description.json").write_text(json.dumps(names | {"model_quant_type": "W8A8_DYNAMIC"}))
+        made = config("parallel=dp4_tp4", f"model.path={tmp_path / (kind or 'nowhere')}", f"engine.release={release}")
+        return predict_config(change(made, engine__additional_config={"enable_mlapo": True}), arch=R1)
+
+    def copies(release: str, kind: str | None) -> bool:
+        return any(term.name == "MLAPO" for term in sum_at(release, kind).terms)
+
+    for release in ("0.13.0", "0.18.0", "0.23.0", "0.26.0rc1"):
+        assert [copies(release, kind) for kind in ("W8A8", "W8A8_DYNAMIC", None)] == [True, False, True], release
+    assert [copies("0.30.0rc2", kind) for kind in ("W8A8", "W8A8_DYNAMIC", None)] == [True] * 3
+    seen, unseen = sum_at("0.23.0", "W8A8"), sum_at("0.23.0", None)
+    [copy] = [term.bytes for term in seen.terms if term.name == "MLAPO"]
+    assert unseen.uncertainty_bytes - seen.uncertainty_bytes == pytest.approx(copy), "nobody can tell from here"
+
+
+def test_graphs_come_beyond_the_utilization_from_0_23_on() -> None:
+    def graphs(release: str, **arguments: object) -> tuple[float, float] | None:
+        made = config("parallel=dp2_tp8", f"engine.release={release}")
+        return predict_config(change(made, engine__args=arguments)).graphs_gib
+
+    assert [graphs(release) for release in ("0.13.0", "0.18.0")] == [None, None], "they count in the profile"
+    least, most = graphs("0.23.0") or (0.0, 0.0)
+    assert 0 < least < most
+    assert graphs("0.23.0", **{"enforce-eager": True}) is None
+    assert graphs("0.30.0rc2", **{"compilation-config": {"cudagraph_mode": "NONE"}}) is None
 
 
 def test_json_form() -> None:

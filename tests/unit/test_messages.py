@@ -14,6 +14,7 @@ from jobs.allocation.messages import (
     EngineStart,
     Inspect,
     Inspected,
+    Listens,
     Lost,
     Message,
     Phase,
@@ -41,7 +42,7 @@ FACTS = Facts(
 )
 
 MESSAGES: list[Message] = [
-    *(Beat(), Bye(), Inspect(), EndChecks()),
+    *(Beat(), Bye(), Inspect(), EndChecks(), Listens()),
     *(START, Prepare(START), Stop(), Stop(3.0), Stop(3), Phase("measuring", {"point": "ü\n", "n": 1})),
     *(Lost("gone"), Ended("it ended", 1.5), Signalled("SIGTERM", 2), Progress(), Prepared({"sizes": "ab12"})),
     *(Inspected(), Inspected((Difference("argv", "a", None, error=True),)), Stopped(), Stopped(("pid 7 python",))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,17 @@ def test_the_allocation_takes_back_what_its_nodes_prove_stale(tmp_path: Path) ->
     assert row["invalid_reason"] in sentence
     assert not is_finished(row, retry_failed=False)
     assert read_json(found.point(two.point).row)["valid"]
+
+
+def test_a_row_of_nodes_that_were_tuned_otherwise_is_stale(tmp_path: Path) -> None:
+    made = planned()
+    one, two = made.points
+    found = write(tmp_path / "a", made)
+    put(found, one, print_=replace(OLD, host_state="aaaaaaaaaaaa"))
+    put(found, two)  # by a version that did not look
+    [sentence] = retire(found, one.config, replace(OLD, host_state="bbbbbbbbbbbb"))
+    assert "host_state aaaaaaaaaaaa -> bbbbbbbbbbbb" in sentence
+    assert [read_json(found.point(each.point).row)["valid"] for each in (one, two)] == [False, True]
 
 
 def test_rows_of_another_checkpoint_are_not_compared(tmp_path: Path) -> None:

@@ -300,6 +300,8 @@ CASES += [
      f"{SPEC}.method", "error"),
     ("E19", NEW, env(VLLM_ASCEND_ENABLE_MLAPO="yes"), env(VLLM_ASCEND_ENABLE_MLAPO="1"),
      "engine.env.VLLM_ASCEND_ENABLE_MLAPO", "error"),
+    ("E20", MID, env(VLLM_ALL2ALL_BACKEND="nope"), env(VLLM_ALL2ALL_BACKEND="pplx"),
+     "engine.env.VLLM_ALL2ALL_BACKEND", "error"),
     ("L5", NEW, leaf(**STAGES), lambda c: args(speculative_config=NGRAM)(leaf(**STAGES)(c)), SPEC, "error"),
     ("R32", NEW, args(async_scheduling=True, speculative_config=NGRAM), args(async_scheduling=True),
      "engine.args.async-scheduling", "error"),

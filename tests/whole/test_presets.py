@@ -82,6 +82,18 @@ def test_the_command_for_0_9_1_that_stands_in_the_preset_plans_all_its_points() 
                                           for n in range(len(made.services))}  # fmt: skip
 
 
+def test_two_replicas_against_one_service_of_both_nodes() -> None:
+    made = preset("experiment=two_replicas")
+    assert made.refused == {} and not [one for one in made.findings if one.finding.severity == "error"]
+    layouts = {(p.config.parallel.replicas, p.config.parallel.data_parallel_size) for p in made.points}
+    assert layouts == {(1, 2), (2, 1)} and len(made.points) == 6 and len(made.services) == 2
+    assert {allocation.nodes for allocation in made.allocations} == {2}
+    for index, service in enumerate(made.services):
+        words = flags(made, index, rank=1)
+        assert ("--headless" in words) == (service.config.parallel.replicas == 1)
+        assert words[words.index("--data-parallel-size") + 1] == str(service.config.parallel.data_parallel_size)
+
+
 def test_long_context_with_less_memory_keeps_a_row_for_what_cannot_fit() -> None:
     made = preset("experiment=long_context", "parallel.gpu_memory_utilization=0.85", "parallel=dp2_tp8,dp2_tp8_dcp8")
     refused = [point for point in made.points if point.point in made.refused]

@@ -10,8 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
+from jobs.cluster.ports import listeners
 from jobs.core import process
 from jobs.core.errors import RunError
 from jobs.engines.ascend import npu_smi
@@ -38,7 +37,7 @@ def baseline() -> Baseline:
     return Baseline(frozenset(_segments()), npu_memory())
 
 
-def leftovers(before: Baseline, ports: Iterable[int]) -> list[str]:
+def leftovers(before: Baseline, ports: Iterable[int], address: str = "127.0.0.1") -> list[str]:
     """Remove our leaked shared memory and name everything that is still there after the stop.
 
     A segment is removed only if it came after the start, belongs to this user, has a name that engines give,
@@ -51,7 +50,7 @@ def leftovers(before: Baseline, ports: Iterable[int]) -> list[str]:
             path.unlink()
         if path.exists():
             found.append(f"shared memory {path}")
-    found += [f"port {port} is still open" for port in ports if _listening(port)]
+    found += [f"port {port} is still open" for port in ports if listeners(port, address)]
     for index, (then, now) in enumerate(zip(before.npu_memory_mb, npu_memory(), strict=False)):
         if now > then + NPU_SLACK_MB:
             found.append(f"NPU {index} holds {now} MB, {then} MB before")
@@ -95,13 +94,6 @@ def _inodes_in_use() -> set[int]:
                     if str(handle.readlink()).startswith(prefix):
                         used.add(handle.stat().st_ino)
     return used
-
-
-def _listening(port: int) -> bool:
-    return any(
-        connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
-        for connection in psutil.net_connections("tcp")
-    )
 
 
 def npu_memory() -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from containers.base import Fetched
-from jobs.allocation.node import artifacts, audit, cleanup, container_process, image
+from jobs.allocation.node import artifacts, audit, cleanup, container_process, image, listening
 from jobs.allocation.node.container import RankContainer, by_digest, checkpoint
 from jobs.allocation.node.container_process import ContainerProcess
 from jobs.core import masking, process
@@ -203,9 +203,10 @@ class Engine:
         self._loaded = True
         self.folder.note(state, **details)
 
-    def owns(self, pid: int) -> bool:
-        """Return whether a process of this node is of this engine."""
-        return self._process is not None and self._process.owns(pid)
+    def listens(self) -> bool:
+        """Return whether its API is there. RunError: somebody else listens in its place."""
+        owns = self._process.owns if self._process else lambda _: False
+        return listening.listens(self.place.local, int(self.place.api_port), owns)
 
     def log_size(self) -> int:
         """Return the bytes of the engine's log: whether it says anything new."""
@@ -230,7 +231,7 @@ class Engine:
             leftovers += await aside(self.container.remove)
         if self._scratch:
             shutil.rmtree(self._scratch, ignore_errors=True)
-        ports = [int(port) for port in (self.place.api_port, self.place.rpc_port) if self.place.rank == 0]
-        leftovers += await aside(cleanup.leftovers, self._before, ports) if self._before else []
+        ports = [int(port) for port in (self.place.api_port, self.place.rpc_port) if self.place.role == "head"]
+        leftovers += await aside(cleanup.leftovers, self._before, ports, self.place.local) if self._before else []
         self.folder.note("done", leftovers=leftovers)
         return leftovers

@@ -10,9 +10,11 @@ corrects it: `Prediction.calibrated`.
 the `dp` and `mc2` buffers above those of HCCL_BUFFSIZE=200. HCCL makes a buffer at the first collective of its group,
 and the profile run, after which the engine sizes its KV cache, is a prefill: it uses the groups `tp` and `ep` for
 certain. Whether the sum is an upper bound there nobody has shown: the two-node tutorial of 0.9.1 (TP4 DP4,
-HCCL_BUFFSIZE 1024), which it leaves 2.3 GiB short, is refused by 0.9.1 itself. Measured: 0.25 GiB.
-From 0.23 on the KV cache is sized before the graphs are captured, which then take 0.8 to 2 GiB more than the
-utilization says (vllm-ascend v0.23.0, worker.py, determine_available_memory): not counted here.
+HCCL_BUFFSIZE 1024), which it leaves 2.3 GiB short, is refused by 0.9.1 itself. Measured: 0.25 GiB. And the second copy
+of MLAPO, where nobody can see whether the checkpoint lets it be (`_mlapo`).
+
+**Graphs.** From 0.23 on the KV cache is sized before the graphs are captured (vllm-ascend v0.23.0, worker.py,
+determine_available_memory): what they take, `GRAPHS_GIB`, comes beyond the utilization, from what it leaves.
 """
 
 from __future__ import annotations
@@ -21,13 +23,16 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.engines import ascend, speculation
-from jobs.engines.ascend.weights import kv_bytes_per_token, state_bytes, weights
+from jobs.engines.ascend.anchors import anchors_of
+from jobs.engines.ascend.weights import MLAPO, kv_bytes_per_token, state_bytes, weights
 from jobs.engines.checkpoint.architecture import Architecture, architecture_of, required
+from jobs.engines.checkpoint.checkpoint import static_attention
 from jobs.engines.checkpoint.parts import Stage, stages
 from jobs.engines.prediction import GIB, Allowance, Layout, Prediction, Term
 
@@ -36,8 +41,11 @@ MIB = 1 << 20
 BLOCK = 128
 """Tokens of a KV cache block; vllm-ascend forces this size (0.9.1, platform.py)."""
 
-DEVICE_GIB = 61.2
-"""Memory of a 64 GB NPU that torch_npu reports, GiB (vllm-ascend issue 2378: 60.96; up to 61.3)."""
+DEVICE_GIB = 60.96
+"""Memory of an A2's NPU as torch_npu reports it, GiB (vllm-ascend issues 2378, 4013, 6611, 13439; A3: 61.27)."""
+
+GRAPHS_GIB = (0.8, 2.0)
+"""What graphs took in published logs, least and most, GiB (vllm-ascend issue 13439: 0.79; a log of 0.23.0rc1: 1.97)."""
 
 DEFAULT_BUFFSIZE = 200
 """HCCL_BUFFSIZE where it is not set, MB (CANN, envref_07_0080)."""
@@ -119,7 +127,8 @@ class Sizes:
         buffsize: HCCL_BUFFSIZE, MB.
         device_gib: memory of the NPU as torch_npu reports it, GiB.
         allowance: activations and HCCL buffers, by default or from a log.
-        linear_bytes, expert_bits, mtp, mlapo: see `weights`.
+        linear_bytes, expert_bits, mtp, mlapo: see `weights`; `mlapo_unseen`: whether it is there is not known.
+        graphs: are captured after the KV cache is sized.
         kv_dtype_bytes, index_bytes, packed: of the KV cache and of the indexer's, see `kv_bytes_per_token`.
         sequences, drafts: of one engine step, and tokens drafted for one: linear attention keeps a state for each.
         drafter: a draft model of its own (EAGLE) is loaded, whose size is not known.
@@ -146,6 +155,8 @@ class Sizes:
     by_layer: bool = False
     mtp: bool = False
     mlapo: bool = False
+    mlapo_unseen: bool = False
+    graphs: bool = False
     kv_bytes: float | None = None
 
 
@@ -195,10 +206,19 @@ def _predict(arch: Architecture, layout: Layout, sizes: Sizes, stage: Stage) -> 
         left = budget - sum(term.bytes for term in terms)
         uncertain = (allowance.uncertainty_gib + (0 if allowance.measured else sizes.drafter * DRAFTER_GIB)) * GIB
         uncertain += 0 if allowance.measured else more + _unconfirmed(buffers, fitted)
+        uncertain += sum(term.bytes for term in terms if term.name == MLAPO and sizes.mlapo_unseen)
         # No log shows what vLLM's pages leave beside linear attention's states.
         uncertain += max(0.0, left / 2) if states and not allowance.measured else 0
     found = _holds(arch, layout, sizes, stage, left)
-    return replace(found, terms=terms, device_bytes=device, budget_bytes=budget, uncertainty_bytes=uncertain)
+    return replace(
+        found,
+        terms=terms,
+        device_bytes=device,
+        budget_bytes=budget,
+        uncertainty_bytes=uncertain,
+        graphs_gib=GRAPHS_GIB if sizes.graphs else None,
+        anchors=anchors_of(arch, sizes.expert_bits, allowance),
+    )
 
 
 def _holds(arch: Architecture, layout: Layout, sizes: Sizes, stage: Stage, kv_bytes: float) -> Prediction:
@@ -275,7 +295,7 @@ def asked(config: Config) -> tuple[Layout, Sizes]:
     parallel = config.parallel
     args = _args(config)
     partition, arch = config.engine.env.get(PARTITION), architecture_of(config)
-    sparse = arch is not None and arch.indexer is not None
+    sparse, mlapo = arch is not None and arch.indexer is not None, _mlapo(config)
     return Layout.of(config), Sizes(
         release=config.engine.release,
         utilization=parallel.gpu_memory_utilization,
@@ -292,7 +312,9 @@ def asked(config: Config) -> tuple[Layout, Sizes]:
         partition=None if partition is None else str(partition),
         by_layer=_on(config, "enable_kvpp"),
         mtp=loads_mtp(config),
-        mlapo=_mlapo(config),
+        mlapo=mlapo is not False,
+        mlapo_unseen=mlapo is None,
+        graphs=_graphs(config),
         kv_bytes=whole_number(args, "kv-cache-memory-bytes", 0) or None,
     )
 
@@ -345,10 +367,23 @@ def whole_number(settings: Mapping[str, Any], name: str, default: int, section: 
     return int(value)
 
 
-def _mlapo(config: Config) -> bool:
-    """Off by default before 0.18, on from there; a key from 0.23 on, without its variable from 0.27.1 on (envs.py)."""
+def _mlapo(config: Config) -> bool | None:
+    """Return whether MLAPO keeps its second copy; None: only the checkpoint tells, which cannot be seen from here.
+
+    It is off by default before 0.18, on from there; a key from 0.23 on, without its variable from 0.27.1 on (envs.py).
+    Before 0.30 it needs projections with a static scale (W8A8): for W8A8_DYNAMIC the engine turns it off with a warning
+    (vllm-ascend, attention/mla_v1.py of 0.11.0 to 0.26.0rc1; 0.30.0rc2 takes both on A2).
+    """
     at = ascend.version(config.engine.release)
-    default = at >= (0, 18)
     value = config.engine.env.get("VLLM_ASCEND_ENABLE_MLAPO") if at < (0, 27) else None
     value = (config.engine.additional_config or {}).get("enable_mlapo", value)
-    return default if value is None else ascend.is_true(value)
+    if not (at >= (0, 18) if value is None else ascend.is_true(value)):
+        return False
+    return True if at >= (0, 30) else static_attention(Path(config.model.path))
+
+
+def _graphs(config: Config) -> bool:
+    args = _args(config)
+    mode = ascend.as_mapping(args.get("compilation-config")).get("cudagraph_mode")
+    eager = ascend.is_true(args.get("enforce-eager")) or str(mode or "").upper() == "NONE"
+    return ascend.version(config.engine.release) >= (0, 23) and not eager

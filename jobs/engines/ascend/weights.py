@@ -7,7 +7,9 @@ full. Latent attention holds `kv_b` twice in 16 bits: vllm-ascend keeps both abs
 one byte a weight and 8 bytes (scale, offset) an output channel of an expert; its multi-token prediction layer is in
 16 bits. Norms, biases and the channel figures of the attention (all below 0.01 GiB) are left out.
 Measured: DeepSeek-V3 W8A8, TP4 DP4, 44.16 GiB (vllm-ascend issue 2191: 44.29 here); V3.1, TP8, with prediction layer
-and MLAPO, 44.93 GiB (issue 8568: 44.56 here).
+and MLAPO, 44.93 GiB (issue 8568: 44.56 here); V3.1-Terminus, TP4 DP4, with prediction layer, 45.66 GiB (issue 5629):
+45.93 here without MLAPO's second copy, 47.33 with it. MLAPO was asked for; the code that ran (0.13.0rc1) makes no copy
+of projections with a dynamic scale. That this checkpoint has such ones is concluded from the figure, not seen.
 Sparse attention adds an indexer to its layers (query projection, key projection, head weights), on every NPU in full
 and in 16 bits (vllm-ascend v0.23.0, models/deepseek_v3.2: ReplicatedLinear). Linear attention is cut over the tensor
 parallel ranks. A pipeline stage holds its own layers; the first one the embedding, the last one the output head, the
@@ -68,7 +70,7 @@ def weights(
     if mlapo and isinstance(arch.attention, Latent) and linear_bytes == 1:
         replicated, cut = _projections(arch, arch.attention)
         second = (held.layers - _linear_layers(held)) * (replicated + cut / layout.tp)
-        lines.append(Term("MLAPO", second, "second copy of q_a, kv_a (every NPU) and q_b (/ tp)"))
+        lines.append(Term(MLAPO, second, "second copy of q_a, kv_a (every NPU) and q_b (/ tp)"))
     return tuple(line for line in lines if line.bytes)
 
 
@@ -106,6 +108,7 @@ def _correction(arch: Architecture, stored: Stored, precision: Precision, summed
 
 
 _KV_B = "kv_b, two copies"
+MLAPO = "MLAPO"
 
 
 def _layers(arch: Architecture, layout: Layout, precision: Precision, moe: int, dense: int) -> tuple[Term, ...]:

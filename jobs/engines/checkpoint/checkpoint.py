@@ -13,6 +13,7 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,22 @@ class Stored:
     bytes: int
     layers: int
     source: str
+
+
+def static_attention(path: Path) -> bool | None:
+    """Return whether the projections of latent attention are W8A8 with a static scale; None: nothing tells."""
+    try:
+        stamp = (path / DESCRIPTION).stat()
+    except OSError:
+        return None
+    return _static_attention(path / DESCRIPTION, stamp.st_mtime_ns)
+
+
+@cache
+def _static_attention(path: Path, _: int) -> bool | None:
+    described, _finding = read_object(path)
+    kinds = {kind for name, kind in described.items() if name.endswith("self_attn.q_a_proj.weight") and kind != "FLOAT"}
+    return kinds == {"W8A8"} if kinds else None
 
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d{1,6})\.")

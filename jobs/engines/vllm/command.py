@@ -25,7 +25,7 @@ SECRETS = {
 }
 """Flags whose value is a secret, and where it goes instead."""
 
-EVERYWHERE, LOOPBACK = "0.0.0.0", "127.0.0.1"
+EVERYWHERE = "0.0.0.0"
 """Where all ranks are on one host (cluster=local), nobody else is to reach the API unless engine.host says so."""
 
 HEAD_ONLY = ("api-server-count",)
@@ -83,7 +83,7 @@ def settings(config: Config) -> dict[str, Any]:
 def _flags(config: Config, place: Placement, ranks: Mapping[str, Any]) -> dict[str, Any]:
     model, engine, parallel = config.model, config.engine, config.parallel
     flags: dict[str, Any] = {
-        "host": LOOPBACK if config.cluster.on_loopback and engine.host == EVERYWHERE else engine.host,
+        "host": place.local if config.cluster.on_loopback and engine.host == EVERYWHERE else engine.host,
         "port": place.api_port,
         "trust-remote-code": model.trust_remote_code or None,
         "served-model-name": model.served_model_name,

@@ -76,7 +76,7 @@ def fault(config: Config, result: Result, engine_tokens: Mapping[str, int]) -> s
         short = sum(length < bench.output_tokens * (1 - MISCOUNT) for length in result.output_lengths)
         if short:
             return f"{short} answers are shorter than bench.output_tokens={bench.output_tokens}: broken streams"
-    if len(engine_tokens) == config.parallel.data_parallel_size:
+    if len(engine_tokens) == config.parallel.engines:
         made = sum(engine_tokens.values())
         if made < result.output_tokens * (1 - MISCOUNT):
             return f"it counted {result.output_tokens} tokens, and the engines made {made}"
@@ -108,7 +108,7 @@ def _findings(config: Config, result: Result, window: Window, probes: int, row: 
     longest = longest_request(bench) or config.parallel.max_model_len
     yield from _lengths(config, result, row)
     yield from counters.not_checked(config, window)
-    if len(window.engine_tokens) == config.parallel.data_parallel_size:
+    if len(window.engine_tokens) == config.parallel.engines:
         yield from counters.balance(config, window.engine_tokens, result.completed, _in_flight(bench, row))
     if words := _foreign(config, result, window, probes):
         yield Finding(words, True)

@@ -34,7 +34,7 @@ async def write(config: Config, target: Target, path: Path, count: int) -> bool:
     """
     bench = config.bench
     low, high = config.model.shape.token_ids
-    with closing(Connections(target.base_url, target.headers)) as connections:
+    with closing(Connections.to(target)) as connections:
         tokenizer = Tokenizer(connections, target.model)
         try:
             special = len(await tokenizer.tokens("a", special=True)) - len(await tokenizer.tokens("a"))

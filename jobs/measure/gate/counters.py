@@ -104,13 +104,14 @@ def balance(config: Config, served: Mapping[str, int], requests: int, in_flight:
         requests: how many were measured.
         in_flight: requests under way, mean; None: not known.
     """
-    ranks = config.parallel.data_parallel_size
+    ranks = config.parallel.engines
     if not served or ranks < 2:
         return
     if ALL in served:
         yield Finding("the service does not tell its engines apart: whether each took part is not checked")
         return
-    needed = in_flight is None or in_flight >= NEEDED_IN_FLIGHT * ranks
+    # Over replicas our own client spreads the requests: a row of two is one of both.
+    needed = config.parallel.replicas > 1 or in_flight is None or in_flight >= NEEDED_IN_FLIGHT * ranks
     silent = [str(rank) for rank in range(ranks) if not served.get(str(rank))]
     if silent:
         words = f"data-parallel rank {', '.join(silent)} served no token in the window"
@@ -175,7 +176,7 @@ def foreign(case: Case) -> Found:
 def too_few_made(case: Case) -> Found:
     """Usage that says more tokens than the engines made. Of a rank that shows no counters nothing can be said."""
     window = case.window
-    if len(window.growth.tokens) < case.config.parallel.data_parallel_size:
+    if len(window.growth.tokens) < case.config.parallel.engines:
         return
     slack = FOREIGN_IN_FLIGHT * (_at_closing(window) + 1)
     told = arrived_tokens(window, since_s=window.growth.since_s)  # by then the first page had come

@@ -17,6 +17,7 @@ from jobs.core.errors import RunError
 from jobs.core.files import append_json, read_lines, write_json, write_text
 from jobs.core.foreign import SMALL, load_text
 from jobs.core.layout import planned
+from jobs.engines.ascend import as_mapping
 from jobs.engines.ascend.real import sources
 from jobs.engines.base import engine_of
 from jobs.engines.checkpoint import architecture
@@ -29,6 +30,9 @@ SECONDS = 60.0
 """For the imports, on a loaded machine."""
 
 SECONDS_A_CASE = 12.0
+
+DRAFT = "draft"
+"""Folder of a draft model, in that of the model."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ def cases(config: Config, model: Path) -> tuple[Case, ...]:
 def _known(text: str, model: Path, config: Config) -> str:
     """Put in what only a node knows, and the folder that stands for the checkpoint."""
     text = text.replace(config.model.path, str(model))
+    for name in _drafters(config):
+        text = text.replace(name, str(model / DRAFT))
     return re.sub(r"\{[a-z_]+\}", lambda name: "8000" if "port" in name[0] else "127.0.0.1", text)
 
 
@@ -74,6 +80,16 @@ def write_model(config: Config, folder: Path) -> None:
     packaged = Path(architecture.__file__).with_name("models") / f"{config.model.name}.json"
     write_text(folder / "config.json", load_text(own if own.exists() else packaged, SMALL))
     write_json(folder / "quant_model_description.json", {"model_quant_type": "W8A8_DYNAMIC"})
+    for packaged in _drafters(config).values():
+        (folder / DRAFT).mkdir(exist_ok=True)
+        write_text(folder / DRAFT / "config.json", packaged.read_text("utf-8"))
+
+
+def _drafters(config: Config) -> dict[str, Path]:
+    """Return the draft model that a point names and whose sizes are packaged: it would come from a hub."""
+    name = str(as_mapping(config.engine.args.get("speculative-config")).get("model") or "")
+    packaged = Path(architecture.__file__).with_name("models") / f"{name.rpartition('/')[2]}.json"
+    return {name: packaged} if name and packaged.exists() else {}
 
 
 def ask(release: str, asked: Sequence[Case]) -> tuple[Answer, ...]:

@@ -253,7 +253,13 @@ def prepare(folder: str) -> None:
     real = psutil.virtual_memory
     psutil.virtual_memory = lambda: real()._replace(total=TERABYTES << 40, available=TERABYTES << 40)
     import torch_npu  # noqa: F401
+    from standin import Finder
     from transformers.models.auto import configuration_auto
+    from transformers.utils import import_utils
+
+    # Classes for pictures import torchvision, which is not here; transformers must go on without it.
+    import_utils.is_torchvision_available()
+    sys.meta_path.append(Finder(lambda name: name.split(".")[0] == "torchvision"))
 
     # Older releases register models that a newer transformers has by itself.
     register = configuration_auto.CONFIG_MAPPING.register

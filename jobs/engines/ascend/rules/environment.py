@@ -1,4 +1,4 @@
-"""What stands around the engine: variables of HCCL, torch_npu and vLLM (E1 to E19), and the container of an NPU engine
+"""What stands around the engine: variables of HCCL, torch_npu and vLLM (E1 to E20), and the container of an NPU engine
 (K1 to K4): its image's tag, and what the official `docker run` lines have."""
 
 from __future__ import annotations
@@ -53,6 +53,16 @@ def whole_numbers(q: Question) -> Iterator[Problem]:
             severity: Severity | None = "warning" if late else None  # its workers read it, after the load
             remedy = "Give one, most often 0 or 1."
             yield Problem(f"engine.env.{name}", text, "a whole number is needed", remedy, severity)
+
+
+@rule("E20", "error", "0.13", "vllm 0.13.0, envs.py: env_with_choices, read by config/parallel.py")
+def named_backend(q: Question) -> Iterator[Problem]:
+    """The way between the experts takes the names of its flag; in 0.11 its workers read it, later ones have it not."""
+    text, flag = q.env.get("VLLM_ALL2ALL_BACKEND"), q.release and q.release.flags.get("all2all-backend")
+    known = [one for one in (flag.choices or () if flag else ()) if one and one != "None"]
+    if text is not None and known and text not in known and q.settings.get("all2all-backend") is None:
+        remedy = f"Set one of {', '.join(known)}, or null."
+        yield Problem("engine.env.VLLM_ALL2ALL_BACKEND", text, "this release does not know it", remedy)
 
 
 _ALGO = r"(\w+=)?level0:NA;level1:(ring|H-D_R|NHR|NHR_V1|NB|AHC|pipeline|pairwise)(;level2:[\w-]+)?"

@@ -18,6 +18,8 @@ MASTER = ("data-parallel-address", "data-parallel-rpc-port", "master-addr", "mas
 def head_and_headless(q: Question) -> Iterator[Problem]:
     """Exactly the first rank is the head; start ranks follow from the sizes before; all know the same master."""
     start, alone = 0, "nnodes" in (q.ranks[0] if q.ranks else {})
+    if q.config.parallel.replicas > 1 and not any("headless" in flags for flags in q.ranks):
+        return  # each is the head of a service of its own
     for rank, flags in enumerate(q.ranks):
         wrong = (
             bool(flags.get("headless")) != (rank > 0)

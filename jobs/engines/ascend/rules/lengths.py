@@ -87,7 +87,7 @@ def queueing(q: Question) -> Iterator[Problem]:
     concurrency, p, most = q.config.bench.concurrency, q.config.parallel, q.config.parallel.sequences
     if concurrency is not None and most is not None and concurrency > most:
         reason = (
-            f"the engines run {SEQS} x data_parallel_size = {p.max_num_seqs} x {p.data_parallel_size} = {most} "
+            f"the engines run {SEQS} x data-parallel ranks = {p.max_num_seqs} x {p.engines} = {most} "
             "requests at once: the others queue, and TTFT will hold their wait"
         )
         yield Problem("bench.concurrency", concurrency, reason, f"Raise {SEQS}, or read TTFT as queueing time.")
