@@ -20,14 +20,13 @@ from jobs.allocation.node import fingerprint
 from jobs.cluster.time_limit import SIGNAL_DELAY_S, limit_seconds
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
-from jobs.core.rundir import Root, SweepDir
+from jobs.core.rundir import SweepDir
 from jobs.forecast.observed import COLUMNS
 from jobs.results.columns import OFFERED
 from jobs.results.fingerprint import Fingerprint
 from jobs.results.pairs import Pair, Question, Standing, of_sweep, read_question, standing
 from jobs.results.row import outdated, row_of
-from jobs.results.sequential import ALPHA, BETA, FIRST, Known
-from jobs.results.spread import known_of
+from jobs.results.sequential import ALPHA, BETA, first_pairs
 from jobs.sweep import compose, road
 from jobs.sweep.plan import Plan
 from jobs.sweep.points import identity
@@ -129,7 +128,7 @@ class Contest:
         by_windows: pairs are windows of one service.
         load_hours: node-hours of the service that all pairs of a sweep share; `pair_hours`: of one pair.
         fits: pairs that one sweep can have.
-        known: what is known of the deviation of a pair beforehand; `errors`: alpha and beta.
+        errors: alpha and beta.
     """
 
     names: tuple[str, str]
@@ -141,7 +140,6 @@ class Contest:
     load_hours: float
     pair_hours: float
     fits: int
-    known: Known | None = None
     errors: tuple[float, float] = (ALPHA, BETA)
 
     @property
@@ -162,7 +160,7 @@ class Contest:
     @property
     def least(self) -> int:
         """Pairs before which nothing is decided."""
-        return max(2, FIRST - int(self.known.free if self.known else 0))
+        return first_pairs(by_turns=self.by_windows)
 
     def affordable(self, budget: Budget, pairs: int, hours: float) -> int:
         """Return how many pairs the next sweep may have, after so many pairs and node-hours in sweeps before it."""
@@ -197,15 +195,6 @@ class Contest:
             found.append(Past(sweep, question, _stale(sweep, question, self.configs)))
         return tuple(found)
 
-    def known_before(self) -> Known | None:
-        """Return what is known of the deviation of a pair beforehand.
-
-        Once a sweep is there it is what that one knew, so that rows alone change an answer.
-        """
-        for _, question in self._sweeps():
-            return question.known if question.goal == self.goal else None
-        return None if self.by_windows else known_of(Root(self.root), self.configs, self.goal, self.name)
-
     def hours(self, past: Sequence[Past]) -> float:
         """Return what the pairs of earlier sweeps cost by the plan's estimate, node-hours."""
         return sum((self.load_hours if one.pairs else 0.0) + len(one.pairs) * self.pair_hours for one in past)
@@ -217,7 +206,7 @@ class Contest:
 
     def _asked(self, **about: Any) -> Question:
         alpha, beta = self.errors
-        base = Question(self.goal, self.difference, (), 0, 0, (), self.known, alpha, beta)
+        base = Question(self.goal, self.difference, (), 0, 0, (), alpha, beta)
         return replace(base, **about)
 
     def question(self, made: Plan, most: int, past: Sequence[Past]) -> Question:
@@ -262,8 +251,7 @@ def ask(
         fixed_s = spent.load + spent.teardown if spent else 0.0
         load = nodes * fixed_s / 3600
         fits = _fits(one, fixed_s, service.seconds - fixed_s)
-    made = Contest((names[0], names[1]), sides, (one, two), goal, difference, by_windows, load, total - load, fits)
-    return replace(made, known=made.known_before())
+    return Contest((names[0], names[1]), sides, (one, two), goal, difference, by_windows, load, total - load, fits)
 
 
 MOST_OF_A_SWEEP = 60
