@@ -188,7 +188,7 @@ COMMANDS = (
             ("--with", {"dest": "common", "nargs": "+", "default": [], "metavar": "OVERRIDE", "help": "of A and B"}),
             ("--difference", {"required": True, "metavar": "D", "help": "that is to be found: 3%% or 0.03"}),
             ("--goal", {"default": "output_tok_per_s", "metavar": "COLUMN", "help": "figure that is compared"}),
-            ("--node-hours", {"type": float, "metavar": "N", "help": "budget by the plan's estimate, the queue apart"}),
+            ("--node-hours", {"type": float, "metavar": "N", "help": "budget, the queue apart"}),
             ("--pairs", {"type": int, "metavar": "N", "help": "most pairs that are measured"}),
             ("--bisect", {"metavar": "KEY=V1,V2,...", "help": "find the first value that is slower than V1"}),
         ),

@@ -42,6 +42,9 @@ ALIKE = 0.08
 NOISE = {"start": 0.015, "window": 0.015}
 """Of a start and of a window before any spread is known, as logarithms."""
 
+FREE = 4.0
+"""Degrees of freedom that this first guess counts for beside what the rows of the search show."""
+
 _NORMAL = NormalDist()
 
 
@@ -74,6 +77,7 @@ class Shown:
         start: which of its starts.
         figures: s, tokens/s; empty: it failed.
         windows: how many; `hours`: node-hours that they and the start really took; None: what was predicted.
+        scatter: of its windows, as a logarithm; None: it does not tell.
         shared: another load was measured on this start before, with which it is counted.
         spoilt: without figures since the measurement cannot be believed, which tells nothing of the candidate.
     """
@@ -83,6 +87,7 @@ class Shown:
     figures: dict[str, float]
     windows: int = 1
     hours: float | None = None
+    scatter: float | None = None
     shared: bool = False
     spoilt: bool = False
 
@@ -177,10 +182,34 @@ class Space:
             return mean, covariance
         places = np.array([candidate for candidate, _ in starts])
         seen = np.array([float(np.mean(values)) for values in starts.values()])
-        noise = [NOISE["start"] ** 2 + NOISE["window"] ** 2 / len(values) for values in starts.values()]
+        start, window = _noise(rows, self.goal.figure)
+        noise = [start + window / len(values) for values in starts.values()]
         between = covariance[:, places]
         gain = np.linalg.solve(covariance[np.ix_(places, places)] + np.diag(noise), between.T).T
         return mean + gain @ (seen - mean[places]), covariance - gain @ between.T
+
+
+def _noise(rows: Sequence[Shown], figure: str) -> tuple[float, float]:
+    """Return the variance of a start and of a window of it, as the rows themselves show it beside the first guess."""
+    squares, free = FREE * NOISE["window"] ** 2, FREE
+    for one in rows:
+        if one.scatter is not None:
+            squares += (one.windows - 1) * one.scatter**2
+            free += one.windows - 1
+    window = squares / free
+    settings: dict[int, dict[int, list[Shown]]] = {}
+    for one in rows:
+        if figure in one.figures:
+            settings.setdefault(one.candidate, {}).setdefault(one.start, []).append(one)
+    squares, free = FREE * NOISE["start"] ** 2, FREE
+    for starts in settings.values():
+        if len(starts) > 1:
+            means = [np.mean([math.log(one.figures[figure]) for one in several]) for several in starts.values()]
+            counts = [sum(one.windows for one in several) for several in starts.values()]
+            own = float(np.var(means, ddof=1)) - window * float(np.mean([1 / count for count in counts]))
+            squares += (len(starts) - 1) * max(own, 0.0)
+            free += len(starts) - 1
+    return squares / free, window
 
 
 def next_step(

@@ -22,10 +22,11 @@ from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.core.rundir import SweepDir
 from jobs.forecast.observed import COLUMNS
+from jobs.forecast.search import hours_of
 from jobs.results.columns import OFFERED
 from jobs.results.fingerprint import Fingerprint
 from jobs.results.pairs import Pair, Question, Standing, of_sweep, read_question, standing
-from jobs.results.row import outdated, row_of
+from jobs.results.row import NOT_RUN, outdated, row_of
 from jobs.results.sequential import ALPHA, BETA, first_pairs
 from jobs.sweep import compose, road
 from jobs.sweep.plan import Plan
@@ -90,7 +91,7 @@ def versions_of(word: str, common: Sequence[str]) -> list[tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be spent: node-hours by the plan's estimate, or pairs; None: no limit by it."""
+    """What may be spent: node-hours, or pairs; None: no limit by it. What comes next counts by the plan's estimate."""
 
     hours: float | None = None
     pairs: int | None = None
@@ -196,8 +197,16 @@ class Contest:
         return tuple(found)
 
     def hours(self, past: Sequence[Past]) -> float:
-        """Return what the pairs of earlier sweeps cost by the plan's estimate, node-hours."""
-        return sum((self.load_hours if one.pairs else 0.0) + len(one.pairs) * self.pair_hours for one in past)
+        """Return what the pairs of earlier sweeps have cost, node-hours: as their rows tell it, else by the plan."""
+        return sum(self._took(one) for one in past)
+
+    def _took(self, one: Past) -> float:
+        rows = [row for pair in one.question.pairs for point in pair if (row := row_of(one.sweep, point))]
+        begun = [row for row in rows if not str(row["invalid_reason"]).startswith(NOT_RUN)]
+        if not begun:  # its windows are measured, and no row is written yet
+            return self.load_hours + len(one.pairs) * self.pair_hours if one.pairs else 0.0
+        told = [hours_of(row, shared=self.by_windows and row is not begun[0]) for row in begun]
+        return sum(self.pair_hours / 2 if hours is None else hours for hours in told)
 
     def standing(self, past: Sequence[Past]) -> Standing:
         """Return what all pairs of sweeps say together."""

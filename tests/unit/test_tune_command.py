@@ -97,6 +97,7 @@ def test_another_load_of_a_service_that_is_up_costs_its_windows_alone(tmp_path: 
     up = next(one.services[0] for one in search.settings if one.candidate.name == first)
     [begun] = rows.values()
     begun |= {"job_id": "1", "attempt": 1, "nodes": 2, "load_s": 900.0, "warmup_s": 0.0, "measure_s": 900.0}
+    begun |= {"queue_s": 1800.0}
     step, task = search.next(rows, up=up)
     assert task and task.service == up and task.points[0] not in rows
     alone, _ = search.next(rows)
@@ -106,6 +107,7 @@ def test_another_load_of_a_service_that_is_up_costs_its_windows_alone(tmp_path: 
     rows[task.points[0]] = dict(begun)
     assert [one.hours for one in search.shown(rows)] == [1.0, 0.5], "the start is counted once"
     assert found(search, rows)["starts"] == 1
+    assert found(search, rows)["queue_hours"] == 0.5, "one allocation, one queue"
 
 
 def hours_off(search: Search, rows: dict[str, Any]) -> float:
