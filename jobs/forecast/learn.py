@@ -22,7 +22,7 @@ import numpy as np
 from jobs.core.student import student
 from jobs.engines.prediction import Layout
 from jobs.engines.steptime import Sizes, StepTime
-from jobs.forecast.anchors import FIGURES, NAMES, believed, constants_of
+from jobs.forecast.anchors import FIGURES, NAMES, anchors, believed, constants_of
 from jobs.forecast.figures import Demand, figures
 from jobs.forecast.fit import Floats, Posterior, fit, slopes
 
@@ -150,19 +150,21 @@ class Learnt:
     def _strange(self, subject: Subject) -> dict[str, float]:
         """Return what a point has that no row had, and how much that may matter, as a deviation of the logarithm."""
         if not self.seen:
-            return {"any row of this site": ANCHORED if subject.anchored else math.inf}
-        found = {
-            f"{key} {subject.scope[key]}": deviation
-            for key, deviation in OTHER.items()
-            if all(one.subject.scope[key] != subject.scope[key] for one in self.seen)
-        }
-        if self.place(subject) is None:
-            found[f"layout {subject.scope['layout']}"] = LAYOUT
+            found = {"any row of this site": ANCHORED if subject.anchored else math.inf}
+        else:
+            found = {
+                f"{key} {subject.scope[key]}": deviation
+                for key, deviation in OTHER.items()
+                if all(one.subject.scope[key] != subject.scope[key] for one in self.seen)
+            }
+            if self.place(subject) is None:
+                found[f"layout {subject.scope['layout']}"] = LAYOUT
+        loads = [one.subject.load for one in self.seen] or [Demand(1, 1, 1, 1, 1), *(one.load for one in anchors())]
         for name, deviation in BEYOND.items():
-            values = [getattr(one.subject.load, name) for one in self.seen]
+            values = [getattr(one, name) for one in loads]
             asked = max(getattr(subject.load, name), 1e-9)
             if beyond := max(0.0, math.log2(asked / max(values)), math.log2(min(values) / asked)):
-                found[f"{name} {asked:g}"] = deviation * beyond
+                found[f"{name} {asked:.10g}"] = deviation * beyond
         return found
 
     @staticmethod

@@ -21,6 +21,7 @@ from jobs.cluster.time_limit import SIGNAL_DELAY_S, limit_seconds
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.core.rundir import SweepDir
+from jobs.engines.base import is_simulated
 from jobs.forecast.observed import COLUMNS
 from jobs.forecast.search import hours_of
 from jobs.results.columns import OFFERED
@@ -282,6 +283,9 @@ def check(one: Config, two: Config, sides: Sequence[Sequence[str]], goal: str) -
     if len({identity(_once(config), "service", "point") for config in (one, two)}) == 1:
         reason = "A and B are the same setting" + (", measured again" if one != two else "")
         raise ConfigError("A B", words, reason, "Let them differ in a key; starts are repeated anyway.")
+    if is_simulated(one.engine.name) != is_simulated(two.engine.name):
+        reason = "one of them is a rehearsal, and its figures are no measurement"
+        raise ConfigError("A B", words, reason, "Give both the same engine.")
     if goal not in GOALS:
         raise ConfigError("--goal", goal, "no pair is compared by it", f"Give one of: {', '.join(GOALS)}.")
     for config in (one, two):

@@ -226,6 +226,7 @@ def test_bisection_names_the_first_that_is_slower(
         (("parallel.seed=1", "parallel.seed=2"), "the same setting, measured again"),
         (("bench.repeats=1,2",), "the same setting, measured again"),
         (("parallel.max_seqs=16", SEQS[1]), "there is no such key"),
+        (("engine=simulator", "engine=vllm_cpu model=tiny_llama"), "one of them is a rehearsal"),
         ((SEQS[0],), "two settings are compared, and these are 1"),
         ((*SEQS, "parallel.max_num_seqs=64"), "these are 3"),
         ((*SEQS, "--goal", "itl_ms_p50"), "no pair is compared by it"),
