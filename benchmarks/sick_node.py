@@ -19,8 +19,8 @@ from jobs.core.rundir import sweeps_in
 FACTOR = 3
 SICK = "engine.rehearsal.faults"
 COMMON = (
-    *("engine=simulator", "bench.canary=off", "bench.check_share=0", "bench.output_tokens=64", "bench.repeats=2"),
-    *("bench.warmup_s=3", "bench.window_s=10", "preflight.enabled=false"),
+    *("engine=simulator", "bench.canary=off", "bench.check_share=0", "bench.output_tokens=64", "bench.repeats=3"),
+    *("bench.warmup_s=3", "bench.window_s=6", "preflight.enabled=false"),
 )
 
 

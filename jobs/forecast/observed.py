@@ -33,6 +33,9 @@ COLUMNS = {"ttft_s": ("ttft_ms_mean", 1e3), "tpot_s": ("tpot_ms_mean", 1e3), "ou
 """Column of a row for each figure of the model, and what one unit of the model is in it."""
 
 
+NORMAL_90, NORMAL_99 = 1.645, 2.576
+FAR = NORMAL_99 / NORMAL_90
+
 NEARER = (0.0, 0.0, 0.707, 0.588, 0.801, 0.874, 0.999, 1.056, 1.146, 1.193, 1.26)
 """Of so many values of deviation 1, how far the end that lies nearer to their median lies from it (root of the mean
 square, drawn 40,000 times): one window that something disturbed is at the other end, and the median does without it."""
@@ -150,10 +153,16 @@ def forecaster(root: Root) -> Callable[[Config, Fit | None], dict[str, Predicted
     return predict
 
 
-def _within(said: Mapping[str, Predicted], scatter: float) -> dict[str, Predicted]:
-    """Return intervals that hold the scatter of a row's own windows too: they are judged no finer than they tell."""
-    more = math.exp(2 * scatter)
-    return {name: replace(one, low=one.low / more, high=one.high * more) for name, one in said.items()}
+def _far(said: Mapping[str, Predicted], scatter: float) -> dict[str, Predicted]:
+    """Return the intervals outside of which a row is unexpected: wider than those of 90 %, of which healthy rows leave
+    one in ten, and with the scatter of the row's own windows, which is judged no finer than it tells.
+    """
+    found = {}
+    for name, one in said.items():
+        own = math.log(one.high / one.value) if math.isfinite(one.high) else math.inf
+        more = math.exp(FAR * math.hypot(own, NORMAL_90 * scatter))
+        found[name] = replace(one, low=one.value / more, high=one.value * more)
+    return found
 
 
 def beside(learnt: Learnt, rows: Mapping[str, Observation]) -> dict[str, dict[str, Any]]:
@@ -163,7 +172,7 @@ def beside(learnt: Learnt, rows: Mapping[str, Observation]) -> dict[str, dict[st
         learnt: before these rows.
         rows: by point, of one service: what explains one of them has to explain all.
     """
-    told = {point: _within(learnt.predict(one.subject), one.scatter) for point, one in rows.items()}
+    told = {point: _far(learnt.predict(one.subject), one.scatter) for point, one in rows.items()}
     strange = {point: outside(told[point], one.measured) for point, one in rows.items()}
     terms = " or ".join(explanation(learnt, tuple(rows.values()))) if any(strange.values()) else ""
     found: dict[str, dict[str, Any]] = {}
