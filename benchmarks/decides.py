@@ -1,7 +1,7 @@
 """How often is `decide` wrong, and what does it spend? `python -m benchmarks.decides`
 
-Pairs are drawn from a normal distribution; the fixed design is the t test that needs the fewest pairs for the
-same errors at that deviation.
+What starts show is drawn from a normal distribution, or from one with heavier tails (Student's, 5 degrees of freedom);
+the fixed design is the t test that needs the fewest pairs for the same errors, with the deviation known beforehand.
 """
 
 from __future__ import annotations
@@ -13,11 +13,40 @@ from dataclasses import dataclass
 from random import Random
 from statistics import median
 
-from jobs.results.sequential import ALPHA, BETA, Decision, Known, decide, errors_of, first_worse, fixed_pairs, known_of
+from jobs.results.sequential import ALPHA, BETA, Decision, Logs, decide, errors_of, first_worse, fixed_pairs
 
 DIFFERENCE = 0.03
 MOST = 400
 """Pairs after which nothing is decided."""
+
+HEAVY = 5
+"""Degrees of freedom of what scatters with heavier tails."""
+
+DRIFT = 0.004
+"""By which everything becomes slower from pair to pair, where it does."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How pairs come about: windows by turns, or starts; with heavier tails; while everything becomes slower."""
+
+    by_turns: bool = False
+    heavy: bool = False
+    drift: bool = False
+
+    def pair(self, random: Random, truth: float, deviation: float, number: int) -> Logs:
+        """Return one pair: B's true ratio is 1 + truth. The second one of it is measured half a pair later."""
+        one, two = (self._noise(random) * deviation / math.sqrt(2) for _ in "AB")
+        if self.drift:
+            first, second = (-DRIFT * (number + late) for late in (0, 0.5))
+            one, two = (one + first, two + second) if number % 2 == 0 else (one + second, two + first)
+        return one, two + math.log1p(truth)
+
+    def _noise(self, random: Random) -> float:
+        """Of deviation 1."""
+        if not self.heavy:
+            return random.gauss(0, 1)
+        return random.gauss(0, 1) / math.sqrt(random.gammavariate(HEAVY / 2, 2) / (HEAVY - 2))
 
 
 @dataclass(frozen=True)
@@ -35,46 +64,47 @@ def run(
     truth: float,
     deviation: float,
     difference: float = DIFFERENCE,
-    known: Known | None = None,
+    kind: Kind = Kind(),
     errors: tuple[float, float] = (ALPHA, BETA),
-) -> tuple[Decision, list[float]]:
-    """Return one decision and the logarithms of its pairs: B's true ratio is 1 + truth."""
-    logs: list[float] = []
+) -> Decision:
+    """Return one decision."""
+    pairs: list[Logs] = []
     while True:
-        logs.append(random.gauss(math.log1p(truth), deviation))
-        made = decide(logs, difference, known, alpha=errors[0], beta=errors[1])
-        if made.answer != "open" or len(logs) >= MOST:
-            return made, logs
+        pairs.append(kind.pair(random, truth, deviation, len(pairs)))
+        made = decide(pairs, difference, by_turns=kind.by_turns, alpha=errors[0], beta=errors[1])
+        if made.answer != "open" or len(pairs) >= MOST:
+            return made
 
 
-def spent(truth: float, deviation: float, runs: int, seed: int = 0, free: int = 0) -> Spent:
-    """Return what many decisions came to; `free`: earlier pairs whose deviation is known."""
+def spent(truth: float, deviation: float, runs: int, seed: int = 0, kind: Kind = Kind()) -> Spent:
+    """Return what many decisions came to."""
     random = Random(seed)
-    made = []
-    for _ in range(runs):
-        earlier = [random.gauss(0, deviation) for _ in range(free + 1)]
-        made.append(run(random, truth, deviation, known=known_of([earlier]))[0])
+    made = [run(random, truth, deviation, kind=kind) for _ in range(runs)]
     shares = [sum(one.answer == answer for one in made) / runs for answer in ("better", "worse", "same")]
     return Spent(*shares, median(one.pairs for one in made))
 
 
 def bisected(seed: int, deviation: float, versions: int = 16, handicap: float = 0.05) -> tuple[bool, int]:
-    """Return whether the first of so many versions that is slower by the handicap is found, and the pairs it took.
-
-    Each comparison knows the deviation of the pairs of those before it.
-    """
-    random = Random(seed)
+    """Return whether the first of so many versions that is slower by the handicap is found, and the pairs it took."""
+    random = Random(f"bisection {seed}")  # what follows on small numbers as seeds is alike
     hidden = random.randrange(1, versions)
-    groups: list[list[float]] = []
-    errors = errors_of(versions)
+    pairs, errors = [], errors_of(versions)
 
     def worse(version: int) -> bool:
         truth = -handicap if version >= hidden else 0.0
-        made, logs = run(random, truth, deviation, difference=handicap, known=known_of(groups), errors=errors)
-        groups.append(logs)
+        made = run(random, truth, deviation, difference=handicap, errors=errors)
+        pairs.append(made.pairs)
         return made.answer == "worse"
 
-    return first_worse(versions, worse) == hidden, sum(map(len, groups))
+    return first_worse(versions, worse) == hidden, sum(pairs)
+
+
+KINDS = {
+    "starts": Kind(),
+    "starts, heavier tails": Kind(heavy=True),
+    "starts, 0.4 % slower with each pair": Kind(drift=True),
+    "windows by turns": Kind(by_turns=True),
+}
 
 
 def main() -> None:
@@ -82,14 +112,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=2000)
     runs = parser.parse_args().runs
-    heads = ("deviation of a pair", "earlier pairs", "fixed design, pairs")
+    heads = ("pairs are", "deviation of a pair", "fixed design, pairs")
     heads += ("A/A: told apart", "median pairs", "3 %: found", "median pairs")
     print(f"| {' | '.join(heads)} |")
     print("|---|---|---|---|---|---|---|")
-    for deviation, free in itertools.product((0.02, 0.03, 0.045, 0.06, 0.08), (0, 30)):
-        equal, apart = spent(0, deviation, runs, free=free), spent(DIFFERENCE, deviation, runs, seed=1, free=free)
+    for (name, kind), deviation in itertools.product(KINDS.items(), (0.02, 0.03, 0.045, 0.06, 0.08)):
+        equal, apart = spent(0, deviation, runs, kind=kind), spent(DIFFERENCE, deviation, runs, seed=1, kind=kind)
         print(
-            f"| {deviation:.1%} | {free} | {fixed_pairs(deviation, DIFFERENCE)} | {equal.better + equal.worse:.1%} |"
+            f"| {name} | {deviation:.1%} | {fixed_pairs(deviation, DIFFERENCE)} | {equal.better + equal.worse:.1%} |"
             f" {equal.pairs:g} | {apart.better:.1%} | {apart.pairs:g} |",
             flush=True,
         )

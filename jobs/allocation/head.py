@@ -112,7 +112,7 @@ async def _run_services(
 
 def agenda_of(sweep: SweepDir, work: AllocationTask) -> Agenda:
     """Return what an allocation runs, in order. RunError: the question of its search cannot be read."""
-    if work.search:
+    if sweep.search.exists():
         return Searching(sweep, work.attempt)
     services = () if work.checks_only else work.services
     try:
@@ -136,9 +136,8 @@ async def _run(service: Service, context: RankContext, agenda: Agenda) -> str | 
             todo = [] if context.work.serve else groups(live.configs, agenda.by_turns)
             while todo:
                 points = todo.pop(0)
-                live.enough = await aside(agenda.enough, points[0])
                 if in_time := live.within_time(points):
-                    await live.measure(in_time, agenda.round_over)
+                    await live.measure(in_time, agenda)
                 if in_time != points or await live.must_yield():
                     break
                 if more := await aside(agenda.more, service.task.service):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import getpass
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from jobs.allocation import serving, watch
+from jobs.allocation.agenda import Agenda
 from jobs.allocation.context import RankContext
 from jobs.allocation.life import Life, ServiceFailed
 from jobs.allocation.node import client_site, container
@@ -49,7 +50,6 @@ class LiveService:
 
     Attributes:
         out_of_time: it is to be stopped before its last point; `yielded`: because others wait.
-        enough: whether a point that is measured alone needs no further window (PointRun).
     """
 
     context: RankContext
@@ -61,7 +61,6 @@ class LiveService:
     target: Target
     out_of_time: bool = False
     yielded: bool = False
-    enough: Enough = lambda figures, windows: False
     _shared: OfService = field(default_factory=OfService)
     _ahead: int | None = 0
 
@@ -86,21 +85,20 @@ class LiveService:
             self.out_of_time = self.yielded = True
         return self.yielded
 
-    async def measure(
-        self, points: tuple[str, ...], decided: Callable[[Mapping[str, PointRun]], bool] = lambda _: False
-    ) -> None:
+    async def measure(self, points: tuple[str, ...], agenda: Agenda) -> None:
         """Measure points by turns and write their rows.
 
         Args:
             points: of this service.
-            decided: asked before each further round of windows by turns; true: those so far tell all.
+            agenda: says whether a point, or all that are measured by turns, need a further window.
 
         Raises:
             ServiceFailed: the service has failed; the rows say so.
             RunError: a row cannot be written.
         """
         stop, seen = asyncio.Event(), self.supervisor.watch
-        runs = {point: self._run_of(point, stop) for point in points}
+        enough = await aside(agenda.enough, points[0])
+        runs = {point: self._run_of(point, stop, enough) for point in points}
         if seen:
             # What the points before left in flight may still be read when these begin.
             ahead = [watch.tokens_ahead(self.configs[point]) for point in points]
@@ -113,7 +111,7 @@ class LiveService:
             if runs[point].has_figures:
                 await aside(self._write, point, self.rows.so_far(point, runs[point].result()), None)
 
-        turns = Turns(runs, stop, between, partial(decided, runs))
+        turns = Turns(runs, stop, between, partial(agenda.round_over, runs))
         await self.life.during(turns.run(), stop.set)
         measured = {point: run.result() for point, run in runs.items()}
         doubtful = any(one.reason for one in measured.values())
@@ -124,13 +122,13 @@ class LiveService:
         if failure:
             raise ServiceFailed(failure)
 
-    def _run_of(self, point: str, stop: asyncio.Event) -> PointRun:
+    def _run_of(self, point: str, stop: asyncio.Event, enough: Enough) -> PointRun:
         config = self.configs[point]
         values = _values(self.context.folder.sweep, point)
         log(f"point {point}: {' '.join(f'{k}={v}' for k, v in values.items()) or 'measure'}")
         client = self._external_run(point) if config.bench.is_external else None
         entered = partial(self.supervisor.enter, point=point)
-        return PointRun(config, self.target, self._shared, self.supervisor.watch, stop, entered, client, self.enough)
+        return PointRun(config, self.target, self._shared, self.supervisor.watch, stop, entered, client, enough)
 
     async def serve(self) -> None:
         """Keep the service up for hand tests until this job is told to end: that is its good end.

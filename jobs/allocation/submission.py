@@ -14,7 +14,7 @@ from jobs.core.planfile import begun_services
 from jobs.core.records import tolerant
 from jobs.core.rundir import AllocationDir, SweepDir
 from jobs.core.sharing import let_group_read
-from jobs.core.tasks import AllocationTask, ServiceTask, read_config, read_outcome, read_task, write_outcome, write_task
+from jobs.core.tasks import AllocationTask, ServiceTask, read_config, read_outcome, write_outcome, write_task
 from jobs.results.row import NOT_RUN, make_row, write_rows
 from jobs.results.table import write_table
 
@@ -28,7 +28,6 @@ def submit_allocation(
     *,
     kind: str | None = None,
     serve: bool = False,
-    search: bool = False,
 ) -> Job:
     """Write what an allocation has to do, and submit it; at most `cluster.max_allocations` of a sweep run at a time.
 
@@ -39,7 +38,6 @@ def submit_allocation(
         request: what it asks for; its name is made here.
         kind: the back end; None: `cluster.kind`.
         serve: keep its one service up for hand tests.
-        search: rank 0 chooses from the services.
 
     Raises:
         ConfigError: it can't be submitted from here; nothing is written then.
@@ -51,9 +49,7 @@ def submit_allocation(
     scheduler(kind).check(request)
     if cluster.share_group:
         let_group_read()  # Slurm takes the umask over for the job and its output
-    return submit(
-        sweep.allocation(index, attempt), AllocationTask(tuple(services), attempt, serve, search=search), request, kind
-    )
+    return submit(sweep.allocation(index, attempt), AllocationTask(tuple(services), attempt, serve), request, kind)
 
 
 def submit(folder: AllocationDir, work: AllocationTask, request: Request, kind: str) -> Job:
@@ -97,18 +93,15 @@ def submit_rest(folder: AllocationDir, kind: str | None = None) -> str | None:
     if not outcome or not outcome.left or before is None:
         return None
     config = read_config(folder.sweep, outcome.left[0].points[0], ours=True)
-    search = read_task(folder).search
     reason = f"the time limit came first, in {folder.tries} attempts (limits.attempts)"
     if outcome.too_short:
         limit = f"cluster.time_limit={config.cluster.time_limit}"
         reason = f"{outcome.too_short}; no job of {limit} can begin it: start the sweep again with a longer one"
     # Giving way to others is no failed try, and a search that got a row has made its way.
-    elif folder.tries < config.limits.attempts or outcome.yielded or (search and _gained(folder, before.job_id)):
+    elif folder.tries < config.limits.attempts or outcome.yielded or _gained(folder, before.job_id):
         try:
             request, attempt = Request(config, before.nodes, after=before), folder.attempt + 1
-            job = submit_allocation(
-                folder.sweep, folder.index, attempt, outcome.left, request, kind=kind, search=search
-            )
+            job = submit_allocation(folder.sweep, folder.index, attempt, outcome.left, request, kind=kind)
         except UserError as error:
             reason = f"the time limit came first, and the rest could not be submitted: {error.reason}"
         else:
@@ -126,6 +119,8 @@ def submit_rest(folder: AllocationDir, kind: str | None = None) -> str | None:
 
 
 def _gained(folder: AllocationDir, job_id: str) -> bool:
-    """Return whether a job has given its sweep a valid row."""
+    """Return whether a job has given its search a valid row."""
+    if not folder.sweep.search.exists():
+        return False
     rows = (tolerant(folder.sweep.point(p).row) for one in begun_services(folder) for p in one.points)
     return any(row.get("valid") and str(row.get("job_id")) == job_id for row in rows)

@@ -19,7 +19,7 @@ from jobs.core.errors import ConfigError
 from jobs.core.rundir import SweepDir
 from jobs.results.pairs import of_sweep, read_question, standing, write_question
 from jobs.results.pairs_text import Found, as_json, bisected, lines
-from jobs.results.sequential import errors_of, first_worse, known_of
+from jobs.results.sequential import errors_of, first_worse
 from jobs.sweep import show
 from jobs.sweep.contest import Budget, Contest, Past, ask, settings_of, share, versions_of
 from jobs.sweep.follow import follow
@@ -154,9 +154,7 @@ def _bisect(options: argparse.Namespace, difference: float, budget: Budget, out:
 
     def worse(place: int) -> bool:
         left = None if budget.hours is None else budget.hours - sum(one.hours for one in steps)
-        contest = contests[place - 1]
-        known = known_of([one.now.logs for one in steps]) or contest.known
-        contest = replace(contest, known=known, errors=errors_of(len(versions)))
+        contest = replace(contests[place - 1], errors=errors_of(len(versions)))
         out.print(f"step {len(steps) + 1}: {contest.names[1]} beside {contest.names[0]}")
         steps.append(_answer(contest, replace(budget, hours=left), out))
         if steps[-1].is_open:
@@ -190,7 +188,7 @@ COMMANDS = (
             ("--with", {"dest": "common", "nargs": "+", "default": [], "metavar": "OVERRIDE", "help": "of A and B"}),
             ("--difference", {"required": True, "metavar": "D", "help": "that is to be found: 3%% or 0.03"}),
             ("--goal", {"default": "output_tok_per_s", "metavar": "COLUMN", "help": "figure that is compared"}),
-            ("--node-hours", {"type": float, "metavar": "N", "help": "budget by the plan's estimate, the queue apart"}),
+            ("--node-hours", {"type": float, "metavar": "N", "help": "budget, the queue apart"}),
             ("--pairs", {"type": int, "metavar": "N", "help": "most pairs that are measured"}),
             ("--bisect", {"metavar": "KEY=V1,V2,...", "help": "find the first value that is slower than V1"}),
         ),

@@ -63,7 +63,7 @@ def _question(asked: Asked, rows: Rows) -> list[str]:
     step, _ = search.next(rows)
     first = f"first: {search.settings[step.candidate].candidate.name}: {step.why}" if step.candidate >= 0 else step.why
     said = [
-        f"{len(search.settings)} settings to choose from, {search.budget_hours:g} node-hours",
+        f"{show.count(len(search.settings), 'setting')} to choose from, {search.budget_hours:g} node-hours",
         first,
         *(f"warning: {one}" for one in asked.plan.warnings),
         *(f"never started: {name}: {reason}" for name, reason in search.ruled_out.items()),

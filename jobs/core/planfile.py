@@ -80,7 +80,7 @@ def begun_services(folder: AllocationDir) -> tuple[ServiceTask, ...]:
         RunError: its record cannot be read.
     """
     work = read_task(folder)
-    if not work.search:
+    if not folder.sweep.search.exists():
         return work.services
     begun = {one.point for one in read_plan(folder.sweep).points}
     found = [ServiceTask(one.service, tuple(p for p in one.points if p in begun)) for one in work.services]

@@ -43,14 +43,12 @@ class AllocationTask:
         attempt: number of this try.
         checks_only: the nodes are checked, and no service is started.
         serve: its one service is kept up for hand tests and not measured.
-        search: rank 0 decides which of the services comes next, and when it is enough (tune.json).
     """
 
     services: tuple[ServiceTask, ...]
     attempt: int
     serve: bool = False
     checks_only: bool = False
-    search: bool = False
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,18 @@ def found(search: Search, rows: Rows) -> dict[str, Any]:
         "why": step.why,
         "node_hours": spent(space, seen),
         "budget_node_hours": search.budget_hours,
+        "queue_hours": _queued(rows),
         "starts": sum(not one.shared for one in seen),
         "settings": _settings(search, rows, seen, believed, step),
         "ruled_out": dict(search.ruled_out),
         "next": _next(search, believed, seen),
     }
+
+
+def _queued(rows: Rows) -> float:
+    """Return the hours that the search waited in the queue: once for each allocation that gave it a row."""
+    waited = {row.get("job_id"): row.get("queue_s") for row in rows.values() if not row.get("reused_from")}
+    return sum(one for one in waited.values() if isinstance(one, int | float)) / 3600
 
 
 def _settings(search: Search, rows: Rows, seen: Sequence[Shown], believed: Belief, step: Step) -> list[dict[str, Any]]:

@@ -6,8 +6,9 @@ two seconds, and nothing that was learnt can be older than its rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -30,6 +31,14 @@ KEPT = 400
 
 COLUMNS = {"ttft_s": ("ttft_ms_mean", 1e3), "tpot_s": ("tpot_ms_mean", 1e3), "output_per_s": ("output_tok_per_s", 1.0)}
 """Column of a row for each figure of the model, and what one unit of the model is in it."""
+
+
+NORMAL_90, NORMAL_99 = 1.645, 2.576
+FAR = NORMAL_99 / NORMAL_90
+
+NEARER = (0.0, 0.0, 0.707, 0.588, 0.801, 0.874, 0.999, 1.056, 1.146, 1.193, 1.26)
+"""Of so many values of deviation 1, how far the end that lies nearer to their median lies from it (root of the mean
+square, drawn 40,000 times): one window that something disturbed is at the other end, and the median does without it."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,18 @@ def observation(config: Config, fit: Fit | None, row: Mapping[str, Any]) -> Obse
     }
     if subject.load.rate is not None:  # what was offered is no figure of the service
         measured.pop("output_per_s", None)
-    return Observation(subject, measured) if measured else None
+    scatter = (window_scatter(row, "output_tok_per_s") or 0.0) / math.sqrt(row.get("windows") or 1)
+    return Observation(subject, measured, scatter) if measured else None
+
+
+def window_scatter(row: Mapping[str, Any], column: str) -> float | None:
+    """Return the deviation of a window of a row, as a logarithm; None: its windows are too few or too many to tell."""
+    told = (row.get(name) for name in (f"{column}_min", column, f"{column}_max"))
+    ends = [math.log(one) for one in told if isinstance(one, int | float) and one > 0]
+    count = row.get("windows") or 1
+    if len(ends) < 3 or not 2 <= count < len(NEARER):
+        return None
+    return max(0.0, min(ends[2] - ends[1], ends[1] - ends[0])) / NEARER[count]
 
 
 def remember(root: Root, rows: Iterable[Observation]) -> None:
@@ -133,6 +153,18 @@ def forecaster(root: Root) -> Callable[[Config, Fit | None], dict[str, Predicted
     return predict
 
 
+def _far(said: Mapping[str, Predicted], scatter: float) -> dict[str, Predicted]:
+    """Return the intervals outside of which a row is unexpected: wider than those of 90 %, of which healthy rows leave
+    one in ten, and with the scatter of the row's own windows, which is judged no finer than it tells.
+    """
+    found = {}
+    for name, one in said.items():
+        own = math.log(one.high / one.value) if math.isfinite(one.high) else math.inf
+        more = math.exp(FAR * math.hypot(own, NORMAL_90 * scatter))
+        found[name] = replace(one, low=one.value / more, high=one.value * more)
+    return found
+
+
 def beside(learnt: Learnt, rows: Mapping[str, Observation]) -> dict[str, dict[str, Any]]:
     """Return for each point the columns that stand beside what was measured: predicted figures, and what is unexpected.
 
@@ -140,7 +172,7 @@ def beside(learnt: Learnt, rows: Mapping[str, Observation]) -> dict[str, dict[st
         learnt: before these rows.
         rows: by point, of one service: what explains one of them has to explain all.
     """
-    told = {point: learnt.predict(one.subject) for point, one in rows.items()}
+    told = {point: _far(learnt.predict(one.subject), one.scatter) for point, one in rows.items()}
     strange = {point: outside(told[point], one.measured) for point, one in rows.items()}
     terms = " or ".join(explanation(learnt, tuple(rows.values()))) if any(strange.values()) else ""
     found: dict[str, dict[str, Any]] = {}

@@ -21,7 +21,7 @@ from jobs.core.load import Slo
 from jobs.core.rundir import SweepDir
 from jobs.core.tasks import Identity, ServiceTask
 from jobs.forecast.fit import Posterior
-from jobs.forecast.observed import COLUMNS
+from jobs.forecast.observed import COLUMNS, window_scatter
 from jobs.forecast.tuner import Candidate, Goal, Shown, Space, Step, hopeless, next_step
 
 LIMITS = {"ttft_s": "ttft_ms", "tpot_s": "tpot_ms"}
@@ -167,12 +167,12 @@ def shown(
         windows: of a row that does not tell how many it holds.
         shared: its start is counted with another row.
     """
-    count, hours = int(row.get("windows") or windows), _hours(row, shared=shared)
+    count, hours = int(row.get("windows") or windows), hours_of(row, shared=shared)
     if not row["valid"] or row.get("saturated"):
         # A rank that failed is named first; of what was ready, any other reason is one of the measurement.
         ready = row.get("load_s") is not None and not str(row.get("invalid_reason")).startswith("rank ")
-        return Shown(candidate, start, {}, count, hours, shared, spoilt=ready and not row.get("saturated"))
-    limited = {name for name, _ in goal.limits}
+        return Shown(candidate, start, {}, count, hours, None, shared, spoilt=ready and not row.get("saturated"))
+    limited, scatter = {name for name, _ in goal.limits}, window_scatter(row, COLUMNS[goal.figure][0])
     found: dict[str, float] = {}
     for name, (column, unit) in COLUMNS.items():
         own = name in limited and name != goal.figure
@@ -180,10 +180,10 @@ def shown(
         values = (row.get(one) for one in asked)
         if value := next((one for one in values if isinstance(one, int | float) and one > 0), None):
             found[name] = value / unit
-    return Shown(candidate, start, found if goal.figure in found else {}, count, hours, shared)
+    return Shown(candidate, start, found if goal.figure in found else {}, count, hours, scatter, shared)
 
 
-def _hours(row: Mapping[str, Any], *, shared: bool) -> float | None:
+def hours_of(row: Mapping[str, Any], *, shared: bool) -> float | None:
     """Return the node-hours that a row has cost: none where another sweep measured it; None: it does not tell."""
     if row.get("reused_from"):
         return 0.0

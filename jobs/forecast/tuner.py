@@ -16,7 +16,7 @@ Nothing is drawn by chance: the same rows lead to the same decision, whenever th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -41,6 +41,9 @@ ALIKE = 0.08
 
 NOISE = {"start": 0.015, "window": 0.015}
 """Of a start and of a window before any spread is known, as logarithms."""
+
+FREE = 4.0
+"""Degrees of freedom that this first guess counts for beside what the rows of the search show."""
 
 _NORMAL = NormalDist()
 
@@ -74,6 +77,7 @@ class Shown:
         start: which of its starts.
         figures: s, tokens/s; empty: it failed.
         windows: how many; `hours`: node-hours that they and the start really took; None: what was predicted.
+        scatter: of its windows, as a logarithm; None: it does not tell.
         shared: another load was measured on this start before, with which it is counted.
         spoilt: without figures since the measurement cannot be believed, which tells nothing of the candidate.
     """
@@ -83,6 +87,7 @@ class Shown:
     figures: dict[str, float]
     windows: int = 1
     hours: float | None = None
+    scatter: float | None = None
     shared: bool = False
     spoilt: bool = False
 
@@ -177,10 +182,41 @@ class Space:
             return mean, covariance
         places = np.array([candidate for candidate, _ in starts])
         seen = np.array([float(np.mean(values)) for values in starts.values()])
-        noise = [NOISE["start"] ** 2 + NOISE["window"] ** 2 / len(values) for values in starts.values()]
+        windows = _window_noise(rows)
+        of_start = _start_noise(starts, windows)
+        noise = [of_start + windows[start] / len(values) for start, values in starts.items()]
         between = covariance[:, places]
         gain = np.linalg.solve(covariance[np.ix_(places, places)] + np.diag(noise), between.T).T
         return mean + gain @ (seen - mean[places]), covariance - gain @ between.T
+
+
+def _window_noise(rows: Sequence[Shown]) -> dict[tuple[int, int], float]:
+    """Return the variance of a window of each start: its own scatter, beside that of the middle one of all starts.
+
+    One service that something disturbs scatters ten times as far as the others, and says nothing of them.
+    """
+    told = [one.scatter**2 for one in rows if one.scatter is not None]
+    usual = max([NOISE["window"] ** 2, *([float(np.median(told))] if told else [])])
+    squares: dict[tuple[int, int], float] = {}
+    free: dict[tuple[int, int], float] = {}
+    for one in rows:
+        start, own = (one.candidate, one.start), one.windows - 1 if one.scatter is not None else 0
+        squares[start] = squares.get(start, FREE * usual) + own * (one.scatter or 0.0) ** 2
+        free[start] = free.get(start, FREE) + own
+    return {start: squares[start] / free[start] for start in squares}
+
+
+def _start_noise(starts: Mapping[tuple[int, int], Sequence[float]], windows: Mapping[tuple[int, int], float]) -> float:
+    """Return the variance of a start: the first guess, and what settings that were started more than once show."""
+    squares, free = FREE * NOISE["start"] ** 2, FREE
+    for candidate in {candidate for candidate, _ in starts}:
+        own = {start: values for start, values in starts.items() if start[0] == candidate}
+        if len(own) > 1:
+            means = [np.mean(values) for values in own.values()]
+            of_windows = np.mean([windows[start] / len(values) for start, values in own.items()])
+            squares += (len(own) - 1) * max(float(np.var(means, ddof=1)) - float(of_windows), 0.0)
+            free += len(own) - 1
+    return squares / free
 
 
 def next_step(

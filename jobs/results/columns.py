@@ -43,6 +43,11 @@ def is_work(key: str) -> bool:
     return key.startswith("bench.") and asked and key not in LOADS and not key.startswith(HOW)
 
 
+def changes_work(key: str) -> bool:
+    """Return whether a key, or group, of another value changes the work or how it is measured: no setting to serve."""
+    return is_work(key) or f"{key}.name" in WORK or key.startswith(HOW)
+
+
 def setting_text(keys: tuple[str, ...], values: Mapping[str, Any]) -> str:
     """Return keys with their values in one line."""
     return " ".join(f"{key}={values[key]}" for key in keys)

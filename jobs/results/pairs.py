@@ -20,7 +20,7 @@ from jobs.core.rundir import SweepDir
 from jobs.core.tasks import Identity
 from jobs.results.columns import counts, low_is_best
 from jobs.results.row import NOT_RUN, row_of
-from jobs.results.sequential import ALPHA, BETA, Decision, Known, decide
+from jobs.results.sequential import ALPHA, BETA, Decision, Logs, decide
 
 _DECIDED = "decided by {} pairs"
 
@@ -29,8 +29,8 @@ FAILED = {False: 2, True: 4}
 
 Row = Mapping[str, Any]
 
-Pair = float | str
-"""The logarithm of the ratio of B to A, above 0: B is better; or why a pair has none."""
+Pair = Logs | str
+"""What a pair showed, or why it has no figures."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,6 @@ class Question:
         windows: 0, or how many windows each of the two points has.
         most: pairs of this sweep that may be measured.
         earlier: what the pairs of the sweeps before it said.
-        known: the deviation of a pair that was known before the first of them.
         alpha, beta: errors that are borne (jobs/results/sequential.py).
     """
 
@@ -52,14 +51,13 @@ class Question:
     pairs: tuple[tuple[Identity, Identity], ...]
     windows: int
     most: int
-    earlier: tuple[Number, ...] = ()
-    known: Known | None = None
+    earlier: tuple[tuple[Number, Number], ...] = ()
     alpha: Number = ALPHA
     beta: Number = BETA
 
-    def decide(self, logs: Sequence[float]) -> Decision:
+    def decide(self, logs: Sequence[Logs]) -> Decision:
         """Return what pairs say to it."""
-        return decide(logs, self.difference, self.known, alpha=self.alpha, beta=self.beta)
+        return decide(logs, self.difference, by_turns=self.windows > 0, alpha=self.alpha, beta=self.beta)
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Standing:
     """
 
     decision: Decision
-    logs: tuple[float, ...]
+    logs: tuple[Logs, ...]
     over: str = ""
     broken: str = ""
 
@@ -100,8 +98,8 @@ def pair_of(goal: str, one: Row, two: Row) -> Pair:
             return f"{side}: it is saturated: its latencies are those of a queue that grows"
         if not counts(goal, row.get(goal)) or row[goal] <= 0:
             return f"{side}: it has no {goal}"
-    found = math.log(two[goal] / one[goal])
-    return -found if low_is_best(goal) else found
+    sign = -1 if low_is_best(goal) else 1
+    return sign * math.log(one[goal]), sign * math.log(two[goal])
 
 
 def of_windows(goal: str, one: Iterable[Row], two: Iterable[Row]) -> list[Pair]:

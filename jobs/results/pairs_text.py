@@ -83,7 +83,7 @@ def as_json(found: Found) -> dict[str, Any]:
         "change": changed(found.goal, decision.ratio) if decision.pairs else None,
         "low": ends[0] if ends else None,
         "high": ends[1] if ends else None,
-        "pairs": [changed(found.goal, math.expm1(one)) for one in found.now.logs],
+        "pairs": [changed(found.goal, math.expm1(two - one)) for one, two in found.now.logs],
         "pairs_are": "windows" if found.by_windows else "starts",
         "node_hours": found.hours,
         "why": found.why,

@@ -55,6 +55,7 @@ class _Found:
     why: str
     node_hours: Number
     budget_node_hours: Number
+    queue_hours: Number
     starts: int
     settings: list[_Setting]
     ruled_out: dict[str, str]
@@ -92,6 +93,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         if best["tied"]:
             said.append(f"  it cannot be told from {best['tied']}; the cheaper start is named first")
     spent = f"{found['node_hours']:.2f} of {found['budget_node_hours']:g} node-hours for {found['starts']} starts"
+    spent += f", {found['queue_hours']:.2f} h in the queue"
     state = "" if found["over"] else "not over (python -m jobs resume RUN goes on), next: "
     said.append(f"cost: {spent}; {state}{found['why']}")
     said += ["by what is believed now:", *_table(found["settings"], goal)]

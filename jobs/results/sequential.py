@@ -1,16 +1,18 @@
 """A or B in the fewest measurements: a sequential test with bounded errors, and a bisection by it. Pure.
 
-A measurement is the logarithm of the ratio of B's figure to A's, from one pair: two windows of one service one after
-the other, or a start of each. Asked is whether B is better or worse by a difference d that the user names, or neither:
-two sequential probability ratio tests (Wald 1947) run at once, 0 against +d and 0 against -d (Sobel, Wald 1949). B is
-better where the first takes +d, worse where the second takes -d, and no different by d where both take 0. With
-alpha / 2 on each side at most alpha of equal pairs are told apart, and at least 1 - beta of those that differ by d are.
+A pair is the logarithm of A's figure and that of B's, from two windows of one service one after the other, or from a
+start of each. Asked is whether B is better or worse by a difference d that the user names, or neither: two sequential
+probability ratio tests (Wald 1947) run at once, 0 against +d and 0 against -d (Sobel, Wald 1949). B is better where the
+first takes +d, worse where the second takes -d, and no different by d where both take 0. With alpha / 2 on each side at
+most alpha of equal pairs are told apart, and at least 1 - beta of those that differ by d are.
 
-The deviation s of a pair is that of all pairs so far, v = n - 1 degrees of freedom, and of earlier ones where there
-are any. A boundary of a = log(1/p) for a known deviation becomes (v / 2) (p^(-2/v) - 1) (Hall 1962, "Some sequential
-analogs of Stein's two-stage test", Biometrika 49), less 0.583 d / s, by which a sum that moves in steps lies beyond a
-boundary when it passes it (Siegmund 1985, "Sequential Analysis", 10.2); for "better" and "worse" so much of that as
-is certain of s, v / (v + 10).
+The deviation s of a pair is learnt from these pairs alone. Starts are independent of each other, so that each is held
+against the others of its setting, once a straight line over the pairs is taken out of both (a cluster that gets slower
+by the hour): v = 2n - 3 degrees of freedom of n pairs. Windows drift in other ways too, which adjacent ones share:
+there it is the differences that count, v = n - 1. A boundary of a = log(1/p) for a known deviation becomes
+(v / 2) (p^(-2/v) - 1) (Hall 1962, "Some sequential analogs of Stein's two-stage test", Biometrika 49), less
+0.583 d / s, by which a sum that moves in steps lies beyond a boundary when it passes it (Siegmund 1985, "Sequential
+Analysis", 10.2); for "better" and "worse" so much of that as is certain of s, v / (v + UNSURE).
 """
 
 from __future__ import annotations
@@ -21,27 +23,31 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jobs.core.student import student
 
+Floats = NDArray[np.float64]
+
 ALPHA = BETA = 0.05
-FIRST = 6
-"""Pairs before anything is decided: a deviation of fewer is nothing to stand on."""
+FREE = 5
+"""Degrees of freedom before anything is decided: a deviation of fewer is nothing to stand on."""
 
 OVERSHOOT = 0.583
-UNSURE = 10
+UNSURE = 6
 """Degrees of freedom from which half of the overshoot is taken off a boundary whose error is a false alarm: a deviation
 that was found too small by few pairs would count twice there."""
 
-SPENT = (0.7, 1.0)
-"""Share of alpha for the boundary itself: the rest is what a deviation costs that is estimated anew with each pair. The
-second where it is known beforehand to `ENOUGH` degrees of freedom. Found by simulation (benchmarks/decides.py)."""
+SPENT, EARLY, SOON = 0.6, 1.0, 8
+"""Share of alpha for the boundary itself, and how much more of it early, falling by e with so many degrees of freedom.
+The rest of alpha is what a deviation costs that is estimated anew with each pair: where many pairs are needed there are
+many looks at it, and where few are needed few. Found by simulation (benchmarks/decides.py)."""
 
-ENOUGH = 30
+LEAST = 1e-6
+"""Deviation of a pair at least, where figures are alike to the last digit."""
 
-CONTRADICTS = 1.0
-"""Standard errors by which the variance of these pairs may lie above the known one. Beyond that they are of another day
-or kind, and speak for themselves: a deviation that is too small by a third makes four times the false alarms."""
+Logs = tuple[float, float]
+"""Of one pair: the logarithm of A's figure and of B's, higher is better."""
 
 Answer = Literal["better", "worse", "same", "open"]
 
@@ -64,47 +70,51 @@ class Decision:
     high: float
 
 
-@dataclass(frozen=True)
-class Known:
-    """The deviation of a pair as earlier ones of its kind showed it, and its degrees of freedom."""
-
-    deviation: float
-    free: float
+def first_pairs(*, by_turns: bool) -> int:
+    """Return the number of pairs before which nothing is decided."""
+    return FREE + 1 if by_turns else math.ceil((FREE + 3) / 2)
 
 
 def decide(
-    logs: Sequence[float],
+    pairs: Sequence[Logs],
     difference: float,
-    known: Known | None = None,
     *,
+    by_turns: bool = False,
     alpha: float = ALPHA,
     beta: float = BETA,
 ) -> Decision:
     """Return what pairs say.
 
     Args:
-        logs: of the ratio of B to A, one a pair, in the order of time; above 0: B is better.
+        pairs: in the order of time.
         difference: that is to be found, as a share (0.03: 3 %).
-        known: what is known of the deviation beforehand; it counts as much as its degrees of freedom.
+        by_turns: they are windows, of which adjacent ones share what drifts.
         alpha, beta: at most so many false alarms, and so many differences of this size that are not found.
     """
-    data = np.asarray(logs, dtype=np.float64)
+    data = np.asarray(pairs, dtype=np.float64).reshape(-1, 2)
     count = len(data)
+    mean = float((data[:, 1] - data[:, 0]).mean()) if count else 0.0
     if count < 2:
-        return Decision("open", count, math.expm1(float(data.mean())) if count else 0.0, -1.0, math.inf)
-    mean, squares, free = float(data.mean()), float(data.var(ddof=1)) * (count - 1), count - 1.0
-    if known and squares / free > known.deviation**2 * (1 + CONTRADICTS * math.sqrt(2 / free + 2 / known.free)):
-        known = None
-    if known:
-        squares, free = squares + known.free * known.deviation**2, free + known.free
-    deviation = max(math.sqrt(squares / free), 1e-6)
+        return Decision("open", count, math.expm1(mean), -1.0, math.inf)
+    deviation, free = _deviation(data, by_turns=by_turns)
     half = student(0.975, free) * deviation / math.sqrt(count)
     answer: Answer = "open"
-    if free >= FIRST - 1:
-        sure = min(1.0, known.free / ENOUGH) if known else 0.0
-        spent = (SPENT[0] + (SPENT[1] - SPENT[0]) * sure) * alpha / 2
+    if free >= FREE:
+        spent = (SPENT + EARLY * math.exp(-free / SOON)) * alpha / 2
         answer = _answer(mean, deviation, count, free, math.log1p(difference), (spent, beta))
     return Decision(answer, count, math.expm1(mean), math.expm1(mean - half), math.expm1(mean + half))
+
+
+def _deviation(data: Floats, *, by_turns: bool) -> tuple[float, float]:
+    """Return the deviation of a pair, and its degrees of freedom; of two pairs at least."""
+    count = len(data)
+    if by_turns:
+        return max(float((data[:, 1] - data[:, 0]).std(ddof=1)), LEAST), count - 1.0
+    off = data - data.mean(axis=0)
+    time = np.arange(count) - (count - 1) / 2
+    off -= np.outer(time, np.full(2, float((off.T @ time).sum()) / (2 * float(time @ time))))
+    free = 2.0 * count - 3
+    return max(math.sqrt(2 * float(np.sum(off**2)) / free), LEAST), free
 
 
 def _answer(mean: float, deviation: float, count: int, free: float, step: float, errors: tuple[float, float]) -> Answer:
@@ -122,18 +132,6 @@ def _answer(mean: float, deviation: float, count: int, free: float, step: float,
 def _boundary(p: float, free: float) -> float:
     """Return the evidence that is needed, with the deviation known to so many degrees of freedom."""
     return float(free / 2 * (p ** (-2 / free) - 1))
-
-
-def known_of(groups: Sequence[Sequence[float]]) -> Known | None:
-    """Return what earlier comparisons say of the deviation of a pair, by their logarithms; None: nothing.
-
-    Each is taken around its own mean.
-    """
-    parts = [np.asarray(group, dtype=np.float64) for group in groups if len(group) > 1]
-    free = sum(len(part) - 1 for part in parts)
-    if not free:
-        return None
-    return Known(math.sqrt(sum(float(part.var(ddof=1)) * (len(part) - 1) for part in parts) / free), free)
 
 
 def fixed_pairs(deviation: float, difference: float, alpha: float = ALPHA, beta: float = BETA) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,14 +23,13 @@ from jobs.core.files import write_json
 from jobs.core.foreign import SMALL, load_form
 from jobs.core.load import REPEATS
 from jobs.core.records import Number
-from jobs.core.rundir import Root, SweepDir
+from jobs.core.rundir import SweepDir
 from jobs.core.tasks import read_config
 from jobs.engines.layout_name import layout_name
 from jobs.results.columns import HIGH, LATENCIES, RESTARTS, counts
 from jobs.results.gather import Run
 from jobs.results.intervals import Scatter, pooled
 from jobs.results.row import FIGURES
-from jobs.results.sequential import Known
 
 KEPT = 64
 """Rows that are remembered of a layout: the last ones."""
@@ -103,33 +101,6 @@ def _digest(config: Config, part: str) -> str:
     keys = [key for key, scope in schema.schema().items() if scope == part and key not in RESTARTS]
     text = json.dumps({key: plain(dotted(config, key)) for key in keys}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def known_of(root: Root, configs: Iterable[Config], column: str, but: str) -> Known | None:
-    """Return the deviation between a start of one setting and one of another, as earlier starts of both showed it.
-
-    Only starts of these very settings under these very loads count, with as many windows of that length.
-
-    Args:
-        root: of the sweeps.
-        configs: of both.
-        column: the figure.
-        but: beginning of the names of sweeps that speak for themselves.
-    """
-    parts = []
-    for config in configs:
-        service, load = (_digest(config, part) for part in ("service", "point"))
-        parts.append(
-            [
-                one.figures[column]
-                for one in _read(root.starts(layout_name(config)))
-                if (one.service, one.load) == (service, load)
-                and counts(column, one.figures.get(column))
-                and not Path(one.run).name.startswith(but)
-            ]
-        )
-    found = pooled(parts)
-    return Known(math.sqrt(2 * found.squared), found.free) if found and found.free >= KNOWN else None
 
 
 class Spreads:

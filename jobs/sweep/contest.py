@@ -21,14 +21,15 @@ from jobs.allocation.node import fingerprint
 from jobs.cluster.time_limit import SIGNAL_DELAY_S, limit_seconds
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError, RunError
-from jobs.core.rundir import Root, SweepDir
+from jobs.core.rundir import SweepDir
+from jobs.engines.base import is_simulated
 from jobs.forecast.observed import COLUMNS
+from jobs.forecast.search import hours_of
 from jobs.results.columns import OFFERED
 from jobs.results.fingerprint import Fingerprint
 from jobs.results.pairs import Pair, Question, Standing, of_sweep, read_question, standing
-from jobs.results.row import outdated, row_of
-from jobs.results.sequential import ALPHA, BETA, FIRST, Known
-from jobs.results.spread import known_of
+from jobs.results.row import NOT_RUN, outdated, row_of
+from jobs.results.sequential import ALPHA, BETA, first_pairs
 from jobs.sweep import compose, road
 from jobs.sweep.plan import Plan
 from jobs.sweep.points import identity
@@ -92,7 +93,7 @@ def versions_of(word: str, common: Sequence[str]) -> list[tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be spent: node-hours by the plan's estimate, or pairs; None: no limit by it."""
+    """What may be spent: node-hours, or pairs; None: no limit by it. What comes next counts by the plan's estimate."""
 
     hours: float | None = None
     pairs: int | None = None
@@ -130,7 +131,7 @@ class Contest:
         by_windows: pairs are windows of one service.
         load_hours: node-hours of the service that all pairs of a sweep share; `pair_hours`: of one pair.
         fits: pairs that one sweep can have.
-        known: what is known of the deviation of a pair beforehand; `errors`: alpha and beta.
+        errors: alpha and beta.
     """
 
     names: tuple[str, str]
@@ -142,7 +143,6 @@ class Contest:
     load_hours: float
     pair_hours: float
     fits: int
-    known: Known | None = None
     errors: tuple[float, float] = (ALPHA, BETA)
 
     @property
@@ -163,7 +163,7 @@ class Contest:
     @property
     def least(self) -> int:
         """Pairs before which nothing is decided."""
-        return max(2, FIRST - int(self.known.free if self.known else 0))
+        return first_pairs(by_turns=self.by_windows)
 
     def affordable(self, budget: Budget, pairs: int, hours: float) -> int:
         """Return how many pairs the next sweep may have, after so many pairs and node-hours in sweeps before it."""
@@ -202,18 +202,17 @@ class Contest:
             found.append(Past(sweep, question, _stale(sweep, question, self.configs)))
         return tuple(found)
 
-    def known_before(self) -> Known | None:
-        """Return what is known of the deviation of a pair beforehand.
-
-        Once a sweep is there it is what that one knew, so that rows alone change an answer.
-        """
-        for _, question in self._sweeps():
-            return question.known if question.goal == self.goal else None
-        return None if self.by_windows else known_of(Root(self.root), self.configs, self.goal, self.name)
-
     def hours(self, past: Sequence[Past]) -> float:
-        """Return what the pairs of earlier sweeps cost by the plan's estimate, node-hours."""
-        return sum((self.load_hours if one.pairs else 0.0) + len(one.pairs) * self.pair_hours for one in past)
+        """Return what the pairs of earlier sweeps have cost, node-hours: as their rows tell it, else by the plan."""
+        return sum(self._took(one) for one in past)
+
+    def _took(self, one: Past) -> float:
+        rows = [row for pair in one.question.pairs for point in pair if (row := row_of(one.sweep, point))]
+        begun = [row for row in rows if not str(row["invalid_reason"]).startswith(NOT_RUN)]
+        if not begun:  # its windows are measured, and no row is written yet
+            return self.load_hours + len(one.pairs) * self.pair_hours if one.pairs else 0.0
+        told = [hours_of(row, shared=self.by_windows and row is not begun[0]) for row in begun]
+        return sum(self.pair_hours / 2 if hours is None else hours for hours in told)
 
     def standing(self, past: Sequence[Past]) -> Standing:
         """Return what all pairs of sweeps say together."""
@@ -222,7 +221,7 @@ class Contest:
 
     def _asked(self, **about: Any) -> Question:
         alpha, beta = self.errors
-        base = Question(self.goal, self.difference, (), 0, 0, (), self.known, alpha, beta)
+        base = Question(self.goal, self.difference, (), 0, 0, (), alpha, beta)
         return replace(base, **about)
 
     def question(self, made: Plan, most: int, past: Sequence[Past]) -> Question:
@@ -267,8 +266,7 @@ def ask(
         fixed_s = spent.load + spent.teardown if spent else 0.0
         load = nodes * fixed_s / 3600
         fits = _fits(one, fixed_s, service.seconds - fixed_s)
-    made = Contest((names[0], names[1]), sides, (one, two), goal, difference, by_windows, load, total - load, fits)
-    return replace(made, known=made.known_before())
+    return Contest((names[0], names[1]), sides, (one, two), goal, difference, by_windows, load, total - load, fits)
 
 
 MOST_OF_A_SWEEP = 60
@@ -290,6 +288,9 @@ def check(one: Config, two: Config, sides: Sequence[Sequence[str]], goal: str) -
     if len({identity(_once(config), "service", "point") for config in (one, two)}) == 1:
         reason = "A and B are the same setting" + (", measured again" if one != two else "")
         raise ConfigError("A B", words, reason, "Let them differ in a key; starts are repeated anyway.")
+    if is_simulated(one.engine.name) != is_simulated(two.engine.name):
+        reason = "one of them is a rehearsal, and its figures are no measurement"
+        raise ConfigError("A B", words, reason, "Give both the same engine.")
     if goal not in GOALS:
         raise ConfigError("--goal", goal, "no pair is compared by it", f"Give one of: {', '.join(GOALS)}.")
     for config in (one, two):

@@ -104,7 +104,7 @@ def _resume(sweep: SweepDir, *, retry_failed: bool) -> int:
         attempt = sweep.next_attempt(allocation.services)
         request = Request(by_name[allocation.services[0]].config, allocation.nodes)
         with _without_rows(sweep, [point for task in tasks for point in task.points]):
-            submission.submit_allocation(sweep, index + number, attempt, tasks, request, search=sweep.search.exists())
+            submission.submit_allocation(sweep, index + number, attempt, tasks, request)
     return sum(len(service.points) for service in left)
 
 

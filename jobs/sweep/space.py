@@ -19,7 +19,7 @@ from jobs.forecast.duration import measure_seconds, phases
 from jobs.forecast.observed import COLUMNS, learnt_of, subject_of
 from jobs.forecast.search import LIMITS, Search, Setting, limits_of
 from jobs.forecast.tuner import STARTS, Candidate, Goal
-from jobs.results.columns import check_objective
+from jobs.results.columns import changes_work, check_objective
 from jobs.sweep import check, compose, grammar, road
 from jobs.sweep.derived import AROUND, AUTO, LOAD, SPECULATION, Known, around, drafting, usual
 from jobs.sweep.grouping import Service
@@ -136,6 +136,8 @@ def _values(key: str, given: Any) -> list[Any]:
     groups = grammar.groups()
     if key == SEED:
         raise ConfigError("tune.space", key, "each setting is started under several seeds anyway", "Leave it out.")
+    if len(set(map(str, values))) < len(values):
+        raise ConfigError("tune.space", f"{key}: {given}", "a value stands in it twice", "Give each one once.")
     if not values or any(isinstance(one, list) for one in values):
         raise ConfigError("tune.space", f"{key}: {given}", "it has no values to choose from", "Write a list: [16, 32].")
     if given == "auto" and key not in AUTO:
@@ -167,7 +169,13 @@ def _possible(wanted: Sequence[_Wanted], composer: compose.Composer) -> tuple[li
     """
     found, configs = _derived(wanted, composer)
     overrides = [one.overrides for one in found]
-    points = points_of(overrides, configs, grammar.swept_keys(overrides))
+    swept = grammar.swept_keys(overrides)
+    if strange := next((key for key in swept if changes_work(key)), None):
+        reason = "it changes what is asked or how it is measured, and no setting wins by that"
+        raise ConfigError(
+            "tune.space", strange, reason, "Give it one value, and start one search for each further one."
+        )
+    points = points_of(overrides, configs, swept)
     past = history.forecaster(Root(Path(configs[0].results.root).absolute()))
     left: dict[str, _Wanted] = {}
     ruled_out: dict[str, str] = {}

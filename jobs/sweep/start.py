@@ -65,7 +65,7 @@ def start(
     for index, allocation in enumerate(allocations):
         request = Request(settings, allocation.nodes)
         tasks = tasks_of(made, allocation)
-        job = submission.submit_allocation(sweep, index, 1, tasks, request, serve=serve, search=search is not None)
+        job = submission.submit_allocation(sweep, index, 1, tasks, request, serve=serve)
         logging.info("allocation %s: job %s (%s)", index, job.job_id, job.kind)
     return sweep
 

@@ -70,6 +70,35 @@ def test_a_row_far_outside_is_unexpected_with_what_would_explain_it(tmp_path: Pa
     assert set().union(*slow.values()) <= set(FORECAST_COLUMNS)
 
 
+def test_a_row_is_judged_no_finer_than_its_own_windows_lie_apart(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    remember(root, seen().values())
+    learnt = learnt_of(root, "vllm_ascend")
+    for ends, healthy in (((0.99, 1.01), False), ((0.7, 1.4), True), ((0.2, 1.01), False)):
+        apart = {f"output_tok_per_s_{end}": ends[end == "max"] for end in ("min", "max")}
+        found = {
+            str(place): one
+            for place, (made, row) in enumerate(rows(1.3))
+            if (
+                one := observation(
+                    made, None, row | {"windows": 3} | {k: v * row["output_tok_per_s"] for k, v in apart.items()}
+                )
+            )
+        }
+        assert all(("unexpected" not in one) == healthy for one in beside(learnt, found).values()), ends
+
+
+def test_one_row_of_a_machine_that_no_anchor_tells_of_marks_no_other_setting(tmp_path: Path) -> None:
+    def cpu(*more: str, rate: float, tpot: float):
+        made = config("experiment=demo", "bench.concurrency=16", *more)
+        row = {"valid": True, "output_tok_per_s": rate, "ttft_ms_mean": 2e3 * 100 / rate, "tpot_ms_mean": tpot}
+        return observation(made, None, row)
+
+    one, two = cpu("parallel.max_num_seqs=2", rate=620, tpot=3.0), cpu("parallel.max_num_seqs=16", rate=1913, tpot=6.2)
+    remember(Root(tmp_path), [one])
+    assert "unexpected" not in beside(learnt_of(Root(tmp_path), "vllm_cpu"), {"two": two})["two"]
+
+
 def test_the_command_prints_charts_and_its_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["forecast", f"results.root={tmp_path}", "parallel.max_model_len=8192"]
     assert main(asked) == 0

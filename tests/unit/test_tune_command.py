@@ -97,6 +97,7 @@ def test_another_load_of_a_service_that_is_up_costs_its_windows_alone(tmp_path: 
     up = next(one.services[0] for one in search.settings if one.candidate.name == first)
     [begun] = rows.values()
     begun |= {"job_id": "1", "attempt": 1, "nodes": 2, "load_s": 900.0, "warmup_s": 0.0, "measure_s": 900.0}
+    begun |= {"queue_s": 1800.0}
     step, task = search.next(rows, up=up)
     assert task and task.service == up and task.points[0] not in rows
     alone, _ = search.next(rows)
@@ -106,6 +107,7 @@ def test_another_load_of_a_service_that_is_up_costs_its_windows_alone(tmp_path: 
     rows[task.points[0]] = dict(begun)
     assert [one.hours for one in search.shown(rows)] == [1.0, 0.5], "the start is counted once"
     assert found(search, rows)["starts"] == 1
+    assert found(search, rows)["queue_hours"] == 0.5, "one allocation, one queue"
 
 
 def hours_off(search: Search, rows: dict[str, Any]) -> float:
@@ -128,16 +130,22 @@ def test_main_says_what_it_would_do_and_the_older_spellings_are_answered(
 
 
 def test_what_cannot_run_is_never_started_and_said(tmp_path: Path) -> None:
-    space = "tune.space={parallel.max_model_len: [8192, 16384, 163840], bench.input_tokens: [1024, 9000]}"
-    words = ["cluster=local", "bench.concurrency=4", "tune.budget_node_hours=30", f"results.root={tmp_path}"]
+    space = "tune.space={parallel.max_model_len: [8192, 16384, 163840], parallel.max_num_seqs: [16, 32]}"
+    words = [
+        "cluster=local",
+        "bench.concurrency=4",
+        "bench.input_tokens=9000",
+        "tune.budget_node_hours=30",
+        f"results.root={tmp_path}",
+    ]
     search = ask([*words, space]).search
     reasons = {name: reason.partition(":")[0] for name, reason in search.ruled_out.items()}
     assert reasons == {
-        "parallel.max_model_len=8192 bench.input_tokens=9000": "rule",
-        "parallel.max_model_len=163840 bench.input_tokens=1024": "memory",
-        "parallel.max_model_len=163840 bench.input_tokens=9000": "memory",
+        f"parallel.max_model_len={length} parallel.max_num_seqs={count}": reason
+        for length, reason in ((8192, "rule"), (163840, "memory"))
+        for count in (16, 32)
     }
-    assert len(search.settings) == 3
+    assert len(search.settings) == 2
 
 
 def of(space: str, *more: str) -> list[str]:
@@ -150,6 +158,11 @@ def of(space: str, *more: str) -> list[str]:
         (of(""), "one setting is no space to search"),
         (of("parallel.max_num_seqs: [16]"), "one setting is no space to search"),
         (of("parallel.max_num_seqs: []"), "it has no values to choose from"),
+        (of("parallel.max_num_seqs: [16, 16]"), "a value stands in it twice"),
+        (of("bench.repeats: [1, 2]"), "no setting wins by that"),
+        (of("bench.input_tokens: [100, 200]"), "no setting wins by that"),
+        (of("parallel.max_num_seqs: [16, 32]", "bench.output_tokens=8,16"), "no setting wins by that"),
+        (of("model: [deepseek_r1_0528_w8a8, deepseek_v3_1_w8a8]"), "no setting wins by that"),
         (of("parallel.max_seqs: [1, 2]"), "Did you mean 'parallel.max_num_seqs'?"),
         (of("parallel: [dp2_tp8, dp9_tp9]"), "there is no such option"),
         (of("parallel.max_num_seqs: auto"), "nothing derives it"),

@@ -85,3 +85,12 @@ def test_the_lowest_latency_can_be_the_goal() -> None:
     made = answer(space, rows)
     least = min(real.figures[4 * place]["ttft_s"] for place in range(len(SMALL)))
     assert made is not None and made.value == pytest.approx(least, rel=0.1)
+
+
+def test_windows_and_starts_that_scatter_widen_what_is_said_of_all(space: Space) -> None:
+    figures = {"output_per_s": 3000.0, "ttft_s": 1.0, "tpot_s": 0.1}
+    calm = [Shown(place, start, figures, 3, scatter=0.01) for place in (0, 1) for start in (0, 1)]
+    spread = [replace(one, scatter=0.2) for one in calm]
+    apart = [replace(one, figures={**figures, "output_per_s": 3000.0 * (1 + 0.3 * one.start)}) for one in calm]
+    widths = [made.high / made.low for rows in (calm, spread, apart) if (made := answer(space, rows))]
+    assert widths[0] < 1.1 < min(widths[1:])
