@@ -64,18 +64,6 @@ async def headless_rank(one: Engine) -> AsyncIterator[Line]:
     assert await asyncio.wait_for(obeying, 60) is None
 
 
-async def first_rank(tmp_path: Path, runtime: str) -> staging.Parts:
-    """Return what rank 0 has brought before the tag moved."""
-    (tmp_path / "first").mkdir()
-    return await staging.prepare(engine(tmp_path / "first", runtime), dict(os.environ) | INHERITED)
-
-
-def moved(fakes: Fakes, **more: object) -> None:
-    """The tag moves, and the second node has nothing yet."""
-    fakes.tell(node="node1", images=MOVED, **more)
-    (fakes.folder / "daemon/images.json").unlink(missing_ok=True)
-
-
 async def prepared(line: Line, **wanted: str) -> dict[str, str]:
     answer = await line.tell(Prepare(START, {image.PART + name: value for name, value in wanted.items()}))
     assert isinstance(answer, Prepared), answer
@@ -84,9 +72,8 @@ async def prepared(line: Line, **wanted: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("runtime", [name for name in RUNTIMES.own if name != "apptainer"])
 async def test_a_rank_takes_the_image_of_rank_0_and_starts_it(tmp_path: Path, fakes: Fakes, runtime: str) -> None:
-    first = await first_rank(tmp_path, runtime)
-    assert image.of_registry(first) == DIGEST
-    moved(fakes)
+    first = {"image digest": DIGEST}
+    fakes.tell(node="node1", images=MOVED)
     one = engine(tmp_path, runtime)
     async with headless_rank(one) as line:
         parts = await prepared(line)
@@ -104,7 +91,9 @@ async def test_a_rank_takes_the_image_of_rank_0_and_starts_it(tmp_path: Path, fa
 
 
 async def test_an_image_of_the_same_name_that_has_no_digest_here_is_replaced_too(tmp_path: Path, fakes: Fakes) -> None:
-    first = await first_rank(tmp_path, "docker")
+    (tmp_path / "first").mkdir()
+    first = await staging.prepare(engine(tmp_path / "first", "docker"), dict(os.environ) | INHERITED)
+    assert image.of_registry(first) == DIGEST
     fakes.tell(node="node1", images={URI: None, NAMED: DIGEST})  # built on the second node
     async with headless_rank(engine(tmp_path, "docker")) as line:
         parts = await prepared(line)
@@ -116,8 +105,6 @@ async def test_an_image_of_the_same_name_that_has_no_digest_here_is_replaced_too
 async def test_what_no_registry_has_any_more_is_one_error_that_names_both(
     tmp_path: Path, fakes: Fakes, runtime: str
 ) -> None:
-    await first_rank(tmp_path, runtime)
-    moved(fakes)
     fakes.tell(node="node1", images={URI: OTHER})
     async with headless_rank(engine(tmp_path, runtime)) as line:
         await prepared(line)
