@@ -61,7 +61,7 @@ _FAULTS = from_yaml(Path(__file__).with_name("docker.yaml").read_text(encoding="
 _NO_IMAGE = ("No such image", "no such image", "image not known")
 _NO_CONTAINER = ("No such container", "no such container", "is not running", "container state improper")
 
-_KILL = """left() {
+KILL = """left() {
   kill "-$1" -- "-$2" 2> /dev/null && echo "$2"
   for one in /proc/[0-9]*; do
     while IFS= read -r -d '' word; do
@@ -341,7 +341,7 @@ class InDocker(Inside):
         pid, what = self.pid(), f"client in container {self.order.name}"
         try:
             mark = f"{process.TAG}={tag}"
-            lives = pid is not None and "alive" in self._exec("bash", "-c", _KILL, "bash", str(pid), mark)
+            lives = pid is not None and "alive" in self._exec("bash", "-c", KILL, "bash", str(pid), mark)
         except RunError as error:
             gone = any(words in error.reason for words in _NO_CONTAINER)
             return [] if gone else [f"{what}: {error.reason}"]

@@ -40,6 +40,7 @@ from test_rehearsal import start as launch
 from test_runtimes import INHERITED, engine, failed, mark_of, until_says
 from users import lacking, two_users
 
+from containers.docker import KILL
 from jobs.allocation.node import staging
 from jobs.allocation.node.engine import Engine
 from jobs.core import process
@@ -164,6 +165,22 @@ async def test_an_engine_that_is_killed_and_a_container_that_is_killed(real: Rea
     assert "killed by SIGKILL" in await asyncio.wait_for(two.ended(), 60)
     assert await two.stop(1) == []
     assert real.containers() == []
+
+
+async def test_a_client_is_killed_inside_with_what_it_left_in_other_sessions(real: Real, tmp_path: Path) -> None:
+    one = await up(boxed(real, tmp_path))
+    [name] = real.containers()
+    mark = f"{process.TAG}=a-client"
+    script = f"export {mark}; setsid sleep 600 & echo $$; exec sleep 600"
+    argv = [real.program, "exec", name, "bash", "-c", script]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdout is not None
+        leader = client.stdout.readline().strip()
+        assert real.run("exec", name, "bash", "-c", KILL, "bash", leader, mark) == ""
+    assert "sleep" not in real.run("exec", name, "bash", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+    assert one._process is not None
+    assert one._process.ended is None, "the engine is another one"
+    assert await one.stop() == []
 
 
 async def test_what_a_killed_rank_left_is_removed_by_the_next(real: Real, tmp_path: Path) -> None:
