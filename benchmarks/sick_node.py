@@ -20,7 +20,7 @@ FACTOR = 3
 SICK = "engine.rehearsal.faults"
 COMMON = (
     *("engine=simulator", "bench.canary=off", "bench.check_share=0", "bench.output_tokens=64", "bench.repeats=3"),
-    *("bench.warmup_s=3", "bench.window_s=6", "preflight.enabled=false"),
+    *("bench.warmup_s=3", "bench.window_s=10", "preflight.enabled=false"),
 )
 
 

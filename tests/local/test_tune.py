@@ -9,6 +9,7 @@ from pathlib import Path
 
 from test_rehearsal import finish, start, the_sweep, until, verb
 
+from jobs.cluster.base import ENDED, job_state
 from jobs.core.files import read_json
 from jobs.core.planfile import read_plan
 from jobs.core.tasks import read_outcome
@@ -33,7 +34,7 @@ def test_a_search_is_left_cancelled_and_resumed_to_its_answer(tmp_path: Path) ->
     assert re.search(r"\d of \d points measured", told.stdout) and first in told.stdout
     verb("cancel", str(sweep.path))
     [folder] = sweep.allocations()
-    until(lambda: read_outcome(folder) is not None, "the end of the allocation")
+    until(lambda: read_outcome(folder) is not None and job_state(folder) in ENDED, "the end of the allocation")
     assert not read_json(sweep.answer)["over"]
 
     resumed = verb("resume", str(sweep.path))
