@@ -1,7 +1,7 @@
 """How often does the gate call a steady service unsteady, and what does it find? On windows that are simulated.
 
-    python benchmarks/steady.py            500 windows of each kind, about five minutes
-    python benchmarks/steady.py --windows 50
+    python benchmarks/steady.py            500 windows of each kind, about half an hour
+    python benchmarks/steady.py --windows 50 --only "R1, open"
 
 Clean windows (goal: at most 2 % invalid): a service of slots, rounds in step, few requests, each with noise of its own
 and with a machine that swings by 5 % over 10 s; open loops before slots that are nearly all busy and before an engine
@@ -245,16 +245,18 @@ CHANGES: dict[str, Speed] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--windows", type=int, default=500)
-    count = parser.parse_args().windows
+    parser.add_argument("--only", default="", help="kinds whose names have this")
+    asked = parser.parse_args()
+    count, kinds = asked.windows, {name: make for name, make in KINDS.items() if asked.only in name}
     worst = 0.0
     print(f"{'clean windows':38} noted   invalid")
-    for name, make in KINDS.items():
+    for name, make in kinds.items():
         seen = np.array([change(make, clean, seed) for seed in range(count)])
         worst = max(worst, float((seen == 1).mean()))
         print(f"{name:38} {(seen == 0.5).mean():6.1%} {(seen == 1).mean():8.1%}", flush=True)
     few = max(10, count // 10)
     print(f"\n{'invalid, or noted too':38} " + "  ".join(f"{name:>20}" for name in CHANGES))
-    for name, make in KINDS.items():
+    for name, make in kinds.items():
         cells = []
         for speed in CHANGES.values():
             seen = np.array([change(make, speed, seed) for seed in range(few)])

@@ -22,7 +22,6 @@ limits come, with the share of clean windows that they refuse and what they find
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -73,9 +72,9 @@ FIRSTS = 5
 FINE_PARTS, FINE_GAPS, FAST_GAPS = 40, 10, 10.0
 """Most parts in which short slowness is looked for, gaps of one from which its fast ones tell, and their percentile."""
 
-SLOW_CLOSED, SLOW_OPEN = 2.0, 3.0
+SLOW_CLOSED, SLOW_OPEN, PARTLY = 2.0, 3.0, 1.6
 """A token that takes so many times as long as in the fastest quarter of the parts is slow. In a closed loop a part that
-is slow for a part of its time counts too, from the root of that."""
+is slow for most of its time counts too, where another one is slow."""
 
 LOST_CLOSED, LOST_OPEN, LOST_LIMIT = 0.05, 0.08, LIMIT / (1 + LIMIT)
 """Share of the window's time that slow parts cost: noted, and beyond which the mean is off by LIMIT."""
@@ -169,7 +168,7 @@ def _cost(levels: Floats, open_loop: bool, each_s: float) -> tuple[float, float,
     usual, limit = float(np.percentile(known, 25)), SLOW_OPEN if open_loop else SLOW_CLOSED
     if known.max() <= limit * usual:
         return None
-    slow = known[known > (limit if open_loop else math.sqrt(limit)) * usual]
+    slow = known[known > (limit if open_loop else PARTLY) * usual]
     return float((1 - usual / slow).sum()) / len(levels), len(slow) * each_s, float(slow.max()) / usual
 
 
