@@ -271,12 +271,12 @@ def test_reasons_are_shown_word_for_word(frame: pd.DataFrame, capsys: pytest.Cap
 
 
 def test_the_plan_in_words(tmp_path: Path) -> None:
-    _, planned = made(tmp_path, "parallel.max_model_len=8192,32768", "bench.concurrency=1,4")
+    _, planned = made(tmp_path, "parallel.max_model_len=8192,16384", "bench.concurrency=1,4")
     lines = show.plan_text(planned).splitlines()
     assert lines[0].startswith("4 points in 2 services (engine starts) in 1 allocation, about ")
     assert lines[1].startswith("  allocation 0: 2 services on 2 nodes, about ")
     first = planned.points[2]  # the longer context is the first to fail
-    assert lines[2].startswith(f"    service {first.service}  parallel.max_model_len=32768  load ")
+    assert lines[2].startswith(f"    service {first.service}  parallel.max_model_len=16384  load ")
     assert lines[3] == f"      point {first.point}  bench.concurrency=1"
     assert [line.split()[0] for line in lines[2:8]] == ["service", "point", "point"] * 2
     assert lines[8].startswith("predicted (queue apart): load ")
