@@ -234,6 +234,7 @@ def test_what_a_search_has_found_comes_first_and_its_command_can_be_copied(chrom
     cost = {
         "node_hours": 3.2,
         "budget_node_hours": 24.0,
+        "queue_hours": 0.5,
         "starts": 2,
         "why": "it is enough",
         "over": True,

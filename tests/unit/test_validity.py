@@ -79,8 +79,8 @@ def test_a_whole_window_is_valid() -> None:
         (window(request(), request(status="failed", error="reset")), "1 requests failed: reset"),
         (window(request(), request(status="truncated", output_tokens=None)), "1 requests had no whole answer"),
         (window(request(), truncated=True), "the window was cut short"),
-        (window(*[request(end_s=9.0)] * 5, engine_tokens={"0": 10, "1": 0}), "data-parallel rank 1 served no token"),
-        (window(*[request(end_s=9.0)] * 5, engine_tokens={"0": 10}), "data-parallel rank 1 served no token"),
+        (window(*[request(end_s=5.5)] * 10, engine_tokens={"0": 10, "1": 0}), "data-parallel rank 1 served no token"),
+        (window(*[request(end_s=5.5)] * 10, engine_tokens={"0": 10}), "data-parallel rank 1 served no token"),
     ],
 )
 def test_reasons(measured: Window, words: str) -> None:
@@ -93,6 +93,13 @@ def test_an_engine_that_a_low_load_did_not_need_is_a_note() -> None:
     idle = window(*[request(end_s=9.0)] * 4, engine_tokens={"0": 8, "1": 0})
     assert reason(idle) is None
     assert "data-parallel rank 1 served no token in the window: 3.2 requests in flight did not need it" in noted(idle)
+
+
+def test_an_engine_that_is_silent_in_hardly_more_than_a_round_of_requests_is_a_note() -> None:
+    step = window(*[request(end_s=9.0)] * 8, engine_tokens={"0": 16, "1": 0})
+    assert reason(step) is None
+    words = "data-parallel rank 1 served no token in the window: it is too short to tell whether that is chance"
+    assert words in noted(step)
 
 
 def test_a_service_that_tells_no_counters_is_not_checked_and_the_row_says_so() -> None:

@@ -37,6 +37,10 @@ GAUGED = 100
 SCATTERED = 4
 """So many times more requests are needed where their lengths scatter: an engine may have got the longer prompts."""
 
+ROUNDS_TO_BALANCE = 2.0
+"""Requests for each that is in flight (mean) with fewer of which a silent engine is chance: those of one round are sent
+in step, and 16 of them go to one engine of two in one window of ten or so (rehearsal, windows of 1 s)."""
+
 NEEDED_IN_FLIGHT = 2.0
 """Mean requests in flight for each data-parallel rank below which the balancer may well need one engine alone: vLLM's
 sends a request to the first of those that have least to do."""
@@ -111,12 +115,17 @@ def balance(config: Config, served: Mapping[str, int], requests: int, in_flight:
         yield Finding("the service does not tell its engines apart: whether each took part is not checked")
         return
     # Over replicas our own client spreads the requests: a row of two is one of both.
-    needed = config.parallel.replicas > 1 or in_flight is None or in_flight >= NEEDED_IN_FLIGHT * ranks
+    load = None if config.parallel.replicas > 1 else in_flight
+    needed = load is None or load >= NEEDED_IN_FLIGHT * ranks
+    chance = load is not None and requests < ROUNDS_TO_BALANCE * load
     silent = [str(rank) for rank in range(ranks) if not served.get(str(rank))]
     if silent:
         words = f"data-parallel rank {', '.join(silent)} served no token in the window"
-        why = "" if needed else f": {in_flight:.2g} requests in flight did not need it"
-        yield Finding(words + why, needed)
+        if not needed:
+            words += f": {load:.2g} requests in flight did not need it"
+        elif chance:
+            words += ": it is too short to tell whether that is chance"
+        yield Finding(words, needed and not chance)
     elif sum(served.values()) and requests >= FEW_TO_BALANCE * ranks:
         rank, tokens = min(served.items(), key=lambda pair: pair[1])
         share = tokens * ranks / sum(served.values())
