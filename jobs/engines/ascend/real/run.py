@@ -278,6 +278,7 @@ def main() -> None:
     os.dup2(2, 1)  # what is logged at import is no answer
     with tempfile.TemporaryDirectory() as folder:
         prepare(folder)
+        os.chdir(folder)  # the real code writes files where it runs
         groups: dict[str, list[tuple[int, dict[str, Any]]]] = {}
         for number, line in enumerate(lines):
             case = json.loads(line)
