@@ -10,7 +10,10 @@ from pathlib import Path
 from jobs.core import masking
 from jobs.core.foreign import regular
 
-_ERROR = re.compile(r"\b(?:[A-Z]\w*(?:Error|Exception)\b|ERROR|error:|FATAL|CRITICAL)|E[IJZ]\d{4}|not found")
+_ERROR = re.compile(
+    r"\b(?:[A-Z]\w*(?:Error|Exception)\b|ERROR|error:|FATAL|CRITICAL)|E[IJZ]\d{4}"
+    r"|^(?!.*\b(?:DEBUG|INFO|WARNING)\b).*not found"  # a library that an engine can do without is a warning
+)
 
 
 _NOISE = re.compile(

@@ -45,6 +45,7 @@ def test_kv_cache_tokens(text: str, tokens: int | None) -> None:
             "RuntimeError: Engine core initialization failed. See root cause above.",
             "RuntimeError: NPU out of memory",
         ),
+        ("WARNING 11-30 libiomp is not found in LD_PRELOAD\nINFO serving", "INFO serving"),
         ("cannot source /x/set_env.sh: bash: not found\n", "cannot source /x/set_env.sh: bash: not found"),
         (
             "OSError: no checkpoint\n/usr/lib/python3/resource_tracker.py: UserWarning: leaked semaphore Error\nbye",
