@@ -97,6 +97,7 @@ class Load:
         """
         while self._due < moment and not self._sender.done():
             await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the last of them is in flight
 
     async def until(self, met: Callable[[], bool], stop: asyncio.Event, limit_s: float) -> bool:
         """Wait until `met()` holds, `stop` is set or `limit_s` is over; return `met()`. It is asked at each news."""
@@ -155,7 +156,6 @@ class Load:
             if not self.sending or not (indices := self._next()):
                 return
             self._group.create_task(self._come(indices, due))
-            await asyncio.sleep(0)  # it is in flight before the next one is looked at
 
     async def _come(self, indices: range, due: float) -> None:
         """Send what came at the moment `due`, once there is a slot; without one it is truncated in the end."""
