@@ -35,7 +35,8 @@ SCATTER = {"ttft_s": 0.08, "tpot_s": 0.03, "output_per_s": 0.03}
 
 FOREIGN = 0.3
 """The same on a machine that is none of the anchors': nobody has held the model against it. With 0.03 only 83 % of what
-real vLLM showed on a CPU lay within the stated 90 % intervals, with this 90 % (16 settings, half of them seen)."""
+real vLLM showed on a CPU lay within the stated 90 % intervals, with this 90 % (14 settings that nothing disturbed, half
+of them seen)."""
 
 FREE = 4.0
 """Rows that this first guess counts for."""
