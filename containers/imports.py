@@ -40,7 +40,11 @@ def sweep(temp: Path) -> list[str]:
 
 
 def _is_at_work(path: Path) -> bool:
-    """Whether the import that made this directory lives: a process of its number that came later is another one."""
+    """Whether the import that made this directory lives: a process of its number that came later is another one.
+
+    A thread of another process may have the number too: it has no process of its own.
+    """
     with contextlib.suppress(psutil.Error, OSError, ValueError):
-        return psutil.Process(int(path.name.rpartition(".")[2])).create_time() <= path.stat().st_mtime + 1.0
+        pid = int(path.name.rpartition(".")[2])
+        return psutil.pid_exists(pid) and psutil.Process(pid).create_time() <= path.stat().st_mtime + 1.0
     return False

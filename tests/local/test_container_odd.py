@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
 from container_fakes import Fakes
 from test_runtimes import INHERITED, engine, failed, fakes, until_says  # noqa: F401
@@ -56,13 +57,17 @@ async def test_what_a_killed_import_left_is_removed_by_the_next_sweep(
     """The layers of an image in full size, under each runtime that unpacks some."""
     local = Local(tmp_path / "node")
     local.make()
-    gone = max(psutil.pids()) + 1
-    own = local.temp / f"serving-sweep.import.{socket.gethostname()}.{gone}"
-    other = local.temp / "serving-sweep.import.another-node.1"
-    for path in (own, other):
-        path.mkdir()
-    assert RUNTIMES.get(runtime).sweep(local, os.environ, lambda _: None) == [own.name]
-    assert list(local.temp.iterdir()) == [other]
+    gone = int(Path("/proc/sys/kernel/pid_max").read_text())  # all numbers are below it
+    with ThreadPoolExecutor(1) as pool:
+        thread = pool.submit(threading.get_native_id).result()  # a number in use, and no process's
+        dead = [local.temp / f"serving-sweep.import.{socket.gethostname()}.{number}" for number in (gone, thread)]
+        at_work = local.temp / f"serving-sweep.import.{socket.gethostname()}.{os.getpid()}"
+        other = local.temp / "serving-sweep.import.another-node.1"
+        for path in (*dead, at_work, other):
+            path.mkdir()
+        swept = RUNTIMES.get(runtime).sweep(local, os.environ, lambda _: None)
+    assert sorted(swept) == sorted(path.name for path in dead)
+    assert set(local.temp.iterdir()) == {at_work, other}
 
 
 async def test_a_pull_of_apptainer_leaves_nothing_unpacked(tmp_path: Path, fakes: Fakes) -> None:
