@@ -11,8 +11,8 @@ from jobs.core import masking
 from jobs.core.foreign import regular
 
 _ERROR = re.compile(
-    r"\b(?:[A-Z]\w*(?:Error|Exception)\b|ERROR|error:|FATAL|CRITICAL)|E[IJZ]\d{4}"
-    r"|^(?!.*\b(?:DEBUG|INFO|WARNING)\b).*not found"  # a library that an engine can do without is a warning
+    r"^(?:(?!\b(?:DEBUG|INFO|WARNING)\b).)*?"  # a warning tells of a library that is missed, or of errors that may come
+    r"(?:\b(?:[A-Z]\w*(?:Error|Exception)\b|ERROR|error:|FATAL|CRITICAL)|E[IJZ]\d{4}|not found)"
 )
 
 

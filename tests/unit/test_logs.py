@@ -46,6 +46,8 @@ def test_kv_cache_tokens(text: str, tokens: int | None) -> None:
             "RuntimeError: NPU out of memory",
         ),
         ("WARNING 11-30 libiomp is not found in LD_PRELOAD\nINFO serving", "INFO serving"),
+        ("WARNING a limit can cause errors like `OSError: [Errno 24] Too many open files`\nINFO serving", "INFO serving"),
+        ("ERROR 11-30 no log level is called INFO\nbye", "ERROR 11-30 no log level is called INFO"),
         ("cannot source /x/set_env.sh: bash: not found\n", "cannot source /x/set_env.sh: bash: not found"),
         (
             "OSError: no checkpoint\n/usr/lib/python3/resource_tracker.py: UserWarning: leaked semaphore Error\nbye",
