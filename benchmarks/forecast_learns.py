@@ -3,6 +3,9 @@
 The truth is the rehearsal engine's scheduler, in its own time, on a machine whose constants nobody told the forecast
 (each times a factor of its own, e^N(0, 0.3)), with noise of a start and of a window. Four lengths, five loads, three
 layouts; half of the points are seen. What it does not ask: a machine whose steps follow another law.
+
+`--real DIR` asks the same of real vLLM on this machine's CPU, whose law is its own: the grid of `REAL` is swept, what
+is in DIR already is not measured again, and each seed draws another half.
 """
 
 from __future__ import annotations
@@ -10,18 +13,23 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 import numpy as np
 
+from jobs.core.rundir import Root
 from jobs.engines.prediction import Layout
 from jobs.engines.simulator.scheduler import Batch, Request, Scheduler
 from jobs.engines.steptime import Constants, Sizes, StepTime, Work
 from jobs.forecast.anchors import NAMES, anchors, believed, constants_of
 from jobs.forecast.figures import Demand
 from jobs.forecast.learn import Learnt, Observation, Subject, learn
+from jobs.forecast.observed import kept_rows
 
 LENGTHS = (2048, 8192, 16384, 32768)
 LOADS = (1, 4, 8, 16, 32)
@@ -29,6 +37,22 @@ LAYOUTS = {"dp2_tp8": Layout(8, 2, True), "dp4_tp4": Layout(4, 4, True), "dp1_tp
 OUTPUT, BATCHED, SLOTS = 256, 8192, 64
 START_NOISE, WINDOW_NOISE = 0.01, 0.01
 ROUNDS = 4
+
+ONE_EACH = ("parallel=dp2_tp1", "engine=vllm_cpu", "model=tiny_llama", "cluster=local")
+REAL = {
+    "one engine": (*ONE_EACH, "cluster.nodes=1", "parallel.data_parallel_size=1"),
+    "an engine a rank": ONE_EACH,
+    "a pipeline": ("experiment=pipeline_demo",),
+}
+"""The layouts of real vLLM on this machine."""
+
+REAL_LOAD = (
+    "parallel.max_model_len=16384",
+    "bench.input_tokens=256,1024,4096,12288",
+    "bench.concurrency=1,2,4,8",
+    "bench.output_tokens=64",
+    "bench.window_s=5",
+)
 
 
 def hidden(seed: int, spread: float = 0.3) -> Constants:
@@ -151,16 +175,43 @@ def trial(seed: int) -> tuple[Held, Held]:
     return held(learn([]), rows[half:]), held(learn(rows[:half]), rows[half:])
 
 
+def real_trial(rows: Sequence[Observation], seed: int) -> tuple[Held, Held]:
+    """Return what nothing and what one half of the rows held of the other half."""
+    seen, asked = halves(rows, seed)
+    return held(learn([]), asked), held(learn(seen), asked)
+
+
+def really(root: Path, layouts: Sequence[str]) -> tuple[Observation, ...]:
+    """Return what real vLLM showed of every point, measured now where it is not yet."""
+    for name in layouts:
+        folder = root / name.replace(" ", "-")
+        if not (folder / "latest").exists():
+            subprocess.run(
+                [sys.executable, "launch.py", "-m", *REAL[name], *REAL_LOAD, f"results.root={folder}"], check=False
+            )
+    return tuple(row for name in layouts for row in kept_rows(Root(root / name.replace(" ", "-")), "vllm_cpu"))
+
+
+def halves(rows: Sequence[Observation], seed: int) -> tuple[list[Observation], list[Observation]]:
+    """Return two halves of the rows, drawn by chance."""
+    drawn = list(rows)
+    Random(seed).shuffle(drawn)
+    return drawn[: len(drawn) // 2], drawn[len(drawn) // 2 :]
+
+
 def main() -> None:
     """Print the table of docs/tuning.md."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--real", type=Path)
+    parser.add_argument("--layouts", nargs="+", default=list(REAL), choices=list(REAL))
     options = parser.parse_args()
+    real = really(options.real.absolute(), options.layouts) if options.real else ()
     print("| seed | anchors alone: inside | median width | half of the grid seen: inside | median width |")
     print("|---|---|---|---|---|")
     shares = []
     for seed in range(options.seeds):
-        before, after = trial(seed)
+        before, after = real_trial(real, seed) if real else trial(seed)
         shares.append(after.inside / after.of)
         print(
             f"| {seed} | {before.inside / before.of:.0%} | {before.width:.0%} | "

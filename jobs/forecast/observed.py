@@ -113,7 +113,7 @@ def remember(root: Root, rows: Iterable[Observation]) -> None:
         RunError: the file cannot be written.
     """
     for engine, found in _by_engine(rows).items():
-        kept = (*_read(root, engine), *found)[-KEPT:]
+        kept = (*kept_rows(root, engine), *found)[-KEPT:]
         write_json(root.figures(engine), asdict(_Kept(kept)))
 
 
@@ -124,7 +124,8 @@ def _by_engine(rows: Iterable[Observation]) -> dict[str, list[Observation]]:
     return found
 
 
-def _read(root: Root, engine: str) -> tuple[Observation, ...]:
+def kept_rows(root: Root, engine: str) -> tuple[Observation, ...]:
+    """Return the rows of an engine that are kept."""
     path = root.figures(engine)
     try:
         return load_form(path, _FORM, LARGE, ours=True).rows if path.exists() else ()
@@ -139,7 +140,7 @@ def learnt_of(root: Root, engine: str, but: Iterable[Subject] = ()) -> Learnt:
         but: points whose rows are counted by whoever asks, and would count twice.
     """
     left_out = list(but)
-    return learn(one for one in _read(root, engine) if one.subject not in left_out)
+    return learn(one for one in kept_rows(root, engine) if one.subject not in left_out)
 
 
 def forecaster(root: Root) -> Callable[[Config, Fit | None], dict[str, Predicted]]:
