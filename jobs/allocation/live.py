@@ -138,7 +138,8 @@ class LiveService:
         """
         context, config, began = self.context, self.engine.config, time.monotonic()
         login = context.inherited.get("SLURM_SUBMIT_HOST")
-        how = serving.describe(config, context.folder, self.engine.place, context.task.host, login)
+        place, further = self.engine.place, self.target.further
+        how = serving.describe(config, context.folder, place, context.task.host, login, further)
         write_json(context.folder.serving, how)
         log(serving.text(context.folder))
         self.supervisor.enter("serving")

@@ -6,8 +6,10 @@ import getpass
 import json
 import shlex
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from jobs.core.config import Config
 from jobs.core.files import read_json
@@ -21,7 +23,9 @@ NEVER_IDLE = f"{IDLE_KEY}=31536000"
 PROMPT = "Explain quantum entanglement."
 
 
-def describe(config: Config, folder: AllocationDir, place: Placement, host: str, login: str | None) -> dict[str, Any]:
+def describe(
+    config: Config, folder: AllocationDir, place: Placement, host: str, login: str | None, further: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return how to reach a service.
 
     Args:
@@ -29,20 +33,24 @@ def describe(config: Config, folder: AllocationDir, place: Placement, host: str,
         folder: its allocation.
         place: of its head.
         host: node of the head; `login`: host from which its job was submitted, None: this one.
+        further: scheme, host and port of its replicas on other nodes; each answers by itself.
     """
     return {
         "host": host,
         "base_url": f"http://{place.address}:{place.api_port}/v1",
+        "replicas": [f"{url}/v1" for url in further],
         "model": config.model.name_for_clients,
         "api_key_file": str(folder.api_key) if config.engine.api_key else None,
-        "tunnel": None if place.address.startswith("127.") else _tunnel(place, login),
+        "tunnel": None if place.address.startswith("127.") else _tunnel(place, login, further),
         "chat": config.bench.endpoint == "chat",
     }
 
 
-def _tunnel(place: Placement, login: str | None) -> str:
+def _tunnel(place: Placement, login: str | None, further: Sequence[str]) -> str:
     there = f"{getpass.getuser()}@{login or socket.gethostname()}"
-    return f"ssh -N -L {place.api_port}:{place.address}:{place.api_port} {there}"
+    ends = [f"{place.address}:{place.api_port}", *(url.rpartition("/")[2] for url in further)]
+    ways = [f"-L {int(place.api_port) + number}:{end}" for number, end in enumerate(ends)]
+    return f"ssh -N {' '.join(ways)} {there}"
 
 
 def ready(sweep: SweepDir) -> AllocationDir | None:
@@ -56,13 +64,15 @@ def text(folder: AllocationDir) -> str:
     lines = [
         f"serving on {info['host']} until its time limit; end it by: python -m jobs cancel {_short(folder.sweep.path)}",
         f"  base URL  {info['base_url']}",
+        *(f"  replica   {url} (a whole service of its own: spread your requests over all)" for url in info["replicas"]),
         f"  model     {info['model']}",
     ]
     if info["api_key_file"]:
         lines.append(f"  API key   {info['api_key_file']} (yours alone)")
     if info["tunnel"]:
-        port = info["base_url"].rpartition(":")[2]
-        lines.append(f"  tunnel    {info['tunnel']}   then http://127.0.0.1:{port} on your own machine")
+        port = urlsplit(info["base_url"]).port or 0
+        here = [f"http://127.0.0.1:{port + number}/v1" for number in range(1 + len(info["replicas"]))]
+        lines.append(f"  tunnel    {info['tunnel']}   then {' and '.join(here)} on your own machine")
     return "\n".join([*lines, f"  try       {request(info)}"])
 
 

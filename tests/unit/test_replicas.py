@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from core_help import checked, config
 from test_measure_wire import OK, Server, says
 
+from jobs.allocation import serving
 from jobs.allocation.context import RankContext
 from jobs.allocation.walltime import Walltime
 from jobs.cluster.nodelist import Task
 from jobs.cluster.ports import derive_ports
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
-from jobs.core.layout import local_sizes, planned
+from jobs.core.files import write_json
+from jobs.core.layout import Placement, local_sizes, planned
 from jobs.core.rundir import AllocationDir
 from jobs.core.tasks import AllocationTask
 from jobs.engines.ascend.memory import predict_config
@@ -154,3 +157,20 @@ def test_figures_of_replicas_are_those_of_one_at_its_share_of_the_load() -> None
     alone, both = (figures(step_of(c, hardware_constants(c)), demand_of(c)) for c in (one, two))
     assert (both.ttft_s, both.tpot_s) == pytest.approx((alone.ttft_s, alone.tpot_s))
     assert both.output_per_s == pytest.approx(2 * alone.output_per_s)
+
+
+def test_how_to_reach_two_replicas_names_both(tmp_path: Path) -> None:
+    folder = AllocationDir(tmp_path / "sweep/allocations/0/1")
+    folder.serving.parent.mkdir(parents=True)
+    place = Placement(0, 2, "10.0.0.1", "eth0", "10.0.0.1", "8000", "9000")
+    how = serving.describe(TWO, folder, place, "node1", "login1", ["http://10.0.0.2:8000"])
+    write_json(folder.serving, how)
+    assert (how["base_url"], how["replicas"]) == ("http://10.0.0.1:8000/v1", ["http://10.0.0.2:8000/v1"])
+    assert "-L 8000:10.0.0.1:8000 -L 8001:10.0.0.2:8000 " in how["tunnel"] and how["tunnel"].endswith("@login1")
+    told = serving.text(folder)
+    assert (
+        "replica   http://10.0.0.2:8000/v1" in told
+        and "http://127.0.0.1:8000/v1 and http://127.0.0.1:8001/v1 on your" in told
+    )
+    write_json(folder.serving, serving.describe(TWO, folder, place, "node1", "login1"))
+    assert "replica  " not in serving.text(folder) and "then http://127.0.0.1:8000/v1 on your" in serving.text(folder)
