@@ -70,10 +70,11 @@ def played(step: StepTime, load: Demand, rounds: int = ROUNDS) -> dict[str, floa
     first: dict[int, float] = {}
     done: list[tuple[float, float, float]] = []
     sent = int(load.concurrency)
-    for slot in range(sent):
-        ranks[slot % layout.dp].add(Request(slot, load.prompt, load.output))
-        born[slot] = 0.0
+    begins = [range(1, sent), range(1)]  # the first is at work when the others come
     while len(done) < wanted:
+        for slot in begins.pop() if begins else ():
+            ranks[slot % layout.dp].add(Request(slot, load.prompt, load.output))
+            born[slot] = now
         batches: list[Batch] = [one.plan() for one in ranks]
         now += _lasts(step, batches)
         for one, batch in zip(ranks, batches, strict=True):

@@ -1,7 +1,7 @@
 """How long one step of an engine takes, on all of its data-parallel ranks together: the one model of time. Pure.
 
 Plan, rehearsal engine, forecast and tuner count with it. **Time of a step** =
-    host + launch x layers (+ prompt, where it holds prompt tokens)
+    host + launch x layers (+ prompt, where it holds prompt tokens) + sequence x sequences that make tokens
     + max(compute, memory) + inside + between + latency x exchanges between nodes, where
 
 - compute = 2 x dense parameters x own tokens / (tp x FLOP/s)  +  2 x expert parameters a token x tokens of all ranks /
@@ -119,6 +119,7 @@ class Constants:
         tflops, gb_s: compute (int8; bf16 reaches half of it) and memory bandwidth that are reached.
         attention_tflops: of the attention kernel, which computes in bf16.
         host_ms, launch_ms, prompt_ms: of a step; of each layer; further of a step that holds prompt tokens.
+        sequence_us: further of each token that is made: the host samples it, and turns it into text.
         inside_gb_s, link_gb_s, link_us: between NPUs of a node; between nodes; latency of one exchange of those.
     """
 
@@ -128,6 +129,7 @@ class Constants:
     host_ms: float
     launch_ms: float
     prompt_ms: float
+    sequence_us: float
     inside_gb_s: float
     link_gb_s: float
     link_us: float
@@ -227,6 +229,7 @@ class StepTime:
                 constants.host_ms
                 + constants.launch_ms * self.sizes.layers
                 + constants.prompt_ms * (work.prompt_tokens > 0)
+                + constants.sequence_us * work.new_tokens / 1e3
             )
             / 1e3,
             compute=self._dense_flops * tokens + self._expert_flops * shared + self._pair * work.pairs,

@@ -246,7 +246,7 @@ def _residuals(off: Callable[[Floats], Floats], scatter: Floats, logs: Floats) -
 
 
 TERMS = {
-    "host": ("host_ms", "launch_ms", "prompt_ms"),
+    "host": ("host_ms", "launch_ms", "prompt_ms", "sequence_us"),
     "compute": ("tflops", "attention_tflops"),
     "memory": ("gb_s",),
     "communication": ("inside_gb_s", "link_gb_s", "link_us"),

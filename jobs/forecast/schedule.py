@@ -3,8 +3,9 @@
 A step gives every sequence that makes tokens its next ones, then reads prompts in order of arrival within what is left
 of `batched` tokens and `slots` sequences (vllm/v1/core/sched/scheduler.py; jobs/engines/simulator/scheduler.py acts it
 out with blocks and clocks). Ranks with experts in common step together. A request that has ended is followed by the
-next one at once. So the order of steps follows from counts alone: it is worked out once, and any constants then give
-its times (`figures`). Steps in which nothing begins or ends are one segment.
+next one at once. All begin at once, but an engine is at work on the first when it hears of the others. So the order of
+steps follows from counts alone: it is worked out once, and any constants then give its times (`figures`). Steps in
+which nothing begins or ends are one segment.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Loop:
     """A closed loop: `steps` that one request takes to make its tokens after the first, `checked` tokens in each.
 
     `spread`: the slots begin one after the other, evenly over those steps, as where a rate brings their requests; else
-    all at once, and those whose prompts are read together go on together.
+    the first alone, then all others at once, and those whose prompts are read together go on together.
     """
 
     ranks: int
@@ -134,8 +135,8 @@ class _Rank:
 def schedule(loop: Loop) -> Schedule:
     """Return the steps of a loop."""
     ranks = [_Rank(loop) for _ in range(loop.ranks)]
-    apart = loop.steps / loop.concurrency if loop.spread else 0.0
-    begins = deque(slot * apart for slot in range(loop.concurrency))
+    apart = loop.steps / loop.concurrency
+    begins = deque(slot * apart if loop.spread else min(slot, 1) for slot in range(loop.concurrency))
     elapsed, slot = 0, 0
     counts: list[int] = []
     works: list[list[tuple[float, float, float, float]]] = []

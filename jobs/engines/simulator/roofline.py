@@ -54,6 +54,7 @@ def constants(hardware: Hardware) -> Constants:
         host_ms=hardware.overhead_ms,
         launch_ms=hardware.launch_ms,
         prompt_ms=hardware.prefill_overhead_ms,
+        sequence_us=hardware.sequence_us,
         inside_gb_s=hardware.inside_gb_s,
         link_gb_s=hardware.link_gb_s,
         link_us=hardware.link_us,

@@ -158,6 +158,7 @@ class Hardware(Section):
     attention_tflops: Positive
     decode_efficiency: Positive
     launch_ms: NotNegative
+    sequence_us: NotNegative
     inside_gb_s: Positive
     link_gb_s: Positive
     link_us: NotNegative
