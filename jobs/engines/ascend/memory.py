@@ -292,8 +292,7 @@ def asked(config: Config) -> tuple[Layout, Sizes]:
     Raises:
         ConfigError: a setting is not covered by this sum.
     """
-    parallel = config.parallel
-    args = _args(config)
+    parallel, args, drafting = config.parallel, _args(config), speculation.speculation_of(config)
     partition, arch = config.engine.env.get(PARTITION), architecture_of(config)
     sparse, mlapo = arch is not None and arch.indexer is not None, _mlapo(config)
     return Layout.of(config), Sizes(
@@ -307,8 +306,8 @@ def asked(config: Config) -> tuple[Layout, Sizes]:
         index_bytes=1 if _on(config, "enable_sparse_li_c8") else _cache_bytes(_index_dtype(args)),
         packed=sparse and _on(config, "enable_sparse_sfa_c8"),
         sequences=parallel.max_num_seqs or 256,
-        drafts=_drafts(config),
-        drafter=_draft_model(config),
+        drafts=drafting.tokens or 1 if drafting else 0,
+        drafter=drafting is not None and not drafting.is_mtp and drafting.method not in ("ngram", "suffix"),
         partition=None if partition is None else str(partition),
         by_layer=_on(config, "enable_kvpp"),
         mtp=loads_mtp(config),
@@ -345,16 +344,6 @@ def loads_mtp(config: Config) -> bool:
     speculation.check(config)
     found = speculation.speculation_of(config)
     return found is not None and found.is_mtp
-
-
-def _drafts(config: Config) -> int:
-    found = speculation.speculation_of(config)
-    return found.tokens or 1 if found else 0
-
-
-def _draft_model(config: Config) -> bool:
-    found = speculation.speculation_of(config)
-    return found is not None and not found.is_mtp and found.method not in ("ngram", "suffix")
 
 
 def whole_number(settings: Mapping[str, Any], name: str, default: int, section: str = "engine.args") -> int:

@@ -114,10 +114,9 @@ def async_and_drafts(q: Question) -> Iterator[Problem]:
 @rule("R32", "error", ">=0.13", "vllm, config/vllm.py: async scheduling explicitly enabled, hard fail")
 def async_and_others(q: Question) -> Iterator[Problem]:
     """What async scheduling, where it is asked for, does not go with; where it is not, vLLM leaves it off by itself."""
-    assert q.release is not None
     if not q.on("async-scheduling"):
         return
-    key, asked, early = "engine.args.async-scheduling", asked_of(q.config), q.release.version < (0, 18)
+    key, asked, early = "engine.args.async-scheduling", asked_of(q.config), q.described.version < (0, 18)
     method = str(asked.get("method") or asked.get("model") or "").strip("[]")
     if asked.get("method") is None and method != "ngram":
         method = ""  # the draft model tells it
@@ -126,7 +125,7 @@ def async_and_others(q: Question) -> Iterator[Problem]:
         yield Problem(key, True, f"it does not work with drafts by {method}", "Remove it.")
     if asked.get("disable_padded_drafter_batch") is True:
         yield Problem(f"{FLAG}.disable_padded_drafter_batch", True, "async-scheduling is on too", "Remove one of them.")
-    if q.settings.get("distributed-executor-backend") == "ray" and q.release.version < (0, 23):
+    if q.settings.get("distributed-executor-backend") == "ray" and q.described.version < (0, 23):
         yield Problem(key, True, "it does not work with the executor ray", "Remove it.")
     if early and q.size("pipeline-parallel-size") > 1:
         yield Problem(key, True, "it does not work with pipeline stages in this release", "Remove it.")

@@ -192,11 +192,11 @@ def first_engine(q: Question) -> Iterator[Problem]:
 @rule("E17", "warning", "0.23", "vllm-ascend v0.23.0.post1, worker/model_runner_v1.py; pull request 15362", NPU)
 def stale_kv(q: Question) -> Iterator[Problem]:
     """0.23.0 lets an idle data-parallel rank write into KV blocks that are in use."""
-    assert q.release is not None
     ranks, image = q.config.parallel.data_parallel_size, q.config.container.image or ""
     tagged = image.endswith(("v0.23.0", "v0.23.0-openeuler")) and in_container(q.config)
-    if ranks > 1 and (q.release.name == "0.23.0" or tagged):
-        key, value = ("engine.release", q.release.name) if q.release.name == "0.23.0" else ("container.image", image)
+    if ranks > 1 and (q.described.name == "0.23.0" or tagged):
+        known = q.described.name == "0.23.0"
+        key, value = ("engine.release", q.described.name) if known else ("container.image", image)
         reason = (
             f"with {ranks} data-parallel ranks an idle one writes stale KV into blocks in use: silent wrong answers"
         )

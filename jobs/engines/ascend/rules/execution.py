@@ -35,9 +35,8 @@ def neither_graph_nor_eager(q: Question) -> Iterator[Problem]:
     deepseek = "deepseek" in name and "distill" not in name
     if deepseek and not _graph(q) and not q.on("enforce-eager"):
         reason = "ACL graph does not support DeepSeek in this release"
-        yield Problem(
-            f"{GRAPH}.enabled", False, reason, f"Set {GRAPH}.enabled=true, or engine.args.enforce-eager=true."
-        )
+        remedy = f"Set {GRAPH}.enabled=true, or engine.args.enforce-eager=true."
+        yield Problem(f"{GRAPH}.enabled", False, reason, remedy)
 
 
 @rule("R9", "error", "<0.12", f"{CONFIG}, TorchairGraphConfig")
@@ -96,7 +95,7 @@ def largest_graph(q: Question) -> Iterator[Problem]:
 @rule("R11", "warning", "0.9.1", "vllm-ascend v0.9.1, worker/model_runner_v1.py, torchair_graph_batch_sizes", NPU)
 def padded_decode(q: Question) -> Iterator[Problem]:
     """Without sizes only the smallest and the largest batch are compiled."""
-    graph, seqs, tp = q.section("torchair_graph_config"), q.config.parallel.max_num_seqs, None
+    graph, seqs = q.section("torchair_graph_config"), q.config.parallel.max_num_seqs
     tp = q.config.parallel.tensor_parallel_size
     given = graph.get("graph_batch_sizes") or graph.get("graph_batch_sizes_init")
     if _graph(q) and not given and seqs is not None and seqs > 2 * tp:
@@ -110,7 +109,7 @@ def padded_decode(q: Question) -> Iterator[Problem]:
 def removed_sections(q: Question) -> Iterator[Problem]:
     """The two sections are silently ignored from 0.12 on."""
     for name, remedy in (
-        ("torchair_graph_config", """Set engine.args.compilation-config={cudagraph_mode: FULL_DECODE_ONLY} instead."""),
+        ("torchair_graph_config", "Set engine.args.compilation-config={cudagraph_mode: FULL_DECODE_ONLY} instead."),
         ("ascend_scheduler_config", "Remove it: vLLM's own scheduler with chunked prefill is the only one."),
     ):
         if name in q.additional:
@@ -220,9 +219,8 @@ def mc2_buffer(q: Question) -> Iterator[Problem]:
     advised = advised_buffsize(q.config, q.arch, given or DEFAULT_BUFFSIZE) if q.arch else 0
     if advised > (given or DEFAULT_BUFFSIZE):
         reason = f"expert dispatch of {tokens} tokens a step needs up to {advised} MB (formula of A3)"
-        yield Problem(
-            "hccl.buffsize", given, reason, f"Set {advised}, or lower parallel.max_num_seqs, or the graph sizes."
-        )
+        remedy = f"Set {advised}, or lower parallel.max_num_seqs, or the graph sizes."
+        yield Problem("hccl.buffsize", given, reason, remedy)
 
 
 @rule("R27", "error", ">=0.11", "vllm, config/parallel.py: expert load balance is for CUDA and ROCm")
