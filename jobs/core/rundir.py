@@ -293,9 +293,8 @@ def check_root(root: Path) -> None:
     """Raise RunError where no sweep can be made in this directory, which may be still to be made itself."""
     there = nearest_there(root)
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise RunError(
-            "results.root", root, f"it cannot be written: {there} is no directory that you can write", NO_ROOT
-        )
+        reason = f"it cannot be written: {there} is no directory that you can write"
+        raise RunError("results.root", root, reason, NO_ROOT)
 
 
 def images_path(root: Path) -> Path:

@@ -253,10 +253,8 @@ def ask(
         raise ConfigError("bench.client", one.bench.client, reason, "Leave bench.client out.")
     first = road.plan(_points(sides, (one, two), by_windows, 0, 1, None), composer)
     if first.refused:
-        reason = next(iter(first.refused.values()))
-        raise ConfigError(
-            "A B", " | ".join(names), f"one of them cannot be started: {reason}", "See launch.infeasible."
-        )
+        reason = f"one of them cannot be started: {next(iter(first.refused.values()))}"
+        raise ConfigError("A B", " | ".join(names), reason, "See launch.infeasible.")
     total = sum(one.node_hours for one in first.allocations)
     load, fits = 0.0, MOST_OF_A_SWEEP
     if by_windows:

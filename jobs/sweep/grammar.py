@@ -126,9 +126,8 @@ def check(overrides: Sequence[str]) -> None:
         if item.is_sweep_override() and (basic or item.is_discrete_sweep()):
             sweep_values(item)
         if item.key_or_group == "hydra/launcher":
-            raise ConfigError(
-                "hydra/launcher", item.value(), "only the planner plans and submits", "Leave it out; see cluster.kind."
-            )
+            reason, remedy = "only the planner plans and submits", "Leave it out; see cluster.kind."
+            raise ConfigError("hydra/launcher", item.value(), reason, remedy)
         if not is_structural(item, known):
             schema.check_key(item.key_or_group, value_text(item))
 

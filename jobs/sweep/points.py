@@ -66,12 +66,8 @@ def swept_leaves(swept: Sequence[str], configs: Sequence[Config]) -> tuple[str, 
         leaf = schema.leaf_of(key)
         scopes = {scope for name, scope in schema.schema().items() if name == leaf or name.startswith(key + ".")}
         if scopes == {"sweep"}:
-            raise ConfigError(
-                key,
-                "(swept)",
-                "it belongs to the whole sweep and does not change what is asked",
-                "Give it one value, and start one sweep for each further value.",
-            )
+            reason = "it belongs to the whole sweep and does not change what is asked"
+            raise ConfigError(key, "(swept)", reason, "Give it one value, and start one sweep for each further value.")
         if leaf is not None and not schema.names_in(key):
             leaves.append(key)
             continue

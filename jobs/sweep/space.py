@@ -146,9 +146,8 @@ def _values(key: str, given: Any) -> list[Any]:
     if key in groups:
         for one in values:
             if one not in groups[key]:
-                raise ConfigError(
-                    "tune.space", f"{key}: {one}", "there is no such option", nearest(str(one), groups[key])
-                )
+                remedy = nearest(str(one), groups[key])
+                raise ConfigError("tune.space", f"{key}: {one}", "there is no such option", remedy)
     elif key != SPECULATION:
         schema.check_key(key, given)
     return values
@@ -172,9 +171,8 @@ def _possible(wanted: Sequence[_Wanted], composer: compose.Composer) -> tuple[li
     swept = grammar.swept_keys(overrides)
     if strange := next((key for key in swept if changes_work(key)), None):
         reason = "it changes what is asked or how it is measured, and no setting wins by that"
-        raise ConfigError(
-            "tune.space", strange, reason, "Give it one value, and start one search for each further one."
-        )
+        remedy = "Give it one value, and start one search for each further one."
+        raise ConfigError("tune.space", strange, reason, remedy)
     points = points_of(overrides, configs, swept)
     past = history.forecaster(Root(Path(configs[0].results.root).absolute()))
     left: dict[str, _Wanted] = {}
@@ -191,9 +189,8 @@ def _possible(wanted: Sequence[_Wanted], composer: compose.Composer) -> tuple[li
             left.setdefault(point.point, one)
     if not left:
         name, reason = next(iter(ruled_out.items()))
-        raise ConfigError(
-            "tune.space", f"{len(found)} settings", f"none can be started: {name}: {reason}", "Mend that."
-        )
+        reason = f"none can be started: {name}: {reason}"
+        raise ConfigError("tune.space", f"{len(found)} settings", reason, "Mend that.")
     return list(left.values()), ruled_out
 
 

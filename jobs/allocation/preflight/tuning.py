@@ -16,7 +16,7 @@ from pathlib import Path
 
 from jobs.allocation.node.audit import allocator
 from jobs.allocation.preflight.facts import Facts
-from jobs.allocation.preflight.findings import Finding, State, not_run, passed
+from jobs.allocation.preflight.findings import Finding, not_run, passed
 
 FILES = {
     "numa_balancing": ("/proc/sys/kernel/numa_balancing",),
@@ -85,21 +85,17 @@ def judge(facts: Sequence[Facts], *, npus: bool, on_loopback: bool) -> list[Find
 
 
 def _differences(first: Facts, other: Facts) -> list[Finding]:
-    here, there = first.host.tuning, other.host.tuning
-    return [
-        _warning(
-            "",
-            f"{name} is {here[name]} on {first.node} and {there[name]} on {other.node}",
-            f"Make them alike; as root: {GUIDE[name][1]}" if name in GUIDE else "Make them alike.",
-        )
-        for name in sorted(here.keys() & there.keys())
-        if here[name] != there[name]
-    ]
+    here, there, found = first.host.tuning, other.host.tuning, []
+    for name in sorted(here.keys() & there.keys()):
+        if here[name] != there[name]:
+            reason = f"{name} is {here[name]} on {first.node} and {there[name]} on {other.node}"
+            remedy = f"Make them alike; as root: {GUIDE[name][1]}" if name in GUIDE else "Make them alike."
+            found.append(_warning("", reason, remedy))
+    return found
 
 
 def _warning(node: str, reason: str, remedy: str) -> Finding:
-    state: State = "warn"
-    return Finding("host.tuning", state, node, reason, remedy)
+    return Finding("host.tuning", "warn", node, reason, remedy)
 
 
 def states(facts: Iterable[Facts]) -> dict[str, dict[str, str]]:

@@ -111,9 +111,8 @@ def asked(program: str, *words: str) -> str:
     said = done.stdout + done.stderr
     if done.returncode != 0 and "--help" in words:
         reason = f"`{' '.join((program, *words))}` {process.Ended(done.returncode)}: {last_words(said)}"
-        raise RunError(
-            "--client", program, reason, "Install it anew in an environment of its own: pip install modelscope."
-        )
+        remedy = "Install it anew in an environment of its own: pip install modelscope."
+        raise RunError("--client", program, reason, remedy)
     return said
 
 

@@ -49,7 +49,6 @@ class VllmCpu(VllmServe):
         size = whole_number(config.engine.env, _KV_CACHE, 0, "engine.env") * GIB
         if not size:
             value = config.engine.env.get(_KV_CACHE)
-            raise ConfigError(
-                f"engine.env.{_KV_CACHE}", value, "the CPU engine's KV cache has no size", "Set it, in GiB."
-            )
+            reason = "the CPU engine's KV cache has no size"
+            raise ConfigError(f"engine.env.{_KV_CACHE}", value, reason, "Set it, in GiB.")
         return fixed(arch, layout, sizes, size)

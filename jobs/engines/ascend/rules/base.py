@@ -124,9 +124,8 @@ class Rule:
         if self.releases != "all" and not (question.release and covers(self.releases, question.release.version)):
             return
         for p in self.check(question):
-            yield Finding(
-                self.id, p.severity or self.severity, p.key, p.value, p.reason, p.remedy, p.source or self.source
-            )
+            severity, source = p.severity or self.severity, p.source or self.source
+            yield Finding(self.id, severity, p.key, p.value, p.reason, p.remedy, source)
 
 
 def rule(id: str, severity: Severity, releases: str, source: str, engines: str = RELEASED) -> Callable[[Check], Rule]:

@@ -28,9 +28,8 @@ def ranges(q: Question) -> Iterator[Problem]:
         good = re.fullmatch(r"-?\d+", text) and int(text) >= low and (high is None or int(text) <= high)
         if not good:
             wanted = f"a whole number from {low} to {high}" if high is not None else f"a whole number from {low} on"
-            yield Problem(
-                key, text, f"{name} must be {wanted}", "Give one in that range, or null.", source=f"{CANN}, {source}"
-            )
+            reason, remedy = f"{name} must be {wanted}", "Give one in that range, or null."
+            yield Problem(key, text, reason, remedy, source=f"{CANN}, {source}")
 
 
 _EARLY = ("DBO", "BALANCE_SCHEDULING", "FLASHCOMM1", "FLASHCOMM2_PARALLEL_SIZE")
@@ -98,9 +97,8 @@ def costly_buffers(q: Question) -> Iterator[Problem]:
         yield Problem("hccl.buffsize", value, reason, "Set 256 to 512, as far as parallel.max_num_seqs allows.")
     elif value > advised and value != recipe:
         reason = f"the MC2 communicator takes 2 x {value} MB of each NPU; the official recipe has {recipe}"
-        yield Problem(
-            "hccl.buffsize", value, reason, f"Set {advised}.", source=q.release.recipe["HCCL_BUFFSIZE"].source
-        )
+        source = q.release.recipe["HCCL_BUFFSIZE"].source
+        yield Problem("hccl.buffsize", value, reason, f"Set {advised}.", source=source)
 
 
 @rule("E5", "error", "all", f"{CANN}, envref_07_0096", NPU)
