@@ -11,20 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs.allocation.messages import Message
-from jobs.allocation.preflight import look, runtime
+from jobs.allocation.preflight import look, questions, runtime
 from jobs.allocation.preflight.facts import Facts, Npus, Reached
 from jobs.allocation.preflight.findings import named
 from jobs.allocation.preflight.paths import Listeners, reach
-from jobs.allocation.preflight.questions import (
-    Answer,
-    AskClock,
-    AskFacts,
-    AskReach,
-    Clock,
-    EndChecks,
-    FactsFound,
-    ReachFound,
-)
 from jobs.allocation.preflight.tools import ASCEND, Tools
 from jobs.cluster.nodelist import Task
 from jobs.cluster.ports import Ports
@@ -87,17 +77,17 @@ class Station:
         """Whether all ranks are on one host."""
         return self._context.task.on_loopback
 
-    async def answer(self, message: Message) -> Answer | None:
+    async def answer(self, message: Message) -> questions.Answer | None:
         """Answer one question of rank 0; the end of the checks wants no answer."""
         match message:
-            case AskClock(n):
-                return Clock(n, time.time())
-            case AskFacts(n, left_s):
+            case questions.AskClock(n):
+                return questions.Clock(n, time.time())
+            case questions.AskFacts(n, left_s):
                 self._deadline = time.monotonic() + LATE * left_s
-                return FactsFound(n, await self._facts())
-            case AskReach():
+                return questions.FactsFound(n, await self._facts())
+            case questions.AskReach():
                 return await self._reach(message)
-            case EndChecks():
+            case questions.EndChecks():
                 await self.close()
         return None
 
@@ -167,7 +157,7 @@ class Station:
         task, ports, (name, address, _) = self._context.task, self._context.ports, self._context.interface
         return Placement(task.rank, len(task.hosts), address, name, address, str(ports.api), str(ports.dp_rpc))
 
-    async def _reach(self, asked: AskReach) -> ReachFound:
+    async def _reach(self, asked: questions.AskReach) -> questions.ReachFound:
         """Connect to the peers' ports, all at once, and ping their NPUs, one after the other."""
         rank = self._context.task.rank
 
@@ -176,4 +166,4 @@ class Station:
 
         pinging = asyncio.create_task(aside(self._tools().pings, rank, asked.pings))
         reached = await asyncio.gather(*(one(peer, at, port) for peer, at, ports in asked.peers for port in ports))
-        return ReachFound(asked.n, tuple(reached), tuple(await pinging))
+        return questions.ReachFound(asked.n, tuple(reached), tuple(await pinging))
