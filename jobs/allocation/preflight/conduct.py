@@ -108,8 +108,9 @@ class Preflight:
         return {rank: away for rank, (_, away) in best.items()}
 
     async def _reach(self, facts: Mapping[int, Facts]) -> tuple[tuple[Reached, ...], tuple[Ping, ...]]:
-        work = {} if self._skips("fabric.ping") else fabric.pairs(list(facts.values()))
-        peers = {} if self._skips("network.path") else facts
+        skip = self._config.preflight.skip
+        work = {} if named("fabric.ping", skip) else fabric.pairs(list(facts.values()))
+        peers = {} if named("network.path", skip) else facts
         if len(facts) < 2:
             return (), ()
         n, token = self._next(), secrets.token_hex(8)
@@ -137,9 +138,6 @@ class Preflight:
             *fabric.judge(facts, pings, on_loopback=on_loopback),
         ]
         return settle(found, settings.skip, settings.warn_only)
-
-    def _skips(self, check: str) -> bool:
-        return named(check, self._config.preflight.skip)
 
     def _next(self) -> int:
         """Return the number of the next question."""

@@ -100,13 +100,10 @@ class Station:
         path = self._context.inherited.get("PATH", os.defpath)
         return Tools(path, self._deadline, self._stopped, self._context.ascend, self._context.dev)
 
-    def _skips(self, check: str) -> bool:
-        return named(check, self._config.preflight.skip)
-
     async def _facts(self) -> Facts:
         context, task, config = self._context, self._context.task, self._config
         name, address, prefix = context.interface
-        npus = uses_npus(config) and not (self._skips("npu") and self._skips("fabric"))
+        npus = uses_npus(config) and not all(named(check, config.preflight.skip) for check in ("npu", "fabric"))
         where = (config, str(task.job_id), task.rank, context.inherited)
         # First of all: an engine that outlived its job in a container holds NPUs, memory and ports.
         removed = await aside(lambda: runtime.sweep(*where, npus=npus))
@@ -144,8 +141,8 @@ class Station:
 
     def _npus(self) -> Npus:
         sources = [from_root(name) for name in self._config.engine.source]
-        count, fabric = self._config.cluster.npus_per_node, not self._skips("fabric")
-        return self._tools().npus(count, sources, fabric=fabric)
+        fabric = not named("fabric", self._config.preflight.skip)
+        return self._tools().npus(self._config.cluster.npus_per_node, sources, fabric=fabric)
 
     def _hccl_ports(self) -> list[int]:
         if self.on_loopback and self._context.task.rank:

@@ -48,12 +48,12 @@ def read(engine_env: Mapping[str, str], root: Path = Path("/")) -> dict[str, str
         root: where /proc and /sys are.
     """
     found = {"allocator": allocator(engine_env.get("LD_PRELOAD", "")), "cpus": _ranges(os.sched_getaffinity(0))}
-    governors = Counter(text for path in root.glob(GOVERNORS.lstrip("/")) if (text := _text(path)))
+    governors = Counter(text for path in root.glob(GOVERNORS.lstrip("/")) if (text := content_of(path)))
     if governors:
         alone = len(governors) == 1
         found["governor"] = ", ".join(name if alone else f"{name} x {n}" for name, n in sorted(governors.items()))
     for name, paths in FILES.items():
-        texts = (_text(root / path.lstrip("/")) for path in paths)
+        texts = (content_of(root / path.lstrip("/")) for path in paths)
         if text := next((text for text in texts if text), ""):
             chosen = re.search(r"\[(\w+)\]", text)
             found[name] = chosen[1] if chosen else text
@@ -111,7 +111,8 @@ def digest(found: Mapping[str, Mapping[str, str]]) -> str | None:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
 
 
-def _text(path: Path) -> str:
+def content_of(path: Path) -> str:
+    """Return what a file of the kernel says; empty: nothing."""
     try:
         return path.read_text(encoding="utf-8").strip()
     except OSError:
