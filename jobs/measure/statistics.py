@@ -167,12 +167,7 @@ def _keeps(record: RequestRecord, slo: Slo) -> bool:
 def within(one: Latencies, slo: Slo) -> bool:
     """Tell whether a request kept every limit; a latency that it does not have breaks none."""
     itl = float(np.percentile(one.itl, 99)) if one.itl.size else None
-    pairs = (
-        (one.ttft, slo.ttft_ms),
-        (one.tpot, slo.tpot_ms),
-        (itl, slo.itl_ms),
-        (one.e2el, slo.e2el_ms),
-    )
+    pairs = ((one.ttft, slo.ttft_ms), (one.tpot, slo.tpot_ms), (itl, slo.itl_ms), (one.e2el, slo.e2el_ms))
     return all(value is None or limit is None or value <= limit for value, limit in pairs)
 
 

@@ -66,7 +66,7 @@ SERVICE = (
 
 
 _NUMBERS = frozenset((*FIGURES, *POINT, *SERVICE)) - {
-    *("engine_tokens", "job_id", "reused_from", "spec_by_position", "unexpected"),
+    *("engine_tokens", "job_id", "reused_from", "spec_by_position", "unexpected")
 }
 
 

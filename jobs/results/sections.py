@@ -206,11 +206,5 @@ def memory(run: Run) -> list[dict[str, Any]]:
     for name, folder in attempts(run):
         record = record_of(folder)
         if record.kv_cache_tokens or record.predicted_kv_tokens:
-            found.append(
-                {
-                    "service": name,
-                    "predicted": record.predicted_kv_tokens,
-                    "measured": record.kv_cache_tokens,
-                }
-            )
+            found.append({"service": name, "predicted": record.predicted_kv_tokens, "measured": record.kv_cache_tokens})
     return found

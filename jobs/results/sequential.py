@@ -76,12 +76,7 @@ def first_pairs(*, by_turns: bool) -> int:
 
 
 def decide(
-    pairs: Sequence[Logs],
-    difference: float,
-    *,
-    by_turns: bool = False,
-    alpha: float = ALPHA,
-    beta: float = BETA,
+    pairs: Sequence[Logs], difference: float, *, by_turns: bool = False, alpha: float = ALPHA, beta: float = BETA
 ) -> Decision:
     """Return what pairs say.
 
