@@ -45,23 +45,9 @@ POINT = (
 """What several windows, a search, the questions and the hardware add, and what was predicted."""
 
 SERVICE = (
-    "engine_tokens",
-    "kv_cache_tokens",
-    "predicted_kv_tokens",
-    "queue_s",
-    "stage_s",
-    "stage_gb_s",
-    "load_s",
-    "load_gb_s",
-    "warmup_s",
-    "measure_s",
-    "teardown_s",
-    "nodes",
-    "job_id",
-    "attempt",
-    "reused_from",
-    "price_per_m_output_tok",
-    "schema_version",
+    *("engine_tokens", "kv_cache_tokens", "predicted_kv_tokens"),
+    *("queue_s", "stage_s", "stage_gb_s", "load_s", "load_gb_s", "warmup_s", "measure_s", "teardown_s"),
+    *("nodes", "job_id", "attempt", "reused_from", "price_per_m_output_tok", "schema_version"),
 )
 
 

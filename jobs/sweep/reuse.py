@@ -114,11 +114,8 @@ def offer_text(found: Mapping[str, Past], *, taken: bool) -> list[str]:
     if fresh:
         places = ", ".join(dict.fromkeys(str(past.sweep.path) for past in fresh))
         count = f"{len(fresh)} point{'' if len(fresh) == 1 else 's'}"
-        lines.append(
-            f"{count} reused from {places}"
-            if taken
-            else f"{count} measured before in {places}: launch.reuse=true takes them"
-        )
+        offer = f"{count} measured before in {places}: launch.reuse=true takes them"
+        lines.append(f"{count} reused from {places}" if taken else offer)
     stale: dict[tuple[Path, str], list[str]] = {}
     for past in found.values():
         if past.stale:
