@@ -98,11 +98,7 @@ class ControlServer:
             self._joined.set()
 
     async def open(self, port: int, host: str = EVERYWHERE) -> None:
-        """Listen on an address of this host until every rank has joined.
-
-        Raises:
-            RunError: the port is taken.
-        """
+        """Listen on an address of this host until every rank has joined. RunError: the port is taken."""
         listener = socket.socket()
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -117,11 +113,7 @@ class ControlServer:
         self._door = asyncio.create_task(self._answer_the_door(listener))
 
     async def joined(self, timeout_s: float) -> None:
-        """Wait until every rank has joined.
-
-        Raises:
-            RunError: some have not within the limit.
-        """
+        """Wait until every rank has joined. RunError: some have not within the limit."""
         try:
             await asyncio.wait_for(self._joined.wait(), timeout_s)
         except TimeoutError:

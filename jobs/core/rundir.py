@@ -278,11 +278,7 @@ def sweeps_in(root: Path) -> list[SweepDir]:
 
 
 def open_sweep(path: Path) -> SweepDir:
-    """Return the sweep in this directory.
-
-    Raises:
-        RunError: there is none.
-    """
+    """Return the sweep in this directory. RunError: there is none."""
     found = SweepDir(path.resolve())
     if not found.plan.exists():
         raise RunError("RUN", path, "there is no plan.json in it", "Give the directory of a sweep, runs/<sweep>.")

@@ -71,11 +71,7 @@ def outdated(row: Mapping[str, Any], sweep: SweepDir) -> str | None:
 
 
 def check_version(row: Mapping[str, Any], sweep: SweepDir) -> None:
-    """Refuse a row that an older version of the tool wrote.
-
-    Raises:
-        RunError: in one line, with the version that wrote it.
-    """
+    """Refuse a row that an older version of the tool wrote. RunError: in one line, with the version that wrote it."""
     if reason := outdated(row, sweep):
         raise RunError("RUN", sweep.path, reason, "Read it with the version that wrote it, or measure again.")
 
@@ -177,11 +173,7 @@ def make_row(point: str, service: str, config: Config, **known: Any) -> dict[str
 
 
 def write_rows(sweep: SweepDir, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows into the directories of their points.
-
-    Raises:
-        RunError: the disk is full, or closed to us.
-    """
+    """Write rows into the directories of their points. RunError: the disk is full, or closed to us."""
     for row in rows:
         write_json(sweep.point(row["point"]).row, row)
 

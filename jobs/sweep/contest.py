@@ -47,11 +47,7 @@ _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*(%?)")
 
 
 def share(text: str) -> float:
-    """Return the difference that is to be found as a share: 3% or 0.03.
-
-    Raises:
-        ConfigError: it is none, nothing, or all.
-    """
+    """Return the difference that is to be found as a share: 3% or 0.03. ConfigError: it is none, nothing, or all."""
     match = _SHARE.fullmatch(text.strip())
     value = float(match[1]) / (100 if match[2] else 1) if match else math.nan
     if not 0 < value < 1:

@@ -29,11 +29,7 @@ def spelled(overrides: Sequence[str]) -> list[str]:
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
-    """Parse override strings by Hydra's own grammar.
-
-    Raises:
-        ConfigError: the text is not an override.
-    """
+    """Parse override strings by Hydra's own grammar. ConfigError: the text is not an override."""
     return [_parsed(quoted(text)) for text in overrides]
 
 
@@ -77,11 +73,7 @@ def check_count(points: int, key: str, value: object) -> None:
 
 
 def sweep_values(item: Override) -> list[str]:
-    """Return the values of a sweep as Hydra writes them.
-
-    Raises:
-        ConfigError: it has no values, or no end (`interval(0,1)`).
-    """
+    """Return the values of a sweep as Hydra writes them. ConfigError: it has no values, or no end (`interval(0,1)`)."""
     try:
         wanted = item.value()
         options = groups().get(item.key_or_group, ())

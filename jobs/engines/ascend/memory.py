@@ -287,11 +287,7 @@ def predict_config(
 
 
 def asked(config: Config) -> tuple[Layout, Sizes]:
-    """Return layout and sizes of one point.
-
-    Raises:
-        ConfigError: a setting is not covered by this sum.
-    """
+    """Return layout and sizes of one point. ConfigError: a setting is not covered by this sum."""
     parallel, args, drafting = config.parallel, _args(config), speculation.speculation_of(config)
     partition, arch = config.engine.env.get(PARTITION), architecture_of(config)
     sparse, mlapo = arch is not None and arch.indexer is not None, _mlapo(config)
