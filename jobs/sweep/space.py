@@ -66,7 +66,7 @@ def ask(overrides: Sequence[str], composer: compose.Composer = compose.default_c
     [base] = road.composed(points[:1], composer)
     figure = _figure(base.results.objective)
     _refuse_base(base)
-    points = [[text for text in one if not _is_tune(text)] for one in points]
+    points = [[text for text in one if not text.lstrip("+~").startswith("tune.")] for one in points]
     more = usual([text for one in points for text in one], base.tune.space, base)
     wanted = _wanted([[*one, *more] for one in points], base)
     left, ruled_out = _possible(wanted, composer)
@@ -94,10 +94,6 @@ def _refuse_base(base: Config) -> None:
         if limit and name not in LIMITS.values():
             remedy = f"Limit {' or '.join(LIMITS.values())}."
             raise ConfigError(f"bench.slo.{name}", limit, "nothing is forecast of it", remedy)
-
-
-def _is_tune(text: str) -> bool:
-    return text.lstrip("+~").startswith("tune.")
 
 
 def _figure(goal: str) -> str:

@@ -96,14 +96,10 @@ def _addresses(facts: Sequence[Facts], *, on_loopback: bool) -> list[Finding]:
             found.append(Finding("fabric.address", "fail", "", reason, remedy))
     for one in facts:
         ports = [port for port in (one.npus.ports if one.npus else ()) if port.address]
-        networks = sorted({str(_network(port)) for port in ports})
+        networks = sorted({str(ipaddress.IPv4Interface(f"{port.address}/{port.netmask}").network) for port in ports})
         if len(ports) == len(one.npus.ports if one.npus else ()):
             found.append(passed("fabric.address", one.node, f"{len(ports)} addresses in {', '.join(networks)}"))
     return found
-
-
-def _network(port: NpuPort) -> ipaddress.IPv4Network:
-    return ipaddress.IPv4Interface(f"{port.address}/{port.netmask}").network
 
 
 def _tls(facts: Sequence[Facts]) -> list[Finding]:

@@ -290,6 +290,7 @@ def asked(config: Config) -> tuple[Layout, Sizes]:
     """Return layout and sizes of one point. ConfigError: a setting is not covered by this sum."""
     parallel, args, drafting = config.parallel, _args(config), speculation.speculation_of(config)
     partition, arch = config.engine.env.get(PARTITION), architecture_of(config)
+    attention = ascend.as_mapping(args.get("attention-config"))
     sparse, mlapo = arch is not None and arch.indexer is not None, _mlapo(config)
     return Layout.of(config), Sizes(
         release=config.engine.release,
@@ -299,7 +300,7 @@ def asked(config: Config) -> tuple[Layout, Sizes]:
         linear_bytes=1 if config.model.quantization == "ascend" else 2,
         expert_bits=config.model.shape.expert_bits,
         kv_dtype_bytes=_cache_bytes(args.get("kv-cache-dtype")),
-        index_bytes=1 if _on(config, "enable_sparse_li_c8") else _cache_bytes(_index_dtype(args)),
+        index_bytes=1 if _on(config, "enable_sparse_li_c8") else _cache_bytes(attention.get("indexer_kv_dtype")),
         packed=sparse and _on(config, "enable_sparse_sfa_c8"),
         sequences=parallel.max_num_seqs or 256,
         drafts=drafting.tokens or 1 if drafting else 0,
@@ -316,10 +317,6 @@ def asked(config: Config) -> tuple[Layout, Sizes]:
 
 def _on(config: Config, key: str) -> bool:
     return ascend.is_true((config.engine.additional_config or {}).get(key))
-
-
-def _index_dtype(args: Mapping[str, Any]) -> Any:
-    return ascend.as_mapping(args.get("attention-config")).get("indexer_kv_dtype")
 
 
 def _cache_bytes(dtype: Any) -> int:
