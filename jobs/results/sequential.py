@@ -129,17 +129,6 @@ def _boundary(p: float, free: float) -> float:
     return float(free / 2 * (p ** (-2 / free) - 1))
 
 
-def fixed_pairs(deviation: float, difference: float, alpha: float = ALPHA, beta: float = BETA) -> int:
-    """Return the pairs that a design of a fixed number needs for the same errors: a t test of the mean of pairs."""
-    step, count = math.log1p(difference), 2
-    while True:
-        free = count - 1
-        need = (student(1 - alpha / 2, free) + student(1 - beta, free)) * deviation / step
-        if count >= need**2:
-            return count
-        count += 1
-
-
 def errors_of(items: int) -> tuple[float, float]:
     """Return alpha and beta of each comparison of a bisection that goes wrong in one of ten at most.
 
