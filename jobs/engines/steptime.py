@@ -172,11 +172,7 @@ class Parts:
 
 
 class StepTime:
-    """Turns the work of a step into seconds.
-
-    Args:
-        npus_per_node: a group of more than that lies on several nodes.
-    """
+    """Turns the work of a step into seconds. `npus_per_node`: a group of more than that lies on several nodes."""
 
     def __init__(self, sizes: Sizes, constants: Constants, layout: Layout, *, npus_per_node: int = 8) -> None:
         self.sizes, self.constants, self.layout = sizes, constants, layout

@@ -176,11 +176,7 @@ def findings(config: Config, *, memory: bool = False) -> tuple[Finding, ...]:
 
 
 def shared(found: Iterable[Iterable[Finding]]) -> tuple[Shared, ...]:
-    """Return the findings of all points, each one once, errors first.
-
-    Args:
-        found: the findings of each point.
-    """
+    """Return the findings of all points, each one once, errors first. `found`: the findings of each point."""
     places: dict[str, tuple[Finding, list[int]]] = {}
     for index, of_point in enumerate(found):
         for finding in of_point:

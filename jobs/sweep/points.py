@@ -16,11 +16,7 @@ from jobs.core.fields import dotted, plain
 
 @dataclass(frozen=True)
 class Point:
-    """One fully resolved configuration: one row of the table.
-
-    Attributes:
-        values: of the swept keys.
-    """
+    """One fully resolved configuration: one row of the table. `values`: of the swept keys."""
 
     point: str
     service: str
