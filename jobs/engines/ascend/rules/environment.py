@@ -57,7 +57,7 @@ def whole_numbers(q: Question) -> Iterator[Problem]:
 @rule("E20", "error", "0.13", "vllm 0.13.0, envs.py: env_with_choices, read by config/parallel.py")
 def named_backend(q: Question) -> Iterator[Problem]:
     """The way between the experts takes the names of its flag; in 0.11 its workers read it, later ones have it not."""
-    text, flag = q.env.get("VLLM_ALL2ALL_BACKEND"), q.release and q.release.flags.get("all2all-backend")
+    text, flag = q.env.get("VLLM_ALL2ALL_BACKEND"), q.described.flags.get("all2all-backend")
     known = [one for one in (flag.choices or () if flag else ()) if one and one != "None"]
     if text is not None and known and text not in known and q.settings.get("all2all-backend") is None:
         remedy = f"Set one of {', '.join(known)}, or null."
@@ -155,7 +155,7 @@ def allocator(q: Question) -> Iterator[Problem]:
 @rule("E9", "error", "0.11..0.26", "vllm-ascend v0.11.0, platform.py; gone in v0.30.0rc2", NPU)
 def blocking_launch(q: Question) -> Iterator[Problem]:
     """Graphs cannot be captured with blocking launches."""
-    torchair = is_true(q.section("torchair_graph_config").get("enabled")) and q.release and q.release.version < (0, 12)
+    torchair = is_true(q.section("torchair_graph_config").get("enabled")) and q.described.version < (0, 12)
     if q.env.get("ASCEND_LAUNCH_BLOCKING") == "1" and not q.on("enforce-eager") and not torchair:
         reason = "the ACL graph cannot be captured with it"
         yield Problem("engine.env.ASCEND_LAUNCH_BLOCKING", "1", reason, "Remove it, or set engine.args.enforce-eager.")

@@ -75,7 +75,7 @@ def balance_and_chunks(q: Question) -> Iterator[Problem]:
         reason = f"{key} is on too: the two exclude each other"
         yield Problem(f"{KEYS}.{where}", True, reason, "Remove one of them.")
     runner = is_true(q.env.get("VLLM_USE_V2_MODEL_RUNNER"))
-    if where and q.release and q.release.strict and not runner and q.settings.get("async-scheduling") is not False:
+    if where and q.described.strict and not runner and q.settings.get("async-scheduling") is not False:
         reason = "async scheduling is on, which this release has by itself: chunks need the second model runner then"
         remedy = "Set +engine.args.async-scheduling=false, or +engine.env.VLLM_USE_V2_MODEL_RUNNER=1."
         yield Problem(f"{KEYS}.{where}", True, reason, remedy)
@@ -107,7 +107,7 @@ def flags_of_vllm(q: Question) -> Iterator[Problem]:
     """Flags of vLLM itself that the engine refuses beside others."""
     cached, most = q.settings.get("max-cpu-loras"), q.settings.get("max-loras", 1)
     rank = q.settings.get("max-lora-rank", 16)
-    if q.on("enable-lora") and q.release and q.release.version < (0, 13) and rank not in _RANKS:
+    if q.on("enable-lora") and q.described.version < (0, 13) and rank not in _RANKS:
         yield Problem("engine.args.max-lora-rank", rank, f"valid values are {_RANKS}", "Mend the value.")
     if q.on("enable-lora") and type(most) is int:
         if most < 1:

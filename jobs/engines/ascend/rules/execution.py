@@ -51,7 +51,7 @@ def torchair_options(q: Question) -> Iterator[Problem]:
         yield from (
             missing(name, "torchair_graph_config.enabled=true")
             for name in table("need_torchair")
-            if graph.get(name) and q.release and name in (q.release.keys["torchair_graph_config"].keys or ())
+            if graph.get(name) and name in (q.described.keys["torchair_graph_config"].keys or ())
         )
         return
     if graph.get("graph_batch_sizes") and is_true(graph.get("graph_batch_sizes_init")):
@@ -59,12 +59,13 @@ def torchair_options(q: Question) -> Iterator[Problem]:
         yield Problem(f"{GRAPH}.graph_batch_sizes_init", True, reason, "Remove one of them.")
     if graph.get("use_cached_kv_cache_bytes") and not graph.get("use_cached_graph"):
         yield missing("use_cached_kv_cache_bytes", "use_cached_graph=true")
-    if graph.get("enable_super_kernel") and q.release is not None:
-        if q.release.name == "0.9.1" and not graph.get("enable_multistream_moe"):
+    if graph.get("enable_super_kernel"):
+        first = q.described.name == "0.9.1"
+        if first and not graph.get("enable_multistream_moe"):
             yield missing("enable_super_kernel", "enable_multistream_moe=true")
-        if q.release.name != "0.9.1" and q.config.parallel.tensor_parallel_size > 1:
+        if not first and q.config.parallel.tensor_parallel_size > 1:
             yield missing("enable_super_kernel", "parallel.tensor_parallel_size=1")
-        if q.release.name != "0.9.1" and not is_true(q.additional.get("multistream_overlap_shared_expert")):
+        if not first and not is_true(q.additional.get("multistream_overlap_shared_expert")):
             yield missing("enable_super_kernel", "additional_config.multistream_overlap_shared_expert=true")
     sizes = graph.get("graph_batch_sizes", [])
     if not isinstance(sizes, list | tuple):
@@ -126,7 +127,7 @@ def fused_mc2(q: Question) -> tuple[str, Any]:
     if "enable_fused_mc2" in q.additional:
         return "engine.additional_config.enable_fused_mc2", q.additional["enable_fused_mc2"]
     name = "VLLM_ASCEND_ENABLE_FUSED_MC2"
-    return f"engine.env.{name}", q.env.get(name) if q.release and name in q.release.variables else None
+    return f"engine.env.{name}", q.env.get(name) if name in q.described.variables else None
 
 
 @rule("R16", "error", "0.9.1", "vllm-ascend v0.9.1, platform.py")
@@ -143,7 +144,7 @@ def fused_and_hierarchical(q: Question) -> Iterator[Problem]:
     hierarchical = q.switched(q.additional.get("enable_mc2_hierarchy_comm"))
     hierarchical = hierarchical or q.additional.get("mc2_comm_alg") == "hierarchy"  # from 0.26 on
     key, value = fused_mc2(q)
-    if key.startswith("engine.env") and value not in (None, "0", "1") and q.release and q.release.version >= (0, 26):
+    if key.startswith("engine.env") and value not in (None, "0", "1") and q.described.version >= (0, 26):
         yield Problem(key, value, "this release takes 0 and 1", "Set 0 or 1.")
     if hierarchical and str(value) not in ("None", "0", "False", "false"):
         reason = "hierarchical communication is on: the two exclude each other"
@@ -279,9 +280,9 @@ def fine_grained(q: Question) -> Iterator[Problem]:
     for name, value in q.section(FINE).items():
         if type(value) is int and value > 0 and dp % value:
             reason = f"it must divide parallel.data_parallel_size = {dp}"
-        elif isinstance(value, str) and q.release and not q.release.strict:
+        elif isinstance(value, str) and not q.described.strict:
             reason = "a number is needed, and this is a text"
-        elif type(value) is int and value < 0 and q.release and q.release.strict:
+        elif type(value) is int and value < 0 and q.described.strict:
             reason = "a number from 0 on is needed"
         else:
             continue

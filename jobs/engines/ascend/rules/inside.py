@@ -117,7 +117,7 @@ def compiled_things(q: Question) -> Iterator[Problem]:
     if is_true(inside.get("full_cuda_graph")) and inside.get("cudagraph_mode") is not None:
         yield Problem(f"{where}.full_cuda_graph", True, "cudagraph_mode is given too", "Remove one of them.")
     sizes = inside.get("cudagraph_capture_sizes")
-    early = q.release is not None and q.release.version < (0, 13)  # later: R28
+    early = q.described.version < (0, 13)  # later: R28
     if early and isinstance(sizes, list | tuple) and any(type(one) is int and one < 0 for one in sizes):
         yield Problem(f"{where}.cudagraph_capture_sizes", sizes, "sizes from 0 on are needed", "Mend the value.")
     operators = inside.get("custom_ops")
