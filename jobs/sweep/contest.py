@@ -56,7 +56,11 @@ def share(text: str) -> float:
     return value
 
 
-def settings_of(arguments: Sequence[str], common: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+Sides = tuple[tuple[str, ...], tuple[str, ...]]
+"""Overrides of A and of B."""
+
+
+def settings_of(arguments: Sequence[str], common: Sequence[str]) -> Sides:
     """Return the overrides of A and of B: each is an argument, or both are the values of one key (key=1,2).
 
     Args:
@@ -131,7 +135,7 @@ class Contest:
     """
 
     names: tuple[str, str]
-    sides: tuple[tuple[str, ...], tuple[str, ...]]
+    sides: Sides
     configs: tuple[Config, Config]
     goal: str
     difference: float
@@ -228,12 +232,7 @@ class Contest:
         return self._asked(pairs=pairs, windows=most if self.by_windows else 0, most=most, earlier=logs)
 
 
-def ask(
-    sides: tuple[tuple[str, ...], tuple[str, ...]],
-    goal: str,
-    difference: float,
-    composer: compose.Composer = compose.default_composer,
-) -> Contest:
+def ask(sides: Sides, goal: str, difference: float, composer: compose.Composer = compose.default_composer) -> Contest:
     """Return what is asked, with what it costs.
 
     Raises:
@@ -311,12 +310,7 @@ def _once(config: Config) -> Config:
 
 
 def _points(
-    sides: Sequence[Sequence[str]],
-    configs: Sequence[Config],
-    by_windows: bool,
-    first: int,
-    count: int,
-    name: str | None,
+    sides: Sides, configs: Sequence[Config], by_windows: bool, first: int, count: int, name: str | None
 ) -> list[list[str]]:
     named = [f"results.name={name}"] if name else []
     if by_windows:
