@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from random import Random
 from statistics import median
 
-from jobs.results.sequential import ALPHA, BETA, Decision, Logs, decide, errors_of, first_worse, fixed_pairs
+from jobs.core.student import student
+from jobs.results.sequential import ALPHA, BETA, Decision, Logs, decide, errors_of, first_worse
 
 DIFFERENCE = 0.03
 MOST = 400
@@ -24,6 +25,17 @@ HEAVY = 5
 
 DRIFT = 0.004
 """By which everything becomes slower from pair to pair, where it does."""
+
+
+def fixed_pairs(deviation: float, difference: float, alpha: float = ALPHA, beta: float = BETA) -> int:
+    """Return the pairs that a design of a fixed number needs for the same errors: a t test of the mean of pairs."""
+    step, count = math.log1p(difference), 2
+    while True:
+        free = count - 1
+        need = (student(1 - alpha / 2, free) + student(1 - beta, free)) * deviation / step
+        if count >= need**2:
+            return count
+        count += 1
 
 
 @dataclass(frozen=True)

@@ -231,11 +231,7 @@ class Inside:
         return None
 
     def join(self, command: Sequence[str]) -> Start:
-        """Return what runs a further command in the container.
-
-        Raises:
-            RunError: the engine has not said where it is.
-        """
+        """Return what runs a further command in the container. RunError: the engine has not said where it is."""
         raise NotImplementedError
 
     def terminate(self, pid: int) -> None:

@@ -61,17 +61,7 @@ _FAULTS = from_yaml(Path(__file__).with_name("docker.yaml").read_text(encoding="
 _NO_IMAGE = ("No such image", "no such image", "image not known")
 _NO_CONTAINER = ("No such container", "no such container", "is not running", "container state improper")
 
-KILL = """left() {
-  kill "-$1" -- "-$2" 2> /dev/null && echo "$2"
-  for one in /proc/[0-9]*; do
-    while IFS= read -r -d '' word; do
-      [ "$word" = "$3" ] && kill "-$1" "${one#/proc/}" 2> /dev/null && echo "$one"
-    done < "$one/environ"
-  done
-} 2> /dev/null
-for _ in {1..50}; do [ "$(left KILL "$@")" ] || exit 0; sleep 0.1; done
-echo alive
-"""
+KILL = Path(__file__).with_name("kill.sh").read_text(encoding="utf-8")
 """The process group of a command of `docker exec`, and what it left in other ones, by the tag. Only bash is needed."""
 
 

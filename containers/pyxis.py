@@ -72,9 +72,8 @@ def check_strays(env: Mapping[str, str] | Iterable[str]) -> None:
         if name.startswith(STRAY):
             value = env[name] if isinstance(env, Mapping) else "(set)"
             reason = "pyxis takes it as an option of every step, so that the ranks themselves would go into a container"
-            raise ConfigError(
-                name, value, reason, f"Run `unset {name}`; the keys of `container` say it for the engine."
-            )
+            remedy = f"Run `unset {name}`; the keys of `container` say it for the engine."
+            raise ConfigError(name, value, reason, remedy)
 
 
 def enroot_env(env: Mapping[str, str]) -> dict[str, str]:

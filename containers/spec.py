@@ -264,11 +264,7 @@ _SIZE = re.compile(r"(\d+)([bkmg]?)", re.IGNORECASE)
 
 
 def size_bytes(text: str) -> int:
-    """Return a size such as 500g, 64m or 1048576 in bytes (docker run, --shm-size).
-
-    Raises:
-        ConfigError: it is none.
-    """
+    """Return a size such as 500g, 64m or 1048576 in bytes (docker run, --shm-size). ConfigError: it is none."""
     match = _SIZE.fullmatch(text)
     if match is None or int(match[1]) == 0:
         raise ConfigError("container.shm_size", text, "it is no size", "Write bytes, or a number with k, m or g.")

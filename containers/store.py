@@ -26,7 +26,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from containers.base import Order, Stock
+from containers.base import Log, Order, Stock
 from containers.spec import Image
 from jobs.core import process
 from jobs.core.errors import RunError
@@ -155,7 +155,7 @@ class Store:
         fetch: Callable[[Path], None],
         digest: Callable[[], str | None] = lambda: None,
         arch: str | None = None,
-        log: Callable[[str], None] = lambda _: None,
+        log: Log = lambda _: None,
         refresh: bool = False,
     ) -> Entry:
         """Return an image, importing it where it is not there yet.
@@ -203,13 +203,7 @@ class Store:
         return None
 
     def _import(
-        self,
-        image: Image,
-        arch: str,
-        stem: str,
-        known: str | None,
-        fetch: Callable[[Path], None],
-        log: Callable[[str], None],
+        self, image: Image, arch: str, stem: str, known: str | None, fetch: Callable[[Path], None], log: Log
     ) -> Entry:
         for dead in self.folder.glob(f".{stem}.*.part"):  # whoever wrote it held this lock, and is gone
             dead.unlink(missing_ok=True)

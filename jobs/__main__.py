@@ -52,11 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         code: int = options.command(options)
     except UserError as error:
         if options.json:
-            print(
-                json.dumps(
-                    {"error": dict(zip(("key", "value", "reason", "remedy"), error.args, strict=True))}, default=str
-                )
-            )
+            said = dict(zip(("key", "value", "reason", "remedy"), error.args, strict=True))
+            print(json.dumps({"error": said}, default=str))
             return error.exit_code
         return output.show(error)
     except KeyboardInterrupt:

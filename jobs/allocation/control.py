@@ -98,11 +98,7 @@ class ControlServer:
             self._joined.set()
 
     async def open(self, port: int, host: str = EVERYWHERE) -> None:
-        """Listen on an address of this host until every rank has joined.
-
-        Raises:
-            RunError: the port is taken.
-        """
+        """Listen on an address of this host until every rank has joined. RunError: the port is taken."""
         listener = socket.socket()
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -117,21 +113,14 @@ class ControlServer:
         self._door = asyncio.create_task(self._answer_the_door(listener))
 
     async def joined(self, timeout_s: float) -> None:
-        """Wait until every rank has joined.
-
-        Raises:
-            RunError: some have not within the limit.
-        """
+        """Wait until every rank has joined. RunError: some have not within the limit."""
         try:
             await asyncio.wait_for(self._joined.wait(), timeout_s)
         except TimeoutError:
             missing = ", ".join(f"rank {r}" for r in sorted(self._expected - self._lines.keys()))
-            raise RunError(
-                "limits.rendezvous_s",
-                timeout_s,
-                f"{missing} did not reach rank 0 in time",
-                "See stdout of that rank; check that the nodes reach each other on the control port.",
-            ) from None
+            reason = f"{missing} did not reach rank 0 in time"
+            remedy = "See stdout of that rank; check that the nodes reach each other on the control port."
+            raise RunError("limits.rendezvous_s", timeout_s, reason, remedy) from None
 
     async def send(self, message: Message, rank: int | None = None) -> None:
         """Send one message to every rank that is there, or to one of them."""
@@ -251,12 +240,9 @@ async def join(host: str, port: int, rank: int, secret: Secret, silence_s: float
                 except (OSError, TimeoutError) as error:
                     last = str(error) or type(error).__name__
                 await asyncio.sleep(0.2)
-    raise RunError(
-        "limits.rendezvous_s",
-        timeout_s,
-        f"rank {rank} did not reach rank 0 at {host}:{port}: {last}",
-        "See stdout of rank 0; check that the nodes reach each other on that port.",
-    )
+    reason = f"rank {rank} did not reach rank 0 at {host}:{port}: {last}"
+    remedy = "See stdout of rank 0; check that the nodes reach each other on that port."
+    raise RunError("limits.rendezvous_s", timeout_s, reason, remedy)
 
 
 async def _enter(host: str, port: int, rank: int, secret: Secret, silence_s: float) -> _Line:

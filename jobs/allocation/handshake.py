@@ -55,11 +55,7 @@ class Seal:
         return self._mac(line) + b" " + line
 
     def open(self, sealed: bytes) -> bytes:
-        """Return the next line without its seal.
-
-        Raises:
-            ValueError: its seal is not right.
-        """
+        """Return the next line without its seal. ValueError: its seal is not right."""
         seal, _, line = sealed.partition(b" ")
         if not hmac.compare_digest(seal, self._mac(line)):
             raise ValueError("its seal is not right")

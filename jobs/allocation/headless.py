@@ -7,23 +7,9 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
+from jobs.allocation import messages
 from jobs.allocation.control import ControlClient
 from jobs.allocation.life import HASTE_S, PROGRESS_S
-from jobs.allocation.messages import (
-    Bye,
-    Ended,
-    EngineStart,
-    Inspect,
-    Inspected,
-    Listens,
-    Message,
-    Phase,
-    Prepare,
-    Prepared,
-    Progress,
-    Stop,
-    Stopped,
-)
 from jobs.allocation.node import staging
 from jobs.allocation.node.engine import Engine
 from jobs.allocation.preflight.questions import EndChecks, Question
@@ -31,11 +17,11 @@ from jobs.core.errors import UserError
 from jobs.core.rundir import RankDir
 from jobs.core.waiting import aside
 
-MakeEngine = Callable[[EngineStart], Engine | None]
+MakeEngine = Callable[[messages.EngineStart], Engine | None]
 """Makes the engine of a service; None where it needs fewer nodes than the allocation has."""
 
 
-Answer = Callable[[Message], Awaitable[Message | None]]
+Answer = Callable[[messages.Message], Awaitable[messages.Message | None]]
 """Answers a question of the preflight about this node, where it wants an answer."""
 
 
@@ -58,25 +44,25 @@ async def serve(
     try:
         while (message := await control.receive()) is not None:
             match message:
-                case Prepare(start, wanted) if not wanted:
+                case messages.Prepare(start, wanted) if not wanted:
                     engine, watch = await _prepare(control, make_engine, start, inherited)
-                case Prepare(_, wanted):
+                case messages.Prepare(_, wanted):
                     if engine:  # what it brought is not what rank 0 has
                         watch = asyncio.create_task(_prepared(control, engine, inherited, wanted))
                 case Question() | EndChecks():
                     await _tell(control, answer, message)
-                case EngineStart():
+                case messages.EngineStart():
                     engine, watch = await _start(control, engine, make_engine, message, inherited)
-                case Inspect():
+                case messages.Inspect():
                     await _inspect(control, engine if watch and not watch.done() else None)
-                case Phase():
+                case messages.Phase():
                     if engine:  # nobody looks at rank 0's record to learn of this one
                         engine.note_phase(message.state, **message.details)
-                case Stop():
+                case messages.Stop():
                     leftovers = await _stop(engine, watch, message.grace_s)
                     engine = watch = None
-                    await control.send(Stopped(tuple(leftovers)))
-                case Bye():
+                    await control.send(messages.Stopped(tuple(leftovers)))
+                case messages.Bye():
                     return None
         return "rank 0 is gone"
     finally:
@@ -85,10 +71,10 @@ async def serve(
 
 
 async def _fail(control: ControlClient, error: UserError) -> None:
-    await control.send(Ended(str(error), time.time()))
+    await control.send(messages.Ended(str(error), time.time()))
 
 
-async def _tell(control: ControlClient, answer: Answer | None, message: Message) -> None:
+async def _tell(control: ControlClient, answer: Answer | None, message: messages.Message) -> None:
     if answer:
         try:
             if (told := await answer(message)) is not None:
@@ -103,11 +89,11 @@ async def _inspect(control: ControlClient, engine: Engine | None) -> None:
     except UserError as error:  # a full disk
         await _fail(control, error)
     else:
-        await control.send(Inspected(found, engine.load_gb_s if engine else None))
+        await control.send(messages.Inspected(found, engine.load_gb_s if engine else None))
 
 
 async def _prepare(
-    control: ControlClient, make_engine: MakeEngine, start: EngineStart, inherited: Mapping[str, str]
+    control: ControlClient, make_engine: MakeEngine, start: messages.EngineStart, inherited: Mapping[str, str]
 ) -> tuple[Engine | None, asyncio.Task[None] | None]:
     try:
         engine = make_engine(start)
@@ -129,14 +115,14 @@ async def _prepared(
         await _fail(control, error)
         engine.folder.note("failed", reason=str(error))
     else:
-        await control.send(Prepared(dict(parts)))
+        await control.send(messages.Prepared(dict(parts)))
 
 
 async def _start(
     control: ControlClient,
     engine: Engine | None,
     make_engine: MakeEngine,
-    start: EngineStart,
+    start: messages.EngineStart,
     inherited: Mapping[str, str],
 ) -> tuple[Engine | None, asyncio.Task[None] | None]:
     """Start the engine: the one that was prepared, or a new one."""
@@ -158,12 +144,12 @@ async def _report_end(control: ControlClient, engine: Engine, folder: RankDir) -
     while not ended.done():
         if silent and await aside(engine.listens):
             silent = False
-            await control.send(Listens())
+            await control.send(messages.Listens())
         if size != (size := engine.log_size()):
-            await control.send(Progress(await aside(engine.note_progress)))
+            await control.send(messages.Progress(await aside(engine.note_progress)))
         await asyncio.wait({ended}, timeout=PROGRESS_S)
     reason = ended.result()
-    await control.send(Ended(reason, time.time()))
+    await control.send(messages.Ended(reason, time.time()))
     folder.note("failed", reason=reason)
 
 

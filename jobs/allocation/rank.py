@@ -105,9 +105,8 @@ async def _run(folder: AllocationDir, task: Task) -> int:
     results = folder.sweep.path.parent
     station = Station(first, StationContext(task, interface, problem, ports, results, context.inherited))
     if task.rank == 0:
-        from jobs.allocation import (
-            head,  # with what measures and makes the table: a second of start that no other rank needs
-        )
+        # With what measures and makes the table: a second of start that no other rank needs.
+        from jobs.allocation import head
 
         code, lost = await head.conduct(context, first, stopping, station)
     else:

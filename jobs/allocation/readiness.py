@@ -80,12 +80,9 @@ async def probe_all(opened: Sessions, config: Config, api: Target) -> None:
                 await asyncio.sleep(POLL_S)
     except TimeoutError:
         who = ", ".join(f"data-parallel rank {rank}" for rank in sorted(late)) if len(late) < size else ""
-        raise RunError(
-            "limits.first_token_s",
-            limit,
-            f"{who or 'not every data-parallel rank'} answered {'no' if who else 'a'} one-token request in time",
-            "See the logs of the ranks; raise the limit if the first graph compilation takes longer.",
-        ) from None
+        reason = f"{who or 'not every data-parallel rank'} answered {'no' if who else 'a'} one-token request in time"
+        remedy = "See the logs of the ranks; raise the limit if the first graph compilation takes longer."
+        raise RunError("limits.first_token_s", limit, reason, remedy) from None
 
 
 async def _healthy(opened: Sessions, listens: Callable[[], bool]) -> bool:

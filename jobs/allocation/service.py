@@ -177,9 +177,8 @@ class Service:
             before_s = live.supervisor.prepared_s + await aside(live.engine.container_s)
             known["stage_s"], known["load_s"] = round(before_s, 1), round(max(0.0, took_s - before_s), 1)
             known |= live.supervisor.slowest()
-            known["kv_cache_tokens"] = (
-                engine_of(self._config).read_log(await aside(read_all, self._folder.rank(0).log)).first_kv_tokens
-            )
+            said = await aside(read_all, self._folder.rank(0).log)
+            known["kv_cache_tokens"] = engine_of(self._config).read_log(said).first_kv_tokens
             log(f"service {service}: ready after {known['load_s']} s")
             await live.life.during(reading)
         finally:
@@ -247,9 +246,8 @@ class Service:
             for row in self.rows.kept
             if (seen := observed.observation(self._configs[row["point"]], fit, row))
         }
-        write_rows(
-            self._sweep, self.rows.foretold(observed.beside(observed.learnt_of(root, self._config.engine.name), found))
-        )
+        learnt = observed.learnt_of(root, self._config.engine.name)
+        write_rows(self._sweep, self.rows.foretold(observed.beside(learnt, found)))
         observed.remember(root, found.values())
 
     def _place(self) -> Placement:

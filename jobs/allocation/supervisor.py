@@ -8,24 +8,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs.allocation import readiness
+from jobs.allocation import messages, readiness
 from jobs.allocation.control import ControlServer
 from jobs.allocation.life import HASTE_S, PROGRESS_S, Failure, Life, ServiceFailed
-from jobs.allocation.messages import (
-    Ended,
-    EngineStart,
-    Inspect,
-    Inspected,
-    Listens,
-    Lost,
-    Phase,
-    Prepare,
-    Prepared,
-    Progress,
-    Signalled,
-    Stop,
-    Stopped,
-)
 from jobs.allocation.node import image, staging
 from jobs.allocation.node.audit import Difference
 from jobs.allocation.node.engine import Engine
@@ -47,7 +32,7 @@ With HASTE_S it is less than KillWait, Slurm's 30 s between SIGTERM and SIGKILL:
 class Supervisor:
     """One service on all its ranks."""
 
-    def __init__(self, engine: Engine, control: ControlServer, start: EngineStart, life: Life) -> None:
+    def __init__(self, engine: Engine, control: ControlServer, start: messages.EngineStart, life: Life) -> None:
         """Args: this rank's engine, the channel, what starts the others' engines, and the life that it is to lead."""
         self._engine, self._control, self._start, self._life = engine, control, start, life
         self._ranks = control.present
@@ -106,7 +91,7 @@ class Supervisor:
     def enter(self, state: str, **details: Any) -> None:
         """Record a phase of the service on every rank."""
         self._engine.note_phase(state, **details)
-        telling = asyncio.create_task(self._control.send(Phase(state, details)))
+        telling = asyncio.create_task(self._control.send(messages.Phase(state, details)))
         self._telling.add(telling)
         telling.add_done_callback(self._telling.discard)
 
@@ -114,7 +99,7 @@ class Supervisor:
         """Bring image and checkpoint to every rank, and compare the checkpoints: all must see the same one."""
         if not staging.wanted(self._engine.config):
             return
-        await self._control.send(Prepare(self._start))
+        await self._control.send(messages.Prepare(self._start))
         try:
             self._prepared.answer(0, await staging.prepare(self._engine, inherited))
         except UserError as error:
@@ -140,7 +125,7 @@ class Supervisor:
             if image.of_registry(wanted) and (found := image.difference(wanted, self._prepared[rank])):
                 self.warnings.append(f"rank {rank}: {found}; it takes that one, by its digest")
                 had[rank] = self._prepared.ask_again(rank)
-                await self._control.send(Prepare(self._start, wanted), rank)
+                await self._control.send(messages.Prepare(self._start, wanted), rank)
         await self._prepared.wait()
         for rank, parts in had.items():
             self._prepared[rank] = staging.with_image(parts, self._prepared[rank])
@@ -170,7 +155,7 @@ class Supervisor:
         # A flooded log, or a container that is slow to answer, takes seconds.
         self._inspected.answer(0, await aside(self._engine.inspect))
         self.load_rates[0] = self._engine.load_gb_s
-        await self._control.send(Inspect())
+        await self._control.send(messages.Inspect())
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._inspected.wait(), INSPECT_S)
         for rank, found in sorted(self._inspected.items()):
@@ -207,7 +192,7 @@ class Supervisor:
             watcher.cancel()
         hurry = self._life.over
         grace_s = HASTE_S if hurry else self._engine.config.limits.stop_s
-        await self._control.send(Stop(grace_s))
+        await self._control.send(messages.Stop(grace_s))
         leftovers = [f"rank 0: {item}" for item in await self._engine.stop(grace_s)]
         limit = grace_s + STOP_MARGIN_S
         try:
@@ -231,24 +216,24 @@ class Supervisor:
         while True:
             rank, message = await self._control.inbox.get()
             match message:
-                case Ended(reason, when):
+                case messages.Ended(reason, when):
                     self._life.fail(rank, reason, when, engine=True)
-                case Signalled(reason, when):
+                case messages.Signalled(reason, when):
                     self._control.leaving.add(rank)
                     self._life.fail(rank, reason, when, signalled=True)
-                case Lost(reason):
+                case messages.Lost(reason):
                     self._life.fail(rank, reason)
                     self._stopped.check()
-                case Progress(weights):
+                case messages.Progress(weights):
                     self._heard[rank] = time.monotonic()
                     if weights:
                         self._weights.add(rank)
-                case Listens():
+                case messages.Listens():
                     self._listening.add(rank)
-                case Prepared(parts):
+                case messages.Prepared(parts):
                     self._prepared.answer(rank, parts)
-                case Inspected(differences, load_gb_s):
+                case messages.Inspected(differences, load_gb_s):
                     self.load_rates[rank] = load_gb_s
                     self._inspected.answer(rank, differences)
-                case Stopped(leftovers):
+                case messages.Stopped(leftovers):
                     self._stopped.answer(rank, leftovers)

@@ -68,11 +68,8 @@ def _resume(options: argparse.Namespace) -> int:
 
 def _cancel(options: argparse.Namespace) -> int:
     cancelled = [job for folder in open_sweep(options.run).allocations() if (job := base.cancel(folder))]
-    print(
-        json.dumps({"cancelled": cancelled})
-        if options.json
-        else f"cancelled: {', '.join(cancelled) or 'nothing to cancel'}"
-    )
+    said = f"cancelled: {', '.join(cancelled) or 'nothing to cancel'}"
+    print(json.dumps({"cancelled": cancelled}) if options.json else said)
     return 0
 
 

@@ -140,18 +140,10 @@ class Scheduler(Protocol):
         """Return what is known of a job that has not ended: reason, starts; nodelist, left."""
 
     def cancel(self, job: Job) -> None:
-        """End this job and nothing else.
-
-        Raises:
-            RunError: the cluster refused, in its own words.
-        """
+        """End this job and nothing else. RunError: the cluster refused, in its own words."""
 
     def task(self, env: Mapping[str, str]) -> Task:
-        """Return the place of a task, from its environment.
-
-        Raises:
-            RunError: it is none.
-        """
+        """Return the place of a task, from its environment. RunError: it is none."""
 
 
 def scheduler(kind: str) -> Scheduler:

@@ -114,11 +114,7 @@ def task_from_slurm(env: Mapping[str, str]) -> Task:
 
 
 def batch_job(env: Mapping[str, str]) -> tuple[int, int]:
-    """Return the id and the number of nodes of the batch job that we are in.
-
-    Raises:
-        RunError: this process is in none.
-    """
+    """Return the id and the number of nodes of the batch job that we are in. RunError: this process is in none."""
     return _number(env, "SLURM_JOB_ID"), _number(env, "SLURM_JOB_NUM_NODES")
 
 

@@ -76,8 +76,7 @@ def sbatch_command(job_id: str, record: str, folder: AllocationDir) -> list[str]
         record: what `scontrol -o show job` says of it.
         folder: the new allocation, with its script.
     """
-    # A name or a path may have spaces; a field ends where the next one begins.
-    values = dict(re.findall(r"(\w+)=(.*?)(?= [\w:/]+=|$)", record.strip()))
+    values = squeue.fields_of(record)
     carried = [
         f"--{option}={values[key].removeprefix('gres:')}"
         for key, option in CARRIED.items()

@@ -106,6 +106,11 @@ def job_record(job_id: str) -> str:
     return ""
 
 
+def fields_of(record: str) -> dict[str, str]:
+    """Return the fields of what `job_record` said. A name or a path may have spaces: a field ends at the next one."""
+    return dict(re.findall(r"(\w+)=(.*?)(?= [\w:/]+=|$)", record.strip()))
+
+
 def submit_time(job_id: str, record: str | None = None) -> float | None:
     """Return when a job was submitted, Unix seconds; None where nobody answers. Slurm tells local time.
 
@@ -127,7 +132,7 @@ def stranger(job_id: str, *, name: str | None = None, submitted: float | None = 
     """
     if not (record := job_record(job_id)):
         return "Slurm does not say what it is"
-    values = dict(re.findall(r"(\w+)=(.*?)(?= [\w:/]+=|$)", record.strip()))
+    values = fields_of(record)
     owner, own, began = values.get("UserId", ""), values.get("JobName", ""), submit_time(job_id, record)
     if not owner.endswith(f"({os.geteuid()})"):
         return f"it belongs to {owner or 'nobody'}"

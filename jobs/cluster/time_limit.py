@@ -24,23 +24,14 @@ def limit_seconds(time_limit: int | str | None) -> int | None:
         return None
     match = _TIME.fullmatch(str(time_limit))
     if not match:
-        raise ConfigError(
-            "cluster.time_limit",
-            time_limit,
-            "it is not a Slurm time",
-            "Write minutes, H:MM:SS or D-HH:MM:SS.",
-        )
+        remedy = "Write minutes, H:MM:SS or D-HH:MM:SS."
+        raise ConfigError("cluster.time_limit", time_limit, "it is not a Slurm time", remedy)
     if str(time_limit).isdigit() and int(str(time_limit)) > WEEK_MIN:
         # YAML reads an unquoted 8:00:00 as the number 28800.
-        raise ConfigError(
-            "cluster.time_limit",
-            time_limit,
-            "it is more than a week of minutes: perhaps YAML read H:MM:SS as a number",
-            'Quote it ("8:00:00"), or write D-HH:MM:SS.',
-        )
-    days, first, second, third = (
-        int(part) if part else None for part in match.group("days", "first", "second", "third")
-    )
+        reason = "it is more than a week of minutes: perhaps YAML read H:MM:SS as a number"
+        raise ConfigError("cluster.time_limit", time_limit, reason, 'Quote it ("8:00:00"), or write D-HH:MM:SS.')
+    parts = match.group("days", "first", "second", "third")
+    days, first, second, third = (int(part) if part else None for part in parts)
     if days is not None:
         return (days * 86400 + (first or 0) * 3600 + (second or 0) * 60 + (third or 0)) or None
     if third is not None:

@@ -49,27 +49,19 @@ def local_sizes(config: Config) -> tuple[int, ...]:
     """
     if (over := span(config)) > 1 and config.cluster.nodes in (None, over):
         return (1, *(0,) * (over - 1))
-    size, local, nodes = (
-        config.parallel.data_parallel_size,
-        config.parallel.data_parallel_size_local,
-        config.cluster.nodes,
-    )
+    size, local = config.parallel.data_parallel_size, config.parallel.data_parallel_size_local
+    nodes = config.cluster.nodes
     sizes: tuple[int, ...] = local if isinstance(local, tuple) else (local,) * (nodes or max(1, size // local))
     if sum(sizes) != config.parallel.engines:
-        raise ConfigError(
-            "parallel.data_parallel_size",
-            size,
-            f"the nodes' local sizes {list(sizes)} add up to {sum(sizes)}",
+        reason = f"the nodes' local sizes {list(sizes)} add up to {sum(sizes)}"
+        remedy = (
             "Make parallel.data_parallel_size the sum of parallel.data_parallel_size_local over the nodes"
-            " (or, for a whole service on each node, every one of them).",
+            " (or, for a whole service on each node, every one of them)."
         )
+        raise ConfigError("parallel.data_parallel_size", size, reason, remedy)
     if nodes is not None and nodes != len(sizes):
-        raise ConfigError(
-            "cluster.nodes",
-            nodes,
-            f"parallel.data_parallel_size_local {list(sizes)} needs {len(sizes)} nodes",
-            "Leave cluster.nodes null, or give as many local sizes.",
-        )
+        reason = f"parallel.data_parallel_size_local {list(sizes)} needs {len(sizes)} nodes"
+        raise ConfigError("cluster.nodes", nodes, reason, "Leave cluster.nodes null, or give as many local sizes.")
     for node, ranks in enumerate(sizes):
         npus = ranks * npus_of_a_rank(config)
         if npus > config.cluster.npus_per_node:

@@ -61,11 +61,7 @@ _FORM = TypeAdapter(PlanFile)
 
 
 def read_plan(sweep: SweepDir) -> PlanFile:
-    """Read the plan of a sweep.
-
-    Raises:
-        RunError: it is missing, or is no plan.
-    """
+    """Read the plan of a sweep. RunError: it is missing, or is no plan."""
     data = load_visible(sweep.plan)
     plan = checked(sweep.plan, _FORM, data)
     if any(not set(plan.swept) <= point.values.keys() for point in plan.points):

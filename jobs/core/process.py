@@ -99,11 +99,7 @@ def stream(argv: Sequence[str], env: Mapping[str, str], output: IO[str]) -> tupl
 
 
 def become(argv: Sequence[str], env: Mapping[str, str]) -> NoReturn:
-    """Go on as another program, under the same process id.
-
-    Raises:
-        RunError: there is no such program.
-    """
+    """Go on as another program, under the same process id. RunError: there is no such program."""
     try:
         os.execvpe(argv[0], list(argv), dict(env))
     except OSError as error:

@@ -278,11 +278,7 @@ def sweeps_in(root: Path) -> list[SweepDir]:
 
 
 def open_sweep(path: Path) -> SweepDir:
-    """Return the sweep in this directory.
-
-    Raises:
-        RunError: there is none.
-    """
+    """Return the sweep in this directory. RunError: there is none."""
     found = SweepDir(path.resolve())
     if not found.plan.exists():
         raise RunError("RUN", path, "there is no plan.json in it", "Give the directory of a sweep, runs/<sweep>.")
@@ -293,9 +289,8 @@ def check_root(root: Path) -> None:
     """Raise RunError where no sweep can be made in this directory, which may be still to be made itself."""
     there = nearest_there(root)
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise RunError(
-            "results.root", root, f"it cannot be written: {there} is no directory that you can write", NO_ROOT
-        )
+        reason = f"it cannot be written: {there} is no directory that you can write"
+        raise RunError("results.root", root, reason, NO_ROOT)
 
 
 def images_path(root: Path) -> Path:

@@ -141,9 +141,8 @@ def build(values: Mapping[str, Any]) -> Config:
             check_key(key, first["input"])
         # pydantic appends the branch of a union to the location: the leaf is the longest known prefix.
         leaf = max((name for name in names() if key == name or key.startswith(name + ".")), key=len, default=key)
-        raise ConfigError(
-            leaf, repr(first["input"]), first["msg"].removeprefix("Value error, "), f"{leaf}: {help_of(leaf)}"
-        ) from None
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(leaf, repr(first["input"]), reason, f"{leaf}: {help_of(leaf)}") from None
 
 
 def help_of(key: str) -> str:

@@ -37,8 +37,7 @@ class ModelSettings(Section):
         " container it must be mounted under the same path. null: not staged",
     )
     verify: Annotated[Text, one_of("sizes", "sampled", "none")] = setting(
-        "sizes",
-        "before a load: whole shards, W8A8 if asked for, equal nodes; sampled: their content too",
+        "sizes", "before a load: whole shards, W8A8 if asked for, equal nodes; sampled: their content too"
     )
 
 
@@ -47,8 +46,7 @@ class EngineSettings(Section):
     """Where the engine listens, who may call it, and what is checked of it."""
 
     written_for: Text | None = setting(
-        None,
-        "release that this preset was written for; another engine.release migrates it: python -m jobs explain",
+        None, "release that this preset was written for; another engine.release migrates it: python -m jobs explain"
     )
     api_key: Annotated[Text, one_of("auto")] | None = setting(
         "auto", "auto: a new key for each service; null: the API is open to every user of the cluster"
@@ -92,8 +90,7 @@ class ClientSettings(Section):
     """Where an external client is and runs."""
 
     program: Text | None = setting(
-        None,
-        "program of an external client; null: where that client says that it usually is",
+        None, "program of an external client; null: where that client says that it usually is"
     )
     where: Annotated[Text, one_of("auto", "node", "container")] = setting(
         "auto",

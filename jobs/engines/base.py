@@ -96,6 +96,10 @@ class EngineLog:
     weights_s: float | None = None
 
 
+Load = Callable[[Config], Architecture]
+"""Returns the architecture of a config's model, or raises ConfigError."""
+
+
 class Engine(Protocol):
     """One engine. Nothing here starts a process or touches a node."""
 
@@ -111,17 +115,13 @@ class Engine(Protocol):
         """Return what is wrong or risky with a config for this engine, whatever else there is to say of it."""
 
     def memory(
-        self,
-        config: Config,
-        load: Callable[[Config], Architecture],
-        allowance: Allowance | None = None,
-        device_gib: float | None = None,
+        self, config: Config, load: Load, allowance: Allowance | None = None, device_gib: float | None = None
     ) -> Prediction:
         """Return what will fit.
 
         Args:
             config: of any point of the service.
-            load: returns the architecture of its model, or raises ConfigError.
+            load: asked for the architecture of its model.
             allowance, device_gib: what earlier runs of this release and layout showed; None: the engine's default.
 
         Raises:

@@ -41,11 +41,7 @@ def layout_of(config: Config) -> dict[str, Any]:
 
 
 def layout_name(config: Config) -> str:
-    """Return a short name of a config's layout.
-
-    Raises:
-        ConfigError: a setting that the sum needs is not a number.
-    """
+    """Return a short name of a config's layout. ConfigError: a setting that the sum needs is not a number."""
     return _digest(layout_of(config))
 
 

@@ -41,7 +41,7 @@ class Speculation:
 
 def asked_of(config: Config) -> dict[str, Any]:
     """Return what a config says of speculation, by the names inside --speculative-config; empty: nothing."""
-    flags = _flags(config)
+    flags = given_flags(config)
     return {**mapping_of(flags, _FLAG), **{name: flags[flag] for flag, name in ALONE.items() if flag in flags}}
 
 
@@ -56,7 +56,7 @@ def speculation_of(config: Config) -> Speculation | None:
 
 def check(config: Config) -> None:
     """Raise ConfigError where the text that is given for the flag is no JSON."""
-    value = _flags(config).get(_FLAG)
+    value = given_flags(config).get(_FLAG)
     if isinstance(value, str):
         try:
             json.loads(value)
@@ -65,5 +65,6 @@ def check(config: Config) -> None:
             raise ConfigError(key, value, f"it is not JSON: {error}", "Give a mapping.") from None
 
 
-def _flags(config: Config) -> dict[str, Any]:
+def given_flags(config: Config) -> dict[str, Any]:
+    """Return the flags that `engine.args` gives, with underscores."""
     return {key.lstrip("-").replace("-", "_"): value for key, value in config.engine.args.items() if value is not None}

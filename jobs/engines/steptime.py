@@ -174,11 +174,7 @@ class Parts:
 
 
 class StepTime:
-    """Turns the work of a step into seconds.
-
-    Args:
-        npus_per_node: a group of more than that lies on several nodes.
-    """
+    """Turns the work of a step into seconds. `npus_per_node`: a group of more than that lies on several nodes."""
 
     def __init__(self, sizes: Sizes, constants: Constants, layout: Layout, *, npus_per_node: int = 8) -> None:
         self.sizes, self.constants, self.layout = sizes, constants, layout
@@ -219,19 +215,14 @@ class StepTime:
             others: tokens of all other data-parallel ranks together; None: each has as many.
         """
         layout, constants = self.layout, self.constants
-        tokens = work.tokens
-        shared = tokens
+        tokens = shared = work.tokens
         if layout.expert_parallel:
-            shared = tokens + (tokens * (layout.dp - 1) if others is None else others)
+            shared = tokens + (tokens * (layout.dp - 1) if others is None else others)  # arrays too: never in place
         touched = 1 - (1 - self.sizes.chosen) ** shared
+        host_ms = constants.host_ms + constants.launch_ms * self.sizes.layers
+        host_ms = host_ms + constants.prompt_ms * (work.prompt_tokens > 0) + constants.sequence_us * work.new_tokens / 1e3
         return Parts(
-            host=(
-                constants.host_ms
-                + constants.launch_ms * self.sizes.layers
-                + constants.prompt_ms * (work.prompt_tokens > 0)
-                + constants.sequence_us * work.new_tokens / 1e3
-            )
-            / 1e3,
+            host=host_ms / 1e3,
             compute=self._dense_flops * tokens + self._expert_flops * shared + self._pair * work.pairs,
             memory=self._dense_read + self._expert_read * touched + self._context_read * work.context,
             communication=self._way * tokens + self._exchanges * constants.link_us / 1e6,

@@ -79,13 +79,7 @@ def _settings(search: Search, rows: Rows, seen: Sequence[Shown], believed: Belie
 
 
 def _out(
-    search: Search,
-    rows: Rows,
-    own: Sequence[Shown],
-    place: int,
-    believed: Belief,
-    ranked: Sequence[int],
-    step: Step,
+    search: Search, rows: Rows, own: Sequence[Shown], place: int, believed: Belief, ranked: Sequence[int], step: Step
 ) -> str:
     """Return by what a setting is out of the race; empty: by nothing yet, or it won."""
     setting = search.settings[place]

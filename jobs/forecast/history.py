@@ -21,8 +21,8 @@ from jobs.core.files import write_json
 from jobs.core.foreign import SMALL, load_form
 from jobs.core.records import Number, Seconds
 from jobs.core.rundir import Root
-from jobs.engines.base import EngineLog
-from jobs.engines.checkpoint.architecture import Architecture, required
+from jobs.engines.base import EngineLog, Load
+from jobs.engines.checkpoint.architecture import required
 from jobs.engines.layout_name import layout_name, layout_of
 from jobs.engines.prediction import GIB, Allowance, Prediction
 from jobs.forecast.memory import Fit, judge
@@ -150,7 +150,7 @@ class Forecast:
         return self.fit.prediction.kv_tokens_per_rank if self.fit.prediction else None
 
 
-def forecast(root: Root, config: Config, load: Callable[[Config], Architecture]) -> Forecast:
+def forecast(root: Root, config: Config, load: Load) -> Forecast:
     """Return what is known of a service: the sum, corrected by what earlier runs under `root` showed. Never an error.
 
     Args:

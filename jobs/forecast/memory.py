@@ -6,14 +6,12 @@ check_enough_kv_cache_memory); more load than it holds queues or preempts (vllm-
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.engines.ascend import utilization
-from jobs.engines.base import engine_of
-from jobs.engines.checkpoint.architecture import Architecture
+from jobs.engines.base import Load, engine_of
 from jobs.engines.prediction import GIB, Allowance, Prediction
 
 DOES_NOT_FIT = "does not fit: "
@@ -73,13 +71,7 @@ class Fit:
         return text + (f"; by this sum {longest:,} would fit" if longest else "; by this sum no length fits")
 
 
-def judge(
-    config: Config,
-    load: Callable[[Config], Architecture],
-    *,
-    allowance: Allowance | None = None,
-    device_gib: float | None = None,
-) -> Fit:
+def judge(config: Config, load: Load, *, allowance: Allowance | None = None, device_gib: float | None = None) -> Fit:
     """Return what is known of a service's memory; never an error: without a prediction it says why.
 
     Args:

@@ -107,11 +107,7 @@ def window_scatter(row: Mapping[str, Any], column: str) -> float | None:
 
 
 def remember(root: Root, rows: Iterable[Observation]) -> None:
-    """Keep what rows showed. Two writers replace each other's file, never mix.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
+    """Keep what rows showed. Two writers replace each other's file, never mix. RunError: the file cannot be written."""
     for engine, found in _by_engine(rows).items():
         kept = (*kept_rows(root, engine), *found)[-KEPT:]
         write_json(root.figures(engine), asdict(_Kept(kept)))

@@ -40,27 +40,20 @@ def _check_length(config: Config) -> None:
     if needed and exact and needed > config.parallel.max_model_len:
         usual = bench.lengths == "fixed" and bench.workload != "multi_turn"
         what = "bench.input_tokens + bench.output_tokens" if usual else "the longest request of this workload"
-        raise ConfigError(
-            "parallel.max_model_len",
-            config.parallel.max_model_len,
-            f"{what} = {needed}, so the engine would refuse {'every request' if usual else 'it'}",
-            "Raise parallel.max_model_len or shorten the requests.",
-        )
+        reason = f"{what} = {needed}, so the engine would refuse {'every request' if usual else 'it'}"
+        key, remedy = "parallel.max_model_len", "Raise parallel.max_model_len or shorten the requests."
+        raise ConfigError(key, config.parallel.max_model_len, reason, remedy)
 
 
 def _check_load(config: Config) -> None:
     bench = config.bench
     if bench.concurrency is None and not bench.is_open:
-        raise ConfigError(
-            "bench.concurrency",
-            None,
-            "neither concurrency nor request_rate is set, so there is no load",
-            "Leave it out (16), or set bench.request_rate (open loop).",
-        )
+        reason = "neither concurrency nor request_rate is set, so there is no load"
+        remedy = "Leave it out (16), or set bench.request_rate (open loop)."
+        raise ConfigError("bench.concurrency", None, reason, remedy)
     if bench.workload == "trace" and bench.request_rate is not None:
-        raise ConfigError(
-            "bench.request_rate", bench.request_rate, "a trace has its own times", "Set null, and bench.trace_speed."
-        )
+        reason, remedy = "a trace has its own times", "Set null, and bench.trace_speed."
+        raise ConfigError("bench.request_rate", bench.request_rate, reason, remedy)
 
 
 def _check_dataset(config: Config) -> None:
@@ -90,9 +83,8 @@ def _check_search(config: Config) -> None:
     if bench.search is None:
         return
     if not any(asdict(bench.slo).values()):
-        raise ConfigError(
-            "bench.search", bench.search, "there is no objective to keep", "Set bench.slo.ttft_ms or another limit."
-        )
+        reason, remedy = "there is no objective to keep", "Set bench.slo.ttft_ms or another limit."
+        raise ConfigError("bench.search", bench.search, reason, remedy)
     first = bench.concurrency if bench.search == "concurrency" else bench.request_rate
     if first is None:
         raise ConfigError(f"bench.{bench.search}", None, "the search begins at it", "Set the load to begin with.")

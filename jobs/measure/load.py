@@ -167,12 +167,10 @@ class Load:
                     await self._chain(indices, due)
         finally:
             if not sent:
-                now = clock()
-                asked = self._workload.asked_input(indices.start)
+                now, first = clock(), indices.start
+                asked = self._workload.asked_input(first)
                 self._ended(
-                    RequestRecord(
-                        indices.start, now, None, now, status="truncated", wait_s=now - due, asked_input=asked
-                    )
+                    RequestRecord(first, now, None, now, status="truncated", wait_s=now - due, asked_input=asked)
                 )
 
     def _ended(self, record: RequestRecord) -> None:
@@ -197,14 +195,12 @@ class Load:
         return True
 
     async def _ask(self, questions: Questions, index: int) -> None:
-        number, answer = -1 - index, None
-        start = self.in_flight[number] = clock()
+        answer = None
+        start = self.in_flight[-1 - index] = clock()
         try:
             answer = await questions.ask()
         finally:
-            del self.in_flight[number]
-            self.records.append(record(index, start, answer))
-            self.news.set()
+            self._ended(record(index, start, answer))
 
     async def _request(self, index: int, due: float | None) -> bool:
         body = self._workload.body(index)

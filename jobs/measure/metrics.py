@@ -30,9 +30,7 @@ KV_USE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 
 _SPEC = "vllm:spec_decode_num_"
 
-_WANTED = (
-    *(GENERATED, FINISHED, PROMPTED, PREEMPTIONS, *PREFIX_QUERIES, *PREFIX_HITS, RUNNING, WAITING, *KV_USE, _SPEC),
-)
+_WANTED = (GENERATED, FINISHED, PROMPTED, PREEMPTIONS, *PREFIX_QUERIES, *PREFIX_HITS, RUNNING, WAITING, *KV_USE, _SPEC)
 _BEGINNINGS = tuple(name.encode() for name in _WANTED)
 _SAMPLE = re.compile(r"^(?P<name>[^\s{]+)(?:\{(?P<labels>.*)\})?\s+(?P<value>[-+.\deE]+)(?:\s+-?\d+)?$")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')

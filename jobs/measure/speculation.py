@@ -9,7 +9,7 @@ looks worse than it is, or, where the answer falls into a loop, better.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from jobs.core.config import Config
@@ -54,14 +54,11 @@ def figures(config: Config, drafts: Drafts | None, *, text: bool) -> dict[str, A
     row["spec_acceptance"] = drafts.accepted / drafts.tokens
     if drafts.drafts:
         row["spec_tokens_per_step"] = 1 + drafts.accepted / drafts.drafts
-        row["spec_by_position"] = _places(drafts.by_position, drafts.drafts)
+        shares = [round(one / drafts.drafts, 4) for one in drafts.by_position]
+        row["spec_by_position"] = json.dumps(shares) if shares else None
     elif drafts.emitted and count:
         row["spec_tokens_per_step"] = drafts.emitted * count / drafts.tokens
     return row
-
-
-def _places(accepted: Sequence[int], drafts: int) -> str | None:
-    return json.dumps([round(one / drafts, 4) for one in accepted]) if accepted else None
 
 
 def notes(config: Config, row: Mapping[str, Any]) -> list[str]:

@@ -115,7 +115,7 @@ def summarize(window: Window, bench: Bench) -> dict[str, Figure]:
     speeds = [1e3 / one.tpot for one in answered if one.tpot]
     row["output_tok_per_s"], row["total_tok_per_s"] = output, total
     row["tok_per_s_per_user"] = float(np.mean(speeds)) if speeds else None
-    row["client_cpu_share"] = _per_second(window.cpu_s, window)
+    row["client_cpu_share"] = window.cpu_s / window.seconds if window.seconds > 0 else None
     row["client_lag_ms_p99"] = float(np.percentile(window.lags, 99)) * 1e3 if window.lags.size else None
     row["goodput_per_s"] = goodput if any(asdict(bench.slo).values()) else None
     row["input_tokens_mean"] = _mean(record.prompt_tokens for record in whole)
@@ -167,12 +167,7 @@ def _keeps(record: RequestRecord, slo: Slo) -> bool:
 def within(one: Latencies, slo: Slo) -> bool:
     """Tell whether a request kept every limit; a latency that it does not have breaks none."""
     itl = float(np.percentile(one.itl, 99)) if one.itl.size else None
-    pairs = (
-        (one.ttft, slo.ttft_ms),
-        (one.tpot, slo.tpot_ms),
-        (itl, slo.itl_ms),
-        (one.e2el, slo.e2el_ms),
-    )
+    pairs = ((one.ttft, slo.ttft_ms), (one.tpot, slo.tpot_ms), (itl, slo.itl_ms), (one.e2el, slo.e2el_ms))
     return all(value is None or limit is None or value <= limit for value, limit in pairs)
 
 
@@ -331,7 +326,3 @@ def _spread(name: str, values: Iterable[float]) -> dict[str, Figure]:
     ]
     figures = [data.mean(), data.std(), *shown]
     return {key: None if figure is None else float(figure) for key, figure in zip(keys, figures, strict=True)}
-
-
-def _per_second(amount: float, window: Window) -> float | None:
-    return amount / window.seconds if window.seconds > 0 else None

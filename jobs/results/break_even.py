@@ -136,15 +136,12 @@ def lines(run: Run, known: Known = lambda *_: None) -> list[Line]:
         known: scatter of a row's column between single starts of its layout, from earlier sweeps (spread.py).
     """
     usable = [row for row in run.rows if row["valid"] and not row.get("saturated") and row.get("tpot_ms_mean")]
-    others = tuple(key for key in run.swept if not key.startswith((*_KEYS, *columns.RESTARTS)) and not _is_length(key))
+    strange = [key for key in run.swept if key not in ("bench.input_tokens", "parallel.max_model_len")]
+    others = tuple(key for key in strange if not key.startswith((*_KEYS, *columns.RESTARTS)))
     kinds: dict[str, list[Row]] = {}
     for row in usable:
         kinds.setdefault(columns.setting_text(others, row), []).append(row)
     return [line for kind, rows in kinds.items() for line in _lines(run, kind, rows, known)]
-
-
-def _is_length(key: str) -> bool:
-    return key in ("bench.input_tokens", "parallel.max_model_len")
 
 
 def _lines(run: Run, kind: str, rows: Sequence[Row], known: Known) -> Iterator[Line]:

@@ -190,19 +190,13 @@ def _counts(name: str) -> bool:
 def _check_same_work(one: Side, two: Side) -> None:
     for name, (first, second) in _differences(one, two).items():
         if is_work(name):
+            reason = "the two points did different work, so their figures do not compare"
             raise ConfigError(
-                name,
-                f"{first} and {second}",
-                "the two points did different work, so their figures do not compare",
-                "Compare points of the same work, or say --anyway.",
+                name, f"{first} and {second}", reason, "Compare points of the same work, or say --anyway."
             )
         if name == SEED and any(is_offered(side.run, side.rows[0]) for side in (one, two)):
-            raise ConfigError(
-                name,
-                f"{first} and {second}",
-                "in an open loop another seed is other arrivals, and their queues do not compare",
-                "Measure both with one seed, or say --anyway.",
-            )
+            reason = "in an open loop another seed is other arrivals, and their queues do not compare"
+            raise ConfigError(name, f"{first} and {second}", reason, "Measure both with one seed, or say --anyway.")
 
 
 def _differences(one: Side, two: Side) -> dict[str, tuple[Any, Any]]:

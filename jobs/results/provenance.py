@@ -16,11 +16,7 @@ PACKAGES = (DISTRIBUTION, "hydra-core", "numpy", "pandas", "pyarrow", "submitit"
 
 
 def describe(command: Sequence[str]) -> dict[str, Any]:
-    """Return the content of provenance.json.
-
-    Args:
-        command: words of the command line that asked for the sweep.
-    """
+    """Return the content of provenance.json. `command`: words of the command line that asked for the sweep."""
     return {
         "command": masking.mask(command),
         "commit": commit(CODE),

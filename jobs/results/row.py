@@ -45,28 +45,14 @@ POINT = (
 """What several windows, a search, the questions and the hardware add, and what was predicted."""
 
 SERVICE = (
-    "engine_tokens",
-    "kv_cache_tokens",
-    "predicted_kv_tokens",
-    "queue_s",
-    "stage_s",
-    "stage_gb_s",
-    "load_s",
-    "load_gb_s",
-    "warmup_s",
-    "measure_s",
-    "teardown_s",
-    "nodes",
-    "job_id",
-    "attempt",
-    "reused_from",
-    "price_per_m_output_tok",
-    "schema_version",
+    *("engine_tokens", "kv_cache_tokens", "predicted_kv_tokens"),
+    *("queue_s", "stage_s", "stage_gb_s", "load_s", "load_gb_s", "warmup_s", "measure_s", "teardown_s"),
+    *("nodes", "job_id", "attempt", "reused_from", "price_per_m_output_tok", "schema_version"),
 )
 
 
 _NUMBERS = frozenset((*FIGURES, *POINT, *SERVICE)) - {
-    *("engine_tokens", "job_id", "reused_from", "spec_by_position", "unexpected"),
+    *("engine_tokens", "job_id", "reused_from", "spec_by_position", "unexpected")
 }
 
 
@@ -85,11 +71,7 @@ def outdated(row: Mapping[str, Any], sweep: SweepDir) -> str | None:
 
 
 def check_version(row: Mapping[str, Any], sweep: SweepDir) -> None:
-    """Refuse a row that an older version of the tool wrote.
-
-    Raises:
-        RunError: in one line, with the version that wrote it.
-    """
+    """Refuse a row that an older version of the tool wrote. RunError: in one line, with the version that wrote it."""
     if reason := outdated(row, sweep):
         raise RunError("RUN", sweep.path, reason, "Read it with the version that wrote it, or measure again.")
 
@@ -191,11 +173,7 @@ def make_row(point: str, service: str, config: Config, **known: Any) -> dict[str
 
 
 def write_rows(sweep: SweepDir, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows into the directories of their points.
-
-    Raises:
-        RunError: the disk is full, or closed to us.
-    """
+    """Write rows into the directories of their points. RunError: the disk is full, or closed to us."""
     for row in rows:
         write_json(sweep.point(row["point"]).row, row)
 

@@ -76,12 +76,7 @@ def first_pairs(*, by_turns: bool) -> int:
 
 
 def decide(
-    pairs: Sequence[Logs],
-    difference: float,
-    *,
-    by_turns: bool = False,
-    alpha: float = ALPHA,
-    beta: float = BETA,
+    pairs: Sequence[Logs], difference: float, *, by_turns: bool = False, alpha: float = ALPHA, beta: float = BETA
 ) -> Decision:
     """Return what pairs say.
 
@@ -132,17 +127,6 @@ def _answer(mean: float, deviation: float, count: int, free: float, step: float,
 def _boundary(p: float, free: float) -> float:
     """Return the evidence that is needed, with the deviation known to so many degrees of freedom."""
     return float(free / 2 * (p ** (-2 / free) - 1))
-
-
-def fixed_pairs(deviation: float, difference: float, alpha: float = ALPHA, beta: float = BETA) -> int:
-    """Return the pairs that a design of a fixed number needs for the same errors: a t test of the mean of pairs."""
-    step, count = math.log1p(difference), 2
-    while True:
-        free = count - 1
-        need = (student(1 - alpha / 2, free) + student(1 - beta, free)) * deviation / step
-        if count >= need**2:
-            return count
-        count += 1
 
 
 def errors_of(items: int) -> tuple[float, float]:

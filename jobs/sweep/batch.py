@@ -24,11 +24,7 @@ KIND = "script"
 
 
 def one_service(overrides: Sequence[str]) -> Plan:
-    """Plan a service for hand tests.
-
-    Raises:
-        ConfigError: there are several points.
-    """
+    """Plan a service for hand tests. ConfigError: there are several points."""
     points = compose.expand(overrides)
     if len(points) > 1:
         raise ConfigError("overrides", " ".join(overrides), f"these are {len(points)} points", "Serve one at a time.")

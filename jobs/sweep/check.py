@@ -16,7 +16,7 @@ from jobs.core import masking, schema
 from jobs.core.config import Config, in_container
 from jobs.core.errors import ConfigError
 from jobs.core.layout import local_sizes
-from jobs.engines.base import Finding, caught, engine_of
+from jobs.engines.base import Finding, Severity, caught, engine_of
 from jobs.engines.checkpoint.architecture import required
 from jobs.engines.speculation import speculation_of
 from jobs.forecast import memory as fit
@@ -176,11 +176,7 @@ def findings(config: Config, *, memory: bool = False) -> tuple[Finding, ...]:
 
 
 def shared(found: Iterable[Iterable[Finding]]) -> tuple[Shared, ...]:
-    """Return the findings of all points, each one once, errors first.
-
-    Args:
-        found: the findings of each point.
-    """
+    """Return the findings of all points, each one once, errors first. `found`: the findings of each point."""
     places: dict[str, tuple[Finding, list[int]]] = {}
     for index, of_point in enumerate(found):
         for finding in of_point:
@@ -198,15 +194,10 @@ def fits(config: Config) -> Finding | None:
     reason = judged.refusal or judged.doubt
     if reason is None:
         return None
-    return Finding(
-        "R19",
-        "error" if judged.refusal else "warning",
-        "parallel.max_model_len",
-        config.parallel.max_model_len,
-        reason,
-        "Lower it, raise parallel.gpu_memory_utilization, or change the layout; see python -m jobs memory.",
-        "vllm, kv_cache_utils.py, check_enough_kv_cache_memory",
-    )
+    key, source = "parallel.max_model_len", "vllm, kv_cache_utils.py, check_enough_kv_cache_memory"
+    remedy = "Lower it, raise parallel.gpu_memory_utilization, or change the layout; see python -m jobs memory."
+    severity: Severity = "error" if judged.refusal else "warning"
+    return Finding("R19", severity, key, config.parallel.max_model_len, reason, remedy, source)
 
 
 def image_release(config: Config) -> Finding | None:
@@ -225,15 +216,9 @@ def image_release(config: Config) -> Finding | None:
     if said is None or said[0] == config.engine.release:
         return None
     release, pinned = said
-    return Finding(
-        "C2",
-        "error" if pinned else "warning",
-        "container.image",
-        image,
-        f"its tag names release {release}, and flags and environment are rendered for {config.engine.release}",
-        f"Set engine.release={release} (python -m jobs explain shows what that changes), or choose another image.",
-        "this tool",
-    )
+    reason = f"its tag names release {release}, and flags and environment are rendered for {config.engine.release}"
+    remedy = f"Set engine.release={release} (python -m jobs explain shows what that changes), or choose another image."
+    return Finding("C2", "error" if pinned else "warning", "container.image", image, reason, remedy, "this tool")
 
 
 def _ports(config: Config) -> None:
@@ -251,12 +236,8 @@ def _interface(config: Config) -> None:
 def _token_ids(config: Config) -> None:
     low, high = config.model.shape.token_ids
     if not 0 <= low < high:
-        raise ConfigError(
-            "model.shape.token_ids",
-            [low, high],
-            "low must be below high",
-            "Give [low, high) of ordinary ids.",
-        )
+        reason, remedy = "low must be below high", "Give [low, high) of ordinary ids."
+        raise ConfigError("model.shape.token_ids", [low, high], reason, remedy)
 
 
 CHECKS: tuple[Callable[[Config], object], ...] = (

@@ -47,11 +47,7 @@ _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*(%?)")
 
 
 def share(text: str) -> float:
-    """Return the difference that is to be found as a share: 3% or 0.03.
-
-    Raises:
-        ConfigError: it is none, nothing, or all.
-    """
+    """Return the difference that is to be found as a share: 3% or 0.03. ConfigError: it is none, nothing, or all."""
     match = _SHARE.fullmatch(text.strip())
     value = float(match[1]) / (100 if match[2] else 1) if match else math.nan
     if not 0 < value < 1:
@@ -60,7 +56,11 @@ def share(text: str) -> float:
     return value
 
 
-def settings_of(arguments: Sequence[str], common: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+Sides = tuple[tuple[str, ...], tuple[str, ...]]
+"""Overrides of A and of B."""
+
+
+def settings_of(arguments: Sequence[str], common: Sequence[str]) -> Sides:
     """Return the overrides of A and of B: each is an argument, or both are the values of one key (key=1,2).
 
     Args:
@@ -135,7 +135,7 @@ class Contest:
     """
 
     names: tuple[str, str]
-    sides: tuple[tuple[str, ...], tuple[str, ...]]
+    sides: Sides
     configs: tuple[Config, Config]
     goal: str
     difference: float
@@ -232,12 +232,7 @@ class Contest:
         return self._asked(pairs=pairs, windows=most if self.by_windows else 0, most=most, earlier=logs)
 
 
-def ask(
-    sides: tuple[tuple[str, ...], tuple[str, ...]],
-    goal: str,
-    difference: float,
-    composer: compose.Composer = compose.default_composer,
-) -> Contest:
+def ask(sides: Sides, goal: str, difference: float, composer: compose.Composer = compose.default_composer) -> Contest:
     """Return what is asked, with what it costs.
 
     Raises:
@@ -253,10 +248,8 @@ def ask(
         raise ConfigError("bench.client", one.bench.client, reason, "Leave bench.client out.")
     first = road.plan(_points(sides, (one, two), by_windows, 0, 1, None), composer)
     if first.refused:
-        reason = next(iter(first.refused.values()))
-        raise ConfigError(
-            "A B", " | ".join(names), f"one of them cannot be started: {reason}", "See launch.infeasible."
-        )
+        reason = f"one of them cannot be started: {next(iter(first.refused.values()))}"
+        raise ConfigError("A B", " | ".join(names), reason, "See launch.infeasible.")
     total = sum(one.node_hours for one in first.allocations)
     load, fits = 0.0, MOST_OF_A_SWEEP
     if by_windows:
@@ -317,12 +310,7 @@ def _once(config: Config) -> Config:
 
 
 def _points(
-    sides: Sequence[Sequence[str]],
-    configs: Sequence[Config],
-    by_windows: bool,
-    first: int,
-    count: int,
-    name: str | None,
+    sides: Sides, configs: Sequence[Config], by_windows: bool, first: int, count: int, name: str | None
 ) -> list[list[str]]:
     named = [f"results.name={name}"] if name else []
     if by_windows:

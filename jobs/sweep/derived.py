@@ -39,11 +39,7 @@ HIGHEST = 0.95
 
 
 def drafting(tokens: object, base: Config) -> str:
-    """Return the override that drafts so many tokens.
-
-    Raises:
-        ConfigError: it is no number of tokens.
-    """
+    """Return the override that drafts so many tokens. ConfigError: it is no number of tokens."""
     if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0:
         raise ConfigError("tune.space", f"{SPECULATION}: {tokens}", "a number of tokens is needed", "Write 0, 1, ...")
     key, asked = "engine.args.speculative-config", speculation_of(base)

@@ -29,11 +29,7 @@ def spelled(overrides: Sequence[str]) -> list[str]:
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
-    """Parse override strings by Hydra's own grammar.
-
-    Raises:
-        ConfigError: the text is not an override.
-    """
+    """Parse override strings by Hydra's own grammar. ConfigError: the text is not an override."""
     return [_parsed(quoted(text)) for text in overrides]
 
 
@@ -77,11 +73,7 @@ def check_count(points: int, key: str, value: object) -> None:
 
 
 def sweep_values(item: Override) -> list[str]:
-    """Return the values of a sweep as Hydra writes them.
-
-    Raises:
-        ConfigError: it has no values, or no end (`interval(0,1)`).
-    """
+    """Return the values of a sweep as Hydra writes them. ConfigError: it has no values, or no end (`interval(0,1)`)."""
     try:
         wanted = item.value()
         options = groups().get(item.key_or_group, ())
@@ -126,9 +118,8 @@ def check(overrides: Sequence[str]) -> None:
         if item.is_sweep_override() and (basic or item.is_discrete_sweep()):
             sweep_values(item)
         if item.key_or_group == "hydra/launcher":
-            raise ConfigError(
-                "hydra/launcher", item.value(), "only the planner plans and submits", "Leave it out; see cluster.kind."
-            )
+            reason, remedy = "only the planner plans and submits", "Leave it out; see cluster.kind."
+            raise ConfigError("hydra/launcher", item.value(), reason, remedy)
         if not is_structural(item, known):
             schema.check_key(item.key_or_group, value_text(item))
 

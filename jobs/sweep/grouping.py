@@ -96,13 +96,12 @@ def refusals(services: Sequence[Service], *, fail: bool) -> dict[str, str]:
     if found and fail:
         service, reason = found[0]
         others = f" (and {len(found) - 1} more services like it)" if len(found) > 1 else ""
-        raise ConfigError(
-            "parallel.max_model_len",
-            service.config.parallel.max_model_len,
-            f"the engine would not start: {reason}{others}",
+        key, value = "parallel.max_model_len", service.config.parallel.max_model_len
+        remedy = (
             "Lower it, raise parallel.gpu_memory_utilization or lower hccl.buffsize (python -m jobs memory shows the"
-            " sum); launch.infeasible=drop leaves such points out, keep runs them.",
+            " sum); launch.infeasible=drop leaves such points out, keep runs them."
         )
+        raise ConfigError(key, value, f"the engine would not start: {reason}{others}", remedy)
     return {point: DOES_NOT_FIT + reason for service, reason in found for point in service.points}
 
 
@@ -150,9 +149,8 @@ def warnings(services: Sequence[Service], points: Mapping[str, Point]) -> tuple[
             config = points[point].config
             if over := queueing(config, fit):
                 text = f"only {over.capacity} requests run at once ({over.cause}): the rest queues or is preempted, "
-                found.setdefault(text + "which TTFT will hold, at bench.concurrency=", []).append(
-                    str(config.bench.concurrency)
-                )
+                loads = found.setdefault(text + "which TTFT will hold, at bench.concurrency=", [])
+                loads.append(str(config.bench.concurrency))
     return tuple(text + ",".join(dict.fromkeys(loads)) for text, loads in found.items())
 
 

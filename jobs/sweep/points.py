@@ -16,11 +16,7 @@ from jobs.core.fields import dotted, plain
 
 @dataclass(frozen=True)
 class Point:
-    """One fully resolved configuration: one row of the table.
-
-    Attributes:
-        values: of the swept keys.
-    """
+    """One fully resolved configuration: one row of the table. `values`: of the swept keys."""
 
     point: str
     service: str
@@ -66,12 +62,8 @@ def swept_leaves(swept: Sequence[str], configs: Sequence[Config]) -> tuple[str, 
         leaf = schema.leaf_of(key)
         scopes = {scope for name, scope in schema.schema().items() if name == leaf or name.startswith(key + ".")}
         if scopes == {"sweep"}:
-            raise ConfigError(
-                key,
-                "(swept)",
-                "it belongs to the whole sweep and does not change what is asked",
-                "Give it one value, and start one sweep for each further value.",
-            )
+            reason = "it belongs to the whole sweep and does not change what is asked"
+            raise ConfigError(key, "(swept)", reason, "Give it one value, and start one sweep for each further value.")
         if leaf is not None and not schema.names_in(key):
             leaves.append(key)
             continue

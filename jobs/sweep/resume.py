@@ -53,11 +53,7 @@ def _asked(sweep: SweepDir, *, retry_failed: bool) -> Iterator[ServiceTask]:
 
 
 def check_begun(sweep: SweepDir) -> None:
-    """Look whether a sweep was written whole.
-
-    Raises:
-        RunError: its launcher ended before that.
-    """
+    """Look whether a sweep was written whole. RunError: its launcher ended before that."""
     if missing := [one.point for one in read_plan(sweep).points if not sweep.point(one.point).config.exists()]:
         reason = f"it was never begun: its launcher ended before it had written point {missing[0]}"
         raise RunError("RUN", sweep.path, reason, "Start the sweep again, and remove this directory.")

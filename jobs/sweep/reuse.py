@@ -43,7 +43,8 @@ def find(points: Iterable[Point], roots: Iterable[Path]) -> dict[str, Past]:
     newest row of the same engine and model: what it says of a driver is what the nodes have.
     """
     wanted = {point.point: point for point in points}
-    rows = sorted((one for root in roots for sweep in sweeps_in(root) for one in _rows(sweep, wanted)), key=_age)
+    rows = [one for root in roots for sweep in sweeps_in(root) for one in _rows(sweep, wanted)]
+    rows.sort(key=lambda one: one.written)
     newest: dict[tuple[str, ...], Fingerprint] = {}
     for one in rows:
         kind = _kind(wanted[one.point].config)
@@ -71,10 +72,6 @@ class _Row:
     row: Mapping[str, Any]
     written: float
     seen: Fingerprint
-
-
-def _age(one: _Row) -> float:
-    return one.written
 
 
 def _rows(sweep: SweepDir, wanted: Collection[str]) -> Iterator[_Row]:
@@ -114,11 +111,8 @@ def offer_text(found: Mapping[str, Past], *, taken: bool) -> list[str]:
     if fresh:
         places = ", ".join(dict.fromkeys(str(past.sweep.path) for past in fresh))
         count = f"{len(fresh)} point{'' if len(fresh) == 1 else 's'}"
-        lines.append(
-            f"{count} reused from {places}"
-            if taken
-            else f"{count} measured before in {places}: launch.reuse=true takes them"
-        )
+        offer = f"{count} measured before in {places}: launch.reuse=true takes them"
+        lines.append(f"{count} reused from {places}" if taken else offer)
     stale: dict[tuple[Path, str], list[str]] = {}
     for past in found.values():
         if past.stale:

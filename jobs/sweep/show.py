@@ -234,12 +234,8 @@ def reasons_text(frame: pd.DataFrame) -> str:
     """Return one line for every invalid row with its reason, and for every valid one that has a note."""
     bad = frame[~frame["valid"].astype(bool)]
     noted = frame[frame["valid"].astype(bool) & _noted(frame)]
-    return "\n".join(
-        [
-            *(f"invalid {row['point']}: {row['invalid_reason']}" for _, row in bad.iterrows()),
-            *(f"{NOTED} {row['point']}: {row['notes']}" for _, row in noted.iterrows()),
-        ]
-    )
+    lines = [f"invalid {row['point']}: {row['invalid_reason']}" for _, row in bad.iterrows()]
+    return "\n".join([*lines, *(f"{NOTED} {row['point']}: {row['notes']}" for _, row in noted.iterrows())])
 
 
 def _noted(frame: pd.DataFrame) -> pd.Series[Any]:
@@ -294,10 +290,6 @@ def count(number: int, noun: str) -> str:
 
 
 def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -66,7 +66,7 @@ def ask(overrides: Sequence[str], composer: compose.Composer = compose.default_c
     [base] = road.composed(points[:1], composer)
     figure = _figure(base.results.objective)
     _refuse_base(base)
-    points = [[text for text in one if not _is_tune(text)] for one in points]
+    points = [[text for text in one if not text.lstrip("+~").startswith("tune.")] for one in points]
     more = usual([text for one in points for text in one], base.tune.space, base)
     wanted = _wanted([[*one, *more] for one in points], base)
     left, ruled_out = _possible(wanted, composer)
@@ -94,10 +94,6 @@ def _refuse_base(base: Config) -> None:
         if limit and name not in LIMITS.values():
             remedy = f"Limit {' or '.join(LIMITS.values())}."
             raise ConfigError(f"bench.slo.{name}", limit, "nothing is forecast of it", remedy)
-
-
-def _is_tune(text: str) -> bool:
-    return text.lstrip("+~").startswith("tune.")
 
 
 def _figure(goal: str) -> str:
@@ -146,9 +142,8 @@ def _values(key: str, given: Any) -> list[Any]:
     if key in groups:
         for one in values:
             if one not in groups[key]:
-                raise ConfigError(
-                    "tune.space", f"{key}: {one}", "there is no such option", nearest(str(one), groups[key])
-                )
+                remedy = nearest(str(one), groups[key])
+                raise ConfigError("tune.space", f"{key}: {one}", "there is no such option", remedy)
     elif key != SPECULATION:
         schema.check_key(key, given)
     return values
@@ -172,9 +167,8 @@ def _possible(wanted: Sequence[_Wanted], composer: compose.Composer) -> tuple[li
     swept = grammar.swept_keys(overrides)
     if strange := next((key for key in swept if changes_work(key)), None):
         reason = "it changes what is asked or how it is measured, and no setting wins by that"
-        raise ConfigError(
-            "tune.space", strange, reason, "Give it one value, and start one search for each further one."
-        )
+        remedy = "Give it one value, and start one search for each further one."
+        raise ConfigError("tune.space", strange, reason, remedy)
     points = points_of(overrides, configs, swept)
     past = history.forecaster(Root(Path(configs[0].results.root).absolute()))
     left: dict[str, _Wanted] = {}
@@ -191,9 +185,8 @@ def _possible(wanted: Sequence[_Wanted], composer: compose.Composer) -> tuple[li
             left.setdefault(point.point, one)
     if not left:
         name, reason = next(iter(ruled_out.items()))
-        raise ConfigError(
-            "tune.space", f"{len(found)} settings", f"none can be started: {name}: {reason}", "Mend that."
-        )
+        reason = f"none can be started: {name}: {reason}"
+        raise ConfigError("tune.space", f"{len(found)} settings", reason, "Mend that.")
     return list(left.values()), ruled_out
 
 

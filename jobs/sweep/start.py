@@ -76,9 +76,8 @@ def _check_here(config: Config) -> None:
         return  # its runtime was looked for (container.check_submission); the rest is inside
     program = from_root(config.engine.command[0])
     if not config.engine.source and program != "{python}" and not shutil.which(program):
-        raise RunError(
-            "engine.command", program, "there is no such program here", "Run `make setup`, or give its path."
-        )
+        reason, remedy = "there is no such program here", "Run `make setup`, or give its path."
+        raise RunError("engine.command", program, reason, remedy)
     path = Path(from_root(config.model.path))
     if config.engine.checks_model_path and not (there := is_there(path)):
         reason = "there is no such directory here" if there is False else "this user cannot see it"

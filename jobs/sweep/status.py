@@ -126,12 +126,10 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     text.append(f"{done} of {len(found['points'])} points measured, {valid} valid")
     for point in found["points"]:
         values = " ".join(f"{key}={value}" for key, value in point["values"].items())
-        reason = (
-            f": {str(point['invalid_reason']).removeprefix(NOT_RUN)}"
-            if point["state"] in ("invalid", "not run")
-            else ""
-        )
-        text.append(" ".join(word for word in (f"  point {point['point']}", values, point["state"] + reason) if word))
+        state = str(point["state"])
+        if state in ("invalid", "not run"):
+            state += f": {str(point['invalid_reason']).removeprefix(NOT_RUN)}"
+        text.append(" ".join(word for word in (f"  point {point['point']}", values, state) if word))
     return text
 
 

@@ -43,6 +43,7 @@ READS = {
     "jobs/diagnose/events.py": "a file of this package",
     "jobs/diagnose/places.py": "a file of this package",
     "jobs/measure/prose.py": "a file of this package",
+    "jobs/measure/bodies.py": "a file of this package",
     "containers/base.py": "what is in a container of ours",
 }
 """Modules that read whole files without the loader, and what these are."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.decides import Kind, bisected, spent
-from jobs.results.sequential import Decision, decide, errors_of, first_pairs, first_worse, fixed_pairs
+from benchmarks.decides import Kind, bisected, fixed_pairs, spent
+from jobs.results.sequential import Decision, decide, errors_of, first_pairs, first_worse
 
 
 @pytest.mark.parametrize(

@@ -154,11 +154,7 @@ class ContainerSite:
         self._container.inside.put(self._work)
 
     async def close(self, folder: Path) -> None:
-        """Move what the client wrote to `folder`, and remove its directory.
-
-        Raises:
-            RunError: it cannot be read or copied.
-        """
+        """Move what the client wrote to `folder`, and remove its directory. RunError: it cannot be read or copied."""
         await aside(self._close, folder)
 
     def _close(self, folder: Path) -> None:

@@ -152,12 +152,9 @@ def _check_shm(runtime: Runtime, spec: Spec) -> None:
     found = os.statvfs("/dev/shm")
     if found.f_blocks * found.f_frsize < size_bytes(spec.shm_size):
         gib = found.f_blocks * found.f_frsize / 2**30
-        raise RunError(
-            "container.shm_size",
-            spec.shm_size,
-            f"/dev/shm of this node, which {runtime.name} shows inside, has {gib:.1f} GiB",
-            f"Add tmpfs:/dev/shm:size={spec.shm_size}+mode=1777 to container.mounts, or lower container.shm_size.",
-        )
+        reason = f"/dev/shm of this node, which {runtime.name} shows inside, has {gib:.1f} GiB"
+        remedy = f"Add tmpfs:/dev/shm:size={spec.shm_size}+mode=1777 to container.mounts, or lower container.shm_size."
+        raise RunError("container.shm_size", spec.shm_size, reason, remedy)
 
 
 def _entry(which: RankContainer, spec: Spec, env: Mapping[str, str], scratch: Path) -> Entry:

@@ -137,12 +137,8 @@ class Engine:
             raise RunError("model.path", path, reason, "Stage the model there.")
         # A sourced file may extend PATH: then only the start itself can tell.
         if not self.config.engine.source and not shutil.which(program, path=env.get("PATH")):
-            raise RunError(
-                "engine.command",
-                program,
-                "there is no such program on this node",
-                "Install it, or give its path.",
-            )
+            reason = "there is no such program on this node"
+            raise RunError("engine.command", program, reason, "Install it, or give its path.")
 
     async def ended(self) -> str:
         """Wait until the engine's main process has ended; return how, with its own last words."""

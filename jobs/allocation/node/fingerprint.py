@@ -49,9 +49,7 @@ def at_once(config: Config) -> Fingerprint:
 @lru_cache(maxsize=64)
 def _here(program: str, model: str) -> Fingerprint:
     return Fingerprint(
-        engine_version=installed(program),
-        driver_version=version_in(DRIVER),
-        model_digest=model_digest(Path(model)),
+        engine_version=installed(program), driver_version=version_in(DRIVER), model_digest=model_digest(Path(model))
     )
 
 

@@ -10,26 +10,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar, cast
 
 from jobs.allocation.messages import Gone
-from jobs.allocation.preflight import fabric, host, network, npu, tuning
+from jobs.allocation.preflight import fabric, host, network, npu, questions, tuning
 from jobs.allocation.preflight.facts import Facts, Ping, Reached
 from jobs.allocation.preflight.findings import Finding, failures, named, settle, worst
-from jobs.allocation.preflight.questions import (
-    Answer,
-    AskClock,
-    AskFacts,
-    AskReach,
-    Channel,
-    Clock,
-    EndChecks,
-    FactsFound,
-    Question,
-    ReachFound,
-)
 from jobs.allocation.preflight.station import Station
 from jobs.cluster.ports import Ports
 from jobs.core.config import Config
 
-A = TypeVar("A", bound=Answer)
+A = TypeVar("A", bound=questions.Answer)
 
 CLOCK_ROUNDS = 5
 """Of several rounds the fastest one counts: its answer was delayed least (as NTP does, RFC 5905, section 10)."""
@@ -82,7 +70,7 @@ class _Lost(Exception):
 class Preflight:
     """The checks of one allocation, once."""
 
-    def __init__(self, config: Config, ports: Ports, control: Channel, station: Station) -> None:
+    def __init__(self, config: Config, ports: Ports, control: questions.Channel, station: Station) -> None:
         """Args: any config of the allocation, the engine's ports, the channel, and rank 0's own station."""
         self._config, self._ports, self._control, self._station = config, ports, control, station
         self._end = time.monotonic() + config.limits.preflight_s
@@ -97,14 +85,14 @@ class Preflight:
         broken: str | None = None
         try:
             clocks = await self._clocks()
-            asked = AskFacts(self._next(), self._end - time.monotonic())
-            answers = await self._ask(dict.fromkeys({0, *self._expected}, asked), FactsFound)
+            asked = questions.AskFacts(self._next(), self._end - time.monotonic())
+            answers = await self._ask(dict.fromkeys({0, *self._expected}, asked), questions.FactsFound)
             facts = {rank: replace(one.facts, clock_s=clocks.get(rank)) for rank, one in sorted(answers.items())}
             reached, pings = await self._reach(facts)
             findings = self._judge(list(facts.values()), reached, pings)
         except _Lost as error:
             broken = str(error)
-        await self._control.send(EndChecks())
+        await self._control.send(questions.EndChecks())
         await self._station.close()
         return Result(tuple(findings), tuple(facts.values()), time.monotonic() - began, broken)
 
@@ -113,23 +101,24 @@ class Preflight:
         best: dict[int, tuple[float, float]] = {}
         for _ in range(CLOCK_ROUNDS if self._expected and not self._station.on_loopback else 0):
             sent = time.time()
-            asked = dict.fromkeys(self._expected, AskClock(self._next()))
-            for rank, (came, answer) in (await self._hear(asked, Clock)).items():
+            asked = dict.fromkeys(self._expected, questions.AskClock(self._next()))
+            for rank, (came, answer) in (await self._hear(asked, questions.Clock)).items():
                 trip = came - sent
                 best[rank] = min(best.get(rank, (trip + 1, 0.0)), (trip, answer.time - sent - trip / 2))
         return {rank: away for rank, (_, away) in best.items()}
 
     async def _reach(self, facts: Mapping[int, Facts]) -> tuple[tuple[Reached, ...], tuple[Ping, ...]]:
-        work = {} if self._skips("fabric.ping") else fabric.pairs(list(facts.values()))
-        peers = {} if self._skips("network.path") else facts
+        skip = self._config.preflight.skip
+        work = {} if named("fabric.ping", skip) else fabric.pairs(list(facts.values()))
+        peers = {} if named("network.path", skip) else facts
         if len(facts) < 2:
             return (), ()
         n, token = self._next(), secrets.token_hex(8)
         asked = {}
         for rank in facts:
             others = tuple((peer, one.address, one.listening) for peer, one in peers.items() if peer != rank)
-            asked[rank] = AskReach(n, token, others, tuple(work.get(rank, ())))
-        answers = (await self._ask(asked, ReachFound)).values()
+            asked[rank] = questions.AskReach(n, token, others, tuple(work.get(rank, ())))
+        answers = (await self._ask(asked, questions.ReachFound)).values()
         return (
             tuple(one for answer in answers for one in answer.reached),
             tuple(one for answer in answers for one in answer.pings),
@@ -150,18 +139,15 @@ class Preflight:
         ]
         return settle(found, settings.skip, settings.warn_only)
 
-    def _skips(self, check: str) -> bool:
-        return named(check, self._config.preflight.skip)
-
     def _next(self) -> int:
         """Return the number of the next question."""
         self._asked += 1
         return self._asked
 
-    async def _ask(self, questions: Mapping[int, Question], kind: type[A]) -> dict[int, A]:
+    async def _ask(self, asked: Mapping[int, questions.Question], kind: type[A]) -> dict[int, A]:
         """Ask every rank, ourselves too, and wait for all answers."""
-        own = asyncio.create_task(self._station.answer(questions[0]))
-        others = {rank: question for rank, question in questions.items() if rank}
+        own = asyncio.create_task(self._station.answer(asked[0]))
+        others = {rank: question for rank, question in asked.items() if rank}
         try:
             answers = {rank: answer for rank, (_, answer) in (await self._hear(others, kind)).items()}
             async with asyncio.timeout(max(0.0, self._end - time.monotonic())):
@@ -172,12 +158,12 @@ class Preflight:
             own.cancel()
         return answers
 
-    async def _hear(self, questions: Mapping[int, Question], kind: type[A]) -> dict[int, tuple[float, A]]:
+    async def _hear(self, asked: Mapping[int, questions.Question], kind: type[A]) -> dict[int, tuple[float, A]]:
         """Ask other ranks. Returns for each when its answer came (Unix seconds), and the answer."""
-        for rank, question in questions.items():
+        for rank, question in asked.items():
             await self._control.send(question, rank)
         heard: dict[int, tuple[float, A]] = {}
-        while missing := sorted(questions.keys() - heard.keys()):
+        while missing := sorted(asked.keys() - heard.keys()):
             try:
                 async with asyncio.timeout(max(0.0, self._end - time.monotonic())):
                     rank, answer = await self._control.inbox.get()
@@ -185,7 +171,7 @@ class Preflight:
                 raise _Lost(self._late(", ".join(f"rank {rank}" for rank in missing))) from None
             if isinstance(answer, Gone):
                 raise _Lost(f"rank {rank} (headless): {answer.reason}")
-            if isinstance(answer, kind) and rank in questions and answer.n == questions[rank].n:
+            if isinstance(answer, kind) and rank in asked and answer.n == asked[rank].n:
                 heard[rank] = (time.time(), answer)
         return heard
 

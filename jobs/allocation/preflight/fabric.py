@@ -96,14 +96,10 @@ def _addresses(facts: Sequence[Facts], *, on_loopback: bool) -> list[Finding]:
             found.append(Finding("fabric.address", "fail", "", reason, remedy))
     for one in facts:
         ports = [port for port in (one.npus.ports if one.npus else ()) if port.address]
-        networks = sorted({str(_network(port)) for port in ports})
+        networks = sorted({str(ipaddress.IPv4Interface(f"{port.address}/{port.netmask}").network) for port in ports})
         if len(ports) == len(one.npus.ports if one.npus else ()):
             found.append(passed("fabric.address", one.node, f"{len(ports)} addresses in {', '.join(networks)}"))
     return found
-
-
-def _network(port: NpuPort) -> ipaddress.IPv4Network:
-    return ipaddress.IPv4Interface(f"{port.address}/{port.netmask}").network
 
 
 def _tls(facts: Sequence[Facts]) -> list[Finding]:
@@ -163,17 +159,11 @@ def _lost(known: dict[int, Facts], bad: Sequence[Ping], pings: Sequence[Ping]) -
     guilty = [end for end in lost if lost[end] == tried[end] and lost[end] > 1]
     remedy = "Check its cable, VLAN and gateway (hccn_tool -lldp, -route, -gateway), or choose another node."
     if guilty and len({rank for rank, _ in guilty}) == 1:
-        return [
-            Finding(
-                "fabric.ping",
-                "fail",
-                known[rank].node,
-                f"none of {tried[rank, device]} pings to or from NPUs of other nodes was answered",
-                remedy,
-                f"NPU {device}",
-            )
-            for rank, device in sorted(guilty)
-        ]
+        found = []
+        for rank, device in sorted(guilty):
+            reason = f"none of {tried[rank, device]} pings to or from NPUs of other nodes was answered"
+            found.append(Finding("fabric.ping", "fail", known[rank].node, reason, remedy, f"NPU {device}"))
+        return found
     shown = [f"{_name(known, ping)}{f': {ping.why}' if ping.why else ''}" for ping in bad[:3]]
     more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
     reason = f"{len(bad)} of {len(pings)} pings were lost: {'; '.join(shown)}{more}"

@@ -147,23 +147,12 @@ def _version_of(name: str) -> Callable[[Facts], str]:
 
 
 def compare(
-    check: str,
-    name: str,
-    facts: Sequence[Facts],
-    value: Callable[[Facts], str],
-    severity: State,
-    remedy: str,
+    check: str, name: str, facts: Sequence[Facts], value: Callable[[Facts], str], severity: State, remedy: str
 ) -> list[Finding]:
     """Return a finding for each node whose value differs from the first node's; no blame, since either may be right."""
-    first = value(facts[0])
+    first, node = value(facts[0]), facts[0].node
     return [
-        Finding(
-            check,
-            severity,
-            "",
-            f"{name} is {first} on {facts[0].node} and {value(one)} on {one.node}",
-            remedy,
-        )
+        Finding(check, severity, "", f"{name} is {first} on {node} and {value(one)} on {one.node}", remedy)
         for one in facts[1:]
         if value(one) != first
     ]

@@ -53,14 +53,14 @@ def host(
         shm=space(SHM),
         memory=Space(memory.total / GIB, memory.available / GIB),
         disks={f"{name} {path}": space(nearest_there(path)) for name, path in disks.items()},
-        hugepages_gib=hugepages_gib(_read(Path("/proc/meminfo"))),
+        hugepages_gib=hugepages_gib(tuning.content_of(Path("/proc/meminfo"))),
         leftovers=_leftovers(),
         proxies=proxies(engine_env, peers),
         shell_proxies=tuple(name for name in PROXIES if inherited.get(name)),
         reserved_ports=unreserved(
             hccl_ports,
-            _read(Path("/proc/sys/net/ipv4/ip_local_port_range")),
-            _read(Path("/proc/sys/net/ipv4/ip_local_reserved_ports")),
+            tuning.content_of(Path("/proc/sys/net/ipv4/ip_local_port_range")),
+            tuning.content_of(Path("/proc/sys/net/ipv4/ip_local_reserved_ports")),
         ),
         tuning=tuning.read(engine_env),
     )
@@ -149,9 +149,3 @@ def _leftovers() -> tuple[str, ...]:
     with contextlib.suppress(OSError):
         return tuple(sorted(entry.name for entry in SHM.iterdir() if SEGMENTS.match(entry.name)))[:20]
     return ()
-
-
-def _read(path: Path) -> str:
-    with contextlib.suppress(OSError):
-        return path.read_text(encoding="utf-8")
-    return ""

@@ -149,12 +149,8 @@ def _same(facts: Sequence[Facts], check: str, value: Callable[[Npus], str | None
 
 
 def _cann(facts: Sequence[Facts], config: Config) -> list[Finding]:
-    found = _same(
-        facts,
-        "npu.cann",
-        lambda npus: npus.cann,
-        "CANN is not on the node: it comes with the image, or is not installed",
-    )
+    absent = "CANN is not on the node: it comes with the image, or is not installed"
+    found = _same(facts, "npu.cann", lambda npus: npus.cann, absent)
     wanted = pairing.CANN.get(config.engine.release) if engine_of(config).traits.npus else None
     if wanted is None:
         return found

@@ -11,20 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs.allocation.messages import Message
-from jobs.allocation.preflight import look, runtime
+from jobs.allocation.preflight import look, questions, runtime
 from jobs.allocation.preflight.facts import Facts, Npus, Reached
 from jobs.allocation.preflight.findings import named
 from jobs.allocation.preflight.paths import Listeners, reach
-from jobs.allocation.preflight.questions import (
-    Answer,
-    AskClock,
-    AskFacts,
-    AskReach,
-    Clock,
-    EndChecks,
-    FactsFound,
-    ReachFound,
-)
 from jobs.allocation.preflight.tools import ASCEND, Tools
 from jobs.cluster.nodelist import Task
 from jobs.cluster.ports import Ports
@@ -87,17 +77,17 @@ class Station:
         """Whether all ranks are on one host."""
         return self._context.task.on_loopback
 
-    async def answer(self, message: Message) -> Answer | None:
+    async def answer(self, message: Message) -> questions.Answer | None:
         """Answer one question of rank 0; the end of the checks wants no answer."""
         match message:
-            case AskClock(n):
-                return Clock(n, time.time())
-            case AskFacts(n, left_s):
+            case questions.AskClock(n):
+                return questions.Clock(n, time.time())
+            case questions.AskFacts(n, left_s):
                 self._deadline = time.monotonic() + LATE * left_s
-                return FactsFound(n, await self._facts())
-            case AskReach():
+                return questions.FactsFound(n, await self._facts())
+            case questions.AskReach():
                 return await self._reach(message)
-            case EndChecks():
+            case questions.EndChecks():
                 await self.close()
         return None
 
@@ -110,13 +100,10 @@ class Station:
         path = self._context.inherited.get("PATH", os.defpath)
         return Tools(path, self._deadline, self._stopped, self._context.ascend, self._context.dev)
 
-    def _skips(self, check: str) -> bool:
-        return named(check, self._config.preflight.skip)
-
     async def _facts(self) -> Facts:
         context, task, config = self._context, self._context.task, self._config
         name, address, prefix = context.interface
-        npus = uses_npus(config) and not (self._skips("npu") and self._skips("fabric"))
+        npus = uses_npus(config) and not all(named(check, config.preflight.skip) for check in ("npu", "fabric"))
         where = (config, str(task.job_id), task.rank, context.inherited)
         # First of all: an engine that outlived its job in a container holds NPUs, memory and ports.
         removed = await aside(lambda: runtime.sweep(*where, npus=npus))
@@ -154,8 +141,8 @@ class Station:
 
     def _npus(self) -> Npus:
         sources = [from_root(name) for name in self._config.engine.source]
-        count, fabric = self._config.cluster.npus_per_node, not self._skips("fabric")
-        return self._tools().npus(count, sources, fabric=fabric)
+        fabric = not named("fabric", self._config.preflight.skip)
+        return self._tools().npus(self._config.cluster.npus_per_node, sources, fabric=fabric)
 
     def _hccl_ports(self) -> list[int]:
         if self.on_loopback and self._context.task.rank:
@@ -167,7 +154,7 @@ class Station:
         task, ports, (name, address, _) = self._context.task, self._context.ports, self._context.interface
         return Placement(task.rank, len(task.hosts), address, name, address, str(ports.api), str(ports.dp_rpc))
 
-    async def _reach(self, asked: AskReach) -> ReachFound:
+    async def _reach(self, asked: questions.AskReach) -> questions.ReachFound:
         """Connect to the peers' ports, all at once, and ping their NPUs, one after the other."""
         rank = self._context.task.rank
 
@@ -176,4 +163,4 @@ class Station:
 
         pinging = asyncio.create_task(aside(self._tools().pings, rank, asked.pings))
         reached = await asyncio.gather(*(one(peer, at, port) for peer, at, ports in asked.peers for port in ports))
-        return ReachFound(asked.n, tuple(reached), tuple(await pinging))
+        return questions.ReachFound(asked.n, tuple(reached), tuple(await pinging))

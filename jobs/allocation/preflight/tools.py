@@ -122,14 +122,8 @@ class Tools:
                 return NpuPort(index, problem=problem)
             texts[option] = text
         address, netmask = hccn.parse_address(texts["-ip"]) or (None, None)
-        return NpuPort(
-            index,
-            hccn.parse_link(texts["-link"]),
-            hccn.parse_health(texts["-net_health"]),
-            hccn.parse_tls(texts["-tls"]),
-            address,
-            netmask,
-        )
+        link, health = hccn.parse_link(texts["-link"]), hccn.parse_health(texts["-net_health"])
+        return NpuPort(index, link, health, hccn.parse_tls(texts["-tls"]), address, netmask)
 
     def pings(self, rank: int, wanted: Sequence[tuple[int, str, int, int]]) -> list[Ping]:
         """Ping NPUs of other ranks, until the deadline.

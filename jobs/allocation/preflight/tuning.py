@@ -16,7 +16,7 @@ from pathlib import Path
 
 from jobs.allocation.node.audit import allocator
 from jobs.allocation.preflight.facts import Facts
-from jobs.allocation.preflight.findings import Finding, State, not_run, passed
+from jobs.allocation.preflight.findings import Finding, not_run, passed
 
 FILES = {
     "numa_balancing": ("/proc/sys/kernel/numa_balancing",),
@@ -48,12 +48,12 @@ def read(engine_env: Mapping[str, str], root: Path = Path("/")) -> dict[str, str
         root: where /proc and /sys are.
     """
     found = {"allocator": allocator(engine_env.get("LD_PRELOAD", "")), "cpus": _ranges(os.sched_getaffinity(0))}
-    governors = Counter(text for path in root.glob(GOVERNORS.lstrip("/")) if (text := _text(path)))
+    governors = Counter(text for path in root.glob(GOVERNORS.lstrip("/")) if (text := content_of(path)))
     if governors:
         alone = len(governors) == 1
         found["governor"] = ", ".join(name if alone else f"{name} x {n}" for name, n in sorted(governors.items()))
     for name, paths in FILES.items():
-        texts = (_text(root / path.lstrip("/")) for path in paths)
+        texts = (content_of(root / path.lstrip("/")) for path in paths)
         if text := next((text for text in texts if text), ""):
             chosen = re.search(r"\[(\w+)\]", text)
             found[name] = chosen[1] if chosen else text
@@ -85,21 +85,17 @@ def judge(facts: Sequence[Facts], *, npus: bool, on_loopback: bool) -> list[Find
 
 
 def _differences(first: Facts, other: Facts) -> list[Finding]:
-    here, there = first.host.tuning, other.host.tuning
-    return [
-        _warning(
-            "",
-            f"{name} is {here[name]} on {first.node} and {there[name]} on {other.node}",
-            f"Make them alike; as root: {GUIDE[name][1]}" if name in GUIDE else "Make them alike.",
-        )
-        for name in sorted(here.keys() & there.keys())
-        if here[name] != there[name]
-    ]
+    here, there, found = first.host.tuning, other.host.tuning, []
+    for name in sorted(here.keys() & there.keys()):
+        if here[name] != there[name]:
+            reason = f"{name} is {here[name]} on {first.node} and {there[name]} on {other.node}"
+            remedy = f"Make them alike; as root: {GUIDE[name][1]}" if name in GUIDE else "Make them alike."
+            found.append(_warning("", reason, remedy))
+    return found
 
 
 def _warning(node: str, reason: str, remedy: str) -> Finding:
-    state: State = "warn"
-    return Finding("host.tuning", state, node, reason, remedy)
+    return Finding("host.tuning", "warn", node, reason, remedy)
 
 
 def states(facts: Iterable[Facts]) -> dict[str, dict[str, str]]:
@@ -115,7 +111,8 @@ def digest(found: Mapping[str, Mapping[str, str]]) -> str | None:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
 
 
-def _text(path: Path) -> str:
+def content_of(path: Path) -> str:
+    """Return what a file of the kernel says; empty: nothing."""
     try:
         return path.read_text(encoding="utf-8").strip()
     except OSError:

@@ -176,11 +176,7 @@ def unknown(name: str) -> tuple[str, str]:
 
 @cache
 def release(name: str) -> Release:
-    """Return one release.
-
-    Raises:
-        ConfigError: there is no such release here.
-    """
+    """Return one release. ConfigError: there is no such release here."""
     if name not in releases():
         raise ConfigError("engine.release", name, *unknown(name))
     files = (folder / f"{name}.yaml" for folder in (_DIRECTORY, _FACTS))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from jobs.core.config import Config
 from jobs.engines.ascend.memory import predict_config
-from jobs.engines.base import Traits, register
-from jobs.engines.checkpoint.architecture import Architecture
+from jobs.engines.base import Load, Traits, register
 from jobs.engines.prediction import Allowance, Prediction
 from jobs.engines.vllm.serve import VllmServe
 
@@ -19,11 +16,7 @@ class VllmAscend(VllmServe):
     traits = Traits(npus=True)
 
     def memory(
-        self,
-        config: Config,
-        load: Callable[[Config], Architecture],
-        allowance: Allowance | None = None,
-        device_gib: float | None = None,
+        self, config: Config, load: Load, allowance: Allowance | None = None, device_gib: float | None = None
     ) -> Prediction:
         """Return what fits on an NPU."""
         return predict_config(config, arch=load(config), device_gib=device_gib, allowance=allowance)

@@ -10,13 +10,11 @@ max_num_batched_tokens. The real code says the same (tests/conformance).
 
 from __future__ import annotations
 
-from typing import Any
-
 from jobs.core.config import Config
 from jobs.engines.ascend import mapping_of, version
 from jobs.engines.checkpoint.architecture import Architecture
 from jobs.engines.prediction import Layout
-from jobs.engines.speculation import speculation_of
+from jobs.engines.speculation import given_flags, speculation_of
 
 MC2_RANKS = 16
 """MC2 needs an expert-parallel group of at least this size on A2 (vllm-ascend, ascend_forward_context.py)."""
@@ -94,7 +92,7 @@ def advised_buffsize(config: Config, arch: Architecture, recipe: int) -> int:
 
 def _largest_capture(config: Config) -> int | None:
     """Return the largest graph size that is given, in any of the spellings that vLLM takes; None: there is none."""
-    flags = _flags(config)
+    flags = given_flags(config)
     inside = mapping_of(flags, "compilation_config")
     names = ("cudagraph_capture_sizes", "max_cudagraph_capture_size", "cuda_graph_sizes")
     found = [place.get(name) for name in names for place in (inside, flags)]
@@ -104,14 +102,10 @@ def _largest_capture(config: Config) -> int | None:
 
 def _eager(config: Config) -> bool:
     """Whether no graphs are captured."""
-    inside = mapping_of(_flags(config), "compilation_config")
+    flags = given_flags(config)
+    inside = mapping_of(flags, "compilation_config")
     modes = [str(inside[name]) for name in ("cudagraph_mode", "mode") if inside.get(name) is not None]
-    return str(_flags(config).get("enforce_eager")).lower() == "true" or any(mode in _EAGER for mode in modes)
-
-
-def _flags(config: Config) -> dict[str, Any]:
-    """Return the flags that are given, with underscores."""
-    return {key.lstrip("-").replace("-", "_"): value for key, value in config.engine.args.items() if value is not None}
+    return str(flags.get("enforce_eager")).lower() == "true" or any(mode in _EAGER for mode in modes)
 
 
 def _round_up(value: int, step: int) -> int:

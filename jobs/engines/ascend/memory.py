@@ -287,14 +287,10 @@ def predict_config(
 
 
 def asked(config: Config) -> tuple[Layout, Sizes]:
-    """Return layout and sizes of one point.
-
-    Raises:
-        ConfigError: a setting is not covered by this sum.
-    """
-    parallel = config.parallel
-    args = _args(config)
+    """Return layout and sizes of one point. ConfigError: a setting is not covered by this sum."""
+    parallel, args, drafting = config.parallel, _args(config), speculation.speculation_of(config)
     partition, arch = config.engine.env.get(PARTITION), architecture_of(config)
+    attention = ascend.as_mapping(args.get("attention-config"))
     sparse, mlapo = arch is not None and arch.indexer is not None, _mlapo(config)
     return Layout.of(config), Sizes(
         release=config.engine.release,
@@ -304,11 +300,11 @@ def asked(config: Config) -> tuple[Layout, Sizes]:
         linear_bytes=1 if config.model.quantization == "ascend" else 2,
         expert_bits=config.model.shape.expert_bits,
         kv_dtype_bytes=_cache_bytes(args.get("kv-cache-dtype")),
-        index_bytes=1 if _on(config, "enable_sparse_li_c8") else _cache_bytes(_index_dtype(args)),
+        index_bytes=1 if _on(config, "enable_sparse_li_c8") else _cache_bytes(attention.get("indexer_kv_dtype")),
         packed=sparse and _on(config, "enable_sparse_sfa_c8"),
         sequences=parallel.max_num_seqs or 256,
-        drafts=_drafts(config),
-        drafter=_draft_model(config),
+        drafts=drafting.tokens or 1 if drafting else 0,
+        drafter=drafting is not None and not drafting.is_mtp and drafting.method not in ("ngram", "suffix"),
         partition=None if partition is None else str(partition),
         by_layer=_on(config, "enable_kvpp"),
         mtp=loads_mtp(config),
@@ -321,10 +317,6 @@ def asked(config: Config) -> tuple[Layout, Sizes]:
 
 def _on(config: Config, key: str) -> bool:
     return ascend.is_true((config.engine.additional_config or {}).get(key))
-
-
-def _index_dtype(args: Mapping[str, Any]) -> Any:
-    return ascend.as_mapping(args.get("attention-config")).get("indexer_kv_dtype")
 
 
 def _cache_bytes(dtype: Any) -> int:
@@ -345,16 +337,6 @@ def loads_mtp(config: Config) -> bool:
     speculation.check(config)
     found = speculation.speculation_of(config)
     return found is not None and found.is_mtp
-
-
-def _drafts(config: Config) -> int:
-    found = speculation.speculation_of(config)
-    return found.tokens or 1 if found else 0
-
-
-def _draft_model(config: Config) -> bool:
-    found = speculation.speculation_of(config)
-    return found is not None and not found.is_mtp and found.method not in ("ngram", "suffix")
 
 
 def whole_number(settings: Mapping[str, Any], name: str, default: int, section: str = "engine.args") -> int:

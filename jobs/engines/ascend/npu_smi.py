@@ -53,11 +53,7 @@ _FIELD = re.compile(r"^\s*([^:]+?)\s*:\s*(.*?)\s*$")
 
 
 def parse_info(text: str) -> Smi:
-    """Read the output of `npu-smi info`.
-
-    Raises:
-        ValueError: it holds no table of NPUs.
-    """
+    """Read the output of `npu-smi info`. ValueError: it holds no table of NPUs."""
     version, found = _VERSION.search(text), npus(text)
     processes: dict[int, list[NpuProcess]] = {}
     for line in text.splitlines():

@@ -82,9 +82,8 @@ def _loaded(arch: Architecture, layout: Layout, precision: Precision, mtp: bool)
     embedding = copies * 2 * arch.vocabulary * arch.hidden / layout.tp
     lines.append(Term("embedding and output head", embedding, f"{copies} x 2 B x vocabulary x hidden / tp"))
     if drafts:
-        plain = replace(
-            arch, linear=None, indexer=arch.indexer and replace(arch.indexer, layers=(0,) * arch.mtp_layers)
-        )
+        indexer = arch.indexer and replace(arch.indexer, layers=(0,) * arch.mtp_layers)
+        plain = replace(arch, linear=None, indexer=indexer)
         layer = _layers(plain, layout, Precision.of(2), arch.mtp_layers, 0)
         joint = arch.mtp_layers * 2 * (2 * arch.hidden) * arch.hidden
         total = joint + sum(term.bytes for term in layer)
@@ -118,10 +117,9 @@ def _layers(arch: Architecture, layout: Layout, precision: Precision, moe: int, 
     expert = 3 * arch.hidden * arch.expert_size * precision.expert_bits / 8
     expert += _CHANNEL.get(precision.expert_bits, 0) * (2 * arch.expert_size + arch.hidden)
     router = (4 if size == 1 and isinstance(arch.attention, Latent) else 2) * arch.hidden * arch.experts
+    routed = f"{moe} layers x {count:g} experts x (3 x hidden x size + scales)"
     lines = [
-        Term(
-            "routed experts", moe * count * expert, f"{moe} layers x {count:g} experts x (3 x hidden x size + scales)"
-        ),
+        Term("routed experts", moe * count * expert, routed),
         *_attention(arch, tp, size, moe + dense - _linear_layers(arch)),
         Term("shared expert", moe * 3 * arch.hidden * arch.shared_size * size / tp, "3 x hidden x size / tp"),
         Term("dense layers", dense * 3 * arch.hidden * arch.intermediate * size / tp, "3 x hidden x size / tp"),
@@ -165,10 +163,9 @@ def _attention(arch: Architecture, tp: int, size: int, layers: int) -> tuple[Ter
         replicated, cut = _projections(arch, attention)
         cut += arch.heads * attention.value * arch.hidden
         both = arch.heads * attention.kv_rank * (attention.nope + attention.value)
+        source = "q_a and kv_a: hidden x (q rank + kv rank + rope)"
         return (
-            Term(
-                "attention, every NPU", layers * replicated * size, "q_a and kv_a: hidden x (q rank + kv rank + rope)"
-            ),
+            Term("attention, every NPU", layers * replicated * size, source),
             Term("attention", layers * cut * size / tp, "(q_b and output projection) / tp"),
             Term(_KV_B, layers * 2 * 2 * both / tp, "2 x 2 B x kv rank x heads x (nope + value) / tp"),
         )

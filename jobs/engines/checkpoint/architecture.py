@@ -156,9 +156,8 @@ def load(name: str, path: Path) -> Architecture:
             return from_hf_config(config)
         except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise ConfigError("model.path", path, f"{file} has an unknown form: {error}", "Mend the file.") from None
-    raise ConfigError(
-        "model.path", path, "its config.json is not visible here", "Give a directory that holds config.json."
-    )
+    reason = "its config.json is not visible here"
+    raise ConfigError("model.path", path, reason, "Give a directory that holds config.json.")
 
 
 def architecture_of(config: Config) -> Architecture | None:

@@ -70,11 +70,7 @@ def fetch(
 
 
 def find_client(client: str) -> str:
-    """Return the path of the `modelscope` program: on PATH, or beside this Python.
-
-    Raises:
-        RunError: there is none.
-    """
+    """Return the path of the `modelscope` program: on PATH, or beside this Python. RunError: there is none."""
     beside = Path(sys.executable).parent / client
     found = shutil.which(client) or (str(beside) if beside.is_file() else None)
     if not found:
@@ -102,18 +98,13 @@ def _by_client(name: str | None, target: Path, client: str, revision: str | None
 
 
 def asked(program: str, *words: str) -> str:
-    """Return what a client says of itself.
-
-    Raises:
-        RunError: it cannot run at all.
-    """
+    """Return what a client says of itself. RunError: it cannot run at all."""
     done = process.run([program, *words], timeout_s=ANSWER_S)
     said = done.stdout + done.stderr
     if done.returncode != 0 and "--help" in words:
         reason = f"`{' '.join((program, *words))}` {process.Ended(done.returncode)}: {last_words(said)}"
-        raise RunError(
-            "--client", program, reason, "Install it anew in an environment of its own: pip install modelscope."
-        )
+        remedy = "Install it anew in an environment of its own: pip install modelscope."
+        raise RunError("--client", program, reason, remedy)
     return said
 
 

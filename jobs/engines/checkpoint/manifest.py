@@ -74,11 +74,7 @@ def _short(values: Mapping[str, object]) -> str:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read a manifest.
-
-    Raises:
-        RunError: it is missing, or is none.
-    """
+    """Read a manifest. RunError: it is missing, or is none."""
     data = read_json(path)
     try:
         return TypeAdapter(Manifest).validate_python(data)

@@ -211,11 +211,7 @@ class Answer:
 
 
 def read_answer(path: Path) -> Answer | None:
-    """Return the answer, an `Answer` or the arguments of an error; None: there is none.
-
-    Raises:
-        RunError: it is an error.
-    """
+    """Return the answer, an `Answer` or the arguments of an error; None: there is none. RunError: it is an error."""
     if not path.exists():
         return None
     found = read_json(path)

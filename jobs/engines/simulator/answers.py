@@ -94,11 +94,7 @@ def natural_length(prompt: int) -> int:
 
 
 def read_order(body: object, chat: bool, settings: Settings) -> Order:
-    """Check the JSON body of a request.
-
-    Raises:
-        Refused: 404 for another model, 400 for everything else that vLLM refuses.
-    """
+    """Check the JSON body of a request. Refused: 404 for another model, 400 for everything else that vLLM refuses."""
     if not isinstance(body, dict):
         raise bad("[{'type': 'model_attributes_type', 'loc': ('body',), 'msg': 'Input should be a valid dictionary'}]")
     model = body.get("model")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from jobs.core.config import Config
 from jobs.core.layout import Placement
 from jobs.engines.ascend import utilization
-from jobs.engines.base import Finding, Traits, caught, register
-from jobs.engines.checkpoint.architecture import Architecture
+from jobs.engines.base import Finding, Load, Traits, caught, register
 from jobs.engines.prediction import GIB, Allowance, Layout, Prediction, Term
 from jobs.engines.simulator.faults import parse_faults
 from jobs.engines.simulator.roofline import kv_bytes, kv_bytes_per_token, weight_bytes
@@ -32,11 +31,7 @@ class Simulator(VllmServe):
         return (*((own,) if own else ()), *super().findings(config))
 
     def memory(
-        self,
-        config: Config,
-        load: Callable[[Config], Architecture],
-        allowance: Allowance | None = None,
-        device_gib: float | None = None,
+        self, config: Config, load: Load, allowance: Allowance | None = None, device_gib: float | None = None
     ) -> Prediction:
         """Return what the rehearsal will find, by the same functions: there is nothing uncertain in it."""
         parallel, shape, npu = config.parallel, config.model.shape, hardware(config.engine.rehearsal.hardware)

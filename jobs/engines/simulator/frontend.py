@@ -14,18 +14,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from jobs.engines.simulator.answers import (
-    Answer,
-    Order,
-    Refused,
-    bad,
-    dumps,
-    error_body,
-    model_list,
-    pinned_rank,
-    read_order,
-    text_ids,
-)  # fmt: skip
+from jobs.engines.simulator import answers
 from jobs.engines.simulator.engine import EngineCore, Output
 from jobs.engines.simulator.faults import ENGINE_DEAD, Player
 from jobs.engines.simulator.headless import Remote
@@ -109,11 +98,11 @@ class Frontend:
         self.dead = False
         self._backends = backends
         self._log = log
-        self._flights: dict[int, tuple[int, Answer]] = {}
+        self._flights: dict[int, tuple[int, answers.Answer]] = {}
         self._keys = itertools.count(1)
         self._known = [[0, 0] for _ in backends]
 
-    def submit(self, answer: Answer, pinned: int | None) -> int:
+    def submit(self, answer: answers.Answer, pinned: int | None) -> int:
         """Send a request to an engine.
 
         Args:
@@ -194,7 +183,7 @@ class Frontend:
 
 
 def _json(body: object, status: int = 200) -> web.Response:
-    return web.Response(text=dumps(body), status=status, headers={"Content-Type": "application/json"})
+    return web.Response(text=answers.dumps(body), status=status, headers={"Content-Type": "application/json"})
 
 
 class Api:
@@ -238,7 +227,7 @@ class Api:
             return _json({"error": "Unauthorized"}, status=401)
         try:
             return await handler(request)
-        except Refused as refusal:
+        except answers.Refused as refusal:
             return _json(refusal.body, status=refusal.status)
         except web.HTTPException as error:
             return _json({"detail": error.reason}, status=error.status)
@@ -251,7 +240,7 @@ class Api:
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
         settings = self._settings
-        return _json(model_list(settings.names, settings.model, settings.max_model_len))
+        return _json(answers.model_list(settings.names, settings.model, settings.max_model_len))
 
     async def _show_version(self, request: web.Request) -> web.StreamResponse:
         return _json({"version": self._settings.spec.release})
@@ -264,31 +253,31 @@ class Api:
 
     async def _tokenize(self, request: web.Request) -> web.StreamResponse:
         body = json.loads(await request.read())
-        ids = text_ids(str(body.get("prompt") or ""))
+        ids = answers.text_ids(str(body.get("prompt") or ""))
         return _json({"count": len(ids), "max_model_len": self._settings.max_model_len, "tokens": ids})
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         chat = "chat" in request.path
         if request.content_type != "application/json":
-            raise bad("[\"Unsupported Media Type: Only 'application/json' is allowed\"]")
+            raise answers.bad("[\"Unsupported Media Type: Only 'application/json' is allowed\"]")
         try:
             body = json.loads(await request.read())
         except ValueError as error:
-            raise bad(
+            raise answers.bad(
                 f"[{{'type': 'json_invalid', 'loc': ('body', 0), 'msg': 'JSON decode error: {error}'}}]"
             ) from None
         if self._frontend.dead:
             self._on_dead()
-            raise Refused(500, error_body(ENGINE_DEAD, "Internal Server Error", 500))
-        order = read_order(body, chat, self._settings)
+            raise answers.Refused(500, answers.error_body(ENGINE_DEAD, "Internal Server Error", 500))
+        order = answers.read_order(body, chat, self._settings)
         header = None if self._player.gaps else request.headers.get("X-data-parallel-rank")
-        pinned = pinned_rank(header, self._settings.layout.dp)
+        pinned = answers.pinned_rank(header, self._settings.layout.dp)
         identity = f"{'chatcmpl' if chat else 'cmpl'}-{request.headers.get('X-Request-Id') or uuid.uuid4().hex}"
         return await (self._stream(request, order, identity, pinned) if order.stream
                       else self._whole(order, identity, pinned))  # fmt: skip
 
     async def _stream(
-        self, request: web.Request, order: Order, identity: str, pinned: int | None
+        self, request: web.Request, order: answers.Order, identity: str, pinned: int | None
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         response.enable_chunked_encoding()
@@ -297,21 +286,21 @@ class Api:
         transport = request.transport
         if not response.prepared or not isinstance(transport, asyncio.WriteTransport):
             return response
-        await self._answered(Answer(order, identity, transport), pinned)
+        await self._answered(answers.Answer(order, identity, transport), pinned)
         with contextlib.suppress(ConnectionResetError):
             await response.write_eof()
         return response
 
-    async def _whole(self, order: Order, identity: str, pinned: int | None) -> web.Response:
+    async def _whole(self, order: answers.Order, identity: str, pinned: int | None) -> web.Response:
         knows = order.prompt <= self._settings.spec.hardware.recall_tokens
-        answer = Answer(order, identity, begin=order.recalled if knows else "")
+        answer = answers.Answer(order, identity, begin=order.recalled if knows else "")
         try:
             await self._answered(answer, pinned)
         except RuntimeError as error:
-            raise Refused(500, error_body(str(error), "Internal Server Error", 500)) from None
+            raise answers.Refused(500, answers.error_body(str(error), "Internal Server Error", 500)) from None
         return _json(answer.body())
 
-    async def _answered(self, answer: Answer, pinned: int | None) -> None:
+    async def _answered(self, answer: answers.Answer, pinned: int | None) -> None:
         key = self._frontend.submit(answer, pinned)
         try:
             await answer.ended

@@ -319,11 +319,7 @@ def _meeting(args: argparse.Namespace, nodes: int) -> tuple[str, int]:
 
 
 def settle(args: argparse.Namespace, spec: RehearsalSpec, environment: Mapping[str, str]) -> Settings:
-    """Resolve vLLM's defaults and check what vLLM checks before it starts an engine.
-
-    Raises:
-        StartError: with vLLM's words.
-    """
+    """Resolve vLLM's defaults and check what vLLM checks before it starts an engine. StartError: with vLLM's words."""
     size, tp, npus = args.data_parallel_size, args.tensor_parallel_size, spec.npus_per_node
     local = size if args.data_parallel_size_local is None else args.data_parallel_size_local
     first = (args.data_parallel_start_rank or 0) if args.headless else 0

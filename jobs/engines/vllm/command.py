@@ -19,10 +19,7 @@ OWNED: dict[str, str]
 CONFIGURED: dict[str, str]
 OWNED, CONFIGURED = from_yaml(Path(__file__).with_name("flags.yaml").read_text(encoding="utf-8")).values()
 
-SECRETS = {
-    "api-key": "engine.api_key=auto makes a key for each service",
-    "hf-token": "set engine.env.HF_TOKEN",
-}
+SECRETS = {"api-key": "engine.api_key=auto makes a key for each service", "hf-token": "set engine.env.HF_TOKEN"}
 """Flags whose value is a secret, and where it goes instead."""
 
 EVERYWHERE = "0.0.0.0"

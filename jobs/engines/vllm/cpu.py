@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.engines.ascend.memory import asked, fixed, whole_number
-from jobs.engines.base import Finding, Traits, register
-from jobs.engines.checkpoint.architecture import Architecture
+from jobs.engines.base import Finding, Load, Traits, register
 from jobs.engines.prediction import GIB, Allowance, Prediction
 from jobs.engines.vllm.serve import VllmServe
 
@@ -37,11 +36,7 @@ class VllmCpu(VllmServe):
         return found
 
     def memory(
-        self,
-        config: Config,
-        load: Callable[[Config], Architecture],
-        allowance: Allowance | None = None,
-        device_gib: float | None = None,
+        self, config: Config, load: Load, allowance: Allowance | None = None, device_gib: float | None = None
     ) -> Prediction:
         """Return what a KV cache of the size that is set holds."""
         arch = load(config)
@@ -49,7 +44,6 @@ class VllmCpu(VllmServe):
         size = whole_number(config.engine.env, _KV_CACHE, 0, "engine.env") * GIB
         if not size:
             value = config.engine.env.get(_KV_CACHE)
-            raise ConfigError(
-                f"engine.env.{_KV_CACHE}", value, "the CPU engine's KV cache has no size", "Set it, in GiB."
-            )
+            reason = "the CPU engine's KV cache has no size"
+            raise ConfigError(f"engine.env.{_KV_CACHE}", value, reason, "Set it, in GiB.")
         return fixed(arch, layout, sizes, size)

@@ -17,6 +17,7 @@ from jobs.core.config import Config
 from jobs.core.errors import RunError
 from jobs.core.fields import from_root
 from jobs.core.files import write_text
+from jobs.core.foreign import from_yaml
 from jobs.measure.clients import prompts
 from jobs.measure.clients.base import BenchClient, register, runs_inside
 from jobs.measure.clients.result import Result, figures
@@ -31,26 +32,8 @@ MODEL, DATASET = "service", "prompts"
 DEFAULT_PROGRAM = ".engines/ais_bench/bin/ais_bench"
 """Where `python tools/engines.py ais_bench` puts it: its pins (numpy<2, datasets<=3.6) suit no engine."""
 
-_HEAD = """\
-from ais_bench.benchmark.calculators import DefaultPerfMetricCalculator
-from ais_bench.benchmark.models import {model_type}
-from ais_bench.benchmark.openicl.icl_inferencer import {inferencer}
-from ais_bench.benchmark.openicl.icl_prompt_template import {template}
-from ais_bench.benchmark.openicl.icl_retriever import ZeroRetriever
-from ais_bench.benchmark.summarizers import DefaultPerfSummarizer
-from ais_bench.benchmark.datasets import {datasets}
-"""
-
-_SUMMARY = """\
-summarizer = dict(
-    attr="performance",
-    type=DefaultPerfSummarizer,
-    calculator=dict(
-        type=DefaultPerfMetricCalculator,
-        stats_list=["Average", "Min", "Max", "Median", "P75", "P90", "P99"],
-    ),
-)
-"""
+_PARTS: Mapping[str, str] = from_yaml(Path(__file__).with_name("ais_bench.yaml").read_text(encoding="utf-8"))
+"""Texts of the config file."""
 
 
 @register("ais_bench")
@@ -127,16 +110,15 @@ def config_text(config: Config, target: Target, requests: int, prompts: Path | N
         "trust_remote_code": config.model.trust_remote_code,
         "generation_kwargs": {"temperature": bench.temperature, "ignore_eos": bench.ignore_eos, "seed": bench.seed},
     }
-    head = _HEAD.format(
-        model_type=model_type,
-        inferencer="MultiTurnGenInferencer" if sharegpt else "GenInferencer",
-        template="MultiTurnPromptTemplate" if sharegpt else "PromptTemplate",
-        datasets="ShareGPTDataset, ShareGPTEvaluator"
-        if sharegpt
-        else f"{'CustomDataset, ' if prompts else ''}MATHEvaluator{'' if prompts else ', SyntheticDataset'}",
-    )
+    if sharegpt:
+        turns, classes = "MultiTurn", "ShareGPTDataset, ShareGPTEvaluator"
+        datasets = _PARTS["sharegpt"].format(abbr=DATASET, path=from_root(str(bench.dataset)))
+    else:
+        turns, classes = "", "CustomDataset, MATHEvaluator" if prompts else "MATHEvaluator, SyntheticDataset"
+        datasets = _random(config, requests, prompts)
+    head = _PARTS["head"].format(model_type=model_type, turns=turns, classes=classes)
     models = f"models = [dict(type={model_type}, **{model!r})]\n"
-    return head + "\n" + models + (_sharegpt(config) if sharegpt else _random(config, requests, prompts)) + _SUMMARY
+    return head + "\n" + models + datasets + _PARTS["summary"]
 
 
 def _random(config: Config, requests: int, prompts: Path | None) -> str:
@@ -146,46 +128,9 @@ def _random(config: Config, requests: int, prompts: Path | None) -> str:
         "TrustRemoteCode": config.model.trust_remote_code,
         "TokenIdConfig": {"RequestSize": config.bench.input_tokens},
     }
-    kind = (
-        f"type=CustomDataset,\n    path={str(prompts)!r}" if prompts else f"type=SyntheticDataset,\n    config={made!r}"
-    )
-    return f"""\
-datasets = [dict(
-    abbr={DATASET!r},
-    {kind},
-    reader_cfg=dict(input_columns=["question", "max_out_len"], output_column="answer"),
-    infer_cfg=dict(
-        prompt_template=dict(type=PromptTemplate, template="{{question}}"),
-        retriever=dict(type=ZeroRetriever),
-        inferencer=dict(type=GenInferencer),
-    ),
-    eval_cfg=dict(evaluator=dict(type=MATHEvaluator, version="v2")),
-)]
-"""
-
-
-def _sharegpt(config: Config) -> str:
-    return f"""\
-datasets = [dict(
-    abbr={DATASET!r},
-    type=ShareGPTDataset,
-    disable_shuffle=True,
-    path={from_root(str(config.bench.dataset))!r},
-    reader_cfg=dict(input_columns=["question", "answer"], output_column="answer"),
-    infer_cfg=dict(
-        prompt_template=dict(
-            type=MultiTurnPromptTemplate,
-            template=dict(round=[
-                dict(role="HUMAN", prompt="{{question}}"),
-                dict(role="BOT", prompt="{{answer}}"),
-            ]),
-        ),
-        retriever=dict(type=ZeroRetriever),
-        inferencer=dict(type=MultiTurnGenInferencer, infer_mode="every"),
-    ),
-    eval_cfg=dict(evaluator=dict(type=ShareGPTEvaluator)),
-)]
-"""
+    made_here = f"type=SyntheticDataset,\n    config={made!r}"
+    kind = f"type=CustomDataset,\n    path={str(prompts)!r}" if prompts else made_here
+    return _PARTS["random"].format(abbr=DATASET, kind=kind)
 
 
 def _result(common: Mapping[str, Any], table: Mapping[str, Mapping[str, str]], path: Path, count: int) -> Result:
@@ -236,16 +181,17 @@ def _mean(row: Mapping[str, str] | None) -> float | None:
 
 def _lengths(path: Path) -> list[int]:
     """Return the output tokens of each answer that it calls whole, as the service counted them."""
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError):
-        return []
+    rows = _rows(path)
     return [int(row["output_tokens"]) for row in rows if row.get("success", True) and "output_tokens" in row]
 
 
 def _errors(path: Path) -> list[str]:
+    return [str(row.get("error_info") or row)[:200] for row in _rows(path, most=3)]
+
+
+def _rows(path: Path, most: int | None = None) -> list[dict[str, Any]]:
+    """Return the first lines of a JSONL file, by default all; nothing where it is missing or torn."""
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:3]]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:most]]
     except (OSError, ValueError):
         return []
-    return [str(row.get("error_info") or row)[:200] for row in rows]

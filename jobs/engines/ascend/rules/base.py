@@ -20,6 +20,7 @@ from jobs.engines.speculation import speculation_of
 NPU = "npu"
 RELEASED = "released"
 EVERY = "every"
+PCP, DCP, PP = "prefill-context-parallel-size", "decode-context-parallel-size", "pipeline-parallel-size"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ class Question:
     ranks: tuple[Mapping[str, Any], ...] = ()
     release: Release | None = None
     arch: Architecture | None = None
+
+    @property
+    def described(self) -> Release:
+        """The release, for what runs only where it is known: a rule that does not hold for "all"."""
+        assert self.release is not None
+        return self.release
 
     @property
     def additional(self) -> Mapping[str, Any]:
@@ -117,9 +124,8 @@ class Rule:
         if self.releases != "all" and not (question.release and covers(self.releases, question.release.version)):
             return
         for p in self.check(question):
-            yield Finding(
-                self.id, p.severity or self.severity, p.key, p.value, p.reason, p.remedy, p.source or self.source
-            )
+            severity, source = p.severity or self.severity, p.source or self.source
+            yield Finding(self.id, severity, p.key, p.value, p.reason, p.remedy, source)
 
 
 def rule(id: str, severity: Severity, releases: str, source: str, engines: str = RELEASED) -> Callable[[Check], Rule]:

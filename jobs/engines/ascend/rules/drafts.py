@@ -15,7 +15,7 @@ _WITHOUT_MODEL = ("ngram", "[ngram]", "ngram_gpu", "suffix", "extract_hidden_sta
 
 
 def _drafts_alone(q: Question, asked: dict[str, Any]) -> bool:
-    method, at = str(asked.get("method") or ""), q.release.version if q.release else ()
+    method, at = str(asked.get("method") or ""), q.described.version
     early = at < (0, 13) and method in _OWN  # it takes DeepSeek's own checkpoint for these too
     unnamed = at[:2] == (0, 11) and not method and "num_speculative_tokens" in asked
     return bool(asked.get("model")) or method in _WITHOUT_MODEL or method.endswith("mtp") or early or unnamed
@@ -44,13 +44,13 @@ def sizes_of_drafts(q: Question) -> Iterator[Problem]:
     """The drafter's own sizes follow from those of the model."""
     asked, tp = asked_of(q.config), q.config.parallel.tensor_parallel_size
     ranks, least, most = (asked.get(name) for name in ("draft_tensor_parallel_size", *_LOOKUP))
-    if q.release and q.release.version < (0, 13):  # its fields have no ranges of their own
+    if q.described.version < (0, 13):  # its fields have no ranges of their own
         for name, low in _LEAST.items():
             value = asked.get(name)
             if value is not None and (type(value) is not int or value < low):
                 yield Problem(f"{FLAG}.{name}", value, f"a whole number from {low} on is needed", "Mend the value.")
     form = asked.get("quantization")
-    if form not in (None, "ascend") and q.release and (0, 11) <= q.release.version < (0, 23):
+    if form not in (None, "ascend") and (0, 11) <= q.described.version < (0, 23):
         yield Problem(f"{FLAG}.quantization", form, "NPUs have ascend only", "Leave it out: it is the model's own.")
     if type(ranks) is int and ranks not in (1, tp) and not str(asked.get("method")).startswith("ngram"):
         reason = f"it must be 1 or parallel.tensor_parallel_size = {tp}"
@@ -92,7 +92,7 @@ def made_up_acceptance(q: Question) -> Iterator[Problem]:
 def methods_of_later_releases(q: Question) -> Iterator[Problem]:
     """Methods that this release does not have, or not for the models that are served here."""
     method, name = asked_of(q.config).get("method"), f"{q.config.model.name} {q.config.model.path}".lower()
-    refused = ["draft_model", *(["mlp_speculator"] if q.release and q.release.version < (0, 11) else [])]
+    refused = ["draft_model", *(["mlp_speculator"] if q.described.version < (0, 11) else [])]
     refused += ["eagle3"] if not any(one in name for one in _EAGLE3) else []
     if method in refused:
         reason = "this release does not draft so for this model"
@@ -114,10 +114,9 @@ def async_and_drafts(q: Question) -> Iterator[Problem]:
 @rule("R32", "error", ">=0.13", "vllm, config/vllm.py: async scheduling explicitly enabled, hard fail")
 def async_and_others(q: Question) -> Iterator[Problem]:
     """What async scheduling, where it is asked for, does not go with; where it is not, vLLM leaves it off by itself."""
-    assert q.release is not None
     if not q.on("async-scheduling"):
         return
-    key, asked, early = "engine.args.async-scheduling", asked_of(q.config), q.release.version < (0, 18)
+    key, asked, early = "engine.args.async-scheduling", asked_of(q.config), q.described.version < (0, 18)
     method = str(asked.get("method") or asked.get("model") or "").strip("[]")
     if asked.get("method") is None and method != "ngram":
         method = ""  # the draft model tells it
@@ -126,7 +125,7 @@ def async_and_others(q: Question) -> Iterator[Problem]:
         yield Problem(key, True, f"it does not work with drafts by {method}", "Remove it.")
     if asked.get("disable_padded_drafter_batch") is True:
         yield Problem(f"{FLAG}.disable_padded_drafter_batch", True, "async-scheduling is on too", "Remove one of them.")
-    if q.settings.get("distributed-executor-backend") == "ray" and q.release.version < (0, 23):
+    if q.settings.get("distributed-executor-backend") == "ray" and q.described.version < (0, 23):
         yield Problem(key, True, "it does not work with the executor ray", "Remove it.")
     if early and q.size("pipeline-parallel-size") > 1:
         yield Problem(key, True, "it does not work with pipeline stages in this release", "Remove it.")

@@ -28,9 +28,8 @@ def ranges(q: Question) -> Iterator[Problem]:
         good = re.fullmatch(r"-?\d+", text) and int(text) >= low and (high is None or int(text) <= high)
         if not good:
             wanted = f"a whole number from {low} to {high}" if high is not None else f"a whole number from {low} on"
-            yield Problem(
-                key, text, f"{name} must be {wanted}", "Give one in that range, or null.", source=f"{CANN}, {source}"
-            )
+            reason, remedy = f"{name} must be {wanted}", "Give one in that range, or null."
+            yield Problem(key, text, reason, remedy, source=f"{CANN}, {source}")
 
 
 _EARLY = ("DBO", "BALANCE_SCHEDULING", "FLASHCOMM1", "FLASHCOMM2_PARALLEL_SIZE")
@@ -58,7 +57,7 @@ def whole_numbers(q: Question) -> Iterator[Problem]:
 @rule("E20", "error", "0.13", "vllm 0.13.0, envs.py: env_with_choices, read by config/parallel.py")
 def named_backend(q: Question) -> Iterator[Problem]:
     """The way between the experts takes the names of its flag; in 0.11 its workers read it, later ones have it not."""
-    text, flag = q.env.get("VLLM_ALL2ALL_BACKEND"), q.release and q.release.flags.get("all2all-backend")
+    text, flag = q.env.get("VLLM_ALL2ALL_BACKEND"), q.described.flags.get("all2all-backend")
     known = [one for one in (flag.choices or () if flag else ()) if one and one != "None"]
     if text is not None and known and text not in known and q.settings.get("all2all-backend") is None:
         remedy = f"Set one of {', '.join(known)}, or null."
@@ -98,9 +97,8 @@ def costly_buffers(q: Question) -> Iterator[Problem]:
         yield Problem("hccl.buffsize", value, reason, "Set 256 to 512, as far as parallel.max_num_seqs allows.")
     elif value > advised and value != recipe:
         reason = f"the MC2 communicator takes 2 x {value} MB of each NPU; the official recipe has {recipe}"
-        yield Problem(
-            "hccl.buffsize", value, reason, f"Set {advised}.", source=q.release.recipe["HCCL_BUFFSIZE"].source
-        )
+        source = q.release.recipe["HCCL_BUFFSIZE"].source
+        yield Problem("hccl.buffsize", value, reason, f"Set {advised}.", source=source)
 
 
 @rule("E5", "error", "all", f"{CANN}, envref_07_0096", NPU)
@@ -157,7 +155,7 @@ def allocator(q: Question) -> Iterator[Problem]:
 @rule("E9", "error", "0.11..0.26", "vllm-ascend v0.11.0, platform.py; gone in v0.30.0rc2", NPU)
 def blocking_launch(q: Question) -> Iterator[Problem]:
     """Graphs cannot be captured with blocking launches."""
-    torchair = is_true(q.section("torchair_graph_config").get("enabled")) and q.release and q.release.version < (0, 12)
+    torchair = is_true(q.section("torchair_graph_config").get("enabled")) and q.described.version < (0, 12)
     if q.env.get("ASCEND_LAUNCH_BLOCKING") == "1" and not q.on("enforce-eager") and not torchair:
         reason = "the ACL graph cannot be captured with it"
         yield Problem("engine.env.ASCEND_LAUNCH_BLOCKING", "1", reason, "Remove it, or set engine.args.enforce-eager.")
@@ -192,11 +190,11 @@ def first_engine(q: Question) -> Iterator[Problem]:
 @rule("E17", "warning", "0.23", "vllm-ascend v0.23.0.post1, worker/model_runner_v1.py; pull request 15362", NPU)
 def stale_kv(q: Question) -> Iterator[Problem]:
     """0.23.0 lets an idle data-parallel rank write into KV blocks that are in use."""
-    assert q.release is not None
     ranks, image = q.config.parallel.data_parallel_size, q.config.container.image or ""
     tagged = image.endswith(("v0.23.0", "v0.23.0-openeuler")) and in_container(q.config)
-    if ranks > 1 and (q.release.name == "0.23.0" or tagged):
-        key, value = ("engine.release", q.release.name) if q.release.name == "0.23.0" else ("container.image", image)
+    if ranks > 1 and (q.described.name == "0.23.0" or tagged):
+        known = q.described.name == "0.23.0"
+        key, value = ("engine.release", q.described.name) if known else ("container.image", image)
         reason = (
             f"with {ranks} data-parallel ranks an idle one writes stale KV into blocks in use: silent wrong answers"
         )

@@ -7,21 +7,19 @@ from typing import Any
 
 from jobs.core.fields import dotted
 from jobs.engines.ascend import is_true
-from jobs.engines.ascend.rules.base import Problem, Question, covers, rule
+from jobs.engines.ascend.rules.base import DCP, PCP, PP, Problem, Question, covers, rule
 from jobs.engines.ascend.rules.execution import FINE, recording
 
-PCP, DCP, PP = "prefill-context-parallel-size", "decode-context-parallel-size", "pipeline-parallel-size"
 KEYS, ENV = "engine.additional_config", "engine.env"
 TRANSFER = "engine.args.kv-transfer-config"
 
 
 def setting(q: Question, variable: str, *keys: str) -> tuple[str, Any]:
     """Return where a feature is set and to what: its key (dotted in a section), else its variable, if it is read."""
-    assert q.release is not None
     for key in keys:
         if (value := dotted(q.additional, key)) is not None:
             return f"{KEYS}.{key}", value
-    return f"{ENV}.{variable}", q.env.get(variable) if variable in q.release.variables else None
+    return f"{ENV}.{variable}", q.env.get(variable) if variable in q.described.variables else None
 
 
 def balanced(q: Question) -> tuple[str, bool]:
@@ -37,8 +35,7 @@ def flash_communication(q: Question) -> Iterator[Problem]:
     key, value = setting(q, "VLLM_ASCEND_ENABLE_FLASHCOMM1", "enable_flashcomm1")
     if not is_true(value):
         return
-    assert q.release is not None
-    if q.config.parallel.tensor_parallel_size == 1 and q.release.version >= (0, 18):
+    if q.config.parallel.tensor_parallel_size == 1 and q.described.version >= (0, 18):
         yield Problem(key, value, "it needs parallel.tensor_parallel_size above 1", "Remove it.")
     if q.arch and q.arch.experts and not q.config.parallel.enable_expert_parallel:
         reason = "it needs expert parallel for a model with experts"
@@ -78,7 +75,7 @@ def balance_and_chunks(q: Question) -> Iterator[Problem]:
         reason = f"{key} is on too: the two exclude each other"
         yield Problem(f"{KEYS}.{where}", True, reason, "Remove one of them.")
     runner = is_true(q.env.get("VLLM_USE_V2_MODEL_RUNNER"))
-    if where and q.release and q.release.strict and not runner and q.settings.get("async-scheduling") is not False:
+    if where and q.described.strict and not runner and q.settings.get("async-scheduling") is not False:
         reason = "async scheduling is on, which this release has by itself: chunks need the second model runner then"
         remedy = "Set +engine.args.async-scheduling=false, or +engine.env.VLLM_USE_V2_MODEL_RUNNER=1."
         yield Problem(f"{KEYS}.{where}", True, reason, remedy)
@@ -87,13 +84,12 @@ def balance_and_chunks(q: Question) -> Iterator[Problem]:
 @rule("R37", "error", ">=0.9", "vllm, config/kv_transfer.py: Please specify kv_role")
 def roles(q: Question) -> Iterator[Problem]:
     """A connector has a role; with context parallelism it takes whole blocks."""
-    assert q.release is not None
     transfer, name = q.inside("kv-transfer-config"), "cp-kv-cache-interleave-size"
     if transfer.get("kv_connector") and transfer.get("kv_role") is None:
         reason = "kv_connector is given: it needs a role"
         yield Problem(f"{TRANSFER}.kv_role", None, reason, "Give kv_producer, kv_consumer or kv_both.")
     blocks, cut = q.config.parallel.block_size or 128, q.size(name)
-    if transfer and q.size(PCP) * q.size(DCP) > 1 and cut != blocks and name in q.release.flags:
+    if transfer and q.size(PCP) * q.size(DCP) > 1 and cut != blocks and name in q.described.flags:
         reason = f"with context parallelism a connector takes whole blocks of {blocks} tokens"
         yield Problem(f"engine.args.{name}", cut, reason, f"Set +engine.args.{name}={blocks}.")
 
@@ -111,7 +107,7 @@ def flags_of_vllm(q: Question) -> Iterator[Problem]:
     """Flags of vLLM itself that the engine refuses beside others."""
     cached, most = q.settings.get("max-cpu-loras"), q.settings.get("max-loras", 1)
     rank = q.settings.get("max-lora-rank", 16)
-    if q.on("enable-lora") and q.release and q.release.version < (0, 13) and rank not in _RANKS:
+    if q.on("enable-lora") and q.described.version < (0, 13) and rank not in _RANKS:
         yield Problem("engine.args.max-lora-rank", rank, f"valid values are {_RANKS}", "Mend the value.")
     if q.on("enable-lora") and type(most) is int:
         if most < 1:
@@ -138,10 +134,9 @@ _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 @rule("R30", "error", ">=0.18", "vllm-ascend v0.18.0, ascend_config.py; v0.23.0, ascend_config.py")
 def excluding_keys(q: Question) -> Iterator[Problem]:
     """Keys that exclude each other, or need another one."""
-    assert q.release is not None
     for releases, key, is_wrong, reason in EXCLUDING:
         value = dotted(q.additional, key)
-        if covers(releases, q.release.version) and value is not None and is_wrong(q, value):
+        if covers(releases, q.described.version) and value is not None and is_wrong(q, value):
             yield Problem(f"{KEYS}.{key}", value, reason, "Remove one of them, or mend the value.")
 
 

@@ -35,9 +35,8 @@ def neither_graph_nor_eager(q: Question) -> Iterator[Problem]:
     deepseek = "deepseek" in name and "distill" not in name
     if deepseek and not _graph(q) and not q.on("enforce-eager"):
         reason = "ACL graph does not support DeepSeek in this release"
-        yield Problem(
-            f"{GRAPH}.enabled", False, reason, f"Set {GRAPH}.enabled=true, or engine.args.enforce-eager=true."
-        )
+        remedy = f"Set {GRAPH}.enabled=true, or engine.args.enforce-eager=true."
+        yield Problem(f"{GRAPH}.enabled", False, reason, remedy)
 
 
 @rule("R9", "error", "<0.12", f"{CONFIG}, TorchairGraphConfig")
@@ -52,7 +51,7 @@ def torchair_options(q: Question) -> Iterator[Problem]:
         yield from (
             missing(name, "torchair_graph_config.enabled=true")
             for name in table("need_torchair")
-            if graph.get(name) and q.release and name in (q.release.keys["torchair_graph_config"].keys or ())
+            if graph.get(name) and name in (q.described.keys["torchair_graph_config"].keys or ())
         )
         return
     if graph.get("graph_batch_sizes") and is_true(graph.get("graph_batch_sizes_init")):
@@ -60,12 +59,13 @@ def torchair_options(q: Question) -> Iterator[Problem]:
         yield Problem(f"{GRAPH}.graph_batch_sizes_init", True, reason, "Remove one of them.")
     if graph.get("use_cached_kv_cache_bytes") and not graph.get("use_cached_graph"):
         yield missing("use_cached_kv_cache_bytes", "use_cached_graph=true")
-    if graph.get("enable_super_kernel") and q.release is not None:
-        if q.release.name == "0.9.1" and not graph.get("enable_multistream_moe"):
+    if graph.get("enable_super_kernel"):
+        first = q.described.name == "0.9.1"
+        if first and not graph.get("enable_multistream_moe"):
             yield missing("enable_super_kernel", "enable_multistream_moe=true")
-        if q.release.name != "0.9.1" and q.config.parallel.tensor_parallel_size > 1:
+        if not first and q.config.parallel.tensor_parallel_size > 1:
             yield missing("enable_super_kernel", "parallel.tensor_parallel_size=1")
-        if q.release.name != "0.9.1" and not is_true(q.additional.get("multistream_overlap_shared_expert")):
+        if not first and not is_true(q.additional.get("multistream_overlap_shared_expert")):
             yield missing("enable_super_kernel", "additional_config.multistream_overlap_shared_expert=true")
     sizes = graph.get("graph_batch_sizes", [])
     if not isinstance(sizes, list | tuple):
@@ -96,7 +96,7 @@ def largest_graph(q: Question) -> Iterator[Problem]:
 @rule("R11", "warning", "0.9.1", "vllm-ascend v0.9.1, worker/model_runner_v1.py, torchair_graph_batch_sizes", NPU)
 def padded_decode(q: Question) -> Iterator[Problem]:
     """Without sizes only the smallest and the largest batch are compiled."""
-    graph, seqs, tp = q.section("torchair_graph_config"), q.config.parallel.max_num_seqs, None
+    graph, seqs = q.section("torchair_graph_config"), q.config.parallel.max_num_seqs
     tp = q.config.parallel.tensor_parallel_size
     given = graph.get("graph_batch_sizes") or graph.get("graph_batch_sizes_init")
     if _graph(q) and not given and seqs is not None and seqs > 2 * tp:
@@ -110,7 +110,7 @@ def padded_decode(q: Question) -> Iterator[Problem]:
 def removed_sections(q: Question) -> Iterator[Problem]:
     """The two sections are silently ignored from 0.12 on."""
     for name, remedy in (
-        ("torchair_graph_config", """Set engine.args.compilation-config={cudagraph_mode: FULL_DECODE_ONLY} instead."""),
+        ("torchair_graph_config", "Set engine.args.compilation-config={cudagraph_mode: FULL_DECODE_ONLY} instead."),
         ("ascend_scheduler_config", "Remove it: vLLM's own scheduler with chunked prefill is the only one."),
     ):
         if name in q.additional:
@@ -127,7 +127,7 @@ def fused_mc2(q: Question) -> tuple[str, Any]:
     if "enable_fused_mc2" in q.additional:
         return "engine.additional_config.enable_fused_mc2", q.additional["enable_fused_mc2"]
     name = "VLLM_ASCEND_ENABLE_FUSED_MC2"
-    return f"engine.env.{name}", q.env.get(name) if q.release and name in q.release.variables else None
+    return f"engine.env.{name}", q.env.get(name) if name in q.described.variables else None
 
 
 @rule("R16", "error", "0.9.1", "vllm-ascend v0.9.1, platform.py")
@@ -144,7 +144,7 @@ def fused_and_hierarchical(q: Question) -> Iterator[Problem]:
     hierarchical = q.switched(q.additional.get("enable_mc2_hierarchy_comm"))
     hierarchical = hierarchical or q.additional.get("mc2_comm_alg") == "hierarchy"  # from 0.26 on
     key, value = fused_mc2(q)
-    if key.startswith("engine.env") and value not in (None, "0", "1") and q.release and q.release.version >= (0, 26):
+    if key.startswith("engine.env") and value not in (None, "0", "1") and q.described.version >= (0, 26):
         yield Problem(key, value, "this release takes 0 and 1", "Set 0 or 1.")
     if hierarchical and str(value) not in ("None", "0", "False", "false"):
         reason = "hierarchical communication is on: the two exclude each other"
@@ -220,9 +220,8 @@ def mc2_buffer(q: Question) -> Iterator[Problem]:
     advised = advised_buffsize(q.config, q.arch, given or DEFAULT_BUFFSIZE) if q.arch else 0
     if advised > (given or DEFAULT_BUFFSIZE):
         reason = f"expert dispatch of {tokens} tokens a step needs up to {advised} MB (formula of A3)"
-        yield Problem(
-            "hccl.buffsize", given, reason, f"Set {advised}, or lower parallel.max_num_seqs, or the graph sizes."
-        )
+        remedy = f"Set {advised}, or lower parallel.max_num_seqs, or the graph sizes."
+        yield Problem("hccl.buffsize", given, reason, remedy)
 
 
 @rule("R27", "error", ">=0.11", "vllm, config/parallel.py: expert load balance is for CUDA and ROCm")
@@ -281,9 +280,9 @@ def fine_grained(q: Question) -> Iterator[Problem]:
     for name, value in q.section(FINE).items():
         if type(value) is int and value > 0 and dp % value:
             reason = f"it must divide parallel.data_parallel_size = {dp}"
-        elif isinstance(value, str) and q.release and not q.release.strict:
+        elif isinstance(value, str) and not q.described.strict:
             reason = "a number is needed, and this is a text"
-        elif type(value) is int and value < 0 and q.release and q.release.strict:
+        elif type(value) is int and value < 0 and q.described.strict:
             reason = "a number from 0 on is needed"
         else:
             continue

@@ -87,13 +87,12 @@ _NUMBERED = {"mode": 3, "cudagraph_mode": 2}
 @rule("N11", "error", ">=0.9", "vllm, config classes: the fields and types of CompilationConfig and its like")
 def inside_flags(q: Question) -> Iterator[Problem]:
     """Fields inside --compilation-config, --speculative-config and --kv-transfer-config."""
-    assert q.release is not None
-    for flag, fields in q.release.settings.items():
+    for flag, fields in q.described.settings.items():
         given = asked_of(q.config) if flag == "speculative-config" else q.inside(flag)
         for name in names_in(given, fields):
             key, value = f"engine.args.{flag}.{name}", dotted(given, name)
             if name not in fields:
-                reason = f"vLLM {q.release.facts['engine'].value} has no such field in --{flag}"
+                reason = f"vLLM {q.described.facts['engine'].value} has no such field in --{flag}"
                 yield Problem(key, value, reason, nearest(name, fields))
             elif problem := _field_problem(fields[name], name, value):
                 yield Problem(key, value, problem, "Mend the value.")
@@ -118,7 +117,7 @@ def compiled_things(q: Question) -> Iterator[Problem]:
     if is_true(inside.get("full_cuda_graph")) and inside.get("cudagraph_mode") is not None:
         yield Problem(f"{where}.full_cuda_graph", True, "cudagraph_mode is given too", "Remove one of them.")
     sizes = inside.get("cudagraph_capture_sizes")
-    early = q.release is not None and q.release.version < (0, 13)  # later: R28
+    early = q.described.version < (0, 13)  # later: R28
     if early and isinstance(sizes, list | tuple) and any(type(one) is int and one < 0 for one in sizes):
         yield Problem(f"{where}.cudagraph_capture_sizes", sizes, "sizes from 0 on are needed", "Mend the value.")
     operators = inside.get("custom_ops")
@@ -136,10 +135,9 @@ _FORMS = {
 @rule("N13", "error", ">=0.9", "vllm, engine/arg_utils.py: a flag that takes a mapping takes its JSON")
 def not_a_mapping(q: Question) -> Iterator[Problem]:
     """What is given to a flag that takes a mapping is none, nor its JSON."""
-    assert q.release is not None
-    for flag in q.release.settings:
+    for flag in q.described.settings:
         value = q.settings.get(flag)
-        level = flag == "compilation-config" and q.release.version < (0, 11) and str(value) in ("0", "1", "2", "3")
+        level = flag == "compilation-config" and q.described.version < (0, 11) and str(value) in ("0", "1", "2", "3")
         if value is None or isinstance(value, Mapping) or level:
             continue
         if not (isinstance(value, str) and is_json_mapping(value)):
@@ -149,9 +147,8 @@ def not_a_mapping(q: Question) -> Iterator[Problem]:
 @rule("N9", "error", ">=0.27", "vllm-ascend v0.30.0rc2, ascend_config.py: typed fields")
 def typed_keys(q: Question) -> Iterator[Problem]:
     """Keys of another type: from 0.27.1 on they are refused."""
-    assert q.release is not None
     for name, value in q.additional.items():
-        key = q.release.keys.get(name)
+        key = q.described.keys.get(name)
         if key is None or name in q.section("scheduler_config"):  # that one holds, and the other is not looked at
             continue
         where = f"engine.additional_config.{name}"
@@ -166,11 +163,10 @@ def typed_keys(q: Question) -> Iterator[Problem]:
 @rule("N10", "error", ">=0.9", "vllm-ascend, ascend_config.py")
 def ranges_of_keys(q: Question) -> Iterator[Problem]:
     """Keys whose value the engine refuses: tables.yaml, `values`."""
-    assert q.release is not None
     for name, releases, wanted, source in table("values"):
-        value = dotted(q.additional, name) if covers(releases, q.release.version) else None
+        value = dotted(q.additional, name) if covers(releases, q.described.version) else None
         problem = type_problem(
-            tuple(wanted) if isinstance(wanted, list) else wanted, value, is_strict=not q.release.strict
+            tuple(wanted) if isinstance(wanted, list) else wanted, value, is_strict=not q.described.strict
         )
         if value is not None and problem:
             reason = f"the engine does not start with it: {problem}"
@@ -180,11 +176,10 @@ def ranges_of_keys(q: Question) -> Iterator[Problem]:
 @rule("N14", "error", ">=0.9", "vllm, engine/arg_utils.py")
 def ranges_of_flags(q: Question) -> Iterator[Problem]:
     """Flags whose value the parser takes and the engine refuses: tables.yaml, `flag_values`."""
-    assert q.release is not None
     for name, releases, wanted, variable, source in table("flag_values"):
         value = q.settings.get(name)
         off = variable is not None and not is_true(q.env.get(variable))
-        if value is None or off or name not in q.release.flags or not covers(releases, q.release.version):
+        if value is None or off or name not in q.described.flags or not covers(releases, q.described.version):
             continue
         if problem := type_problem(tuple(wanted) if isinstance(wanted, list) else wanted, value):
             reason = f"the engine does not start with it: {problem}"
@@ -194,10 +189,9 @@ def ranges_of_flags(q: Question) -> Iterator[Problem]:
 @rule("N15", "error", ">=0.9", "vllm, the registries of tool parsers, connectors and attention backends")
 def registered_names(q: Question) -> Iterator[Problem]:
     """Names that the release looks up in a registry of its own, where nothing says that yours is in another module."""
-    assert q.release is not None
     transfer, key = q.inside("kv-transfer-config"), "engine.args.kv-transfer-config.kv_connector"
     tools, backend = q.settings.get("tool-call-parser"), q.settings.get("attention-backend")
-    early = q.release.version < (0, 18)  # its workers look for the connector
+    early = q.described.version < (0, 18)  # its workers look for the connector
     plugin = bool(q.settings.get("tool-parser-plugin"))
     asked = {
         "tool_call_parser": ("engine.args.tool-call-parser", tools, not q.on("enable-auto-tool-choice") or plugin),
@@ -205,17 +199,16 @@ def registered_names(q: Question) -> Iterator[Problem]:
         "attention_backend": ("engine.args.attention-backend", backend and str(backend).upper(), False),
     }
     for what, (where, value, is_elsewhere) in asked.items():
-        names = q.release.names.get(what)
+        names = q.described.names.get(what)
         if value is not None and names and not is_elsewhere and value not in names:
-            yield Problem(where, value, f"vllm-ascend {q.release.name} has no such one", nearest(str(value), names))
+            yield Problem(where, value, f"vllm-ascend {q.described.name} has no such one", nearest(str(value), names))
 
 
 @rule("N16", "error", ">=0.9", "vllm, entrypoints/openai/cli_args.py and config classes")
 def flags_that_need_others(q: Question) -> Iterator[Problem]:
     """Flags that the engine refuses without another one: tables.yaml, `flag_needs`."""
-    assert q.release is not None
     for name, releases, other, source in table("flag_needs"):
-        known = name in q.release.flags and covers(releases, q.release.version)
+        known = name in q.described.flags and covers(releases, q.described.version)
         if known and q.on(name) and not q.settings.get(other):
             reason = f"the engine does not start with it: it needs --{other}"
             yield Problem(f"engine.args.{name}", True, reason, f"Set engine.args.{other} too.", source=source)

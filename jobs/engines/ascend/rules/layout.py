@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 from jobs.engines.ascend import is_true
 from jobs.engines.ascend.memory import PARTITION
-from jobs.engines.ascend.rules.base import EVERY, Problem, Question, rule
+from jobs.engines.ascend.rules.base import DCP, EVERY, PCP, PP, Problem, Question, rule
 from jobs.engines.checkpoint.parts import stages
 
-PCP, DCP, PP = "prefill-context-parallel-size", "decode-context-parallel-size", "pipeline-parallel-size"
-TP = "parallel.tensor_parallel_size"
+PCP_KEY, TP = "parallel.prefill_context_parallel_size", "parallel.tensor_parallel_size"
 MASTER = ("data-parallel-address", "data-parallel-rpc-port", "master-addr", "master-port")
 
 
@@ -49,12 +48,9 @@ def pipeline_stages(q: Question) -> Iterator[Problem]:
         reason = f"the model has {layers} layers"
         yield Problem("parallel.pipeline_parallel_size", count, reason, "Give as many stages at most.")
     if q.size(PCP) > 1:
-        key, source = (
-            "parallel.prefill_context_parallel_size",
-            "vllm-ascend 0.30.0rc2, feature guide, pipeline parallel",
-        )
+        source = "vllm-ascend 0.30.0rc2, feature guide, pipeline parallel"
         reason = "prefill context parallel together with pipeline stages is not supported"
-        yield Problem(key, q.size(PCP), reason, "Leave one of them out.", "warning", source)
+        yield Problem(PCP_KEY, q.size(PCP), reason, "Leave one of them out.", "warning", source)
 
 
 @rule("L3", "error", ">=0.27", "vllm-ascend 0.30.0rc2, feature guide, KVPP, supported features")
@@ -85,42 +81,32 @@ def context_and_data_parallel(q: Question) -> Iterator[Problem]:
     ranks = q.config.parallel.data_parallel_size
     if q.size(PCP) > 1 and ranks > 1:
         reason = f"prefill context parallel does not work together with {ranks} data-parallel ranks"
-        yield Problem(
-            "parallel.prefill_context_parallel_size",
-            q.size(PCP),
-            reason,
-            "Set parallel.data_parallel_size=1, or leave it out.",
-        )
+        yield Problem(PCP_KEY, q.size(PCP), reason, "Set parallel.data_parallel_size=1, or leave it out.")
 
 
 @rule("R15", "error", ">=0.11", "vllm 0.18.0, config/parallel.py; vllm-ascend feature guide, context parallel")
 def decode_context_parallel(q: Question) -> Iterator[Problem]:
     """Decode context parallel reuses the tensor parallel ranks."""
     dcp, tp, key = q.size(DCP), q.config.parallel.tensor_parallel_size, "parallel.decode_context_parallel_size"
-    assert q.release is not None
-    if q.release.version < (0, 13) and (dcp > 1 or q.size(PCP) > 1):
-        at, size = (key, dcp) if dcp > 1 else ("parallel.prefill_context_parallel_size", q.size(PCP))
+    if q.described.version < (0, 13) and (dcp > 1 or q.size(PCP) > 1):
+        at, size = (key, dcp) if dcp > 1 else (PCP_KEY, q.size(PCP))
         reason = (
-            f"vllm {q.release.name} has the flag for decoding, but the Ascend worker of this release has no context "
+            f"vllm {q.described.name} has the flag for decoding, but the Ascend worker of this release has no context "
             "parallelism: the KV cache would not be spread"
         )
         remedy = "Choose engine.release=0.13.0 or later, or another layout."
         yield Problem(at, size, reason, remedy, source="vllm-ascend v0.11.0, worker: no code for context parallelism")
     pcp = q.size(PCP)
-    if pcp > 1 and q.release.version >= (0, 26) and dcp not in (1, pcp, tp * pcp):
+    if pcp > 1 and q.described.version >= (0, 26) and dcp not in (1, pcp, tp * pcp):
         reason = f"with prefill context parallel {pcp} it must be 1, {pcp} or tp x pcp = {tp * pcp}"
         yield Problem(key, dcp, reason, "Give one of these.", source="vllm 0.26.0, config/parallel.py")
     elif tp % dcp and dcp != tp * pcp:
         yield Problem(key, dcp, f"it must divide {TP} = {tp}", "Give a divisor of it.")
     if (dcp > 1 or q.size(PCP) > 1) and q.speculative:
-        yield Problem(
-            "engine.args.speculative-config",
-            q.settings.get("speculative-config"),
-            "multi-token prediction with context parallel is not supported for MLA models on A2",
-            "Leave one of them out.",
-            "warning",
-            "vllm-ascend v0.23.0, feature guide, context parallel, table of supported features",
-        )
+        source = "vllm-ascend v0.23.0, feature guide, context parallel, table of supported features"
+        reason = "multi-token prediction with context parallel is not supported for MLA models on A2"
+        remedy, flag = "Leave one of them out.", "speculative-config"
+        yield Problem(f"engine.args.{flag}", q.settings.get(flag), reason, remedy, "warning", source)
 
 
 @rule("R40", "error", ">=0.13", "vllm, config/vllm.py: Block_size should be divisible by cp_kv_cache_interleave_size")

@@ -62,26 +62,25 @@ def _is_number(value: Any, kind: str) -> bool:
 @rule("N1", "error", ">=0.9", "the release's own argument parser (jobs/engines/ascend/releases)")
 def unknown_flags(q: Question) -> Iterator[Problem]:
     """Flags that the release does not have, and values that its parser refuses."""
-    assert q.release is not None
     for given, value in q.config.engine.args.items():
         if value is None:
             continue
         name = given.lstrip("-").replace("_", "-").partition(".")[0]
-        known, key = find_flag(name.removeprefix("no-"), q.release), f"engine.args.{given}"
+        known, key = find_flag(name.removeprefix("no-"), q.described), f"engine.args.{given}"
         if known is None:
-            removed = name in _gone(q.release)
-            reason = f"vllm-ascend {q.release.name} has no flag --{name}" + (": it was removed" if removed else "")
-            yield Problem(key, value, reason, "Remove it." if removed else _nearest_flag(name, q.release))
+            removed = name in _gone(q.described)
+            reason = f"vllm-ascend {q.described.name} has no flag --{name}" + (": it was removed" if removed else "")
+            yield Problem(key, value, reason, "Remove it." if removed else _nearest_flag(name, q.described))
         elif "." in given:
             continue
         elif name.startswith("no-"):
-            problem = value_problem(q.release.flags[known], not value) if isinstance(value, bool) else IS_SWITCH
+            problem = value_problem(q.described.flags[known], not value) if isinstance(value, bool) else IS_SWITCH
             if problem:
                 yield Problem(key, value, f"--{name}: {problem}", f"Set {name.removeprefix('no-')} instead.")
-        elif (problem := value_problem(q.release.flags[known], value)) and not _is_added(known, value, q.release):
+        elif (problem := value_problem(q.described.flags[known], value)) and not _is_added(known, value, q.described):
             yield Problem(key, value, f"--{known}: {problem}", "Mend the value.")
     for name, key in CONFIGURED.items():  # a key of its own is a flag too
-        value, flag = q.settings.get(name), q.release.flags.get(name)
+        value, flag = q.settings.get(name), q.described.flags.get(name)
         if value is not None and flag and (flag.choices or flag.range) and (problem := value_problem(flag, value)):
             yield Problem(key, value, f"--{name}: {problem}", "Mend the value.")
 
@@ -112,26 +111,24 @@ def _gone(release: Release) -> set[str]:
 @rule("N2", "warning", ">=0.9", "vllm, argument parser: argument is deprecated")
 def deprecated_flags(q: Question) -> Iterator[Problem]:
     """Flags that the engine itself warns about."""
-    assert q.release is not None
     for given, value in q.config.engine.args.items():
-        known = find_flag(given.lstrip("-").replace("_", "-").removeprefix("no-"), q.release)
-        if value is not None and known and q.release.flags[known].deprecated:
+        known = find_flag(given.lstrip("-").replace("_", "-").removeprefix("no-"), q.described)
+        if value is not None and known and q.described.flags[known].deprecated:
             yield Problem(f"engine.args.{given}", value, f"--{known} is deprecated in this release", "Remove it.")
 
 
 @rule("N3", "error", ">=0.9", "vllm-ascend, ascend_config.py: keys are asked for by dict.get, others are not looked at")
 def unknown_keys(q: Question) -> Iterator[Problem]:
     """Keys of additional_config that the release never asks for: the engine would ignore them and say nothing."""
-    assert q.release is not None
     for name, value in q.additional.items():
-        if name in ("torchair_graph_config", "ascend_scheduler_config") and q.release.version >= (0, 12):
+        if name in ("torchair_graph_config", "ascend_scheduler_config") and q.described.version >= (0, 12):
             continue  # rule R12
-        if name not in q.release.keys:
-            does = "refuses it" if q.release.strict else "does not know it and would silently ignore it"
-            reason = f"vllm-ascend {q.release.name} {does}"
-            yield Problem(f"engine.additional_config.{name}", value, reason, nearest(name, q.release.keys))
+        if name not in q.described.keys:
+            does = "refuses it" if q.described.strict else "does not know it and would silently ignore it"
+            reason = f"vllm-ascend {q.described.name} {does}"
+            yield Problem(f"engine.additional_config.{name}", value, reason, nearest(name, q.described.keys))
         else:
-            yield from _unknown_inside(q.release, name, value)
+            yield from _unknown_inside(q.described, name, value)
 
 
 def _unknown_inside(release: Release, name: str, value: Any) -> Iterator[Problem]:
@@ -162,15 +159,11 @@ def names_in(section: Mapping[str, Any], known: Iterable[str], prefix: str = "")
 @rule("N4", "warning", ">=0.9", "vllm-ascend release notes and configuration guide")
 def deprecated_keys(q: Question) -> Iterator[Problem]:
     """Keys that the next release will not have."""
-    assert q.release is not None
     for name in q.additional:
-        if source := q.release.deprecated_keys.get(name):
+        if source := q.described.deprecated_keys.get(name):
             # The announcement of 0.11 is about sections that are the only way to graph mode there.
-            reason, remedy = (
-                "it is deprecated in this release",
-                "See python -m jobs explain for the next release's form.",
-            )
-            yield Problem(f"engine.additional_config.{name}", q.additional[name], reason, remedy, source=source)
+            key, remedy = f"engine.additional_config.{name}", "See python -m jobs explain for the next release's form."
+            yield Problem(key, q.additional[name], "it is deprecated in this release", remedy, source=source)
 
 
 @rule(
@@ -181,23 +174,18 @@ def deprecated_keys(q: Question) -> Iterator[Problem]:
 )
 def unknown_variables(q: Question) -> Iterator[Problem]:
     """Variables of vLLM and HCCL that nobody reads."""
-    assert q.release is not None
     strict = is_true(q.settings.get("fail-on-environ-validation"))
     for name in q.config.engine.env:
         if q.env.get(name) is None:
             continue
-        known = q.release.variables
-        refused = strict and name not in q.release.engine_variables  # it knows vLLM's own names, not the plugin's
+        known, vllm = q.described.variables, f"vLLM {q.described.name}"
+        refused = strict and name not in q.described.engine_variables  # it knows vLLM's own names, not the plugin's
         if name.startswith("VLLM_") and (refused or name not in known):
-            reason = (
-                f"vLLM {q.release.name} does not know it"
-                if name in known
-                else (f"neither vLLM {q.release.name} nor its Ascend plugin reads it")
-            )
+            reason = f"{vllm} does not know it" if name in known else f"neither {vllm} nor its Ascend plugin reads it"
             reason += ", and --fail-on-environ-validation refuses it" if refused else ": it is ignored"
             severity: Severity = "error" if refused else "warning"
-            yield Problem(f"engine.env.{name}", q.env[name], reason, _remedy(name, q.release.variables), severity)
-        if name.startswith("HCCL_") and name not in HCCL and name not in q.release.variables:
+            yield Problem(f"engine.env.{name}", q.env[name], reason, _remedy(name, known), severity)
+        if name.startswith("HCCL_") and name not in HCCL and name not in known:
             reason = "HCCL has no such variable: it is ignored"
             yield Problem(f"engine.env.{name}", q.env[name], reason, _remedy(name, HCCL), source="CANN, HCCL variables")
 
@@ -205,16 +193,15 @@ def unknown_variables(q: Question) -> Iterator[Problem]:
 @rule("N8", "warning", ">=0.9", "vllm-ascend issue 8915: variables of one image in the place of another", NPU)
 def foreign_variables(q: Question) -> Iterator[Problem]:
     """Variables that neither the release nor anything around it is known to read: another image's, most often."""
-    assert q.release is not None
     for name in q.config.engine.env:
-        known = name in q.release.variables or name.startswith(("VLLM_", "HCCL_"))  # N5
+        known = name in q.described.variables or name.startswith(("VLLM_", "HCCL_"))  # N5
         if q.env.get(name) is None or known or name.upper().startswith(tuple(table("others_variables"))):
             continue
         reason = (
-            f"no file of vLLM {q.release.name} or its Ascend plugin reads it, and it is none of CANN's, PyTorch's or "
+            f"no file of vLLM {q.described.name} or its Ascend plugin reads it, and it is none of CANN's, PyTorch's or "
             "the system's: it is ignored, if nothing of your own reads it"
         )
-        remedy = _remedy(name, (*q.release.variables, *HCCL))
+        remedy = _remedy(name, (*q.described.variables, *HCCL))
         yield Problem(f"engine.env.{name}", q.env[name], reason, remedy)
 
 
@@ -226,19 +213,16 @@ def _remedy(name: str, known: Iterable[str]) -> str:
 @rule("N6", "warning", ">=0.9", "vllm-ascend, configuration guide: variables that became keys")
 def deprecated_variables(q: Question) -> Iterator[Problem]:
     """Variables that became keys of additional_config."""
-    assert q.release is not None
-    for name, source in q.release.deprecated_variables.items():
-        key = q.release.have_a_key[name]
+    for name, source in q.described.deprecated_variables.items():
+        key = q.described.have_a_key[name]
         if q.env.get(name) is None:
             continue
         if key in q.additional:
             reason = f"engine.additional_config.{key} = {q.additional[key]} is set too, and holds"
             yield Problem(f"engine.env.{name}", q.env[name], reason, "Remove the variable.", source=source)
         else:
-            reason = "the variable is deprecated in this release"
-            yield Problem(
-                f"engine.env.{name}", q.env[name], reason, f"Set engine.additional_config.{key}.", source=source
-            )
+            reason, remedy = "the variable is deprecated in this release", f"Set engine.additional_config.{key}."
+            yield Problem(f"engine.env.{name}", q.env[name], reason, remedy, source=source)
 
 
 def _role(q: Question) -> Any:
@@ -253,23 +237,18 @@ def _drafts(q: Question) -> int:
 
 
 _APART = ", and prefill and decode are not disaggregated here"
+_RECOMPUTE, _ONE_ROLE = "recompute_scheduler_enable", ("kv_consumer", "kv_producer")
 _CONDITIONS: Mapping[str, tuple[str, Callable[[Question], bool]]] = {
     "decode": (f"a decode node (kv_role=kv_consumer){_APART}", lambda q: _role(q) in ("kv_consumer", "kv_both")),
-    "one role": (
-        f"a node of one role (kv_role=kv_consumer){_APART}",
-        lambda q: _role(q) in ("kv_consumer", "kv_producer"),
-    ),
+    "one role": (f"a node of one role (kv_role=kv_consumer){_APART}", lambda q: _role(q) in _ONE_ROLE),
     "prefill": (f"a prefill node (kv_role=kv_producer){_APART}", lambda q: _role(q) == "kv_producer"),
     "one NPU": ("parallel.tensor_parallel_size=1", lambda q: q.config.parallel.tensor_parallel_size == 1),
     "stages": ("engine.args.pipeline-parallel-size above 1", lambda q: q.size("pipeline-parallel-size") > 1),
     "one draft": ("num_speculative_tokens=1, or no speculative decoding", lambda q: _drafts(q) in (0, 1)),
     "no drafts": ("a start without speculative decoding", lambda q: speculation_of(q.config) is None),
     "balanced steps": (
-        "recompute_scheduler_enable, which is for decode nodes",
-        lambda q: (
-            is_true(q.additional.get("recompute_scheduler_enable"))
-            or is_true(q.section("scheduler_config").get("recompute_scheduler_enable"))
-        ),
+        f"{_RECOMPUTE}, which is for decode nodes",
+        lambda q: is_true(q.additional.get(_RECOMPUTE)) or is_true(q.section("scheduler_config").get(_RECOMPUTE)),
     ),
     "graphs": ("graph mode", lambda q: not q.on("enforce-eager")),
 }
@@ -279,12 +258,11 @@ _CONDITIONS: Mapping[str, tuple[str, Callable[[Question], bool]]] = {
 @rule("N7", "error", ">=0.11", "vllm-ascend, ascend_config.py and platform.py")
 def refused_keys(q: Question) -> Iterator[Problem]:
     """Keys that the engine refuses at its start, after the queue: each one once, with the first thing it lacks."""
-    assert q.release is not None
     seen: set[str] = set()
     for key, releases, condition, source in table("needs"):
         value, (words, met) = dotted(q.additional, key), _CONDITIONS[condition]
-        asked = value is not None if q.release.version[:2] == (0, 11) else _is_on(value)  # 0 is a size there
-        if key in seen or not asked or not covers(releases, q.release.version) or met(q):
+        asked = value is not None if q.described.version[:2] == (0, 11) else _is_on(value)  # 0 is a size there
+        if key in seen or not asked or not covers(releases, q.described.version) or met(q):
             continue
         seen.add(key)
         reason = f"the engine does not start with it: it needs {words}"
