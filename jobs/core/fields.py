@@ -28,16 +28,18 @@ def from_root(text: str) -> str:
 def dotted(tree: Any, key: str) -> Any:
     """Return the value at a dotted key of sections or nested mappings; None where there is none."""
     for part in key.split("."):
-        if isinstance(tree, Mapping):
-            tree = tree.get(part)
+        if isinstance(tree, Section):
+            tree = getattr(tree, part, None)
         else:
-            tree = getattr(tree, part, None) if isinstance(tree, Section) else None
+            tree = tree.get(part) if isinstance(tree, dict | Mapping) else None
     return dict(vars(tree)) if isinstance(tree, OneKey) else tree
 
 
 def plain(value: Any) -> Any:
     """Return a copy of nested data with lists for tuples, as JSON and YAML have it."""
-    if isinstance(value, Mapping):
+    if value is None or isinstance(value, str | int | float):  # most of it
+        return value
+    if isinstance(value, dict | Mapping):
         return {key: plain(child) for key, child in value.items()}
     return [plain(child) for child in value] if isinstance(value, list | tuple) else value
 

@@ -201,7 +201,7 @@ class SweepDir:
 
     def point(self, point: str) -> PointDir:
         """Directory of one point."""
-        return PointDir(self.path / "points" / point)
+        return PointDir(self.path.joinpath("points", point))
 
     def point_names(self) -> set[str]:
         """Return the ids of the points that have a directory."""

@@ -113,12 +113,12 @@ LARGEST = 2**53
 
 def _check_sizes(values: Mapping[str, Any], section: str = "") -> None:
     for name, value in values.items():
-        key = section + name
-        if isinstance(value, Mapping):
-            if key not in open_mappings():
-                _check_sizes(value, f"{key}.")
-        elif isinstance(value, int | float) and LARGEST < abs(value) != math.inf:
-            raise ConfigError(key, repr(value), "it is too large", f"{key}: {help_of(key)}")
+        if isinstance(value, int | float):
+            if LARGEST < abs(value) != math.inf:
+                key = section + name
+                raise ConfigError(key, repr(value), "it is too large", f"{key}: {help_of(key)}")
+        elif value and isinstance(value, dict | Mapping) and (key := section + name) not in open_mappings():
+            _check_sizes(value, f"{key}.")
 
 
 _ADAPTER = TypeAdapter(Config)
