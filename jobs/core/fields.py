@@ -132,10 +132,16 @@ def _no_pattern(value: str) -> str:
     return value
 
 
+def _of_files(value: str) -> str:
+    if any(len(part.encode(errors="surrogateescape")) > names.LONGEST for part in value.split("/")):
+        raise ValueError(f"a name in it has more than {names.LONGEST} bytes, which no file has")
+    return value
+
+
 def _directory(value: str) -> str:
     if not value.strip():
         raise ValueError("it is empty")
-    return _no_pattern(value)
+    return _of_files(_no_pattern(value))
 
 
 def _own_name(value: str) -> str:
@@ -143,6 +149,9 @@ def _own_name(value: str) -> str:
         raise ValueError("this is the link to the newest sweep")
     return _no_pattern(names.file_name(value))
 
+
+Place = Annotated[Text, AfterValidator(_of_files)]
+"""Path of a file or directory."""
 
 Directory = Annotated[Line, AfterValidator(_directory)]
 """Path of a directory in which Slurm writes output."""

@@ -165,7 +165,17 @@ def own_folder(root: Path, name: str) -> Path:
 
 def write_text(path: Path, text: str, mode: int | None = None) -> None:
     """Write text atomically; modes: see `write_bytes`. Known secrets are masked, but in a file of mode SECRET."""
-    write_bytes(path, (text if mode == SECRET else masking.known_away(text)).encode(), mode)
+    write_bytes(path, _utf8(text if mode == SECRET else masking.known_away(text)), mode)
+
+
+def _utf8(text: str) -> bytes:
+    """Return a text in UTF-8; of a path that the locale of the shell could not read its own bytes, where they are."""
+    for errors in ("strict", "surrogateescape"):
+        with contextlib.suppress(UnicodeError):
+            content = text.encode("utf-8", errors)
+            content.decode()
+            return content
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_json(path: Path, value: Any, mode: int | None = None) -> None:
@@ -248,7 +258,7 @@ def append_json(path: Path, value: Any) -> None:
     try:
         make_directory(path.parent)
         with open_append(path) as file:
-            file.write((masking.known_away(json.dumps(value, ensure_ascii=False, default=str)) + "\n").encode())
+            file.write(_utf8(masking.known_away(json.dumps(value, ensure_ascii=False, default=str)) + "\n"))
     except OSError as error:
         raise RunError(str(path), "(write)", str(error), "Free space, or choose another results.root.") from error
 

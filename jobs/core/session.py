@@ -115,7 +115,7 @@ def popen(argv: Sequence[str], env: dict[str, str], **output: Any) -> subprocess
             list(argv),
             env=env,
             stdin=subprocess.DEVNULL,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             start_new_session=True,
             **output,

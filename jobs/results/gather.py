@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.core import masking
 from jobs.core.errors import RunError
 from jobs.core.fields import dotted
 from jobs.core.foreign import load_yaml, refused
@@ -139,8 +140,11 @@ def collect(runs: Sequence[Run]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    names = [run.name for run in runs]
-    shown = [name if names.count(name) == 1 else str(run.sweep.path) for name, run in zip(names, runs, strict=True)]
+    names = [masking.visible(run.name) for run in runs]
+    shown = [
+        name if names.count(name) == 1 else masking.visible(str(run.sweep.path))
+        for name, run in zip(names, runs, strict=True)
+    ]
     swept = tuple(dict.fromkeys(key for run in runs for key in run.swept))
     keys = chain.from_iterable(row for run in runs for row in run.rows)
     order = dict.fromkeys(chain(["run", "owner", *columns(swept)], keys))
