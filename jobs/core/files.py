@@ -154,13 +154,22 @@ def make_private(path: Path) -> None:
 
 
 def own_folder(root: Path, name: str) -> Path:
-    """Return the directory of this name below a root that several users share; where it is another's, with the uid."""
-    path = root / name
-    with contextlib.suppress(OSError):
-        info = path.lstat()
-        if info.st_uid != os.geteuid() or not stat.S_ISDIR(info.st_mode):
-            return root / f"{name}-{os.geteuid()}"
-    return path
+    """Return the directory of this name below a root that several users share; where it is another's, with the uid.
+
+    Others may have taken that too, or have put a link there: then it has a number.
+
+    Raises:
+        RunError: they have taken all of them.
+    """
+    uid = os.geteuid()
+    for end in ("", f"-{uid}", *(f"-{uid}-{number}" for number in range(2, 100))):
+        try:
+            info = (path := root / f"{name}{end}").lstat()
+        except OSError:
+            return path
+        if info.st_uid == uid and stat.S_ISDIR(info.st_mode):
+            return path
+    raise RunError("results.root", root, f"other users hold every name of {name}", "Choose another results.root.")
 
 
 def write_text(path: Path, text: str, mode: int | None = None) -> None:
