@@ -14,6 +14,7 @@ from typing import NoReturn
 from containers.base import Fetched, Order, Runtime
 from jobs.core import process, session
 from jobs.core.errors import UserError
+from jobs.core.log import take_any_text
 from jobs.core.registry import RUNTIMES
 
 
@@ -44,4 +45,5 @@ def _carry_out(order: Order) -> NoReturn:
 
 
 if __name__ == "__main__":
+    take_any_text()
     main(Path(sys.argv[1]))

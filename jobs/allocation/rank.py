@@ -35,7 +35,7 @@ from jobs.core.config import Config
 from jobs.core.errors import RunError, UserError
 from jobs.core.layout import Placement
 from jobs.core.lock import is_free
-from jobs.core.log import log
+from jobs.core.log import log, take_any_text
 from jobs.core.rundir import AllocationDir
 from jobs.core.sharing import let_group_read
 from jobs.core.tasks import read_config, read_head, read_task
@@ -251,4 +251,5 @@ def _check_start(start: EngineStart, context: RankContext) -> None:
 
 
 if __name__ == "__main__":
+    take_any_text()
     sys.exit(main(sys.argv[1:]))

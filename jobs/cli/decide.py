@@ -14,14 +14,13 @@ from dataclasses import replace
 from typing import Any
 
 from jobs.cli import Command
-from jobs.cluster.base import ENDED, job_state
-from jobs.core.errors import ConfigError
+from jobs.core.errors import ConfigError, RunError
 from jobs.core.rundir import SweepDir
 from jobs.results.pairs import of_sweep, read_question, standing, write_question
 from jobs.results.pairs_text import Found, as_json, bisected, lines
 from jobs.results.sequential import errors_of, first_worse
 from jobs.sweep import show
-from jobs.sweep.contest import Budget, Contest, Past, ask, settings_of, share, versions_of
+from jobs.sweep.contest import Budget, Contest, Past, ask, runs, settings_of, share, versions_of
 from jobs.sweep.follow import follow
 from jobs.sweep.resume import resume
 from jobs.sweep.start import start
@@ -57,30 +56,40 @@ def _answer(contest: Contest, budget: Budget, out: Any) -> Found:
         KeyboardInterrupt: Ctrl-C; the sweep that runs goes on.
         RunError: a sweep cannot be started.
     """
-    told: set[SweepDir] = set()
+    told: set[str] = set()
     why = ""
+
+    def tell(line: str) -> None:
+        if line not in told:
+            told.add(line)
+            out.print(line, markup=False)
+
     while True:
-        past = contest.past()
-        for one in past:
-            if one.stale and one.sweep not in told:
-                told.add(one.sweep)
-                out.print(f"not counted: the rows of {one.sweep.path}: {one.stale}")
-        counting = tuple(one for one in past if not one.stale)
-        now = contest.standing(counting)
-        if now.decision.answer != "open" or now.broken:
-            why = now.over
-        if why:
+        with contest.alone(tell):
+            past = contest.past(tell)
+            for one in past:
+                if one.stale:
+                    tell(f"not counted: the rows of {one.sweep.path}: {one.stale}")
+            counting = tuple(one for one in past if not one.stale)
+            now = contest.standing(counting)
+            if now.decision.answer != "open" or now.broken:
+                why = now.over
+            sweep = None if why else _next(contest, past, counting, budget, out)
+        if sweep is None:
             asked = (contest.names, contest.goal, contest.difference, contest.by_windows)
+            why = why or "the budget is spent"
             return Found(*asked, now, why, contest.hours(counting), tuple(one.sweep for one in counting))
-        why = _go_on(contest, past, counting, budget, out)
+        why = _followed(sweep, out)
 
 
-def _go_on(contest: Contest, past: Sequence[Past], counting: tuple[Past, ...], budget: Budget, out: Any) -> str:
-    """Follow the sweep that runs, resume one that was ended, or start the next. Returns why none brings more pairs."""
+def _next(
+    contest: Contest, past: Sequence[Past], counting: tuple[Past, ...], budget: Budget, out: Any
+) -> SweepDir | None:
+    """Return the sweep that runs, that was ended and now goes on, or that is begun; None: the budget is spent."""
     last = counting[-1] if counting else None
-    if last and any(job_state(folder) not in ENDED for folder in last.sweep.allocations()):
+    if last and runs(last.sweep):
         out.print(f"it runs already: {last.sweep.path}")
-        return _followed(last.sweep, out)
+        return last.sweep
     if last and not contest.by_windows:
         before = counting[:-1]
         most = contest.affordable(budget, sum(len(one.pairs) for one in before), contest.hours(before))
@@ -88,15 +97,19 @@ def _go_on(contest: Contest, past: Sequence[Past], counting: tuple[Past, ...], b
         if len(last.pairs) < most:
             write_question(last.sweep, replace(last.question, most=most))
             out.print(f"going on with {last.sweep.path}: {len(last.pairs)} of at most {most} pairs are measured")
-            resume(last.sweep, retry_failed=False)
-            return _followed(last.sweep, out)
+            try:
+                resume(last.sweep, retry_failed=False)
+            except RunError:
+                if not runs(last.sweep):  # else a `resume` of its own was first
+                    raise
+            return last.sweep
     count = contest.affordable(budget, sum(len(one.pairs) for one in counting), contest.hours(counting))
     if count < 1:
-        return "the budget is spent"
+        return None
     made = contest.plan(0 if contest.by_windows else sum(len(one.question.pairs) for one in past), count)
     sweep = start(made, question=contest.question(made, count, counting))
     out.print(f"sweep {sweep.path}: {_at_most(contest, count)}")
-    return _followed(sweep, out)
+    return sweep
 
 
 def _followed(sweep: SweepDir, out: Any) -> str:

@@ -91,7 +91,7 @@ def launch(points: Sequence[Sequence[str]], composer: compose.Composer = compose
         out.print("dry run: nothing was submitted")
         return Outcome()
     sweep = start(made, reuse.taken(earlier, settings.launch))
-    out.print(f"sweep {sweep.path}")
+    out.print(show.begun_text("sweep", sweep, settings.results.name), markup=False)
     if not settings.launch.follow:
         out.print(f"submitted; follow it by: python -m jobs follow {sweep.path}")
         return Outcome()

@@ -9,13 +9,14 @@ from pathlib import Path
 import yaml
 
 from jobs.cli import Command
+from jobs.core import masking
 from jobs.diagnose import as_case, diagnose_each, read_each
 
 
 def _diagnose(options: argparse.Namespace) -> int:
     if options.as_case:
         cases = [as_case(logs, sizes) for _, logs, sizes in read_each(options.logs)]
-        print(yaml.safe_dump(cases, allow_unicode=True, sort_keys=False, width=1000), end="")
+        print(masking.visible(yaml.safe_dump(cases, allow_unicode=True, sort_keys=False, width=1000)), end="")
         return 0
     found = diagnose_each(options.logs)
     if options.json:

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from jobs.core import masking
 from jobs.core.errors import RunError, UserError
+from jobs.core.log import take_any_text
 
 CLOSED = 128 + signal.SIGPIPE
 """Exit code (141): what a shell says of a program that SIGPIPE ended."""
@@ -64,6 +65,7 @@ def until_closed(main: Callable[[], int | None]) -> int | None:
 
     SIGPIPE itself stays ignored: it would end us for a connection that another host closed, too.
     """
+    take_any_text()
     streams = (one or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w") for one in (sys.stdout, sys.stderr))  # `>&-`
     sys.stdout, sys.stderr = (cast(TextIO, Printer(one)) for one in streams)
     try:
@@ -97,7 +99,7 @@ def unexpected(error: Exception) -> int:
     words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     try:
         handle, name = tempfile.mkstemp(prefix="serving-sweep-error-", suffix=".log")  # mode 0600
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             command = " ".join(map(shlex.quote, sys.argv))
             file.write(masking.text(f"{command}\nPython {sys.version}\n\n{traceback.format_exc()}"))
         where = f"The traceback is in {name}: report it with that file (CONTRIBUTING.md)"

@@ -10,17 +10,14 @@ from typing import TYPE_CHECKING
 from jobs.allocation.searching import told
 from jobs.cli import NOT_WRITTEN, RUN, Command
 from jobs.cluster import base
-from jobs.cluster.sick_nodes import proposal
-from jobs.core.planfile import read_plan
 from jobs.core.rundir import SweepDir, open_sweep
-from jobs.core.tasks import read_config
 from jobs.results.report import write_report
 from jobs.results.search import lines
 from jobs.results.table import FORMATS, read_table, render, write_table
 from jobs.sweep import show, status
 from jobs.sweep.follow import follow
 from jobs.sweep.lost import all_lost
-from jobs.sweep.resume import check_begun, resume
+from jobs.sweep.resume import resume
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,10 +54,7 @@ def _table(options: argparse.Namespace) -> int:
 def _resume(options: argparse.Namespace) -> int:
     found = open_sweep(options.run)
     out = show.console(stderr=options.json)
-    check_begun(found)
-    for line in proposal(read_config(found, read_plan(found).points[0].point), found.root):
-        out.print(f"note: {line}", markup=False)
-    points = resume(found, retry_failed=options.retry_failed)
+    points = resume(found, retry_failed=options.retry_failed, tell=lambda line: out.print(line, markup=False))
     left = "the search goes on" if points and found.search.exists() else f"{points} points are left"
     out.print(f"sweep {found.path}: {left}" + ("" if points else ", nothing to do"), markup=False)
     return _follow(options)

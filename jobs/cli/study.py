@@ -71,7 +71,7 @@ def _batch(points: Sequence[Sequence[str]], composer: compose.Composer, directio
         raise Ended(0)
     earlier = reuse.find(made.points, reuse.roots_of(settings.results.root, settings.results.roots))
     folder = start(made, reuse.taken(earlier, settings.launch))
-    out.print(f"sweep {folder.path}")
+    out.print(show.begun_text("sweep", folder, settings.results.name), markup=False)
     try:
         follow(folder, out)
     except KeyboardInterrupt:

@@ -42,7 +42,7 @@ def tune(overrides: list[str], *, as_json: bool = False) -> int:
         out.print("dry run: the next steps depend on the row of the first. Nothing was submitted")
         return 0
     sweep = start(asked.plan, taken, search=asked.search)
-    out.print(f"search {sweep.path}")
+    out.print(show.begun_text("search", sweep, asked.config.results.name), markup=False)
     if not launch.follow:
         out.print(f"submitted; follow it by: python -m jobs follow {sweep.path}")
         return 0

@@ -28,16 +28,18 @@ def from_root(text: str) -> str:
 def dotted(tree: Any, key: str) -> Any:
     """Return the value at a dotted key of sections or nested mappings; None where there is none."""
     for part in key.split("."):
-        if isinstance(tree, Mapping):
-            tree = tree.get(part)
+        if isinstance(tree, Section):
+            tree = getattr(tree, part, None)
         else:
-            tree = getattr(tree, part, None) if isinstance(tree, Section) else None
+            tree = tree.get(part) if isinstance(tree, dict | Mapping) else None
     return dict(vars(tree)) if isinstance(tree, OneKey) else tree
 
 
 def plain(value: Any) -> Any:
     """Return a copy of nested data with lists for tuples, as JSON and YAML have it."""
-    if isinstance(value, Mapping):
+    if value is None or isinstance(value, str | int | float):  # most of it
+        return value
+    if isinstance(value, dict | Mapping):
         return {key: plain(child) for key, child in value.items()}
     return [plain(child) for child in value] if isinstance(value, list | tuple) else value
 
@@ -130,10 +132,16 @@ def _no_pattern(value: str) -> str:
     return value
 
 
+def _of_files(value: str) -> str:
+    if any(len(part.encode(errors="surrogateescape")) > names.LONGEST for part in value.split("/")):
+        raise ValueError(f"a name in it has more than {names.LONGEST} bytes, which no file has")
+    return value
+
+
 def _directory(value: str) -> str:
     if not value.strip():
         raise ValueError("it is empty")
-    return _no_pattern(value)
+    return _of_files(_no_pattern(value))
 
 
 def _own_name(value: str) -> str:
@@ -141,6 +149,9 @@ def _own_name(value: str) -> str:
         raise ValueError("this is the link to the newest sweep")
     return _no_pattern(names.file_name(value))
 
+
+Place = Annotated[Text, AfterValidator(_of_files)]
+"""Path of a file or directory."""
 
 Directory = Annotated[Line, AfterValidator(_directory)]
 """Path of a directory in which Slurm writes output."""

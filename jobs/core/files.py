@@ -154,18 +154,37 @@ def make_private(path: Path) -> None:
 
 
 def own_folder(root: Path, name: str) -> Path:
-    """Return the directory of this name below a root that several users share; where it is another's, with the uid."""
-    path = root / name
-    with contextlib.suppress(OSError):
-        info = path.lstat()
-        if info.st_uid != os.geteuid() or not stat.S_ISDIR(info.st_mode):
-            return root / f"{name}-{os.geteuid()}"
-    return path
+    """Return the directory of this name below a root that several users share; where it is another's, with the uid.
+
+    Others may have taken that too, or have put a link there: then it has a number.
+
+    Raises:
+        RunError: they have taken all of them.
+    """
+    uid = os.geteuid()
+    for end in ("", f"-{uid}", *(f"-{uid}-{number}" for number in range(2, 100))):
+        try:
+            info = (path := root / f"{name}{end}").lstat()
+        except OSError:
+            return path
+        if info.st_uid == uid and stat.S_ISDIR(info.st_mode):
+            return path
+    raise RunError("results.root", root, f"other users hold every name of {name}", "Choose another results.root.")
 
 
 def write_text(path: Path, text: str, mode: int | None = None) -> None:
     """Write text atomically; modes: see `write_bytes`. Known secrets are masked, but in a file of mode SECRET."""
-    write_bytes(path, (text if mode == SECRET else masking.known_away(text)).encode(), mode)
+    write_bytes(path, _utf8(text if mode == SECRET else masking.known_away(text)), mode)
+
+
+def _utf8(text: str) -> bytes:
+    """Return a text in UTF-8; of a path that the locale of the shell could not read its own bytes, where they are."""
+    for errors in ("strict", "surrogateescape"):
+        with contextlib.suppress(UnicodeError):
+            content = text.encode("utf-8", errors)
+            content.decode()
+            return content
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_json(path: Path, value: Any, mode: int | None = None) -> None:
@@ -248,7 +267,7 @@ def append_json(path: Path, value: Any) -> None:
     try:
         make_directory(path.parent)
         with open_append(path) as file:
-            file.write((masking.known_away(json.dumps(value, ensure_ascii=False, default=str)) + "\n").encode())
+            file.write(_utf8(masking.known_away(json.dumps(value, ensure_ascii=False, default=str)) + "\n"))
     except OSError as error:
         raise RunError(str(path), "(write)", str(error), "Free space, or choose another results.root.") from error
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jobs.core.errors import RunError
+from jobs.core.files import make_directory
 from jobs.core.log import read_tail
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -36,7 +37,7 @@ def exclusive(
     """
     with contextlib.ExitStack() as stack:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(path.parent)
             file = _open(path)
             stack.callback(os.close, file)
             try:
@@ -59,7 +60,8 @@ def _open(path: Path) -> int:
         OSError: it cannot be made, or is no regular file of its own.
     """
     flags = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    handle = os.open(path, os.O_RDWR | flags, 0o600 | path.parent.stat().st_mode & 0o060)
+    shared = path.parent.stat().st_mode & stat.S_IWGRP  # who only reads there could hold it for ever
+    handle = os.open(path, os.O_RDWR | flags, 0o660 if shared else 0o600)
     info = os.fstat(handle)
     if not stat.S_ISREG(info.st_mode) or info.st_nlink > 1:
         os.close(handle)

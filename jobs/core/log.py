@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -65,6 +67,13 @@ def own_error(text: str) -> str | None:
     """Return the error with which a rank of ours ended (its output, see jobs/allocation/rank.py), or None."""
     found = [line for line in text.splitlines() if line.startswith("error: ")]
     return found[-1].removeprefix("error: ")[:400] if found else None
+
+
+def take_any_text() -> None:
+    """Let standard output take what the locale of the shell has no letters for: such a one is shown as its number."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def log(text: str) -> None:

@@ -23,11 +23,11 @@ _LAST = frozenset(("token", "pwd", "pass", "pat"))
 _PAIRS = frozenset((("api", "key"), ("access", "key"), ("secret", "key"), ("private", "key"), ("auth", "key")))
 _IN_URL = re.compile(r"(?<=://)([^\s/:@'\"]*):([^\s/@'\"]+)(?=@)")
 _BEARER = re.compile(r"\b(Bearer|Basic)\s+(?!\$)([A-Za-z0-9._~+/=-]{4,})")
-_VALUE = r"('[^']*'|\"[^\"]*\"|\[[^\[\]]{0,2000}\]|\{[^{}]{0,2000}\}|[^\s,;'\"{}\[\])]+)"
+_VALUE = r"('[^']*'|\"(?:[^\"\\]|\\.)*\"|\\+\"[^\"\\]*\\*\"|\[[^\[\]]{0,2000}\]|\{[^{}]{0,2000}\}|\\*['\"][^\s'\"\\]+|[^\s,;'\"{}\[\])]+)"
 _NAME = r"[A-Za-z_][\w.-]{0,200}"
 _GIVEN = re.compile(
-    rf"(?<![\w.-])(-{{0,2}}{_NAME})(\s*=\s*|['\"]\s*[:=]\s*|:(?=\S))(?!\$){_VALUE}"
-    rf"|(?<!\S)(--[A-Za-z][\w-]{{0,100}})(\s+)(?![-$]){_VALUE}"
+    rf"(?<![\w.-])(-{{0,2}}{_NAME})(\s*=\s*|\\*['\"]\s*[:=]\s*|:(?=\S))(?!\$){_VALUE}"
+    rf"|(?<![^\s'\"])(--[A-Za-z][\w-]{{0,100}})(\s+)(?![-$]){_VALUE}"
     rf"|(?<=[{{,])(\s*{_NAME})(:\s+)(?!\$){_VALUE}"  # a mapping as YAML and Hydra write it
 )
 _ENDS_WITH_NAME = re.compile(rf"{_NAME}$")
@@ -102,7 +102,7 @@ def text(words: str, values: Sequence[str] | None = None) -> str:
 def _given(match: re.Match[str]) -> str:
     name, between, value = (one for one in match.groups() if one is not None)
     if not is_secret(_last(name)):
-        return f"{name}{between}{_inside(value)}" if "=" in value or ":" in value else match[0]
+        return f"{name}{between}{_inside(value)}" if "=" in value or ":" in value or "--" in value else match[0]
     if _is_place(value):
         return match[0]
     quote = value[0] if value[0] in "'\"" else ""

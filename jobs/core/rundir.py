@@ -31,6 +31,9 @@ class Root:
     calibration = Files(".calibration/<layout>.json", "what earlier runs of one layout showed", own=own_folder)
     starts = Files(".calibration/starts/<layout>.json", "what single starts of one layout showed", own=own_folder)
     figures = Files(".calibration/figures/<engine>.json", "what rows of one engine showed", own=own_folder)
+    deciding = Files(
+        ".decide/<question>.lock", "held while a `decide` looks what to begin, and begins it", own=own_folder
+    )
     node = Files(".nodes/<host>.json", "the evidence against one node", own=own_folder)
 
     def nodes(self) -> list[Path]:
@@ -201,7 +204,7 @@ class SweepDir:
 
     def point(self, point: str) -> PointDir:
         """Directory of one point."""
-        return PointDir(self.path / "points" / point)
+        return PointDir(self.path.joinpath("points", point))
 
     def point_names(self) -> set[str]:
         """Return the ids of the points that have a directory."""

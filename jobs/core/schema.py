@@ -107,18 +107,26 @@ def check_key(key: str, value: object) -> None:
     raise ConfigError(key, value, "there is no such key", nearest(key, names(), listed))
 
 
+LONGEST = 100_000
+"""Letters of a text of the configuration: a word of a command line has 128 KiB at most (Linux, MAX_ARG_STRLEN)."""
+
 LARGEST = 2**53
 """A number of the configuration beyond it is a slip: more cannot be counted in steps of one, nor waited for."""
 
 
 def _check_sizes(values: Mapping[str, Any], section: str = "") -> None:
     for name, value in values.items():
-        key = section + name
-        if isinstance(value, Mapping):
-            if key not in open_mappings():
-                _check_sizes(value, f"{key}.")
-        elif isinstance(value, int | float) and LARGEST < abs(value) != math.inf:
-            raise ConfigError(key, repr(value), "it is too large", f"{key}: {help_of(key)}")
+        if isinstance(value, int | float):
+            if LARGEST < abs(value) != math.inf:
+                raise _wrong_size(section + name, repr(value), "it is too large")
+        elif isinstance(value, dict | Mapping) and section + name not in open_mappings():
+            _check_sizes(value, f"{section}{name}.")
+        elif value and len(text := str(value)) > LONGEST:
+            raise _wrong_size(section + name, f"{text[:40]}... ({len(text):,} letters)", "it is too long")
+
+
+def _wrong_size(key: str, value: str, reason: str) -> ConfigError:
+    return ConfigError(key, value, reason, f"{key}: {help_of(key)}")
 
 
 _ADAPTER = TypeAdapter(Config)

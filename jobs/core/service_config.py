@@ -13,6 +13,7 @@ from jobs.core.fields import (
     Flag,
     NotNegative,
     OneKey,
+    Place,
     Positive,
     Section,
     Share,
@@ -52,8 +53,8 @@ class Shape(OneKey):
 class ServedModel(Section):
     """The checkpoint that is served."""
 
-    name: Text = setting("", "short name, used in tables")
-    path: Text = setting("", "checkpoint directory on the nodes (in the container, where one is used)")
+    name: Place = setting("", "short name, used in tables")
+    path: Place = setting("", "checkpoint directory on the nodes (in the container, where one is used)")
     served_model_name: Text | None = setting(None, "--served-model-name; null: clients use the path")
     trust_remote_code: Flag = setting(False, "--trust-remote-code")
     quantization: Text | None = setting(None, "--quantization; null: not emitted")

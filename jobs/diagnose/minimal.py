@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from jobs.core import masking
 from jobs.diagnose.classify import classify
 from jobs.diagnose.diagnosis import Diagnosis, RankLog
 from jobs.diagnose.events import forms
@@ -43,7 +44,8 @@ def as_case(logs: Sequence[RankLog], sizes: Sequence[int] = ()) -> dict[str, Any
         parts = [replace(log, lines=tuple(_around(log, whole, near))) for log in logs]
         if _answer(classify(parts, sizes)) == _answer(whole):
             break
-    texts = redact("\0".join("\n".join(line for _, line in log.lines) for log in parts)).split("\0")
+    whole_text = "\0".join("\n".join(line for _, line in log.lines) for log in parts)
+    texts = redact(masking.text(whole_text)).split("\0")  # here: the quotes of YAML would hide what is a name
     kept = {log.rank: text for log, text in zip(parts, texts, strict=True) if text}
     about = {"log": next(iter(kept.values()), "")} if len(kept) < 2 else {"ranks": kept}
     return {"is": (whole.signature or "unknown") if whole.found else "none", "certainty": whole.certainty} | about

@@ -220,7 +220,9 @@ class StepTime:
             shared = tokens + (tokens * (layout.dp - 1) if others is None else others)  # arrays too: never in place
         touched = 1 - (1 - self.sizes.chosen) ** shared
         host_ms = constants.host_ms + constants.launch_ms * self.sizes.layers
-        host_ms = host_ms + constants.prompt_ms * (work.prompt_tokens > 0) + constants.sequence_us * work.new_tokens / 1e3
+        host_ms = (
+            host_ms + constants.prompt_ms * (work.prompt_tokens > 0) + constants.sequence_us * work.new_tokens / 1e3
+        )
         return Parts(
             host=host_ms / 1e3,
             compute=self._dense_flops * tokens + self._expert_flops * shared + self._pair * work.pairs,

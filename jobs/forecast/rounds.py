@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 
 from jobs.core.config import Config
 from jobs.engines.base import Finding, engine_of
-from jobs.forecast.demand import demand_of, hardware_constants, step_of
-from jobs.forecast.figures import figures
+from jobs.engines.prediction import Layout
+from jobs.engines.steptime import Constants, Sizes, StepTime
+from jobs.forecast.demand import demand_of, hardware_constants, sizes_of
+from jobs.forecast.figures import Demand, figures
 from jobs.measure import arrivals, queueing, rounds
 from jobs.measure.statistics import enough
 
@@ -20,7 +23,14 @@ def answer_seconds(config: Config) -> float | None:
     load = demand_of(config)
     if load is None:
         return None
-    made = figures(step_of(config, hardware_constants(config)), load)
+    constants, layout = hardware_constants(config), Layout.of(config)
+    return _seconds(sizes_of(config), constants, layout, config.cluster.npus_per_node, load)
+
+
+@lru_cache(10_000)
+def _seconds(sizes: Sizes, constants: Constants, layout: Layout, npus_per_node: int, load: Demand) -> float:
+    """The same for a load on a service, of which points of a sweep that differ in neither need one sum."""
+    made = figures(StepTime(sizes, constants, layout, npus_per_node=npus_per_node), load)
     return made.ttft_s + made.tpot_s * (load.output - 1)
 
 

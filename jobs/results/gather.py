@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,10 +66,10 @@ def read_config_plain(path: Path) -> dict[str, Any]:
     Raises:
         RunError: it cannot be read, or is no mapping.
     """
-    found = load_yaml(path)
+    found = load_yaml(path, visible=True)
     if not isinstance(found, dict):
         raise refused(path, "it is no mapping")
-    return dict(masking.all_visible(found))
+    return found
 
 
 def read_run(path: Path) -> Run:
@@ -81,7 +82,8 @@ def read_run(path: Path) -> Run:
     plan = read_plan(sweep)
     skipped: list[Skipped] = []
     config = _any_config(sweep, plan, skipped)
-    rows = tuple(_row(sweep, point, config, skipped) for point in plan.points)
+    engine = {key: dotted(config, key) for key in _ENGINE}
+    rows = tuple(_row(sweep, point, engine, skipped) for point in plan.points)
     return Run(sweep, plan.swept, plan.data, rows, config, tuple(skipped))
 
 
@@ -94,17 +96,23 @@ def _any_config(sweep: SweepDir, plan: PlanFile, skipped: list[Skipped]) -> dict
     return {}
 
 
-def _row(sweep: SweepDir, point: PlannedPoint, config: Mapping[str, Any], skipped: list[Skipped]) -> dict[str, Any]:
+_ENGINE = ("engine.name", "engine.release")
+
+
+def _row(sweep: SweepDir, point: PlannedPoint, engine: Mapping[str, Any], skipped: list[Skipped]) -> dict[str, Any]:
     values = swept(point)
-    name, release = (values.get(key, dotted(config, key)) for key in ("engine.name", "engine.release"))
-    known = blank(point.point, point.service, name, release)
+    name, release = (values.get(key, engine[key]) for key in _ENGINE)
+    row = blank(point.point, point.service, name, release)
     found = written(sweep, point)
     if isinstance(found, dict):
-        return known | found | values  # a row of a newer version may lack columns
-    if found is None:
-        return known | {"invalid_reason": PENDING} | values
-    skipped.append(Skipped(found.key, found.reason))
-    return known | {"invalid_reason": unreadable(found)} | values
+        row |= found  # one of a newer version may lack columns
+    elif found is None:
+        row["invalid_reason"] = PENDING
+    else:
+        skipped.append(Skipped(found.key, found.reason))
+        row["invalid_reason"] = unreadable(found)
+    row |= values
+    return row
 
 
 def read_runs(paths: Sequence[Path]) -> tuple[tuple[Run, ...], tuple[Skipped, ...]]:
@@ -132,16 +140,21 @@ def collect(runs: Sequence[Run]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    names = [run.name for run in runs]
-    shown = [name if names.count(name) == 1 else str(run.sweep.path) for name, run in zip(names, runs, strict=True)]
+    names = [masking.visible(run.name) for run in runs]
+    shown = [
+        name if names.count(name) == 1 else masking.visible(str(run.sweep.path))
+        for name, run in zip(names, runs, strict=True)
+    ]
     swept = tuple(dict.fromkeys(key for run in runs for key in run.swept))
-    rows: list[dict[str, Any]] = []
+    keys = chain.from_iterable(row for run in runs for row in run.rows)
+    order = dict.fromkeys(chain(["run", "owner", *columns(swept)], keys))
+    rows: list[tuple[Any, ...]] = []
     for name, run in zip(shown, runs, strict=True):
         fixed = {key: cell(dotted(run.config, key)) for key in swept if key not in run.swept}
-        first = {"run": name, "owner": _owner(run.sweep.path)} | fixed
-        rows += [first | row for row in run.rows]
-    order = dict.fromkeys(["run", "owner", *columns(swept), *(key for row in rows for key in row)])
-    return pd.DataFrame({name: column([row.get(name) for row in rows]) for name in order})
+        first = order | {"run": name, "owner": _owner(run.sweep.path)} | fixed
+        rows += [tuple((first | row).values()) for row in run.rows]
+    cells = zip(*rows, strict=True) if rows else ([] for _ in order)
+    return pd.DataFrame({name: column(list(values)) for name, values in zip(order, cells, strict=True)})
 
 
 def _owner(path: Path) -> str:

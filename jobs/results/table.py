@@ -53,7 +53,7 @@ def column(values: list[Any]) -> pd.Series[Any]:
     """Return one column: whole numbers stay whole beside unknown ones, and different kinds become text."""
     import pandas as pd
 
-    kinds = {type(value) for value in values if value is not None}
+    kinds = set(map(type, values)) - {type(None)}
     if kinds == {int}:
         return pd.Series(values, dtype="Int64" if None in values else "int64")
     if len(kinds) > 1 and kinds != {int, float}:
@@ -81,14 +81,13 @@ def written(sweep: SweepDir, point: PlannedPoint) -> dict[str, Any] | RunError |
         RunError: it is of an older version of the tool.
     """
     path = sweep.point(point.point).row
-    if not path.exists():
-        return None
     try:
         row = read_row(path)
     except RunError as error:
-        return error
+        return error if path.exists() else None
     check_version(row, sweep)
-    return row | {"point": point.point, "service": point.service}
+    row |= {"point": point.point, "service": point.service}
+    return row
 
 
 def unreadable(error: RunError) -> str:

@@ -112,21 +112,26 @@ def written(points: Iterable[Sequence[str]], composer: Composer = default_compos
         ConfigError: unknown key or group option, wrong type, ambiguous value.
     """
     known = grammar.groups()
-    trees: dict[tuple[str, ...], dict[str, Any]] = {}
+    trees: dict[tuple[str, ...], tuple[dict[str, Any], bool]] = {}
     result = []
     for overrides in points:
         items = grammar.parse(overrides)
         structural = tuple(str(item.input_line) for item in items if grammar.is_structural(item, known))
         if structural not in trees:
-            trees[structural] = _tree(structural, composer)
-        tree = plain(trees[structural])
+            made = _tree(structural, composer)
+            trees[structural] = made, _has_interpolation(made)
+        template, interpolated = trees[structural]
+        tree = plain(template)
         was_open = _is_open(tree["bench"])
         for item in items:
             if not grammar.is_structural(item, known):
                 _apply(tree, item)
+                interpolated = interpolated or _has_interpolation(item.value())
         explicit = tuple(key for item in items for key in _said(item, known))
         _set_concurrency(tree["bench"], explicit, was_open=was_open)
-        result.append(Written(schema.build(_resolved(tree)), explicit))
+        if interpolated and _has_interpolation(tree):
+            tree = _resolved(tree)
+        result.append(Written(schema.build(tree), explicit))
     return result
 
 
@@ -234,8 +239,6 @@ def _has_interpolation(value: Any) -> bool:
 
 
 def _resolved(tree: dict[str, Any]) -> dict[str, Any]:
-    if not _has_interpolation(tree):
-        return tree
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
     except OmegaConfBaseException as error:

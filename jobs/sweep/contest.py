@@ -10,18 +10,20 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from jobs.allocation.node import fingerprint
+from jobs.cluster.base import ENDED, job_state
 from jobs.cluster.time_limit import SIGNAL_DELAY_S, limit_seconds
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError, RunError
-from jobs.core.rundir import SweepDir
+from jobs.core.lock import exclusive
+from jobs.core.rundir import Root, SweepDir, check_root
 from jobs.engines.base import is_simulated
 from jobs.forecast.observed import COLUMNS
 from jobs.forecast.search import hours_of
@@ -180,23 +182,51 @@ class Contest:
             reason = f"one pair takes about {self.load_hours + self.pair_hours:.2f} node-hours"
             raise ConfigError("--node-hours", budget.hours, reason, "Give more, or shorten bench.window_s.")
 
-    def _sweeps(self) -> Iterator[tuple[SweepDir, Question]]:
+    @contextmanager
+    def alone(self, tell: Callable[[str], None]) -> Iterator[None]:
+        """Hold the question while it is looked what to begin: of two calls at once the second follows the first's.
+
+        `tell`: for whom it waits.
+        """
+        try:
+            check_root(self.root)
+        except RunError:  # nothing is begun there
+            yield
+            return
+        path = Root(self.root).deciding(self.name)
+        with exclusive(path, lambda who: tell(f"waiting: {who} is beginning the same question"), required=False):
+            yield
+
+    def _sweeps(self, tell: Callable[[str], None]) -> Iterator[tuple[SweepDir, Question]]:
         """The sweeps of this user that asked for these two settings before, oldest first.
 
-        They are gone on with: a directory of this name that somebody else has made is passed over, and a torn question.
+        They are gone on with: a directory of this name that somebody else has made is passed over. So is a question
+        that cannot be read, which is told.
+
+        Raises:
+            RunError: such a one still runs, and would go on beside the next.
         """
         for number in itertools.count(1):
             sweep = SweepDir(self.root / (self.name if number == 1 else f"{self.name}-{number}"))
             if not sweep.path.is_dir():
                 return
-            with suppress(RunError):
-                if sweep.writable and sweep.plan.exists() and (question := read_question(sweep)):
-                    yield sweep, question
+            if not sweep.writable or not sweep.plan.exists():
+                continue
+            try:
+                question = read_question(sweep)
+            except RunError as error:
+                if runs(sweep):
+                    remedy = f"Cancel it first: python -m jobs cancel {sweep.path}"
+                    raise RunError("question.json", sweep.path, f"{error.reason}, and it runs", remedy) from None
+                tell(f"not counted: {sweep.path}: its question.json cannot be read: {error.reason}")
+                continue
+            if question:
+                yield sweep, question
 
-    def past(self) -> tuple[Past, ...]:
-        """Return them as they tell of what is asked now."""
+    def past(self, tell: Callable[[str], None] = lambda _: None) -> tuple[Past, ...]:
+        """Return them as they tell of what is asked now. `tell`, and errors: see `_sweeps`."""
         found = []
-        for sweep, asked in self._sweeps():
+        for sweep, asked in self._sweeps(tell):
             there = {name: getattr(asked, name) for name in ("pairs", "windows", "most", "earlier")}
             question = self._asked(**there)
             found.append(Past(sweep, question, _stale(sweep, question, self.configs)))
@@ -260,6 +290,11 @@ def ask(sides: Sides, goal: str, difference: float, composer: compose.Composer =
         load = nodes * fixed_s / 3600
         fits = _fits(one, fixed_s, service.seconds - fixed_s)
     return Contest((names[0], names[1]), sides, (one, two), goal, difference, by_windows, load, total - load, fits)
+
+
+def runs(sweep: SweepDir) -> bool:
+    """Return whether an allocation of a sweep is queued or running."""
+    return any(job_state(folder) not in ENDED for folder in sweep.allocations())
 
 
 MOST_OF_A_SWEEP = 60

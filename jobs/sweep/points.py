@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from json.encoder import encode_basestring_ascii
+from operator import attrgetter
 from typing import Any
 
 from jobs.core import schema
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
-from jobs.core.fields import dotted, plain
+from jobs.core.fields import OneKey, dotted, plain
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,25 @@ class Point:
 
 def identity(config: Config, *scopes: str) -> str:
     """Return a short hash of the leaves that belong to these scopes: same question, same name."""
-    leaves = {key: dotted(config, key) for key, scope in schema.schema().items() if scope in scopes}
-    return hashlib.sha256(canonical(leaves).encode()).hexdigest()[:10]
+    return _name(_texts(config), scopes)
+
+
+@cache
+def _leaves() -> tuple[tuple[str, str, Callable[[Config], Any]], ...]:
+    """Return the scope, the text of the key and the reader of every leaf that names a point, in order of the text."""
+    named = [(canonical(key), key, scope) for key, scope in schema.schema().items() if scope != "sweep"]
+    return tuple((scope, text, attrgetter(key)) for text, key, scope in sorted(named))
+
+
+def _texts(config: Config) -> list[tuple[str, str]]:
+    """Return the scope and the text of every leaf of a config."""
+    return [(scope, f"{name}:{canonical(read(config))}") for scope, name, read in _leaves()]
+
+
+def _name(texts: Sequence[tuple[str, str]], scopes: Collection[str]) -> str:
+    """Return the hash of the leaves that belong to these scopes, as `canonical` writes them in one mapping."""
+    joined = ",".join([text for scope, text in texts if scope in scopes])
+    return hashlib.sha256(f"{{{joined}}}".encode()).hexdigest()[:10]
 
 
 def points_of(overrides: Sequence[Sequence[str]], configs: Sequence[Config], swept: Sequence[str]) -> list[Point]:
@@ -43,16 +64,12 @@ def points_of(overrides: Sequence[Sequence[str]], configs: Sequence[Config], swe
         ConfigError: a swept key does not change the question.
     """
     leaves = swept_leaves(swept, configs)
-    return [
-        Point(
-            point=identity(config, "service", "point"),
-            service=identity(config, "service"),
-            overrides=tuple(texts),
-            values={key: plain(dotted(config, key)) for key in leaves},
-            config=config,
-        )
-        for texts, config in zip(overrides, configs, strict=True)
-    ]
+    points = []
+    for given, config in zip(overrides, configs, strict=True):
+        texts = _texts(config)  # once for both names
+        point, service = (_name(texts, scopes) for scopes in (("service", "point"), ("service",)))
+        points.append(Point(point, service, tuple(given), {k: plain(dotted(config, k)) for k in leaves}, config))
+    return points
 
 
 def swept_leaves(swept: Sequence[str], configs: Sequence[Config]) -> tuple[str, ...]:
@@ -93,7 +110,13 @@ def canonical(value: Any) -> str:
     """Return the same text for the same value, whatever the order of its keys."""
     if value is None or isinstance(value, int):  # most leaves; json.dumps says the same
         return "null" if value is None else str(value).lower()
-    if isinstance(value, Mapping):
+    if type(value) is str:
+        return encode_basestring_ascii(value)
+    if type(value) is float and math.isfinite(value):
+        return repr(value)
+    if isinstance(value, OneKey):
+        value = vars(value)
+    if isinstance(value, dict | Mapping):
         return "{" + ",".join(sorted(f"{canonical(k)}:{canonical(v)}" for k, v in value.items())) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(canonical(item) for item in value) + "]"

@@ -27,20 +27,27 @@ from jobs.results.table import write_table
 from jobs.sweep.plan import Plan
 
 
-def record(made: Plan, search: Search | None = None, begun: Collection[str] = ()) -> SweepDir:
+def place(made: Plan) -> SweepDir:
+    """Make the directory of a new sweep. Raises RunError: it cannot be made."""
+    settings = made.points[0].config
+    root = Path(settings.results.root).absolute()
+    return new_sweep(root, settings.results.name, datetime.now(), settings.cluster.share_group)
+
+
+def record(
+    made: Plan, search: Search | None = None, begun: Collection[str] = (), *, into: SweepDir | None = None
+) -> SweepDir:
     """Write the run directory: plan and configs. Nothing is submitted.
 
     Args:
+        into: its directory; None: one is made.
         search: what chooses from the points of the plan; plan.json then grows with those that it begins.
         begun: points that it has rows of.
 
     Raises:
         RunError: it cannot be written.
     """
-    settings = made.points[0].config
-    sweep = new_sweep(
-        Path(settings.results.root).absolute(), settings.results.name, datetime.now(), settings.cluster.share_group
-    )
+    sweep = into or place(made)
     _log_to(sweep)
     plan = as_json(made)
     for item, service in zip(plan["services"], made.services, strict=True):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jobs.allocation import submission
 from jobs.allocation.node import fingerprint
 from jobs.cluster.base import ENDED, Request, job_state, scheduler
+from jobs.cluster.sick_nodes import proposal
 from jobs.core.errors import RunError
 from jobs.core.files import write_bytes
 from jobs.core.foreign import load_bytes
@@ -66,10 +67,20 @@ def _done(sweep: SweepDir, point: str, then: Fingerprint, now: Fingerprint, *, r
     return not (row["valid"] and now.trusted(then, row).changes(row))
 
 
-def resume(sweep: SweepDir, *, retry_failed: bool) -> int:
+@contextlib.contextmanager
+def alone(sweep: SweepDir, tell: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+    """Hold a sweep while it is written or submitted: whoever comes meanwhile waits, and is told for whom."""
+    with exclusive(
+        sweep.resuming, lambda who: tell(f"waiting: {who} is submitting {sweep.path}"), required=False
+    ):  # fmt: skip
+        yield
+
+
+def resume(sweep: SweepDir, *, retry_failed: bool, tell: Callable[[str], None] = lambda _: None) -> int:
     """Submit what is left of a sweep as new allocations. Returns the number of points that will be run.
 
-    Of two calls at once the second waits, and then finds the allocations of the first.
+    Of two calls at once the second waits, and then finds the allocations of the first; so does one beside the sweep's
+    launcher. `tell`: for whom, and what is known against the nodes.
 
     Raises:
         RunError: an allocation of the sweep is still queued or running, an older version wrote its rows, or the cluster
@@ -77,12 +88,15 @@ def resume(sweep: SweepDir, *, retry_failed: bool) -> int:
         ConfigError: the shell would move the ranks into a container.
     """
     sweep.check_owner("resume it")
-    check_begun(sweep)
-    with exclusive(sweep.resuming, required=False):
-        return _resume(sweep, retry_failed=retry_failed)
+    with alone(sweep, tell):
+        check_begun(sweep)
+        for line in proposal(read_config(sweep, read_plan(sweep).points[0].point), sweep.root):
+            tell(f"note: {line}")
+        return submit_left(sweep, retry_failed=retry_failed)
 
 
-def _resume(sweep: SweepDir, *, retry_failed: bool) -> int:
+def submit_left(sweep: SweepDir, *, retry_failed: bool) -> int:
+    """Do what `resume` does to a sweep that is ours alone meanwhile. Raises: see there."""
     for folder in sweep.allocations():
         state = job_state(folder)
         if state not in ENDED:

@@ -284,6 +284,12 @@ def _too_long(plan: Plan, allocation: Allocation) -> str:
     return " (more than cluster.time_limit)" if limit and allocation.seconds > limit else ""
 
 
+def begun_text(kind: str, sweep: SweepDir, name: str | None) -> str:
+    """Return where a sweep is that was begun; `name`: what it was to be named, which another may be already."""
+    taken = f" (there is a {name} already)" if name and sweep.path.name != name else ""
+    return f"{kind} {sweep.path}{taken}"
+
+
 def count(number: int, noun: str) -> str:
     """Return `1 point`, `2 points`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

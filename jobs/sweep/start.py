@@ -19,8 +19,8 @@ from jobs.forecast.search import Search
 from jobs.results.pairs import Question, write_question
 from jobs.sweep import reuse
 from jobs.sweep.plan import Plan, tasks_of, together
-from jobs.sweep.record import record
-from jobs.sweep.resume import resume
+from jobs.sweep.record import place, record
+from jobs.sweep.resume import alone, submit_left
 from jobs.sweep.reuse import Past
 
 
@@ -55,18 +55,20 @@ def start(
     if cluster.on_loopback:
         for service in made.services:
             _check_here(service.config)
-    sweep = record(made, search, {past.point for past in reused})
-    if question:
-        write_question(sweep, question)
-    if reused:
-        reuse.take(sweep, reused)
-        resume(sweep, retry_failed=False)
-        return sweep
-    for index, allocation in enumerate(allocations):
-        request = Request(settings, allocation.nodes)
-        tasks = tasks_of(made, allocation)
-        job = submission.submit_allocation(sweep, index, 1, tasks, request, serve=serve)
-        logging.info("allocation %s: job %s (%s)", index, job.job_id, job.kind)
+    sweep = place(made)
+    with alone(sweep):  # before there is a plan that a resume could find
+        record(made, search, {past.point for past in reused}, into=sweep)
+        if question:
+            write_question(sweep, question)
+        if reused:
+            reuse.take(sweep, reused)
+            submit_left(sweep, retry_failed=False)
+            return sweep
+        for index, allocation in enumerate(allocations):
+            request = Request(settings, allocation.nodes)
+            tasks = tasks_of(made, allocation)
+            job = submission.submit_allocation(sweep, index, 1, tasks, request, serve=serve)
+            logging.info("allocation %s: job %s (%s)", index, job.job_id, job.kind)
     return sweep
 
 

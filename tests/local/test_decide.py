@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -25,10 +26,13 @@ def words(root: Path, *asked: str) -> tuple[str, ...]:
     return ("decide", "--json", *asked, "--with", f"results.root={root}", *QUICK)
 
 
-def begin(root: Path, *asked: str) -> subprocess.Popen[str]:
+def begin(root: Path, *asked: str, into: Path | None = None) -> subprocess.Popen[str]:
+    """Begin a decide. `into`: the file of its output; None: a pipe."""
     argv = [sys.executable, "-m", "jobs", *words(root, *asked)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(argv, cwd=PROJECT, text=True, start_new_session=True, preexec_fn=hears_ctrl_c, **pipes)
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(into.open("w")) if into else subprocess.PIPE
+        pipes = {"stdout": output, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(argv, cwd=PROJECT, text=True, start_new_session=True, preexec_fn=hears_ctrl_c, **pipes)
 
 
 def pairs(sweep: SweepDir) -> list[bool]:

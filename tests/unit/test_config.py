@@ -141,7 +141,8 @@ def test_a_number_stands_for_its_text() -> None:
         *(("limits.load_s", one) for one in (1e308, 1e20, float("inf"), float("nan"))),
         *(("bench.concurrency", one) for one in (1e23, 10**23, 10**400, 1_000_001)),
         *(("results.name", one) for one in ("../../x", "a/b", ".hidden", "latest", "x%j", "", "a\u202eb")),
-        *(("results.root", one) for one in ("", "  ", "/tmp/%j")),
+        *(("results.root", one) for one in ("", "  ", "/tmp/%j", "/" + "a" * 256)),
+        *((key, "x/" + "中" * 86) for key in ("model.name", "model.path")),
     ],
 )
 def test_a_value_out_of_range_is_refused(name: str, value: Any) -> None:
@@ -149,6 +150,15 @@ def test_a_value_out_of_range_is_refused(name: str, value: Any) -> None:
         build(nested(name, value))
     assert caught.value.key == name
     assert repr(value) == caught.value.value or name.startswith("model.shape")
+
+
+@pytest.mark.parametrize("name", ["model.name", "model.path", "results.root", "model.served_model_name", "engine.env"])
+def test_a_text_that_no_command_line_takes_is_refused_by_its_key(name: str) -> None:
+    """A key is named, and never results.root for another one's sake (a name of 100,000 letters)."""
+    text = "a" * 140_000
+    with pytest.raises(ConfigError) as caught:
+        build(nested(name, {"X": text} if name == "engine.env" else text))
+    assert caught.value.key == name and "too long" in caught.value.reason and len(str(caught.value)) < 2000
 
 
 @pytest.mark.parametrize("name", [name for name, kind in SECTIONS.items() if issubclass(kind, OneKey)])

@@ -23,6 +23,7 @@ from jobs.results import pairs
 from jobs.results.fingerprint import Fingerprint
 from jobs.results.pairs import Question, of_sweep, read_question, standing, write_question
 from jobs.results.row import NOT_RUN, make_row, write_rows
+from jobs.sweep import contest
 from jobs.sweep.contest import ask, settings_of
 from jobs.sweep.plan import Plan
 from jobs.sweep.record import record
@@ -319,3 +320,30 @@ def test_a_row_that_is_to_be_run_again_ends_what_is_known(tmp_path: Path) -> Non
     put("d", invalid_reason="rank 1 died")
     assert of_sweep(sweep, asked) == [both, "B: rank 1 died"]
     assert agenda(sweep).by_turns == () and agenda(sweep).over() is None, "nothing is asked of it"
+
+
+@pytest.mark.parametrize("torn", ['{"goal": "out', "[]", '{"goal": 3}'])
+def test_a_question_that_cannot_be_read_is_told_and_not_counted(
+    head: Head, tmp_path: Path, capsys: pytest.CaptureFixture[str], torn: str
+) -> None:
+    assert run(tmp_path, *SEQS, "--difference", "3%") == 0
+    [sweep] = sweeps_in(tmp_path)
+    sweep.question.write_text(torn)
+    capsys.readouterr()
+    assert run(tmp_path, *SEQS, "--difference", "3%") == 0
+    said = capsys.readouterr().out
+    assert said.count(f"not counted: {sweep.path}: its question.json cannot be read: it ") == 1
+    assert head.starts == 2 and len(sweeps_in(tmp_path)) == 2, "the question is asked anew"
+
+
+def test_a_sweep_that_runs_with_a_question_that_cannot_be_read_is_no_place_for_another(
+    head: Head, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(tmp_path, *SEQS, "--difference", "3%") == 0
+    [sweep] = sweeps_in(tmp_path)
+    sweep.question.write_text("{")
+    monkeypatch.setattr(contest, "runs", lambda _: True)
+    capsys.readouterr()
+    assert run(tmp_path, *SEQS, "--difference", "3%") == 1
+    told = capsys.readouterr().err
+    assert "and it runs" in told and f"python -m jobs cancel {sweep.path}" in told and head.starts == 1

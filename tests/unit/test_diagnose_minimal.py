@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import yaml
 from test_diagnose_corpus import CASES, logs
 
+from jobs.__main__ import main
 from jobs.diagnose.classify import classify
 from jobs.diagnose.diagnosis import RankLog
 from jobs.diagnose.minimal import as_case, redact
@@ -70,3 +74,22 @@ def test_a_case_of_a_case_gives_the_same_answer(case: dict[str, object]) -> None
     ]
     assert found["is"] == case["is"]
     assert case["is"] == "none" or (classify(again).signature or "unknown") == case["is"]
+
+
+def test_a_case_has_no_secret_in_whatever_quotes_and_no_order_to_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What others read: the quotes of YAML must not hide the name of a secret, nor a line send an order."""
+    hidden = ("wJalrXUtnFEMI/K7MDENG", "hf_ABCDEFGHIJKLMNOP", "glpat-ABCDEFGHIJKLMNOPQRST", "hunter2pw", "tok-123456")
+    aws, token, lab, password, key = hidden
+    line = (
+        "(Worker_TP0 pid=3) ERROR 11-28 10:00:01 [w.py:1] torch.OutOfMemoryError: NPU out of memory. Tried to allocate "
+        f'2.00 GiB {{"AWS_SECRET_ACCESS_KEY":"{aws}", "x": "{lab}"}} HF_TOKEN="{token}" '
+        f"http://bob:{password}@proxy/ --api-key '{key}' \x1b]52;c;aGk=\x07\u202e"
+    )
+    (tmp_path / "server.log").write_text(line + "\n")
+    assert main(["diagnose", str(tmp_path / "server.log"), "--as-case"]) == 0
+    said = capsys.readouterr().out
+    assert "npu-memory" in said and not any(one in said for one in hidden), said
+    assert said.replace("\n", "").isprintable()
+    assert yaml.safe_load(said)[0]["is"] == "npu-memory"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import TypeAdapter
 
 from containers import apptainer, store
@@ -79,6 +81,39 @@ def test_what_is_no_yaml_of_ours_is_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(RunError, match="it is no YAML of ours"):
         foreign.load_yaml(path)
+
+
+PLAIN = ("1", "0x1f", "1e3", "1.5", ".inf", "yes", "no", "~", "", "null", "2026-11-30", "1:30", "word", "w" * 80, "a*b")
+
+
+def test_yaml_has_the_types_that_pyyaml_gives_it_and_a_bound_on_its_levels(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("".join(f"k{number}: {text}\nq{number}: '{text}'\n" for number, text in enumerate(PLAIN)))
+    for _ in range(2):  # types are remembered
+        assert foreign.load_yaml(path) == yaml.safe_load(path.read_text())
+    path.write_text("[" * foreign.DEEPEST + "1" + "]" * foreign.DEEPEST)
+    assert foreign.load_yaml(path)
+    path.write_text("[" * (foreign.DEEPEST + 1) + "1" + "]" * (foreign.DEEPEST + 1))
+    with pytest.raises(RunError, match="it is too deep"):
+        foreign.load_yaml(path)
+
+
+@pytest.mark.parametrize("hidden", ["\x1b]52;c;eA==\x07", "\b\b", "\u202egnp", "\r", "\x9b2J", "\u200b"])
+def test_what_cannot_be_seen_is_shown_whether_it_is_escaped_or_not(tmp_path: Path, hidden: str) -> None:
+    path = tmp_path / "row.json"
+    for ascii_only in (True, False):
+        path.write_text(json.dumps({"reason": f"a{hidden}b"}, ensure_ascii=ascii_only))
+        [shown] = foreign.load_visible(path).values()
+        assert shown.isprintable() and shown.startswith("a\\") and shown.endswith("b")
+    for text in ('quote " back \\ slash / tab', "中文 é", "two\nlines"):
+        path.write_text(json.dumps({"reason": text}))
+        assert foreign.load_visible(path) == {"reason": text}
+
+
+def test_a_file_that_does_not_tell_its_size_is_read_whole() -> None:
+    assert len(foreign.load_bytes(Path("/proc/self/maps"))) > 4096
+    with pytest.raises(RunError, match="it has more than 0 MiB"):
+        foreign.load_bytes(Path("/proc/self/maps"), 100)
 
 
 def test_a_form_is_checked_and_the_place_is_named(tmp_path: Path) -> None:

@@ -120,3 +120,19 @@ def test_a_file_is_never_opened_for_writing_by_its_name_alone() -> None:
             if isinstance(node, ast.Attribute) and node.attr in ("write_text", "write_bytes")
         ]
         assert name in allowed or not writes, name
+
+
+def test_no_clock_of_a_file_system_is_held_against_ours() -> None:
+    """A file server may be minutes behind: silence and time-outs are judged by the monotonic clock of one host."""
+    allowed = {
+        "jobs/engines/checkpoint/copying.py": "two times of one file system",
+        "jobs/engines/checkpoint/checkpoint.py": "whether a file is the same as before",
+        "jobs/engines/checkpoint/stage.py": "whether a file is the same as before",
+        "jobs/sweep/reuse.py": "the age of a row, in days",
+        "jobs/diagnose/read.py": "the year of a log",
+        "containers/base.py": "two times of one file system",
+        "containers/store.py": "whether a file is the same as before",
+        "containers/imports.py": "a process that may have left something, with a second to spare",
+    }
+    found = {name for name, tree in sources() for node in ast.walk(tree) if getattr(node, "attr", "")[:8] == "st_mtime"}
+    assert found <= allowed.keys(), "judge silence by time.monotonic() since something grew"

@@ -85,6 +85,26 @@ def test_a_secret_of_this_shell_is_known_by_its_value(monkeypatch: pytest.Monkey
     assert (tmp_path / "a.key").read_text() == "hidden-by-value"
 
 
+TOLD = (
+    '{"AWS_SECRET_ACCESS_KEY":"hidden-value"}',
+    'HF_TOKEN="hidden-value" x',
+    '--api-key "hidden-value" x',
+    "run --api-key 'hidden-value' --x",
+    'password="hidden-value',
+    "{'hf_token': 'hidden-value'}",
+)
+
+
+@pytest.mark.parametrize("words", TOLD)
+def test_a_secret_is_known_in_what_json_made_of_its_quotes(words: str) -> None:
+    """Commands print JSON of lines that hold JSON, and a log cuts a line in the midst of a value."""
+    for _ in range(2):
+        assert "value" not in masking.text(words) and "hidden" not in masking.text(words), words
+        words = json.dumps({"line": words})
+        assert json.loads(masking.text(words))["line"]
+    assert masking.text('password="a\\"b" x') == 'password="***" x'
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -96,6 +116,11 @@ def test_a_secret_of_this_shell_is_known_by_its_value(monkeypatch: pytest.Monkey
             "a: " * 50_000,
             "{a: " * 30_000,
             ",a" * 50_000,
+            'a=\\"' * 50_000,
+            'a="\\' * 50_000,
+            'a="' + "\\" * 100_000,
+            "a\\" * 50_000,
+            "token=" + '\\"' * 50_000,
         ),
     ],
     ids=lambda words: words[:6],

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from core_help import ROOT, change, config
@@ -20,15 +21,16 @@ from jobs.allocation import rank
 from jobs.allocation.context import RankContext
 from jobs.allocation.control import ControlServer
 from jobs.allocation.handshake import Secret
-from jobs.allocation.messages import Bye, Lost, Signalled, Stop, Stopped
+from jobs.allocation.messages import Bye, EngineStart, Lost, Signalled, Stop, Stopped
 from jobs.allocation.preflight.station import Station, StationContext
 from jobs.allocation.walltime import Walltime
 from jobs.cluster.base import Job
 from jobs.cluster.nodelist import Task
 from jobs.cluster.ports import Ports
 from jobs.core.config import Config
+from jobs.core.errors import RunError
 from jobs.core.rundir import AllocationDir
-from jobs.core.tasks import AllocationTask
+from jobs.core.tasks import AllocationTask, ServiceTask
 
 JOB = 4711
 PATIENCE_S = 20.0
@@ -141,6 +143,29 @@ async def test_a_signalled_rank_does_not_wait_for_rank_0_for_ever(
     assert await soon(obeying) == (1, False)
     assert isinstance((await soon(made.inbox.get()))[1], Signalled)
     assert await soon(made.inbox.get()) == (1, Lost("its connection to rank 0 ended"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"point": "/home/a/point"},
+        {"point": "../../a"},
+        {"point": "another"},
+        {"service": "../x"},
+        {"master_address": "-x"},
+        {"master_address": "10.0.0.1 --x"},
+        {"api_port": "1a"},
+        {"rpc_port": "{x}"},
+        {"attempt": 0},
+    ],
+    ids=str,
+)
+def test_rank_0_names_what_is_of_this_allocation_or_is_not_obeyed(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    place = replace(here(tmp_path, 1), work=AllocationTask((ServiceTask("s", ("p",)),), 1))
+    good = EngineStart("s", "p", 2, 1, "10.0.0.1", "8000", "8001")
+    rank._check_start(good, place)
+    with pytest.raises(RunError, match=r"rank 0 = "):
+        rank._check_start(replace(good, **wrong), place)
 
 
 async def test_a_rank_that_loses_rank_0_says_so(

@@ -122,7 +122,7 @@ class Release:
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     settings: Mapping[str, Mapping[str, str | tuple[str | int | None, ...] | None]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def strict(self) -> bool:
         """Whether an unknown key of `additional_config`, or one of another type, is refused (from 0.27.1 on)."""
         return any(key.type for key in self.keys.values())
@@ -239,6 +239,8 @@ def mapping_of(flags: Mapping[str, Any], flag: str) -> Mapping[str, Any]:
     """
     dotted: dict[str, Any] = {}
     for name, value in flags.items():
+        if not name.startswith(flag):
+            continue
         given, _, path = name.partition(".")
         if given == flag and path and value is not None:
             *sections, last = path.split(".")

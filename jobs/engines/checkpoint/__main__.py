@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jobs.core.errors import RunError
 from jobs.core.files import write_json
+from jobs.core.log import take_any_text
 from jobs.engines.checkpoint.copying import Copied
 from jobs.engines.checkpoint.stage import Answer, StageOrder, check_there, stage
 from jobs.engines.checkpoint.verify import check_sizes
@@ -72,4 +73,5 @@ def _carry_out(order: StageOrder, teller: Teller) -> Answer:
 
 
 if __name__ == "__main__":
+    take_any_text()
     sys.exit(main(Path(sys.argv[1])))

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from jobs.core import names
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError, RunError
 from jobs.core.fields import from_root
@@ -186,7 +187,10 @@ def _seen(name: str, path: str, dummy: bool) -> Architecture:
 
 def packaged(name: str) -> Architecture | None:
     """Return the packaged architecture of a model, or None where there is none of that name."""
-    file = _PACKAGED / f"{name}.json"
+    try:
+        file = _PACKAGED / names.file_name(f"{name}.json")
+    except ValueError:
+        return None
     return from_hf_config(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
 

@@ -7,9 +7,11 @@ request of max_model_len must fit into the KV cache) needs the memory model: job
 
 from __future__ import annotations
 
+from functools import cache
+
 from jobs.engines.ascend.rules import drafts, environment, exclusions, execution, inside, layout, lengths, models, names
 from jobs.engines.ascend.rules.base import Problem, Question, Rule
-from jobs.engines.base import Finding
+from jobs.engines.base import Finding, engine_of
 
 __all__ = ["RULES", "Problem", "Question", "Rule", "findings"]
 
@@ -21,7 +23,14 @@ RULES: tuple[Rule, ...] = tuple(
 )
 
 
+@cache
+def _holding(npus: bool, released: bool, release: tuple[int, ...] | None) -> tuple[Rule, ...]:
+    return tuple(rule for rule in RULES if rule.holds(npus, released, release))
+
+
 def findings(question: Question) -> tuple[Finding, ...]:
     """Return everything that the rules have against one config, errors first."""
-    found = [finding for rule in RULES for finding in rule.findings(question)]
+    traits = engine_of(question.config).traits
+    holding = _holding(traits.npus, traits.released, question.release.version if question.release else None)
+    found = [finding for rule in holding for finding in rule.found(question)]
     return tuple(sorted(found, key=lambda finding: finding.severity != "error"))

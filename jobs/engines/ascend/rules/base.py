@@ -116,13 +116,20 @@ class Rule:
     check: Check = field(compare=False)
     engines: str = RELEASED
 
+    def holds(self, npus: bool, released: bool, release: tuple[int, ...] | None) -> bool:
+        """Return whether this rule is for engines of these traits, and for a release (as numbers; None: not known)."""
+        if (self.engines == NPU and not npus) or (self.engines == RELEASED and not released):
+            return False
+        return self.releases == "all" or (release is not None and covers(self.releases, release))
+
     def findings(self, question: Question) -> Iterator[Finding]:
         """Yield what this rule has against the config; nothing where it does not hold for engine or release."""
         traits = engine_of(question.config).traits
-        if (self.engines == NPU and not traits.npus) or (self.engines == RELEASED and not traits.released):
-            return
-        if self.releases != "all" and not (question.release and covers(self.releases, question.release.version)):
-            return
+        if self.holds(traits.npus, traits.released, question.release.version if question.release else None):
+            yield from self.found(question)
+
+    def found(self, question: Question) -> Iterator[Finding]:
+        """Yield what this rule, which holds, has against the config."""
         for p in self.check(question):
             severity, source = p.severity or self.severity, p.source or self.source
             yield Finding(self.id, severity, p.key, p.value, p.reason, p.remedy, source)

@@ -44,9 +44,10 @@ def whole_numbers(q: Question) -> Iterator[Problem]:
     if q.release is None:
         return
     for name, default in q.release.variables.items():
-        text = q.env.get(name)
+        if (text := q.env.get(name)) is None:
+            continue
         is_number = name in table("whole_numbers") or (name.startswith("VLLM_ASCEND") and str(default).isdigit())
-        if text is not None and is_number and not re.fullmatch(r"\s*[+-]?\d+\s*", text):
+        if is_number and not re.fullmatch(r"\s*[+-]?\d+\s*", text):
             late = q.release.version < (0, 23) and name.startswith("VLLM_ASCEND") and not name.endswith(_EARLY)
             late = late or covers(_LATE.get(name, "<0"), q.release.version)
             severity: Severity | None = "warning" if late else None  # its workers read it, after the load

@@ -165,10 +165,10 @@ def ranges_of_keys(q: Question) -> Iterator[Problem]:
     """Keys whose value the engine refuses: tables.yaml, `values`."""
     for name, releases, wanted, source in table("values"):
         value = dotted(q.additional, name) if covers(releases, q.described.version) else None
-        problem = type_problem(
-            tuple(wanted) if isinstance(wanted, list) else wanted, value, is_strict=not q.described.strict
-        )
-        if value is not None and problem:
+        if value is None:
+            continue
+        kind = tuple(wanted) if isinstance(wanted, list) else wanted
+        if problem := type_problem(kind, value, is_strict=not q.described.strict):
             reason = f"the engine does not start with it: {problem}"
             yield Problem(f"engine.additional_config.{name}", value, reason, "Mend the value.", source=source)
 
