@@ -55,6 +55,9 @@ _BELOW = 8
 
 _UNKNOWN = (len(KINDS), 0)
 
+_SET_UP = ("pyxis", "enroot", "docker", "podman")
+"""Programs of whose errors a place says more than the words of an errno do."""
+
 _INSIDE = frozenset(("load", "rendezvous", "graph", "serve", "bench"))
 """Phases of an engine's life, of which those who set its container up, or start its task, can say nothing."""
 
@@ -143,7 +146,7 @@ def _match(event: Event, rank: int | None, after_ready: bool) -> tuple[Signature
     kind = best[0].kind if best[0] else None
     if kind in (None, "symptom", "follow_on") and (not event.minor or event.code):
         for family in families():
-            if family.errors and (kind or not event.error):
+            if family.errors and (kind or said_by in _SET_UP or not event.error):
                 continue
             for match in family.found(event.text):
                 coded = of_code(family.id, match["code"])

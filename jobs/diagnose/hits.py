@@ -143,7 +143,7 @@ def _not_waited(hits: Sequence[Hit]) -> list[Hit]:
     others = [hit for hit in hits if not (again(hit) or waits(hit))]
     if any(hit.kind in _TELLING for hit in others):
         return others
-    ended = any(hit.kind == "end" and not hit.event.minor for hit in others)
+    ended = any(hit.kind == "end" and not hit.event.minor and not hit.ended for hit in others)
     return [hit for hit in hits if not (ended and waits(hit))]
 
 
