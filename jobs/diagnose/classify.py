@@ -31,7 +31,7 @@ from jobs.core.layout import node_of
 from jobs.diagnose.diagnosis import Diagnosis, Evidence, RankLog
 from jobs.diagnose.endings import closed, lived_on, nothing, stopped
 from jobs.diagnose.events import Event, forms, read_events
-from jobs.diagnose.hits import Hit, clearly_later, of_kind, speaker, what_counts
+from jobs.diagnose.hits import Hit, clearly_later, hands_on, of_kind, speaker, what_counts
 from jobs.diagnose.places import fallback
 from jobs.diagnose.signatures import KINDS, Signature, candidates, families, meanings, of_code, position
 from jobs.diagnose.times import When, timeline
@@ -152,7 +152,7 @@ def _match(event: Event, rank: int | None, after_ready: bool) -> tuple[Signature
                 coded = of_code(family.id, match["code"])
                 if coded and (kind is None or KINDS.index(coded.kind) < KINDS.index(kind)):
                     return coded, match
-    return best
+    return (None, None) if kind == "follow_on" and hands_on(event) else best
 
 
 def _rank(event: Event, match: re.Match[str] | None, log: RankLog, local_sizes: Sequence[int]) -> int | None:
@@ -246,7 +246,9 @@ def _not_before(one: When, two: When) -> bool:
 
 
 def _explain(winner: Hit, hits: Sequence[Hit], ranks: set[int | None]) -> Diagnosis:
-    known = winner.signature or fallback(winner.event)
+    known = (None if winner.kind == "follow_on" and winner.wraps and winner.event.exception else winner.signature) or (
+        fallback(winner.event) or winner.signature
+    )
     same = (hit.rank for hit in hits if hit.signature and hit.signature == known and hit.rank is not None)
     rank = next(same, None) if known and winner.rank is None else winner.rank
     shown = _reason(winner, hits)
