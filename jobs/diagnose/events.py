@@ -232,14 +232,13 @@ class _Line:
 def read_events(lines: Iterable[tuple[int, str]], times: Iterable[When]) -> Iterator[Event]:
     """Yield what the lines of one log say, in their order; source code inside tracebacks says nothing.
 
-    A log that ends inside a traceback, and has no other error, says so at its end: something failed.
+    A log that ends inside a traceback says so at its end: something failed.
 
     Args:
         lines: (number, text) in order, of one file.
         times: of each line.
     """
     channels: dict[str, _Channel] = {}
-    failed = False
     carrier = _Line("")
     parts = ((number, *part, when) for (number, raw), when in zip(lines, times, strict=True) for part in _parts(raw))
     for number, carried, raw, when in parts:
@@ -252,12 +251,11 @@ def read_events(lines: Iterable[tuple[int, str]], times: Iterable[When]) -> Iter
         channel = channels.setdefault(line.channel, _Channel())
         event = _event(number, raw, when, line, channel)
         if event is not None:
-            failed = failed or event.error
             yield event
         last = (number, raw, when, line, channel)
-    if channels and not failed and last[4].code_follows and (last[3].level or ERROR) >= ERROR:
+    if channels and last[4].code_follows and (last[3].level or ERROR) >= ERROR:
         number, raw, when, line, channel = last
-        words = f"a traceback stops here, before its error [{channel.frame}]" if channel.frame else raw.strip()
+        words = f"a traceback stops here, before its Exception [{channel.frame}]" if channel.frame else raw.strip()
         yield Event(number, raw, words, when, ERROR, line.process, rank=line.rank, frames=channel.where())
 
 
