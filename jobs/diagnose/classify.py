@@ -177,13 +177,13 @@ def _decide(hits: Sequence[Hit]) -> Hit | None:
     causes = of_kind(hits, "cause")
     timeouts, ends = of_kind(hits, "timeout"), of_kind(hits, "end")
     effect = _effect(timeouts, ends)
-    if cause := _first(causes):
-        return effect if effect and clearly_later(cause, effect) else cause
+    cause = _first(causes)
+    if cause and not (effect and clearly_later(cause, effect)):
+        return cause
     others = of_kind(hits, "symptom", "unknown")
-    unknown = _first(_serious([hit for hit in others if not _is_consequence(hit, timeouts, ends)]))
-    if unknown and not (effect and clearly_later(unknown, effect)):
-        return unknown
-    return effect or unknown or _first(others) or _first(of_kind(hits, "follow_on"))
+    before = [hit for hit in others if not (effect and clearly_later(hit, effect))]
+    unknown = _first(_serious([hit for hit in before if not _is_consequence(hit, timeouts, ends)]))
+    return unknown or effect or _first(others) or _first(of_kind(hits, "follow_on"))
 
 
 def _serious(hits: Sequence[Hit]) -> list[Hit]:
