@@ -161,6 +161,7 @@ SAME = {
     "hccl-buffer-too-small": ("cann-EZ1009",),
     "npu-memory-serve": ("npu-memory",),
     "cann-EZ1001": ("aclnn-161002",),
+    "operator-compile": ("cann-E90003",),
 }
 """What a part of a log, or one that is mixed with another, may name in the place of the whole."""
 
