@@ -13,9 +13,7 @@ from jobs.diagnose.sift import Line
 from jobs.diagnose.signatures import position
 from jobs.diagnose.times import When
 
-_WELL, _READY, _NEARLY, _FAILS, _UP = (
-    re.compile(forms()[name]) for name in ("well", "ready", "nearly", "fails", "up")
-)
+_WELL, _READY, _NEARLY, _FAILS, _UP = (re.compile(forms()[name]) for name in ("well", "ready", "nearly", "fails", "up"))
 
 _EMPTY = "See the output of the batch script, what Slurm says of the job (sacct -j JOB), and whether the disk was full."
 _NEITHER = "no line is an error by its form, and none says that the service was ready: neither failure nor success"
