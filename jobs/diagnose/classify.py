@@ -31,7 +31,7 @@ from jobs.core.layout import node_of
 from jobs.diagnose.diagnosis import Diagnosis, Evidence, RankLog
 from jobs.diagnose.endings import closed, lived_on, nothing, stopped
 from jobs.diagnose.events import Event, forms, read_events
-from jobs.diagnose.hits import Hit, clearly_later, of_kind, speaker, what_counts
+from jobs.diagnose.hits import Hit, clearly_later, hands_on, of_kind, speaker, what_counts
 from jobs.diagnose.places import fallback
 from jobs.diagnose.signatures import KINDS, Signature, candidates, families, meanings, of_code, position
 from jobs.diagnose.times import When, timeline
@@ -54,6 +54,9 @@ _BELOW = 8
 """Lines below an exception without words in which its words may stand."""
 
 _UNKNOWN = (len(KINDS), 0)
+
+_SET_UP = ("pyxis", "enroot", "docker", "podman")
+"""Programs of whose errors a place says more than the words of an errno do."""
 
 _INSIDE = frozenset(("load", "rendezvous", "graph", "serve", "bench"))
 """Phases of an engine's life, of which those who set its container up, or start its task, can say nothing."""
@@ -143,13 +146,13 @@ def _match(event: Event, rank: int | None, after_ready: bool) -> tuple[Signature
     kind = best[0].kind if best[0] else None
     if kind in (None, "symptom", "follow_on") and (not event.minor or event.code):
         for family in families():
-            if family.errors and (kind or not event.error):
+            if family.errors and (kind or said_by in _SET_UP or not event.error):
                 continue
             for match in family.found(event.text):
                 coded = of_code(family.id, match["code"])
                 if coded and (kind is None or KINDS.index(coded.kind) < KINDS.index(kind)):
                     return coded, match
-    return best
+    return (None, None) if kind == "follow_on" and hands_on(event) else best
 
 
 def _rank(event: Event, match: re.Match[str] | None, log: RankLog, local_sizes: Sequence[int]) -> int | None:
@@ -174,13 +177,13 @@ def _decide(hits: Sequence[Hit]) -> Hit | None:
     causes = of_kind(hits, "cause")
     timeouts, ends = of_kind(hits, "timeout"), of_kind(hits, "end")
     effect = _effect(timeouts, ends)
-    if cause := _first(causes):
-        return effect if effect and clearly_later(cause, effect) else cause
+    cause = _first(causes)
+    if cause and not (effect and clearly_later(cause, effect)):
+        return cause
     others = of_kind(hits, "symptom", "unknown")
-    unknown = _first(_serious([hit for hit in others if not _is_consequence(hit, timeouts, ends)]))
-    if unknown and not (effect and clearly_later(unknown, effect)):
-        return unknown
-    return effect or unknown or _first(others) or _first(of_kind(hits, "follow_on"))
+    before = [hit for hit in others if not (effect and clearly_later(hit, effect))]
+    unknown = _first(_serious([hit for hit in before if not _is_consequence(hit, timeouts, ends)]))
+    return unknown or effect or _first(others) or _first(of_kind(hits, "follow_on"))
 
 
 def _serious(hits: Sequence[Hit]) -> list[Hit]:
@@ -243,7 +246,9 @@ def _not_before(one: When, two: When) -> bool:
 
 
 def _explain(winner: Hit, hits: Sequence[Hit], ranks: set[int | None]) -> Diagnosis:
-    known = winner.signature or fallback(winner.event)
+    known = (None if winner.kind == "follow_on" and winner.wraps and winner.event.exception else winner.signature) or (
+        fallback(winner.event) or winner.signature
+    )
     same = (hit.rank for hit in hits if hit.signature and hit.signature == known and hit.rank is not None)
     rank = next(same, None) if known and winner.rank is None else winner.rank
     shown = _reason(winner, hits)

@@ -13,7 +13,7 @@ from jobs.diagnose.sift import Line
 from jobs.diagnose.signatures import position
 from jobs.diagnose.times import When
 
-_WELL, _READY, _NEARLY, _FAILS = (re.compile(forms()[name]) for name in ("well", "ready", "nearly", "fails"))
+_WELL, _READY, _NEARLY, _FAILS, _UP = (re.compile(forms()[name]) for name in ("well", "ready", "nearly", "fails", "up"))
 
 _EMPTY = "See the output of the batch script, what Slurm says of the job (sacct -j JOB), and whether the disk was full."
 _NEITHER = "no line is an error by its form, and none says that the service was ready: neither failure nor success"
@@ -67,7 +67,7 @@ def lived_on(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
     who set a container up or started a task said, where all was well after it.
     """
     well = {log.name: number for log in logs for number, text in log.lines if _WELL.search(text)}
-    ready = {log.name: number for log in logs for number, text in log.lines if _READY.search(text)}
+    ready = {log.name: number for log in logs for number, text in log.lines if _READY.search(text) or _UP.search(text)}
     for hit in hits:
         if hit.kind not in ("note", "stage") and hit.event.number > ready.get(hit.log, hit.event.number):
             del ready[hit.log]

@@ -38,7 +38,7 @@ _INSIDE = re.compile("|".join(form.replace("?P<level>", "?:") for form in forms(
 _SOON = 600
 """Characters within which such a header is looked for."""
 
-_CANN, _OPENS_CANN, _ADVICE, _FRAME, _EXCEPTION, _NATIVE, _PLAIN_ERROR, _PLAIN_WORDS, _WARNING = (
+_CANN, _OPENS_CANN, _ADVICE, _FRAME, _EXCEPTION, _NATIVE, _PLAIN_ERROR, _PLAIN_WORDS, _WARNING, _IMPORTING = (
     re.compile(forms()[name])
     for name in (
         "cann",
@@ -50,6 +50,7 @@ _CANN, _OPENS_CANN, _ADVICE, _FRAME, _EXCEPTION, _NATIVE, _PLAIN_ERROR, _PLAIN_W
         "plain_error",
         "plain_words",
         "warning",
+        "importing",
     )
 )
 _CHAIN = "The above exception was the direct cause of the following"
@@ -138,7 +139,7 @@ class Event:
 
 @dataclass
 class _Channel:
-    """What one process has open: a traceback, a block of CANN, a chain of exceptions."""
+    """What one process has open: a traceback, a block of CANN, a chain of exceptions, the words of one, an import."""
 
     frame: str | None = None
     code_follows: bool = False
@@ -149,11 +150,13 @@ class _Channel:
     field: str = ""
     exception: int | None = None
     handling: int | None = None
+    said: bool = False
+    importing: bool = False
 
     def ends(self, event: Event) -> Event:
         """Return the exception at the end of a traceback, with what is known of it."""
         during, self.handling, self.exception = self.handling, None, event.number
-        chained, self.chained, self.frame = self.chained, False, None
+        chained, self.chained, self.frame, self.said = self.chained, False, None, True
         self.last = self.where()
         self.frames.clear()
         return replace(event, chained=chained, frames=self.last, during=during)
@@ -216,6 +219,8 @@ class _Line:
             named = match.groupdict()
             if named.get("task"):
                 self.rank = int(named["task"])
+            if named.get("step") is not None:
+                self.component = "slurmstepd"
             if named.get("process"):
                 self.process = named["process"].lower()
             if named.get("process") or named.get("task") or match.group().startswith("[rank"):
@@ -227,14 +232,13 @@ class _Line:
 def read_events(lines: Iterable[tuple[int, str]], times: Iterable[When]) -> Iterator[Event]:
     """Yield what the lines of one log say, in their order; source code inside tracebacks says nothing.
 
-    A log that ends inside a traceback, and has no other error, says so at its end: something failed.
+    A log that ends inside a traceback says so at its end: something failed.
 
     Args:
         lines: (number, text) in order, of one file.
         times: of each line.
     """
     channels: dict[str, _Channel] = {}
-    failed = False
     carrier = _Line("")
     parts = ((number, *part, when) for (number, raw), when in zip(lines, times, strict=True) for part in _parts(raw))
     for number, carried, raw, when in parts:
@@ -247,12 +251,11 @@ def read_events(lines: Iterable[tuple[int, str]], times: Iterable[When]) -> Iter
         channel = channels.setdefault(line.channel, _Channel())
         event = _event(number, raw, when, line, channel)
         if event is not None:
-            failed = failed or event.error
             yield event
         last = (number, raw, when, line, channel)
-    if channels and not failed and last[4].code_follows and (last[3].level or ERROR) >= ERROR:
+    if channels and last[4].code_follows and (last[3].level or ERROR) >= ERROR:
         number, raw, when, line, channel = last
-        words = f"a traceback stops here, before its error [{channel.frame}]" if channel.frame else raw.strip()
+        words = f"a traceback stops here, before its Exception [{channel.frame}]" if channel.frame else raw.strip()
         yield Event(number, raw, words, when, ERROR, line.process, rank=line.rank, frames=channel.where())
 
 
@@ -291,7 +294,14 @@ def _event(number: int, raw: str, when: When, line: _Line, channel: _Channel) ->
     elif level is None:
         level = _bare(words, text, line, exception)
     opened = code is not None or inside or _OPENS_CANN.search(raw) is not None
-    channel.cann = opened or (channel.cann and not line.headed)
+    warned = line.level is None and level is not None and level < ERROR
+    channel.cann = opened or (channel.cann and not (line.headed or warned))
+    channel.said = channel.said and text[:1] in (" ", "\t")
+    if channel.said and not (opened or _NATIVE.match(text)):
+        level = None  # the words of an exception go on
+    channel.importing = _IMPORTING.search(words) is not None or (
+        channel.importing and not (line.component or (line.headed and not raw.startswith("[")))
+    )
     if inside and _ADVICE.match(text):
         return None
     if _PYDANTIC in words and channel.field:
@@ -300,8 +310,8 @@ def _event(number: int, raw: str, when: When, line: _Line, channel: _Channel) ->
     wordless = exception and words.rstrip(": ").find(":") < 0
     if wordless and channel.frame:
         words = f"{words} [{channel.frame}]"
-    if line.component.islower():
-        words = f"{line.component}: {words}"
+    if component := line.component or ("enroot" if channel.importing and not exception else ""):
+        words = f"{component}: {words}" if component.islower() else words
     about = (line.process, code, line.rank, line.report)
     frames = channel.last if code or inside else ""
     bare = line.level is None and not (exception or code or inside or _NATIVE.match(text))

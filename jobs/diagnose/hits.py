@@ -20,11 +20,11 @@ _LONG = timedelta(minutes=5)
 
 _TELLING = ("cause", "symptom", "unknown")
 
-_WRAPPER, _TENTATIVE, _CLEANUP, _ENDED, _REQUEST, _SPEAKER, _AGAIN, _DIED = (
+_WRAPPER, _TENTATIVE, _CLEANUP, _ENDED, _REQUEST, _SPEAKER, _AGAIN, _DIED, _CARRIED = (
     re.compile(forms()[name])
-    for name in ("wrapper", "tentative", "cleanup", "ended", "request", "speaker", "again", "died")
+    for name in ("wrapper", "tentative", "cleanup", "ended", "request", "speaker", "again", "died", "carried")
 )
-_ABOVE, _BELOW = 60, 8
+_ABOVE, _BELOW = 60, 20
 """Lines above and below one that only says that something failed, in which what it was may stand."""
 
 
@@ -108,6 +108,12 @@ def speaker(event: Event) -> str:
     return (found["set_up"] or found["daemon"]) if found else ""
 
 
+def hands_on(event: Event) -> bool:
+    """Whether it hands on words of a worker that say what failed, and are no wrapper themselves."""
+    carried = _CARRIED.search(event.text)
+    return carried is not None and _WRAPPER.search(carried["words"]) is None
+
+
 def of_kind(hits: Iterable[Hit], *kinds: str) -> list[Hit]:
     """Return those of some kinds."""
     return [hit for hit in hits if hit.kind in kinds]
@@ -143,7 +149,7 @@ def _not_waited(hits: Sequence[Hit]) -> list[Hit]:
     others = [hit for hit in hits if not (again(hit) or waits(hit))]
     if any(hit.kind in _TELLING for hit in others):
         return others
-    ended = any(hit.kind == "end" and not hit.event.minor for hit in others)
+    ended = any(hit.kind == "end" and not hit.event.minor and not hit.ended for hit in others)
     return [hit for hit in hits if not (ended and waits(hit))]
 
 
@@ -187,8 +193,8 @@ def _not_survived(hits: Sequence[Hit]) -> list[Hit]:
     A symptom without a header (a script's `command not found`) is over once a later traceback stands in the log, or
     once programs went on and one failed later; that a client had no answers then, or somebody waited, says nothing.
     """
-    failed = [hit for hit in of_kind(hits, *_TELLING) if hit.event.exception or hit.event.code]
-    failed = [hit for hit in failed if not hit.event.minor]
+    failed = [hit for hit in hits if hit.kind in _TELLING or (hit.kind == "follow_on" and hit.wraps)]
+    failed = [hit for hit in failed if (hit.event.exception or hit.event.code) and not hit.event.minor]
     later = [hit for hit in hits if not (hit.signature and hit.signature.phase == "bench")]
     later = [
         hit for hit in later if hit.kind in (*_TELLING, "end") or (hit.kind == "follow_on" and hit.event.exception)

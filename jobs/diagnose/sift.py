@@ -76,6 +76,8 @@ def plain(text: str) -> str:
     except ValueError:
         return text
     said, level, time = (next((data[key] for key in keys if isinstance(data.get(key), str)), "") for keys in _JSON)
+    if isinstance(why := data.get("error"), str) and why not in said:
+        said = f"{said}: {why}"
     head = f"{time} - json - {level.upper()} - " if level else f"{time} " if time else ""
     return f"{head}{said.rstrip()}" if said else text
 

@@ -7,6 +7,7 @@ or `ranks` (rank: log); `line` words of the line that is shown first; `says` wor
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from jobs.core.foreign import from_yaml
 from jobs.diagnose.classify import classify
 from jobs.diagnose.diagnosis import Diagnosis, RankLog
+from jobs.diagnose.sift import sift
 from jobs.diagnose.signatures import families, signatures
 
 CASES = [
@@ -54,6 +56,26 @@ def test_a_case_is_read_as_it_says(case: dict[str, Any]) -> None:
     for key in ("certainty", "rank", "retryable"):
         assert getattr(found, key) == case.get(key, getattr(found, key)), key
     assert list(found.suspects) == case.get("suspects", list(found.suspects))
+
+
+def of_its_end(case: dict[str, Any]) -> bool:
+    """Whether the answer follows from where the log ends (a traceback is cut off), or from lines that are not kept."""
+    texts = [*(case.get("ranks") or {None: case["log"]}).values()]
+    ends = case["is"].startswith(("stopped-", "unknown"))
+    return ends or any('", line ' in text.splitlines()[-1] or "POST /" in text for text in texts)
+
+
+@pytest.mark.parametrize("case", [param for param in CASES if not of_its_end(case_of(param))])
+def test_a_long_log_is_read_like_a_short_one(case: dict[str, Any]) -> None:
+    texts = case.get("ranks") or {None: case["log"]}
+    quiet = "quiet\n" * 9
+    found = classify(
+        [
+            RankLog(rank, f"rank{rank}.log", sift(BytesIO(f"{quiet}{text.rstrip()}\n{quiet}".encode())))
+            for rank, text in texts.items()
+        ]
+    )
+    assert name(found) == case["is"], found.text()
 
 
 def test_the_corpus_has_every_kind_and_near_misses() -> None:
@@ -161,6 +183,7 @@ SAME = {
     "hccl-buffer-too-small": ("cann-EZ1009",),
     "npu-memory-serve": ("npu-memory",),
     "cann-EZ1001": ("aclnn-161002",),
+    "operator-compile": ("cann-E90003",),
 }
 """What a part of a log, or one that is mixed with another, may name in the place of the whole."""
 
