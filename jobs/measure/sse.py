@@ -55,7 +55,7 @@ class StreamParser:
 
         A chunk without a word is neither the first nor the last: a gateway may open and end an answer with one. Engines
         send one too, for a token that is half a character or hidden. So each is a token where there are as many
-        chunks as tokens, or where no chunk has a word.
+        chunks as tokens, or where no chunk has a word; and none is where there are more chunks than tokens.
         """
         begin, end = 0, len(self._times)
         if self.output_tokens != end and len(self._empty) < end:
@@ -63,6 +63,8 @@ class StreamParser:
                 begin += 1
             while end - 1 in self._empty:
                 end -= 1
+            if self.output_tokens and end - begin > self.output_tokens:
+                return np.array([self._times[at] for at in range(begin, end) if at not in self._empty])
         return np.array(self._times[begin:end], dtype=np.float64)
 
     def feed(self, data: bytes, now: float) -> None:
@@ -135,12 +137,15 @@ class StreamParser:
         elif message.get("error") or message.get("object") == "error":
             self._fail(words_of(message))
         else:
-            self._read(message, now)
+            try:
+                self._read(message, now)
+            except (AttributeError, TypeError):  # a list where an object belongs, or the like
+                self._fail(f"unreadable event: {payload[:200].decode(errors='replace')}")
 
     def _read(self, message: dict[str, Any], now: float) -> None:
         if usage := message.get("usage"):
-            self.prompt_tokens = usage.get("prompt_tokens")
-            self.output_tokens = usage.get("completion_tokens")
+            self.prompt_tokens = _count(usage.get("prompt_tokens"))
+            self.output_tokens = _count(usage.get("completion_tokens"))
         for choice in message.get("choices") or ():
             if choice.get("finish_reason") in ("abort", "error"):
                 self._fail(f"finish_reason {choice['finish_reason']}")
@@ -158,6 +163,13 @@ class StreamParser:
 
     def _fail(self, reason: str) -> None:
         self.error = self.error or reason
+
+
+def _count(value: Any) -> int | None:
+    """Return a number of tokens; None: it is none. Some gateways write 16.0."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _fields(event: bytes) -> tuple[bytes, bytes]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jobs.measure import bound, queueing, rounds, speculation
-from jobs.measure.gate import accuracy, answers, client, counters, steady
+from jobs.measure.gate import accuracy, answers, client, counters, pauses, steady
 from jobs.measure.gate.case import Case, Finding, Found
 from jobs.measure.statistics import latencies
 
@@ -61,7 +61,7 @@ CHECKS: tuple[Callable[[Case], Found], ...] = (
     counters.of_load,
     accuracy.under_load,
     steady.steady,
-    steady.pauses,
+    pauses.pauses,
     _queue,
     answers.pieces,
     lambda case: of_figures(case.figures),

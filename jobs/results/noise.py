@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -141,6 +141,8 @@ def difference(one: Side, two: Side, *, level: float = LEVEL, inside: bool = Tru
             parts, level = [*parts, known], 1 - (1 - level) / STRICTER
         elif max(len(one.starts), len(two.starts)) > 1:  # one side tells how far starts lie apart
             parts.append(_by_starts(one, two))
+        elif drift := _drift(one, two):
+            parts.append(drift)
     else:
         basis, parts = "window", [one.inside, two.inside]
     before, after = (float(np.mean(side.windows if basis != "starts" else side.means)) for side in (one, two))
@@ -150,6 +152,8 @@ def difference(one: Side, two: Side, *, level: float = LEVEL, inside: bool = Tru
     change = around(after / before, added(told), level)
     if basis == "starts" and len(one.starts) != len(two.starts) and (both := _by_starts(one, two)):
         # Welch's degrees of freedom are too many where one side has two starts and the other has more.
+        change = wider(change, around(after / before, both, level))
+    if basis == "windows" and len(one.windows) != len(two.windows) and (both := _pooled(one.windows, two.windows)):
         change = wider(change, around(after / before, both, level))
     if basis != "window" and inside and one.inside and two.inside:
         change = wider(change, around(after / before, added([one.inside, two.inside]), level))
@@ -166,8 +170,30 @@ def _known(one: Side, two: Side) -> Scatter | None:
 
 def _by_starts(one: Side, two: Side) -> Scatter | None:
     """Return the scatter of a difference by the starts of both sides together; None: no side has two."""
-    each = pooled([one.means, two.means])
-    return each and Scatter(each.squared * (1 / len(one.starts) + 1 / len(two.starts)), each.free)
+    return _pooled(one.means, two.means)
+
+
+def _pooled(one: Sequence[float], two: Sequence[float]) -> Scatter | None:
+    each = pooled([one, two])
+    return each and Scatter(each.squared * (1 / len(one) + 1 / len(two)), each.free)
+
+
+def _drift(one: Side, two: Side) -> Scatter | None:
+    """Return what a drift over the allocation may make of a difference between two services, one after the other.
+
+    Where the windows of both rise or fall alike, what came later is better or worse for that alone: by at least the
+    distance of their middles. What chance makes of a slope is taken off. None: nothing is left of it, or the windows
+    are of one service, and were measured by turns.
+    """
+    if {row.get("service") for row in one.rows} & {row.get("service") for row in two.rows}:
+        return None
+    groups = [np.array(side.windows) / np.mean(side.windows) - 1 for side in (one, two)]
+    places = np.concatenate([np.arange(len(group)) - (len(group) - 1) / 2 for group in groups])
+    values, free = np.concatenate(groups), len(places) - 3
+    square = float((places**2).sum())
+    slope = float((places * values).sum()) / square
+    chance = float(((values - slope * places) ** 2).sum()) / free / square
+    return Scatter((slope**2 - chance) * (len(places) / 2) ** 2, free) if slope**2 > chance else None
 
 
 def _statistic(column: str, in_flight: float | None) -> Callable[[pd.DataFrame], float | None] | None:

@@ -178,5 +178,26 @@ def test_as_many_chunks_as_tokens_are_tokens_with_words_or_without() -> None:
     assert read(*hidden, event(usage(1, 4)), DONE).chunk_times.tolist() == [1.0, 2.0]
 
 
+def test_signs_of_life_between_the_tokens_are_none() -> None:
+    pieces = [event(m) for m in (token(), token(""), token(), token(""), token())]
+    assert read(*pieces, event(usage(1, 3)), DONE).chunk_times.tolist() == [1.0, 3.0, 5.0]
+    assert len(read(*pieces, event(usage(1, 6)), DONE).chunk_times) == 5, "some are tokens that nobody sees"
+
+
+@pytest.mark.parametrize("odd", [{"usage": [1]}, {"choices": "x"}, {"choices": [None]}, {"choices": [{"delta": [1]}]}])
+def test_an_event_of_another_form_is_said_and_ends_no_measurement(odd: dict[str, Any]) -> None:
+    assert str(read(event(token()), event(odd), event(usage(1, 1)), DONE).fault(1)).startswith("unreadable event: ")
+
+
+@pytest.mark.parametrize(
+    ("written", "read_as"), [("16.0", 16), ('"16"', None), ("NaN", None), ("true", None), ("1.5", None)]
+)
+def test_a_length_is_a_whole_number(written: str, read_as: int | None) -> None:
+    told = f'data: {{"choices":[],"usage":{{"prompt_tokens":{written},"completion_tokens":{written}}}}}\n\n'
+    parser = read(event(token()), told.encode(), DONE)
+    assert (parser.prompt_tokens, parser.output_tokens) == (read_as, read_as)
+    assert (parser.fault(16) is None) is (read_as == 16)
+
+
 def test_an_event_that_the_stream_cuts_off_is_none() -> None:
     assert len(read(event(token()), event(token()).rstrip(b"\n")).chunk_times) == 1

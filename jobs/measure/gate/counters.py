@@ -14,6 +14,9 @@ from jobs.measure.metrics import ALL
 from jobs.measure.records import Growth, RequestRecord, Window
 from jobs.measure.statistics import arrived_tokens, tokens_a_chunk
 
+COUNTED_SHARE = 0.005
+"""By which usage and the engines' counters may differ over a whole run, which has no moments at its ends."""
+
 FOREIGN_SHARE = 0.05
 """Tokens beyond ours of which the rest is taken to be the difference of moments: a page is read, a token on its way."""
 
@@ -31,6 +34,9 @@ second not even worth a note. vLLM balances by counts that are 0.1 s old, so req
 SLOWER = 1.5
 """An engine that holds a request for so many times as long as another one, for each of its tokens, is slower."""
 
+ENOUGH_FOR_PACE = 20
+"""Requests for each rank: where each answer takes a fifth more or less, the mean of so many is known to a twentieth."""
+
 GAUGED = 100
 """Requests seen in all readings of a window together from which their mean is known to a tenth."""
 
@@ -44,6 +50,9 @@ in step, and 16 of them go to one engine of two in one window of ten or so (rehe
 NEEDED_IN_FLIGHT = 2.0
 """Mean requests in flight for each data-parallel rank below which the balancer may well need one engine alone: vLLM's
 sends a request to the first of those that have least to do."""
+
+NEEDED_NEARLY = 0.95
+"""A closed loop is a little below its concurrency: between an answer and the next request."""
 
 UNINTENDED_HITS = 0.02
 """Share of prompt tokens found in a prefix cache beyond what is intended: equal words of a chat template, no more."""
@@ -63,7 +72,7 @@ def of_load(case: Case) -> Found:
     yield from balance(case.config, served, len(case.counted), case.in_flight)
     yield from pace(case)
     yield from foreign(case)
-    yield from too_few_made(case)
+    yield from usage(case)
     longest = max(((r.prompt_tokens or 0) + (r.output_tokens or 0) for r in window.records), default=0)
     repeated = sum(r.prompt_tokens or 0 for r in window.records if r.check) / (window.growth.prefix_queries or 1)
     yield from hits(case.config, window.growth, longest, repeated)
@@ -116,7 +125,7 @@ def balance(config: Config, served: Mapping[str, int], requests: int, in_flight:
         return
     # Over replicas our own client spreads the requests: a row of two is one of both.
     load = None if config.parallel.replicas > 1 else in_flight
-    needed = load is None or load >= NEEDED_IN_FLIGHT * ranks
+    needed = load is None or load >= NEEDED_NEARLY * NEEDED_IN_FLIGHT * ranks
     chance = load is not None and requests < ROUNDS_TO_BALANCE * load
     silent = [str(rank) for rank in range(ranks) if not served.get(str(rank))]
     if silent:
@@ -143,7 +152,7 @@ def pace(case: Case) -> Found:
     tokens = {engine: count for engine, count in window.engine_tokens.items() if count and engine != ALL}
     bench = case.config.bench
     alike = bench.lengths == "fixed" and bench.workload not in ("sharegpt", "trace")
-    if len(tokens) < max(2, ranks) or len(case.counted) < ENOUGH_TO_BALANCE * ranks * (1 if alike else SCATTERED):
+    if len(tokens) < max(2, ranks) or len(case.counted) < ENOUGH_FOR_PACE * ranks * (1 if alike else SCATTERED):
         return
     if min(tokens.values()) * ranks < NOTED_SHARE * sum(tokens.values()):
         return  # uneven, which is said already: the busier one is the slower one
@@ -182,8 +191,8 @@ def foreign(case: Case) -> Found:
         yield Finding(f"the engines held up to {held} requests more than ours in flight", True)
 
 
-def too_few_made(case: Case) -> Found:
-    """Usage that says more tokens than the engines made. Of a rank that shows no counters nothing can be said."""
+def usage(case: Case) -> Found:
+    """Usage that says more tokens than the engines made, or less. Of a rank without counters nothing can be said."""
     window = case.window
     if len(window.growth.tokens) < case.config.parallel.engines:
         return
@@ -193,9 +202,22 @@ def too_few_made(case: Case) -> Found:
     if made < told * (1 - FOREIGN_SHARE) - slack:
         yield Finding(f"usage says {told:.0f} tokens in the window, and the engines made {made}", True)
         return
+    if window.generated is None:
+        return
     whole = sum(record.output_tokens or 0 for record in window.records if record.status == "ok")
-    if window.generated is not None and window.generated < whole * (1 - FOREIGN_SHARE) - slack:
-        yield Finding(f"usage says {whole} tokens in all, and the engines made {window.generated}", True)
+    generated = window.generated - case.probes
+    words = f"usage says {whole} tokens in all, and the engines made {generated}"
+    if window.generated < whole * (1 - COUNTED_SHARE) - slack:
+        yield Finding(words, True)
+    elif generated > (whole + _of_broken(window)) * (1 + COUNTED_SHARE) + slack:
+        yield Finding(f"{words}: usage that is too low, or requests of others?", True)
+
+
+def _of_broken(window: Window) -> float:
+    """Return the most tokens that answers may have had which did not end: each may have been made whole."""
+    broken = [record for record in window.records if record.status != "ok"]
+    longest = max((r.output_tokens or 0 for r in window.records if r.status == "ok"), default=0)
+    return float(sum(record.asked_output or longest for record in broken))
 
 
 def _at_closing(window: Window) -> int:

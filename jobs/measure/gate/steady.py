@@ -13,20 +13,28 @@ slowness that is short is told by the time that it costs, over parts as short as
 several times as long as in the fastest quarter of them, whatever comes before and after. In an open loop prefills and
 neighbours come and go too, so there the fast gaps of a part (their 10th percentile) must be slow.
 
-Three shapes are laid through the logarithms of the parts: a line (heat), a step (throttled, or warm at last) and a
-step that is taken back. What is said is the change of the shape that fits best, where it fits far better than none: by
-an F test whose limit is that of the best of all these shapes. `benchmarks/steady.py` has the simulations from which the
-limits come, with the share of clean windows that they refuse and what they find.
+How far noise alone goes is measured in each window, by neighbouring parts: one that is twice as slow as others tells
+nothing where every answer takes a fifth more or less than the next. And an answer that reaches over two parts makes
+them alike, so that a level seems to hold where it is one slow answer: the fewer rounds a part has, the better a shape
+must fit (`_alike`).
+
+Four shapes are laid through the logarithms of the parts: a line (heat), one up and down again, a step (throttled, or
+warm at last) and a step that is taken back. What is said is the change of the shape that fits best, where it fits far
+better than none: by an F test whose limit is that of the best of all these shapes. `benchmarks/steady.py` has the
+simulations from which the limits come, with the share of clean windows that they refuse and what they find.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.core.student import student
 from jobs.measure.gate.case import Case, Finding, Found
 from jobs.measure.records import RequestRecord
 from jobs.measure.statistics import in_one_piece
@@ -43,23 +51,18 @@ SHORTEST = 2
 NOTED, LIMIT = 0.1, 0.3
 """Change over the window that is noted, and beyond which its figures are those of no one service."""
 
-F_LIMIT = {5: 100.0, 6: 65.0, 7: 55.0, 8: 45.0, 9: 40.0, 10: 35.0}
-"""By number of parts: where no part depends on another, 0.5 % of level windows fit a shape better."""
+CHANCE = 0.0025
+"""Share of level windows that a single test may call otherwise: there are five, and all checks may name 2 %."""
 
-OPEN_LOOP = 2.5
+NOISE = 0.2
+"""Scatter of the answers that is allowed for, where neighbouring parts have so much; what is more is worth a note."""
+
+F_LIMIT = {5: 190.0, 6: 112.0, 7: 87.0, 8: 68.0, 9: 59.0, 10: 52.0}
+"""By number of parts: where no part depends on another, `CHANCE` of level windows fit a shape better. A line, no
+choice of several, has the limit of Student's t; in an open loop lines come by themselves."""
+
+OPEN_LOOP = 2.0
 """In an open loop the parts depend on each other: requests that came close together are still there in the next one."""
-
-BLOCKED_TTFTS = 3.0
-"""A silence no longer than so many median TTFTs may be the prefill of a long prompt, which others wait for."""
-
-PAUSE_S, STALL_S = 1.0, 10.0
-"""A shorter silence is no pause; a longer one is told, however long the window."""
-
-USUAL_GAPS = 5.0
-"""A silence of so many median gaps between tokens is unusual."""
-
-READ_S = 1.0
-"""Counters are read once a second."""
 
 TWICE, SOME, SMOOTH, SMOOTH_PARTS = 2.0, 1.25, 0.5, 12
 """Time of a token in the slowest quarter of the parts against the fastest from which a service came and went; and from
@@ -78,6 +81,9 @@ is slow for most of its time counts too, where another one is slow."""
 
 LOST_CLOSED, LOST_OPEN, LOST_LIMIT = 0.05, 0.08, LIMIT / (1 + LIMIT)
 """Share of the window's time that slow parts cost: noted, and beyond which the mean is off by LIMIT."""
+
+_QUARTER = NormalDist().inv_cdf(0.75)
+"""A quarter of normal values lie so many standard deviations below their mean."""
 
 WAITING = 0.5
 """Requests waiting (mean) from which the time to the first token is a queue's, which comes and goes."""
@@ -107,9 +113,10 @@ def steady(case: Case) -> Found:
         return
     edges = np.linspace(window.opened_s, until, parts + 1)
     grows = bool(case.figures.get("saturated"))
-    found = change(*_over_gaps(answers, edges), open_loop=open_loop, bit_by_bit=not grows)
+    alike = 0.0 if open_loop else _alike((edges[1] - edges[0]) / round_s)
+    found = change(*_over_gaps(answers, edges), open_loop=open_loop, bit_by_bit=not grows, alike=alike)
     if not open_loop:
-        found = max(found, change(*_over_requests(answers, edges), open_loop=False))
+        found = max(found, change(*_over_requests(answers, edges), open_loop=False, alike=alike))
     first = 0.0 if counted else _of_firsts(case, parts, open_loop=open_loop)
     if max(found, first) > NOTED:
         what = f"the time of a token changed by {found:.0%}"
@@ -128,22 +135,44 @@ def steady(case: Case) -> Found:
             yield Finding(f"the service was not steady: {words} (throttled for a while?)", share > LOST_LIMIT)
     if open_loop or bench.lengths != "fixed" or bench.workload in ("sharegpt", "multi_turn"):
         return
-    if (swing := max(_swing(*over(answers, edges)) for over in (_over_gaps, _over_requests))) > TWICE:
-        words = f"a token took {swing:.2g} times as long in the slowest quarter of the window as in the fastest"
-        yield Finding(f"the service was not steady: {words} (throttled now and then?)", True)
-    elif max(found, first) <= NOTED and rounds >= SMOOTH_PARTS:
-        fine = np.linspace(window.opened_s, until, min(FINE_PARTS, rounds) + 1)
-        told = [over(answers, fine) for over in (_over_gaps, _over_requests)]
-        if (swing := max((_swing(*one) for one in told if _smooth(*one)), default=1.0)) > SOME:
-            words = f"a token took {swing:.3g} times as long in the slowest quarter of the window as in the fastest"
-            yield Finding(f"the service was not steady: {words}")
+    yield from _comes_and_goes(answers, edges, rounds, quiet=max(found, first) <= NOTED)
 
 
-def _smooth(busy: Floats, made: Floats) -> bool:
-    """Return whether neighbouring parts are more alike than noise would have them."""
-    levels = np.log(busy[made > 0] / made[made > 0])
-    around = float(((levels - levels.mean()) ** 2).sum()) if len(levels) >= SMOOTH_PARTS else 0.0
-    return around > 0 and float((np.diff(levels) ** 2).sum()) < SMOOTH * around
+def _comes_and_goes(answers: Sequence[RequestRecord], edges: Floats, rounds: int, *, quiet: bool) -> Found:
+    """Slow quarters of a closed loop; `quiet`: nothing was said of a change, so a smooth swing is worth a note."""
+    measures = (_over_gaps, _over_requests)
+    told = [over(answers, np.linspace(edges[0], edges[-1], min(FINE_PARTS, rounds) + 1)) for over in measures]
+    words = "the service was not steady: a token took {:.3g} times as long in the slowest quarter of the window as in"
+    words += " the fastest"
+    limits = [max(TWICE, _apart(_levels(*one), len(edges) - 1)) for one in told]
+    coarse = [_swing(*over(answers, edges)) for over in measures]
+    if beyond := [swing for swing, limit in zip(coarse, limits, strict=True) if swing > limit]:
+        yield Finding(f"{words.format(max(beyond))} (throttled now and then?)", True)
+        return
+    smooth = [_swing(*one) for one in told if quiet and rounds >= SMOOTH_PARTS and _regular(*one)]
+    if (swing := max(smooth, default=1.0)) > SOME:
+        yield Finding(words.format(swing))
+
+
+def _levels(busy: Floats, made: Floats) -> Floats:
+    """Return the seconds for a token in each part that has any."""
+    return busy[made > 0] / made[made > 0]
+
+
+def _regular(busy: Floats, made: Floats) -> bool:
+    """Return whether neighbouring parts are more alike than noise would have them, or come again in a period.
+
+    A period is told by the largest part of the periodogram (Fisher 1929, "Tests of significance in harmonic analysis"):
+    noise of rounds, of which neighbours are alike, has so large a one in `CHANCE` of windows.
+    """
+    levels = np.log(_levels(busy, made))
+    around = levels - levels.mean() if len(levels) >= SMOOTH_PARTS else np.zeros(1)
+    waves = 2 * np.pi * np.arange(1, (len(around) + 1) // 2) / len(around)
+    power = np.abs(np.fft.rfft(around)[1 : len(waves) + 1]) ** 2 / (1 + 2 * _alike(1.0) * np.cos(waves))
+    if not power.sum() > 0:
+        return False
+    alike = float((np.diff(levels) ** 2).sum()) < SMOOTH * float((around**2).sum())
+    return alike or len(power) * (1 - power.max() / power.sum()) ** (len(power) - 1) < CHANCE
 
 
 def _slow(
@@ -165,11 +194,44 @@ def _cost(levels: Floats, open_loop: bool, each_s: float) -> tuple[float, float,
     known = levels[levels > 0]
     if len(known) < LEAST_PARTS:
         return None
-    usual, limit = float(np.percentile(known, 25)), SLOW_OPEN if open_loop else SLOW_CLOSED
+    usual = float(np.percentile(known, 25))
+    limit = max(SLOW_OPEN if open_loop else SLOW_CLOSED, _slowest(known))
     if known.max() <= limit * usual:
         return None
     slow = known[known > (limit if open_loop else PARTLY) * usual]
     return float((1 - usual / slow).sum()) / len(levels), len(slow) * each_s, float(slow.max()) / usual
+
+
+def _noise(levels: Floats) -> float:
+    """Return the scatter of the logarithms of level parts, no more than is allowed for.
+
+    By the median difference of neighbours, or by how far the fastest quarter lies below the median, whichever is more:
+    one or two slow spells hardly move either.
+    """
+    if len(levels) < LEAST_PARTS:
+        return 0.0
+    logs = np.log(levels)
+    apart = float(np.median(np.abs(np.diff(logs)))) / math.sqrt(2 * (1 - _alike(1.0)))
+    return min(NOISE, max(apart, float(np.median(logs) - np.percentile(logs, 25))) / _QUARTER)
+
+
+def _slowest(levels: Floats) -> float:
+    """Return how many times slower than the fastest quarter one of level parts is by noise, in `CHANCE` of windows."""
+    return math.exp(_noise(levels) * (NormalDist().inv_cdf(1 - CHANCE / len(levels)) + _QUARTER))
+
+
+def _apart(levels: Floats, parts: int) -> float:
+    """Return how many times slower the slowest quarter of so many parts is than the fastest by noise: both are."""
+    quarters = parts / (parts // 4)
+    return math.exp(_noise(levels) * 2 * NormalDist().inv_cdf(1 - math.sqrt(CHANCE) / quarters))
+
+
+def _alike(rounds: float) -> float:
+    """Return the correlation of neighbouring parts of so many rounds each: an answer reaches over the edge of two.
+
+    For answers of equal length whose levels are independent: var = 1 / n - 1 / 3 n^2, cov = 1 / 6 n^2.
+    """
+    return 1 / (6 * max(rounds, 1.0) - 2)
 
 
 def _fast_gaps(answers: Sequence[RequestRecord], edges: Floats) -> Floats:
@@ -185,7 +247,7 @@ def _fast_gaps(answers: Sequence[RequestRecord], edges: Floats) -> Floats:
 
 def _swing(busy: Floats, made: Floats) -> float:
     """Return the seconds for a token in the slowest quarter of the parts, as a multiple of those in the fastest."""
-    levels = np.sort(np.log(busy[made > 0] / made[made > 0]))
+    levels = np.sort(np.log(_levels(busy, made)))
     if len(levels) < LEAST_PARTS:
         return 1.0
     quarter = len(levels) // 4
@@ -227,7 +289,7 @@ def _over_gaps(answers: Sequence[RequestRecord], edges: Floats) -> tuple[Floats,
     return np.histogram(ends, edges, weights=gaps)[0], np.histogram(ends, edges, weights=each)[0]
 
 
-def change(busy: Floats, made: Floats, *, open_loop: bool, bit_by_bit: bool = True) -> float:
+def change(busy: Floats, made: Floats, *, open_loop: bool, bit_by_bit: bool = True, alike: float = 0.0) -> float:
     """Return by which share the seconds for a token change over the parts, up or down; 0: chance may do the same.
 
     Args:
@@ -236,6 +298,7 @@ def change(busy: Floats, made: Floats, *, open_loop: bool, bit_by_bit: bool = Tr
         open_loop: the load is not held: an engine takes longer for a token where it makes more of them, which is
             allowed for.
         bit_by_bit: a line is a change too.
+        alike: correlation of neighbouring parts: the mean of many then scatters by 1 + 2 `alike` of what it would.
     """
     there = made > 0
     parts = int(there.sum())
@@ -244,13 +307,14 @@ def change(busy: Floats, made: Floats, *, open_loop: bool, bit_by_bit: bool = Tr
     levels = np.log(busy[there] / made[there])
     rates = np.log(made[there]) if open_loop else None
     around, _ = _left(levels, np.ones((parts, 1)), rates)
-    best, found = 0.0, 0.0
-    for shape, reach in _shapes(parts):
+    line = F_LIMIT[parts] if open_loop else student(1 - CHANCE / 2, parts - 2) ** 2
+    best, found = OPEN_LOOP if open_loop else 1 + 2 * alike, 0.0
+    for number, (shape, reach) in enumerate(_shapes(parts)):
         left, size = _left(levels, np.column_stack([np.ones(parts), shape]), rates)
-        fit = (around - left) / max(left / (parts - 2), 1e-9)
+        fit = (around - left) / max(left / (parts - 2), 1e-9) / (F_LIMIT[parts] if number else line)
         if fit > best:
             best, found = fit, float(np.expm1(size * reach)) if bit_by_bit or reach == 1.0 else 0.0
-    return found if best > F_LIMIT[parts] * (OPEN_LOOP if open_loop else 1.0) else 0.0
+    return found
 
 
 def _left(levels: Floats, basis: Floats, rates: Floats | None) -> tuple[float, float]:
@@ -265,58 +329,17 @@ def _left(levels: Floats, basis: Floats, rates: Floats | None) -> tuple[float, f
 
 
 def _shapes(parts: int) -> Iterator[tuple[Floats, float]]:
-    """Yield a line, steps, and steps that are taken back, shape (parts,), each with the part of it that is seen.
+    """Yield a line, up and down again, steps, and steps that are taken back, each with the part of it that is seen.
 
     The middles of the parts do not reach the ends of the window.
     """
     place = np.arange(parts, dtype=np.float64)
     yield place, parts / (parts - 1)
     cuts = range(SHORTEST, parts - SHORTEST + 1)
+    for top in cuts[1:-1]:
+        yield np.abs(place - top + 0.5), parts / (parts - 1)
     for at in cuts:
         yield (place >= at).astype(np.float64), 1.0
     for first, last in itertools.combinations(cuts, 2):
         if last - first >= SHORTEST:
             yield ((place >= first) & (place < last)).astype(np.float64), 1.0
-
-
-def pauses(case: Case) -> Found:
-    """Times without any token while answers were on their way: one long pause, or many that add up.
-
-    A prefill that holds up the answers beside it is no pause: it is no longer than prompts usually take. A pause in the
-    drain counts too: requests of the window wait in it, and with them the rates of a closed loop.
-    """
-    window = case.window
-    lasting = _silences(window.records, window.opened_s, window.closed_s + window.drain_s)
-    ttft, gap = (case.figures[name] or 0.0 for name in ("ttft_ms_p50", "itl_ms_p50"))
-    usual = max(PAUSE_S, BLOCKED_TTFTS * ttft / 1e3, USUAL_GAPS * gap / 1e3)
-    long = lasting[lasting > usual]
-    share = float(long.sum()) / max(window.seconds, 1e-9)
-    if share > NOTED or (long > STALL_S).any():
-        many = f", in {long.size} pauses" if long.size > 1 else ""
-        yield Finding(f"no token came for {long.sum():.0f} s of the window{many}", share > LIMIT)
-        return
-    for engine in sorted({one.engine for one in window.series}):
-        stood = [span for span in _stood_still(case, engine) if span > usual + READ_S]
-        if sum(stood) > max(NOTED * window.seconds, STALL_S):
-            words = f"engine {engine} made no token for {sum(stood):.0f} s of the window while it had requests"
-            yield Finding(words, sum(stood) > LIMIT * window.seconds)
-
-
-def _stood_still(case: Case, engine: str) -> Iterator[float]:
-    """Yield the times in the window in which the tokens of an engine did not rise while it had requests, s."""
-    window = case.window
-    own = [one for one in window.series if one.engine == engine and window.opened_s <= one.time_s < window.closed_s]
-    for _, alike in itertools.groupby((one for one in own if one.running), key=lambda one: one.generated_tokens):
-        times = [one.time_s for one in alike if one.generated_tokens is not None]
-        yield times[-1] - times[0] if times else 0.0
-
-
-def _silences(records: Sequence[RequestRecord], opened_s: float, closed_s: float) -> Floats:
-    """Return the times in the window between two tokens of anybody, while an answer was under way, s."""
-    times = np.concatenate([record.chunk_times for record in records]) if records else np.empty(0)
-    inside = np.unique(times[(times >= opened_s) & (times < closed_s)])
-    gaps, begins = np.diff(inside), inside[:-1]
-    long = np.flatnonzero(gaps > PAUSE_S)
-    spans = [(r.chunk_times[0], r.end_s) for r in records if len(r.chunk_times)]
-    kept = [i for i in long if any(a <= begins[i] + 1e-9 and b >= begins[i] + gaps[i] for a, b in spans)]
-    return gaps[kept]
