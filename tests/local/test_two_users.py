@@ -155,6 +155,31 @@ def test_an_api_that_another_user_brought_up_gets_no_key(host: Host, zygote: Zyg
     assert the_row(root)["valid"] is False
 
 
+def test_the_api_of_a_replica_that_another_user_brought_up_gets_no_key(host: Host, zygote: Zygote) -> None:
+    """Rank 0 sends the key to the other node as well, where the rank of the replica has to look."""
+    root, two = host.shared / "runs", ("model=deepseek_v3_1_w4a8", "parallel=replicas2_tp8")
+    run = launch(zygote, host.victim, root, *two, "+engine.env.QUICK_LOAD_S=60")
+    end = time.monotonic() + 60
+    while not (argv := [one for path in root.glob("20*/services/*/*/rank1/command.json") for one in words_of(path)]):
+        assert time.monotonic() < end, run.output.read_text()
+        time.sleep(0.05)
+    with host.attacker.start(IMPOSTOR, argv[argv.index("--port") + 1]) as attacker:
+        said = run.finish()
+        attacker.kill()
+        assert attacker.stdout
+        heard = attacker.stdout.read().removeprefix("listens\n")
+    assert "uthorization" not in heard
+    assert f"rank 1 (replica): engine.port = {argv[argv.index('--port') + 1]}: user {ATTACKER} listens there" in said, (
+        said
+    )
+    assert the_row(root)["valid"] is False
+
+
+def words_of(path: Path) -> list[str]:
+    """Return the argv of a rank's command.json; nothing while it is being written."""
+    return [str(one) for one in json.loads(path.read_text())["argv"]]
+
+
 FLOOD = """
 import socket, sys, time
 held = []
@@ -213,7 +238,11 @@ def links(root: Path, target: Path) -> None:
         "sweep.log",
     ):
         (root / name).symlink_to(target)
-    (root / ".calibration").symlink_to(target.parent)
+    for name in (".calibration", f".calibration-{VICTIM}", f".calibration-{VICTIM}-2", f".hydra-{VICTIM}"):
+        (root / name).symlink_to(target.parent)
+    for name in (".decide", f".decide-{VICTIM}", f".nodes-{VICTIM}", f".images-{VICTIM}"):
+        (root / name).mkdir(mode=0o777)
+        (root / name).chmod(0o777)
 
 
 def test_links_of_others_in_a_shared_root_are_not_written_through(host: Host, zygote: Zygote) -> None:
