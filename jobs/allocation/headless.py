@@ -142,9 +142,14 @@ async def _report_end(control: ControlClient, engine: Engine, folder: RankDir) -
     ended = asyncio.ensure_future(engine.ended())
     size, silent = -1, engine.place.replica
     while not ended.done():
-        if silent and await aside(engine.listens):
+        try:
+            if silent and await aside(engine.listens):
+                silent = False
+                await control.send(messages.Listens())
+        except UserError as error:  # somebody else listens in its place: rank 0 would wait for its load
             silent = False
-            await control.send(messages.Listens())
+            folder.note("failed", reason=str(error))
+            await _fail(control, error)
         if size != (size := engine.log_size()):
             await control.send(messages.Progress(await aside(engine.note_progress)))
         await asyncio.wait({ended}, timeout=PROGRESS_S)

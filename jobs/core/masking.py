@@ -23,7 +23,11 @@ _LAST = frozenset(("token", "pwd", "pass", "pat"))
 _PAIRS = frozenset((("api", "key"), ("access", "key"), ("secret", "key"), ("private", "key"), ("auth", "key")))
 _IN_URL = re.compile(r"(?<=://)([^\s/:@'\"]*):([^\s/@'\"]+)(?=@)")
 _BEARER = re.compile(r"\b(Bearer|Basic)\s+(?!\$)([A-Za-z0-9._~+/=-]{4,})")
-_VALUE = r"('[^']*'|\"(?:[^\"\\]|\\.)*\"|\\+\"[^\"\\]*\\*\"|\[[^\[\]]{0,2000}\]|\{[^{}]{0,2000}\}|\\*['\"][^\s'\"\\]+|[^\s,;'\"{}\[\])]+)"
+_VALUE = (
+    r"('[^']*'|\"(?:[^\"\\]|\\.)*\"|\\+\"[^\"\\]*\\*\"|\[[^\[\]]{0,2000}\]|\{[^{}]{0,2000}\}"
+    r"|\\*['\"][^\s'\"\\]+|[^\s,;'\"{}\[\])]+)"
+)
+"""In quotes, in those that JSON wrote before (\\"), a list, a mapping, behind a quote that a cut has left, a word."""
 _NAME = r"[A-Za-z_][\w.-]{0,200}"
 _GIVEN = re.compile(
     rf"(?<![\w.-])(-{{0,2}}{_NAME})(\s*=\s*|\\*['\"]\s*[:=]\s*|:(?=\S))(?!\$){_VALUE}"

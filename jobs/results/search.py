@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from jobs.core.errors import RunError
 from jobs.core.foreign import load_form
@@ -16,6 +16,10 @@ from jobs.core.rundir import SweepDir
 
 FORECASTS = 12
 """Settings that were not measured, of which people are told."""
+
+
+MANY = 10_000
+"""Settings of an answer: a search has hundreds at most (jobs/sweep/space.py)."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,15 @@ class _Next:
 @dataclass(frozen=True)
 class _Found:
     answer: _Best | None
-    goal: str
+    goal: Literal["output_tok_per_s", "ttft_ms_mean", "tpot_ms_mean"]
     over: bool
     why: str
     node_hours: Number
     budget_node_hours: Number
     queue_hours: Number
     starts: int
-    settings: list[_Setting]
-    ruled_out: dict[str, str]
+    settings: Annotated[list[_Setting], Field(max_length=MANY)]
+    ruled_out: Annotated[dict[str, str], Field(max_length=MANY)]
     next: _Next
 
 

@@ -282,3 +282,23 @@ def test_a_poor_sweep_has_a_page_too(
         assert any("(simulator)" in name for name in names)
         assert any("max_model_len" in name and "(simulator)" not in name for name in names)
     one.close()
+
+
+def test_words_of_others_are_no_links_in_a_plot(chromium: Browser, tmp_path: Path) -> None:
+    """Plotly makes links, bold and colours of what looks like HTML: in its legends, axes and at a point."""
+    evil, folder = '<a href="https://x.example/">see here</a>&lt;b&gt;', tmp_path / "evil"
+    shutil.copytree(RECORDED, folder)
+    sweep = SweepDir(folder)
+    plan = read_json(sweep.plan)
+    key = plan["swept"][0]
+    for point in plan["points"]:
+        point["values"][key] = f"{point['values'][key]} {evil}"
+    write_json(sweep.plan, plan)
+    for path in sorted(folder.rglob("row.json")):
+        write_json(path, read_json(path) | {"engine": evil})
+    one = Opened(chromium, write_report(sweep), viewport=DESKTOP)
+    texts = one.page.evaluate("[...document.querySelectorAll('.plot text')].map(one => one.textContent).join('|')")
+    assert '<a href="https://x.example/">see here</a>&lt;b&gt;' in texts, "it is shown as it is"
+    assert one.page.locator(".plot a").count() == 0
+    assert one.complaints == []
+    one.close()

@@ -97,6 +97,7 @@ def main() -> None:
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.bind((FLAGS.get("--host", ""), int(FLAGS["--port"])))
+    print("bound", flush=True)
     time.sleep(float(os.environ.get("QUICK_LOAD_S", "0")))  # as vLLM: bound at the start, and listening after the load
     listening.listen(128)
     print("ready", flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from jobs.core.rundir import Root, SweepDir
 from jobs.forecast import history
 from jobs.results import requests
 from jobs.results.pairs import Question, write_question
+from jobs.results.search import answer_of, lines
 from jobs.sweep import reuse
 from jobs.sweep.record import record
 from jobs.sweep.space import ask
@@ -104,6 +106,20 @@ def test_a_damaged_search_or_question_ends_no_command_with_a_traceback(
             with contextlib.suppress(SystemExit):
                 main([command, str(sweep.path)])
         path.write_bytes(good)
+
+
+def test_an_answer_that_names_no_figure_or_has_no_end_is_none(tmp_path: Path) -> None:
+    sweep = searched(tmp_path)
+    good = read_json(sweep.answer)
+    assert lines(answer_of(sweep))
+    many = good["settings"][:1] * 20_000
+    for wrong in ({"goal": "x"}, {"goal": "point"}, {"settings": many}, {"node_hours": 1e300}, {"starts": "many"}):
+        write_json(sweep.answer, good | wrong)
+        assert answer_of(sweep) == {}, wrong
+    best = good["answer"] | {"overrides": ["a=1\nrm -rf x", "$(id)", "\x1b]52;c;eA==\x07"]}
+    write_json(sweep.answer, good | {"answer": best})
+    [said] = [one for one in lines(answer_of(sweep)) if "serve it" in one]
+    assert shlex.split(said)[-3:] == ["a=1\nrm -rf x", "$(id)", "\\x1b]52;c;eA==\\x07"]
 
 
 def pipe(path: Path) -> None:

@@ -127,7 +127,7 @@ IMPOSTOR = """
 import socket, sys, time
 listening = socket.socket()
 listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-listening.bind(("127.0.0.1", int(sys.argv[1])))
+listening.bind((sys.argv[2], int(sys.argv[1])))
 listening.listen()
 print("listens", flush=True)
 while True:
@@ -138,14 +138,19 @@ while True:
 """
 
 
+def loading(run: Run, root: Path, rank: int) -> None:
+    """Wait until the engine of a rank has bound its port, and loads."""
+    end = time.monotonic() + 60
+    while not any("bound" in path.read_text() for path in root.glob(f"20*/services/*/*/rank{rank}/server.log")):
+        assert time.monotonic() < end, run.output.read_text()
+        time.sleep(0.05)
+
+
 def test_an_api_that_another_user_brought_up_gets_no_key(host: Host, zygote: Zygote) -> None:
     port, root = free_port(), host.shared / "runs"
     run = launch(zygote, host.victim, root, f"engine.port={port}", "+engine.env.QUICK_LOAD_S=60")
-    end = time.monotonic() + 60
-    while not any(b"quick_engine" in path.read_bytes() for path in root.glob("20*/services/*/*/rank0/command.json")):
-        assert time.monotonic() < end, run.output.read_text()
-        time.sleep(0.05)
-    with host.attacker.start(IMPOSTOR, str(port)) as attacker:
+    loading(run, root, 0)
+    with host.attacker.start(IMPOSTOR, str(port), "127.0.0.1") as attacker:
         said = run.finish()
         attacker.kill()
         assert attacker.stdout
@@ -153,6 +158,24 @@ def test_an_api_that_another_user_brought_up_gets_no_key(host: Host, zygote: Zyg
     assert "uthorization" not in heard
     assert f"user {ATTACKER} " in said and "listens there in the engine's place" in said, said
     assert the_row(root)["valid"] is False
+
+
+def test_the_api_of_a_replica_that_another_user_brought_up_gets_no_key(host: Host, zygote: Zygote) -> None:
+    """Rank 0 sends the key to the other node as well, where the rank of the replica has to look."""
+    root, two = host.shared / "runs", ("model=deepseek_v3_1_w4a8", "parallel=replicas2_tp8")
+    run = launch(zygote, host.victim, root, *two, "+engine.env.QUICK_LOAD_S=60")
+    loading(run, root, 1)
+    [command] = root.glob("20*/services/*/*/rank1/command.json")
+    argv = json.loads(command.read_text())["argv"]
+    port, address = (argv[argv.index(flag) + 1] for flag in ("--port", "--host"))
+    with host.attacker.start(IMPOSTOR, port, address) as attacker:
+        said = run.finish()
+        attacker.kill()
+        assert attacker.stdout
+        heard = attacker.stdout.read().removeprefix("listens\n")
+    assert "uthorization" not in heard
+    assert f"user {ATTACKER} listens there in the engine's place" in said, said
+    assert "rank 1" in str(the_row(root)["invalid_reason"])
 
 
 FLOOD = """
@@ -213,7 +236,11 @@ def links(root: Path, target: Path) -> None:
         "sweep.log",
     ):
         (root / name).symlink_to(target)
-    (root / ".calibration").symlink_to(target.parent)
+    for name in (".calibration", f".calibration-{VICTIM}", f".calibration-{VICTIM}-2", f".hydra-{VICTIM}"):
+        (root / name).symlink_to(target.parent)
+    for name in (".decide", f".decide-{VICTIM}", f".nodes-{VICTIM}", f".images-{VICTIM}"):
+        (root / name).mkdir(mode=0o777)
+        (root / name).chmod(0o777)
 
 
 def test_links_of_others_in_a_shared_root_are_not_written_through(host: Host, zygote: Zygote) -> None:

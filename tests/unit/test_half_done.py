@@ -134,7 +134,7 @@ def test_of_two_resumes_one_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         inside.pop()
         return 0
 
-    monkeypatch.setattr(resume, "_resume", once)
+    monkeypatch.setattr(resume, "submit_left", once)
     threads = [threading.Thread(target=resume.resume, args=(sweep,), kwargs={"retry_failed": False}) for _ in range(4)]
     for one in threads:
         one.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -13,7 +14,7 @@ from core_help import ROOT, executable
 
 from jobs.core.errors import RunError
 from jobs.engines.ascend import releases
-from jobs.engines.ascend.real import sources
+from jobs.engines.ascend.real import ask, sources
 
 sys.path.insert(0, str(ROOT / "tools"))
 import extract_release
@@ -63,3 +64,28 @@ def test_a_release_is_the_text_of_its_packages_and_the_nearest_patch_release_sta
     assert extract_release.requirements(place, "vllm-ascend") == needed
     with pytest.raises(RunError, match="no matching distribution"):
         sources.obtain("9.9.9", tmp_path / "releases")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_the_code_of_a_release_that_another_user_put_there_is_not_run(tmp_path: Path) -> None:
+    place = tmp_path / "1.2.3"
+    place.mkdir()
+    (place / sources.STAMP).write_text("")
+    assert sources.obtain("1.2.3", tmp_path) == place
+    os.chown(place, 61_002, 61_002)
+    with pytest.raises(RunError, match="it belongs to another user, and its code would run"):
+        sources.obtain("1.2.3", tmp_path)
+    os.chown(place, 0, 0)
+    place.chmod(0o777)
+    with pytest.raises(RunError, match="anybody may write into it"):
+        sources.obtain("1.2.3", tmp_path)
+
+
+@pytest.mark.parametrize("kept", ["5\n", "[]\n", '["k", 5]\n', "{\n", "[[], {}]\n", '["k", {}, 1]\n'])
+def test_answers_that_are_none_are_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str) -> None:
+    (tmp_path / sources.STAMP).write_text("")
+    (tmp_path / ask.ANSWERS).write_text(kept)
+    monkeypatch.setattr(ask, "PYTHON", tmp_path)
+    monkeypatch.setattr(ask.sources, "obtain", lambda _: tmp_path)
+    monkeypatch.setattr(ask, "_run", lambda *_: {0: {"refused": "no"}})
+    assert ask.ask("1.2.3", [ask.Case(("serve",), {})])[0].refused == "no"

