@@ -58,8 +58,11 @@ NOISE = 0.2
 """Scatter of the answers that is allowed for, where neighbouring parts have so much; what is more is worth a note."""
 
 F_LIMIT = {5: 190.0, 6: 112.0, 7: 87.0, 8: 68.0, 9: 59.0, 10: 52.0}
-"""By number of parts: where no part depends on another, `CHANCE` of level windows fit a shape better. A line, no
-choice of several, has the limit of Student's t; in an open loop lines come by themselves."""
+"""By number of parts: where no part depends on another, `CHANCE` of level windows fit a shape better. A line,
+which is no choice of several, has its own limit in a closed loop; in an open one lines come by themselves."""
+
+LINE = CHANCE / 6
+"""One-sided, for Student's t of a line. A machine that swings slowly makes lines too."""
 
 OPEN_LOOP = 2.0
 """In an open loop the parts depend on each other: requests that came close together are still there in the next one."""
@@ -307,7 +310,7 @@ def change(busy: Floats, made: Floats, *, open_loop: bool, bit_by_bit: bool = Tr
     levels = np.log(busy[there] / made[there])
     rates = np.log(made[there]) if open_loop else None
     around, _ = _left(levels, np.ones((parts, 1)), rates)
-    line = F_LIMIT[parts] if open_loop else student(1 - CHANCE / 2, parts - 2) ** 2
+    line = F_LIMIT[parts] if open_loop else student(1 - LINE, parts - 2) ** 2
     best, found = OPEN_LOOP if open_loop else 1 + 2 * alike, 0.0
     for number, (shape, reach) in enumerate(_shapes(parts)):
         left, size = _left(levels, np.column_stack([np.ones(parts), shape]), rates)
