@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,10 @@ LEAST_SHARE, NOTED_SHARE = 0.25, 0.75
 ENOUGH_TO_BALANCE, FEW_TO_BALANCE = 50, 8
 """Requests for each data-parallel rank: with fewer than the first an uneven window is chance, with fewer than the
 second not even worth a note. vLLM balances by counts that are 0.1 s old, so requests in step may all go one way."""
+
+UNEVEN = 2.6
+"""Standard deviations by which the least share is less than even: a service that draws an engine for each request gives
+one so little in one of a hundred windows or two."""
 
 SLOWER = 1.5
 """An engine that holds a request for so many times as long as another one, for each of its tokens, is slower."""
@@ -135,11 +140,11 @@ def balance(config: Config, served: Mapping[str, int], requests: int, in_flight:
         elif chance:
             words += ": it is too short to tell whether that is chance"
         yield Finding(words, needed and not chance)
-    elif sum(served.values()) and requests >= FEW_TO_BALANCE * ranks:
+    elif sum(served.values()) and requests >= FEW_TO_BALANCE * ranks and needed:
         rank, tokens = min(served.items(), key=lambda pair: pair[1])
         share = tokens * ranks / sum(served.values())
-        if share < NOTED_SHARE:
-            invalid = needed and share < LEAST_SHARE and requests >= ENOUGH_TO_BALANCE * ranks
+        if share < min(NOTED_SHARE, 1 - UNEVEN * math.sqrt((ranks - 1) / requests)):
+            invalid = share < LEAST_SHARE and requests >= ENOUGH_TO_BALANCE * ranks
             yield Finding(f"data-parallel rank {rank} served {share:.0%} of an even share", invalid)
 
 
