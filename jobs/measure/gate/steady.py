@@ -64,7 +64,7 @@ which is no choice of several, has its own limit in a closed loop; in an open on
 LINE = CHANCE / 6
 """One-sided, for Student's t of a line. A machine that swings slowly makes lines too."""
 
-OPEN_LOOP = 2.0
+OPEN_LOOP = 1.75
 """In an open loop the parts depend on each other: requests that came close together are still there in the next one."""
 
 TWICE, SOME, SMOOTH, SMOOTH_PARTS = 2.0, 1.25, 0.5, 12
