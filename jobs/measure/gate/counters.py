@@ -10,7 +10,7 @@ import numpy as np
 
 from jobs.core.config import Config
 from jobs.core.load import turn_input
-from jobs.measure.gate.case import Case, Finding, Found
+from jobs.measure.gate.case import NEEDED_IN_FLIGHT, NEEDED_NEARLY, Case, Finding, Found
 from jobs.measure.metrics import ALL
 from jobs.measure.records import Growth, RequestRecord, Window
 from jobs.measure.statistics import arrived_tokens, tokens_a_chunk
@@ -51,13 +51,6 @@ SCATTERED = 4
 ROUNDS_TO_BALANCE = 2.0
 """Requests for each that is in flight (mean) with fewer of which a silent engine is chance: those of one round are sent
 in step, and 16 of them go to one engine of two in one window of ten or so (rehearsal, windows of 1 s)."""
-
-NEEDED_IN_FLIGHT = 2.0
-"""Mean requests in flight for each data-parallel rank below which the balancer may well need one engine alone: vLLM's
-sends a request to the first of those that have least to do."""
-
-NEEDED_NEARLY = 0.95
-"""A closed loop is a little below its concurrency: between an answer and the next request."""
 
 UNINTENDED_HITS = 0.02
 """Share of prompt tokens found in a prefix cache beyond what is intended: equal words of a chat template, no more."""

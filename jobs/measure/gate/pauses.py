@@ -8,9 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.measure.gate.case import Case, Finding, Found
-from jobs.measure.gate.counters import NEEDED_IN_FLIGHT, NEEDED_NEARLY
-from jobs.measure.gate.steady import LIMIT, NOTED
+from jobs.measure.gate.case import LIMIT, NEEDED_IN_FLIGHT, NEEDED_NEARLY, NOTED, Case, Finding, Found
 from jobs.measure.records import RequestRecord, Sample, Window
 
 Floats = NDArray[np.float64]

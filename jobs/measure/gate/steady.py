@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.core.student import student
-from jobs.measure.gate.case import Case, Finding, Found
+from jobs.measure.gate.case import LIMIT, NOTED, Case, Finding, Found
 from jobs.measure.records import RequestRecord
 from jobs.measure.statistics import in_one_piece
 
@@ -47,9 +47,6 @@ LEAST_S = 3.0
 
 SHORTEST = 2
 """Parts of the shortest level: one alone is a hiccup."""
-
-NOTED, LIMIT = 0.1, 0.3
-"""Change over the window that is noted, and beyond which its figures are those of no one service."""
 
 CHANCE = 0.0025
 """Share of level windows that a single test may call otherwise: there are five, and all checks may name 2 %."""
