@@ -40,15 +40,15 @@ def pauses(case: Case) -> Found:
     """
     window = case.window
     lasting = _silences(window.records, window.opened_s, window.closed_s + window.drain_s)
-    ttft, gap = (case.figures[name] or 0.0 for name in ("ttft_ms_p50", "itl_ms_p50"))
-    usual = max(PAUSE_S, BLOCKED_TTFTS * ttft / 1e3, USUAL_GAPS * gap / 1e3)
+    ttft, gap = case.figures["ttft_ms_p50"] or 0.0, _piece_s(case.whole)
+    usual = max(PAUSE_S, BLOCKED_TTFTS * ttft / 1e3, USUAL_GAPS * gap)
     long = lasting[lasting > usual]
     share = float(long.sum()) / max(window.seconds, 1e-9)
     if share > NOTED or (long > STALL_S).any():
         many = f", in {long.size} pauses" if long.size > 1 else ""
         yield Finding(f"no token came for {long.sum():.0f} s of the window{many}", share > LIMIT)
         return
-    short = _unexplained(window, max(SHORT_S, SHORT_GAPS * gap / 1e3))
+    short = _unexplained(window, max(SHORT_S, SHORT_GAPS * gap))
     if short.sum() > NOTED * window.seconds:
         many = f"in {short.size} short pauses without a prompt to read"
         yield Finding(
@@ -99,6 +99,13 @@ def _stood_still(case: Case, engine: str) -> Iterator[float]:
     for _, alike in itertools.groupby((one for one in own if one.running), key=lambda one: one.generated_tokens):
         times = [one.time_s for one in alike if one.generated_tokens is not None]
         yield times[-1] - times[0] if times else 0.0
+
+
+def _piece_s(records: Sequence[RequestRecord]) -> float:
+    """Return the median time between two pieces of an answer, s; tokens that came at one moment are one piece."""
+    gaps = np.concatenate([np.diff(record.chunk_times) for record in records]) if records else np.empty(0)
+    apart = gaps[gaps > 0]
+    return float(np.median(apart)) if apart.size else 0.0
 
 
 def _unexplained(window: Window, least_s: float) -> Floats:
