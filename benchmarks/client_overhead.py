@@ -38,6 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from jobs.core.config import Bench, Model  # noqa: E402
+from jobs.core.loop import Loop  # noqa: E402
 from jobs.core.service_config import Shape  # noqa: E402
 from jobs.core.sweep_settings import Limits  # noqa: E402
 from jobs.measure.client import Target, measure  # noqa: E402
@@ -277,7 +278,8 @@ def main() -> int:
     parser.add_argument("--records", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child is not None:
-        asyncio.run(child(args))
+        with asyncio.Runner(loop_factory=Loop) as runner:
+            runner.run(child(args))
     elif args.bodies:
         bodies()
     else:

@@ -70,6 +70,31 @@ def windows(count: int, *, window: float, start: float, state: float = 0.0, last
     return draw
 
 
+def lasting(
+    count: int, *, window: float, drift: float = 0.0, state: float = 0.0, keeps: float = 0.0, tails: bool = False
+) -> Trial:
+    """Return a trial in which starts follow each other on one machine that changes.
+
+    Args:
+        count: windows of a start.
+        window: standard deviation of one. tails: by Student's t of 3 degrees of freedom.
+        drift: by which share each window lies above the one before.
+        state: standard deviation of the machine's. keeps: its correlation from window to window.
+    """
+    machine = {"drift": 0.0, "state": 0.0}
+
+    def draw(rng: np.random.Generator) -> Floats:
+        found = []
+        for _ in range(count):
+            machine["drift"] += drift
+            machine["state"] = keeps * machine["state"] + np.sqrt(1 - keeps**2) * rng.normal(0, state)
+            noise_of = rng.standard_t(3) / np.sqrt(3) if tails else rng.normal()
+            found.append(float(np.exp(machine["drift"] + machine["state"] + window * noise_of)))
+        return np.array(found)
+
+    return draw
+
+
 def sweep(
     means: Sequence[float], starts: int | Sequence[int], trial: Trial, rng: np.random.Generator, kinds: int = 1
 ) -> Run:
@@ -78,11 +103,15 @@ def sweep(
     Args:
         means: true ones. starts: of each setting, or of all. trial: draws the windows of a start. rng: for it.
         kinds: of work, one after the other in each start.
+
+    Starts follow each other as the plan has them: A B, B A, A B.
     """
     rows = []
     many = [starts] * len(means) if isinstance(starts, int) else starts
-    for setting, mean in enumerate(means):
-        for number, kind in itertools.product(range(many[setting]), range(kinds)):
+    places = [(number, setting) for setting in range(len(means)) for number in range(many[setting])]
+    for number, setting in sorted(places, key=lambda place: (place[0], place[1] * (-1) ** place[0])):
+        mean = means[setting]
+        for kind in range(kinds):
             if kind == 0:
                 effect = trial(rng)
                 drawn = 1000 * mean * effect
@@ -199,6 +228,29 @@ def false_leaders(trials: int, rng: np.random.Generator) -> Iterator[tuple[str, 
         yield name, share(sum(led), trials)
 
 
+def changing(trials: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+    """Two equal settings on a machine that changes while the sweep lasts: how often one is said to lead or won."""
+    cases: Mapping[str, dict[str, float | bool]] = {
+        "heavy tails (Student's t, 3)": {"tails": True, "window": 0.01},
+        "drift of 0.2 % a window, noise 0.5 %": {"drift": 0.002, "window": 0.005},
+        "drift of 0.5 % a window, noise 0.5 %": {"drift": 0.005, "window": 0.005},
+        "drift of 1 % a window, noise 0.5 %": {"drift": 0.01, "window": 0.005},
+        "state of the machine 3 %, correlation 0.5 from window to window": {
+            "state": 0.03,
+            "keeps": 0.5,
+            "window": 0.005,
+        },
+        "state of the machine 3 %, correlation 0.95": {"state": 0.03, "keeps": 0.95, "window": 0.005},
+    }
+    for name, what in cases.items():
+        told = []
+        for starts in (1, 2, 3):
+            found = [judged(sweep((1, 1), starts, lasting(3, **what), rng)) for _ in range(trials)]  # type: ignore[arg-type]
+            led = [any(one.id in verdict.LEADS for one in each.sentences) for each in found]
+            told.append(f"{starts} starts {share(sum(led), trials)}")
+        yield name, ", ".join(told)
+
+
 def power(trials: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
     """A true difference of 5 %: how often it is found where the report says that it would have been seen."""
     for starts, effect, window in (
@@ -278,6 +330,7 @@ TABLES = {
     "The same with a spread between starts that is known from earlier sweeps": remembered,
     "Settings that are all the same: a winner": false_winners,
     "Two settings that are the same: one leads": false_leaders,
+    "Two settings that are the same on a machine that changes: one leads": changing,
     "A true difference of 5 %": power,
     "A true difference of 5 % in every kind of work: one leads in a kind": power_of_kinds,
     "The margin of the best": margins,

@@ -36,6 +36,7 @@ from jobs.core.errors import RunError, UserError
 from jobs.core.layout import Placement
 from jobs.core.lock import is_free
 from jobs.core.log import log, take_any_text
+from jobs.core.loop import Loop
 from jobs.core.rundir import AllocationDir
 from jobs.core.sharing import let_group_read
 from jobs.core.tasks import read_config, read_head, read_task
@@ -76,7 +77,8 @@ def main(arguments: Sequence[str]) -> int:
 def run(folder: AllocationDir, task: Task) -> int:
     """Run this rank. Returns its exit code; a traceback goes to its log, one clear line to its output."""
     try:
-        return asyncio.run(_run(folder, task))
+        with asyncio.Runner(loop_factory=Loop) as runner:
+            return runner.run(_run(folder, task))
     except UserError as error:
         print(f"error: {error}", flush=True)
         return error.exit_code

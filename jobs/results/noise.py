@@ -182,8 +182,8 @@ def _drift(one: Side, two: Side) -> Scatter | None:
     """Return what a drift over the allocation may make of a difference between two services, one after the other.
 
     Where the windows of both rise or fall alike, what came later is better or worse for that alone: by at least the
-    distance of their middles. What chance makes of a slope is taken off. None: nothing is left of it, or the windows
-    are of one service, and were measured by turns.
+    distance of their middles. None: chance makes as much of a slope on average, or the windows are of one service, and
+    were measured by turns.
     """
     if {row.get("service") for row in one.rows} & {row.get("service") for row in two.rows}:
         return None
@@ -193,7 +193,7 @@ def _drift(one: Side, two: Side) -> Scatter | None:
     square = float((places**2).sum())
     slope = float((places * values).sum()) / square
     chance = float(((values - slope * places) ** 2).sum()) / free / square
-    return Scatter((slope**2 - chance) * (len(places) / 2) ** 2, free) if slope**2 > chance else None
+    return Scatter((slope * len(places) / 2) ** 2, free) if slope**2 > chance else None
 
 
 def _statistic(column: str, in_flight: float | None) -> Callable[[pd.DataFrame], float | None] | None:

@@ -14,12 +14,17 @@ from launching import python
 from jobs.core.files import read_json, read_lines
 from jobs.core.process import TAG
 from jobs.core.rundir import AllocationDir, SweepDir
+from jobs.measure.speculation import NOT_TEXT
 
 ROOT = Path(__file__).resolve().parents[2]
+PROMPT = 256
 COMMAND = (
     "launch.py -m cluster=slurm engine=vllm_cpu model=tiny_llama parallel=dp2_tp1"
-    " parallel.max_model_len=8192,32768 bench.concurrency=1,4"
+    " parallel.max_model_len=8192,32768 bench.concurrency=1,4 bench.workload=text"
+    f" bench.input_tokens={PROMPT}"
+    " engine.args.speculative-config={method:ngram,num_speculative_tokens:3,prompt_lookup_max:3}"
 )
+"""With speculation on prompts of real text: the service's own tokenizer makes them, and its counters tell of drafts."""
 
 PIPELINE = "launch.py experiment=pipeline_demo cluster=slurm bench.repeats=1"
 
@@ -69,7 +74,13 @@ def test_two_services_four_rows(lab: Lab, real_vllm: Path, tmp_path: Path) -> No
         assert row["failed"] == 0
         assert row["output_tok_per_s"] > 0
         assert row["predicted_kv_tokens"] == pytest.approx(row["kv_cache_tokens"], rel=0.01)
-        assert len(pd.read_parquet(sweep.point(row["point"]).requests)) >= row["completed"]
+        requests = pd.read_parquet(sweep.point(row["point"]).requests)
+        assert len(requests) >= row["completed"]
+        assert set(requests.query("in_window and status == 'ok'")["prompt_tokens"]) == {PROMPT}
+        assert (row["spec_tokens"], row["spec_text"]) == (3, True) and NOT_TEXT not in str(row["notes"])
+        by_place = json.loads(row["spec_by_position"])
+        assert 0 <= row["spec_acceptance"] <= 1 and by_place == sorted(by_place, reverse=True)
+        assert row["spec_tokens_per_step"] == pytest.approx(1 + sum(by_place), abs=0.01)
 
     [allocation] = sweep.allocations()
     assert hosts_of(allocation) == ["npu-node1", "npu-node2"]

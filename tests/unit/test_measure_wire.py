@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
+from jobs.core.loop import Loop
 from jobs.measure import wire
 from jobs.measure.wire import Connections, WireError, clock
 
@@ -329,3 +330,29 @@ async def test_bytes_after_the_answer_spoil_the_connection(more: bytes) -> None:
 def test_another_url_is_an_error(url: str) -> None:
     with pytest.raises(ValueError, match="no http or https URL"):
         Connections(url, {})
+
+
+def test_answers_that_one_poll_found_have_one_stamp() -> None:
+    """As those of a batching engine: the stamp of a stream does not hold the turns of the others."""
+
+    async def stamps() -> list[float]:
+        loop, found = asyncio.get_running_loop(), list[float]()
+        pairs = [socket.socketpair() for _ in range(4)]
+        asked = []
+        for ours, _ in pairs:
+            ours.setblocking(False)
+            _, connection = await loop.create_connection(wire._Connection, sock=ours)
+            asked.append(asyncio.ensure_future(connection.exchange(b"GET", lambda _, now: found.append(now))))
+        await asyncio.sleep(0)
+        for _, theirs in pairs:
+            theirs.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na")
+        await asyncio.gather(*asked)
+        for (_, theirs), one in zip(pairs, asked, strict=True):
+            assert one.result() == (200, b"")
+            theirs.close()
+        return found
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        assert len(set(runner.run(stamps()))) == 1
+    with asyncio.Runner() as runner:
+        assert len(set(runner.run(stamps()))) == 4, "elsewhere each has that of its reading"

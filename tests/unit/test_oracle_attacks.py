@@ -43,6 +43,36 @@ def test_a_sawtooth_is_told(period_s: int, height: float, told: bool) -> None:
     assert ("not steady" in f"{seen.reason}\n{seen.notes}") is told
 
 
+@pytest.mark.parametrize(("every_s", "lasts_s", "told"), [(3.0, 1.0, True), (4.0, 0.6, True), (4.0, 0.1, False)])
+def test_short_pauses_of_everybody_add_up(every_s: float, lasts_s: float, told: bool) -> None:
+    """None is longer than a second; no prompt is read in them."""
+
+    async def behave(answer: Answer) -> None:
+        moment = answer.stub.now
+        for number in range(answer.output_tokens):
+            moment += 0.05 if number else 0.1
+            since = (moment - (answer.stub.opened or math.inf)) % every_s
+            moment += lasts_s - since if since < lasts_s else 0.0
+            await answer.at(moment)
+            answer.chunk()
+        answer.end()
+
+    seen = measure(behave, "bench.concurrency=4", "bench.output_tokens=64", "bench.window_s=60", CLOSED[2])
+    assert ("no token came for" in f"{seen.reason}\n{seen.notes}") is told
+
+
+def test_pieces_of_streams_in_step_are_no_pauses() -> None:
+    async def behave(answer: Answer) -> None:
+        for number in range(16):
+            if number % 4 == 0:
+                await answer.at(answer.came_s + 1.25 + 0.25 * number)
+            answer.chunk()
+        answer.end()
+
+    seen = measure(behave, *CLOSED, "bench.window_s=30")
+    assert seen.reason is None and "no token came" not in seen.notes
+
+
 @pytest.mark.parametrize(("times", "told"), [(1.0, False), (1.2, False), (2.0, True), (5.0, True)])
 def test_one_slow_engine_of_four_is_told(times: float, told: bool) -> None:
     seen = measure(paced(lambda answer, _: times if answer.engine.number == 3 else 1.0), *FOUR, engines=4)

@@ -13,6 +13,16 @@ from jobs.core.config import Config
 from jobs.measure.queueing import Trend
 from jobs.measure.records import RequestRecord, Window
 
+NOTED, LIMIT = 0.1, 0.3
+"""Change over the window that is noted, and beyond which its figures are those of no one service."""
+
+NEEDED_IN_FLIGHT = 2.0
+"""Mean requests in flight for each data-parallel rank below which the balancer may well need one engine alone: vLLM's
+sends a request to the first of those that have least to do."""
+
+NEEDED_NEARLY = 0.95
+"""A closed loop is a little below its concurrency: between an answer and the next request."""
+
 
 @dataclass(frozen=True)
 class Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from jobs.core.config import Config
 from jobs.core.load import turn_input
-from jobs.measure.gate.case import Case, Finding, Found
+from jobs.measure.gate.case import NEEDED_IN_FLIGHT, NEEDED_NEARLY, Case, Finding, Found
 from jobs.measure.metrics import ALL
 from jobs.measure.records import Growth, RequestRecord, Window
 from jobs.measure.statistics import arrived_tokens, tokens_a_chunk
@@ -31,6 +32,10 @@ ENOUGH_TO_BALANCE, FEW_TO_BALANCE = 50, 8
 """Requests for each data-parallel rank: with fewer than the first an uneven window is chance, with fewer than the
 second not even worth a note. vLLM balances by counts that are 0.1 s old, so requests in step may all go one way."""
 
+UNEVEN = 2.6
+"""Standard deviations by which the least share is less than even: a service that draws an engine for each request gives
+one so little in one of a hundred windows or two."""
+
 SLOWER = 1.5
 """An engine that holds a request for so many times as long as another one, for each of its tokens, is slower."""
 
@@ -46,13 +51,6 @@ SCATTERED = 4
 ROUNDS_TO_BALANCE = 2.0
 """Requests for each that is in flight (mean) with fewer of which a silent engine is chance: those of one round are sent
 in step, and 16 of them go to one engine of two in one window of ten or so (rehearsal, windows of 1 s)."""
-
-NEEDED_IN_FLIGHT = 2.0
-"""Mean requests in flight for each data-parallel rank below which the balancer may well need one engine alone: vLLM's
-sends a request to the first of those that have least to do."""
-
-NEEDED_NEARLY = 0.95
-"""A closed loop is a little below its concurrency: between an answer and the next request."""
 
 UNINTENDED_HITS = 0.02
 """Share of prompt tokens found in a prefix cache beyond what is intended: equal words of a chat template, no more."""
@@ -135,11 +133,11 @@ def balance(config: Config, served: Mapping[str, int], requests: int, in_flight:
         elif chance:
             words += ": it is too short to tell whether that is chance"
         yield Finding(words, needed and not chance)
-    elif sum(served.values()) and requests >= FEW_TO_BALANCE * ranks:
+    elif sum(served.values()) and requests >= FEW_TO_BALANCE * ranks and needed:
         rank, tokens = min(served.items(), key=lambda pair: pair[1])
         share = tokens * ranks / sum(served.values())
-        if share < NOTED_SHARE:
-            invalid = needed and share < LEAST_SHARE and requests >= ENOUGH_TO_BALANCE * ranks
+        if share < min(NOTED_SHARE, 1 - UNEVEN * math.sqrt((ranks - 1) / requests)):
+            invalid = share < LEAST_SHARE and requests >= ENOUGH_TO_BALANCE * ranks
             yield Finding(f"data-parallel rank {rank} served {share:.0%} of an even share", invalid)
 
 

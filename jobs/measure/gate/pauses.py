@@ -8,10 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.measure.gate.case import Case, Finding, Found
-from jobs.measure.gate.counters import NEEDED_IN_FLIGHT, NEEDED_NEARLY
-from jobs.measure.gate.steady import LIMIT, NOTED
-from jobs.measure.records import RequestRecord, Sample
+from jobs.measure.gate.case import LIMIT, NEEDED_IN_FLIGHT, NEEDED_NEARLY, NOTED, Case, Finding, Found
+from jobs.measure.records import RequestRecord, Sample, Window
 
 Floats = NDArray[np.float64]
 
@@ -27,6 +25,9 @@ USUAL_GAPS = 5.0
 READ_S = 1.0
 """Counters are read once a second."""
 
+SHORT_S, SHORT_GAPS = 0.5, 3.0
+"""Shortest silence that is a pause where no prompt waits to be read, s and in median gaps between tokens."""
+
 IDLE_ROUNDS = 3.0
 """An engine without a request for so many answers of the others is left out: a balancer's chance lasts for one."""
 
@@ -39,13 +40,20 @@ def pauses(case: Case) -> Found:
     """
     window = case.window
     lasting = _silences(window.records, window.opened_s, window.closed_s + window.drain_s)
-    ttft, gap = (case.figures[name] or 0.0 for name in ("ttft_ms_p50", "itl_ms_p50"))
-    usual = max(PAUSE_S, BLOCKED_TTFTS * ttft / 1e3, USUAL_GAPS * gap / 1e3)
+    ttft, gap = case.figures["ttft_ms_p50"] or 0.0, _piece_s(case.whole)
+    usual = max(PAUSE_S, BLOCKED_TTFTS * ttft / 1e3, USUAL_GAPS * gap)
     long = lasting[lasting > usual]
     share = float(long.sum()) / max(window.seconds, 1e-9)
     if share > NOTED or (long > STALL_S).any():
         many = f", in {long.size} pauses" if long.size > 1 else ""
         yield Finding(f"no token came for {long.sum():.0f} s of the window{many}", share > LIMIT)
+        return
+    short = _unexplained(window, max(SHORT_S, SHORT_GAPS * gap))
+    if short.sum() > NOTED * window.seconds:
+        many = f"in {short.size} short pauses without a prompt to read"
+        yield Finding(
+            f"no token came for {short.sum():.0f} s of the window, {many}", short.sum() > LIMIT * window.seconds
+        )
         return
     for engine in sorted({one.engine for one in window.series}):
         stood = [span for span in _stood_still(case, engine) if span > usual + READ_S]
@@ -93,12 +101,38 @@ def _stood_still(case: Case, engine: str) -> Iterator[float]:
         yield times[-1] - times[0] if times else 0.0
 
 
+def _piece_s(records: Sequence[RequestRecord]) -> float:
+    """Return the median time between two pieces of an answer, s; tokens that came at one moment are one piece."""
+    gaps = np.concatenate([np.diff(record.chunk_times) for record in records]) if records else np.empty(0)
+    apart = gaps[gaps > 0]
+    return float(np.median(apart)) if apart.size else 0.0
+
+
+def _unexplained(window: Window, least_s: float) -> Floats:
+    """Return what silences of so many seconds at least last beside the time in which a prompt waited to be read, s."""
+    begins, lasting = _gaps(window.records, window.opened_s, window.closed_s, least_s)
+    waits = np.array([(r.start_s, r.end_s if r.first_token_s is None else r.first_token_s) for r in window.records])
+    left = []
+    for begin, end in zip(begins, begins + lasting, strict=True):
+        at, free = begin, 0.0
+        for start, first in sorted(map(tuple, waits[(waits[:, 0] < end) & (waits[:, 1] > begin)])):
+            free, at = free + max(0.0, start - at), max(at, first)
+        left.append(free + max(0.0, end - at))
+    found = np.array(left)
+    return found[found >= least_s]
+
+
 def _silences(records: Sequence[RequestRecord], opened_s: float, closed_s: float) -> Floats:
-    """Return the times in the window between two tokens of anybody, while an answer was under way, s."""
+    """Return how long pauses last, s: times between two tokens of anybody, while an answer was under way."""
+    return _gaps(records, opened_s, closed_s, PAUSE_S)[1]
+
+
+def _gaps(records: Sequence[RequestRecord], opened_s: float, closed_s: float, least_s: float) -> tuple[Floats, Floats]:
+    """Return when times without a token began while an answer was under way, and how long they were, s each."""
     times = np.concatenate([record.chunk_times for record in records]) if records else np.empty(0)
     inside = np.unique(times[(times >= opened_s) & (times < closed_s)])
     gaps, begins = np.diff(inside), inside[:-1]
-    long = np.flatnonzero(gaps > PAUSE_S)
+    long = np.flatnonzero(gaps > least_s)
     spans = [(r.chunk_times[0], r.end_s) for r in records if len(r.chunk_times)]
     kept = [i for i in long if any(a <= begins[i] + 1e-9 and b >= begins[i] + gaps[i] for a, b in spans)]
-    return gaps[kept]
+    return begins[kept], gaps[kept]

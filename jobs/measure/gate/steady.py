@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.core.student import student
-from jobs.measure.gate.case import Case, Finding, Found
+from jobs.measure.gate.case import LIMIT, NOTED, Case, Finding, Found
 from jobs.measure.records import RequestRecord
 from jobs.measure.statistics import in_one_piece
 
@@ -48,9 +48,6 @@ LEAST_S = 3.0
 SHORTEST = 2
 """Parts of the shortest level: one alone is a hiccup."""
 
-NOTED, LIMIT = 0.1, 0.3
-"""Change over the window that is noted, and beyond which its figures are those of no one service."""
-
 CHANCE = 0.0025
 """Share of level windows that a single test may call otherwise: there are five, and all checks may name 2 %."""
 
@@ -58,10 +55,13 @@ NOISE = 0.2
 """Scatter of the answers that is allowed for, where neighbouring parts have so much; what is more is worth a note."""
 
 F_LIMIT = {5: 190.0, 6: 112.0, 7: 87.0, 8: 68.0, 9: 59.0, 10: 52.0}
-"""By number of parts: where no part depends on another, `CHANCE` of level windows fit a shape better. A line, no
-choice of several, has the limit of Student's t; in an open loop lines come by themselves."""
+"""By number of parts: where no part depends on another, `CHANCE` of level windows fit a shape better. A line,
+which is no choice of several, has its own limit in a closed loop; in an open one lines come by themselves."""
 
-OPEN_LOOP = 2.0
+LINE = CHANCE / 6
+"""One-sided, for Student's t of a line. A machine that swings slowly makes lines too."""
+
+OPEN_LOOP = 1.75
 """In an open loop the parts depend on each other: requests that came close together are still there in the next one."""
 
 TWICE, SOME, SMOOTH, SMOOTH_PARTS = 2.0, 1.25, 0.5, 12
@@ -307,7 +307,7 @@ def change(busy: Floats, made: Floats, *, open_loop: bool, bit_by_bit: bool = Tr
     levels = np.log(busy[there] / made[there])
     rates = np.log(made[there]) if open_loop else None
     around, _ = _left(levels, np.ones((parts, 1)), rates)
-    line = F_LIMIT[parts] if open_loop else student(1 - CHANCE / 2, parts - 2) ** 2
+    line = F_LIMIT[parts] if open_loop else student(1 - LINE, parts - 2) ** 2
     best, found = OPEN_LOOP if open_loop else 1 + 2 * alike, 0.0
     for number, (shape, reach) in enumerate(_shapes(parts)):
         left, size = _left(levels, np.column_stack([np.ones(parts), shape]), rates)
