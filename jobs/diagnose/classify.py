@@ -229,9 +229,7 @@ def _effect(timeouts: Sequence[Hit], ends: Sequence[Hit]) -> Hit | None:
 
 def _is_consequence(hit: Hit, timeouts: Sequence[Hit], ends: Sequence[Hit]) -> bool:
     wrapped = any(hit.group == other.group and not clearly_later(other, hit) for other in timeouts)
-    orphaned = any(
-        hit.group != other.group and other.rank is not None and _not_before(hit.when, other.when) for other in ends
-    )
+    orphaned = any(hit.group != other.group and other.rank is not None and _not_before(hit, other) for other in ends)
     lost = _CLIENT in hit.event.frames and any(hit.group == other.group for other in ends)
     return wrapped or orphaned or lost or any(_outranked(hit, other) for other in (*ends, *timeouts))
 
@@ -241,8 +239,13 @@ def _outranked(hit: Hit, report: Hit) -> bool:
     return report.event.report and report.when.own and not hit.when.own and hit.group != report.group
 
 
-def _not_before(one: When, two: When) -> bool:
-    return bool(one.own and two.own and one.time and two.time and one.time >= two.time)
+def _not_before(hit: Hit, other: Hit) -> bool:
+    one, two = hit.when, other.when
+    if not (one.own and two.own and one.time and two.time):
+        return False
+    if one.time == two.time and hit.log == other.log:
+        return hit.event.number > other.event.number
+    return one.time >= two.time
 
 
 def _explain(winner: Hit, hits: Sequence[Hit], ranks: set[int | None]) -> Diagnosis:
