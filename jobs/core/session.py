@@ -112,7 +112,13 @@ def popen(argv: Sequence[str], env: dict[str, str], **output: Any) -> subprocess
     """Start a program in a session of its own. RunError: it cannot be started."""
     try:
         return subprocess.Popen(
-            list(argv), env=env, stdin=subprocess.DEVNULL, text=True, errors="replace", start_new_session=True, **output
+            list(argv),
+            env=env,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            **output,
         )
     except FileNotFoundError:
         raise RunError(argv[0], "(program)", "it is not on PATH", "Install it or mend PATH.") from None
