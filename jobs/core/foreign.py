@@ -231,11 +231,8 @@ def load_visible(path: Path, most: int = LARGE, *, ours: bool = False) -> Any:
     content = load_bytes(path, most, ours=ours)
     value = _parsed(path, content)
     # What hides nothing as a whole need not be looked through text by text: most of the time of ten thousand rows.
-    return (
-        value
-        if _is_visible(content) and not (b"\\" in content and _HIDING.search(content))
-        else masking.all_visible(value)
-    )
+    hides = (b"\\" in content and _HIDING.search(content)) or not _is_visible(content)
+    return masking.all_visible(value) if hides else value
 
 
 _HIDING = re.compile(rb"\\[ubfr]")
