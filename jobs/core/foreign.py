@@ -14,7 +14,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -108,22 +108,28 @@ def _check(handle: int, info: os.stat_result, path: Path, *, is_link: bool, ours
             raise OSError(0, "it is a link of another user to what is not that user's", str(path))
     if info.st_nlink > 1 and (folder := path.parent.stat()).st_uid != info.st_uid and not is_ours(folder):
         raise OSError(0, "it is a second name that another user gave to a file", str(path))
-    if any(not is_ours(link) and link.st_uid != info.st_uid for link in _links(handle, path)):
+    straight = (real := _real(handle)) == os.fspath(path) or real == str(path.absolute())
+    if not straight and any(not is_ours(link) and link.st_uid != info.st_uid for link in _links(path)):
         raise OSError(0, "a link of another user leads to what is not that user's", str(path))
     if ours and is_anothers(info):
         raise OSError(0, "it belongs to another user", str(path))
 
 
-def _links(handle: int, path: Path) -> Iterator[os.stat_result]:
+def _real(handle: int) -> str:
+    """Return the path of an open file without the links on the way to it; empty where it cannot be told."""
+    try:
+        return os.readlink(f"/proc/self/fd/{handle}")  # noqa: PTH115 (at every file: a third of the time)
+    except OSError:
+        return ""
+
+
+def _links(path: Path) -> Iterator[os.stat_result]:
     """The links on the way to an open file, those that links lead over too.
 
     Raises:
         OSError: the way was changed meanwhile.
     """
     way = path.absolute()
-    with suppress(OSError):
-        if os.readlink(f"/proc/self/fd/{handle}") == str(way):  # noqa: PTH115 (at every file: a third of the time)
-            return
     todo, here = [*reversed(way.parts[1:])], Path("/")
     for _ in range(_MOST_STEPS):
         if not todo:
@@ -225,7 +231,8 @@ def load_visible(path: Path, most: int = LARGE, *, ours: bool = False) -> Any:
     content = load_bytes(path, most, ours=ours)
     value = _parsed(path, content)
     # What hides nothing as a whole need not be looked through text by text: most of the time of ten thousand rows.
-    return masking.all_visible(value) if _HIDING.search(content) or not _is_visible(content) else value
+    hides = (b"\\" in content and _HIDING.search(content)) or not _is_visible(content)
+    return masking.all_visible(value) if hides else value
 
 
 _HIDING = re.compile(rb"\\[ubfr]")
@@ -332,7 +339,7 @@ def _type_of(value: str) -> Any:
 
 
 class _Bounded(_Loader):
-    """The same for text of others: it counts the levels."""
+    """The same for text of others: it counts the levels, where PyYAML would look for types by place; it has none."""
 
     _levels = 0
 
@@ -340,11 +347,9 @@ class _Bounded(_Loader):
         self._levels += 1
         if self._levels > DEEPEST + 1:  # what stands in the deepest list or mapping is a level here
             raise ValueError("it is too deep")
-        super().descend_resolver(parent, index)
 
     def ascend_resolver(self) -> None:
         self._levels -= 1
-        super().ascend_resolver()
 
 
 def _refuse_aliases(text: str) -> None:

@@ -111,8 +111,8 @@ def read_row(path: Path) -> dict[str, Any]:
     row.setdefault("truncated", False)
     row.setdefault("invalid_reason", None)
     for name, value in row.items():
-        if value is None:
-            continue
+        if value is None or (type(value) is float and name not in _OTHERS and -_LARGEST < value < _LARGEST):
+            continue  # most of a row
         if not _fits(name, value):
             raise refused(path, f"it is not a row: {name[:40]} has another form")
         if type(value) is float and not math.isfinite(value):
@@ -121,6 +121,8 @@ def read_row(path: Path) -> dict[str, Any]:
 
 
 _TEXTS, _WORDS, _COUNTS = frozenset(TEXTS), frozenset((*TEXTS, *FLAGS)), frozenset(COUNTS)
+_OTHERS = _WORDS | _COUNTS
+_LARGEST = 2.0**63
 
 
 def _fits(name: str, value: Any) -> bool:
