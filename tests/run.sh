@@ -77,7 +77,7 @@ cat "$output/setup"
 # Ctrl-C does reach this one: it ends the lab.
 look waits --durations=5 -m waits tests/lab tests/faults >"$output/lab" 2>&1 &
 waiting=$!
-phase local look local -q -n 3 --dist worksteal --durations=5 tests/local tests/conformance # they wait a fifth of their time
+phase local look local -q -n 4 --dist worksteal --durations=15 tests/local tests/conformance # they wait a third of their time
 phase "the rest of what waits in the lab" wait "$waiting"
 cat "$output/lab"
 phase "lab and faults" look lab --durations=10 -m "not waits" tests/lab tests/faults
