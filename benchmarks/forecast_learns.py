@@ -47,8 +47,8 @@ REAL = {
 """The layouts of real vLLM on this machine."""
 
 REAL_LOAD = (
-    "parallel.max_model_len=16384",
-    "bench.input_tokens=256,1024,4096,12288",
+    "parallel.max_model_len=8192",
+    "bench.input_tokens=256,1024,4096",
     "bench.concurrency=1,2,4,8",
     "bench.output_tokens=64",
     "bench.window_s=5",
