@@ -371,7 +371,8 @@ ATTENDS = STREAMS.replace(
 def test_what_a_program_left_in_other_groups_and_sessions_ends_with_whoever_waited_for_it(
     way: str, number: int
 ) -> None:
-    words = python(way, *python(LEAVES + "time.sleep(600)"))
+    # Under nohup SIGHUP is ignored, and what is ignored stays so.
+    words = ["env", "--default-signal=HUP", *python(way, *python(LEAVES + "time.sleep(600)"))]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as ours:
         assert ours.stdout is not None
         children = [psutil.Process(int(ours.stdout.readline())) for _ in range(2)]
