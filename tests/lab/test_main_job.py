@@ -20,11 +20,13 @@ ROOT = Path(__file__).resolve().parents[2]
 PROMPT = 256
 COMMAND = (
     "launch.py -m cluster=slurm engine=vllm_cpu model=tiny_llama parallel=dp2_tp1"
-    " parallel.max_model_len=8192,32768 bench.concurrency=1,4 bench.workload=text"
-    f" bench.input_tokens={PROMPT}"
+    " parallel.max_model_len=8192,32768 bench.concurrency=1,4"
+)
+SPECULATING = (
+    f"bench.workload=text bench.input_tokens={PROMPT}"
     " engine.args.speculative-config={method:ngram,num_speculative_tokens:3,prompt_lookup_max:3}"
 )
-"""With speculation on prompts of real text: the service's own tokenizer makes them, and its counters tell of drafts."""
+"""Prompts of real text: the service's own tokenizer makes them, and its counters tell of drafts."""
 
 PIPELINE = "launch.py experiment=pipeline_demo cluster=slurm bench.repeats=1"
 
@@ -47,7 +49,9 @@ def tagged() -> list[int]:
 def test_two_services_four_rows(lab: Lab, real_vllm: Path, tmp_path: Path) -> None:
     lab.wait_idle()
     before = set(Path("/dev/shm").iterdir())
-    done = python(lab, *COMMAND.split(), "bench.repeats=2", f"results.root={tmp_path}", timeout_s=850)
+    done = python(
+        lab, *COMMAND.split(), *SPECULATING.split(), "bench.repeats=2", f"results.root={tmp_path}", timeout_s=850
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
     sweep = SweepDir(next(p for p in tmp_path.iterdir() if (p / "plan.json").exists() and not p.is_symlink()))
