@@ -3,9 +3,10 @@
     python -m warm
 
 reads orders from standard input, one JSON a line (argv, cwd, env, output, uid, groups), and answers each with the pid
-of a process that does what `python ARGV...` does. In it, and in all that it starts through `subprocess`, a command line
-that begins with this interpreter becomes a fork as well: with its own command line and environment in /proc, signals
-as after exec(2), no open files but its three, and nothing that modules have remembered but what they cache.
+of a process that does what `python ARGV...` does once a further line came: who ordered it has had a look at it by then.
+In it, and in all that it starts through `subprocess`, a command line that begins with this interpreter becomes a fork,
+too: with its own command line and environment in /proc, signals as after exec(2), no open files but its three, and
+nothing that modules have remembered but what they cache.
 """
 
 from __future__ import annotations
@@ -156,16 +157,23 @@ def main() -> None:
     gc.freeze()
     print("warm" if _can_show() else "the kernel does not let a process say what its command line is", flush=True)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets who has ended
-    for line in sys.stdin:
+    lines = iter(sys.stdin)
+    for line in lines:
         order = json.loads(line)
+        waits, goes = os.pipe()
         pid = os.fork()
         if pid == 0:
+            os.close(goes)
+            os.read(waits, 1)
             output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             if order["uid"]:
                 _drop(order["uid"], order["groups"])
             nothing = os.open(os.devnull, os.O_RDONLY)
             _become(order["argv"], dict(os.environ) | order["env"], order["cwd"], (nothing, output, output), leads=True)
         print(pid, flush=True)
+        next(lines, None)
+        os.close(goes)
+        os.close(waits)
 
 
 if __name__ == "__main__":
