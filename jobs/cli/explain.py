@@ -28,10 +28,14 @@ def explain_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
         made, changes = migrate(one.config, one.explicit)
         asked = question(made)
         set_here = {**asked.settings, **asked.env, **asked.additional}
-        told, engine = [name for name, value in set_here.items() if value is not None], one.config.engine
-        which = {"overrides": list(point), "written_for": engine.written_for, "release": engine.release}
-        other = [asdict(change) for change in defaults(one.config, told)]
-        found.append(which | {"changes": [asdict(change) for change in changes], "defaults": other})
+        told = [name for name, value in set_here.items() if value is not None]
+        found.append({
+            "overrides": list(point),
+            "written_for": one.config.engine.written_for,
+            "release": one.config.engine.release,
+            "changes": [asdict(change) for change in changes],
+            "defaults": [asdict(change) for change in defaults(one.config, told)],
+        })  # fmt: skip
     return found
 
 

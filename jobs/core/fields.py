@@ -31,7 +31,7 @@ def dotted(tree: Any, key: str) -> Any:
         if isinstance(tree, Section):
             tree = getattr(tree, part, None)
         else:
-            tree = tree.get(part) if isinstance(tree, dict | Mapping) else None
+            tree = tree.get(part) if isinstance(tree, Mapping) else None
     return dict(vars(tree)) if isinstance(tree, OneKey) else tree
 
 
@@ -39,7 +39,7 @@ def plain(value: Any) -> Any:
     """Return a copy of nested data with lists for tuples, as JSON and YAML have it."""
     if value is None or isinstance(value, str | int | float):  # most of it
         return value
-    if isinstance(value, dict | Mapping):
+    if isinstance(value, Mapping):
         return {key: plain(child) for key, child in value.items()}
     return [plain(child) for child in value] if isinstance(value, list | tuple) else value
 

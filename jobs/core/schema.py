@@ -119,7 +119,7 @@ def _check_sizes(values: Mapping[str, Any], section: str = "") -> None:
         if isinstance(value, int | float):
             if LARGEST < abs(value) != math.inf:
                 raise _wrong_size(section + name, repr(value), "it is too large")
-        elif isinstance(value, dict | Mapping) and section + name not in open_mappings():
+        elif isinstance(value, Mapping) and section + name not in open_mappings():
             _check_sizes(value, f"{section}{name}.")
         elif value and len(text := str(value)) > LONGEST:
             raise _wrong_size(section + name, f"{text[:40]}... ({len(text):,} letters)", "it is too long")

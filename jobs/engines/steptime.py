@@ -1,7 +1,7 @@
 """How long one step of an engine takes, on all of its data-parallel ranks together: the one model of time. Pure.
 
 Plan, rehearsal engine, forecast and tuner count with it. **Time of a step** =
-    host + launch x layers (+ prompt, where it holds prompt tokens) + sequence x sequences that make tokens
+    host + launch x layers (+ prompt, where it holds prompt tokens) + sequence x tokens that are made
     + max(compute, memory) + inside + between + latency x exchanges between nodes, where
 
 - compute = 2 x dense parameters x own tokens / (tp x FLOP/s)  +  2 x expert parameters a token x tokens of all ranks /
@@ -219,9 +219,11 @@ class StepTime:
         if layout.expert_parallel:
             shared = tokens + (tokens * (layout.dp - 1) if others is None else others)  # arrays too: never in place
         touched = 1 - (1 - self.sizes.chosen) ** shared
-        host_ms = constants.host_ms + constants.launch_ms * self.sizes.layers
         host_ms = (
-            host_ms + constants.prompt_ms * (work.prompt_tokens > 0) + constants.sequence_us * work.new_tokens / 1e3
+            constants.host_ms
+            + constants.launch_ms * self.sizes.layers
+            + constants.prompt_ms * (work.prompt_tokens > 0)
+            + constants.sequence_us * work.new_tokens / 1e3
         )
         return Parts(
             host=host_ms / 1e3,

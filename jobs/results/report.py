@@ -104,8 +104,14 @@ def curves(run: Run) -> list[dict[str, Any]]:
             for name, points in lines.items():
                 xs, ys = zip(*sorted(points), strict=True)
                 curve = fit(xs, ys, rate=not low_is_best(column))
-                line = {"key": key, "column": column, "series": name, "x": list(xs), "y": list(ys)}
-                found.append(line | {"curve": asdict(curve) if curve else None})
+                found.append({
+                    "key": key,
+                    "column": column,
+                    "series": name,
+                    "x": list(xs),
+                    "y": list(ys),
+                    "curve": asdict(curve) if curve else None,
+                })  # fmt: skip
     return found
 
 
@@ -145,9 +151,15 @@ def provenance(run: Run) -> dict[str, Any]:
         for rank in folder.ranks():
             intended, real = tolerant(rank.command), tolerant(rank.effective)
             if argv := real.get("argv") or intended.get("argv"):
-                which = {"service": service, "attempt": int(folder.path.name), "rank": rank.path.name}
-                seen = {"env": real.get("env") or {}, "differences": real.get("differences") or []}
-                ranks.append({**which, "argv": argv, "effective": bool(real), **seen})
+                ranks.append({
+                    "service": service,
+                    "attempt": int(folder.path.name),
+                    "rank": rank.path.name,
+                    "argv": argv,
+                    "effective": bool(real),
+                    "env": real.get("env") or {},
+                    "differences": real.get("differences") or [],
+                })  # fmt: skip
     heads = [sections.told(read_head, allocation) for allocation in run.sweep.allocations()]
     return {
         "tool": tolerant(run.sweep.provenance),

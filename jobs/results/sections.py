@@ -76,8 +76,13 @@ def time_by_phase(run: Run) -> dict[str, Any]:
             queue, held, known = queue + found[0], held + found[1] * found[2], True
     total = max(held, sum(node_s.values())) if known else sum(node_s.values())
     phases = [
-        {"phase": name, "seconds": seconds[name], "node_hours": spent / 3600, "share": _share(spent, total)}
-        for name, spent in ((name, node_s[name]) for name in PHASES)
+        {
+            "phase": name,
+            "seconds": seconds[name],
+            "node_hours": node_s[name] / 3600,
+            "share": _share(node_s[name], total),
+        }
+        for name in PHASES
     ]
     other = total - sum(node_s.values())
     phases.append({"phase": "other_s", "seconds": None, "node_hours": other / 3600, "share": _share(other, total)})

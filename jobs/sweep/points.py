@@ -116,7 +116,7 @@ def canonical(value: Any) -> str:
         return repr(value)
     if isinstance(value, OneKey):
         value = vars(value)
-    if isinstance(value, dict | Mapping):
+    if isinstance(value, Mapping):
         return "{" + ",".join(sorted(f"{canonical(k)}:{canonical(v)}" for k, v in value.items())) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(canonical(item) for item in value) + "]"

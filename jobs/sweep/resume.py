@@ -70,9 +70,7 @@ def _done(sweep: SweepDir, point: str, then: Fingerprint, now: Fingerprint, *, r
 @contextlib.contextmanager
 def alone(sweep: SweepDir, tell: Callable[[str], None] = lambda _: None) -> Iterator[None]:
     """Hold a sweep while it is written or submitted: whoever comes meanwhile waits, and is told for whom."""
-    with exclusive(
-        sweep.resuming, lambda who: tell(f"waiting: {who} is submitting {sweep.path}"), required=False
-    ):  # fmt: skip
+    with exclusive(sweep.resuming, lambda who: tell(f"waiting: {who} is submitting {sweep.path}"), required=False):
         yield
 
 

@@ -1,3 +1,4 @@
+# ruff: noqa: F811
 """Where a sweep runs on a host that is not as it should be: TMPDIR, and the locale of the shell."""
 
 from __future__ import annotations
@@ -7,30 +8,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_two_users import launch, the_row
-from users import Host, need_users, two_users
+from test_two_users import host, launch, the_row, zygote  # noqa: F401
+from users import Host
 from world import ONE, ROOT, Zygote
 
 RECORDED = ROOT / "tests/fixtures/sweep_vllm_cpu"
-
-
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    need_users()
-    made = Zygote()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def host() -> Iterator[Host]:
-    with two_users() as made:
-        yield made
 
 
 def missing(host: Host) -> Path:
