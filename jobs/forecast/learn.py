@@ -3,7 +3,8 @@
 Three levels, each a prior for the next: published figures (`anchors.believed`), the rows of this site, and of those the
 rows of one layout, which may lie a little beside the model as a whole (an offset of each figure, as a logarithm, with a
 deviation of `LAYOUT`). All of it is one fit (`fit.fit`): constants first, then two offsets a layout. How far a row
-scatters around that is learnt too: s² = (n0 s0² + sum of squares) / (n0 + n).
+scatters around that is learnt too: s² = (n0 s0² + sum of squares) / (n0 + n). A part of that is alike for rows that are
+alike, so that a point is foretold from the rows beside it where the model does not hold (`misfit`).
 
 An interval is t(level, n0 + n) x the root of: what is not known of constants and offsets at this point (slopes x
 covariance), the scatter, and what a point has that no row had: another layout, release or model, a prompt or a
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jobs.core.student import student
 from jobs.engines.prediction import Layout
@@ -25,6 +27,7 @@ from jobs.engines.steptime import Sizes, StepTime
 from jobs.forecast.anchors import FIGURES, NAMES, anchors, believed, constants_of
 from jobs.forecast.figures import Demand, figures
 from jobs.forecast.fit import Floats, Posterior, fit, slopes
+from jobs.forecast.misfit import SHARES, Misfit, likeness
 
 LEVEL = 0.9
 LAYOUT = 0.1
@@ -32,6 +35,9 @@ LAYOUT = 0.1
 
 SCATTER = {"ttft_s": 0.08, "tpot_s": 0.03, "output_per_s": 0.03}
 """Of a row around the model before there are rows, as a logarithm."""
+
+AGAIN = 0.02
+"""Of the same point measured again, at least: another start, whatever rows of one start say of each other."""
 
 FOREIGN = 0.3
 """The same on a machine that is none of the anchors': nobody has held the model against it. With 0.03 only 83 % of what
@@ -101,6 +107,15 @@ class Predicted:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Of one figure: how the rows that have it lie beside the model, and the slopes of that by what was fitted."""
+
+    misfit: Misfit
+    off: Floats
+    slopes: Floats
+
+
+@dataclass(frozen=True)
 class Learnt:
     """What is believed after the rows.
 
@@ -109,6 +124,7 @@ class Learnt:
         scatter: of a row, by figure.
         free: degrees of freedom of it.
         seen: the rows.
+        beside: how these lie beside the model, by figure.
     """
 
     posterior: Posterior
@@ -116,6 +132,7 @@ class Learnt:
     scatter: Mapping[str, float]
     free: float
     seen: tuple[Observation, ...] = field(repr=False)
+    beside: tuple[Beside, ...] = field(default=(), repr=False)
 
     def of_machine(self, subjects: Iterable[Subject]) -> Posterior:
         """Return what is believed of the constants behind these points: little where no anchor and no row tells."""
@@ -125,9 +142,7 @@ class Learnt:
 
     def predict(self, subject: Subject) -> dict[str, Predicted]:
         """Return every figure of a point that it will show."""
-        place = self.place(subject)
-        mean = _figures(subject, self.posterior.mean, place)
-        slope = slopes(lambda logs: _figures(subject, logs, place), self.posterior.mean)
+        mean, slope, left = self.expected(subject)
         known = np.einsum("ij,jk,ik->i", slope, self.posterior.covariance, slope)
         strange = self._strange(subject)
         more = sum(one**2 for one in strange.values())
@@ -136,12 +151,26 @@ class Learnt:
         for k, name in enumerate(FIGURES):
             if name == "tpot_s" and subject.load.output < 2:
                 continue
-            half = wide * math.sqrt(known[k] + self.scatter[name] ** 2 + more)
+            of_row = max(left[k] * self.scatter[name] ** 2, AGAIN**2)
+            half = wide * math.sqrt(known[k] + of_row + more)
             value = math.exp(mean[k])
             declined = self._declined(strange) if half > DECLINES else ""
             low, high = (value * math.exp(-half), value * math.exp(half)) if math.isfinite(half) else (0.0, math.inf)
             found[name] = Predicted(value, low, high, declined)
         return found
+
+    def expected(self, subject: Subject) -> tuple[Floats, Floats, Floats]:
+        """Return the logarithms of a point's figures, their slopes, and the share of the scatter that rows leave."""
+        place = self.place(subject)
+        mean = _figures(subject, self.posterior.mean, place)
+        slope = slopes(lambda logs: _figures(subject, logs, place), self.posterior.mean)
+        left = np.ones(len(FIGURES))
+        near = likeness([one.subject for one in self.seen], [subject])[:, 0] if self.beside else np.empty(0)
+        for k, one in enumerate(self.beside):
+            weights, left[k] = one.misfit.weights(near)
+            mean[k] += weights @ one.off
+            slope[k] += weights @ one.slopes
+        return mean, slope, left
 
     def place(self, subject: Subject) -> int | None:
         """Return the place of a subject's layout among the offsets; None: no row was of it."""
@@ -186,16 +215,34 @@ def learn(rows: Iterable[Observation]) -> Learnt:
     start = np.concatenate([mean, np.zeros(2 * len(layouts))])
     spread = np.concatenate([deviation, np.full(2 * len(layouts), LAYOUT)])
     found = Posterior(start, np.diag(spread**2))
-    rows_off = _off(seen, layouts)
-    for _ in range(3 if seen else 0):
-        found = fit(partial(_residuals, rows_off, np.array([scatter[name] for name in FIGURES])), start, spread)
-        for name, column in zip(FIGURES, rows_off(found.mean).T, strict=True):
-            off = column[~np.isnan(column)]
-            if off.size:
-                squares = FREE * first[name] ** 2 + float(np.sum(np.square(off)))
-                scatter[name] = math.sqrt(squares / (FREE + max(1.0, off.size - len(NAMES) / 3)))
-        free = FREE + max(0.0, len(seen) - len(NAMES) / 3)
-    return Learnt(found, layouts, scatter, free, seen)
+    if not seen:
+        return Learnt(found, layouts, scatter, free, seen)
+    rows_off, alike = _off(seen, layouts), likeness(*[[one.subject for one in seen]] * 2)
+    told = [np.flatnonzero([name in one.measured for one in seen]) for name in FIGURES]
+    misfits = [Misfit.of(alike, which, 0.0) for which in told]
+    for _ in range(3):
+        found = fit(partial(_residuals, rows_off, misfits, scatter), start, spread)
+        off = [column[which] for column, which in zip(rows_off(found.mean).T, told, strict=True)]
+        misfits = _likeliest(alike, told, off, list(first.values()))
+        for name, values, misfit in zip(FIGURES, off, misfits, strict=True):
+            if values.size:
+                squares = FREE * first[name] ** 2 + float(np.sum(np.square(misfit.white(values))))
+                scatter[name] = math.sqrt(squares / (FREE + max(1.0, values.size - len(NAMES) / 3)))
+    free = FREE + max(0.0, len(seen) - len(NAMES) / 3)
+    slope = slopes(rows_off, found.mean)
+    beside = tuple(Beside(misfits[k], off[k], slope[which, :, k]) for k, which in enumerate(told))
+    return Learnt(found, layouts, scatter, free, seen, beside)
+
+
+def _likeliest(
+    alike: Floats, told: Sequence[NDArray[np.intp]], off: Sequence[Floats], first: Sequence[float]
+) -> list[Misfit]:
+    """Return how rows lie beside the model, figure by figure, with the share of all that makes them likeliest."""
+
+    def likely(some: Sequence[Misfit]) -> float:
+        return math.fsum(one.likely(o, f, FREE) for one, o, f in zip(some, off, first, strict=True))
+
+    return max(([Misfit.of(alike, which, share) for which in told] for share in SHARES), key=likely)
 
 
 def _prior(*, foreign: bool) -> tuple[Floats, Floats]:
@@ -240,9 +287,15 @@ def _off(seen: Sequence[Observation], layouts: Sequence[str]) -> Callable[[Float
     return off
 
 
-def _residuals(off: Callable[[Floats], Floats], scatter: Floats, logs: Floats) -> Floats:
-    found = off(logs) / scatter
-    return np.asarray(found[~np.isnan(found)], dtype=np.float64)
+def _residuals(
+    off: Callable[[Floats], Floats], misfits: Sequence[Misfit], scatter: Mapping[str, float], logs: Floats
+) -> Floats:
+    """Return what all rows are off by, each in units of its deviation and independent of the others."""
+    found = off(logs)
+    return np.concatenate([
+        one.white(found[one.rows, k]) / scatter[name]
+        for k, (name, one) in enumerate(zip(FIGURES, misfits, strict=True))
+    ])  # fmt: skip
 
 
 TERMS = {
@@ -272,16 +325,18 @@ def explanation(learnt: Learnt, rows: Sequence[Observation]) -> tuple[str, ...]:
     their time for each prompt token.
     """
 
+    base = learnt.posterior.mean
+    above = [learnt.expected(one.subject)[0] - _figures(one.subject, base, learnt.place(one.subject)) for one in rows]
+
     def left(term: str) -> float:
-        base = learnt.posterior.mean
         free = np.array([NAMES.index(name) for name in TERMS[term]])
 
         def residuals(change: Floats) -> Floats:
             logs = base.copy()
             logs[free] += change
             off = []
-            for one in rows:
-                made = _figures(one.subject, logs, learnt.place(one.subject))
+            for one, more in zip(rows, above, strict=True):
+                made = _figures(one.subject, logs, learnt.place(one.subject)) + more
                 off += [
                     (math.log(one.measured[name]) - made[k]) / learnt.scatter[name]
                     for k, name in enumerate(FIGURES)
