@@ -210,6 +210,8 @@ def change(make: Make, speed: Speed, seed: int) -> float:
     """Return the change that the gate sees in one window: 0, a noted one, or one beyond the limit."""
     records = make(np.random.default_rng(seed), speed)
     bench = Bench(concurrency=None, request_rate=1.0) if is_open(make) else Bench(concurrency=1)
+    if isinstance(make, Rank) and make.spread:
+        bench = replace(bench, lengths="lognormal")
     config = replace(Config(), bench=bench, parallel=replace(Config().parallel, data_parallel_size=2))
     window = Window(WARMUP_S, WARMUP_S + WINDOW_S, WARMUP_S, 0.0, records, {}, 0.0, False, series=_gauges(records))
     counted = [latencies(record) for record in records if record.in_window]

@@ -208,3 +208,16 @@ def test_stalls_of_less_than_a_second_add_up_whoever_comes_in_them(load: tuple[s
 def test_a_fixed_number_of_an_open_loop_that_is_mostly_its_end_is_noted(count: int, told: bool) -> None:
     seen = measure(steady(1.0, 0.6), "bench.request_rate=2", "bench.output_tokens=16", f"bench.num_requests={count}")
     assert seen.reason is None and ("after the last request had come" in seen.notes) is told
+
+
+@pytest.mark.parametrize(("slower", "told"), [(1.0, False), (3.0, True)])
+@pytest.mark.parametrize(
+    ("load", "every_s", "lasts_s"),
+    [((*CLOSED, "bench.workload=multi_turn", "bench.turns=3"), 1000, 20), (OPEN, 40, 10)],
+    ids=["conversations", "open"],
+)
+def test_a_service_that_is_slow_now_and_then_is_told(
+    load: tuple[str, ...], every_s: int, lasts_s: int, slower: float, told: bool
+) -> None:
+    seen = measure(paced(lambda _, since: slower if since > 0 and since % every_s < lasts_s else 1.0), *load)
+    assert ("times as long as usual" in f"{seen.reason}\n{seen.notes}") is told

@@ -75,7 +75,7 @@ FIRSTS = 5
 FINE_PARTS, FINE_GAPS, FAST_GAPS = 40, 10, 10.0
 """Most parts in which short slowness is looked for, gaps of one from which its fast ones tell, and their percentile."""
 
-SLOW_CLOSED, SLOW_OPEN, PARTLY = 2.0, 2.2, 1.6
+SLOW_CLOSED, SLOW_OPEN, PARTLY = 2.0, 2.6, 1.6
 """A token that takes so many times as long as in the fastest quarter of the parts is slow. In a closed loop a part that
 is slow for most of its time counts too, where another one is slow."""
 
@@ -132,11 +132,7 @@ def steady(case: Case) -> Found:
         why = "throttled, or another load?" if traced else "throttled, heated, or not yet warm?"
         words = f"the service was not steady: {what} over the window ({why})"
         yield Finding(words, max(found, first) > LIMIT and not traced)
-    elif (
-        bench.workload != "multi_turn"
-        and not grows
-        and (slow := _slow(answers, window.opened_s, until, rounds, open_loop))
-    ):
+    elif not grows and (slow := _slow(answers, window.opened_s, until, rounds, open_loop, turns)):
         share, seconds, times = slow
         if share > (LOST_OPEN if open_loop else LOST_CLOSED):
             words = f"for {seconds:.0f} s of the window a token took up to {times:.2g} times as long as usual"
@@ -213,15 +209,15 @@ def _regular(busy: Floats, made: Floats) -> bool:
 
 
 def _slow(
-    answers: Sequence[RequestRecord], begin_s: float, end_s: float, rounds: int, open_loop: bool
+    answers: Sequence[RequestRecord], begin_s: float, end_s: float, rounds: int, open_loop: bool, turns: int
 ) -> tuple[float, float, float] | None:
     """Return what slow parts cost: the share of the time, their seconds, and how many times slower the slowest was.
 
-    None: there are none, or the parts do not tell.
+    None: there are none, or the parts do not tell. Of `turns` of a conversation each has a longer prompt to read.
     """
     edges = np.linspace(begin_s, end_s, min(FINE_PARTS, rounds) + 1)
     told = [_evened(_fast_gaps(answers, edges), _over_gaps(answers, edges)[1])] if open_loop else []
-    for over in () if open_loop else (_over_gaps, _over_requests):
+    for over in () if open_loop else (_over_gaps, _over_requests)[: 1 if turns > 1 else 2]:
         busy, made = over(answers, edges)
         told.append(np.divide(busy, made, out=np.zeros_like(busy), where=made > 0))
     return max((one for levels in told if (one := _cost(levels, open_loop, edges[1] - edges[0]))), default=None)
@@ -232,7 +228,7 @@ def _evened(levels: Floats, made: Floats) -> Floats:
     there = (levels > 0) & (made > 0)
     if there.sum() < LEAST_PARTS:
         return levels
-    rates = np.log(made[there]) - np.log(made[there]).mean()
+    rates = made[there] / made[there].mean() - 1
     slope = max(0.0, float(rates @ np.log(levels[there])) / max(float(rates @ rates), 1e-9))
     evened = levels.copy()
     evened[there] *= np.exp(-slope * rates)
