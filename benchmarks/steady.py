@@ -31,10 +31,11 @@ from jobs.engines.prediction import Layout  # noqa: E402
 from jobs.engines.simulator.roofline import Clock  # noqa: E402
 from jobs.engines.simulator.scheduler import Request, Scheduler  # noqa: E402
 from jobs.engines.simulator.settings import RehearsalSpec  # noqa: E402
-from jobs.measure.gate import steady  # noqa: E402
+from jobs.measure.gate import pauses, steady  # noqa: E402
 from jobs.measure.gate.case import Case  # noqa: E402
 from jobs.measure.queueing import Trend  # noqa: E402
-from jobs.measure.records import RequestRecord, Window  # noqa: E402
+from jobs.measure.records import RequestRecord, Sample, Window  # noqa: E402
+from jobs.measure.statistics import latencies  # noqa: E402
 from jobs.sweep import compose  # noqa: E402
 
 WINDOW_S, WARMUP_S, TOKENS = 120.0, 15.0, 16
@@ -189,16 +190,40 @@ def _record(start: float, end: float, begin: float | None = None, times: list[fl
     )
 
 
+def _gauges(records: tuple[RequestRecord, ...]) -> tuple[Sample, ...]:
+    """Return what two engines that take the requests in turn say of themselves, once a second."""
+    moments, found = np.arange(WARMUP_S, WARMUP_S + WINDOW_S + 1.0), []
+    for engine in (0, 1):
+        own = sorted(records, key=lambda record: record.start_s)[engine::2]
+        starts, ends = (np.sort([getattr(record, name) for record in own]) for name in ("start_s", "end_s"))
+        tokens = np.sort(np.concatenate([record.chunk_times for record in own])) if own else np.empty(0)
+        running, made = (np.searchsorted(each, moments) for each in (starts, tokens))
+        running = running - np.searchsorted(ends, moments)
+        found += [
+            Sample(float(at), str(engine), float(held), 0.0, None, None, float(count))
+            for at, held, count in zip(moments, running, made, strict=True)
+        ]
+    return tuple(found)
+
+
 def change(make: Make, speed: Speed, seed: int) -> float:
     """Return the change that the gate sees in one window: 0, a noted one, or one beyond the limit."""
     records = make(np.random.default_rng(seed), speed)
     bench = Bench(concurrency=None, request_rate=1.0) if is_open(make) else Bench(concurrency=1)
-    window = Window(WARMUP_S, WARMUP_S + WINDOW_S, WARMUP_S, 0.0, records, {}, 0.0, truncated=False)
-    waits = 4.0 if isinstance(make, Slots) else 0.0
+    if isinstance(make, Rank) and make.spread:
+        bench = replace(bench, lengths="lognormal")
+    config = replace(Config(), bench=bench, parallel=replace(Config().parallel, data_parallel_size=2))
+    window = Window(WARMUP_S, WARMUP_S + WINDOW_S, WARMUP_S, 0.0, records, {}, 0.0, False, series=_gauges(records))
+    counted = [latencies(record) for record in records if record.in_window]
+    figures = {"waiting_mean": 4.0 if isinstance(make, Slots) else 0.0}
+    figures |= {
+        f"{name}_ms_p50": float(np.median([getattr(one, name) for one in counted])) for name in ("ttft", "e2el")
+    }
+    case = Case(config, window, figures, Trend(None))
     found = [
         one
-        for one in steady.steady(Case(replace(Config(), bench=bench), window, {"waiting_mean": waits}, Trend(None)))
-        if "not steady" in one.words
+        for one in (*steady.steady(case), *steady.engines(case), *pauses.pauses(case))
+        if "too short" not in one.words
     ]
     return 0.0 if not found else 1.0 if any(one.invalid for one in found) else 0.5
 

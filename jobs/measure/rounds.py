@@ -22,6 +22,10 @@ FEW = 10
 """Rounds of requests in a window below which one slow answer moves the figures by more than a tenth."""
 
 
+FULL = 0.98
+"""Requests in flight (mean) by the slots below which the rates of a fixed number of requests are too low."""
+
+
 def in_rounds(bench: Bench) -> bool:
     """Tell whether the rates of a window are those of Little's law: a closed loop that is measured for a time."""
     return not bench.is_open and bench.num_requests is None
@@ -34,20 +38,34 @@ def per_request(window: Window) -> float | None:
     took = sum(record.end_s - record.start_s for record in window.records if record.in_window)
     if not took:
         return 0.0
+    return _in_flight(window) / took
+
+
+def _in_flight(window: Window) -> float:
+    """Return the requests in flight, the mean over the window."""
     start, end = np.array([(record.start_s, record.end_s) for record in window.records]).T
     inside = np.minimum(end, window.closed_s) - np.maximum(start, window.opened_s)
-    return float(inside.clip(0.0).sum()) / window.seconds / took
+    return float(inside.clip(0.0).sum()) / window.seconds
 
 
 def note(window: Window, bench: Bench) -> str | None:
-    """Return words where the window held few rounds of requests, or a fixed number of them that is but a few rounds."""
-    slots = bench.concurrency or 0
-    if bench.num_requests and not bench.is_open and slots > 1 and bench.num_requests < FEW * slots:
+    """Return words where the window held few rounds of requests, or a fixed number of them that is mostly ramps."""
+    came, slots = [record for record in window.records if record.in_window], bench.concurrency or 0
+    counted = bench.num_requests is not None or bench.workload == "trace"
+    if not came or window.seconds <= 0:
+        return None
+    if counted and not bench.is_open and _in_flight(window) < FULL * slots:
         return (
-            f"{bench.num_requests} requests are {bench.num_requests / slots:.2g} rounds of bench.concurrency={slots}:"
+            f"{len(came)} requests are {len(came) / slots:.2g} rounds of bench.concurrency={slots}:"
             " the rates hold the begin and the end too, when fewer are in flight"
         )
-    took = [record.end_s - record.start_s for record in window.records if record.in_window and record.status == "ok"]
+    if counted and bench.is_open:
+        after = window.closed_s - max(record.came_s for record in came)
+        if after > window.seconds / FEW:
+            return (
+                f"{after:.3g} of {window.seconds:.3g} s were after the last request had come: the rates hold them too"
+            )
+    took = [record.end_s - record.start_s for record in came if record.status == "ok"]
     return few(window.seconds, float(np.mean(took))) if in_rounds(bench) and took else None
 
 

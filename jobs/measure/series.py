@@ -127,8 +127,8 @@ def grown(before: Page | None, after: Page | None) -> Growth:
         return between(before, after, lambda text: metrics.engine_counters(text, *names))
 
     tokens = metrics.growth(metrics.generated(before.text), metrics.generated(after.text))
-    if tokens and not metrics.tells_engines(after.text):
-        tokens = {metrics.ALL: sum(tokens.values())}
+    if tokens and (renumbered(before, after) or not metrics.tells_engines(after.text)):
+        tokens = {metrics.ALL: between(before, after, metrics.generated) or 0}
     return Growth(
         tokens, total(metrics.PREEMPTIONS), total(*metrics.PREFIX_QUERIES), total(*metrics.PREFIX_HITS), after.came_s,
         before.came_s, _drafts(before, after),
@@ -160,4 +160,13 @@ def between(before: Page | None, after: Page | None, read: Callable[[str], Mappi
     """Return how far the counters of all engines rose together; None where a page is missing or does not tell."""
     if before is None or after is None or not (now := read(after.text)):
         return None
-    return sum(metrics.growth(read(before.text), now).values())
+    then = read(before.text)
+    rose = sum(now.values()) - sum(then.values())
+    return round(rose) if rose >= 0 and renumbered(before, after) else sum(metrics.growth(then, now).values())
+
+
+def renumbered(before: Page, after: Page) -> bool:
+    """Return whether engines have other numbers on the second page, or one page alone tells them: their sum is left."""
+    one, two = (metrics.generated(page.text).keys() for page in (before, after))
+    other = bool(one - two) and bool(two - one)
+    return other or (metrics.tells_engines(before.text) != metrics.tells_engines(after.text))

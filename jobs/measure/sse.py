@@ -55,17 +55,24 @@ class StreamParser:
 
         A chunk without a word is neither the first nor the last: a gateway may open and end an answer with one. Engines
         send one too, for a token that is half a character or hidden. So each is a token where there are as many
-        chunks as tokens, or where no chunk has a word; and none is where there are more chunks than tokens.
+        chunks as tokens, or where no chunk has a word; and none is where there are more chunks than tokens. Of several
+        tokens a chunk the last one is one where it came in the engine's step.
         """
         begin, end = 0, len(self._times)
         if self.output_tokens != end and len(self._empty) < end:
             while begin in self._empty:
                 begin += 1
-            while end - 1 in self._empty:
+            several = (self.output_tokens or 0) > end
+            while end - 1 in self._empty and not (several and self._in_step(begin, end)):
                 end -= 1
             if self.output_tokens and end - begin > self.output_tokens:
                 return np.array([self._times[at] for at in range(begin, end) if at not in self._empty])
         return np.array(self._times[begin:end], dtype=np.float64)
+
+    def _in_step(self, begin: int, end: int) -> bool:
+        """Return whether the last chunk came as long after the one before as others do, to a half or twice of that."""
+        gaps = np.diff(self._times[begin:end])
+        return len(gaps) > 1 and bool(gaps[-1] < 2 * np.median(gaps[:-1]) < 4 * gaps[-1])
 
     def feed(self, data: bytes, now: float) -> None:
         """Take bytes that arrived at `now`; events may be split over reads or share one."""

@@ -61,6 +61,7 @@ CHECKS: tuple[Callable[[Case], Found], ...] = (
     counters.of_load,
     accuracy.under_load,
     steady.steady,
+    steady.engines,
     pauses.pauses,
     _queue,
     answers.pieces,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import select
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -135,7 +136,7 @@ class _Address:
     def _unused(self) -> _Connection | None:
         while self._idle:
             since, connection = self._idle.pop()
-            if connection.reusable and clock() - since < IDLE_S:
+            if connection.reusable and clock() - since < IDLE_S and not connection.is_heard:
                 return connection
             connection.abort()
         return None
@@ -166,6 +167,13 @@ class _Connection(asyncio.Protocol):
         self._status = 0
         self._now = 0.0
         self._refusal = b""
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether anything lies unread on an idle connection: its end, of which the loop has not told yet."""
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
+        return bool(poll.poll(0))
 
     async def exchange(self, message: bytes, sink: Sink) -> tuple[int, bytes]:
         self._sink, self._status, self._framed, self._refusal = sink, 0, False, b""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jobs.core.load import REPEATS
-from jobs.results.columns import counts, is_offered, key_of, lines_in_row, load_of
+from jobs.results.columns import FOUND, counts, is_offered, key_of, lines_in_row, load_of
 from jobs.results.gather import Run
 from jobs.results.intervals import LEVEL, Floats, Interval, Scatter, added, around, batches, of_values, pooled, wider
 from jobs.results.requests import Requests, of_row
@@ -24,8 +26,15 @@ LEAST = 8
 STARTS = 3
 """Starts of the engine from which their own scatter can be judged, so that a difference is to be believed."""
 
+GRAIN = 1e-3
+"""A difference by less is none, whatever the scatter: clocks, and figures that are alike by chance."""
+
 STRICTER = 5
 """A spread between starts that is known from other days has a level of 99 %, not 95: this day may be another."""
+
+ROUGHLY = 1.25
+"""By how much the square of a drift is taken to be more than a few windows show: then one of two equal settings leads
+in 7 % of sweeps or less."""
 
 Row = Mapping[str, Any]
 
@@ -71,6 +80,15 @@ class Side:
         if not parts or len(known) < len(parts):
             return None
         return added([Scatter(one.squared / len(parts) ** 2, one.free) for one in known])
+
+    @property
+    def grain(self) -> float:
+        """How finely the figure is told, as a share: a search finds one load for all settings between two steps."""
+        row, value = self.rows[0], float(self.rows[0].get(self.column) or 0.0)
+        if self.column not in FOUND.values() or not value:
+            return GRAIN
+        step = float(self.run.value(row, "bench.search_precision") or GRAIN)
+        return max(step, 1 / value) if self.column == FOUND["concurrency"] else step
 
     @cached_property
     def _requests(self) -> tuple[Requests | None, ...]:
@@ -139,9 +157,7 @@ def difference(one: Side, two: Side, *, level: float = LEVEL, inside: bool = Tru
         parts = [of_values(side.windows) for side in (one, two)]
         if known:
             parts, level = [*parts, known], 1 - (1 - level) / STRICTER
-        elif max(len(one.starts), len(two.starts)) > 1:  # one side tells how far starts lie apart
-            parts.append(_by_starts(one, two))
-        elif drift := _drift(one, two):
+        elif starts == max(len(one.starts), len(two.starts)) and (drift := _drift(one, two)):
             parts.append(drift)
     else:
         basis, parts = "window", [one.inside, two.inside]
@@ -149,9 +165,12 @@ def difference(one: Side, two: Side, *, level: float = LEVEL, inside: bool = Tru
     told = [part for part in parts if part]
     if len(told) < len(parts) or min(before, after) <= 0:
         return None
-    change = around(after / before, added(told), level)
-    if basis == "starts" and len(one.starts) != len(two.starts) and (both := _by_starts(one, two)):
-        # Welch's degrees of freedom are too many where one side has two starts and the other has more.
+    # All starts of a setting meet the same step, so that more of them tell it no better.
+    grain = Scatter((max(one.grain, two.grain) / NormalDist().inv_cdf((1 + LEVEL) / 2)) ** 2, math.inf)
+    change = around(after / before, added([*told, grain]), level)
+    if basis in ("starts", "windows") and len(one.starts) != len(two.starts) and (both := _by_starts(one, two)):
+        # Welch's degrees of freedom are too many where one side has two starts and the other has more; and of one start
+        # against several these tell how far starts lie apart.
         change = wider(change, around(after / before, both, level))
     if basis == "windows" and len(one.windows) != len(two.windows) and (both := _pooled(one.windows, two.windows)):
         change = wider(change, around(after / before, both, level))
@@ -182,18 +201,15 @@ def _drift(one: Side, two: Side) -> Scatter | None:
     """Return what a drift over the allocation may make of a difference between two services, one after the other.
 
     Where the windows of both rise or fall alike, what came later is better or worse for that alone: by at least the
-    distance of their middles. None: chance makes as much of a slope on average, or the windows are of one service, and
-    were measured by turns.
+    distance of their middles. How much they rise is known but roughly from a few windows, so it always counts, and for
+    `ROUGHLY` more. None: the windows are of one service, and were measured by turns.
     """
     if {row.get("service") for row in one.rows} & {row.get("service") for row in two.rows}:
         return None
     groups = [np.array(side.windows) / np.mean(side.windows) - 1 for side in (one, two)]
     places = np.concatenate([np.arange(len(group)) - (len(group) - 1) / 2 for group in groups])
-    values, free = np.concatenate(groups), len(places) - 3
-    square = float((places**2).sum())
-    slope = float((places * values).sum()) / square
-    chance = float(((values - slope * places) ** 2).sum()) / free / square
-    return Scatter((slope * len(places) / 2) ** 2, free) if slope**2 > chance else None
+    slope = float((places * np.concatenate(groups)).sum()) / float((places**2).sum())
+    return Scatter(ROUGHLY * (slope * len(places) / 2) ** 2, len(places) - 3)
 
 
 def _statistic(column: str, in_flight: float | None) -> Callable[[pd.DataFrame], float | None] | None:

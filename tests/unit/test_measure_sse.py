@@ -201,3 +201,13 @@ def test_a_length_is_a_whole_number(written: str, read_as: int | None) -> None:
 
 def test_an_event_that_the_stream_cuts_off_is_none() -> None:
     assert len(read(event(token()), event(token()).rstrip(b"\n")).chunk_times) == 1
+
+
+@pytest.mark.parametrize(("after_s", "counts"), [(1.0, True), (0.1, False), (4.0, False)])
+def test_the_end_of_a_sequence_is_a_token_where_it_came_in_step(after_s: float, counts: bool) -> None:
+    """Two tokens a chunk; the last step gave but a hidden one. Else a gateway has ended the answer at once, or late."""
+    parser = StreamParser(chat=False)
+    for number in range(4):
+        parser.feed(event(token()), float(number))
+    parser.feed(event(token("", finish="stop")) + event(usage(1, 9)) + DONE, 3.0 + after_s)
+    assert parser.chunk_times.tolist() == [0.0, 1.0, 2.0, 3.0, *([3.0 + after_s] if counts else [])]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,3 +137,87 @@ def test_answers_that_scatter_by_a_fifth_are_steady(share: float) -> None:
     factors = np.exp(share * np.random.default_rng(7).standard_normal(1000))
     seen = measure(paced(lambda answer, _: float(factors[answer.number]), 1.0, 0.4), "bench.concurrency=1", *CLOSED[1:])
     assert seen.reason is None and "not steady" not in seen.notes
+
+
+def in_a_trace(path: Path, times: Sequence[float]) -> tuple[str, ...]:
+    """Write a trace of equal requests at these times, s."""
+    lines = [json.dumps({"timestamp": 1e3 * at, "input_length": 16, "output_length": 16}) for at in times]
+    path.write_text("\n".join(lines))
+    return ("bench.workload=trace", f"bench.dataset={path}")
+
+
+EVEN = tuple(0.5 * number for number in range(240))
+FIVES = tuple(4.0 * (number // 5) for number in range(150))
+
+
+@pytest.mark.parametrize("times", [EVEN, FIVES], ids=["even", "by five"])
+@pytest.mark.parametrize(("slower", "told"), [(1.0, False), (1.6, True)])
+def test_a_trace_on_a_service_that_is_throttled_has_a_note(
+    tmp_path: Path, times: tuple[float, ...], slower: float, told: bool
+) -> None:
+    load = in_a_trace(tmp_path / "trace.jsonl", times)
+    seen = measure(paced(lambda _, since: slower if since > 60 else 1.0), *load)
+    assert seen.reason is None, "its load may be another as well"
+    assert ("not steady" in seen.notes) is told
+
+
+@pytest.mark.parametrize(("page", "told"), [(0, "steady is not known"), (2, "first token changed by 300%")])
+def test_answers_of_one_token_tell_by_their_first_alone(page: int, told: str) -> None:
+    load = ("bench.request_rate=0.3", "bench.output_tokens=1", CLOSED[2])
+    seen = measure(paced(lambda _, since: 4.0 if since > 60 else 1.0), *load, engines=page)
+    assert told in f"{seen.reason}\n{seen.notes}"
+
+
+def stuck(answer: Answer, since: float) -> float:
+    return 1.0 + 4.0 * max(0.0, 58 - since) if answer.engine.number and since > 50 else 1.0
+
+
+def by_turns(answer: Answer, since: float) -> float:
+    return 2.5 if since > 0 and int(since // 20) % 2 == answer.engine.number else 1.0
+
+
+@pytest.mark.parametrize(
+    ("pace", "told"), [(stuck, True), (by_turns, True), (lambda *_: 1.0, False)], ids=["hangs", "by turns", "level"]
+)
+def test_engines_that_are_slow_for_a_while_are_named(pace: Callable[[Answer, float], float], told: bool) -> None:
+    """One hangs for 8 of 120 s; two are throttled by turns, so that both together are level."""
+    seen = measure(paced(pace), "bench.concurrency=16", *CLOSED[1:])
+    assert seen.reason is None and ("1 was not steady: for" in seen.notes) is told
+
+
+@pytest.mark.parametrize(("load", "told"), [(OPEN, True), (OPEN, False), (CLOSED, True)])
+def test_stalls_of_less_than_a_second_add_up_whoever_comes_in_them(load: tuple[str, ...], told: bool) -> None:
+    """0.8 of 4 s, or 0.4 of 2 s in the closed loop."""
+    every, lasts = (4.0, 0.8) if load is OPEN else (2.0, 0.4)
+
+    async def behave(answer: Answer) -> None:
+        moment = answer.stub.now
+        for number in range(answer.output_tokens):
+            moment += 0.05 if number else 0.1
+            since = (moment - (answer.stub.opened or math.inf)) % every
+            moment += lasts - since if told and since < lasts else 0.0
+            await answer.at(moment)
+            answer.chunk()
+        answer.end()
+
+    seen = measure(behave, *load, "bench.output_tokens=64", "bench.window_s=60")
+    assert seen.reason is None and ("short pauses without a prompt to read" in seen.notes) is told
+
+
+@pytest.mark.parametrize(("count", "told"), [(20, True), (240, False)])
+def test_a_fixed_number_of_an_open_loop_that_is_mostly_its_end_is_noted(count: int, told: bool) -> None:
+    seen = measure(steady(1.0, 0.6), "bench.request_rate=2", "bench.output_tokens=16", f"bench.num_requests={count}")
+    assert seen.reason is None and ("after the last request had come" in seen.notes) is told
+
+
+@pytest.mark.parametrize(("slower", "told"), [(1.0, False), (3.0, True)])
+@pytest.mark.parametrize(
+    ("load", "every_s", "lasts_s"),
+    [((*CLOSED, "bench.workload=multi_turn", "bench.turns=3"), 1000, 20), (OPEN, 40, 10)],
+    ids=["conversations", "open"],
+)
+def test_a_service_that_is_slow_now_and_then_is_told(
+    load: tuple[str, ...], every_s: int, lasts_s: int, slower: float, told: bool
+) -> None:
+    seen = measure(paced(lambda _, since: slower if since > 0 and since % every_s < lasts_s else 1.0), *load)
+    assert ("times as long as usual" in f"{seen.reason}\n{seen.notes}") is told

@@ -89,3 +89,29 @@ def test_faults_of_a_service() -> None:
     seen = measure(behave, "bench.concurrency=8", "bench.output_tokens=8", "bench.warmup_s=1", "bench.min_success=0")
     assert seen.figures["failed"] == 2
     assert {record.error for record in seen.of_window() if record.error} > {"HTTP 503: busy"}
+
+
+def test_a_connection_that_was_closed_after_an_answer_is_not_used_again() -> None:
+    async def behave(answer: Answer) -> None:
+        await steady(0.5, 0.25)(answer)
+        if answer.number % 3 == 0:
+            answer.connection.transport.close()  # without a word of it in the answer
+
+    seen = measure(behave, "bench.concurrency=8", "bench.output_tokens=8", "bench.window_s=30", "bench.warmup_s=3")
+    assert seen.reason is None and seen.figures["failed"] == 0
+    assert seen.figures["ttft_ms_p99"] == pytest.approx(500, rel=1e-4)
+
+
+def test_hidden_ends_of_sequences_are_the_last_tokens_of_drafted_answers() -> None:
+    """Two tokens a step, and the last step gives one that nobody sees."""
+
+    async def behave(answer: Answer) -> None:
+        for number in range(8):
+            await answer.at(answer.came_s + 0.5 + 0.1 * number)
+            answer.chunk(*((1, "") if number == 7 else (2, "ab")))
+        answer.end()
+
+    seen = measure(behave, "bench.concurrency=8", "bench.output_tokens=15", "bench.window_s=30", "bench.warmup_s=3")
+    assert seen.reason is None
+    assert seen.figures["e2el_ms_p50"] == pytest.approx(1200, rel=1e-5)
+    assert seen.figures["tpot_ms_mean"] == pytest.approx(50, rel=1e-5)

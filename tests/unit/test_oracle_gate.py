@@ -202,6 +202,16 @@ def test_strangers_are_seen(page: Callable[[Sequence[Engine]], str], words: str)
     assert words in (measure(steady(0.5, 0.25), *SIXTEEN, page=page).reason or "")
 
 
+def test_one_stranger_whose_requests_never_end_is_seen() -> None:
+    async def beside(stub: Stub) -> None:
+        stub.engines[0].running += 1
+        while True:
+            await asyncio.sleep(1.0)
+            stub.engines[0].generated += 1  # 3 % of the tokens
+
+    assert "more than ours in flight" in (measure(steady(0.5, 0.25), *SIXTEEN, beside=beside).reason or "")
+
+
 def test_strangers_that_break_off_are_seen() -> None:
     async def beside(stub: Stub) -> None:
         while True:
@@ -399,3 +409,37 @@ def test_answers_that_part_ways_late_are_stated() -> None:
 def test_known_questions_can_be_switched_off(off: str) -> None:
     seen = measure(steady(0.5, 0.25), *ASKED, off, says=lambda busy: "" if busy > 1 else SANE)
     assert seen.reason is None and seen.figures["checks"] is None
+
+
+def after(seconds: float, other: Callable[[str], str], *, before: bool = False) -> Callable[[Sequence[Engine]], str]:
+    """Return a page that is written otherwise after so many seconds (or before)."""
+    began: list[float] = []
+
+    def page(engines: Sequence[Engine]) -> str:
+        now = asyncio.get_running_loop().time()
+        began.append(now)
+        more = [replace(one, generated=one.generated + 90_000, finished=one.finished + 5_000) for one in engines]
+        text = page_of(more)
+        return other(text) if (now - began[0] > seconds) is not before else text
+
+    return page
+
+
+def unlabelled(text: str) -> str:
+    """Return a page whose engines are one."""
+    return text.replace('engine="0",', "").replace('engine="1",', "")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        after(40, lambda text: text.replace('engine="1"', 'engine="7"')),
+        after(40, unlabelled),
+        after(40, unlabelled, before=True),
+    ],
+    ids=["renumbered", "labels go", "labels come"],
+)
+def test_engines_that_get_other_numbers_are_no_strangers(page: Callable[[Sequence[Engine]], str]) -> None:
+    """The service has run for long; its counters go on, under other labels."""
+    seen = measure(steady(0.5, 0.25), *SIXTEEN, page=page)
+    assert seen.reason is None and "does not tell its engines apart" in seen.notes

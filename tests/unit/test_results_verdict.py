@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from results_help import measured, planned, row
 
-from jobs.core.files import read_json, write_json
+from jobs.core.files import read_json, write_json, write_text
+from jobs.core.rundir import SweepDir
 from jobs.results import columns, page
 from jobs.results.gather import read_run
 from jobs.results.spread import remember
 from jobs.results.verdict import OUTCOMES, Verdict, judge
+from jobs.sweep.points import Point
 
 LENGTHS = "parallel.max_model_len=8192,32768"
 
@@ -117,6 +121,28 @@ def test_starts_of_one_setting_tell_how_far_those_of_the_other_may_lie(
     found, made = planned(tmp_path / "a", LENGTHS, "parallel.seed=1,2,3")
     for point, mean in zip(made.points, (*fast, 62.0), strict=False):
         measured(found, point, mean, windows=3)
+    assert judged(found.path)[0].sentences[0].id == outcome
+
+
+@pytest.mark.parametrize(("loads", "outcome"), [((20, 21), "tie"), ((20, 24), "clear")])
+def test_loads_that_were_found_one_step_apart_are_no_difference(
+    tmp_path: Path, loads: tuple[int, int], outcome: str
+) -> None:
+    """A search tells the load to 5 %: all starts of a setting find the same, however near the edge of the next step."""
+    search = ("bench.search=concurrency", "bench.concurrency=2", "bench.slo.ttft_ms=1500")
+    objective = "results.objective=found_concurrency"
+    found, made = planned(tmp_path / "a", LENGTHS, "parallel.seed=1,2,3", objective, *search)
+    for point in made.points:
+        slow = point.config.parallel.max_model_len == 32768
+        measured(found, point, 50.0, found_concurrency=loads[not slow], slo_kept=True, ttft_ms_p99=1000.0)
+    assert judged(found.path)[0].sentences[0].id == outcome
+
+
+@pytest.mark.parametrize(("more", "outcome"), [(1.0000001, "tie"), (1.01, "clear")])
+def test_figures_that_are_alike_to_the_last_digit_have_no_winner(tmp_path: Path, more: float, outcome: str) -> None:
+    found, made = planned(tmp_path / "a", LENGTHS, "parallel.seed=1,2,3", "results.objective=goodput_per_s")
+    for point in made.points:
+        measured(found, point, 50.0, goodput_per_s=2.0 * (more if point.config.parallel.max_model_len < 9000 else 1.0))
     assert judged(found.path)[0].sentences[0].id == outcome
 
 
@@ -390,3 +416,32 @@ def test_rows_that_are_torn_do_not_stop_a_verdict(tmp_path: Path) -> None:
     path = found.point(made.points[0].point).row
     write_json(path, read_json(path) | {"output_tok_per_s": None})
     assert judged(found.path)[0].winner is None
+
+
+def by_windows(found: SweepDir, point: Point, figures: Sequence[float]) -> None:
+    """Write a row and the tokens per second of each of its windows."""
+    measured(found, point, 50.0, windows=3, output_tok_per_s=figures[1])
+    lines = ({"in_row": True, "output_tok_per_s": one} for one in figures)
+    write_text(found.point(point.point).windows, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize(("rise", "outcome"), [(0.0, "ahead"), (0.5, "tie")])
+def test_what_comes_later_is_not_better_where_all_windows_rise(tmp_path: Path, rise: float, outcome: str) -> None:
+    """Windows of 100 and 102, each with the same noise; and a machine on which each is half a percent better."""
+    found, made = planned(tmp_path / "a", LENGTHS)
+    for number, (point, mean) in enumerate(zip(made.points, (100.0, 102.0 - 3 * rise), strict=True)):
+        drift = (rise * (3 * number + place) for place in range(3))
+        by_windows(found, point, [mean + up + noise for up, noise in zip(drift, (0.0, 0.1, -0.1), strict=True)])
+    assert judged(found.path)[0].sentences[0].id == outcome
+
+
+def test_one_start_against_two_that_lie_close_together_proves_little(tmp_path: Path) -> None:
+    """One start of four was invalid; two that are alike by chance do not tell how far a third one may lie."""
+    outcomes = {}
+    for name, gap in (("near", 1.5), ("far", 30.0)):
+        found, made = planned(tmp_path / name, LENGTHS, "parallel.seed=1,2")
+        for point, mean in zip(made.points, (100.0, 100.4, 100.0 - gap), strict=False):
+            by_windows(found, point, [mean - 0.1, mean, mean + 0.1])
+        row(found, made.points[3], invalid_reason="lost")
+        outcomes[name] = judged(found.path)[0].sentences[0].id
+    assert outcomes == {"near": "tie", "far": "ahead"}

@@ -164,7 +164,9 @@ def held(count: float, readings: int) -> tuple[Sample, ...]:
 
 def test_engines_that_hold_more_requests_than_ours_have_strangers() -> None:
     ours = [request(index=i, start_s=0.0, end_s=10.0) for i in range(3)]
-    assert reason(window(*ours, series=held(2.0, 10))) is None, "one more is our watch"
+    one_more = window(*ours, series=held(2.0, 10))
+    assert reason(one_more, probes=1) is None, "one more is our watch"
+    assert reason(one_more) == "the engines held up to 1 requests more than ours in flight"
     assert reason(window(*ours, series=held(3.0, 2))) is None, "twice is a moment of change"
     assert reason(window(*ours, series=held(3.0, 3))) == "the engines held up to 3 requests more than ours in flight"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from jobs.core.load import turn_input
 from jobs.measure.gate.case import NEEDED_IN_FLIGHT, NEEDED_NEARLY, Case, Finding, Found
 from jobs.measure.metrics import ALL
 from jobs.measure.records import Growth, RequestRecord, Window
+from jobs.measure.series import generated
 from jobs.measure.statistics import arrived_tokens, tokens_a_chunk
 
 COUNTED_SHARE = 0.005
@@ -92,14 +94,18 @@ def not_checked(config: Config, window: Window) -> Found:
 
 
 def restarted(window: Window) -> Found:
-    """An engine whose counters began anew: of what it did before nothing is known, and it was gone for a while."""
+    """An engine whose counters began anew: of what it did before nothing is known, and it was gone for a while.
+
+    Where engines have got other numbers all of them together have made as many tokens as before.
+    """
     inside = [one for one in window.series if window.opened_s <= one.time_s < window.closed_s]
-    told = [(one.engine, one.generated_tokens) for one in inside if one.generated_tokens is not None]
+    fell = {two[0] for one, two in itertools.pairwise(generated(inside)) if two[1] < one[1]}
     last, anew = dict[str, float](), set[str]()
-    for engine, tokens in told:
-        if tokens < last.get(engine, 0.0):
-            anew.add(engine)
-        last[engine] = tokens
+    for one in inside:
+        if one.generated_tokens is not None:
+            if one.time_s in fell and one.generated_tokens < last.get(one.engine, 0.0):
+                anew.add(one.engine)
+            last[one.engine] = one.generated_tokens
     if anew:
         yield Finding(
             f"the counters of engine {', '.join(sorted(anew))} began anew in the window: it was restarted", True
@@ -185,7 +191,7 @@ def foreign(case: Case) -> Found:
         again = (window.growth.preemptions or 0) * longest
         if window.prompted > asked * (1 + FOREIGN_SHARE) + longest + again + 16 * probes:
             yield Finding(f"the engines read {window.prompted} tokens of prompts, {asked:.0f} of them ours", True)
-    if held := _held_beyond_ours(window):
+    if held := _held_beyond_ours(window, probes):
         yield Finding(f"the engines held up to {held} requests more than ours in flight", True)
 
 
@@ -251,7 +257,7 @@ def _asked_prompts(records: Sequence[RequestRecord]) -> float | None:
     return float(sum(record.prompt_tokens or record.asked_input or longest for record in records))
 
 
-def _held_beyond_ours(window: Window) -> int:
+def _held_beyond_ours(window: Window, probes: int) -> int:
     """Return how many requests more than ours the engines held, where several readings say so; else 0."""
     held: dict[float, float] = {}
     for sample in window.series:
@@ -263,11 +269,12 @@ def _held_beyond_ours(window: Window) -> int:
     ends = np.sort([record.end_s for record in window.records])
     beyond = []
     for moment, count in held.items():
-        # All that ran at some time around the reading; one more is a probe of our own watch.
+        # All that ran at some time around the reading; one more is a probe of our own watch, where it sent any.
         ours = np.searchsorted(starts, moment + AROUND_S) - np.searchsorted(ends, moment - AROUND_S)
-        beyond.append(count - float(ours) - 1)
+        beyond.append(count - float(ours) - min(probes, 1))
     more = [one for one in beyond if one > 0]
-    return round(max(more)) + 1 if len(more) >= max(SEEN_LEAST, SEEN_SHARE * len(held)) else 0
+    seen = len(more) >= max(SEEN_LEAST, SEEN_SHARE * len(held))
+    return round(max(more)) + min(probes, 1) if seen else 0
 
 
 def intended_hits(config: Config) -> tuple[float, float] | None:

@@ -25,7 +25,7 @@ USUAL_GAPS = 5.0
 READ_S = 1.0
 """Counters are read once a second."""
 
-SHORT_S, SHORT_GAPS = 0.5, 3.0
+SHORT_S, SHORT_GAPS = 0.2, 3.0
 """Shortest silence that is a pause where no prompt waits to be read, s and in median gaps between tokens."""
 
 IDLE_ROUNDS = 3.0
@@ -48,7 +48,7 @@ def pauses(case: Case) -> Found:
         many = f", in {long.size} pauses" if long.size > 1 else ""
         yield Finding(f"no token came for {long.sum():.0f} s of the window{many}", share > LIMIT)
         return
-    short = _unexplained(window, max(SHORT_S, SHORT_GAPS * gap))
+    short = _unexplained(window, max(SHORT_S, SHORT_GAPS * gap), BLOCKED_TTFTS * ttft / 1e3)
     if short.sum() > NOTED * window.seconds:
         many = f"in {short.size} short pauses without a prompt to read"
         yield Finding(
@@ -108,15 +108,18 @@ def _piece_s(records: Sequence[RequestRecord]) -> float:
     return float(np.median(apart)) if apart.size else 0.0
 
 
-def _unexplained(window: Window, least_s: float) -> Floats:
-    """Return what silences of so many seconds at least last beside the time in which a prompt waited to be read, s."""
+def _unexplained(window: Window, least_s: float, most_s: float) -> Floats:
+    """Return what silences of so many seconds at least last beside the time in which a prompt waited to be read, s.
+
+    One that came in a silence explains it for so many seconds at most, `most_s`.
+    """
     begins, lasting = _gaps(window.records, window.opened_s, window.closed_s, least_s)
     waits = np.array([(r.start_s, r.end_s if r.first_token_s is None else r.first_token_s) for r in window.records])
     left = []
     for begin, end in zip(begins, begins + lasting, strict=True):
         at, free = begin, 0.0
         for start, first in sorted(map(tuple, waits[(waits[:, 0] < end) & (waits[:, 1] > begin)])):
-            free, at = free + max(0.0, start - at), max(at, first)
+            free, at = free + max(0.0, start - at), max(at, min(first, max(start, begin) + most_s))
         left.append(free + max(0.0, end - at))
     found = np.array(left)
     return found[found >= least_s]

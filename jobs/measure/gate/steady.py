@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.core.student import student
-from jobs.measure.gate.case import LIMIT, NOTED, Case, Finding, Found
+from jobs.measure.gate.case import LIMIT, NEEDED_IN_FLIGHT, NOTED, Case, Finding, Found
 from jobs.measure.records import RequestRecord
 from jobs.measure.statistics import in_one_piece
 
@@ -61,7 +61,7 @@ which is no choice of several, has its own limit in a closed loop; in an open on
 LINE = CHANCE / 6
 """One-sided, for Student's t of a line. A machine that swings slowly makes lines too."""
 
-OPEN_LOOP = 1.75
+OPEN_LOOP = 2.0
 """In an open loop the parts depend on each other: requests that came close together are still there in the next one."""
 
 TWICE, SOME, SMOOTH, SMOOTH_PARTS = 2.0, 1.25, 0.5, 12
@@ -75,12 +75,12 @@ FIRSTS = 5
 FINE_PARTS, FINE_GAPS, FAST_GAPS = 40, 10, 10.0
 """Most parts in which short slowness is looked for, gaps of one from which its fast ones tell, and their percentile."""
 
-SLOW_CLOSED, SLOW_OPEN, PARTLY = 2.0, 3.0, 1.6
+SLOW_CLOSED, SLOW_OPEN, PARTLY = 2.0, 2.6, 1.6
 """A token that takes so many times as long as in the fastest quarter of the parts is slow. In a closed loop a part that
 is slow for most of its time counts too, where another one is slow."""
 
-LOST_CLOSED, LOST_OPEN, LOST_LIMIT = 0.05, 0.08, LIMIT / (1 + LIMIT)
-"""Share of the window's time that slow parts cost: noted, and beyond which the mean is off by LIMIT."""
+LOST_CLOSED, LOST_OPEN, LOST_LIMIT, LOST_ENGINE = 0.05, 0.08, LIMIT / (1 + LIMIT), 0.04
+"""Share of the time that slow parts cost: noted, beyond which the mean is off by LIMIT, and noted of an engine."""
 
 _QUARTER = NormalDist().inv_cdf(0.75)
 """A quarter of normal values lie so many standard deviations below their mean."""
@@ -92,18 +92,20 @@ WAITING = 0.5
 def steady(case: Case) -> Found:
     """Drift, throttling, and a warm-up that was not over.
 
-    A trace is left out: its load is another in each part. Where a queue grows, an engine may get slower bit by bit.
+    The load of a trace is another in each part, so that what is found in one is a note. Where a queue grows, an engine
+    may get slower bit by bit.
     """
     window, bench = case.window, case.config.bench
-    if bench.workload == "trace" or not case.whole:
+    if not case.whole:
         return
-    counted = bench.num_requests is not None
+    traced = bench.workload == "trace"
+    counted = traced or bench.num_requests is not None
     until = max(r.start_s for r in case.counted) if counted else window.closed_s  # then it runs dry
     ours = [r for r in window.records if r.status == "ok" and not r.check]
     answers = [r for r in ours if r.output_tokens and len(r.chunk_times)]
     turns = bench.turns if bench.workload == "multi_turn" else 1  # each has a longer prompt than the one before
     # A part is no shorter than a round; where the service got slower that is one of the quick ones.
-    open_loop = bench.request_rate is not None
+    open_loop = traced or bench.request_rate is not None
     spans = [r.end_s - ((r.first_token_s if open_loop else None) or r.start_s) for r in case.whole]
     round_s = turns * float(np.percentile(spans, 25))
     rounds = int((until - window.opened_s) / max(round_s, LEAST_S))
@@ -114,28 +116,59 @@ def steady(case: Case) -> Found:
     edges = np.linspace(window.opened_s, until, parts + 1)
     grows = bool(case.figures.get("saturated"))
     alike = 0.0 if open_loop else _alike((edges[1] - edges[0]) / round_s)
-    found = change(*_over_gaps(answers, edges), open_loop=open_loop, bit_by_bit=not grows, alike=alike)
+    gaps = _over_gaps(answers, edges)
+    found = change(*gaps, open_loop=open_loop, bit_by_bit=not grows, alike=alike)
     if not open_loop:
         found = max(found, change(*_over_requests(answers, edges), open_loop=False, alike=alike))
-    first = 0.0 if counted else _of_firsts(case, parts, open_loop=open_loop)
+    first = None if counted else _of_firsts(case, parts, open_loop=open_loop)
+    if open_loop and first is None and not gaps[1].any():
+        yield Finding("whether the service was steady is not known: answers of one token do not tell it here")
+        return
+    first = first or 0.0
     if max(found, first) > NOTED:
         what = f"the time of a token changed by {found:.0%}"
         if first > found:
             what = f"the time to the first token changed by {first:.0%}"
-        words = f"the service was not steady: {what} over the window (throttled, heated, or not yet warm?)"
-        yield Finding(words, max(found, first) > LIMIT)
-    elif (
-        bench.workload != "multi_turn"
-        and not grows
-        and (slow := _slow(answers, window.opened_s, until, rounds, open_loop))
-    ):
+        why = "throttled, or another load?" if traced else "throttled, heated, or not yet warm?"
+        words = f"the service was not steady: {what} over the window ({why})"
+        yield Finding(words, max(found, first) > LIMIT and not traced)
+    elif not grows and (slow := _slow(answers, window.opened_s, until, rounds, open_loop, turns)):
         share, seconds, times = slow
         if share > (LOST_OPEN if open_loop else LOST_CLOSED):
             words = f"for {seconds:.0f} s of the window a token took up to {times:.2g} times as long as usual"
-            yield Finding(f"the service was not steady: {words} (throttled for a while?)", share > LOST_LIMIT)
+            invalid = share > LOST_LIMIT and not traced
+            yield Finding(f"the service was not steady: {words} (throttled for a while?)", invalid)
     if open_loop or bench.lengths != "fixed" or bench.workload in ("sharegpt", "multi_turn"):
         return
     yield from _comes_and_goes(answers, edges, rounds, quiet=max(found, first) <= NOTED)
+
+
+def engines(case: Case) -> Found:
+    """Engines of several that were slow for a while, in a closed loop of equal requests: all together may hide it."""
+    window, series, bench = case.window, case.window.series, case.config.bench
+    if bench.is_open or bench.lengths != "fixed" or bench.workload in ("sharegpt", "multi_turn") or not case.whole:
+        return
+    round_s = float(np.percentile([r.end_s - r.start_s for r in case.whole], 25))
+    parts = min(FINE_PARTS, int(window.seconds / max(round_s, LEAST_S)))
+    if parts < LEAST_PARTS:
+        return
+    edges = np.linspace(window.opened_s, window.closed_s, parts + 1)
+    slow: dict[str, tuple[float, float, float]] = {}
+    for engine in sorted({one.engine for one in series}) if case.config.parallel.engines > 1 else ():
+        own = [(s.time_s, s.running, s.generated_tokens) for s in series if s.engine == engine]
+        told = np.array([one for one in own if None not in one], dtype=np.float64)
+        if len(told) < LEAST_PARTS or told[:, 1].mean() < NEEDED_IN_FLIGHT or (np.diff(told[:, 2]) < 0).any():
+            continue
+        times, running, tokens = told.T
+        held = np.append(0.0, np.cumsum((running[1:] + running[:-1]) / 2 * np.diff(times)))
+        busy, made = (np.diff(np.interp(edges, times, sums)) for sums in (held, tokens))
+        cost = _cost(busy / np.maximum(made, 1.0), False, edges[1] - edges[0])
+        if cost and cost[0] > LOST_ENGINE:
+            slow[engine] = cost
+    if slow:
+        _, seconds, times_longer = max(slow.values())
+        words = f"for {seconds:.0f} s of the window a token took it up to {times_longer:.2g} times as long as usual"
+        yield Finding(f"engine {', '.join(slow)} was not steady: {words}")
 
 
 def _comes_and_goes(answers: Sequence[RequestRecord], edges: Floats, rounds: int, *, quiet: bool) -> Found:
@@ -176,18 +209,30 @@ def _regular(busy: Floats, made: Floats) -> bool:
 
 
 def _slow(
-    answers: Sequence[RequestRecord], begin_s: float, end_s: float, rounds: int, open_loop: bool
+    answers: Sequence[RequestRecord], begin_s: float, end_s: float, rounds: int, open_loop: bool, turns: int
 ) -> tuple[float, float, float] | None:
     """Return what slow parts cost: the share of the time, their seconds, and how many times slower the slowest was.
 
-    None: there are none, or the parts do not tell.
+    None: there are none, or the parts do not tell. Of `turns` of a conversation each has a longer prompt to read.
     """
     edges = np.linspace(begin_s, end_s, min(FINE_PARTS, rounds) + 1)
-    told = [_fast_gaps(answers, edges)] if open_loop else []
-    for over in () if open_loop else (_over_gaps, _over_requests):
+    told = [_evened(_fast_gaps(answers, edges), _over_gaps(answers, edges)[1])] if open_loop else []
+    for over in () if open_loop else (_over_gaps, _over_requests)[: 1 if turns > 1 else 2]:
         busy, made = over(answers, edges)
         told.append(np.divide(busy, made, out=np.zeros_like(busy), where=made > 0))
     return max((one for levels in told if (one := _cost(levels, open_loop, edges[1] - edges[0]))), default=None)
+
+
+def _evened(levels: Floats, made: Floats) -> Floats:
+    """Return levels as if each part had made as many tokens: an engine takes longer for one where it makes more."""
+    there = (levels > 0) & (made > 0)
+    if there.sum() < LEAST_PARTS:
+        return levels
+    rates = made[there] / made[there].mean() - 1
+    slope = max(0.0, float(rates @ np.log(levels[there])) / max(float(rates @ rates), 1e-9))
+    evened = levels.copy()
+    evened[there] *= np.exp(-slope * rates)
+    return evened
 
 
 def _cost(levels: Floats, open_loop: bool, each_s: float) -> tuple[float, float, float] | None:
@@ -254,13 +299,13 @@ def _swing(busy: Floats, made: Floats) -> float:
     return float(np.exp(levels[-quarter:].mean() - levels[:quarter].mean()))
 
 
-def _of_firsts(case: Case, parts: int, *, open_loop: bool) -> float:
-    """Return by which share the time to the first token changes over the window; 0: by none, or it does not tell."""
+def _of_firsts(case: Case, parts: int, *, open_loop: bool) -> float | None:
+    """Return by which share the time to the first token changes over the window; None: it does not tell."""
     waiting = case.figures.get("waiting_mean")
     told = [(r.came_s, r.first_token_s - r.start_s) for r in case.whole if r.first_token_s is not None]
     parts = min(parts, len(told) // FIRSTS)
     if waiting is None or waiting > WAITING or parts < LEAST_PARTS:
-        return 0.0
+        return None
     came, took = np.array(told).T
     edges = np.linspace(case.window.opened_s, case.window.closed_s, parts + 1)
     place = np.searchsorted(edges, came, side="right") - 1
