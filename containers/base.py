@@ -234,6 +234,9 @@ class Inside:
         """Return what runs a further command in the container. RunError: the engine has not said where it is."""
         raise NotImplementedError
 
+    def wake(self) -> None:
+        """Let it go on where somebody has paused it: what stands still not even SIGKILL ends."""
+
     def terminate(self, pid: int) -> None:
         """Send SIGTERM to a process inside: its starter would not hand it on."""
         with contextlib.suppress(OSError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import re
 import sys
 from collections.abc import Sequence
@@ -89,6 +90,9 @@ class Docker(Runtime):
     taken: ClassVar[str] = "Conflict. The container name"
     """What `run` says where a container has the name already; then it made none."""
 
+    at_once: ClassVar[tuple[str, ...]] = ()
+    """Words without which `rm` would wait for a shell to end."""
+
     def check(self, spec: Spec, *, here: bool = False) -> None:
         if here:
             check_programs(self)
@@ -158,7 +162,11 @@ class Docker(Runtime):
             said = process.run(argv, env=env, timeout_s=ANSWER_S)
             last = " ".join((said.stdout + said.stderr).split())[-300:] or "(nothing)"
             reason = f"on {gethostname()} its shell ended at once, and the container with it; it said: {last}"
-            raise RunError("container.image", reference, reason, "Take an image in which `bash` waits on a terminal.")
+            other = "exec format error" in last
+            remedy = (
+                f"Take the image for {platform.machine()}." if other else "Take one whose `bash` waits on a terminal."
+            )
+            raise RunError("container.image", reference, reason, remedy)
 
     def _bring(self, image: Image, env: Env) -> Fetched:
         """Pull an image that is not here. Returns which one is here then."""
@@ -257,8 +265,8 @@ class Docker(Runtime):
         return dict(line.partition(" ")[::2] for line in lines)
 
     def remove(self, name: str, env: Env) -> None:
-        """End everything in a container, and remove it."""
-        self.run(env, "rm", "--force", name, timeout_s=REMOVE_S)
+        """End everything in a container, and remove it, with what its image calls a VOLUME."""
+        self.run(env, "rm", "--force", "--volumes", *self.at_once, name, timeout_s=REMOVE_S)
 
     def run(self, env: Env, *words: str, timeout_s: float = 60.0) -> CompletedProcess[str]:
         """Run a short command of the program."""
@@ -321,6 +329,9 @@ class InDocker(Inside):
             words = ("container", "inspect", "--format", "{{.Image}}", self.order.name)
             return self._docker.run(self.env, *words).stdout.strip() or None
         return None
+
+    def wake(self) -> None:
+        self._docker.run(self.env, "unpause", self.order.name)
 
     def terminate(self, pid: int) -> None:
         """A signal to `docker exec` does not reach its command. It may have ended by itself meanwhile."""

@@ -212,7 +212,9 @@ def create(file: Path, name: str, local: Local, env: Mapping[str, str], tag: str
             if code != 0:
                 raise failed(["enroot", "create"], "container.image", file, code, output)
             if wrong := _half_made(part):
-                raise RunError("container.image", file, f"enroot create ended without an error, but {wrong}", "Retry.")
+                reason = f"enroot create ended without an error, but {wrong}"
+                remedy = "Import it again; an image that has no shell cannot be used."
+                raise RunError("container.image", file, reason, remedy)
             try:
                 (part / MARKER).write_text(f"{tag}\n{identity(part)}\n", encoding="utf-8")
             except OSError as error:

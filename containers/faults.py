@@ -12,8 +12,12 @@ from jobs.core.errors import RunError
 Faults = Sequence[tuple[str, str, str]]
 """Pattern, reason, remedy. The first pattern that is found in the output counts."""
 
+GONE = "the registry has no such image or tag"
+"""The reason where a registry has nothing under a name; by its digest it may have it still."""
+
 _SAYS_WHY = re.compile(
-    r"\[ERROR\]|FATAL ERROR|^curl:|^mkdir:|^enroot-|^tar:|[Ee]rror response|^Error|^docker: |^mksquashfs|^parallel:"
+    r"\[ERROR\]|FATAL ERROR|^(curl|mkdir|tar|mksquashfs|parallel|gzip|zstd|docker): ?|^enroot-|^Checksum"
+    r"|[Ee]rror response|^Error"
 )
 _LONGEST = 300
 

@@ -8,9 +8,9 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
+from jobs.core.errors import RunError
 from jobs.core.files import remove_tree
+from jobs.core.foreign import SMALL, load_bytes
 
 PREFIX = "serving-sweep."
 """Names of our containers: PREFIX job . service . rank, so that the leftovers of a dead job are known by them."""
@@ -20,7 +20,7 @@ PREFIX = "serving-sweep."
 def scratch(temp: Path) -> Iterator[Path]:
     """Make a directory in `temp` for the layers of one import, and take it away; those of dead ones go first."""
     sweep(temp)
-    own = temp / f"{_own()}{os.getpid()}"
+    own = temp / f"{_own()}{_mark(os.getpid())}"
     own.mkdir(mode=0o700)
     try:
         yield own
@@ -40,11 +40,19 @@ def sweep(temp: Path) -> list[str]:
 
 
 def _is_at_work(path: Path) -> bool:
-    """Whether the import that made this directory lives: a process of its number that came later is another one.
-
-    A thread of another process may have the number too: it has no process of its own.
-    """
-    with contextlib.suppress(psutil.Error, OSError, ValueError):
-        pid = int(path.name.rpartition(".")[2])
-        return psutil.pid_exists(pid) and psutil.Process(pid).create_time() <= path.stat().st_mtime + 1.0
+    with contextlib.suppress(RunError):
+        mark = path.name.rpartition(".")[2]
+        return _mark(mark.partition("-")[0]) == mark
     return False
+
+
+def _mark(pid: int | str) -> str:
+    """Return what tells a process, or a thread, from a later one of its number: when it began, in ticks of the kernel.
+
+    A clock would not do: it may be set while an import runs, and a file system has another one.
+
+    Raises:
+        RunError: there is none.
+    """
+    stat = load_bytes(Path(f"/proc/{pid}/stat"), SMALL)
+    return f"{pid}-{int(stat.rpartition(b')')[2].split()[19])}"  # field 22 (proc(5))

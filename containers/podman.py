@@ -5,7 +5,6 @@ Tried with podman 4.3. A site names the OCI runtime and the like in containers.c
 
 from __future__ import annotations
 
-from containers.base import Env
 from containers.docker import LABEL, Docker
 from jobs.core.registry import RUNTIMES
 
@@ -24,7 +23,4 @@ class Podman(Docker):
     label = f'{{{{index .Labels "{LABEL}"}}}}'
     storage = "{{.Store.GraphRoot}}"
     taken = "is already in use by"
-
-    def remove(self, name: str, env: Env) -> None:
-        """End everything in a container, and remove it: without a time its shell would be waited for."""
-        self.run(env, "rm", "--force", "--time", "0", name)
+    at_once = ("--time", "0")

@@ -57,8 +57,8 @@ def need(runtime: str) -> None:
         pytest.skip(reason)
 
 
-def image_file(path: Path, name: str = OS, extra_bytes: int = 0) -> Path:
-    """Write the files of an image that has nothing but links to the /usr that is mounted into it."""
+def image_file(path: Path, name: str = OS, extra_bytes: int = 0, programs: Mapping[str, bytes] | None = None) -> Path:
+    """Write the files of an image that has nothing but links to the /usr that is mounted into it, and programs."""
     with tarfile.open(path, "w") as tar:
         for folder_name in FOLDERS:
             folder = tarfile.TarInfo(folder_name)
@@ -68,12 +68,12 @@ def image_file(path: Path, name: str = OS, extra_bytes: int = 0) -> Path:
             link = tarfile.TarInfo(link_name)
             link.type, link.linkname = tarfile.SYMTYPE, f"usr/{link_name}"
             tar.addfile(link)
-        files = {"etc/os-release": f'PRETTY_NAME="{name}"\n'.encode(), "opt/plain": b"no program\n"}
+        files = {"etc/os-release": f'PRETTY_NAME="{name}"\n'.encode(), "opt/plain": b"no program\n", **(programs or {})}
         if extra_bytes:
             files["opt/large"] = os.urandom(extra_bytes)
         for file_name, text in files.items():
             file = tarfile.TarInfo(file_name)
-            file.size = len(text)
+            file.size, file.mode = len(text), 0o755 if file_name in (programs or {}) else 0o644
             tar.addfile(file, io.BytesIO(text))
     return path
 
@@ -101,9 +101,9 @@ class Real:
         assert not check or done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def make(self, reference: str, name: str = OS, *changes: str, extra_bytes: int = 0) -> str:
-        """Make an image of files, with lines of a Dockerfile. Returns its id."""
-        file = image_file(self.path / f"{os.urandom(4).hex()}.tar", name, extra_bytes)
+    def make(self, reference: str, name: str = OS, *changes: str, **files: Any) -> str:
+        """Make an image of files (see `image_file`), with lines of a Dockerfile. Returns its id."""
+        file = image_file(self.path / f"{os.urandom(4).hex()}.tar", name, **files)
         self.run("import", *(word for one in changes for word in ("--change", one)), str(file), reference)
         file.unlink()
         return self.run("image", "inspect", "--format", "{{.Id}}", reference)
@@ -299,6 +299,8 @@ def silent_registry() -> Iterator[tuple[str, threading.Event]]:
         def do_GET(self) -> None:
             asked.set()
             over.wait()
+
+        do_HEAD = do_GET  # noqa: N815
 
         def log_message(self, *_: object) -> None:
             pass

@@ -7,6 +7,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,24 @@ async def test_a_rank_takes_the_image_of_rank_0_and_starts_it(tmp_path: Path, fa
         assert OTHER not in record["image_names"].values()
         if runtime in ("docker", "podman"):
             assert fakes.calls(runtime, "run")[-1][-2] == f"{REGISTRY}/test/image@{DIGEST}"
+
+
+@pytest.mark.parametrize("runtime", ["docker", "podman", "enroot"])
+async def test_a_rank_whose_tag_is_gone_takes_the_image_of_rank_0(tmp_path: Path, fakes: Fakes, runtime: str) -> None:
+    fakes.tell(node="node1", images={NAMED: DIGEST})
+    one = engine(tmp_path, runtime)
+    one.place = replace(one.place, rank=1)
+    async with headless_rank(one) as line:
+        parts = await prepared(line)
+        found = str(image.difference({"image digest": DIGEST}, parts))
+        assert found.startswith("it has not the container image of rank 0: ")
+        assert "no such image or tag" in found
+        assert image.difference({}, parts), "where rank 0 does not know its digest that is an error too"
+        again = await prepared(line, digest=DIGEST)
+        assert again["image digest"] == DIGEST
+        assert staging.difference({0: again, 1: staging.with_image(parts, again)}) is None
+        line.order(START)
+        await until_says(one, "up")
 
 
 async def test_an_image_of_the_same_name_that_has_no_digest_here_is_replaced_too(tmp_path: Path, fakes: Fakes) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from container_fakes import Fakes
 from test_runtimes import INHERITED, engine, failed, fakes, until_says  # noqa: F401
 
+from containers import imports
 from containers.base import Local
 from jobs.allocation.node import staging
 from jobs.core.files import read_json
@@ -58,16 +58,17 @@ async def test_what_a_killed_import_left_is_removed_by_the_next_sweep(
     local = Local(tmp_path / "node")
     local.make()
     gone = int(Path("/proc/sys/kernel/pid_max").read_text())  # all numbers are below it
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, imports.scratch(local.temp) as at_work:
+        os.utime(at_work, (0, 0))  # the clock was set since, or is another one
+        own = at_work.with_suffix("")
         thread = pool.submit(threading.get_native_id).result()  # a number in use, and no process's
-        dead = [local.temp / f"serving-sweep.import.{socket.gethostname()}.{number}" for number in (gone, thread)]
-        at_work = local.temp / f"serving-sweep.import.{socket.gethostname()}.{os.getpid()}"
-        other = local.temp / "serving-sweep.import.another-node.1"
-        for path in (*dead, at_work, other):
+        dead = [local.temp / f"{own.name}.{number}-7" for number in (gone, thread, os.getpid())]
+        other = local.temp / "serving-sweep.import.another-node.1-7"
+        for path in (*dead, other):
             path.mkdir()
         swept = RUNTIMES.get(runtime).sweep(local, os.environ, lambda _: None)
-    assert sorted(swept) == sorted(path.name for path in dead)
-    assert set(local.temp.iterdir()) == {at_work, other}
+        assert sorted(swept) == sorted(path.name for path in dead)
+        assert set(local.temp.iterdir()) == {at_work, other}
 
 
 async def test_a_pull_of_apptainer_leaves_nothing_unpacked(tmp_path: Path, fakes: Fakes) -> None:

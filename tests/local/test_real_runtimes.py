@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import platform
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -208,13 +210,34 @@ async def test_a_name_that_is_taken_is_refused_and_left_alone(real: Real, tmp_pa
 
 
 async def test_an_image_with_an_entrypoint_and_another_user_is_started_without_them(real: Real, tmp_path: Path) -> None:
-    real.make("localhost/entry:v1", OS, 'ENTRYPOINT ["/bin/false"]', "USER 1000:1000", "WORKDIR /opt")
+    changes = ('ENTRYPOINT ["/bin/false"]', "USER 1000:1000", "WORKDIR /opt", "VOLUME /data", "ENV HCCL_BUFFSIZE=999")
+    real.make("localhost/entry:v1", OS, *changes)
     one = await up(boxed(real, tmp_path, "localhost/entry:v1"))
     assert one.inspect() == ()
     line = read_json(one.folder.command)["container"][0]
     assert line[-4:] == ["--entrypoint", "bash", "-it", "localhost/entry:v1"]
     assert line[line.index("--user") + 1] == "0:0"
+    assert len(real.run("volume", "ls", "--quiet").split()) == 1
     assert await one.stop() == []
+    assert real.run("volume", "ls", "--quiet") == ""
+
+
+async def test_a_container_that_somebody_paused_is_ended_too(real: Real, tmp_path: Path) -> None:
+    one = await up(boxed(real, tmp_path))
+    real.run("pause", *real.containers())
+    assert await one.stop() == []
+    assert "ends itself" in one.folder.log.read_text()
+    assert real.containers() == []
+
+
+async def test_an_image_for_another_processor_is_named(real: Real, tmp_path: Path) -> None:
+    program = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\0\xf7\0" + bytes(100)  # of BPF: no machine is one
+    real.make("localhost/other:v1", OS, "ENV PATH=/opt", programs={"opt/bash": program})
+    site = (f"{tmp_path}/site:{tmp_path}/site:ro",)
+    reason = await failed(boxed(real, tmp_path, "localhost/other:v1", container__mounts=site))
+    assert "exec format error" in reason
+    assert f"Take the image for {platform.machine()}." in reason
+    assert real.containers() == []
 
 
 async def test_an_image_without_a_shell_is_named(real: Real, tmp_path: Path) -> None:
@@ -255,6 +278,14 @@ async def test_images_by_tag_and_digest_and_a_tag_that_moves(real: Real, tmp_pat
         assert await other.stop() == []
         with pytest.raises(RunError, match=rf"digest {digest} \({OTHER} there\), and that one does not come"):
             await other.unpack_that_of_rank_0({"image digest": OTHER}, dict(os.environ) | INHERITED)
+        # It goes, before the node of rank 1 has pulled anything.
+        real.run("rmi", "--force", second["image id"])
+        shutil.rmtree(tmp_path / "registry/files/docker/registry/v2/repositories/team/sim/_manifests/tags/v1")
+        late = boxed(real, tmp_path, tag, rank=1)
+        late.place = replace(late.place, rank=1)
+        assert "no such image or tag" in (await prepare(late))["image none"]
+        again = await late.unpack_that_of_rank_0(second, dict(os.environ) | INHERITED)
+        assert staging.difference({0: second, 1: again}) is None
         # And once more, between the preparation and the start.
         real.make(tag, "a third one")
         reason = await failed(one)

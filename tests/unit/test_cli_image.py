@@ -50,7 +50,7 @@ def test_a_recipe_is_imported_listed_verified_and_pruned(call: Any, tmp_path: Pa
     assert code == 1
     assert "changed" in wrong["problem"]
     (tmp_path / "node/enroot/data/serving-sweep.1.dead.0").mkdir(parents=True)
-    layers = tmp_path / f"node/enroot/temp/serving-sweep.import.{socket.gethostname()}.999999999"
+    layers = tmp_path / f"node/enroot/temp/serving-sweep.import.{socket.gethostname()}.999999999-7"
     layers.mkdir()
     found = [str(layers), str(tmp_path / "node/enroot/data/serving-sweep.1.dead.0")]
     assert call("prune") == (0, {"removed": found})

@@ -12,6 +12,8 @@ from container_fakes import PROGRAMS, REGISTRY, URI, Fakes, need_containers
 ENROOT = [
     (["import", "-o", "x.sqsh", "docker://registry.example/test/image:v1"], 6, "Could not resolve host"),
     (["import", "-o", "x.sqsh", f"docker://{REGISTRY}#other:v1"], 1, "404 Not Found"),
+    (["digest", f"docker://{REGISTRY}#other:v1"], 1, "404 Not Found"),
+    (["exec", "999999999", "true"], 1, "[ERROR] Process not found"),
     (["import", "-o", "there", URI], 1, "[ERROR] File already exists"),
     (["import", "--nosuch", URI], 1, "Usage:"),
     (["create", "-n", "a/b", "good.sqsh"], 1, "[ERROR] Invalid argument: a/b"),

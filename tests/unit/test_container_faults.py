@@ -42,6 +42,65 @@ def test_a_path_that_looks_like_an_error_is_none() -> None:
     assert "something cannot be mounted" in error.reason
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("[ERROR] URL http://r.example/v2/a/manifests/v1 returned error code: 429 ", "limits downloads"),
+        ("curl: (22) The requested URL returned error: 429", "limits downloads"),
+        ("curl: (22) The requested URL returned error: 500", "the registry itself failed"),
+        ("curl: (22) The requested URL returned error: 403", "refuses access"),
+        ("curl: (22) The requested URL returned error: 404", "lacks a layer"),
+        ("curl: (18) transfer closed with 121 bytes remaining to read\n\ngzip: stdin: unexpected end of file", "broke"),
+        ("\ngzip: stdin: unexpected end of file", "not what the registry says"),
+        ("Checksum mismatch: 7fde6747f91f6be0ed85aa8644a3c667", "not what the registry says"),
+        ("[ERROR] Could not process JSON input", "no registry"),
+        ("[ERROR] URL http://r.example/v2/a/manifests/v1 returned error code: 400 Bad Request", "first question"),
+        ("tar: opt/x: Wrote only 5632 of 10240 bytes\ntar: Exiting with failure status", "the disk is full"),
+        ("zstd: error 70 : Write error : cannot write block : No space left on device", "the disk is full"),
+        ("Write failed because No space left on device\nFATAL ERROR: Failed to write to output filesystem",
+         "the disk is full"),
+    ],
+)  # fmt: skip
+def test_what_enroot_itself_was_seen_to_say_of_an_import(words: str, reason: str) -> None:
+    said_first = "[INFO] Permission granted\n[INFO] Downloading 1 missing layers...\n"
+    error = said("enroot", said_first + words, "docker://r.example#a:v1")
+    assert reason in error.reason
+    assert "by hand" not in error.remedy
+    assert "[INFO]" not in error.reason, "the line that tells is shown"
+
+
+BLOB = "sha256:65c67cda7ae4b820451390dd49d9c2e60656a16a339cca77a26fdfb326326d4c"
+POD = "Error: initializing source docker://r.example/team/sim:v1: "
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (DAEMON + "toomanyrequests: You have reached your pull rate limit", "limits downloads"),
+        ("error parsing HTTP 429 response body: invalid character 'x' looking for beginning of value", "limits"),
+        (DAEMON + "received unexpected HTTP status: 503 Service Unavailable", "the registry itself failed"),
+        (POD + "pinging container registry r.example: invalid status code from registry 502", "itself"),
+        (f"Error: reading blob {BLOB}: Error fetching blob: invalid status code from registry 403", "refuses"),
+        (f"Error: reading blob {BLOB}: Error fetching blob: invalid status code from registry 404", "lacks"),
+        ("error pulling image configuration: download failed after attempts=1: unknown blob", "lacks a layer"),
+        (DAEMON + "error unmarshalling content: invalid character '<' looking for beginning of value", "no registry"),
+        (DAEMON + 'Get "http://r.example/v2/": EOF', "broke off"),
+        (f"filesystem layer verification failed for digest {BLOB}", "not what the registry says"),
+        (f"Error: writing blob: storing blob to file: happened during read: Digest did not match, expected {BLOB}",
+         "not what the registry says"),
+    ],
+)  # fmt: skip
+def test_what_docker_and_podman_were_seen_to_say_of_a_pull(words: str, reason: str) -> None:
+    error = said("docker", "v1: Pulling from team/sim\n4f0dbae730e4: Pulling fs layer\n" + words)
+    assert reason in error.reason
+    assert "by hand" not in error.remedy
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_an_image_that_is_gone_is_known_by_one_reason(name: str) -> None:
+    assert sum(faults.GONE in reason for _, reason, _ in KNOWN[name]) == 1
+
+
 @pytest.mark.parametrize("code", [1, 125, 128, 255])
 def test_the_reason_is_read_whatever_code_the_program_fails_with(code: int) -> None:
     """apptainer ends with 255, srun too."""

@@ -63,6 +63,7 @@ class ContainerProcess:
 
     def _terminate(self) -> None:
         with contextlib.suppress(RunError):
+            self.inside.wake()
             if (pid := self.inside.pid()) is not None:
                 self.inside.terminate(pid)
 

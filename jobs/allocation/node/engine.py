@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from containers.base import Fetched
+from containers.faults import GONE
 from jobs.allocation.node import artifacts, audit, cleanup, container_process, image, listening
 from jobs.allocation.node.container import RankContainer, by_digest, checkpoint
 from jobs.allocation.node.container_process import ContainerProcess
@@ -52,10 +53,20 @@ class Engine:
         """Bring the container's image to this node, and unpack it, before any engine of the service starts.
 
         Returns by which names it is told from others, for the comparison of the ranks; empty: no container, or unknown.
+        What a registry has under its name no more, rank 0 may have, and know its digest: then that is told instead.
 
         Raises:
             RunError: see `image.prepare`.
         """
+        try:
+            return await self._bring(inherited)
+        except RunError as error:
+            if self.place.rank == 0 or GONE not in error.reason:
+                raise
+            self._fetched = Fetched({image.NONE: error.reason})
+            return image.parts(self._fetched)
+
+    async def _bring(self, inherited: Mapping[str, str]) -> dict[str, str]:
         which = self._which(inherited)
         self._discard = lambda: image.discard(which)
         self._fetched = await image.prepare(which, self.folder)
@@ -70,7 +81,7 @@ class Engine:
         differs = image.difference(wanted, image.parts(self._fetched))
         try:
             self.config = by_digest(self.config, str(image.of_registry(wanted)))
-            return await self.unpack(inherited)
+            return await self._bring(inherited)
         except UserError as error:
             reason = f"{differs}, and that one does not come: {error.reason}"
             raise RunError(error.key, error.value, reason, error.remedy) from None

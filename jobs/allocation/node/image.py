@@ -42,6 +42,10 @@ PART = "image "
 """Before the names of an image among what the ranks tell each other of what they prepared."""
 
 
+NONE = "none"
+"""The name of an image that a registry has not under its name; its value is what was said."""
+
+
 def parts(fetched: Fetched | None) -> dict[str, str]:
     """Return the names of an image as parts of what a rank has prepared."""
     return {PART + name: value for name, value in fetched.names.items()} if fetched else {}
@@ -53,6 +57,8 @@ def difference(first: Mapping[str, str], other: Mapping[str, str]) -> str | None
     An id differs where two daemons keep images in different ways, and a file's content where each node made its own of
     one digest: where they agree in one name they are one.
     """
+    if gone := other.get(PART + NONE):
+        return f"it has not the container image of rank 0: {gone}"
     names = [name for name in first.keys() & other.keys() if name.startswith(PART)]
     if not names or any(first[name] == other[name] for name in names):
         return None
