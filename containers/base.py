@@ -17,14 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from pydantic import TypeAdapter
-
 from containers import entry, imports
 from containers.entry import Files, Proof
 from containers.spec import Spec
 from jobs.core.errors import RunError
 from jobs.core.files import is_there, not_private, read_json, write_json
 from jobs.core.filetable import File
+from jobs.core.foreign import form_of
 
 Argv = list[str]
 Env = Mapping[str, str]
@@ -104,11 +103,11 @@ class Fetched:
     @classmethod
     def read(cls, path: Path) -> Fetched | None:
         """Return what `write` wrote; None: nothing was written."""
-        return _FETCHED.validate_python(read_json(path)) if path.exists() else None
+        return form_of(Fetched).validate_python(read_json(path)) if path.exists() else None
 
     def write(self, path: Path) -> None:
         """Write it for the rank."""
-        write_json(path, _FETCHED.dump_python(self, mode="json"))
+        write_json(path, form_of(Fetched).dump_python(self, mode="json"))
 
 
 @dataclass(frozen=True)
@@ -158,14 +157,11 @@ class Order:
     @classmethod
     def read(cls, path: Path) -> Order:
         """Return what `write` wrote."""
-        return _ORDER.validate_python(read_json(path))
+        return form_of(Order).validate_python(read_json(path))
 
     def write(self, path: Path, mode: int = 0o644) -> None:
         """Write it for `python -m containers`."""
-        write_json(path, _ORDER.dump_python(self, mode="json"), mode)
-
-
-_ORDER, _FETCHED = TypeAdapter(Order), TypeAdapter(Fetched)
+        write_json(path, form_of(Order).dump_python(self, mode="json"), mode)
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from containers.base import Log, Order, Stock
 from containers.spec import Image
 from jobs.core import process
@@ -110,9 +108,6 @@ class Entry:
     bytes: int
     imported: float
     path: str
-
-
-_ENTRY = TypeAdapter(Entry)
 
 
 @dataclass(frozen=True)
@@ -273,7 +268,7 @@ class Store:
 def _read(path: Path) -> Entry | None:
     """Return a record; None where there is none, or none of ours."""
     with contextlib.suppress(RunError, OSError):
-        entry = load_form(path, _ENTRY, SMALL, ours=True)
+        entry = load_form(path, Entry, SMALL, ours=True)
         # The directory may have moved, or be mounted elsewhere on another node.
         beside = path.parent / Path(entry.path).name
         if is_ours(beside.stat()):  # a root file system of another user would run as this one

@@ -7,41 +7,45 @@ import sys
 try:
     import argparse
     import json
+    from importlib import import_module
 
-    from jobs.cli import Command, output
+    from jobs.cli import MODEL, Command, output
     from jobs.core.errors import UserError
 except KeyboardInterrupt:  # while it was still being loaded
     sys.exit(130)
 
 
-def commands() -> tuple[Command, ...]:
-    """Return what can follow `python -m jobs`. Loading it takes most of a second, and Ctrl-C may come meanwhile."""
-    from jobs.cli import (
-        batch,
-        check,
-        decide,
-        explain,
-        forecast,
-        image,
-        keys,
-        logs,
-        model,
-        plan,
-        preflight,
-        results,
-        runs,
-        serve,
-        tune,
-    )
+SUBJECTS = {
+    "plan": ("plan", "memory"),
+    "keys": ("keys", "files"),
+    "check": ("check",),
+    "explain": ("explain",),
+    "forecast": ("forecast",),
+    "preflight": ("preflight",),
+    "runs": ("status", "follow", "table", "resume", "cancel"),
+    "results": ("collect", "report", "compare", "export"),
+    "logs": ("diagnose",),
+    "model": ("model",),
+    "image": ("image",),
+    "serve": ("serve", "reach"),
+    "batch": ("prepare", "rest"),
+    "tune": ("tune",),
+    "decide": ("decide",),
+}
+"""Files of jobs/cli with the first words of their commands: all of them together take a second to be loaded."""
 
-    first = (plan, keys, check, explain, forecast, preflight, runs, results, logs, model, image, serve, batch)
-    modules = (*first, tune, decide)
+
+def commands(word: str = "") -> tuple[Command, ...]:
+    """Return what can follow `python -m jobs`; where a command begins with `word`, those of its subject alone."""
+    subjects = [subject for subject, words in SUBJECTS.items() if word in words] or SUBJECTS
+    modules = [import_module(f"jobs.cli.{subject}") for subject in subjects]
     return tuple(command for module in modules for command in module.COMMANDS)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns its exit code: 0 good, 1 a run failed, 2 the question cannot be asked."""
-    parser = _parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = _parser(*arguments[:1])
     options, more = parser.parse_known_args(arguments)
     # argparse takes no more overrides once an option has followed them: `plan a=1 --json b=2`.
     if any(word.startswith("-") for word in more) or (more and "overrides" not in options):
@@ -61,13 +65,11 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    from jobs.cli.model import HELP as MODEL  # a group: commands of two words
-
+def _parser(word: str = "") -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs", description=__doc__)
     words = parser.add_subparsers(required=True, metavar="COMMAND")
     groups = {"": words}
-    for command in commands():
+    for command in commands(word):
         # "model fetch" is the command `fetch` of the group `model`.
         group, _, name = command.name.rpartition(" ")
         if group not in groups:
@@ -85,7 +87,7 @@ def program() -> None:
     """The console script `serving-sweep`: a command where the first argument names one, else launch.py."""
 
     def run() -> int | None:
-        if {command.name.split()[0] for command in commands()}.intersection(sys.argv[1:2]):
+        if any(word in words for word in sys.argv[1:2] for words in SUBJECTS.values()):
             return main()
         from jobs.cli import launch
 

@@ -53,15 +53,15 @@ second_look() { # run alone what failed, and say its names
 [ "$failed" = 0 ] || exit 1
 setsid tools/setup.sh >"$output/setup" 2>&1 &
 engines=$!
-phase "style and types" make --no-print-directory PYTHON="$base" lint
-[ "$failed" = 0 ] || exit 1
 # In a process of its own: the driver of the browser keeps an event loop, which asyncio tests cannot share.
-# It may call apt-get, which runs once at a time.
+# It may call apt-get, which runs once at a time. Style and types need one processor.
 {
   tail --pid="$packages" -f /dev/null
   exec env --default-signal=INT $python -m pytest -q tests/browser
 } >"$output/browser" 2>&1 &
 browser=$!
+phase "style and types" make --no-print-directory PYTHON="$base" lint
+[ "$failed" = 0 ] || exit 1
 phase unit $measured -q -n 2 --dist worksteal tests/unit tests/whole
 phase "the rest of the browser" wait "$browser"
 cat "$output/browser"

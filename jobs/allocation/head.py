@@ -41,11 +41,7 @@ async def conduct(
 ) -> tuple[int, bool]:
     """Run all services of this allocation.
 
-    Args:
-        context: of rank 0.
-        first: config of the first point: what belongs to the sweep is the same in all.
-        stopping: a future that ends us.
-        station: of this node's checks.
+    `first` is the config of the first point: what belongs to the sweep is the same in all. `stopping` ends us.
 
     Returns:
         0 if every row is valid and nothing was left behind, else 1; and whether another rank is lost.

@@ -28,13 +28,7 @@ Answer = Callable[[messages.Message], Awaitable[messages.Message | None]]
 async def serve(
     control: ControlClient, make_engine: MakeEngine, inherited: Mapping[str, str], answer: Answer | None = None
 ) -> str | None:
-    """Obey rank 0 until it says goodbye.
-
-    Args:
-        control: the channel to rank 0.
-        make_engine: makes the engine of a service.
-        inherited: environment of this task.
-        answer: answers what rank 0 asks about this node before the first service.
+    """Obey rank 0 until it says goodbye; `answer` has its questions about this node before the first service.
 
     Returns:
         None after a goodbye, else the reason for which this rank ends: rank 0 is gone.

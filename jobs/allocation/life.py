@@ -81,16 +81,10 @@ class Life:
         self._failed.set()
 
     async def during(self, work: Awaitable[T], cancel: Callable[[], None] | None = None) -> T:
-        """Do some work while the service lives.
+        """Do some work while the service lives. ServiceFailed: it failed first.
 
-        Args:
-            work: what is done.
-            cancel: called once when the service fails, to let the work end itself and keep what it has;
-                without it the work is cancelled.
-
-        Raises:
-            ServiceFailed: the service failed first. Where `cancel` is given, the work's result is returned
-                all the same and the failure is raised by the next call.
+        `cancel` is called once then, to let the work end itself and keep what it has: its result is returned all the
+        same, and the failure is raised by the next call. Without it the work is cancelled.
         """
         if self.over:
             if asyncio.iscoroutine(work):

@@ -38,18 +38,9 @@ from jobs.results.table import write_table
 
 @dataclass
 class LiveService:
-    """A running service.
+    """A running service, whose points go into the ledger `rows`. `engine` is that of rank 0 alone.
 
-    Args:
-        context: of rank 0.
-        configs: of its points.
-        rows: the ledger that its points go into.
-        engine: of rank 0.
-        supervisor, life: of all ranks.
-        target: where it answers.
-
-    Attributes:
-        out_of_time: it is to be stopped before its last point; `yielded`: because others wait.
+    `out_of_time`: it is to be stopped before its last point; `yielded`: because others wait.
     """
 
     context: RankContext
@@ -86,11 +77,7 @@ class LiveService:
         return self.yielded
 
     async def measure(self, points: tuple[str, ...], agenda: Agenda) -> None:
-        """Measure points by turns and write their rows.
-
-        Args:
-            points: of this service.
-            agenda: says whether a point, or all that are measured by turns, need a further window.
+        """Measure points by turns and write their rows; `agenda` says whether they need a further window.
 
         Raises:
             ServiceFailed: the service has failed; the rows say so.

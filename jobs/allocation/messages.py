@@ -65,12 +65,9 @@ class Beat(Message):
 
 @dataclass(frozen=True)
 class EngineStart(Message):
-    """Start the engine of a service.
+    """Start the engine of a service, with this first point, on the first so many ranks; `attempt` is this try's number.
 
-    Attributes:
-        service, point, attempt: the service, its first point, and the number of this try.
-        ranks: how many ranks have an engine.
-        master_address, api_port, rpc_port: of the head, as its engine is given them.
+    Address and ports are those of the head, as its engine is given them.
     """
 
     service: str

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-
-import aiohttp
+from collections.abc import Mapping
 
 from jobs.core.config import Config
-from jobs.measure.metrics import GENERATED, engine_counters, growth, joined
+from jobs.measure.metrics import generated_tokens, growth
 from jobs.measure.records import Target
-
-Sessions = Sequence[aiohttp.ClientSession]
-"""One to each address of a service: several where each node has a whole one (replicas)."""
+from jobs.measure.wire import Connections, no_answer, request_text
 
 
-@asynccontextmanager
-async def sessions(api: Target, limit_s: float, headers: Mapping[str, str]) -> AsyncIterator[Sessions]:
-    """Open sessions to all addresses of a service; `limit_s`: of a request, s."""
-    async with AsyncExitStack() as stack:
-        timeout = aiohttp.ClientTimeout(total=limit_s)
-        opened = [aiohttp.ClientSession(url, headers=headers, timeout=timeout) for url in api.base_urls]
-        yield [await stack.enter_async_context(one) for one in opened]
-
-
-async def one_token(sessions: Sessions, config: Config, api: Target, rank: int, limit_s: float) -> str | None:
+async def one_token(opened: Connections, config: Config, api: Target, rank: int, limit_s: float) -> str | None:
     """Ask one data-parallel engine for one token. Returns None, or what went wrong.
 
     The request is pinned by X-data-parallel-rank. vLLM 0.9.1 ignores the header (it came with #24386): then the
@@ -35,31 +19,17 @@ async def one_token(sessions: Sessions, config: Config, api: Target, rank: int, 
     low, _ = config.model.shape.token_ids
     replica, engine = api.place(rank)
     body = {"model": api.model, "prompt": [low + rank] * 4, "max_tokens": 1, "ignore_eos": True}
+    pinned = f"X-data-parallel-rank: {engine}\r\n"
     try:
-        async with sessions[replica].post(
-            "/v1/completions",
-            json=body,
-            headers={"X-data-parallel-rank": str(engine)},
-            timeout=aiohttp.ClientTimeout(total=limit_s),
-        ) as response:
-            text = await response.text()
-            return None if response.status == 200 else f"HTTP {response.status}: {text[:300]}"
-    except TimeoutError:
-        return f"no answer within {limit_s:g} s"
-    except aiohttp.ClientError as error:
-        return str(error) or type(error).__name__
+        status, text = await request_text(opened, "/v1/completions", limit_s, body, replica, pinned)
+    except OSError as error:
+        return no_answer(error, limit_s)
+    return None if status == 200 else f"HTTP {status}: {text[:300]}"
 
 
-async def counters(sessions: Sessions, api: Target) -> dict[str, float]:
+async def counters(opened: Connections, limit_s: float) -> dict[str, float]:
     """Return the generated tokens of each engine so far; empty where the service does not tell."""
-    with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-        return engine_counters(joined(await asyncio.gather(*map(_page, sessions)), api.engines), GENERATED)
-    return {}
-
-
-async def _page(session: aiohttp.ClientSession) -> str:
-    async with session.get("/metrics") as response:
-        return await response.text() if response.status == 200 else ""
+    return await generated_tokens(opened, limit_s) or {}
 
 
 def silent_ranks(before: Mapping[str, float], after: Mapping[str, float], asked: int, size: int) -> list[int]:

@@ -51,9 +51,8 @@ GIVE_BACK_S = 3.0
 def main(arguments: Sequence[str]) -> int:
     """Run one rank of an allocation, then submit what is left. Returns the rank's exit code.
 
-    Args:
-        arguments: the allocation's directory, and the scheduler's name; without it the script in sbatch/ that started
-            us submits the rest itself.
+    `arguments`: the allocation's directory, and the scheduler's name; without it the script in sbatch/ that started us
+    submits the rest itself.
     """
     if len(arguments) not in (1, 2):
         print("usage: srun python -m jobs.allocation.rank ALLOCATION_DIR [KIND]", file=sys.stderr)

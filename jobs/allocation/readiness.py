@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
-import aiohttp
-
-from jobs.allocation.probe import Sessions, counters, one_token, sessions, silent_ranks
+from jobs.allocation.probe import counters, one_token, silent_ranks
 from jobs.core.config import Config
 from jobs.core.errors import RunError
 from jobs.core.waiting import aside
 from jobs.measure.records import Target
+from jobs.measure.wire import Connections, request_text
 
 POLL_S = 0.25
 
@@ -27,37 +28,34 @@ _LIMIT_S = 5.0
 async def wait_ready(config: Config, api: Target, on_state: Callable[[str], None], listens: Callable[[], bool]) -> None:
     """Return when the service is ready. Its key is sent to nobody else.
 
-    Args:
-        config: of the service; `limits.load_s` and `limits.first_token_s` apply.
-        api: where it is.
-        on_state: told "healthy" and "ready" as they happen.
-        listens: tells whether our engine's API is there, and raises RunError where somebody else's is.
+    `on_state` is told "healthy" and "ready" as they happen; `listens` tells whether our engine's API is there, and
+    raises RunError where somebody else's is.
 
     Raises:
         RunError: a limit was exceeded, the wrong model is served, or a data-parallel rank does not answer.
     """
-    async with sessions(api, _LIMIT_S, {}) as without_key:  # /health asks for none
+    with contextlib.closing(Connections.to(replace(api, api_key=None))) as without_key:  # /health asks for none
         await _until(
             lambda: _healthy(without_key, listens), config.limits.load_s, "limits.load_s", "/health was not 200 in time"
         )
     # Who listened before the answer may have gone since. While our engine listens, nobody else can.
     await aside(listens)
-    async with sessions(api, _LIMIT_S, api.authorization) as opened:
+    with contextlib.closing(Connections.to(api)) as opened:
         on_state("healthy")
-        for one in opened:
-            await _check_model(one, api.model)
+        for at in range(opened.addresses):
+            await _check_model(opened, at, api.model)
         await probe_all(opened, config, api)
         on_state("ready")
 
 
-async def probe_all(opened: Sessions, config: Config, api: Target) -> None:
+async def probe_all(opened: Connections, config: Config, api: Target) -> None:
     """Get one token from every data-parallel engine; requests go on until each one has answered.
 
     Raises:
         RunError: an engine refuses, or `limits.first_token_s` is over.
     """
     size, limit = config.parallel.engines, config.limits.first_token_s
-    before, asked, late = await counters(opened, api), 0, set(range(size))
+    before, asked, late = await counters(opened, _LIMIT_S), 0, set(range(size))
 
     async def ask(rank: int) -> str | None:
         error = await one_token(opened, config, api, rank, limit)
@@ -74,7 +72,7 @@ async def probe_all(opened: Sessions, config: Config, api: Target) -> None:
                     if error:
                         name = f"data-parallel rank {rank}"
                         raise RunError(name, error, "it did not answer a one-token request", "See its log.")
-                silent = silent_ranks(before, await counters(opened, api), asked, size)
+                silent = silent_ranks(before, await counters(opened, _LIMIT_S), asked, size)
                 if not silent:
                     return
                 await asyncio.sleep(POLL_S)
@@ -85,25 +83,24 @@ async def probe_all(opened: Sessions, config: Config, api: Target) -> None:
         raise RunError("limits.first_token_s", limit, reason, remedy) from None
 
 
-async def _healthy(opened: Sessions, listens: Callable[[], bool]) -> bool:
+async def _healthy(opened: Connections, listens: Callable[[], bool]) -> bool:
     if not await aside(listens):
         return False
-    return all(await asyncio.gather(*map(_is_healthy, opened)))
+    return all(await asyncio.gather(*(_is_healthy(opened, at) for at in range(opened.addresses))))
 
 
-async def _is_healthy(session: aiohttp.ClientSession) -> bool:
-    with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-        async with session.get("/health") as response:
-            return response.status == 200
+async def _is_healthy(opened: Connections, at: int) -> bool:
+    with contextlib.suppress(OSError):
+        status, _ = await request_text(opened, "/health", _LIMIT_S, at=at)
+        return status == 200
     return False
 
 
-async def _check_model(session: aiohttp.ClientSession, model: str) -> None:
+async def _check_model(opened: Connections, at: int, model: str) -> None:
     try:
-        async with session.get("/v1/models") as response:
-            answer = await response.json()
-        served = [item["id"] for item in answer["data"]]
-    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError) as error:
+        _, text = await request_text(opened, "/v1/models", _LIMIT_S, at=at)
+        served = [item["id"] for item in json.loads(text)["data"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"the service did not list its models: {error or type(error).__name__}"
         raise RunError("/v1/models", model, reason, "See the log of rank 0.") from None
     if model not in served:

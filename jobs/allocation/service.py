@@ -18,13 +18,13 @@ from jobs.allocation.node import container, fingerprint
 from jobs.allocation.node.engine import Engine
 from jobs.allocation.rows import End, RowLedger
 from jobs.allocation.supervisor import Supervisor
-from jobs.allocation.walltime import service_seconds
+from jobs.core.config import Config
 from jobs.core.errors import RunError, UserError
 from jobs.core.files import read_json, write_text
 from jobs.core.layout import Placement, local_sizes, serving_address
 from jobs.core.log import log, read_all
 from jobs.core.records import tolerant
-from jobs.core.rundir import AllocationDir, Root
+from jobs.core.rundir import AllocationDir, Root, SweepDir
 from jobs.core.tasks import ServiceRecord, ServiceTask, read_config, write_record
 from jobs.core.waiting import aside
 from jobs.diagnose import explain
@@ -33,6 +33,7 @@ from jobs.engines.checkpoint.architecture import required
 from jobs.engines.prediction import Prediction
 from jobs.engines.vllm import environment
 from jobs.forecast import history, observed
+from jobs.forecast.duration import load_seconds, point_seconds
 from jobs.forecast.memory import judge
 from jobs.measure import dataset
 from jobs.measure.clients import base as clients
@@ -76,11 +77,7 @@ class Service:
         }
 
     def lacks_time(self, last_load_s: float | None) -> str | None:
-        """Return why this service cannot begin before the time limit, or None.
-
-        Args:
-            last_load_s: seconds that the load of the service before took.
-        """
+        """Return why this service cannot begin before the time limit, or None; the load before took `last_load_s`."""
         needed_s = service_seconds(self._sweep, self.task.service, self._config, last_load_s)
         return self._context.walltime.lacks(needed_s)
 
@@ -288,3 +285,17 @@ def _submitted(folder: AllocationDir, default: float) -> float:
         return float(read_json(folder.job)["submitted"])
     except (UserError, KeyError):
         return default
+
+
+def service_seconds(sweep: SweepDir, service: str, config: Config, last_load_s: float | None) -> float:
+    """Predict seconds from the start of a service to the end of its first point.
+
+    The load time is learnt, in this order: earlier attempts at this very service in any sweep beside this one,
+    the service that this allocation ran last, earlier runs of this model and layout, else the plan's estimate.
+    """
+    past = [load for one in sweep.all_attempts(service) if (load := tolerant(one.record, ours=True).get("load_s"))]
+    load = max(past) if past else last_load_s
+    if not load:
+        alike, _ = history.recall(sweep.root, config)
+        load = max(alike.load_s) if alike and alike.load_s else load_seconds(config)
+    return load + point_seconds(config)

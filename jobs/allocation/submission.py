@@ -31,13 +31,7 @@ def submit_allocation(
 ) -> Job:
     """Write what an allocation has to do, and submit it; at most `cluster.max_allocations` of a sweep run at a time.
 
-    Args:
-        sweep: its run directory.
-        index, attempt: which allocation of the sweep this is.
-        services: what it does.
-        request: what it asks for; its name is made here.
-        kind: the back end; None: `cluster.kind`.
-        serve: keep its one service up for hand tests.
+    `serve` keeps its one service up for hand tests. The request's name is made here.
 
     Raises:
         ConfigError: it can't be submitted from here; nothing is written then.

@@ -14,11 +14,8 @@ def groups(configs: Mapping[str, Config], asked: Collection[str] = ()) -> list[t
     """Return the points of a service in groups that are measured by turns, in their order.
 
     Together go points that differ in nothing but their load, and so are compared, if each is measured in several
-    windows of its own. With `cluster.yield_to_others` one is measured after the other.
-
-    Args:
-        configs: of the points.
-        asked: points that somebody wants to be measured by turns, whatever they differ in.
+    windows of its own; those that are `asked` for, whatever they differ in. With `cluster.yield_to_others` one is
+    measured after the other.
     """
     if set(configs) == set(asked):
         return [tuple(configs)]

@@ -12,12 +12,7 @@ from dataclasses import dataclass
 
 from jobs.cluster.squeue import seconds_left
 from jobs.cluster.time_limit import SIGNAL_DELAY_S, limit_seconds
-from jobs.core.config import Config
-from jobs.core.records import tolerant
-from jobs.core.rundir import SweepDir
 from jobs.core.waiting import aside
-from jobs.forecast import history
-from jobs.forecast.duration import load_seconds, point_seconds
 
 EARLY_S, LATE_S = 5.0, 60.0
 """Around the time limit that we know, in which Slurm ends a job for it: it tells the time left in whole seconds, and
@@ -60,22 +55,6 @@ class Walltime:
         if needed_s <= left:
             return None
         return f"it needs about {needed_s:.0f} s, and {max(0.0, left):.0f} s are left before the time limit"
-
-
-def service_seconds(sweep: SweepDir, service: str, config: Config, last_load_s: float | None) -> float:
-    """Predict seconds from the start of a service to the end of its first point.
-
-    The load time is learnt, in this order: earlier attempts at this very service in any sweep beside this one,
-    the service that this allocation ran last, earlier runs of this model and layout, else the plan's estimate.
-    """
-    past = []
-    for folder in sweep.all_attempts(service):
-        past += [load] if (load := tolerant(folder.record, ours=True).get("load_s")) else []
-    load = max(past) if past else last_load_s
-    if not load:
-        alike, _ = history.recall(sweep.root, config)
-        load = max(alike.load_s) if alike and alike.load_s else load_seconds(config)
-    return load + point_seconds(config)
 
 
 @dataclass(frozen=True)

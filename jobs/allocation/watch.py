@@ -12,12 +12,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import aiohttp
-
-from jobs.allocation.probe import Sessions, counters, one_token, sessions
+from jobs.allocation.probe import counters, one_token
 from jobs.core.config import Config
 from jobs.core.layout import local_sizes, node_of
 from jobs.measure.records import Target
+from jobs.measure.wire import Connections, request_text
 
 TICK_S = 1.0
 
@@ -36,9 +35,7 @@ Fail = Callable[[int, str], None]
 def probe_limit_s(config: Config, ahead: int | None = None) -> float:
     """Return how long a one-token request may take on a busy engine, in seconds.
 
-    Args:
-        config: of the service.
-        ahead: tokens that the engine may have to read before it makes one; None: anything up to max_model_len.
+    `ahead`: tokens that it may have to read before it makes one; None: anything up to max_model_len.
     """
     longest = config.parallel.max_model_len
     return config.limits.probe_s + (longest if ahead is None else min(ahead, longest)) * SECONDS_PER_TOKEN
@@ -63,11 +60,9 @@ def tokens_ahead(config: Config) -> int | None:
 
 @dataclass
 class Watch:
-    """Signs of life of every engine of one service.
+    """Signs of life of every engine of one service; `probed` are the tokens that our own probes asked for.
 
-    Attributes:
-        probed: the tokens that our own probes asked for.
-        ahead: tokens that an engine may have to read before it answers a probe; None: up to max_model_len.
+    `ahead`: tokens that an engine may have to read before it answers a probe; None: up to max_model_len.
     """
 
     config: Config
@@ -78,18 +73,21 @@ class Watch:
 
     async def run(self) -> None:
         """Watch until cancelled, or until an engine gave no sign of life."""
-        limit = max(5.0, self.config.limits.heartbeat_s / 2)
-        async with sessions(self.api, limit, self.api.authorization) as opened, asyncio.TaskGroup() as group:
-            group.create_task(self._idle(opened))
-            for rank in range(self.config.parallel.engines):
-                group.create_task(self._engine(opened, rank))
+        with contextlib.closing(Connections.to(self.api)) as opened:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._idle(opened))
+                for rank in range(self.config.parallel.engines):
+                    group.create_task(self._engine(opened, rank))
 
-    async def _idle(self, opened: Sessions) -> None:
+    async def _counters(self, opened: Connections) -> dict[str, float]:
+        return await counters(opened, max(5.0, self.config.limits.heartbeat_s / 2))
+
+    async def _idle(self, opened: Connections) -> None:
         """End a service that nobody uses: an allocation must not be held for nothing (`limits.idle_s`)."""
         limit = self.config.limits.idle_s
         served, since = -1.0, time.monotonic()
         while True:
-            now = sum((await counters(opened, self.api)).values()) - len(self.probed)
+            now = sum((await self._counters(opened)).values()) - len(self.probed)
             if now > served:
                 served, since = now, time.monotonic()
             elif time.monotonic() - since > limit:
@@ -97,11 +95,11 @@ class Watch:
                 return
             await asyncio.sleep(min(limit / 4, 10 * TICK_S))
 
-    async def _engine(self, opened: Sessions, rank: int) -> None:
+    async def _engine(self, opened: Connections, rank: int) -> None:
         """Watch one engine: probe it whenever its counter stood still for half the heartbeat limit."""
         patience = self.config.limits.heartbeat_s / 2
         reading = max(READING_S, patience / 4)
-        last, alive = (await counters(opened, self.api)).get(str(rank)), time.monotonic()
+        last, alive = (await self._counters(opened)).get(str(rank)), time.monotonic()
         while True:
             await asyncio.sleep(TICK_S)
             now = None
@@ -109,7 +107,7 @@ class Watch:
             # comes together with the answer, and whoever stops the service would wait for this task for ever.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(reading):
-                    now = (await counters(opened, self.api)).get(str(rank))
+                    now = (await self._counters(opened)).get(str(rank))
             if now is not None and now != last:
                 last, alive = now, time.monotonic()
             if time.monotonic() - alive < patience:
@@ -120,14 +118,14 @@ class Watch:
                 return
             alive = time.monotonic()
 
-    async def _probe(self, opened: Sessions, rank: int, limit_s: float) -> tuple[int, str] | None:
+    async def _probe(self, opened: Connections, rank: int, limit_s: float) -> tuple[int, str] | None:
         """Return None if an engine answers a probe, or its counter shows that it is busy with others.
 
         Else which node failed, and why: if the API server answers nothing at all, it is at fault and not the engine.
         """
         replica, _ = self.api.place(rank)
         begun, growth = time.monotonic(), asyncio.create_task(self._growth(opened, rank))
-        health = asyncio.create_task(_answers(opened[replica], "/health", limit_s))
+        health = asyncio.create_task(_answers(opened, replica, limit_s))
         try:
             error = await one_token(opened, self.config, self.api, rank, limit_s)
             if error is None:
@@ -145,11 +143,11 @@ class Watch:
             growth.cancel()
             health.cancel()
 
-    async def _growth(self, opened: Sessions, rank: int) -> None:
+    async def _growth(self, opened: Connections, rank: int) -> None:
         """Return once an engine's counter has grown since this call; what it did before is no sign of life now."""
         first: float | None = None
         while True:
-            now = (await counters(opened, self.api)).get(str(rank))
+            now = (await self._counters(opened)).get(str(rank))
             if first is None:
                 first = now
             elif now is not None and now != first:
@@ -165,9 +163,8 @@ class Watch:
         return found
 
 
-async def _answers(session: aiohttp.ClientSession, path: str, limit_s: float) -> bool:
-    """Return whether the API server answers anything at all."""
-    with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-        async with session.get(path, timeout=aiohttp.ClientTimeout(total=limit_s)):
-            return True
+async def _answers(opened: Connections, replica: int, limit_s: float) -> bool:
+    """Return whether the API server of a replica answers anything at all."""
+    with contextlib.suppress(OSError):
+        return bool(await request_text(opened, "/health", limit_s, at=replica))
     return False

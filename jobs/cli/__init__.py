@@ -14,6 +14,9 @@ Argument = tuple[str, Mapping[str, Any]]
 OVERRIDES: Argument = ("overrides", {"nargs": "*", "metavar": "OVERRIDE", "help": "as launch.py -m takes them"})
 RUN: Argument = ("run", {"type": Path, "metavar": "RUN", "help": "directory of a sweep"})
 
+MODEL = "fetch, verify and stage the checkpoint"
+"""What the commands `model ...` are for."""
+
 NOT_WRITTEN = "report: not written, since you may only read this sweep"
 
 

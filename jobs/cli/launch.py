@@ -68,11 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def launch(points: Sequence[Sequence[str]], composer: compose.Composer = compose.default_composer) -> Outcome:
-    """Run one sweep as its config says.
-
-    Args:
-        points: override list of each point.
-        composer: composes the tree for a choice of groups.
+    """Run one sweep as its config says; `points` has the override list of each point.
 
     Raises:
         UserError: it cannot be asked, or was not submitted.

@@ -27,8 +27,6 @@ from jobs.engines.checkpoint.manifest import read_manifest
 from jobs.engines.checkpoint.verify import SAMPLED, Expected, Report, verify
 from jobs.sweep import compose, show
 
-HELP = "fetch, verify and stage the checkpoint"
-
 NEWS_S = 10.0
 """Without a terminal a line of progress comes this often."""
 

@@ -17,9 +17,6 @@ from collections.abc import Callable
 from io import UnsupportedOperation
 from typing import Any, TextIO, cast
 
-from rich.console import Console
-from rich.text import Text
-
 from jobs.core import masking
 from jobs.core.errors import RunError, UserError
 from jobs.core.log import take_any_text
@@ -40,6 +37,9 @@ DEBUG = "SERVING_SWEEP_DEBUG"
 
 def show(error: UserError) -> int:
     """Print one clear error. Returns its exit code; the traceback is in the sweep's log where there is one."""
+    from rich.console import Console  # most commands have nothing to say by it
+    from rich.text import Text
+
     out = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
     out.print(Text.assemble(("error:", "bold red"), f" {masking.visible(masking.text(str(error)))}"))
     return error.exit_code

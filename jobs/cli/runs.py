@@ -7,31 +7,32 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from jobs.allocation.searching import told
 from jobs.cli import NOT_WRITTEN, RUN, Command
-from jobs.cluster import base
 from jobs.core.rundir import SweepDir, open_sweep
-from jobs.results.report import write_report
-from jobs.results.search import lines
 from jobs.results.table import FORMATS, read_table, render, write_table
-from jobs.sweep import show, status
-from jobs.sweep.follow import follow
 from jobs.sweep.lost import all_lost
-from jobs.sweep.resume import resume
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 def _status(options: argparse.Namespace) -> int:
+    from jobs.sweep import status  # here and below: each command loads what it needs itself
+
     found = status.describe(open_sweep(options.run))
     print(json.dumps(found, ensure_ascii=False) if options.json else "\n".join(status.lines(found)))
     return 0
 
 
 def _follow(options: argparse.Namespace) -> int:
+    from jobs.allocation.searching import told
+    from jobs.results.report import write_report
+    from jobs.results.search import lines
+    from jobs.sweep.follow import follow
+    from jobs.sweep.show import console
+
     found = open_sweep(options.run)
-    out = show.console(stderr=options.json)
+    out = console(stderr=options.json)
     follow(found, out, bar=False if options.json else None)
     code = _print(found, options, read_table(found, {} if found.writable else all_lost(found)))
     if found.search.exists():
@@ -52,8 +53,11 @@ def _table(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
+    from jobs.sweep.resume import resume
+    from jobs.sweep.show import console
+
     found = open_sweep(options.run)
-    out = show.console(stderr=options.json)
+    out = console(stderr=options.json)
     points = resume(found, retry_failed=options.retry_failed, tell=lambda line: out.print(line, markup=False))
     left = "the search goes on" if points and found.search.exists() else f"{points} points are left"
     out.print(f"sweep {found.path}: {left}" + ("" if points else ", nothing to do"), markup=False)
@@ -61,6 +65,8 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _cancel(options: argparse.Namespace) -> int:
+    from jobs.cluster import base
+
     cancelled = [job for folder in open_sweep(options.run).allocations() if (job := base.cancel(folder))]
     said = f"cancelled: {', '.join(cancelled) or 'nothing to cancel'}"
     print(json.dumps({"cancelled": cancelled}) if options.json else said)
@@ -71,7 +77,9 @@ def _print(found: SweepDir, options: argparse.Namespace, table: pd.DataFrame) ->
     if options.json:
         print(table.to_json(orient="records"))
     else:
-        show.print_table(found, show.console(), table)
+        from jobs.sweep.show import console, print_table
+
+        print_table(found, console(), table)
     return 0 if table["valid"].all() else 1
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Protocol
 
-from pydantic import AfterValidator, Field, TypeAdapter
+from pydantic import AfterValidator, Field
 
 from jobs.cluster.nodelist import Task
 from jobs.core import names
@@ -46,13 +46,9 @@ room knows no rank."""
 
 @dataclass(frozen=True)
 class Request:
-    """What an allocation asks for.
+    """What an allocation asks for, with any config of the sweep and one task on each of its nodes.
 
-    Attributes:
-        config: any config of the sweep.
-        nodes: of the allocation; one task each.
-        name: of the job.
-        after: the job whose rest this one does.
+    `after`: the job whose rest this one does.
     """
 
     config: Config
@@ -66,10 +62,8 @@ class Job:
     """A submitted allocation, as status, follow and cancel find it (job.json).
 
     Attributes:
-        folder: of the allocation.
         job_id: as the cluster gives it; of local processes the process id of their controller.
         kind: name of the back end.
-        nodes: of the allocation.
         submitted: Unix seconds.
         pid: of the process here that runs the tasks, where that is not the job itself.
     """
@@ -96,9 +90,6 @@ class _Record:
     nodes: Annotated[int, Field(ge=1, le=100_000)]
     submitted: Number
     pid: Annotated[int, Field(gt=1)] | None = None
-
-
-_RECORD = TypeAdapter(_Record)
 
 
 def entry(folder: AllocationDir, kind: str) -> list[str]:
@@ -165,7 +156,7 @@ def read_job(folder: AllocationDir) -> Job | None:
     """
     if not folder.job.exists():
         return None
-    found = load_form(folder.job, _RECORD, SMALL)
+    found = load_form(folder.job, _Record, SMALL)
     if found.kind not in SCHEDULERS:
         raise refused(folder.job, f"there is no kind of cluster {found.kind[:40]!r}")
     return Job(folder, found.job_id, found.kind, found.nodes, found.submitted, found.pid)

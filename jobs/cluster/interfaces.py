@@ -105,9 +105,9 @@ def check_master(published: str, resolved: Sequence[str], own: str, prefix: int)
     It is a warning, not an error: a name may rightly belong to another interface than the HCCL interface.
 
     Args:
-        published: address that rank 0 bound and published.
-        resolved: addresses that the first host's name resolves to on this host.
-        own: address of this rank's own interface; `prefix` is the length of its network prefix in bits.
+        published: that rank 0 bound.
+        resolved: what the first host's name resolves to on this host.
+        own: of this rank's interface; `prefix` is the length of its network prefix in bits.
     """
     doubts: list[str] = []
     if not same_subnet(own, published, prefix):

@@ -130,8 +130,7 @@ class Listener:
 def listeners(port: int, address: str = "127.0.0.1") -> set[Listener] | None:
     """Return what listens on a port of this host: proc(5), /proc/net/tcp. None: nobody can tell.
 
-    Args:
-        address: what listens on another loopback address alone is left out: that is another replica's.
+    What listens on another loopback address than `address` alone is left out: that is another replica's.
     """
     found, read = set(), False
     own = socket.inet_aton(address)[::-1].hex().upper()

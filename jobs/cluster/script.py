@@ -69,12 +69,9 @@ class Script(Slurm):
 
 
 def sbatch_command(job_id: str, record: str, folder: AllocationDir) -> list[str]:
-    """Return the command that submits an allocation after a job has ended. Pure.
+    """Return the command that submits an allocation, with its script, after job `job_id` has ended. Pure.
 
-    Args:
-        job_id: the job that is to end before.
-        record: what `scontrol -o show job` says of it.
-        folder: the new allocation, with its script.
+    `record` is what `scontrol -o show job` says of that job.
     """
     values = squeue.fields_of(record)
     carried = [

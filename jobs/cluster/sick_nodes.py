@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, TypeAdapter
+from pydantic import AfterValidator, Field
 
 from jobs.cluster.base import scheduler
 from jobs.cluster.nodelist import expand_nodelist
@@ -45,15 +45,12 @@ class _Evidence:
     reasons: Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-_EVIDENCE = TypeAdapter(_Evidence)
-
-
 def sick(root: Root) -> list[Sick]:
     """Return the nodes whose evidence has not expired."""
     found = []
     for path in root.nodes():
         with contextlib.suppress(UserError):  # half a file, or a stranger's, is no evidence
-            data = load_form(path, _EVIDENCE, SMALL, ours=True)
+            data = load_form(path, _Evidence, SMALL, ours=True)
             if time.time() - data.time < EVIDENCE_HOURS * 3600:
                 found.append(Sick(data.node, data.time, data.reasons[0]))
     return found

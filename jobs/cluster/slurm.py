@@ -102,13 +102,10 @@ def run_entry(folder: str) -> None:
 
 
 def sbatch_parameters(config: Config, nodes: int, name: str) -> dict[str, Any]:
-    """Return submitit's parameters of one allocation. Pure; a null key is not emitted.
+    """Return submitit's parameters of one allocation, with one task a node. Pure; a null key is not emitted.
 
-    Args:
-        config: any config of the sweep.
-        nodes: nodes of the allocation; one task a node.
-        name: job name, as `squeue` shows it. Jobs of one name run one at a time (--dependency=singleton): so a
-            resubmitted allocation and the next one of the sweep never run together.
+    Jobs of one name run one at a time (--dependency=singleton): so a resubmitted allocation and the next one of the
+    sweep never run together.
     """
     cluster = config.cluster
     seconds = limit_seconds(cluster.time_limit)

@@ -125,10 +125,7 @@ def submit_time(job_id: str, record: str | None = None) -> float | None:
 def stranger(job_id: str, *, name: str | None = None, submitted: float | None = None) -> str | None:
     """Return why a job is not the one that a record means, or None. Slurm gives ids again, and a run can be copied.
 
-    Args:
-        job_id: of the record.
-        name: how the job's name begins.
-        submitted: Unix seconds; a job that was requeued has a later time.
+    `name`: how the job's name begins. `submitted`: Unix seconds; a job that was requeued has a later time.
     """
     if not (record := job_record(job_id)):
         return "Slurm does not say what it is"
@@ -166,13 +163,8 @@ def others_wait(partition: str, user: str) -> bool:
 def scancel(job: str, *options: str, refused: str | None = None) -> None:
     """Cancel a job, or a step of one (JOB.STEP), and nothing else.
 
-    Args:
-        job: its id.
-        options: of scancel.
-        refused: why it is not the job that is meant.
-
     Raises:
-        RunError: that, or scancel refused, in its own words.
+        RunError: it is `refused` because it is not the job that is meant, or by scancel in its own words.
     """
     if refused:
         raise RunError("job_id", job, f"this is not the job of this sweep: {refused}", "Look at it: squeue -j ID.")

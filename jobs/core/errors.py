@@ -39,13 +39,7 @@ class RunError(UserError):
 
 
 def nearest(name: str, valid: Iterable[str], listed: Iterable[str] = ()) -> str:
-    """Return a sentence that offers the nearest valid name, or lists the valid ones.
-
-    Args:
-        name: what was given.
-        valid: what would have been right.
-        listed: what is listed where nothing is near; all that is valid by default.
-    """
+    """Return a sentence that offers the nearest valid name, or lists the valid ones, or those of `listed`."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:

@@ -28,11 +28,8 @@ SECRET = 0o600
 def write_bytes(path: Path, data: bytes, mode: int | None = None) -> None:
     """Write a file so that a reader sees the old content or the new one, never half of it. No link is followed.
 
-    Args:
-        path: where; directories that are missing are made.
-        data: its content.
-        mode: None: for this user alone, in a directory that is shared with a group for that group too
-            (jobs/core/sharing.py).
+    Directories that are missing are made. `mode` None: for this user alone, in a directory that is shared with a group
+    for that group too (jobs/core/sharing.py).
 
     Raises:
         RunError: the directory cannot be written (full disk, no right).
@@ -90,11 +87,7 @@ def make_directory(path: Path) -> None:
 
 
 def new_file(path: Path, mode: int) -> io.FileIO:
-    """Open a new file for writing: one that is there already, a link too, is an error.
-
-    Raises:
-        OSError: it cannot be made.
-    """
+    """Open a new file for writing: one that is there already, a link too, is an error. OSError: it cannot be made."""
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb", 0)
 
 
@@ -193,11 +186,7 @@ def write_json(path: Path, value: Any, mode: int | None = None) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read one JSON file.
-
-    Raises:
-        RunError: it is missing, is not JSON, or is not to be read (jobs/core/foreign.py).
-    """
+    """Read one JSON file. RunError: it is missing, is not JSON, or is not to be read (jobs/core/foreign.py)."""
     return load_json(path)
 
 

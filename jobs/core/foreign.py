@@ -60,11 +60,8 @@ def regular(path: Path, *, ours: bool = False) -> Iterator[io.BufferedReader]:
     """Open a regular file for reading; a link is followed only where its maker owns what it leads to, or is this user.
 
     Else a colleague's directory could hold a link to a file that only we may read, and have us publish it. That holds
-    of links on the way to the file too, and of a second name that a file of somebody else was given.
-
-    Args:
-        path: of the file.
-        ours: refuse what is another user's.
+    of links on the way to the file too, and of a second name that a file of somebody else was given. `ours`: refuse
+    what is another user's.
 
     Raises:
         OSError: it cannot be opened, or is none of these.
@@ -124,11 +121,7 @@ def _real(handle: int) -> str:
 
 
 def _links(path: Path) -> Iterator[os.stat_result]:
-    """The links on the way to an open file, those that links lead over too.
-
-    Raises:
-        OSError: the way was changed meanwhile.
-    """
+    """The links on the way to an open file, those that links lead over too. OSError: the way was changed meanwhile."""
     way = path.absolute()
     todo, here = [*reversed(way.parts[1:])], Path("/")
     for _ in range(_MOST_STEPS):
@@ -217,13 +210,22 @@ def _parsed(path: Path, content: bytes) -> Any:
         raise refused(path, f"it is not JSON: {error}") from None
 
 
-def load_form(path: Path, form: TypeAdapter[T], most: int = LARGE, *, ours: bool = False) -> T:
-    """Return what a JSON file holds, in a checked form, its texts made visible (jobs/core/masking.py).
+def form_of(kind: type[T]) -> TypeAdapter[T]:
+    """Return what checks values of a type; made when it is first asked for, since that takes milliseconds."""
+    found: TypeAdapter[T] = _form_of(kind)
+    return found
+
+
+_form_of: Any = functools.cache(TypeAdapter)
+
+
+def load_form(path: Path, kind: type[T], most: int = LARGE, *, ours: bool = False) -> T:
+    """Return what a JSON file holds, as a type has it, its texts made visible (jobs/core/masking.py).
 
     Raises:
         RunError: see `load_json`, or it has another form.
     """
-    return checked(path, form, load_visible(path, most, ours=ours))
+    return checked(path, kind, load_visible(path, most, ours=ours))
 
 
 def load_visible(path: Path, most: int = LARGE, *, ours: bool = False) -> Any:
@@ -247,14 +249,14 @@ def _is_visible(content: bytes) -> bool:
 _PLAIN = b"\n" + bytes(range(0x20, 0x7F))
 
 
-def checked(path: Path, form: TypeAdapter[T], value: Any) -> T:
-    """Return a value that was read from a file in a checked form.
+def checked(path: Path, kind: type[T], value: Any) -> T:
+    """Return a value that was read from a file, as a type has it.
 
     Raises:
         RunError: it has another form; the reason names the place.
     """
     try:
-        return form.validate_python(value)
+        return form_of(kind).validate_python(value)
     except ValidationError as error:
         wrong = error.errors(include_url=False)[0]
         place = ".".join(map(str, wrong["loc"]))

@@ -75,11 +75,10 @@ def local_sizes(config: Config) -> tuple[int, ...]:
 
 
 def start_rank(local_sizes: Sequence[int], node: int) -> int:
-    """Return the first data-parallel rank of a node: the sum of the local sizes before it.
+    """Return the first data-parallel rank of a node (0: the head): the sum of the local sizes before it.
 
-    Args:
-        local_sizes: data-parallel ranks of each node, in order (`parallel.data_parallel_size_local`).
-        node: index of the node, 0 for the head. An index without a node is an IndexError.
+    `local_sizes`: data-parallel ranks of each node, in order (`parallel.data_parallel_size_local`). An index without a
+    node is an IndexError.
 
     Source: vLLM's data-parallel deployment, --data-parallel-start-rank.
     """
@@ -89,10 +88,7 @@ def start_rank(local_sizes: Sequence[int], node: int) -> int:
 
 
 def node_of(local_sizes: Sequence[int], data_parallel_rank: int) -> int:
-    """Return the node that runs a data-parallel rank; a rank that there is not is an IndexError.
-
-    Args: see `start_rank`.
-    """
+    """Return the node that runs a data-parallel rank; a rank that there is not is an IndexError."""
     for node, size in enumerate(local_sizes):
         if data_parallel_rank < start_rank(local_sizes, node) + size:
             return node

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from jobs.core.foreign import checked, load_visible, refused
 from jobs.core.records import Number
 from jobs.core.rundir import AllocationDir, SweepDir
@@ -57,13 +55,10 @@ class PlanFile:
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
-_FORM = TypeAdapter(PlanFile)
-
-
 def read_plan(sweep: SweepDir) -> PlanFile:
     """Read the plan of a sweep. RunError: it is missing, or is no plan."""
     data = load_visible(sweep.plan)
-    plan = checked(sweep.plan, _FORM, data)
+    plan = checked(sweep.plan, PlanFile, data)
     if any(not set(plan.swept) <= point.values.keys() for point in plan.points):
         raise refused(sweep.plan, "it is not a plan: a point has no value of a swept key")
     return replace(plan, data=data)

@@ -306,15 +306,13 @@ async def start(
     cwd: Path | None = None,
     scratch: str = "",
 ) -> Process:
-    """Start an engine, or a client of it, with its output in `log`.
+    """Start an engine, or a client of it, with its output in `log`, whose directory is made.
 
     Args:
-        argv: program and arguments.
-        env: the whole environment.
-        log: file that takes stdout and stderr; its directory is made.
+        argv, env: program and arguments; the whole environment.
         tag: value of TAG in the environment of the whole tree.
         source: shell files that are sourced first, in this order.
-        cwd: working directory; None: ours. scratch: a directory that goes with it, where this process is gone.
+        scratch: a directory that goes with it, where this process is gone.
 
     The whole tree ends with this process, however that ends: within seconds, and by SIGTERM first.
     A missing program or shell file shows as exit code 127 with the shell's words in `log`.

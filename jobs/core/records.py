@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, Field
 
 from jobs.core import masking
 from jobs.core.errors import RunError
@@ -34,14 +34,11 @@ class Record(BaseModel, extra="allow", strict=True):
     differences: list[dict[str, Any]] | None = None
 
 
-_FORM = TypeAdapter(Record)
-
-
 def tolerant(path: Path, *, ours: bool = False) -> dict[str, Any]:
     """Return a record; an empty one where it is missing, half-written, of another form or (`ours`) another user's."""
     try:
         found: dict[str, Any] = masking.all_visible(load_json(path, ours=ours))
-        checked(path, _FORM, found)
+        checked(path, Record, found)
     except RunError:
         return {}
     return found

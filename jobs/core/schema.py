@@ -9,13 +9,13 @@ from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from omegaconf import OmegaConf
-from pydantic import AfterValidator, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ValidationError
 from pydantic.fields import FieldInfo
 
 from jobs.core.config import Config, ServiceConfig
 from jobs.core.errors import ConfigError, nearest
 from jobs.core.fields import CODE, ROOT, OneKey, OneOf, Section, dotted
+from jobs.core.foreign import form_of
 from jobs.core.load import Load
 
 CONF = CODE / "conf" if ROOT == CODE else CODE / "jobs/conf"
@@ -129,9 +129,6 @@ def _wrong_size(key: str, value: str, reason: str) -> ConfigError:
     return ConfigError(key, value, reason, f"{key}: {help_of(key)}")
 
 
-_ADAPTER = TypeAdapter(Config)
-
-
 def build(values: Mapping[str, Any]) -> Config:
     """Turn plain nested mappings into a validated `Config`.
 
@@ -141,7 +138,7 @@ def build(values: Mapping[str, Any]) -> Config:
     """
     _check_sizes(values)
     try:
-        return _ADAPTER.validate_python(values)
+        return form_of(Config).validate_python(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -212,21 +209,21 @@ def register() -> None:
     OmegaConf marks frozen dataclasses read-only, which would refuse the YAML files themselves: the flag is
     lifted on the node. The frozen object comes back from `build`.
     """
-    from hydra.core.config_store import ConfigStore  # ranks, which only build a config, need no Hydra
+    from hydra.core.config_store import ConfigStore  # ranks, which only build a config, need neither
+    from omegaconf import OmegaConf
+
+    def thaw(node: Any) -> None:
+        OmegaConf.set_readonly(node, None)
+        for key in node:
+            child = node._get_node(key)
+            if OmegaConf.is_dict(child):
+                thaw(child)
 
     OmegaConf.register_new_resolver("minus", lambda a, b: a - b, replace=True)  # ${minus:${a},${b}} in conf/
     node = OmegaConf.structured(Config)
-    _thaw(node)
+    thaw(node)
     for name in open_mappings():
         child = OmegaConf.select(node, name)
         if OmegaConf.is_dict(child):
             OmegaConf.set_struct(child, False)
     ConfigStore.instance().store(name="schema", node=node, provider="jobs")
-
-
-def _thaw(node: Any) -> None:
-    OmegaConf.set_readonly(node, None)
-    for key in node:
-        child = node._get_node(key)
-        if OmegaConf.is_dict(child):
-            _thaw(child)

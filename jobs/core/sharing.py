@@ -19,14 +19,9 @@ def let_group_read() -> None:
 
 
 def share_root(root: Path, group: str, *, is_new: bool) -> None:
-    """Let the group into a results.root that is new: nobody reads a sweep whose root is closed.
+    """Let the group into a results.root that is new and holds no sweep yet: nobody reads a sweep whose root is closed.
 
     Hydra may have made it a moment ago. One that holds sweeps has the rights that somebody gave it.
-
-    Args:
-        root: made where it is not there.
-        group: name of a Unix group.
-        is_new: it holds no sweep yet.
 
     Raises:
         RunError: there is no such group, or this user is not in it.

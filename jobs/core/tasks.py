@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from omegaconf import OmegaConf
-from pydantic import AfterValidator, TypeAdapter
+from pydantic import AfterValidator
 
 from jobs.core import masking, names, schema
 from jobs.core.config import Config
@@ -36,13 +35,10 @@ class ServiceTask:
 
 @dataclass(frozen=True)
 class AllocationTask:
-    """The services of one allocation, in order.
+    """The services of one allocation, in order, and the number of this try.
 
-    Attributes:
-        services: what is run.
-        attempt: number of this try.
-        checks_only: the nodes are checked, and no service is started.
-        serve: its one service is kept up for hand tests and not measured.
+    `checks_only`: the nodes are checked, and no service is started. `serve`: its one service is kept up for hand tests
+    and not measured.
     """
 
     services: tuple[ServiceTask, ...]
@@ -122,11 +118,6 @@ class ServiceRecord:
     host_state: str | None = None
 
 
-_TASK, _HEAD = TypeAdapter(AllocationTask), TypeAdapter(Head)
-_OUTCOME, _RECORD = TypeAdapter(Outcome), TypeAdapter(ServiceRecord)
-_SECRETS = TypeAdapter(dict[str, str | int | float])
-
-
 def write_outcome(folder: AllocationDir, outcome: Outcome) -> None:
     """Write how an allocation ended."""
     write_json(folder.outcome, asdict(outcome))
@@ -134,7 +125,7 @@ def write_outcome(folder: AllocationDir, outcome: Outcome) -> None:
 
 def read_outcome(folder: AllocationDir) -> Outcome | None:
     """Return how an allocation ended; None: it has not. Raises RunError where its record cannot be read."""
-    return load_form(folder.outcome, _OUTCOME) if folder.outcome.exists() else None
+    return load_form(folder.outcome, Outcome) if folder.outcome.exists() else None
 
 
 def write_head(folder: AllocationDir, head: Head) -> None:
@@ -144,7 +135,7 @@ def write_head(folder: AllocationDir, head: Head) -> None:
 
 def read_head(folder: AllocationDir) -> Head | None:
     """Return where rank 0 is; None: it has not said so yet."""
-    return load_form(folder.head, _HEAD) if folder.head.exists() else None
+    return load_form(folder.head, Head) if folder.head.exists() else None
 
 
 def write_record(folder: ServiceDir, record: ServiceRecord) -> None:
@@ -154,7 +145,7 @@ def write_record(folder: ServiceDir, record: ServiceRecord) -> None:
 
 def read_record(folder: ServiceDir) -> ServiceRecord:
     """Return how an attempt at a service went; nothing is known of one that runs or was killed."""
-    return load_form(folder.record, _RECORD) if folder.record.exists() else ServiceRecord()
+    return load_form(folder.record, ServiceRecord) if folder.record.exists() else ServiceRecord()
 
 
 def write_task(folder: AllocationDir, task: AllocationTask) -> None:
@@ -168,11 +159,13 @@ def read_task(folder: AllocationDir, *, ours: bool = False) -> AllocationTask:
     Raises:
         RunError: its record cannot be read, or (`ours`) another user wrote it.
     """
-    return load_form(folder.task, _TASK, ours=ours)
+    return load_form(folder.task, AllocationTask, ours=ours)
 
 
 def write_config(sweep: SweepDir, point: str, config: Config) -> None:
     """Write a point's resolved config. What of `engine.env` is secret stands in a file for this user alone."""
+    from omegaconf import OmegaConf  # a rank writes none
+
     folder, tree = sweep.point(point), plain(asdict(config))
     env = tree["engine"]["env"]
     if secrets := masking.values_in(env):
@@ -186,9 +179,7 @@ def write_config(sweep: SweepDir, point: str, config: Config) -> None:
 def read_config(sweep: SweepDir, point: str, *, ours: bool = False) -> Config:
     """Read a point's resolved config back, validated, with its secrets where this user may read them.
 
-    Args:
-        sweep, point: whose.
-        ours: it will be run: whoever could put a directory of his own in the sweep's place would run his command.
+    `ours`: it will be run: whoever could put a directory of his own in the sweep's place would run his command.
 
     Raises:
         RunError, ConfigError: it cannot be read, is none, or (`ours`) another user wrote it.
@@ -197,7 +188,7 @@ def read_config(sweep: SweepDir, point: str, *, ours: bool = False) -> Config:
     config = schema.build(load_yaml(folder.config, ours=ours))
     if folder.secrets.exists():
         with contextlib.suppress(RunError):  # a colleague's: it is masked then
-            secrets = checked(folder.secrets, _SECRETS, _secrets_of(folder.secrets))
+            secrets = checked(folder.secrets, dict[str, str | int | float], _secrets_of(folder.secrets))
             masking.learn(map(str, secrets.values()))
             config = replace(config, engine=replace(config.engine, env={**config.engine.env, **secrets}))
     return config

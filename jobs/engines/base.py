@@ -117,12 +117,9 @@ class Engine(Protocol):
     def memory(
         self, config: Config, load: Load, allowance: Allowance | None = None, device_gib: float | None = None
     ) -> Prediction:
-        """Return what will fit.
+        """Return what will fit with the config of any point of the service.
 
-        Args:
-            config: of any point of the service.
-            load: asked for the architecture of its model.
-            allowance, device_gib: what earlier runs of this release and layout showed; None: the engine's default.
+        `allowance`, `device_gib`: what earlier runs of this release and layout showed; None: the engine's default.
 
         Raises:
             ConfigError: nothing can be said; it is no error of the config.

@@ -121,9 +121,7 @@ class Prediction:
     def calibrated(self, kv_tokens: int, source: str) -> Allowance:
         """Return the allowance with which this prediction gives the capacity that an engine printed.
 
-        Args:
-            kv_tokens: "GPU KV cache size" of its log, tokens of one data-parallel rank.
-            source: where the figure stands.
+        `kv_tokens`: "GPU KV cache size" of its log, tokens of one data-parallel rank. `source`: where that stands.
         """
         # An engine gives out whole blocks: on average half of one was left over.
         return self.calibrated_bytes((kv_tokens + self.block / 2) * self.kv_bytes_per_token, source)

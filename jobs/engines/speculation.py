@@ -23,11 +23,9 @@ ALONE = {
 
 @dataclass(frozen=True)
 class Speculation:
-    """What drafts tokens.
+    """What drafts tokens, by vLLM's name ("mtp", "ngram", "eagle3"); empty: it follows from the draft model.
 
-    Attributes:
-        method: as vLLM names it ("mtp", "ngram", "eagle3"); empty: it follows from the draft model.
-        tokens: drafted for one step; None: as many as the method has by itself.
+    `tokens`: drafted for one step; None: as many as the method has by itself.
     """
 
     method: str

@@ -208,11 +208,9 @@ class StepTime:
             self._exchanges += self.stages - 1
 
     def parts(self, work: Work, others: Number | None = None) -> Parts:
-        """Return what one step takes.
+        """Return what one step takes, by the work of the busiest rank.
 
-        Args:
-            work: of the busiest rank.
-            others: tokens of all other data-parallel ranks together; None: each has as many.
+        `others`: tokens of all other data-parallel ranks together; None: each has as many.
         """
         layout, constants = self.layout, self.constants
         tokens = shared = work.tokens

@@ -50,8 +50,7 @@ def step_of(config: Config, made: Constants) -> StepTime:
 def demand_of(config: Config, kv_tokens: int | None = None) -> Demand | None:
     """Return the load of a point; None: its requests are not known beforehand.
 
-    Args:
-        kv_tokens: predicted KV cache of one data-parallel rank; None: it limits nothing.
+    `kv_tokens`: predicted KV cache of one data-parallel rank; None: it limits nothing.
     """
     bench, parallel = config.bench, config.parallel
     if bench.workload not in KNOWN or bench.search:

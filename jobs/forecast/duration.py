@@ -46,11 +46,9 @@ class Phases:
 
 
 def phases(configs: Sequence[Config], past: PastRuns | None = None) -> Phases:
-    """Predict the phases of one service.
+    """Predict the phases of one service with these points.
 
-    Args:
-        configs: of its points.
-        past: what earlier runs of the same model and layout took; the longest of the last few counts.
+    `past`: what earlier runs of the same model and layout took; the longest of the last few counts.
     """
     config = configs[0]
     learnt = past is not None and past.load_s != ()
@@ -89,12 +87,7 @@ def point_seconds(config: Config) -> float:
 
 
 def never_fits(config: Config, load_s: float) -> str | None:
-    """Return why no job of this time limit can begin a service, or None.
-
-    Args:
-        config: of the service's first point.
-        load_s: its predicted load, seconds.
-    """
+    """Return why no job of this time limit can begin a service with this predicted load, seconds, or None."""
     limit = limit_seconds(config.cluster.time_limit)
     needed = load_s + point_seconds(config) + SIGNAL_DELAY_S
     if limit is None or needed <= limit:

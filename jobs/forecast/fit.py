@@ -39,12 +39,7 @@ def slopes(residuals: Callable[[Floats], Floats], at: Floats) -> Floats:
 
 
 def fit(residuals: Callable[[Floats], Floats], mean: Floats, deviation: Floats) -> Posterior:
-    """Return the posterior of the parameters.
-
-    Args:
-        residuals: of all measurements, each in units of its standard deviation.
-        mean, deviation: of the prior.
-    """
+    """Return the posterior of the parameters; the residuals are in units of their measurement's standard deviation."""
     weight = np.diag(1 / deviation**2)
     at = mean.copy()
 

@@ -12,8 +12,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError, RunError
 from jobs.core.fields import Section
@@ -59,9 +57,6 @@ class PastRuns(Section):
     teardown_s: tuple[Seconds, ...] = ()
 
 
-_ADAPTER = TypeAdapter(PastRuns)
-
-
 def recall(root: Root, config: Config) -> tuple[PastRuns | None, str | None]:
     """Return what earlier runs of this layout showed, and a word if their file had to be ignored."""
     try:
@@ -71,7 +66,7 @@ def recall(root: Root, config: Config) -> tuple[PastRuns | None, str | None]:
     if not path.exists():
         return None, None
     try:
-        return load_form(path, _ADAPTER, SMALL, ours=True), None
+        return load_form(path, PastRuns, SMALL, ours=True), None
     except RunError as error:
         return None, f"{path} is ignored, it cannot be read: {error.reason}"
 
@@ -151,11 +146,7 @@ class Forecast:
 
 
 def forecast(root: Root, config: Config, load: Load) -> Forecast:
-    """Return what is known of a service: the sum, corrected by what earlier runs under `root` showed. Never an error.
-
-    Args:
-        load: returns the architecture of a model, or raises ConfigError.
-    """
+    """Return what is known of a service: the sum, corrected by what earlier runs showed. Never an error."""
     fit = judge(config, load)
     past, ignored = recall(root, config)
     if past and past.allowance_gib is not None and fit.prediction and fit.prediction.uncertainty_bytes:

@@ -67,9 +67,8 @@ SEVERAL = 3
 class Subject:
     """One point, as the model sees it.
 
-    Attributes:
-        scope: engine, release, model and layout by name: what rows are of one kind.
-        anchored: published figures tell of its machine.
+    `scope`: engine, release, model and layout by name: what rows are of one kind. `anchored`: published figures tell of
+    its machine.
     """
 
     scope: Mapping[str, str]

@@ -74,10 +74,7 @@ class Fit:
 def judge(config: Config, load: Load, *, allowance: Allowance | None = None, device_gib: float | None = None) -> Fit:
     """Return what is known of a service's memory; never an error: without a prediction it says why.
 
-    Args:
-        config: of any point of the service.
-        load: returns the architecture of its model, or raises ConfigError.
-        allowance, device_gib: what earlier runs of this release and layout showed; None: the default.
+    `allowance` and `device_gib` are what earlier runs of this release and layout showed; None: the default.
     """
     parallel = config.parallel
     made, unknown = None, ""
@@ -92,11 +89,9 @@ def judge(config: Config, load: Load, *, allowance: Allowance | None = None, dev
 
 @dataclass(frozen=True)
 class Queueing:
-    """A closed loop that is larger than the service: what waits is measured as time to first token.
+    """A closed loop that is larger than the service, which runs `capacity` requests at once, limited by `cause`.
 
-    Attributes:
-        capacity: requests that run at once.
-        cause: what limits them.
+    What waits is measured as time to first token.
     """
 
     capacity: int

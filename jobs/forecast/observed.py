@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError, RunError
 from jobs.core.files import write_json
@@ -46,14 +44,10 @@ class _Kept:
     rows: tuple[Observation, ...]
 
 
-_FORM = TypeAdapter(_Kept)
-
-
 def subject_of(config: Config, fit: Fit | None = None) -> Subject | None:
-    """Return a point as the model of time sees it; None: its requests are not known beforehand, or it has no layout.
+    """Return a point as the model of time sees it; its memory forecast limits what runs at once.
 
-    Args:
-        fit: its memory forecast, which limits what runs at once.
+    None: its requests are not known beforehand, or it has no layout.
     """
     made = fit.prediction if fit else None
     load = demand_of(config, made.kv_tokens_per_rank if made and made.kv_tokens_per_rank > 0 else None)
@@ -124,17 +118,13 @@ def kept_rows(root: Root, engine: str) -> tuple[Observation, ...]:
     """Return the rows of an engine that are kept."""
     path = root.figures(engine)
     try:
-        return load_form(path, _FORM, LARGE, ours=True).rows if path.exists() else ()
+        return load_form(path, _Kept, LARGE, ours=True).rows if path.exists() else ()
     except RunError:  # torn, of another version, or another user's: nothing is known, and that is always safe
         return ()
 
 
 def learnt_of(root: Root, engine: str, but: Iterable[Subject] = ()) -> Learnt:
-    """Return what is believed of an engine after all rows under `root` but those of some points.
-
-    Args:
-        but: points whose rows are counted by whoever asks, and would count twice.
-    """
+    """Return what is believed of an engine after all rows under `root`; those of some points would count twice."""
     left_out = list(but)
     return learn(one for one in kept_rows(root, engine) if one.subject not in left_out)
 
@@ -165,9 +155,7 @@ def _far(said: Mapping[str, Predicted], scatter: float) -> dict[str, Predicted]:
 def beside(learnt: Learnt, rows: Mapping[str, Observation]) -> dict[str, dict[str, Any]]:
     """Return for each point the columns that stand beside what was measured: predicted figures, and what is unexpected.
 
-    Args:
-        learnt: before these rows.
-        rows: by point, of one service: what explains one of them has to explain all.
+    `learnt` is from before these rows, which are of one service: what explains one of them has to explain all.
     """
     told = {point: _far(learnt.predict(one.subject), one.scatter) for point, one in rows.items()}
     strange = {point: outside(told[point], one.measured) for point, one in rows.items()}

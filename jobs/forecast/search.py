@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter
 
 from jobs.core.config import Config
 from jobs.core.files import write_json
@@ -40,12 +39,7 @@ Rows = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of the space.
-
-    Attributes:
-        overrides: with which it is served.
-        points, services: of each start that it may get, in their order.
-    """
+    """One setting of the space, by its overrides; points and services of each start that it may get, in their order."""
 
     candidate: Candidate
     overrides: tuple[str, ...]
@@ -161,11 +155,8 @@ def shown(
     """Return what a row tells the search; of a start that failed, that this setting does not run.
 
     For a limit the 99th percentile stands, which `bench.slo` is about, or of too few requests for one the 90th, or
-    the mean; for the goal the mean.
-
-    Args:
-        windows: of a row that does not tell how many it holds.
-        shared: its start is counted with another row.
+    the mean; for the goal the mean. `windows`: of a row that does not tell how many it holds. `shared`: its start is
+    counted with another row.
     """
     count, hours = int(row.get("windows") or windows), hours_of(row, shared=shared)
     if not row["valid"] or row.get("saturated"):
@@ -194,9 +185,6 @@ def hours_of(row: Mapping[str, Any], *, shared: bool) -> float | None:
     return float(row["nodes"] * seconds / 3600)
 
 
-_FORM = TypeAdapter(Search)
-
-
 def write_search(sweep: SweepDir, search: Search) -> None:
     """Write the question of a search."""
     write_json(sweep.search, asdict(search))
@@ -204,4 +192,4 @@ def write_search(sweep: SweepDir, search: Search) -> None:
 
 def read_search(sweep: SweepDir) -> Search:
     """Read the question of a search. Raises RunError where it cannot be read."""
-    return load_form(sweep.search, _FORM)
+    return load_form(sweep.search, Search)

@@ -26,14 +26,10 @@ _BRANCH = 1
 
 
 def poisson(bench: Bench, window: int, *, warming: bool = False) -> Iterator[float]:
-    """Yield the times at which requests come, in seconds from the opening of a window, for ever.
+    """Yield the times at which requests come, in seconds from the opening of a window of the point, for ever.
 
-    The first span, that of `bench.window_s` or of `bench.num_requests`, holds `count` of them.
-
-    Args:
-        bench: with a `request_rate`.
-        window: its number in the point.
-        warming: the times are those before the window, from the begin of the load.
+    The first span, that of `bench.window_s` or of `bench.num_requests`, holds `count` of them. While it is `warming`,
+    the times are those before the window, from the begin of the load.
     """
     rate = bench.request_rate or 0.0
     span = bench.num_requests / rate if bench.num_requests else bench.window_s

@@ -21,16 +21,9 @@ VOCABULARY = tuple(from_yaml(Path(__file__).with_name("vocabulary.yaml").read_te
 
 
 class Writer:
-    """Writes the bodies of one point.
+    """Writes the bodies of one point to its endpoint's `path`; `name` is the value of "model" in each request.
 
-    Args:
-        bench: endpoint and sampling.
-        model: ordinary token ids.
-        name: the value of "model" in each request.
-
-    Attributes:
-        path: of the endpoint.
-        low, high: the numbers that stand for tokens (completions) or words (chat) are of [low, high).
+    `low`, `high`: the numbers that stand for tokens (completions) or words (chat) are of [low, high).
     """
 
     def __init__(self, bench: Bench, model: Model, name: str) -> None:

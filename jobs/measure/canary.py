@@ -58,13 +58,9 @@ def curl(target: Target, tokens: int) -> str:
 
 
 async def ask(connections: Connections, target: Target, tokens: int, *, chat: bool | None = None) -> Answer:
-    """Ask the canary's question.
+    """Ask the canary's question, with an answer of so many tokens.
 
-    Args:
-        connections: to the service.
-        target: the service.
-        tokens: length of the answer.
-        chat: by chat, or for a completion; None: by chat, and a model without a chat template for a completion.
+    `chat` None: by chat, and a model without a chat template for a completion.
     """
     asked = body(target.model, tokens)
     status, answer = 400, dict[str, Any]()

@@ -138,9 +138,7 @@ async def warm(
     """Put a load like that of a point on a service before somebody else's client measures it, and let it run dry.
 
     What engines compile at their first full batches is compiled by then. Arguments and errors are those of `measure`.
-
-    Returns:
-        None: the service is warm; else why it is not.
+    Returns None where the service is warm, else why it is not.
     """
     with closing(Connections.to(target)) as connections:
         items = await dataset.load(bench, _tokenizer(connections, model, target))

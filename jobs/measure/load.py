@@ -181,9 +181,7 @@ class Load:
     async def _chain(self, indices: range, due: float | None) -> bool:
         """Send requests one after the other; a failed one ends the row. Returns whether all were answered.
 
-        Args:
-            indices: their numbers.
-            due: when the first one came; None: now.
+        `due`: when the first one came; None: now.
         """
         for index in indices:
             if index > indices.start and not self.sending:

@@ -46,10 +46,9 @@ def engine_counters(
     no samples are passed over, and so are NaN and infinity, which nothing can be counted by.
 
     Args:
-        text: the page.
         names: of the metric; the first one that the page has is taken.
         has, lacks: samples whose labels do not hold the first text, or hold the second, are passed over.
-        label: that tells the values apart; "0" stands for it where a sample has none.
+        label: that tells the values apart.
     """
     for name in names:
         sums: dict[str, float] = defaultdict(float)
@@ -102,20 +101,14 @@ def growth(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str,
 def speculation(text: str, what: str) -> dict[str, float]:
     """Return what speculative decoding has counted so far: of each engine, or by position for what is "per_pos".
 
-    Args:
-        text: the page.
-        what: the counter's name without what all of them have; `_total` is the client library's, which not all use.
+    `what` is the counter's name without what all of them have; `_total` is the client library's, which not all use.
     """
     label = "position" if what.endswith("per_pos") else "engine"
     return engine_counters(text, f"{_SPEC}{what}_total", f"{_SPEC}{what}", label=label)
 
 
 def joined(pages: Sequence[str], engines: int) -> str:
-    """Return the pages of replicas as one: each numbers its own engines from 0, and all are numbered through.
-
-    Args:
-        engines: of each replica.
-    """
+    """Return the pages of replicas as one: each numbers its `engines` from 0, and all are numbered through."""
     first, *others = pages
     return "\n".join([first, *(_numbered(page, number * engines) for number, page in enumerate(others, 1))])
 

@@ -43,11 +43,10 @@ class Question:
 
 
 def haystack(seed: int, index: int, words: int, depth: float, kind: str = "recall") -> Question:
-    """Return a question on a text of about `words` words.
+    """Return a question on a text of about `words` words: a pure function of `seed` and `index`.
 
     Args:
-        seed, index: the text and the facts are a pure function of these.
-        words: length of the whole prompt in words; a prompt is never shorter than its facts and its question.
+        words: length of the whole prompt; it is never shorter than its facts and its question.
         depth: where the fact that is asked for stands, 0 (begin) to 1 (end); the others stand elsewhere.
         kind: recall, choose or larger.
     """

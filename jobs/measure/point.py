@@ -64,12 +64,7 @@ class Probes(Protocol):
 
 @dataclass
 class OfService:
-    """What the points of one service share.
-
-    Attributes:
-        seed_offsets: numbers for its windows, none twice.
-        quality: answers to the questions on long texts; None: not asked yet.
-    """
+    """What the points of one service share: numbers for its windows, none twice; answers to questions on long texts."""
 
     seed_offsets: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     quality: Quality | None = None
@@ -113,9 +108,6 @@ class PointRun:
     """Measures one point.
 
     Args:
-        config: of the point.
-        target: the service.
-        service: what its points share.
         probes: what our own watch sends; None: there is none.
         stop: once set, the point ends within about a second.
         on_phase: told "canary", "quality", "warm", "measuring" and "drain" as they begin.

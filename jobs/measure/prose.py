@@ -57,9 +57,7 @@ class Prose:
     def prompt(self, seed: int, index: int, count: int, seed_offset: int = 0) -> bytes:
         """Return prompt number `index`: exactly `count` token ids as JSON text without brackets.
 
-        Args:
-            seed, index: the prompt is a pure function of these, and of the paragraphs.
-            seed_offset: of the window; it may be negative.
+        It is a pure function of `seed`, `index` and the paragraphs. The window's `seed_offset` may be negative.
         """
         opening = [*self.begin, *self._number(index), *self.digits[10]]
         opening += [*self._number(2 * abs(seed_offset) + (seed_offset < 0)), *self.digits[11]]

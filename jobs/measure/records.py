@@ -24,10 +24,9 @@ class Target:
     """The service that is measured.
 
     Args:
-        base_url: scheme, host and port, without a path.
+        base_url: scheme, host and port, without a path; `further`: the same of its replicas on other nodes.
         model: the value of "model" in each request.
         api_key: sent as a bearer token; None: none is sent.
-        further: the same of its replicas on other nodes.
         engines: data-parallel engines of each of them.
     """
 

@@ -168,12 +168,9 @@ def notes(looking: Search, lowest: float, limited: Mapping[float, str], *, valid
 
 
 def saturated(bench: Bench, figures: Mapping[str, Any], lower: Iterable[Mapping[str, Any]]) -> bool:
-    """Tell whether more requests in flight only wait: some do now, and a lower load gave as many tokens.
+    """Tell whether more requests in flight only wait: some do now, and a lower load of `lower` gave as many tokens.
 
-    Args:
-        bench: of a closed loop; an open one saturates when its queue grows, which breaks the objective.
-        figures: of its window.
-        lower: those of lower loads.
+    That is of a closed loop; an open one saturates when its queue grows, which breaks the objective.
     """
     waits = (figures["waiting_mean"] or 0.0) > _WAITING_SHARE * (bench.concurrency or 0)
     best = max((one["output_tok_per_s"] or 0.0 for one in lower), default=0.0)

@@ -65,13 +65,7 @@ def traffic(series: Sequence[Sample]) -> tuple[float, float] | None:
 
 
 class Scraper:
-    """Reads pages beside the load, never in its way.
-
-    Args:
-        group: its readings run in it.
-        connections: to the service.
-        limit_s: of one reading.
-    """
+    """Reads pages beside the load, in the task group `group`, never in its way; each for `limit_s` at most."""
 
     def __init__(self, group: asyncio.TaskGroup, connections: Connections, limit_s: float) -> None:
         self._group, self._connections, self._limit_s = group, connections, limit_s

@@ -28,12 +28,10 @@ _TEXTS = ("text", "content", "reasoning_content", "reasoning", "tool_calls")
 class StreamParser:
     """The state of one answer.
 
-    Args:
-        chat: chat chunks open with a role and no token; such a chunk is not a first token.
+    `chat`: chat chunks open with a role and no token; such a chunk is not a first token.
 
     Attributes:
-        prompt_tokens: from usage; None until it came.
-        output_tokens: from usage; None until it came.
+        prompt_tokens, output_tokens: from usage; None until it came.
         error: first fault of the stream, in the service's words; None: no fault so far.
     """
 
@@ -96,8 +94,7 @@ class StreamParser:
     def fault(self, output_tokens: int | None) -> str | None:
         """Return why the ended stream is no success, or None.
 
-        Args:
-            output_tokens: length that was asked for with ignore_eos; None: any length is right.
+        `output_tokens`: length that was asked for with ignore_eos; None: any length is right.
         """
         if self.error:
             return self.error

@@ -212,8 +212,7 @@ def arrived_tokens(
 ) -> float:
     """Return the output tokens that arrived in [since, until) of all requests but failed ones; usually in the window.
 
-    Args:
-        of: the requests; None: all of the window's records.
+    `of`: the requests; None: all of the window's records.
 
     A chunk may carry several tokens, and the engine tells their number at the end of an answer alone: so the
     tokens of an answer are shared out evenly over its chunks. A chunk of a truncated request counts for
@@ -254,11 +253,9 @@ def series_table(windows: Sequence[Window]) -> pa.Table:
 
 
 def requests_table(windows: Sequence[Window], in_row: Collection[int] | None = None) -> pa.Table:
-    """Return the requests of all windows of a point; the column `window` counts from 1.
+    """Return the requests of all windows of a point, in order of time; the column `window` counts from 1.
 
-    Args:
-        windows: in order of time.
-        in_row: numbers of the windows whose figures stand in the row, as the column `in_row` says; None: all do.
+    `in_row`: numbers of the windows whose figures stand in the row, as the column `in_row` says; None: all do.
     """
     import pyarrow as pa
 

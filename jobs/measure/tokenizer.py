@@ -26,13 +26,7 @@ Encode = Callable[[str, bool], tuple[int, ...]]
 
 
 class Tokenizer:
-    """The served model's tokenizer.
-
-    Args:
-        connections: to the service.
-        model: its name there.
-        folder: of the model; None: only the service is asked.
-    """
+    """The tokenizer of the model that the service serves by this name; without its folder only the service is asked."""
 
     def __init__(self, connections: Connections, model: str, folder: Path | None = None) -> None:
         self._connections, self._model, self._folder = connections, model, folder
@@ -62,11 +56,7 @@ class Tokenizer:
         return self._encode(text, special)
 
     async def text(self, tokens: Sequence[int]) -> str:
-        """Return the text of token ids, by the service's /detokenize.
-
-        Raises:
-            RunError: the service does not tell.
-        """
+        """Return the text of token ids, by the service's /detokenize. RunError: the service does not tell."""
         status, answer = await self._ask("/detokenize", {"tokens": list(tokens)})
         if status != 200 or not isinstance(answer.get("prompt"), str):
             reason = f"the service's /detokenize tells no text (HTTP {status})"

@@ -29,15 +29,7 @@ def wanted(bench: Bench) -> bool:
 
 
 class Questions:
-    """Asks the canary's question at its turns.
-
-    Args:
-        connections: to the service.
-        target: the service.
-        bench: `check_share`, and by `canary` how long the answer is.
-        idle: the answer of the idle service.
-
-    """
+    """Asks the canary's question at its turns, and holds the answers against that of the idle service."""
 
     def __init__(self, connections: Connections, target: Target, bench: Bench, idle: Answer) -> None:
         self._connections, self._target, self.idle = connections, target, idle
@@ -64,13 +56,7 @@ class Questions:
 
 
 def record(index: int, start_s: float, answer: Answer | None) -> RequestRecord:
-    """Return the record of a question, now that it has ended.
-
-    Args:
-        index: of the request before it.
-        start_s: when it was sent.
-        answer: None: it was cut off.
-    """
+    """Return the record of the question after request `index`, now that it has ended; no answer: it was cut off."""
     end = clock()
     status: Status = "truncated" if answer is None else "failed" if answer.error else "ok"
     whole = answer if answer and not answer.error else Answer("", None, None)

@@ -65,20 +65,17 @@ class Connections:
         return len(self._addresses)
 
     async def request(
-        self, method: str, path: str, body: bytes, sink: Sink, at: int | None = None
+        self, method: str, path: str, body: bytes, sink: Sink, at: int | None = None, headers: str = ""
     ) -> tuple[int, bytes]:
         """Send one request and hand the body of a 200 answer to `sink` as it arrives.
 
-        Args:
-            at: number of the address; None: the one that has least to do.
-
-        Returns:
-            The status, and the body of an answer with another status.
+        `at`: number of the address; None: the one that has least to do. `headers`: further whole lines of the head.
+        Returns the status, and the body of an answer with another status.
 
         Raises:
             OSError: no connection within `CONNECT_S`, or it broke before the end of the answer.
         """
-        return await self._addresses[self._quietest() if at is None else at].request(method, path, body, sink)
+        return await self._addresses[self._quietest() if at is None else at].request(method, path, body, sink, headers)
 
     def close(self) -> None:
         """Close all idle connections."""
@@ -107,18 +104,19 @@ class _Address:
         self._headers = "".join(f"{name}: {value}\r\n" for name, value in fixed.items())
         self._idle: list[tuple[float, _Connection]] = []
 
-    async def request(self, method: str, path: str, body: bytes, sink: Sink) -> tuple[int, bytes]:
+    async def request(self, method: str, path: str, body: bytes, sink: Sink, headers: str) -> tuple[int, bytes]:
+        lines = f"{self._headers}{headers}Content-Length: {len(body)}\r\n\r\n"
+        head = f"{method} {self._prefix}{path} HTTP/1.1\r\n{lines}"
         self.busy += 1
         try:
-            return await self._request(method, path, body, sink)
+            return await self._send(head.encode("latin-1") + body, sink)
         finally:
             self.busy -= 1
 
-    async def _request(self, method: str, path: str, body: bytes, sink: Sink) -> tuple[int, bytes]:
-        head = f"{method} {self._prefix}{path} HTTP/1.1\r\n{self._headers}Content-Length: {len(body)}\r\n\r\n"
+    async def _send(self, message: bytes, sink: Sink) -> tuple[int, bytes]:
         connection = self._unused() or await self._connect()
         try:
-            answer = await connection.exchange(head.encode("latin-1") + body, sink)
+            answer = await connection.exchange(message, sink)
         except BaseException:  # cancellation too: half an answer is still to come on this connection
             connection.abort()
             raise
@@ -247,6 +245,28 @@ class _Connection(asyncio.Protocol):
             self._done.set_result(None)
 
 
+async def request_text(
+    connections: Connections,
+    path: str,
+    limit_s: float,
+    body: Mapping[str, Any] | None = None,
+    at: int | None = None,
+    headers: str = "",
+) -> tuple[int, str]:
+    """Send one request, a GET where it has no body. Returns the status and the text of the answer.
+
+    Raises:
+        OSError: see `Connections.request`; TimeoutError: no whole answer within `limit_s`.
+    """
+    pieces: list[bytes] = []
+    method, message = ("GET", b"") if body is None else ("POST", json.dumps(body, ensure_ascii=False).encode())
+    async with asyncio.timeout(limit_s):
+        status, refusal = await connections.request(
+            method, path, message, lambda data, _: pieces.append(data), at, headers
+        )
+    return status, (b"".join(pieces) if status == 200 else refusal).decode(errors="replace")
+
+
 async def request_json(
     connections: Connections, path: str, body: Mapping[str, Any], limit_s: float
 ) -> tuple[int, dict[str, Any]]:
@@ -254,18 +274,17 @@ async def request_json(
 
     Status 0: no answer; then, and where the answer is no JSON object, {"error": words} stands for it.
     """
-    pieces: list[bytes] = []
-    message = json.dumps(body, ensure_ascii=False).encode()
     try:
-        async with asyncio.timeout(limit_s):
-            status, refusal = await connections.request("POST", path, message, lambda data, _: pieces.append(data))
-    except TimeoutError:
-        return 0, {"error": f"no answer within {limit_s:g} s"}
+        status, text = await request_text(connections, path, limit_s, body)
     except OSError as error:
-        return 0, {"error": str(error) or type(error).__name__}
-    text = (b"".join(pieces) if status == 200 else refusal).decode(errors="replace")
+        return 0, {"error": no_answer(error, limit_s)}
     try:
         answer = json.loads(text)
     except ValueError:
         answer = None
     return status, answer if isinstance(answer, dict) else {"error": text[:300]}
+
+
+def no_answer(error: OSError, limit_s: float) -> str:
+    """Return in words why no answer came."""
+    return f"no answer within {limit_s:g} s" if isinstance(error, TimeoutError) else str(error) or type(error).__name__

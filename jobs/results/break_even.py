@@ -69,10 +69,7 @@ class BreakEven:
 def break_even(gains: Sequence[Gain], seed: int = 0, starts: Scatter | None = None) -> BreakEven | None:
     """Return the last length at which speculation turns from paying to not paying; None: fewer than two lengths.
 
-    Args:
-        gains: at different lengths.
-        seed: of the draws.
-        starts: scatter of all gains together from start to start; None: it is not known.
+    `seed`: of the draws. `starts`: scatter of all gains together from start to start; None: it is not known.
     """
     ordered = sorted(gains, key=lambda gain: gain.length)
     if len(ordered) < 2:
@@ -131,9 +128,7 @@ Known = Callable[[Row, str], Scatter | None]
 def lines(run: Run, known: Known = lambda *_: None) -> list[Line]:
     """Return what a sweep that measured with and without speculation says of it.
 
-    Args:
-        run: the sweep.
-        known: scatter of a row's column between single starts of its layout, from earlier sweeps (spread.py).
+    `known`: scatter of a row's column between single starts of its layout, from earlier sweeps (spread.py).
     """
     usable = [row for row in run.rows if row["valid"] and not row.get("saturated") and row.get("tpot_ms_mean")]
     strange = [key for key in run.swept if key not in ("bench.input_tokens", "parallel.max_model_len")]

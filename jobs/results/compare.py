@@ -83,10 +83,9 @@ class Pair:
 
 
 def compare(a: Path, b: Path, key: str | None = None, *, anyway: bool = False) -> list[Pair]:
-    """Compare the points of A and B, two and two.
+    """Compare the points of A and B, two and two; each is a sweep, or a point in one (`runs/<sweep>/points/<point>`).
 
     Args:
-        a, b: directories of sweeps, or of points in them (`runs/<sweep>/points/<point>`).
         key: pairs are points that are equal in all but this key. None: in two sweeps, points with the same swept
             values; two points are compared as they are.
         anyway: compare different work too.

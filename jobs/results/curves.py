@@ -47,10 +47,7 @@ class Curve:
 def fit(x: Sequence[float], y: Sequence[float], *, rate: bool = False) -> Curve | None:
     """Fit a parabola (attention in prefill costs L squared, the rest L), a line where lengths are few.
 
-    Args:
-        x: context lengths, tokens.
-        y: the figure at each of them, above 0.
-        rate: more is better: its inverse is fitted.
+    `x`: context lengths, tokens. `y`: the figure at each, above 0. A `rate`, where more is better, is inverted.
 
     Returns:
         None where there are fewer than LENGTHS_FOR_LINE different lengths, or a figure or the curve is not above 0.

@@ -25,15 +25,9 @@ _LATENCIES = ("ttft", "tpot", "itl", "e2el")
 
 
 def export(run: Run, target: str, out: Path | None) -> list[Path]:
-    """Write a sweep's results for another tool.
+    """Write a sweep's results for another tool of TARGETS, by default to `export/<target>` in the run directory.
 
-    Args:
-        run: the sweep.
-        target: one of TARGETS.
-        out: directory to write to; None: `export/<target>` in the run directory.
-
-    Returns:
-        what was written.
+    Returns what was written.
 
     Raises:
         RunError: the tool's package is missing, or the directory cannot be written.

@@ -31,12 +31,8 @@ class Fingerprint:
     def trusted(self, then: Fingerprint, row: Mapping[str, Any]) -> Fingerprint:
         """Return what of this view counts against a row.
 
-        A login host may have other versions than the nodes: its view counts where, at the launch of the row's sweep,
-        it was the nodes' view too.
-
-        Args:
-            then: what the launching host saw when the row's sweep was started.
-            row: what the nodes saw.
+        A login host may have other versions than the nodes: its view counts where, at the launch of the row's sweep
+        (`then`), it was the nodes' view too.
         """
         before = asdict(then)
         return Fingerprint(

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from jobs.core.files import read_lines, write_json
 from jobs.core.foreign import SMALL, load_form
 from jobs.core.records import Number
@@ -76,9 +74,6 @@ class Standing:
     broken: str = ""
 
 
-_FORM = TypeAdapter(Question)
-
-
 def write_question(sweep: SweepDir, question: Question) -> None:
     """Put the question beside the plan. Raises RunError: it cannot be written."""
     write_json(sweep.question, asdict(question))
@@ -86,7 +81,7 @@ def write_question(sweep: SweepDir, question: Question) -> None:
 
 def read_question(sweep: SweepDir) -> Question | None:
     """Return what a sweep is to decide; None: it is a sweep like others. Raises RunError: the file is torn."""
-    return load_form(sweep.question, _FORM, SMALL) if sweep.question.exists() else None
+    return load_form(sweep.question, Question, SMALL) if sweep.question.exists() else None
 
 
 def pair_of(goal: str, one: Row, two: Row) -> Pair:

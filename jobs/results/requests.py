@@ -32,11 +32,9 @@ def _values(metadata: Any) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Requests:
-    """The whole answers of one point that came in the windows whose figures are its row's.
+    """The whole answers of one point that came in the windows (from 1) whose figures are its row's.
 
-    Args:
-        numbers: of these windows, from 1.
-        windows: one table for each window (a point may be measured in several), in the order of start.
+    `windows`: one table for each of them (a point may be measured in several), in the order of start.
     """
 
     numbers: tuple[int, ...]

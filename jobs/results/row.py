@@ -190,10 +190,7 @@ def write_rows(sweep: SweepDir, rows: Iterable[Mapping[str, Any]]) -> None:
 def price(node_hour: float | None, nodes: int | None, output_tok_per_s: float | None) -> float | None:
     """Return the price of a million output tokens; None where the price of a node-hour or the rate is unknown.
 
-    Args:
-        node_hour: price of one node for one hour, in any currency (`results.price_node_hour`).
-        nodes: nodes that the service holds.
-        output_tok_per_s: output tokens a second.
+    `node_hour` is in any currency (`results.price_node_hour`), for each of the nodes that the service holds.
     """
     if node_hour is None or not nodes or not output_tok_per_s:
         return None

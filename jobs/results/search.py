@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from jobs.core.errors import RunError
 from jobs.core.foreign import load_form
@@ -66,16 +66,13 @@ class _Found:
     next: _Next
 
 
-_FORM = TypeAdapter(_Found)
-
-
 def answer_of(sweep: SweepDir) -> dict[str, Any]:
     """Return what a search has found so far (jobs/forecast/found.py), with the command that serves it.
 
     Empty where the sweep is no search, where it has found nothing yet, or what is there cannot be read.
     """
     try:
-        found = asdict(load_form(sweep.answer, _FORM))
+        found = asdict(load_form(sweep.answer, _Found))
     except RunError:
         return {}
     if best := found["answer"]:

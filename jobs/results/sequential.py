@@ -78,10 +78,9 @@ def first_pairs(*, by_turns: bool) -> int:
 def decide(
     pairs: Sequence[Logs], difference: float, *, by_turns: bool = False, alpha: float = ALPHA, beta: float = BETA
 ) -> Decision:
-    """Return what pairs say.
+    """Return what pairs, in the order of time, say.
 
     Args:
-        pairs: in the order of time.
         difference: that is to be found, as a share (0.03: 3 %).
         by_turns: they are windows, of which adjacent ones share what drifts.
         alpha, beta: at most so many false alarms, and so many differences of this size that are not found.
@@ -139,11 +138,9 @@ def errors_of(items: int) -> tuple[float, float]:
 
 
 def first_worse(items: int, worse: Callable[[int], bool]) -> int | None:
-    """Return the place of the first item that is worse than the first one, by bisection; None: the last one is not.
+    """Return the place of the first item that is worse than item 0, by bisection; None: the last one is not.
 
-    Args:
-        items: how many there are, in order; once one is worse, all later ones are.
-        worse: tells whether an item is worse than item 0.
+    Once one is worse, all later ones are.
     """
     if items < 2 or not worse(items - 1):
         return None

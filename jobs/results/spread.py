@@ -13,8 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from jobs.core import schema
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError, RunError
@@ -43,12 +41,9 @@ COLUMNS = tuple(name for name in FIGURES if name in HIGH or (name.startswith(LAT
 
 @dataclass(frozen=True)
 class Start:
-    """What one start showed at one load.
+    """What one start, of a sweep in `run`, showed at one load, by column of its row.
 
-    Attributes:
-        run: directory of the sweep.
-        service, load: names of what was started, and of what it was put under.
-        figures: of its row, by column.
+    `service` and `load` are names of what was started, and of what it was put under.
     """
 
     run: str
@@ -62,16 +57,10 @@ class _Starts:
     starts: tuple[Start, ...]
 
 
-_FORM = TypeAdapter(_Starts)
-
-
 def remember(sweep: SweepDir, configs: Mapping[str, Config], rows: Iterable[Mapping[str, Any]]) -> None:
     """Keep what one start of the engine showed. Two writers replace each other's file, never mix.
 
-    Args:
-        sweep: of the service.
-        configs: of its points.
-        rows: of its points; only those that stand on enough windows of this tool's own are kept.
+    Of the rows only those that stand on enough windows of this tool's own are kept.
 
     Raises:
         ConfigError: the layout has no name.
@@ -91,7 +80,7 @@ def remember(sweep: SweepDir, configs: Mapping[str, Config], rows: Iterable[Mapp
 
 def _read(path: Path) -> tuple[Start, ...]:
     try:
-        return load_form(path, _FORM, SMALL, ours=True).starts if path.exists() else ()
+        return load_form(path, _Starts, SMALL, ours=True).starts if path.exists() else ()
     except RunError:  # torn, of another version, or another user's: nothing is known, and that is always safe
         return ()
 

@@ -20,14 +20,10 @@ def _kind(config: Config) -> tuple[str, ...]:
 
 
 def retire(sweep: SweepDir, config: Config, now: Fingerprint) -> list[str]:
-    """Take back valid rows that differ from what this allocation is made of. Returns one sentence for each.
+    """Take back valid rows that differ from what this allocation's node sees. Returns one sentence for each.
 
-    The launching host may not see a driver; the nodes do. A resume runs these points again.
-
-    Args:
-        sweep: whose rows are looked at; those of another engine or checkpoint are left alone.
-        config: of the service that runs now.
-        now: what its node sees.
+    The launching host may not see a driver; the nodes do. A resume runs these points again. Rows of another engine or
+    checkpoint than that of `config`, which runs now, are left alone.
     """
     said = []
     for name in sorted(sweep.point_names()):

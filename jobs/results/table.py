@@ -147,14 +147,10 @@ def text(value: Any) -> str:
 
 
 def render(table: pd.DataFrame, form: str) -> bytes:
-    """Return a table as the content of a file.
-
-    Args:
-        table: any table of rows.
-        form: one of FORMATS. json: a list with one object a row; html: a plain page with the table alone.
+    """Return a table as the content of a file; json: a list with one object a row, html: a plain page.
 
     Raises:
-        ValueError: another form.
+        ValueError: `form` is none of FORMATS.
     """
     if form == "csv":
         return table.map(_plain_cell).rename(columns=_plain_cell).to_csv(index=False).encode()

@@ -35,10 +35,8 @@ def one_service(overrides: Sequence[str]) -> Plan:
 def prepare(overrides: Sequence[str], script: Path | None, *, serve: bool) -> AllocationDir:
     """Make the run directory of the batch job that we run in, and the allocation that its ranks will carry out.
 
-    Args:
-        overrides: as launch.py takes them.
-        script: the batch script; kept with the record, and submitted again for what the time limit leaves.
-        serve: keep one service up for hand tests.
+    The batch `script` is kept with the record, and submitted again for what the time limit leaves. `serve` keeps one
+    service up for hand tests.
 
     Raises:
         ConfigError: the question cannot be asked, or needs more nodes than the job has; or the shell would move the

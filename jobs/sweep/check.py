@@ -57,12 +57,7 @@ def refuse(found: Iterable[Finding]) -> None:
 
 
 def refuse_points(points: Sequence[Point], findings: Mapping[str, tuple[Finding, ...]]) -> None:
-    """Raise ConfigError where these points can't be one sweep.
-
-    Args:
-        points: what is asked for.
-        findings: what is wrong or risky with each point, by its id.
-    """
+    """Raise ConfigError where these points, with what is wrong or risky with each (by its id), can't be one sweep."""
     for point in points:
         refuse(findings[point.point])
     for point in {point.service: point for point in points}.values():
@@ -154,8 +149,7 @@ def _refuse_without_effect(points: Sequence[Point], findings: Mapping[str, tuple
 def findings(config: Config, *, memory: bool = False) -> tuple[Finding, ...]:
     """Return everything that is wrong or risky with one config, errors first.
 
-    Args:
-        memory: also ask the memory model whether one request of max_model_len fits (rule R19).
+    `memory`: also ask the memory model whether one request of max_model_len fits (rule R19).
     """
     own = [caught(one, config, "R1" if one is local_sizes else "C1") for one in CHECKS]
     found = [

@@ -61,7 +61,7 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
 def _brought(overrides: Sequence[str]) -> list[str]:
     """Return the sweep that the chosen experiment brings, as overrides."""
     chosen = [text for text in overrides if text.startswith("experiment=") and "," not in text]
-    if not chosen:
+    if not chosen or not _may_bring(chosen[-1].partition("=")[2]):
         return []
     schema.register()
     try:
@@ -70,6 +70,12 @@ def _brought(overrides: Sequence[str]) -> list[str]:
     except COMPOSITION_ERRORS as error:
         raise composition_error(error, chosen) from None
     return [f"{key}={value}" for key, value in (tree.hydra.sweeper.params or {}).items()]
+
+
+def _may_bring(experiment: str) -> bool:
+    """Whether an experiment has a sweep, as far as the words of its file tell: to compose it takes long."""
+    path = CONF / "experiment" / f"{experiment}.yaml"
+    return not path.exists() or any(word in path.read_text(encoding="utf-8") for word in ("hydra", "experiment"))
 
 
 def default_composer(group_overrides: list[str]) -> DictConfig:
@@ -102,11 +108,7 @@ class Written:
 
 
 def written(points: Iterable[Sequence[str]], composer: Composer = default_composer) -> list[Written]:
-    """Return one validated config a point, as written.
-
-    Args:
-        points: override lists without sweeps.
-        composer: composes the tree for one choice of groups; called once per distinct choice.
+    """Return one validated config a point, as written; `composer` is called once for a distinct choice of groups.
 
     Raises:
         ConfigError: unknown key or group option, wrong type, ambiguous value.

@@ -55,11 +55,7 @@ class Explanation:
 
 
 def explain(path: Path, key: str) -> Explanation:
-    """Explain one key of a run.
-
-    Args:
-        path: directory of a sweep.
-        key: a config key (`hccl.buffsize`), a variable (`HCCL_BUFFSIZE`) or a flag (`max-model-len`).
+    """Explain one key (`hccl.buffsize`), variable (`HCCL_BUFFSIZE`) or flag (`max-model-len`) of a run.
 
     Raises:
         RunError: the run cannot be read, or nothing in it has this key.

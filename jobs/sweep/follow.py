@@ -59,16 +59,10 @@ class _Allocation:
 def follow(
     sweep: SweepDir, out: Console, *, bar: bool | None = None, until: Callable[[], bool] = lambda: False
 ) -> bool:
-    """Show progress until every allocation has ended, then complete the table.
+    """Show progress until every allocation has ended, then complete the table. Returns whether every row is valid.
 
-    Args:
-        sweep: what to follow.
-        out: where to show it; a progress bar on a terminal, else one line for each news.
-        bar: force the bar on or off.
-        until: asked again and again; true ends this early, with the table as it is.
-
-    Returns:
-        whether every row is valid; false where `until` came first.
+    On a terminal it is a progress bar (`bar` forces it on or off), else one line for each news. `until` is asked again
+    and again; true ends this early, with the table as it is.
     """
     known: dict[AllocationDir, _Allocation] = {}
     planned = read_plan(sweep).points

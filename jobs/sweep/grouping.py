@@ -192,10 +192,7 @@ class Start:
 def over_budget(starts: Sequence[Start], asked: Mapping[str, int], budget: float) -> dict[str, str]:
     """Return the points that go and why, in the order of going; none where the plan is within its budget.
 
-    Args:
-        starts: what the plan holds.
-        asked: position of each point in the order of asking.
-        budget: node-hours that are left over for them; never exceeded by what stays.
+    `asked`: position of each point in the order of asking. `budget`: node-hours, never exceeded by what stays.
     """
     gone: dict[str, str] = {}
     order = sorted((rank, -asked[point], point, n) for n, s in enumerate(starts) for point, rank in _ranks(s, asked))

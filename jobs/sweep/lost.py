@@ -34,9 +34,7 @@ def states(folder: AllocationDir, service: str) -> list[Any]:
 def lost_rows(folder: AllocationDir, state: str) -> dict[str, dict[str, Any]]:
     """Return a row with a reason for every point that an allocation left without one, by point.
 
-    Args:
-        folder: the allocation.
-        state: of its job; while that has not ended, nothing is lost.
+    While its job, whose state this is, has not ended, nothing is lost.
     """
     sweep = folder.sweep
     if state not in ENDED or _goes_on(folder):

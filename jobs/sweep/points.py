@@ -55,13 +55,10 @@ def _name(texts: Sequence[tuple[str, str]], scopes: Collection[str]) -> str:
 def points_of(overrides: Sequence[Sequence[str]], configs: Sequence[Config], swept: Sequence[str]) -> list[Point]:
     """Return one point for every override list and its config; two lists may ask for the same point.
 
-    Args:
-        overrides: override list of each point.
-        configs: resolved config of each point, same order.
-        swept: keys whose overrides differ between points; a key of scope `sweep` is refused.
+    `swept` are the keys whose overrides differ between points.
 
     Raises:
-        ConfigError: a swept key does not change the question.
+        ConfigError: a swept key does not change the question: its scope is the sweep.
     """
     leaves = swept_leaves(swept, configs)
     points = []

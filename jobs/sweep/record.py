@@ -37,12 +37,9 @@ def place(made: Plan) -> SweepDir:
 def record(
     made: Plan, search: Search | None = None, begun: Collection[str] = (), *, into: SweepDir | None = None
 ) -> SweepDir:
-    """Write the run directory: plan and configs. Nothing is submitted.
+    """Write the run directory (`into`, or a new one): plan and configs. Nothing is submitted.
 
-    Args:
-        into: its directory; None: one is made.
-        search: what chooses from the points of the plan; plan.json then grows with those that it begins.
-        begun: points that it has rows of.
+    Where a search chooses from its points, plan.json grows with those that it begins; of `begun` it has rows.
 
     Raises:
         RunError: it cannot be written.

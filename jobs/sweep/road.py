@@ -21,12 +21,7 @@ from jobs.sweep.points import points_of
 def plan(
     points: Sequence[Sequence[str]], composer: compose.Composer = compose.default_composer, *, search: bool = False
 ) -> Plan:
-    """Plan a sweep: compose, check, group.
-
-    Args:
-        points: override list of each point.
-        composer: composes the tree for a choice of groups.
-        search: these are the points of a search.
+    """Plan a sweep, or a search: compose the override list of each point, check, group.
 
     Raises:
         ConfigError: the question cannot be asked.

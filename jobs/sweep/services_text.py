@@ -18,8 +18,7 @@ _LOAD = "bench"
 def services_lines(plan: Plan, allocation: Allocation, width: int | None = None) -> list[str]:
     """Return a line for each service with its settings and its predicted load and windows, and one for each point.
 
-    Args:
-        width: of the terminal, characters; None: lines are never folded.
+    Lines are folded to so many characters; None: never.
     """
     common = _common(plan.points)
     by_name = {service.service: service for service in plan.services}

@@ -77,8 +77,7 @@ def console(*, stderr: bool = False) -> Console:
 def plan_text(plan: Plan, width: int | None = None) -> str:
     """Return the plan in a few lines: points, services, allocations, predicted node-hours.
 
-    Args:
-        width: of the terminal, characters; None: lines are never folded.
+    Lines are folded to so many characters; None: never.
     """
     hours = sum(allocation.node_hours for allocation in plan.allocations)
     run = len(plan.points) - len(plan.refused)
@@ -167,11 +166,8 @@ def print_table(sweep: SweepDir, out: Console, table: pd.DataFrame | None = None
 def table_view(frame: pd.DataFrame, swept: tuple[str, ...], width: int | None = None) -> Table:
     """Return the terminal table: the best value of each column marked, invalid rows dimmed.
 
-    Args:
-        frame: the sweep table.
-        swept: full dotted names of the swept keys.
-        width: of the terminal, characters; then columns of DROPPED go, one after the other, until the rest fits.
-            None: all of SHOWN that hold anything. Where not even the rest fits, each row is a block of lines.
+    On a terminal of so many characters columns of DROPPED go, one after the other, until the rest fits; where not even
+    that fits, each row is a block of lines. None: all of SHOWN that hold anything. `swept` are full dotted names.
     """
     shown = [name for name in (*swept, *SHOWN) if name in (*swept, "valid") or frame[name].notna().any()]
     dropped = [name for name in DROPPED if name in shown]

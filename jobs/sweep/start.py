@@ -35,7 +35,6 @@ def start(
     """Write the run directory and submit every allocation, at most `cluster.max_allocations` at a time.
 
     Args:
-        made: what is to be done.
         reused: rows of other sweeps that stand for points of this one; these points are not run.
         serve: keep the one service up for hand tests, and measure nothing.
         search: what chooses from the services of the plan, in one allocation after the other.

@@ -28,7 +28,8 @@ from typing import Any, NoReturn
 
 MODULES = (
     *("jobs.cli.launch", "jobs.allocation.head", "jobs.allocation.headless", "jobs.allocation.rank"),
-    *("jobs.allocation.submission", "jobs.results.report", "submitit.local.local"),
+    *("jobs.allocation.submission", "jobs.results.report", "jobs.sweep.status", "jobs.sweep.resume"),
+    "submitit.local.local",
 )
 OWN_FLAGS = ("-u",)
 _FIELDS = {"start_code": 26, "end_code": 27, "start_stack": 28, "start_data": 45, "end_data": 46, "start_brk": 47}
@@ -152,6 +153,7 @@ def main() -> None:
     for name in MODULES:
         importlib.import_module(name)
     importlib.import_module("jobs.__main__").commands()
+    importlib.import_module("jobs.core.schema").build({})  # makes what checks a config, too
     subprocess.Popen._execute_child = _start  # type: ignore[attr-defined]
     gc.collect()
     gc.freeze()

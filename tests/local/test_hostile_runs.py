@@ -18,7 +18,7 @@ from results_help import copied, measured
 from jobs.__main__ import main
 from jobs.allocation import submission
 from jobs.allocation.searching import told
-from jobs.allocation.walltime import service_seconds
+from jobs.allocation.service import service_seconds
 from jobs.cluster import sick_nodes
 from jobs.core.errors import RunError
 from jobs.core.files import read_json, write_json

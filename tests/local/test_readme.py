@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_rehearsal import check_r1
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = ("README.md", "README.zh-CN.md")
+REHEARSAL = "python launch.py -m engine=simulator parallel.max_model_len=8192,32768"
 
 
 def commands(readme: str) -> list[str]:
@@ -53,9 +55,11 @@ def test_the_lab_command_is_the_one_that_the_lab_test_runs() -> None:
 
 @pytest.mark.timeout(1200)
 def test_commands_run(tmp_path: Path) -> None:
-    """In the order of the README: the later ones look at the sweep that the first one made."""
+    """In the order of the README: the later ones look at the sweep that the first one, the rehearsal of R1, made."""
     ran = 0
-    for line in commands("README.md"):
+    lines = commands("README.md")
+    assert lines[0] == REHEARSAL
+    for line in lines:
         words = shlex.split(line.replace("runs/latest", str(tmp_path / "latest")))
         if words[0] != "python" or "engine=vllm_cpu" in words:
             continue  # the lab's
@@ -68,6 +72,8 @@ def test_commands_run(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
         assert done.stdout.strip(), line
+        if line == REHEARSAL:
+            check_r1(tmp_path, done.stdout)
         ran += 1
     assert ran >= 10
     assert (tmp_path / "latest" / "table.csv").exists()

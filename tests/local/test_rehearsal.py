@@ -88,9 +88,9 @@ def engines(root: Path) -> list[int]:
     return found
 
 
-def test_the_r1_configuration_is_rehearsed(tmp_path: Path) -> None:
-    output = finish(start(tmp_path, "parallel.max_model_len=8192,32768"), 0)
-    sweep = the_sweep(tmp_path)
+def check_r1(root: Path, output: str) -> None:
+    """Look at what the README's first command left: the R1 configuration, rehearsed (test_readme.py runs it)."""
+    sweep = the_sweep(root)
     table = pd.read_parquet(sweep.table("parquet"))
     assert table["parallel.max_model_len"].tolist() == [8192, 32768]
     assert table["valid"].all()
@@ -108,7 +108,7 @@ def test_the_r1_configuration_is_rehearsed(tmp_path: Path) -> None:
         assert argv[1][argv[1].index("--data-parallel-start-rank") + 1] == "1"
         effective = read_json(sweep.service(service, 1).rank(1).effective)
         assert effective["differences"] == []
-    assert engines(tmp_path) == []
+    assert engines(root) == []
 
 
 def test_what_cannot_fit_is_a_row_and_a_run_teaches_the_next_plan(tmp_path: Path) -> None:

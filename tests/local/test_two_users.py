@@ -19,7 +19,7 @@ from fake_slurm import FakeSlurm
 from users import ATTACKER, GROUP, VICTIM, Host, User, need_users, two_users
 from world import ONE, Zygote
 
-from jobs.allocation.walltime import service_seconds
+from jobs.allocation.service import service_seconds
 from jobs.cluster import sick_nodes
 from jobs.cluster.base import cancel
 from jobs.core import files, lock

@@ -12,12 +12,12 @@ from aiohttp import web
 from core_help import change, config
 
 from jobs.allocation import watch
-from jobs.allocation.probe import sessions
 from jobs.allocation.readiness import probe_all
 from jobs.allocation.watch import Watch, probe_limit_s, tokens_ahead
 from jobs.core.errors import RunError
 from jobs.measure.metrics import GENERATED
 from jobs.measure.records import Target
+from jobs.measure.wire import Connections
 
 PATIENCE_S = 20.0
 
@@ -158,8 +158,9 @@ async def test_a_service_that_nobody_uses_ends_and_its_own_probes_are_no_use() -
     [("1", "data-parallel rank 1 answered no one-token request"), ("01", "not every data-parallel rank answered a")],
 )
 async def test_the_engine_whose_first_token_does_not_come_is_named(still: str, words: str) -> None:
-    async with serving() as (api, url), sessions(Target(url, "m"), 5.0, {}) as opened:
+    async with serving() as (api, url):
         api.still |= set(still)
+        opened = Connections.to(Target(url, "m"))
         with pytest.raises(RunError, match=words) as caught:
             await probe_all(opened, settings(first_token_s=0.3), Target(url, "m"))
         assert caught.value.key == "limits.first_token_s"

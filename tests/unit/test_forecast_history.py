@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from core_help import change, composer, config
 
-from jobs.allocation import walltime
+from jobs.allocation.service import service_seconds
 from jobs.core.config import Config
 from jobs.core.log import read_all
 from jobs.core.rundir import Root, SweepDir
@@ -146,7 +146,7 @@ def test_the_longest_of_the_last_runs_is_what_a_plan_counts_with(tmp_path: Path)
     assert made.services[0].seconds == pytest.approx(duration.measure_seconds(R1) + 104 + 7.5)
     assert "load from past runs of this model and layout" in show.plan_text(made)
     # The allocation itself counts with it too, where this very service never ran.
-    needed = walltime.service_seconds(SweepDir(tmp_path / "b"), "0123456789", R1, None)
+    needed = service_seconds(SweepDir(tmp_path / "b"), "0123456789", R1, None)
     assert needed == pytest.approx(104 + duration.point_seconds(R1))
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pydantic import TypeAdapter
 
 from containers import apptainer, store
 from jobs.allocation.node import fingerprint
@@ -120,7 +119,7 @@ def test_a_form_is_checked_and_the_place_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text('{"a": [1, "b"]}')
     with pytest.raises(RunError, match=r"it has another form: a\.1: "):
-        foreign.load_form(path, TypeAdapter(dict[str, list[int]]))
+        foreign.load_form(path, dict[str, list[int]])
 
 
 def prompt_readers(path: Path) -> tuple[Callable[[], object], ...]:

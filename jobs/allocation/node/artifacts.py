@@ -30,10 +30,7 @@ COPIED = "/tmp/serving-sweep-plogs"
 def plog_variables(config: Config, folder: RankDir, inherited: Mapping[str, str]) -> dict[str, str]:
     """Return what sends plogs to the rank's directory; nothing where the user has said where they go.
 
-    Args:
-        config: of the service; `engine.env.ASCEND_PROCESS_LOG_PATH=null` leaves them where CANN puts them.
-        folder: of the rank.
-        inherited: environment of this task, which an engine on the node itself gets too.
+    `engine.env.ASCEND_PROCESS_LOG_PATH=null` leaves them where CANN puts them.
     """
     inside = in_container(config)
     said = {*config.engine.env, *(() if inside else inherited)}

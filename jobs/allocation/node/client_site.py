@@ -53,12 +53,7 @@ def of(engine: Engine, point: Config, inherited: Mapping[str, str]) -> clients.C
 
 @dataclass(frozen=True)
 class NodeSite:
-    """This node, for a client without a container.
-
-    Args:
-        inherited: the environment of the client, without the variables that belong to the engine.
-        source: shell files that are sourced first.
-    """
+    """This node, for a client without a container; of the environment the engine's own variables are taken out."""
 
     inherited: Mapping[str, str]
     source: tuple[str, ...] = ()

@@ -130,11 +130,7 @@ def check_submission(config: Config) -> None:
 def wanted(config: Config, rank: int, points: Iterable[Config] = (), words: Words = UNKNOWN) -> Spec:
     """Return the container as asked for, before any node has been looked at.
 
-    Args:
-        config: of the service.
-        rank: whose container it is; in that of rank 0 external clients may run.
-        points: all points of the service; without any, `config` is the one.
-        words: in names and paths.
+    In that of rank 0 external clients of the service's `points` may run; without any, `config` is the one.
     """
     container = config.container
     assert container.image is not None

@@ -95,10 +95,7 @@ class Engine:
         return RankContainer(self.config, self.place.rank, self.tag, inherited, tuple(self._points))
 
     async def start(self, inherited: Mapping[str, str]) -> None:
-        """Write the intended command and start it.
-
-        Args:
-            inherited: environment of this task; launcher variables are taken out.
+        """Write the intended command and start it, without this task's launcher variables (`inherited`).
 
         Raises:
             RunError: the checkpoint, the program or the container's runtime is not on this node.
@@ -222,8 +219,7 @@ class Engine:
     async def stop(self, grace_s: float | None = None) -> list[str]:
         """End the engine and clean up after it. Returns what was left behind.
 
-        Args:
-            grace_s: seconds from SIGTERM to SIGKILL; None: `limits.stop_s`.
+        `grace_s`: seconds from SIGTERM to SIGKILL; None: `limits.stop_s`.
         """
         if self._process is None:
             return await aside(self._discard) if self._discard else []

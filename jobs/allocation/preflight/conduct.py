@@ -25,13 +25,9 @@ CLOCK_ROUNDS = 5
 
 @dataclass(frozen=True)
 class Result:
-    """What the checks of an allocation came to.
+    """What the checks of an allocation came to, in the order of the catalogue; `facts` are of all ranks that answered.
 
-    Attributes:
-        findings: in the order of the catalogue.
-        facts: of all ranks that answered.
-        seconds: how long it took.
-        broken: why the checks could not be finished: a rank did not answer. None: they were.
+    `broken`: why the checks could not be finished: a rank did not answer. None: they were.
     """
 
     findings: tuple[Finding, ...]

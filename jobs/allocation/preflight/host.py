@@ -15,14 +15,10 @@ HUGEPAGES_SHARE = 0.1
 
 
 def judge(facts: Sequence[Facts], settings: Preflight, *, npus: bool, on_loopback: bool) -> list[Finding]:
-    """Return what is right and wrong with the nodes.
+    """Return what is right and wrong with the nodes; `facts` are of all ranks, rank 0 first.
 
-    Args:
-        facts: of all ranks, rank 0 first.
-        settings: the limits.
-        npus: a large model is served: too little memory or disk is a failure. Else it is a warning: tiny models need
-            little.
-        on_loopback: all ranks are on one host: there is nothing to compare.
+    With `npus` a large model is served, and too little memory or disk is a failure. Else it is a warning: tiny models
+    need little. On loopback there is nothing to compare.
     """
     severity: State = "fail" if npus else "warn"
     found: list[Finding] = []

@@ -34,15 +34,11 @@ LATE = 0.85
 
 @dataclass(frozen=True)
 class StationContext:
-    """Where a station stands.
+    """Where a station stands: its rank and peers, and the name, address and prefix length (bits) of its interface.
 
     Attributes:
-        task: this rank and its peers.
-        interface: name, address and prefix length (bits) of the interface that this rank uses.
         interface_problem: why the interface of the config cannot be used here.
-        ports: of the engine.
         results: results.root, as far as it is known.
-        inherited: environment of this task.
         ascend, dev: where the driver and the device files are.
     """
 

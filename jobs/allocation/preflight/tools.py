@@ -38,14 +38,10 @@ DEVICES = ("davinci_manager", "devmm_svm", "hisi_hdc")
 
 @dataclass(frozen=True)
 class Tools:
-    """The tools of this node.
+    """The tools of this node, by this task's PATH.
 
-    Attributes:
-        path: PATH of this task.
-        deadline: on the monotonic clock; nothing is asked after it.
-        stopped: set when this rank ends: nothing more is asked.
-        ascend: where driver, firmware and CANN are installed.
-        dev: directory of the device files.
+    `deadline` is on the monotonic clock: nothing is asked after it, nor once `stopped` is set, when this rank ends.
+    `ascend` has driver, firmware and CANN, `dev` the device files.
     """
 
     path: str
@@ -55,12 +51,9 @@ class Tools:
     dev: Path = Path("/dev")
 
     def npus(self, count: int, sources: Iterable[str], *, fabric: bool) -> Npus:
-        """Return what the tools say of the NPUs.
+        """Return what the tools say of the NPUs, of which the node should have `count`, and of their fabric.
 
-        Args:
-            count: NPUs that the node should have.
-            sources: shell files that the engine sources: CANN lies beside them.
-            fabric: ask hccn_tool as well.
+        `sources` are the shell files that the engine sources: CANN lies beside them.
         """
         info, problem = self._smi()
         driver = version_in(self.ascend / "driver/version.info") or (info.version if info else None)
@@ -126,12 +119,7 @@ class Tools:
         return NpuPort(index, link, health, hccn.parse_tls(texts["-tls"]), address, netmask)
 
     def pings(self, rank: int, wanted: Sequence[tuple[int, str, int, int]]) -> list[Ping]:
-        """Ping NPUs of other ranks, until the deadline.
-
-        Args:
-            rank: this rank.
-            wanted: own device, address, rank and device of the peer.
-        """
+        """Ping NPUs of other ranks, until the deadline. `wanted`: own device, address, rank and device of the peer."""
         return [self._ping(rank, *one) for one in wanted]
 
     def _ping(self, rank: int, device: int, address: str, peer: int, peer_device: int) -> Ping:

@@ -43,9 +43,7 @@ GUIDE = {
 def read(engine_env: Mapping[str, str], root: Path = Path("/")) -> dict[str, str]:
     """Return the settings of this node as text; what it does not tell is left out.
 
-    Args:
-        engine_env: the engine's whole environment: its allocator comes with LD_PRELOAD.
-        root: where /proc and /sys are.
+    `engine_env` is the engine's whole environment: its allocator comes with LD_PRELOAD.
     """
     found = {"allocator": allocator(engine_env.get("LD_PRELOAD", "")), "cpus": _ranges(os.sched_getaffinity(0))}
     governors = Counter(text for path in root.glob(GOVERNORS.lstrip("/")) if (text := content_of(path)))
@@ -63,10 +61,7 @@ def read(engine_env: Mapping[str, str], root: Path = Path("/")) -> dict[str, str
 def judge(facts: Sequence[Facts], *, npus: bool, on_loopback: bool) -> list[Finding]:
     """Return where a node differs from the guide, with the command that mends it, and where nodes differ.
 
-    Args:
-        facts: of all ranks, rank 0 first.
-        npus: NPUs are used; the guide is for them.
-        on_loopback: all ranks are on one host.
+    The guide is for NPUs. `facts` are of all ranks, rank 0 first; on loopback all are on one host.
     """
     found: list[Finding] = []
     nodes = facts[:1] if on_loopback else facts

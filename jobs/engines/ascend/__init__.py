@@ -202,9 +202,7 @@ def release(name: str) -> Release:
 def utilization(name: str, asked: float | None = None) -> float:
     """Return the share of an NPU that an engine takes: `asked`, or vLLM's own default, which differs by release.
 
-    Args:
-        name: of a release; where it is not described here (the CPU build's), the newest one stands for it.
-        asked: `parallel.gpu_memory_utilization`.
+    For a release that is not described here (the CPU build's) the newest one stands.
     """
     if asked is not None:
         return asked
@@ -232,10 +230,8 @@ def is_json_mapping(text: str) -> bool:
 def mapping_of(flags: Mapping[str, Any], flag: str) -> Mapping[str, Any]:
     """Return what a flag that takes a mapping says: a mapping, its JSON, or `FLAG.name` and `FLAG.section.name`.
 
-    vLLM's argument parser appends what the dotted ones say together, so that it holds alone.
-
-    Args:
-        flags: by name, with dashes or underscores as `flag` has them.
+    vLLM's argument parser appends what the dotted ones say together, so that it holds alone. The names of `flags` have
+    dashes or underscores as `flag` has them.
     """
     dotted: dict[str, Any] = {}
     for name, value in flags.items():

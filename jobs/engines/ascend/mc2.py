@@ -29,9 +29,8 @@ _EAGER = ("0", "NONE")
 def mc2_capacity(config: Config, release: str) -> int | None:
     """Return the tokens of one step up to which MC2 is used; None: `parallel.max_num_seqs` is not given.
 
-    Args:
-        config: its graph sizes are those that the caller or a preset gave, if any.
-        release: of vllm-ascend. 0.9.1 has no capacity: its largest decode step stands for it.
+    The config's graph sizes are those that the caller or a preset gave, if any. 0.9.1 has no capacity: its largest
+    decode step stands for it.
     """
     step, at, tp = decode_tokens(config), version(release), config.parallel.tensor_parallel_size
     batched, eager = config.parallel.max_num_batched_tokens, _eager(config)
@@ -53,12 +52,9 @@ def decode_tokens(config: Config) -> int | None:
 
 
 def mc2_buffer_mb(arch: Architecture, *, tp: int, ep: int, tokens: int) -> int:
-    """Return the HCCL_BUFFSIZE in MB that MC2's dispatch and combine need.
+    """Return the HCCL_BUFFSIZE in MB that MC2's dispatch and combine need for so many `tokens` (`mc2_capacity`).
 
     The formula is that of the A3 tiling (vllm-ascend issue 5287); A2's is not published.
-
-    Args:
-        tokens: `mc2_capacity`.
     """
     share = _round_up(tokens, tp) // tp
     experts, width = -(-arch.experts // ep), 2 * arch.hidden
@@ -69,12 +65,10 @@ def mc2_buffer_mb(arch: Architecture, *, tp: int, ep: int, tokens: int) -> int:
 
 
 def hierarchical_buffer_mb(arch: Architecture, tokens: int) -> int:
-    """Return the HCCL_BUFFSIZE in MB that hierarchical dispatch and combine need.
+    """Return the HCCL_BUFFSIZE in MB that hierarchical dispatch and combine need for so many tokens of a step and NPU.
 
-    The formula is that of A3's tiling (CANN, moe_distribute_combine_v2_tiling.cpp, as its own error line writes it).
-
-    Args:
-        tokens: of one step, of one NPU (its `maxBs`).
+    The formula is that of A3's tiling (CANN, moe_distribute_combine_v2_tiling.cpp, as its own error line writes it,
+    where they are `maxBs`).
     """
     token = 2 * arch.hidden + 4 * (3 * (arch.experts_per_token + 7) // 8 * 8) + 64
     return -(-(arch.experts * tokens * token + 404 * 2**20) // 2**20)

@@ -66,16 +66,10 @@ DEFAULT = Allowance()
 
 
 def hccl(layout: Layout, *, moe: bool, release: str, buffsize: int = DEFAULT_BUFFSIZE) -> tuple[Term, ...]:
-    """Return the HCCL buffers of one NPU: twice the buffer size for each communicator.
+    """Return the HCCL buffers of one NPU: twice `buffsize` (MB) for each communicator; a group of one NPU has none.
 
     0.9.1 uses HCCL_BUFFSIZE for every group. From 0.11 on only the group of fused MoE dispatch (mc2) does; the
     data-parallel group has 50 MB, the others 200 MB (vllm-ascend, utils.py, `get_hccl_config_for_pg_options`).
-
-    Args:
-        layout: which groups there are; a group of one NPU has no communicator.
-        moe: the model has experts.
-        release: of vllm-ascend.
-        buffsize: HCCL_BUFFSIZE, MB.
     """
     experts = layout.npus if moe and layout.expert_parallel else 1
     sizes = {"tp": layout.tp, "dp": layout.dp, "ep": experts, "mc2": experts, "dcp": layout.dcp, "pcp": layout.pcp}
@@ -270,12 +264,10 @@ def predict_config(
     device_gib: float | None = None,
     allowance: Allowance | None = None,
 ) -> Prediction:
-    """Return what fits on an NPU with the settings of one point.
+    """Return what fits on an NPU of `device_gib` with the settings of one point.
 
     Args:
-        config: model, parallel, hccl and engine sections are used.
         arch: the model; by default `model.path`/config.json, else the packaged one of `model.name`.
-        device_gib: memory of an NPU, GiB; None: that of the default.
         allowance: None: the default, or that of the log of an earlier run of this release and layout.
 
     Raises:

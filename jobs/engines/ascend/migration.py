@@ -128,9 +128,8 @@ class Draft:
 def migrate(config: Config, explicit: Iterable[str] = ()) -> tuple[Config, tuple[Change, ...]]:
     """Return the config for its engine.release, and what that changed against the config as written.
 
-    Args:
-        config: `engine.written_for` names the release that its settings were written for; null: they stay.
-        explicit: keys that the caller set himself; they are never changed.
+    `engine.written_for` names the release that its settings were written for; null: they stay. The keys that the caller
+    set himself (`explicit`) are never changed.
     """
     written, wanted = config.engine.written_for, config.engine.release
     if written is None or written == wanted or not engine_of(config).traits.released:
@@ -147,9 +146,7 @@ def migrate(config: Config, explicit: Iterable[str] = ()) -> tuple[Config, tuple
 def defaults(config: Config, given: Iterable[str]) -> tuple[Change, ...]:
     """Return what the config leaves to the engine and what the engine now decides differently.
 
-    Args:
-        config: as written.
-        given: names of the flags, variables and keys of additional_config that its new form sets.
+    `given`: names of the flags, variables and keys of additional_config that its new form sets.
     """
     written, wanted = config.engine.written_for, config.engine.release
     if written is None or written == wanted or not {written, wanted} <= set(releases()):

@@ -218,9 +218,7 @@ def _width(attention: Latent | Grouped, tp: int) -> int:
 def state_bytes(arch: Architecture, *, tp: int, drafts: int = 0) -> float:
     """Return the bytes of linear attention's state of one sequence on one NPU, whatever its length.
 
-    Args:
-        drafts: tokens that are drafted for a step.
-
+    `drafts`: tokens that are drafted for a step.
     Source: vllm 0.32, MambaStateShapeCalculator.kda_state_shape: the convolution's window of q, k and v in 16 bits, and
     a square matrix a head in 32 bits.
     """

@@ -135,11 +135,9 @@ def from_hf_config(config: Mapping[str, Any]) -> Architecture:
 
 
 def load(name: str, path: Path) -> Architecture:
-    """Return the architecture of the checkpoint in `path`, else the packaged one of that name.
+    """Return the architecture of the checkpoint in `path`, else the packaged one of that name (`model.name`).
 
-    Args:
-        name: `model.name`, the name of a file in jobs/engines/checkpoint/models.
-        path: `model.path`; it need not exist here, for the nodes may see more than the login node.
+    The path need not exist here, for the nodes may see more than the login node.
 
     Raises:
         ConfigError: there is neither, or the file is not a `config.json` of a known form.

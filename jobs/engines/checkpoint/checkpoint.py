@@ -142,11 +142,8 @@ Placed = dict[str, list[str]]
 def placement(name: str, index: Mapping[str, Any], wrong: Finding | None) -> tuple[Placed, Finding | None]:
     """Return the tensors of each weight file as an index places them, or none and what is wrong with the index.
 
-    The names become paths, of which a copy that is not right is removed: only plain names pass.
-
-    Args:
-        name: of the index.
-        index, wrong: what `read_object` says of it.
+    The names become paths, of which a copy that is not right is removed: only plain names pass. `index` and `wrong` are
+    what `read_object` says of it.
     """
     mapping = index.get("weight_map")
     if wrong or not isinstance(mapping, dict) or not mapping:

@@ -76,10 +76,9 @@ def copy_files(
     progress: Progress = lambda _: None,
     private: bool = False,
 ) -> Copied:
-    """Copy files; what was copied before is kept.
+    """Copy files from one directory to another, which is made; what was copied before is kept.
 
     Args:
-        source, target: directories; the target's is made.
         sizes: names relative to `source`, and their bytes.
         parallel: files at a time. One stream seldom fills a shared file system's bandwidth.
         progress: told how far it is, by any thread, one at a time.

@@ -34,18 +34,14 @@ def fetch(
     parallel: int = PARALLEL, progress: Progress = lambda _: None, waiting: Callable[[str], None] = lambda _: None,
     run: Run = process.attend,
 ) -> None:  # fmt: skip
-    """Fetch a checkpoint into a directory; what was fetched before is kept.
+    """Fetch a checkpoint into a directory, which is made; what was fetched before is kept.
 
     Args:
         origin: `modelscope`, the directory of a mirror, or its http(s) base URL, which the user gives.
-        name: the model's name at ModelScope; for origin=modelscope only.
-        target: where it goes; made where it is missing.
-        client: the `modelscope` program, by name or path.
-        revision: branch or tag at ModelScope.
+        name, revision: at ModelScope; for origin=modelscope only.
+        client: the `modelscope` program, by name or path; it shows its own progress.
         parallel: files at a time.
-        progress: told how far it is; the client shows its own.
         waiting: called once where another process fetches into the same directory, with who that is.
-        run: how the client is run.
 
     Raises:
         RunError: it cannot be fetched; the same command again resumes.

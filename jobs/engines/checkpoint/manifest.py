@@ -92,15 +92,12 @@ def make_manifest(
     like: Manifest | None = None,
     progress: Progress = lambda _: None,
 ) -> tuple[Manifest, list[Finding]]:
-    """Describe a checkpoint.
+    """Describe the checkpoint in `path`.
 
     Args:
-        path: its directory.
         sampled: weight files of which blocks are hashed, chosen by `seed`.
         whole: hash every weight file as a whole instead (hours for DeepSeek-R1 on a slow file system).
-        seed: choice of files and blocks.
         like: take the blocks that this manifest took, and its seed.
-        progress: told what was read.
 
     Returns:
         the manifest, and the files that cannot be read or that hold nothing but zeros where they were looked at: a

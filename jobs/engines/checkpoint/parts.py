@@ -67,17 +67,13 @@ class Stage:
 
 
 def stages(layers: int, count: int, partition: str | None = None) -> tuple[Stage, ...]:
-    """Return the pipeline stages of a model.
+    """Return the pipeline stages of a model with so many layers.
 
-    Args:
-        layers: of the model.
-        count: of stages.
-        partition: layers of each stage, as "31,30" (VLLM_PP_LAYER_PARTITION); None: as even as can be, and what is
-            left over goes to the last stages but one.
+    `partition`: layers of each stage, as "31,30" (VLLM_PP_LAYER_PARTITION); None: as even as can be, and what is left
+    over goes to the last stages but one.
 
     Raises:
         ValueError: the partition is none of these layers.
-
     Source: vllm, distributed/utils.py, get_pp_indices (0.9.1 to 0.32).
     """
     sizes = [layers // count] * count

@@ -73,14 +73,11 @@ def stage(
     progress: Progress = lambda _: None,
     waiting: Callable[[str], None] = lambda _: None,
 ) -> Staged:
-    """Copy a checkpoint below `root`, unless that has been done.
+    """Copy a checkpoint below `root`, a directory on the node's own disk, which is made, unless that has been done.
 
     Args:
-        source: the checkpoint on the shared file system.
-        root: directory on the node's own disk; made where it is missing.
         parallel: files that are copied at a time.
         weights: whether the checkpoint holds weights that are to be checked.
-        progress: told how far the copy is.
         waiting: called once where another process of this node stages the same, with who that is.
 
     Raises:
@@ -169,16 +166,14 @@ def _advice(target: Path) -> str:
 
 @dataclass(frozen=True)
 class StageOrder:
-    """What is to be done before the engine starts.
+    """What is to be done before the engine starts, and the file for the answer.
 
     Attributes:
-        source: the checkpoint.
         stage_to: directory of this node that it is copied into; None: it is served from where it is.
         check: whether its sizes are compared with its index.
         sampled: how many shards are read and hashed in part as well.
         quantized: what its weights shall be: W8A8, W4A8 or empty.
         weights: whether there are any; else only what describes the model.
-        result: file for the answer.
     """
 
     source: str

@@ -98,14 +98,10 @@ def verify(
     against: Manifest | None = None,
     progress: Progress = lambda _: None,
 ) -> Report:
-    """Verify a checkpoint.
+    """Verify a checkpoint; `sampled`, `whole` and `seed` as `make_manifest` has them.
 
-    Args:
-        path: its directory.
-        expected: what it shall be.
-        sampled, whole, seed: see `make_manifest`.
-        against: a manifest that it must agree with, for example the other node's.
-        progress: told the bytes that were read for hashes.
+    `against` is a manifest that it must agree with, for example the other node's; `progress` is told the bytes that
+    were read for hashes.
     """
     if (there := is_there(path)) is None or not path.is_dir():
         lacks = Finding(str(path), "there is no such directory", "Fetch the checkpoint, or set model.path.")
@@ -171,7 +167,6 @@ def check_sizes(path: Path, *, weights: bool, quantized: str = "", sampled: int 
     """Check quickly, as every rank does before its engine starts: config.json, every shard's size, and its dtypes.
 
     Args:
-        path: the checkpoint.
         weights: False where none are loaded (model.load_format=dummy): then only config.json counts.
         quantized: what the weights shall be (`model.quantized`); the headers that are read anyway say so.
         sampled: weight files of which blocks are hashed, for two ranks to compare.

@@ -58,10 +58,7 @@ def kv_blocks(settings: Settings) -> int:
 async def load_engine(rank: int, settings: Settings, player: Player, emit: Callable[[Output], None]) -> EngineCore:
     """Return the engine of one data-parallel rank, loaded and not yet running; EngineFailed where it does not start.
 
-    Args:
-        rank: its number in the service.
-        player: its log is that of the process; the engine's own lines get its name.
-        emit: gets the engine's output.
+    The player's log is that of the process; the engine's own lines get its name. `emit` gets the engine's output.
     """
     layout, length, size = settings.layout, settings.max_model_len, settings.block
     spec, log = settings.spec, player.log
@@ -97,11 +94,7 @@ def drafting_of(settings: Settings, rank: int) -> Drafting | None:
 
 
 async def load_weights(rank: int, settings: Settings, player: Player, log: Log) -> None:
-    """Say what the workers of one data-parallel rank say while they meet and load, on one node.
-
-    Args:
-        rank: its number in the service.
-    """
+    """Say what the workers of one data-parallel rank of the service say while they meet and load, on one node."""
     where, spec = settings.layout, settings.spec
     first = rank * where.tp * where.pp + settings.node * settings.workers
     stage, expert = first // where.tp % where.pp, first if where.expert_parallel else 0
@@ -128,10 +121,9 @@ async def load_weights(rank: int, settings: Settings, player: Player, log: Log) 
 
 
 class Output(NamedTuple):
-    """What one step gave, as it goes to the front end.
+    """What one step of a data-parallel rank gave, as it goes to the front end.
 
     Attributes:
-        rank: data-parallel rank.
         tokens: keys of the requests that got a token, once for each.
         finished: key and finish reason of those that are complete.
         failed: keys of those that failed, and why.

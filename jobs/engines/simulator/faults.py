@@ -32,10 +32,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 
 from jobs.core.errors import ConfigError
 from jobs.core.fields import Count, NotNegative, Positive, Section, Text, Whole, one_of
+from jobs.core.foreign import form_of
 from jobs.engines.simulator.log import Log
 
 KINDS: Mapping[str, tuple[str, ...]] = {
@@ -76,14 +77,13 @@ class Fault(Section):
     tokens: Count | None = None
 
 
-_ADAPTER = TypeAdapter(Fault)
 Checked = TypeVar("Checked")
 
 
-def checked(adapter: TypeAdapter[Checked], values: Any, whose: str, remedy: str) -> Checked:
+def checked(kind: type[Checked], values: Any, whose: str, remedy: str) -> Checked:
     """Return values of the right types; ConfigError names the first key that is wrong, behind `whose`."""
     try:
-        return adapter.validate_python(values)
+        return form_of(kind).validate_python(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = whose + ".".join(str(part) for part in first["loc"])
@@ -100,7 +100,7 @@ def parse_faults(items: Iterable[Mapping[str, Any]]) -> tuple[Fault, ...]:
 
 
 def _parse(key: str, item: Mapping[str, Any]) -> Fault:
-    fault = checked(_ADAPTER, dict(item), f"{key}.", "See jobs/engines/simulator/faults.py.")
+    fault = checked(Fault, dict(item), f"{key}.", "See jobs/engines/simulator/faults.py.")
     own = KINDS[fault.kind]
     for name in ("code", "factor", "text", "mb_s", "tokens"):
         value = getattr(fault, name)

@@ -103,14 +103,9 @@ class Frontend:
         self._known = [[0, 0] for _ in backends]
 
     def submit(self, answer: answers.Answer, pinned: int | None) -> int:
-        """Send a request to an engine.
+        """Send a request to an engine, and its tokens to `answer`. Returns the key for `cancel`.
 
-        Args:
-            answer: gets the tokens; it has what is asked for.
-            pinned: data-parallel rank that must serve it; None: the least loaded one.
-
-        Returns:
-            The key for `cancel`.
+        `pinned`: data-parallel rank that must serve it; None: the least loaded one.
         """
         engine = self._least_loaded() if pinned is None else pinned
         key, order = next(self._keys), answer.order

@@ -102,10 +102,8 @@ class Scheduler:
     """The queue, the running sequences and the KV cache of one data-parallel rank.
 
     Args:
-        blocks: KV cache blocks in all.
-        block_size: tokens of a block.
-        max_tokens: of one step.
-        max_seqs: of one step.
+        blocks, block_size: KV cache blocks in all; tokens of one.
+        max_tokens, max_seqs: of one step.
         chunked: a prompt may be cut over several steps.
         drafting: speculative decoding; None: it is off.
     """
@@ -170,8 +168,7 @@ class Scheduler:
     def commit(self, batch: Batch) -> tuple[list[int], list[Request]]:
         """Carry a step out.
 
-        Returns:
-            The keys of the requests that got a token, once for each, and the requests that are now complete.
+        Returns the keys of the requests that got a token, once for each, and the requests that are now complete.
         """
         got: list[int] = []
         done: list[Request] = []

@@ -16,7 +16,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
 from yaml import YAMLError
 
 from jobs.core.config import Config
@@ -106,10 +105,8 @@ def _add(parser: argparse.ArgumentParser, name: str, flag: Flag) -> None:
 class CommandLine:
     """A command line that was accepted.
 
-    Attributes:
-        args: all values.
-        changed: those that differ from their defaults (vLLM logs them as "non-default args").
-        deprecated: names of the flags given that vLLM warns about.
+    `changed`: values that differ from their defaults (vLLM logs them as "non-default args"). `deprecated`: names of the
+    flags given that vLLM warns about.
     """
 
     args: argparse.Namespace
@@ -179,7 +176,7 @@ def hardware(name: str = DEFAULT) -> Hardware:
     except (OSError, ValueError, YAMLError, RecursionError) as wrong:
         reason = f"no hardware file: {wrong}"
         raise ConfigError(_KEY, name, reason, f"Valid: {valid}, or the path of a YAML file.") from None
-    return checked(_HARDWARE, values, f"{_KEY}={name} ", f"See {_FILES / DEFAULT}.yaml.")
+    return checked(Hardware, values, f"{_KEY}={name} ", f"See {_FILES / DEFAULT}.yaml.")
 
 
 @dataclass(frozen=True)
@@ -210,9 +207,6 @@ class RehearsalSpec(Section):
     half_length: NotNegative = 0.0
     draft_cost: NotNegative = 0.05
     sizes: Sizes | None = None
-
-
-_HARDWARE, _SPEC = TypeAdapter(Hardware), TypeAdapter(RehearsalSpec)
 
 
 def spec_json(config: Config, rank: int) -> str:
@@ -249,7 +243,7 @@ def read_spec(text: str | None) -> RehearsalSpec:
         values = json.loads(text or "{}")
     except json.JSONDecodeError as wrong:
         raise ConfigError(VARIABLE, str(text)[:80], f"no JSON: {wrong}", "The tool writes it.") from None
-    spec = checked(_SPEC, values, f"{VARIABLE} ", "The tool writes it.")
+    spec = checked(RehearsalSpec, values, f"{VARIABLE} ", "The tool writes it.")
     parse_faults(spec.faults)
     return spec
 

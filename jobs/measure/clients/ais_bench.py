@@ -79,14 +79,10 @@ class AisBench(BenchClient):
 
 
 def config_text(config: Config, target: Target, requests: int, prompts: Path | None = None) -> str:
-    """Return the config file: Python, since AISBench takes no other form.
+    """Return the config file: Python, since AISBench takes no other form. The service's key stands in it.
 
-    Args:
-        config: of the point.
-        target: the service; its key stands in the file.
-        requests: how many are sent.
-        prompts: file of the random prompts. None: its "tokenid" generator makes them, longer than asked; the "string"
-            one repeats one word, so that every prompt is the same and its length is in words.
+    Without a file of random `prompts` its "tokenid" generator makes them, longer than asked; the "string" one repeats
+    one word, so that every prompt is the same and its length is in words.
     """
     bench = config.bench
     sharegpt = bench.workload == "sharegpt"

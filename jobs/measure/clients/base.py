@@ -99,13 +99,9 @@ def runs_inside(config: Config) -> bool:
 
 
 def check_node(config: Config, path: str | None) -> None:
-    """Raise RunError where a point's client is to run on this node and is not there: an engine start takes long.
+    """Raise RunError where a point's client is to run on this node and is not in PATH: an engine start takes long.
 
     One that runs in the engine's container is looked for in there, before the engine starts.
-
-    Args:
-        config: of the point.
-        path: PATH of the client.
     """
     bench = config.bench
     if not bench.is_external or runs_inside(config):

@@ -29,8 +29,7 @@ AT_ONCE = 32
 async def write(config: Config, target: Target, path: Path, count: int) -> bool:
     """Write `count` prompts, one JSON object a line: `question`, `max_tokens` and an `answer` that nobody reads.
 
-    Returns:
-        Whether the service has a tokenizer to ask (vLLM's /tokenize and /detokenize); else nothing is written.
+    Returns whether the service has a tokenizer to ask (vLLM's /tokenize and /detokenize); else nothing is written.
     """
     bench = config.bench
     low, high = config.model.shape.token_ids

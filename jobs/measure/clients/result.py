@@ -18,9 +18,7 @@ class Result:
     """One run of a client.
 
     Args:
-        requested: requests that it was told to send.
-        completed: answers that it calls whole.
-        failed: requests that it calls failed.
+        requested, completed, failed: requests that it was told to send, that it calls whole, that it calls failed.
         seconds: first request to last answer, s.
         output_tokens: tokens that it counted in all answers.
         output_lengths: tokens of each answer; empty: the client does not tell.

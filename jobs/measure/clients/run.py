@@ -49,13 +49,9 @@ class External:
 
 @dataclass(frozen=True)
 class ExternalRun:
-    """The external client of one point, to be run once.
+    """The external client of one point, to be run once at its site; the config's model path is the one that it sees.
 
-    Args:
-        config: of the point; the model's path is the one that the client sees.
-        site: where it runs.
-        folder: takes log and results; what an earlier attempt left in it is removed.
-        tag: of its processes.
+    `folder` takes log and results; what an earlier attempt left in it is removed. `tag` is that of its processes.
     """
 
     config: Config
@@ -66,13 +62,9 @@ class ExternalRun:
     async def once(
         self, target: Target, seed_offset: int, stop: asyncio.Event, on_phase: Callable[[str], None]
     ) -> External:
-        """Run the client.
+        """Run the client with prompts that are others than those of other offsets; `stop` ends it, once set.
 
-        Args:
-            target: the service, ready.
-            seed_offset: the prompts are others than those of other offsets.
-            stop: once set, the client is ended.
-            on_phase: told "measuring" when it begins.
+        `on_phase` is told "measuring" when it begins.
         """
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, mode=0o700)

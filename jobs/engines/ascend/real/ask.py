@@ -53,11 +53,7 @@ class Answer:
 
 
 def cases(config: Config, model: Path) -> tuple[Case, ...]:
-    """Return what the ranks of a point would run.
-
-    Args:
-        model: a folder that stands for the checkpoint, see `write_model`.
-    """
+    """Return what the ranks of a point would run; `model`: a folder in place of the checkpoint (`write_model`)."""
     engine = engine_of(config)
     found = []
     for place in planned(config):

@@ -51,10 +51,7 @@ def engine_version(release: str) -> str:
 
 
 def obtain(release: str, folder: Path | None = None) -> Path:
-    """Return the folder with the packages of a release, downloaded if they are not there yet.
-
-    Args:
-        folder: that it is kept in; None: `.engines/ascend`.
+    """Return the folder with the packages of a release, downloaded if they are not there yet; None: `.engines/ascend`.
 
     Raises:
         RunError: the index cannot be reached, or does not have them.

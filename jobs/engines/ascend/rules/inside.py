@@ -36,9 +36,7 @@ _WANTED = {
 def type_problem(kind: Kind, value: Any, ignore_case: bool = False, is_strict: bool = False) -> str | None:
     """Return what is wrong with a value by its kind, as pydantic's lax mode has it; None: nothing.
 
-    Args:
-        ignore_case: of the only values.
-        is_strict: a text is no number and no switch, as `isinstance` has it.
+    Strict: a text is no number and no switch, as `isinstance` has it.
     """
     if kind is None:
         return None
