@@ -11,7 +11,8 @@ Order of trust:
        own rank, or of the end of another rank. A line that only its level makes an error comes after all of them.
     4. A time-out blames a rank that has none. It decides only where nothing was wrong before it.
     5. An error without a time on another rank says nothing against our own report of who failed first.
-    6. An error that none knows is described by the place where it came up (places.yaml), where that is known.
+    6. An error that none knows is described by the place where it came up, the features that its frames name and the
+       kind of its exception (places.yaml), where they are known.
     7. What an engine says after it was told to stop is no failure.
     8. A line that only says that something failed gives way to one near it that says what; and who sets a container up
        or starts a task (pyxis, slurmstepd) says nothing of an engine's life.
@@ -32,7 +33,7 @@ from jobs.diagnose.diagnosis import Diagnosis, Evidence, RankLog
 from jobs.diagnose.endings import closed, lived_on, nothing, stopped
 from jobs.diagnose.events import Event, forms, read_events
 from jobs.diagnose.hits import Hit, clearly_later, hands_on, of_kind, speaker, what_counts
-from jobs.diagnose.places import fallback
+from jobs.diagnose.places import fallback, features, otherwise, place_of
 from jobs.diagnose.signatures import KINDS, Signature, candidates, families, meanings, of_code, position
 from jobs.diagnose.times import When, timeline
 
@@ -138,7 +139,7 @@ def _match(event: Event, rank: int | None, after_ready: bool) -> tuple[Signature
             continue
         if signature.place and not signature.place.search(event.frames):
             continue
-        if signature.early and event.frames and (place := fallback(event)) and place.phase in ("graph", "serve"):
+        if signature.early and event.frames and (place := place_of(event)) and place.phase in ("graph", "serve"):
             continue
         if match := signature.pattern.search(event.text) or signature.pattern.search(event.raw):
             best = signature, match
@@ -265,6 +266,8 @@ def _explain(winner: Hit, hits: Sequence[Hit], ranks: set[int | None]) -> Diagno
             cause="an error that no signature knows; its own words follow",
             remedy="Read the first error lines of each rank below, and the log around them.",
         )
+    by_frames = known.kind == "symptom" or known.within
+    hints = tuple(features(winner.event)) if by_frames else ()
     suspects: set[int] = set()
     if known.kind == "timeout":
         waiting = {hit.rank for hit in of_kind(hits, "timeout")}
@@ -276,7 +279,7 @@ def _explain(winner: Hit, hits: Sequence[Hit], ranks: set[int | None]) -> Diagno
         phase=known.phase,
         cause=winner.says(known.cause),
         remedy=winner.says(known.remedy),
-        causes=tuple(winner.says(one) for one in known.causes),
+        causes=tuple(dict.fromkeys((*hints, *(winner.says(one) for one in known.causes), *otherwise(known)))),
         source=known.source,
         retryable=known.retryable,
         suspects=tuple(sorted(suspects)),

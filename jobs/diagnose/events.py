@@ -38,13 +38,12 @@ _INSIDE = re.compile("|".join(form.replace("?P<level>", "?:") for form in forms(
 _SOON = 600
 """Characters within which such a header is looked for."""
 
-_CANN, _OPENS_CANN, _ADVICE, _FRAME, _EXCEPTION, _NATIVE, _PLAIN_ERROR, _PLAIN_WORDS, _WARNING, _IMPORTING = (
+_CANN, _OPENS_CANN, _ADVICE, _EXCEPTION, _NATIVE, _PLAIN_ERROR, _PLAIN_WORDS, _WARNING, _IMPORTING = (
     re.compile(forms()[name])
     for name in (
         "cann",
         "opens_cann",
         "advice",
-        "frame",
         "exception",
         "native",
         "plain_error",
@@ -53,6 +52,7 @@ _CANN, _OPENS_CANN, _ADVICE, _FRAME, _EXCEPTION, _NATIVE, _PLAIN_ERROR, _PLAIN_W
         "importing",
     )
 )
+_FRAME, _FOREIGN, _CLIENT = (re.compile(forms()[name]) for name in ("frame", "foreign", "client"))
 _CHAIN = "The above exception was the direct cause of the following"
 _DURING = "During handling of the above exception, another"
 _CARRIED = 4
@@ -92,8 +92,9 @@ class Event:
         exception: it is the last line of a traceback.
         inside: it continues a block of CANN, so that it may be the reason for what stands above it.
         chained: an exception that another one, before it, was turned into.
-        frames: of an exception, and of what CANN says below it, the `file:function` of the traceback, outermost first,
-            each followed by a space; those of AISBench begin with `ais_bench/`.
+        frames: of an exception, and of what CANN says below it, the `directory/file:function` of the traceback,
+            outermost first, each followed by a space; those of a client begin with its package.
+        place: of an exception, `file:line in function` of the innermost frame that is not Python's or PyTorch's.
         bare: it has no header that tells a level, and is no exception or crash: by its words alone it may be an error.
         wordless: an exception without a message of its own; that may stand below.
         during: the line of the exception that was being handled when this one came up.
@@ -112,6 +113,7 @@ class Event:
     inside: bool = False
     chained: bool = False
     frames: str = ""
+    place: str = ""
     bare: bool = False
     wordless: bool = False
     during: int | None = None
@@ -142,6 +144,7 @@ class _Channel:
     """What one process has open: a traceback, a block of CANN, a chain of exceptions, the words of one, an import."""
 
     frame: str | None = None
+    place: str = ""
     code_follows: bool = False
     cann: bool = False
     chained: bool = False
@@ -157,9 +160,24 @@ class _Channel:
         """Return the exception at the end of a traceback, with what is known of it."""
         during, self.handling, self.exception = self.handling, None, event.number
         chained, self.chained, self.frame, self.said = self.chained, False, None, True
-        self.last = self.where()
+        self.last, place = self.where(), self.place
+        self.begin()
+        return replace(event, chained=chained, frames=self.last, place=place, during=during)
+
+    def begin(self) -> None:
+        """Forget the frames of the traceback before."""
         self.frames.clear()
-        return replace(event, chained=chained, frames=self.last, during=during)
+        self.place = ""
+
+    def passes(self, frame: re.Match[str]) -> None:
+        """Take up one more frame of the open traceback, one further inside."""
+        self.frame = f"{frame['file']}:{frame['line']} in {frame['function']}"
+        path = frame["path"] or ""
+        client = _CLIENT.search(path)
+        folder = f"{client['client']}/" if client else path.rstrip("/").rpartition("/")[2] + "/" if path else ""
+        self.frames.append(f"{folder}{frame['file']}:{frame['function']} ")
+        if path and not _FOREIGN.search(path):
+            self.place = self.frame
 
     def where(self) -> str:
         """Return the innermost frames of the open traceback."""
@@ -256,7 +274,8 @@ def read_events(lines: Iterable[tuple[int, str]], times: Iterable[When]) -> Iter
     if channels and last[4].code_follows and (last[3].level or ERROR) >= ERROR:
         number, raw, when, line, channel = last
         words = f"a traceback stops here, before its Exception [{channel.frame}]" if channel.frame else raw.strip()
-        yield Event(number, raw, words, when, ERROR, line.process, rank=line.rank, frames=channel.where())
+        frames, place = channel.where(), channel.place
+        yield Event(number, raw, words, when, ERROR, line.process, rank=line.rank, frames=frames, place=place)
 
 
 def _parts(raw: str) -> Iterable[tuple[int, str]]:
@@ -269,8 +288,7 @@ def _event(number: int, raw: str, when: When, line: _Line, channel: _Channel) ->
     text = line.rest
     words = text.strip()
     if frame := _FRAME.match(text):
-        channel.frame = f"{frame['file']}:{frame['line']} in {frame['function']}"
-        channel.frames.append(f"{frame['package'] or ''}{frame['file']}:{frame['function']} ")
+        channel.passes(frame)
         channel.code_follows, channel.cann = True, False
         return None
     if channel.code_follows and text[:1] in (" ", "\t"):
@@ -279,7 +297,7 @@ def _event(number: int, raw: str, when: When, line: _Line, channel: _Channel) ->
     if not words.strip("^~- ") or words.startswith(("Traceback ", "raise ")):
         if words.startswith("Traceback "):
             channel.code_follows, channel.cann = True, False
-            channel.frames.clear()
+            channel.begin()
         return None
     if words.startswith((_CHAIN, _DURING)):
         channel.chained = words.startswith(_CHAIN)

@@ -20,10 +20,13 @@ _LONG = timedelta(minutes=5)
 
 _TELLING = ("cause", "symptom", "unknown")
 
-_WRAPPER, _TENTATIVE, _CLEANUP, _ENDED, _REQUEST, _SPEAKER, _AGAIN, _DIED, _CARRIED = (
+_WRAPPER, _TENTATIVE, _CLEANUP, _ENDED, _REQUEST, _SPEAKER, _AGAIN, _DIED, _CARRIED, _HANDED = (
     re.compile(forms()[name])
-    for name in ("wrapper", "tentative", "cleanup", "ended", "request", "speaker", "again", "died", "carried")
+    for name in ("wrapper", "tentative", "cleanup", "ended", "request", "speaker", "again", "died", "carried", "handed")
 )
+_WORDS = 60
+"""Characters by which the words of an exception are known again in those of another."""
+
 _ABOVE, _BELOW = 60, 20
 """Lines above and below one that only says that something failed, in which what it was may stand."""
 
@@ -178,9 +181,17 @@ def _not_handled(hits: Sequence[Hit]) -> list[Hit]:
         first = by_line.get((hit.log, hit.event.during or 0))
         if first is None or hit.kind not in _TELLING or _CLEANUP.search(hit.event.frames):
             continue
-        if _trust(hit) <= _trust(first) or _TENTATIVE.match(first.line):
+        if _repeats(hit.line, first.line):
+            gone.add((hit.log, hit.event.number))
+        elif _trust(hit) <= _trust(first) or _TENTATIVE.match(first.line):
             gone.add((first.log, first.event.number))
     return [hit for hit in hits if (hit.log, hit.event.number) not in gone]
+
+
+def _repeats(later: str, first: str) -> bool:
+    """Whether an exception says nothing but the words of the one that was being handled."""
+    handed, words = _HANDED.search(later), first.partition(":")[2].strip()
+    return handed is not None and (not handed["words"].strip() or words.startswith(handed["words"].strip()[:_WORDS]))
 
 
 def _trust(hit: Hit) -> int:
@@ -255,5 +266,11 @@ def _not_said_better(hits: Sequence[Hit]) -> list[Hit]:
 
 
 def _not_overcome(hits: Sequence[Hit]) -> list[Hit]:
-    overcome = {name for hit in hits if hit.signature for name in hit.signature.over}
-    return [hit for hit in hits if not (hit.signature and hit.signature.id in overcome)]
+    """Leave out what another explains, unless that was clearly later and on another rank."""
+    over = [(name, hit) for hit in hits if hit.signature for name in hit.signature.over]
+
+    def overcome(hit: Hit) -> bool:
+        by = [other for name, other in over if hit.signature and hit.signature.id == name]
+        return any(other.group == hit.group or not clearly_later(other, hit) for other in by)
+
+    return [hit for hit in hits if not overcome(hit)]

@@ -62,6 +62,7 @@ _JSON = (
 _NAMED_ABOVE = b"[type="
 """In a line of pydantic, which has the name of the field on the line before it."""
 
+_FRAME = b'", line '
 _NUMBERS = b"0123456789abcdef"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -145,7 +146,7 @@ class _Kept:
         for found, end in _hits(body):
             start = body.rfind(b"\n", 0, found) + 1
             line = body[start:end] if end - start < _LONGEST else _cut(body, start, found, end)
-            message = line[:_SAME].translate(None, _NUMBERS)
+            message = _message(line)
             seen = self._seen.get(message, 0)
             if seen >= _REPEATS:
                 repeated[message] = (start, line)
@@ -195,6 +196,12 @@ class _Numbers:
         self._number += self._body.count(b"\n", self._counted, start)
         self._counted = start
         return self._number
+
+
+def _message(line: bytes) -> bytes:
+    """Return what makes a line the same message as another: a frame of a traceback, only in one process."""
+    of = max(0, line.find(b")", line.find(b"pid=", 0, _SAME) + 1, _SAME)) if _FRAME in line else 0
+    return line[:of] + line[of:_SAME].translate(None, _NUMBERS)
 
 
 def _cut(body: bytes, start: int, found: int, end: int) -> bytes:

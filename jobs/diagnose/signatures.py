@@ -95,6 +95,7 @@ class Code(Section):
     says: Words
     do: str = ""
     kind: Kind | None = None
+    causes: tuple[Words, ...] = ()
 
 
 def _texts(codes: dict[object, object]) -> dict[str, object]:
@@ -137,7 +138,7 @@ class Family(Section):
         if found is None:
             return None
         found = Code(found) if isinstance(found, str) else found
-        return Code(found.says, found.do or self.do, found.kind or self.kind)
+        return Code(found.says, found.do or self.do, found.kind or self.kind, found.causes)
 
 
 @cache
@@ -215,7 +216,7 @@ def of_code(family: str, code: str) -> Signature | None:
         return None
     cause = f"{found.says} ({code})"
     name = family if " " in code else f"{family}-{code}"
-    return Signature(name, re.escape(code), found.kind, "any", cause, found.do, known.source, code)
+    return Signature(name, re.escape(code), found.kind, "any", cause, found.do, known.source, code, found.causes)
 
 
 def meanings(line: str, known: bool = False) -> tuple[str, ...]:

@@ -493,3 +493,37 @@ def test_how_far_a_log_came_is_no_answer_beside_other_words() -> None:
     loading = log(0, "INFO 04-13 09:00:01 [loader.py:384] Loading weights took 168.20 seconds")
     assert classify([loading]).signature == "stopped-profiling"
     assert not classify([loading], alone=False).found
+
+
+def frames(*where: str) -> str:
+    """The lines of a traceback through `directory/file.py:function`."""
+    lines = (f'  File "/x/{at.partition(":")[0]}", line 7, in {at.partition(":")[2]}' for at in where)
+    return "\n".join(vllm(0, "10:00:01", line) for line in lines) + "\n"
+
+
+def test_of_the_features_that_frames_name_the_innermost_come_first_and_only_two() -> None:
+    passed = frames("worker/w.py:execute_model", "lora/a.py:add", "kv_offload/b.py:put", "eplb/c.py:step")
+    causes = classify([log(0, passed + vllm(0, "10:00:01", "ValueError: odd"))]).causes
+    assert [words in cause for words, cause in zip(("experts", "host"), causes, strict=False)] == [True, True]
+    assert not any("LoRA" in cause for cause in causes)
+
+
+@pytest.mark.parametrize("words", ["odd (the error may come up asynchronously)", "error code is 507035"])
+def test_frames_of_an_error_that_began_elsewhere_name_no_feature(words: str) -> None:
+    passed = frames("worker/w.py:execute_model", "lora/a.py:add")
+    for said, named in ((words, False), ("odd", True)):
+        found = classify([log(0, passed + vllm(0, "10:00:01", f"RuntimeError: {said}"))])
+        assert any("LoRA" in cause for cause in found.causes) is named
+
+
+def test_settings_that_are_read_within_a_step_are_the_steps() -> None:
+    settings_ = "config/vllm.py:create_engine_config"
+    words = vllm(0, "10:00:01", "RuntimeError: odd")
+    assert classify([log(0, frames(settings_) + words)]).signature == "at-settings"
+    assert classify([log(0, frames("w.py:execute_model", settings_) + words)]).signature == "at-step"
+
+
+def test_every_narrowed_answer_of_a_line_says_how_to_go_on_without_its_causes() -> None:
+    refused = classify([log(0, "ValueError: odd must be even")])
+    assert refused.certainty == "narrowed"
+    assert refused.causes[-1].startswith("none of these: ")

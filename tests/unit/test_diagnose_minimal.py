@@ -53,6 +53,7 @@ def test_logs_of_several_ranks_stay_apart_and_healthy_ones_make_no_case() -> Non
         ("sk-abcdefghijkl", "SECRET"),
         ("/home/alice/x.log", "/home/user1/x.log"),
         ("/data/project9/models/m.bin", "/d1/d2/models/m.bin"),
+        ("/data/project9/vllm/v1/spec_decode/m.py", "/d1/d2/vllm/v1/spec_decode/m.py"),
         ("/usr/lib/python3.11/site-packages/vllm/x.py", "/usr/lib/python3.11/site-packages/vllm/x.py"),
         ("http://master.corp.internal:8080/v1", "http://host1.example:8080/v1"),
         ("https://huggingface.co/a", "https://huggingface.co/a"),

@@ -60,6 +60,12 @@ def test_a_flood_of_one_message_leaves_its_first_three_and_its_last_line() -> No
     assert [number for number, _ in found] == [1, 2, 3, 1998, 1999, 2000]
 
 
+def test_workers_that_fail_alike_keep_each_the_frames_of_their_own_traceback() -> None:
+    frame = '  File "/x/odd.py", line {}, in odd'
+    said = [f"(Worker_TP{rank} pid={900 + rank}) ERROR {frame.format(at)}" for at in (7, 8) for rank in range(16)]
+    assert [line for _, line in lines("\n".join(said).encode())] == said
+
+
 def test_a_flood_does_not_hide_an_error_in_its_middle_and_needs_little_memory() -> None:
     cause = f"(Worker_TP3 pid=1) ERROR 11-24 10:00:01 [w.py:1] {OOM}\n".encode()
     data = b"".join(b"ERROR 11-24 10:00:00 [f.py:%d] error %032x\n" % (n % 99, n**5) for n in range(20_000))
