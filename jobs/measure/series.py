@@ -130,16 +130,25 @@ def grown(before: Page | None, after: Page | None) -> Growth:
 
 
 def _drafts(before: Page, after: Page) -> Drafts | None:
-    """Return what was drafted between two pages; None where they do not tell."""
+    """Return what was drafted between two pages, by the engines that tell all of it; None where none does."""
+    told = [set(metrics.speculation(after.text, what)) for what in ("draft_tokens", "accepted_tokens")]
+    drafts = set(metrics.speculation(after.text, "drafts"))
+    both = set.intersection(*told, *([drafts] if drafts else []))
+    whole = set.union(*told, drafts) == both
 
     def total(what: str) -> int | None:
-        return between(before, after, lambda text: metrics.speculation(text, what))
+        def read(text: str) -> Mapping[str, float]:
+            return {
+                engine: value for engine, value in metrics.speculation(text, what).items() if whole or engine in both
+            }
+
+        return between(before, after, read)
 
     tokens, accepted = total("draft_tokens"), total("accepted_tokens")
     if tokens is None or accepted is None:
         return None
     one, two = (metrics.speculation(page.text, "accepted_tokens_per_pos") for page in (before, after))
-    grown_by = metrics.growth(one, two)
+    grown_by = metrics.growth(one, two) if whole else {}  # places are told of all engines together
     places = tuple(grown_by.get(str(place), 0) for place in range(1 + max(map(int, grown_by), default=-1)))
     return Drafts(tokens, accepted, total("drafts"), places, total("emitted_tokens"))
 

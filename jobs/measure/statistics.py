@@ -87,7 +87,8 @@ def summarize(window: Window, bench: Bench) -> dict[str, Figure]:
     input_tokens_mean, output_tokens_mean: real lengths by the engine's count.
     prefix_hit_share: prompt tokens of the window that the engines found in their prefix caches.
     preemptions: requests of the window that an engine put back for want of KV cache; their tokens are computed twice.
-    output_tok_per_s: output tokens per second: open loop: that arrived in the window (`arrived_tokens`).
+    output_tok_per_s: output tokens per second: open loop: that arrived in the window (`arrived_tokens`), without those
+        of the known questions among the load.
     total_tok_per_s: the same plus the prompts; open loop: of requests whose first token arrived in the window.
     tok_per_s_per_user: mean over requests of 1000 / its TPOT, as AIPerf has it (`output_token_throughput_per_user`):
         the decoding speed that one user sees.
@@ -143,10 +144,10 @@ def _rates(window: Window, bench: Bench) -> tuple[Figure, Figure, Figure, Figure
         output = arrived_tokens(window, -np.inf, np.inf, came)
     else:
         each = 1 / window.seconds if window.seconds > 0 else None
-        answered = [one for one in window.records if one.status != "failed"]
-        came = [one for one in answered if _inside(one.first_token_s, window)]
-        whole = [one for one in answered if one.status == "ok" and not one.check and _inside(one.end_s, window)]
-        output = arrived_tokens(window)
+        ours = [one for one in window.records if one.status != "failed" and not one.check]
+        came = [one for one in ours if _inside(one.first_token_s, window)]
+        whole = [one for one in ours if one.status == "ok" and _inside(one.end_s, window)]
+        output = arrived_tokens(window, of=ours)
     if each is None:
         return None, None, None, None
     prompts = _prompt_tokens(came, window, bench)

@@ -32,10 +32,6 @@ GRAIN = 1e-3
 STRICTER = 5
 """A spread between starts that is known from other days has a level of 99 %, not 95: this day may be another."""
 
-ROUGHLY = 1.25
-"""By how much the square of a drift is taken to be more than a few windows show: then one of two equal settings leads
-in 7 % of sweeps or less."""
-
 Row = Mapping[str, Any]
 
 
@@ -201,15 +197,15 @@ def _drift(one: Side, two: Side) -> Scatter | None:
     """Return what a drift over the allocation may make of a difference between two services, one after the other.
 
     Where the windows of both rise or fall alike, what came later is better or worse for that alone: by at least the
-    distance of their middles. How much they rise is known but roughly from a few windows, so it always counts, and for
-    `ROUGHLY` more. None: the windows are of one service, and were measured by turns.
+    distance of their middles. A few windows never rule a slope out, so it always counts. None: the windows are of one
+    service, and were measured by turns.
     """
     if {row.get("service") for row in one.rows} & {row.get("service") for row in two.rows}:
         return None
     groups = [np.array(side.windows) / np.mean(side.windows) - 1 for side in (one, two)]
     places = np.concatenate([np.arange(len(group)) - (len(group) - 1) / 2 for group in groups])
     slope = float((places * np.concatenate(groups)).sum()) / float((places**2).sum())
-    return Scatter(ROUGHLY * (slope * len(places) / 2) ** 2, len(places) - 3)
+    return Scatter((slope * len(places) / 2) ** 2, len(places) - 3)
 
 
 def _statistic(column: str, in_flight: float | None) -> Callable[[pd.DataFrame], float | None] | None:

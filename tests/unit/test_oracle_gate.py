@@ -395,6 +395,20 @@ def test_known_questions_are_in_no_latency_and_their_tokens_are_ours() -> None:
     )
 
 
+@pytest.mark.parametrize("tokens", [1, 16])
+@pytest.mark.parametrize(
+    "load", [("bench.request_rate=3",), ("bench.request_rate=3", "bench.num_requests=300"), ("bench.concurrency=8",)]
+)
+def test_known_questions_are_in_no_rate(load: tuple[str, ...], tokens: int) -> None:
+    """A question has an answer of 40 tokens."""
+    asked = ("bench.canary=sane", "bench.check_share=0.1", f"bench.output_tokens={tokens}", "bench.window_s=100")
+    seen = measure(steady(0.5, 0.1), *load, *asked)
+    assert seen.figures["checks"] > 20
+    rate = seen.figures["request_per_s"]
+    assert seen.figures["output_tok_per_s"] == pytest.approx(rate * tokens, rel=0.02)
+    assert seen.figures["total_tok_per_s"] == pytest.approx(rate * (16 + tokens), rel=0.02)
+
+
 def test_answers_that_part_ways_late_are_stated() -> None:
     other = SANE[:-4] + "也许吧。"
     seen = measure(steady(0.5, 0.25), *SIXTEEN, "bench.canary=answer", says=lambda busy: other if busy > 1 else SANE)

@@ -109,6 +109,17 @@ def test_counters_of_which_some_are_missing() -> None:
     assert "a part of them" in notes(config(), row)[0]
 
 
+@pytest.mark.parametrize("missing", ["draft_tokens_total", "drafts_total", "accepted_tokens_total"])
+def test_an_engine_that_tells_a_part_of_its_counters_is_left_out(missing: str) -> None:
+    pages = [page(time_s, counted) for time_s, counted in ((1, V1), (2, LATER))]
+    cut = f'vllm:spec_decode_num_{missing}{{engine="1"'
+    some = [replace(one, text="\n".join(x for x in one.text.splitlines() if not x.startswith(cut))) for one in pages]
+    drafts = grown(*some).drafts
+    assert drafts == Drafts(1500, 750, 500), "places are told of all engines together"
+    row = figures(config(MTP3, workload="text"), drafts, text=True)
+    assert (row["spec_acceptance"], row["spec_tokens_per_step"]) == (0.5, 2.5)
+
+
 def test_a_row_without_speculation() -> None:
     assert figures(config(), None, text=True) == dict.fromkeys(COLUMNS) | {"spec_tokens": 0}
     assert grown(page(1, {}), page(2, {})).drafts is None

@@ -171,6 +171,12 @@ def test_engines_that_hold_more_requests_than_ours_have_strangers() -> None:
     assert reason(window(*ours, series=held(3.0, 3))) == "the engines held up to 3 requests more than ours in flight"
 
 
+@pytest.mark.parametrize("told", [0, 12])
+def test_prompts_of_another_length_by_usage_are_other_work(told: int) -> None:
+    found = reason(window(*many(3, prompt_tokens=told, asked_input=16)))
+    assert found == f"prompts had {told} tokens on average instead of 16"
+
+
 @pytest.mark.parametrize(("tokens", "words"), [(16, None), (15, "answers had 15 tokens on average instead of 16")])
 @pytest.mark.parametrize("ignore_eos", [True, False])
 def test_answers_of_another_length_are_other_work(tokens: int, words: str | None, ignore_eos: bool) -> None:

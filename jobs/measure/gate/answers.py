@@ -63,7 +63,7 @@ def lengths(case: Case) -> Found:
 
     The answers to real texts end where the model ends them: their length is then a limit, and is told.
     """
-    pairs = [(r.prompt_tokens, r.asked_input) for r in case.whole if r.prompt_tokens and r.asked_input]
+    pairs = [(r.prompt_tokens, r.asked_input) for r in case.whole if r.prompt_tokens is not None and r.asked_input]
     if words := _other_length("prompts", pairs):
         yield Finding(words, True)
     outputs = [(r.output_tokens, r.asked_output) for r in case.whole if r.output_tokens and r.asked_output]
