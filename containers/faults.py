@@ -50,7 +50,9 @@ def _without_names(output: str, argv: Sequence[str], value: str) -> str:
     """Return an output without the paths and the image's names in it, which may be called like an error."""
     paths = {part for word in argv[2:] for part in word.split(":") if part.startswith("/") and "/dev/" not in part}
     named = {value, *(word for word in argv[2:] if re.search(r"[/#]\S*[:@]", word) and not word.startswith("/"))}
-    names = {part for word in named for part in re.split(r"[/#@]|:(?=\w+$)", word) if len(part) > 3}
+    whole = {part for word in named for part in re.split(r"[#@]|:(?=\w+$)", word.rpartition("://")[2])}
+    # A host, and a repository as a whole: a part of its path may be a word of the program's, as `image` is.
+    names = {name for part in whole for name in (part, *part.split("/", 1)) if re.search(r"[./]", name)}
     for word in sorted(paths | (names if re.search(r"[/#:]", value) else set()), key=len, reverse=True):
         output = re.sub(rf"(?<![\w.-]){re.escape(word)}(?![\w.-])", "", output)
     return output

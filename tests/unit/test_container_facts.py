@@ -46,7 +46,7 @@ def run(env: dict[str, str], *argv: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_an_enroot_before_4_knows_no_digests(
-    env: tuple[Fakes, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+    env: tuple[Fakes, dict[str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     fakes, variables = env
     monkeypatch.setenv("PATH", variables["PATH"])
@@ -54,6 +54,9 @@ def test_an_enroot_before_4_knows_no_digests(
     assert enroot.digest(image, variables) == DIGEST
     fakes.tell(enroot_version="3.5.0")
     assert enroot.digest(image, variables) is None, "it cannot be asked"
+    named = parse_image(f"test/image@{DIGEST}", REGISTRY)
+    with pytest.raises(RunError, match="it knows no digests"):
+        enroot.fetch(named, tmp_path / "x.sqsh", enroot.Local(tmp_path / "node"), variables)
     fakes.tell(private=True)
     with pytest.raises(RunError, match="the registry refused the login"):
         enroot.digest(image, variables)
