@@ -140,10 +140,14 @@ def rule(id: str, severity: Severity, releases: str, source: str, engines: str =
     return lambda check: Rule(id, severity, releases, source, check, engines)
 
 
-@cache
 def table(name: str) -> Any:
     """Return one of the tables of tables.yaml."""
-    return from_yaml(Path(__file__).with_name("tables.yaml").read_text(encoding="utf-8"))[name]
+    return _tables()[name]
+
+
+@cache
+def _tables() -> Any:
+    return from_yaml(Path(__file__).with_name("tables.yaml").read_text(encoding="utf-8"))
 
 
 _SIGNS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
