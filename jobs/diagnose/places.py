@@ -20,6 +20,8 @@ _STEPS = ("graph", "serve")
 """Phases of places at which an engine has its settings already."""
 
 _ELSEWHERE = re.compile(forms()["elsewhere"])
+_OTHERWISE = {"slurm": "queue", "download": "fetch"}
+"""Of what signatures another thing is to be tried than what their phase says, by how their names begin."""
 _MOST = 2
 """Features that are named."""
 
@@ -103,7 +105,8 @@ def fallback(event: Event) -> Signature | None:
 def otherwise(known: Signature) -> Iterable[str]:
     """Yield how to go on where none of a signature's causes is the one."""
     by_frames = any(known.id == one.id for one in places() if one.place)  # their last cause says it
-    phase = "queue" if known.id.startswith("slurm") else known.phase
+    own = next((at for start, at in _OTHERWISE.items() if known.id.startswith(start)), known.phase)
+    phase = "bench" if known.request else own
     if known.causes and not by_frames and phase in _book().otherwise:
         yield _book().otherwise[phase]
 
