@@ -249,6 +249,9 @@ def changing(trials: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]
             found = [judged(sweep((1, 1), starts, lasting(3, **what), rng)) for _ in range(trials)]  # type: ignore[arg-type]
             led = [any(one.id in verdict.LEADS for one in each.sentences) for each in found]
             told.append(f"{starts} starts {share(sum(led), trials)}")
+        found = [judged(sweep((1, 1), 1, lasting(3, **what), rng, 3)) for _ in range(trials)]  # type: ignore[arg-type]
+        led = [any(one.id.removesuffix("_for") in verdict.LEADS for one in each.sentences) for each in found]
+        told.append(f"1 start and 3 kinds of work {share(sum(led), trials)}")
         yield name, ", ".join(told)
 
 
