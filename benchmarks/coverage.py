@@ -219,6 +219,7 @@ def false_leaders(trials: int, rng: np.random.Generator) -> Iterator[tuple[str, 
         "8 kinds of work, 1 start": (1, 8, windows(3, window=0.01, start=0)),
         "3 kinds of work, 3 starts, start effect 2 %": (3, 3, windows(3, window=0.005, start=0.02)),
         "8 kinds of work, 3 starts, start effect 2 %": (3, 8, windows(3, window=0.005, start=0.02)),
+        "1 start against 2, start effect 2 %": ((1, 2), 1, windows(3, window=0.005, start=0.02)),
         "1 start against 4, start effect 2 %": ((1, 4), 1, windows(3, window=0.005, start=0.02)),
         "2 starts against 6, start effect 2 %": ((2, 6), 1, windows(3, window=0.005, start=0.02)),
     }
@@ -248,6 +249,9 @@ def changing(trials: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]
             found = [judged(sweep((1, 1), starts, lasting(3, **what), rng)) for _ in range(trials)]  # type: ignore[arg-type]
             led = [any(one.id in verdict.LEADS for one in each.sentences) for each in found]
             told.append(f"{starts} starts {share(sum(led), trials)}")
+        found = [judged(sweep((1, 1), 1, lasting(3, **what), rng, 3)) for _ in range(trials)]  # type: ignore[arg-type]
+        led = [any(one.id.removesuffix("_for") in verdict.LEADS for one in each.sentences) for each in found]
+        told.append(f"1 start and 3 kinds of work {share(sum(led), trials)}")
         yield name, ", ".join(told)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.core.load import REPEATS
-from jobs.results.columns import FOUND, counts, is_offered, key_of, lines_in_row, load_of
+from jobs.results.columns import FOUND, LOADS, counts, is_offered, key_of, lines_in_row, load_of, setting_text
 from jobs.results.gather import Run
 from jobs.results.intervals import LEVEL, Floats, Interval, Scatter, added, around, batches, of_values, pooled, wider
 from jobs.results.requests import Requests, of_row
@@ -196,16 +197,32 @@ def _pooled(one: Sequence[float], two: Sequence[float]) -> Scatter | None:
 def _drift(one: Side, two: Side) -> Scatter | None:
     """Return what a drift over the allocation may make of a difference between two services, one after the other.
 
-    Where the windows of both rise or fall alike, what came later is better or worse for that alone: by at least the
-    distance of their middles. A few windows never rule a slope out, so it always counts. None: the windows are of one
+    Where the windows of both rise or fall alike, what came later is better or worse for that alone: by at least as many
+    windows as a service has. A few windows never rule a slope out, so it always counts. None: the windows are of one
     service, and were measured by turns.
     """
     if {row.get("service") for row in one.rows} & {row.get("service") for row in two.rows}:
         return None
-    groups = [np.array(side.windows) / np.mean(side.windows) - 1 for side in (one, two)]
-    places = np.concatenate([np.arange(len(group)) - (len(group) - 1) / 2 for group in groups])
-    slope = float((places * np.concatenate(groups)).sum()) / float((places**2).sum())
-    return Scatter((slope * len(places) / 2) ** 2, len(places) - 3)
+    along = square = windows = free = 0.0
+    for side in (one, two):
+        rows = _of_service(side)
+        # Loads are measured by turns: so many windows lie between two of one row. Other work is measured row by row.
+        keys = tuple(key for key in side.run.swept if key not in LOADS)
+        turns = Counter(setting_text(keys, row) for row in rows)
+        for row in rows:
+            values = np.array(replace(side, rows=(row,)).windows)
+            places = turns[setting_text(keys, row)] * (np.arange(len(values)) - (len(values) - 1) / 2)
+            along += float(places @ (values / values.mean() - 1))
+            square += float(places @ places)
+            windows, free = windows + len(values) / 2, free + len(values) - 1
+    return Scatter((along / square * windows) ** 2, free - 1) if free > 1 and square else None
+
+
+def _of_service(side: Side) -> list[Row]:
+    """Return the rows of a side's service that have its figure: each tells of the drift."""
+    service, column = side.rows[0].get("service"), side.column
+    rows = [row for row in side.run.rows if row.get("service") == service and row["valid"]]
+    return [row for row in rows if counts(column, row.get(column))] or list(side.rows)
 
 
 def _statistic(column: str, in_flight: float | None) -> Callable[[pd.DataFrame], float | None] | None:

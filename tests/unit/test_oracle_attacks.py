@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -221,3 +222,19 @@ def test_a_service_that_is_slow_now_and_then_is_told(
 ) -> None:
     seen = measure(paced(lambda _, since: slower if since > 0 and since % every_s < lasts_s else 1.0), *load)
     assert ("times as long as usual" in f"{seen.reason}\n{seen.notes}") is told
+
+
+@pytest.mark.parametrize("seed", [1, 8, 29, 34])
+def test_a_queue_that_the_engines_do_not_tell_of_is_no_change(seed: int) -> None:
+    """A gateway holds it: 8 slots, 80 % busy, answers that scatter by a tenth."""
+    random, free = np.random.default_rng(seed), asyncio.Semaphore(8)
+
+    async def behave(answer: Answer) -> None:
+        factor = float(np.exp(0.1 * random.standard_normal()))
+        async with free:
+            answer.came_s = answer.stub.now
+            await steady(0.5 * factor, 0.5 * factor)(answer)
+
+    load = ("bench.request_rate=1.6", "bench.output_tokens=8", "bench.window_s=60", f"bench.seed={seed}", CLOSED[2])
+    seen = measure(behave, *load)
+    assert seen.reason is None and "not steady" not in seen.notes

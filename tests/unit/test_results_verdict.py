@@ -435,6 +435,18 @@ def test_what_comes_later_is_not_better_where_all_windows_rise(tmp_path: Path, r
     assert judged(found.path)[0].sentences[0].id == outcome
 
 
+@pytest.mark.parametrize(("rise", "better", "outcome"), [(0.0, 8.0, "same_ahead"), (0.2, 0.0, "none_clear")])
+def test_a_drift_lasts_over_all_lengths_of_a_service(tmp_path: Path, rise: float, better: float, outcome: str) -> None:
+    """Three lengths one after the other: each comes nine windows later on the second service. Noise hides it in one."""
+    found, made = planned(tmp_path / "a", LENGTHS, "bench.input_tokens=512,1024,2048")
+    slow_first = sorted(made.points, key=lambda point: point.config.parallel.max_model_len)
+    for number, point in enumerate(slow_first):
+        mean = 100.0 + (better if number >= 3 else 0.0)
+        noise = 0.2 * (number % 3 - 1)
+        by_windows(found, point, [mean + rise * (3 * number + place) + noise * (place - 1) for place in range(3)])
+    assert judged(found.path)[0].sentences[0].id == outcome
+
+
 def test_one_start_against_two_that_lie_close_together_proves_little(tmp_path: Path) -> None:
     """One start of four was invalid; two that are alike by chance do not tell how far a third one may lie."""
     outcomes = {}

@@ -85,8 +85,9 @@ LOST_CLOSED, LOST_OPEN, LOST_LIMIT, LOST_ENGINE = 0.05, 0.08, LIMIT / (1 + LIMIT
 _QUARTER = NormalDist().inv_cdf(0.75)
 """A quarter of normal values lie so many standard deviations below their mean."""
 
-WAITING = 0.5
-"""Requests waiting (mean) from which the time to the first token is a queue's, which comes and goes."""
+WAITING, QUEUED = 0.5, 2.5
+"""Requests waiting (mean) from which the time to the first token is a queue's, which comes and goes. And how far slow
+ones of a part lie from fast ones (90th by 10th percentile) where a gateway holds a queue of its own."""
 
 
 def steady(case: Case) -> Found:
@@ -310,8 +311,16 @@ def _of_firsts(case: Case, parts: int, *, open_loop: bool) -> float | None:
     edges = np.linspace(case.window.opened_s, case.window.closed_s, parts + 1)
     place = np.searchsorted(edges, came, side="right") - 1
     made = np.bincount(place, minlength=parts)[:parts].astype(np.float64)
+    if open_loop and _queued([took[place == part] for part in range(parts)]):
+        return None
     medians = np.array([np.median(took[place == part]) if made[part] else 0.0 for part in range(parts)])
     return change(medians * made, made, open_loop=open_loop)
+
+
+def _queued(parts: Sequence[Floats]) -> bool:
+    """Return whether requests wait all the same, in two parts at least: some of them far longer than others beside."""
+    apart = sorted(float(np.divide(*np.percentile(part, (90, 10)))) for part in parts if len(part) >= FIRSTS)
+    return len(apart) > 1 and apart[-2] > QUEUED
 
 
 def _over_requests(answers: Sequence[RequestRecord], edges: Floats) -> tuple[Floats, Floats]:
