@@ -229,6 +229,8 @@ class InPyxis(Inside):
         entered = order.files.entered.exists()
         if not entered and not order.files.free.exists():
             return []
+        if not shutil.which("enroot"):
+            return [f"container {order.name}: there is no enroot on PATH that could remove it"]
         left = roots(order, self.env)
         if not entered:
             return [f"container {root}: remove it if nobody else made it: `enroot remove {root}`" for root in left]

@@ -103,7 +103,7 @@ async def test_pyxis_gets_one_import_for_all_nodes(tmp_path: Path, fakes: Fakes)
 def without_enroot(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make this a node that has no enroot."""
     (fakes.folder / "enroot").unlink()
-    monkeypatch.setenv("PATH", f"{fakes.folder}:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", f"{fakes.folder}:/usr/sbin:/usr/bin:/sbin:/bin")
 
 
 async def test_pyxis_alone_imports_by_itself(
@@ -112,8 +112,12 @@ async def test_pyxis_alone_imports_by_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     without_enroot(fakes, monkeypatch)
-    await prepare(engine(tmp_path, "pyxis"))
+    one = engine(tmp_path, "pyxis", container__name="fixed")
+    await prepare(one)
     assert not (tmp_path / "images").exists()
+    await one.start(dict(os.environ) | INHERITED)
+    await until_says(one, "up")
+    assert await one.stop() == ["container fixed: there is no enroot on PATH that could remove it"]
 
 
 @pytest.mark.parametrize(
