@@ -211,6 +211,8 @@ def _drift(one: Side, two: Side) -> Scatter | None:
         turns = Counter(setting_text(keys, row) for row in rows)
         for row in rows:
             values = np.array(replace(side, rows=(row,)).windows)
+            if values.mean() <= 0:
+                continue
             places = turns[setting_text(keys, row)] * (np.arange(len(values)) - (len(values) - 1) / 2)
             along += float(places @ (values / values.mean() - 1))
             square += float(places @ places)

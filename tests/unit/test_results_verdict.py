@@ -447,6 +447,20 @@ def test_a_drift_lasts_over_all_lengths_of_a_service(tmp_path: Path, rise: float
     assert judged(found.path)[0].sentences[0].id == outcome
 
 
+def test_work_without_a_figure_above_zero_tells_of_no_drift(tmp_path: Path) -> None:
+    """Of the longest prompts no request keeps the objective: they neither win nor spoil what is said of the others."""
+    sweep = ("bench.input_tokens=512,1024", "results.objective=goodput_per_s")
+    found, made = planned(tmp_path / "a", LENGTHS, *sweep)
+    for number, point in enumerate(made.points):
+        value = 0.0 if point.config.bench.input_tokens == 1024 else 100.0 + 0.01 * number
+        by_windows(found, point, [value, value * 1.001, value * 0.999])
+        text = found.point(point.point).windows.read_text().replace("output_tok_per_s", "goodput_per_s")
+        write_text(found.point(point.point).windows, text)
+        measured(found, point, 50.0, windows=3, goodput_per_s=value)
+    told = {one.values.get("work"): one.id for one in judge(read_run(found.path)).sentences}
+    assert told["bench.input_tokens=512"] == "tie_for"
+
+
 def test_one_start_against_two_that_lie_close_together_proves_little(tmp_path: Path) -> None:
     """One start of four was invalid; two that are alike by chance do not tell how far a third one may lie."""
     outcomes = {}
