@@ -245,6 +245,8 @@ async def test_a_named_root_of_pyxis_whose_rank_was_killed_is_removed_by_the_nex
         await asyncio.sleep(0.05)
     root = tmp_path / "site/DATA/pyxis_fixed"
     assert root.is_dir()
+    claimed = [path.name for path in (tmp_path / "node/claims").iterdir()]
+    assert claimed == ["node1.fixed"], "another node that shares the directory keeps its own"
     two = engine(tmp_path, "pyxis", container__name="fixed")
     two.tag = mark_of(tmp_path) + "1"
     await prepare(two)
@@ -264,7 +266,7 @@ async def test_a_root_that_another_made_under_the_same_name_since_is_left_alone(
     assert await one.stop() == []
     claims = tmp_path / "node/claims"
     assert list(claims.iterdir()) == []
-    (claims / "fixed").write_text("6/dead/0\n")
+    (claims / "node1.fixed").write_text("6/dead/0\n")
     file = fakes.image(tmp_path / "x.sqsh")
     env = dict(os.environ) | {f"ENROOT_{name}_PATH": path for name, path in conf(tmp_path).items()}
     subprocess.run(["enroot", "create", "-n", "pyxis_fixed", str(file)], env=env, check=True)
