@@ -48,9 +48,9 @@ class Local:
     caches = File("caches", "kernels that NPU compilers made")
     claims = File("claims", "names of pyxis' containers, and the rank that each was made for last")
 
-    def claim(self, name: str) -> Path:
-        """Return the file that says which rank had the name of a container last."""
-        return self.claims / name
+    def claim(self, name: str, node: str) -> Path:
+        """Return the file that says which rank had the name of a container last on a node, where several share it."""
+        return self.claims / f"{node}.{name}"
 
     def env(self) -> dict[str, str]:
         """Return the variables that tell enroot; a batch job lacks XDG_RUNTIME_DIR, so it needs them."""

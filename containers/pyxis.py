@@ -101,7 +101,7 @@ def left_behind(order: Order, root: str, env: Env) -> bool:
     Where no rank of ours had the name nothing is run in the root: `enroot start` writes into it.
     """
     try:
-        tag = load_text(order.local.claim(order.name), ours=True).strip()
+        tag = load_text(order.local.claim(order.name, order.node), ours=True).strip()
     except (OSError, RunError):
         return False
     if not tag or tag in process.tags():
@@ -192,7 +192,7 @@ class Pyxis(Runtime):
         self._check_plugin()
         if looks:
             order.local.make(order.local.claims)
-            write_text(order.local.claim(order.name), order.tag + "\n")
+            write_text(order.local.claim(order.name, order.node), order.tag + "\n")
             order.files.free.touch()
         return order.fetched or Fetched()
 
@@ -238,5 +238,5 @@ class InPyxis(Inside):
             process.run(remove_argv(root), env=enroot_env(self.env), timeout_s=600)
         kept = roots(order, self.env)
         if not kept:
-            order.local.claim(order.name).unlink(missing_ok=True)
+            order.local.claim(order.name, order.node).unlink(missing_ok=True)
         return [f"container {root}" for root in kept]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -80,9 +81,14 @@ async def test_two_image_files_of_one_name_on_two_nodes_are_told_apart_without_r
     assert staging.difference({0: parts[0], 1: parts[2]}) is not None
 
 
-async def test_a_runtime_that_brings_its_image_itself_is_a_warning(tmp_path: Path, fakes: Fakes) -> None:
+async def test_a_runtime_that_brings_its_image_itself_is_a_warning(
+    tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fakes.tell(node="node1")
     (fakes.folder / "unsquashfs").unlink()
+    for name in ("bash", "grep", "sed", "cut", "sleep"):  # and no unsquashfs of this machine
+        (fakes.folder / name).symlink_to(str(shutil.which(name)))
+    monkeypatch.setenv("PATH", str(fakes.folder))
     one = engine(tmp_path, "pyxis")
     parts = await prepare(one)
     assert staging.difference({0: parts, 1: parts}) is None
@@ -239,6 +245,8 @@ async def test_a_named_root_of_pyxis_whose_rank_was_killed_is_removed_by_the_nex
         await asyncio.sleep(0.05)
     root = tmp_path / "site/DATA/pyxis_fixed"
     assert root.is_dir()
+    claimed = [path.name for path in (tmp_path / "node/claims").iterdir()]
+    assert claimed == ["node1.fixed"], "another node that shares the directory keeps its own"
     two = engine(tmp_path, "pyxis", container__name="fixed")
     two.tag = mark_of(tmp_path) + "1"
     await prepare(two)
@@ -258,7 +266,7 @@ async def test_a_root_that_another_made_under_the_same_name_since_is_left_alone(
     assert await one.stop() == []
     claims = tmp_path / "node/claims"
     assert list(claims.iterdir()) == []
-    (claims / "fixed").write_text("6/dead/0\n")
+    (claims / "node1.fixed").write_text("6/dead/0\n")
     file = fakes.image(tmp_path / "x.sqsh")
     env = dict(os.environ) | {f"ENROOT_{name}_PATH": path for name, path in conf(tmp_path).items()}
     subprocess.run(["enroot", "create", "-n", "pyxis_fixed", str(file)], env=env, check=True)

@@ -68,7 +68,7 @@ def difference(first: Mapping[str, str], other: Mapping[str, str]) -> str | None
 
 def remedy(parts: Mapping[str, str]) -> str:
     """Return what makes the images of all ranks one, by the parts of one of them."""
-    if PART + "id" in parts or of_registry(parts):
+    if parts.keys() & {PART + "id", PART + "digest"}:
         return "Pull it again on both nodes, or name it by its digest: container.image=NAME@sha256:..."
     return "Copy one file to all nodes."
 
