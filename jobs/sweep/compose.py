@@ -73,9 +73,15 @@ def _brought(overrides: Sequence[str]) -> list[str]:
 
 
 def _may_bring(experiment: str) -> bool:
-    """Whether an experiment has a sweep, as far as the words of its file tell: to compose it takes long."""
+    """Whether an experiment has a sweep, as far as its file tells: to compose it takes long.
+
+    It may have the sweep of another file that it begins with; one that only chooses among groups has not.
+    """
     path = CONF / "experiment" / f"{experiment}.yaml"
-    return not path.exists() or any(word in path.read_text(encoding="utf-8") for word in ("hydra", "experiment"))
+    if not path.exists() or "hydra" in (text := path.read_text(encoding="utf-8")):
+        return True
+    begins = (from_yaml(text) or {}).get("defaults") or ()
+    return any(not isinstance(one, dict) or not all(key.startswith("override /") for key in one) for one in begins)
 
 
 def default_composer(group_overrides: list[str]) -> DictConfig:

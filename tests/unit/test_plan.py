@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -20,7 +21,7 @@ from jobs.core import schema
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.forecast import duration
-from jobs.sweep import check, compose, grouping, plan, road
+from jobs.sweep import check, compose, grammar, grouping, plan, road
 from jobs.sweep.points import identity, points_of
 from jobs.sweep.record import as_json
 
@@ -444,3 +445,14 @@ def test_a_time_limit_that_is_too_short_for_any_point_is_a_warning_with_the_reme
     found = [text for text in made.warnings if text.startswith(f"cluster.time_limit={minutes} is too short")]
     assert bool(found) == warned
     assert all("give at least" in text for text in found)
+
+
+def test_an_experiment_of_ones_own_has_the_sweep_of_the_one_it_begins_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Path(shutil.copytree(compose.CONF, tmp_path / "conf"))
+    (own / "experiment/ours.yaml").write_text("# @package _global_\ndefaults:\n  - long_context\nbench:\n  seed: 7\n")
+    known = grammar.groups(own)
+    monkeypatch.setattr(grammar, "groups", lambda: known)
+    monkeypatch.setattr(compose, "CONF", own)
+    assert len(compose.expand(["experiment=ours"])) == len(compose.expand(["experiment=long_context"])) > 1
