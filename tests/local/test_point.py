@@ -190,7 +190,8 @@ async def test_questions_on_long_texts_are_asked_once_a_service(recall_tokens: i
     lengths = [line["prompt_tokens"] for line in first.quality.lines]
     assert len(lengths) == 8 and min(lengths) > 0.9 * (4096 - 1024) and max(lengths) <= 4096 - 1024
     wrong = "0% of the quality questions were answered right, less than bench.min_quality=0.5"
-    assert first.reason == second.reason == (None if score else wrong)
+    judged = [one.reason for one in (first, second)]
+    assert (wrong in judged) is (score == 0), "a machine that stands still may come first in one of them"
 
 
 async def test_a_service_that_answers_nonsense_is_not_valid() -> None:
