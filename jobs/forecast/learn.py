@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from jobs.core.student import student
 from jobs.engines.prediction import Layout
@@ -218,11 +217,12 @@ def learn(rows: Iterable[Observation]) -> Learnt:
         return Learnt(found, layouts, scatter, free, seen)
     rows_off, alike = _off(seen, layouts), likeness(*[[one.subject for one in seen]] * 2)
     told = [np.flatnonzero([name in one.measured for one in seen]) for name in FIGURES]
-    misfits = [Misfit.of(alike, which, 0.0) for which in told]
+    choices = [[Misfit.of(alike, which, share) for which in told] for share in SHARES]
+    misfits = choices[0]
     for _ in range(3):
         found = fit(partial(_residuals, rows_off, misfits, scatter), start, spread)
         off = [column[which] for column, which in zip(rows_off(found.mean).T, told, strict=True)]
-        misfits = _likeliest(alike, told, off, list(first.values()))
+        misfits = max(choices, key=partial(_likely, off, list(first.values())))
         for name, values, misfit in zip(FIGURES, off, misfits, strict=True):
             if values.size:
                 squares = FREE * first[name] ** 2 + float(np.sum(np.square(misfit.white(values))))
@@ -233,15 +233,9 @@ def learn(rows: Iterable[Observation]) -> Learnt:
     return Learnt(found, layouts, scatter, free, seen, beside)
 
 
-def _likeliest(
-    alike: Floats, told: Sequence[NDArray[np.intp]], off: Sequence[Floats], first: Sequence[float]
-) -> list[Misfit]:
-    """Return how rows lie beside the model, figure by figure, with the share of all that makes them likeliest."""
-
-    def likely(some: Sequence[Misfit]) -> float:
-        return math.fsum(one.likely(o, f, FREE) for one, o, f in zip(some, off, first, strict=True))
-
-    return max(([Misfit.of(alike, which, share) for which in told] for share in SHARES), key=likely)
+def _likely(off: Sequence[Floats], first: Sequence[float], misfits: Sequence[Misfit]) -> float:
+    """Return how likely it is that rows lie beside the model as they do, all figures together (a logarithm)."""
+    return math.fsum(one.likely(o, f, FREE) for one, o, f in zip(misfits, off, first, strict=True))
 
 
 def _prior(*, foreign: bool) -> tuple[Floats, Floats]:

@@ -2,9 +2,9 @@
 
 What a model leaves over is of two kinds: noise of a row, and what the model does not know of a machine, which a row
 shares with rows like it (kriging of the residuals: Rasmussen, Williams 2006, "Gaussian Processes for Machine Learning",
-2.7). Two rows are alike by how many doublings of prompt, answer, concurrency, batched tokens and slots lie between them
-(Matérn 3/2, 4.2.1), and less where layout, model or release differ. What share of the scatter is of the second kind is
-chosen by the likelihood of the rows.
+2.7). Two rows are alike by how many doublings of each part of the load (prompt, answer, concurrency, rate, ...) lie
+between them (Matérn 3/2, 4.2.1), and less where layout, model or release differ. What share of the scatter is of the
+second kind is chosen by the likelihood of the rows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OTHERS = 0.5
 """Of likeness, for each name of the scope that differs."""
 
 SHARES = (0.0, 0.5, 0.8, 0.95)
-"""Of the scatter's variance, that may be alike."""
+"""Of the scatter's variance, that may be alike; the first is where the fit begins."""
 
 
 def likeness(some: Sequence[Subject], others: Sequence[Subject]) -> Floats:

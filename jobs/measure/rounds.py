@@ -38,14 +38,14 @@ def per_request(window: Window) -> float | None:
     took = sum(record.end_s - record.start_s for record in window.records if record.in_window)
     if not took:
         return 0.0
-    return _in_flight(window) / took
+    return in_flight(window) / took
 
 
-def _in_flight(window: Window) -> float:
+def in_flight(window: Window) -> float:
     """Return the requests in flight, the mean over the window."""
-    start, end = np.array([(record.start_s, record.end_s) for record in window.records]).T
+    start, end = np.array([(record.start_s, record.end_s) for record in window.records]).reshape(-1, 2).T
     inside = np.minimum(end, window.closed_s) - np.maximum(start, window.opened_s)
-    return float(inside.clip(0.0).sum()) / window.seconds
+    return float(inside.clip(0.0).sum()) / max(window.seconds, 1e-9)
 
 
 def note(window: Window, bench: Bench) -> str | None:
@@ -54,7 +54,7 @@ def note(window: Window, bench: Bench) -> str | None:
     counted = bench.num_requests is not None or bench.workload == "trace"
     if not came or window.seconds <= 0:
         return None
-    if counted and not bench.is_open and _in_flight(window) < FULL * slots:
+    if counted and not bench.is_open and in_flight(window) < FULL * slots:
         return (
             f"{len(came)} requests are {len(came) / slots:.2g} rounds of bench.concurrency={slots}:"
             " the rates hold the begin and the end too, when fewer are in flight"

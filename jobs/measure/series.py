@@ -164,8 +164,10 @@ def between(before: Page | None, after: Page | None, read: Callable[[str], Mappi
     if before is None or after is None or not (now := read(after.text)):
         return None
     then = read(before.text)
-    rose = sum(now.values()) - sum(then.values())
-    return round(rose) if rose >= 0 and renumbered(before, after) else sum(metrics.growth(then, now).values())
+    rose, by_engine = sum(now.values()) - sum(then.values()), sum(metrics.growth(then, now).values())
+    if rose < 0 or round(rose) == by_engine:  # to look whether engines are the same takes two pages more
+        return by_engine
+    return round(rose) if renumbered(before, after) else by_engine
 
 
 def renumbered(before: Page, after: Page) -> bool:

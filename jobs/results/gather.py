@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,14 @@ class Run:
     def name(self) -> str:
         """Name of the sweep."""
         return self.sweep.path.name
+
+    @cached_property
+    def by_service(self) -> Mapping[Any, list[dict[str, Any]]]:
+        """The rows of each service."""
+        found: dict[Any, list[dict[str, Any]]] = {}
+        for row in self.rows:
+            found.setdefault(row.get("service"), []).append(row)
+        return found
 
     def value(self, row: Mapping[str, Any], key: str) -> Any:
         """Return a config value of a row's point by its dotted key; None where the config has none."""

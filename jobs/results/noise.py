@@ -223,7 +223,7 @@ def _drift(one: Side, two: Side) -> Scatter | None:
 def _of_service(side: Side) -> list[Row]:
     """Return the rows of a side's service that have its figure: each tells of the drift."""
     service, column = side.rows[0].get("service"), side.column
-    rows = [row for row in side.run.rows if row.get("service") == service and row["valid"]]
+    rows = [row for row in side.run.by_service.get(service, ()) if row["valid"]]
     return [row for row in rows if counts(column, row.get(column))] or list(side.rows)
 
 

@@ -18,7 +18,9 @@ import pytest
 from real_runtimes import HTPASSWD, OS, Real, docker, need, need_program, registry, silent_registry
 from test_container_by_digest import headless_rank, prepared
 from test_container_one_image import is_engine, prepare
-from test_runtimes import INHERITED, engine, failed, mark_of, until_says
+from test_real_runtimes import refused as refusal
+from test_real_runtimes import up
+from test_runtimes import engine, failed, mark_of
 
 from containers import enroot
 from jobs.allocation.node import image
@@ -61,10 +63,10 @@ def push(maker: Real, tag: str, name: str = OS, **more: Any) -> None:
 
 
 def boxed(tmp_path: Path, image: str, rank: int = 0, **more: Any) -> Engine:
-    one = engine(tmp_path, "enroot", container__image=image, container__registry=None, **more)
-    mounts = ("/usr:/usr:ro", *one.config.container.mounts, "tmpfs:/mnt/small:size=8m+mode=1777")
-    given = {"container__image": image, "container__registry": None, "container__mounts": mounts} | more
-    one = engine(tmp_path, "enroot", **given)
+    given = {"container__image": image, "container__registry": None} | more
+    own = engine(tmp_path, "enroot", **given).config.container.mounts
+    mounts = ("/usr:/usr:ro", *own, "tmpfs:/mnt/small:size=8m+mode=1777")
+    one = engine(tmp_path, "enroot", **({"container__mounts": mounts} | given))
     if rank:
         one.place = replace(one.place, rank=rank)
         one.folder, one.tag = RankDir(tmp_path / f"rank{rank}"), mark_of(tmp_path)[:-1] + str(rank)
@@ -75,19 +77,10 @@ def roots(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in (tmp_path / "node/enroot/data").iterdir() if path.is_dir())
 
 
-async def up(one: Engine) -> Engine:
-    await prepare(one)
-    await one.start(dict(os.environ) | INHERITED)
-    await until_says(one, "up")
-    return one
-
-
 async def refused(one: Engine) -> RunError:
-    with pytest.raises(RunError) as caught:
-        await prepare(one)
-    assert await one.stop() == []
+    error = await refusal(one)
     assert list((one.folder.path.parent / "node/enroot/temp").iterdir()) == [], "no layers"
-    return caught.value
+    return error
 
 
 @pytest.mark.parametrize("writable", [True, False])

@@ -36,7 +36,7 @@ from real_runtimes import (
     silent_registry,
     sweep_words,
 )
-from test_container_one_image import is_engine
+from test_container_one_image import is_engine, prepare
 from test_rehearsal import ROOT, finish, the_sweep
 from test_rehearsal import start as launch
 from test_runtimes import INHERITED, engine, failed, mark_of, until_says
@@ -86,10 +86,6 @@ def boxed(
     if rank:
         one.folder, one.tag = RankDir(tmp_path / f"rank{rank}"), mark_of(tmp_path)[:-1] + str(rank)
     return one
-
-
-async def prepare(one: Engine) -> staging.Parts:
-    return await staging.prepare(one, dict(os.environ) | INHERITED)
 
 
 async def up(one: Engine) -> Engine:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jobs.core.config import Config
+from jobs.measure import rounds
 from jobs.measure.queueing import Trend
 from jobs.measure.records import RequestRecord, Window
 
@@ -66,9 +67,13 @@ class Case:
     @cached_property
     def in_flight(self) -> float:
         """Requests under way, the mean over the window."""
-        opened, closed = self.window.opened_s, self.window.closed_s
-        inside = (min(r.end_s, closed) - max(r.start_s, opened) for r in self.window.records)
-        return float(sum(max(0.0, one) for one in inside)) / max(closed - opened, 1e-9)
+        return rounds.in_flight(self.window)
+
+    @property
+    def of_equals(self) -> bool:
+        """Whether a closed loop sends equal requests, so that its rounds tell of the service alone."""
+        bench = self.config.bench
+        return not bench.is_open and bench.lengths == "fixed" and bench.workload not in ("sharegpt", "multi_turn")
 
 
 def first_error(records: Iterable[RequestRecord]) -> str:

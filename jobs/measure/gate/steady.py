@@ -106,7 +106,7 @@ def steady(case: Case) -> Found:
     answers = [r for r in ours if r.output_tokens and len(r.chunk_times)]
     turns = bench.turns if bench.workload == "multi_turn" else 1  # each has a longer prompt than the one before
     # A part is no shorter than a round; where the service got slower that is one of the quick ones.
-    open_loop = traced or bench.request_rate is not None
+    open_loop = bench.is_open
     spans = [r.end_s - ((r.first_token_s if open_loop else None) or r.start_s) for r in case.whole]
     round_s = turns * float(np.percentile(spans, 25))
     rounds = int((until - window.opened_s) / max(round_s, LEAST_S))
@@ -139,15 +139,15 @@ def steady(case: Case) -> Found:
             words = f"for {seconds:.0f} s of the window a token took up to {times:.2g} times as long as usual"
             invalid = share > LOST_LIMIT and not traced
             yield Finding(f"the service was not steady: {words} (throttled for a while?)", invalid)
-    if open_loop or bench.lengths != "fixed" or bench.workload in ("sharegpt", "multi_turn"):
+    if not case.of_equals:
         return
     yield from _comes_and_goes(answers, edges, rounds, quiet=max(found, first) <= NOTED)
 
 
 def engines(case: Case) -> Found:
     """Engines of several that were slow for a while, in a closed loop of equal requests: all together may hide it."""
-    window, series, bench = case.window, case.window.series, case.config.bench
-    if bench.is_open or bench.lengths != "fixed" or bench.workload in ("sharegpt", "multi_turn") or not case.whole:
+    window, series = case.window, case.window.series
+    if not case.of_equals or not case.whole:
         return
     round_s = float(np.percentile([r.end_s - r.start_s for r in case.whole], 25))
     parts = min(FINE_PARTS, int(window.seconds / max(round_s, LEAST_S)))
