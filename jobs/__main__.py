@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser(word: str = "") -> argparse.ArgumentParser:
     if chinese.is_asked():
-        argparse._ = chinese.translated  # type: ignore[attr-defined]  # argparse's own words
+        argparse._ = chinese.say  # type: ignore[attr-defined]  # argparse's own words
     parser = argparse.ArgumentParser(prog="python -m jobs", description=chinese.say(__doc__ or ""))
     first = parser.add_subparsers(required=True, metavar="COMMAND")
     groups = {"": first}

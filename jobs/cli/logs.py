@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from jobs.cli import Command
-from jobs.core import masking
+from jobs.core import chinese, masking
 from jobs.core.errors import RunError
 from jobs.core.foreign import SMALL, load_visible
 from jobs.core.rundir import SweepDir
@@ -29,7 +29,8 @@ def _diagnose(options: argparse.Namespace) -> int:
         told = [{"name": name} | one.as_json() | {"rows": dict(_of(rows, name))} for name, one in found]
         print(json.dumps(told))
     else:
-        print("\n\n".join("\n".join([name, one.text(), *_words(_of(rows, name))]) for name, one in found))
+        texts = ("\n".join([name, one.text(), *_words(_of(rows, name))]) for name, one in found)
+        print("\n\n".join(chinese.diagnosis(text) if chinese.is_asked() else text for text in texts))
     return 0
 
 

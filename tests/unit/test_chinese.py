@@ -8,6 +8,7 @@ import string
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from core_help import ROOT
@@ -36,11 +37,11 @@ def in_chinese(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_text_that_people_read_has_its_chinese_and_no_other() -> None:
     """`python tools/spoken.py` prints what is lacking; add it to jobs/core/chinese.json."""
-    assert load("spoken").templates() == set(chinese.catalogue())
+    assert load("spoken").templates() == set(chinese.OURS.texts)
 
 
 def test_what_is_filled_in_is_filled_in_in_both() -> None:
-    for english, text in chinese.catalogue().items():
+    for english, text in chinese.OURS.texts.items():
         places = Counter(name for _, name, _, _ in string.Formatter().parse(text) if name is not None)
         asked = {str(number) for number in range(len(chinese.words(english)) - 1)}
         assert set(places) <= asked and len(asked) - len(places) <= 1, english  # an English plural has no place
@@ -73,8 +74,8 @@ def test_each_command_tells_in_chinese_what_it_is_for(
     described = [one for one in commands(word) if one.name == word]
     helps = [one.help for one in described] + [o.get("help", "") for one in described for _, o in one.arguments]
     for text in filter(None, helps):
-        assert chinese.translated(text) != text
-        assert "".join(chinese.translated(text).replace("%%", "%").split()) in "".join(shown.split())
+        assert chinese.OURS.translated(text) != text
+        assert "".join(chinese.OURS.translated(text).replace("%%", "%").split()) in "".join(shown.split())
 
 
 def test_launch_helps_in_chinese() -> None:
@@ -103,11 +104,10 @@ def test_the_locale_asks_as_posix_has_it(variables: dict[str, str], asked: bool)
     assert chinese.is_asked(variables) is asked
 
 
-def test_a_text_that_nobody_translated_stays_and_its_known_sentences_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_that_nobody_translated_stays_and_its_known_sentences_do_not(tmp_path: Path) -> None:
     known = {"it is {} long": "长度为 {0}", "Shorten it.": "缩短它。", "{} of {}": "{1} 中的 {0}"}
-    monkeypatch.setattr(chinese, "catalogue", lambda: known)
-    monkeypatch.setattr(chinese, "_templates", lambda: tuple(chinese._template(*pair) for pair in known.items()))
-    assert chinese.translated("nobody knows this") == "nobody knows this"
-    assert chinese.translated("Shorten it. Nobody knows this.") == "缩短它。Nobody knows this."
-    assert chinese.translated("it is 3 of {x} long") == "长度为 {x} 中的 3", "what is filled in is no template"
-    assert json.loads((ROOT / "jobs/core/chinese.json").read_text(encoding="utf-8"))
+    (tmp_path / "words.json").write_text(json.dumps(known), encoding="utf-8")
+    translated = chinese.Catalogue(tmp_path / "words.json").translated
+    assert translated("nobody knows this") == "nobody knows this"
+    assert translated("Shorten it. Nobody knows this.") == "缩短它。Nobody knows this."
+    assert translated("it is 3 of {x} long") == "长度为 {x} 中的 3", "what is filled in is no template"
