@@ -13,6 +13,9 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 import jobs.__main__
 from jobs.__main__ import commands
@@ -20,6 +23,8 @@ from jobs.cli import JSON, MODEL
 from jobs.core import chinese, schema
 from jobs.core.filetable import files_of
 from jobs.core.rundir import FOLDERS
+from jobs.diagnose.diagnosis import ANSWERS, Diagnosis
+from jobs.diagnose.signatures import SLOT
 
 ROOT = Path(__file__).resolve().parents[1]
 SPOKEN = ("reason", "remedy")
@@ -34,6 +39,11 @@ _ARGPARSE = (
 """Its own words, by which it asks gettext for a translation."""
 
 _WORDS = re.compile(r"[A-Za-z]{2}.* |^[A-Za-z]{3,}\W*$|^ \(\)$")
+_WORD = re.compile(r"[A-Za-z]{2,}")
+_PATTERN = re.compile(r"^\S+$|\(\?|\\[bsdw]|\[\^|\.\{0,")
+_FOR_MACHINES = frozenset(
+    (*("regex", "example", "find", "quick", "source", "id", "kind", "phase", "over", "within", "gives_way", "early"),)
+)
 _TYPED = re.compile(r"(sysctl|echo) ")
 """Commands to type, which are the same in each language."""
 
@@ -73,6 +83,32 @@ def templates() -> set[str]:
     found = {text for tree in trees for text in _Module(tree, taking, returns).texts()}
     found = {text.removeprefix("; ") for text in found} | set(_help())
     return {text for text in found if _WORDS.search(text.replace("{}", "")) and not _TYPED.match(text)}
+
+
+def diagnoses() -> set[str]:
+    """Return what the diagnosis of logs says, of its tables; a slot is a place."""
+    found: set[str] = {
+        *chinese.LABELS,
+        *ANSWERS.values(),
+        "yes, once",
+        "no",
+        Diagnosis(False).cause,
+        Diagnosis(False).remedy,
+    }
+    for name in ("signatures", "places", "codes"):
+        told = yaml.safe_load((ROOT / "jobs" / "diagnose" / f"{name}.yaml").read_text(encoding="utf-8"))
+        found |= {_literal(SLOT.sub("\0", text)).replace("\0", "{}") for text in _told(told)}
+    return found
+
+
+def _told(value: Any) -> Iterator[str]:
+    """Yield the sentences in a table, those for machines apart."""
+    if isinstance(value, dict):
+        yield from (text for key, one in value.items() if key not in _FOR_MACHINES for text in _told(one))
+    elif isinstance(value, list):
+        yield from (text for one in value for text in _told(one))
+    elif isinstance(value, str) and len(_WORD.findall(value)) > 1 and not _PATTERN.search(value):
+        yield value
 
 
 def _help() -> Iterator[str]:
@@ -219,10 +255,10 @@ def _assigned(nodes: Iterable[ast.AST]) -> dict[str, list[ast.expr]]:
 
 def main() -> None:
     """Print what is not translated."""
-    asked, known = templates(), chinese.OURS.texts
-    print(json.dumps(dict.fromkeys(sorted(asked - set(known)), ""), ensure_ascii=False, indent=0))
-    for text in sorted(set(known) - asked):
-        print(f"nobody says this: {text}", file=sys.stderr)
+    for asked, known in ((templates(), chinese.OURS.texts), (diagnoses(), chinese.DIAGNOSES.texts)):
+        print(json.dumps(dict.fromkeys(sorted(asked - set(known)), ""), ensure_ascii=False, indent=0))
+        for text in sorted(set(known) - asked):
+            print(f"nobody says this: {text}", file=sys.stderr)
 
 
 if __name__ == "__main__":
