@@ -278,6 +278,11 @@ def _value_of(tag: str, value: str) -> Any:
     return _LOADER("").construct_object(yaml.ScalarNode(tag, value))
 
 
+def _is_plain(pair: tuple[yaml.Node, yaml.Node]) -> bool:
+    """Whether the key of a pair is a text or a number."""
+    return pair[0].tag in _PLAIN
+
+
 class _Bounded(_Loader):
     """The same for text of others: it counts the levels, where PyYAML would look for types by place; it has none.
 
@@ -292,8 +297,7 @@ class _Bounded(_Loader):
         make = self.construct_document
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
             return [make(child) for child in node.value]
-        is_plain = node.tag == f"{_TAG}map" and all(key.tag in _PLAIN for key, _ in node.value)
-        if is_plain:
+        if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map" and all(map(_is_plain, node.value)):
             return {make(key): make(value) for key, value in node.value}
         return self.construct_object(node, deep=True)  # lists as keys, merged mappings, types of other programs
 

@@ -84,7 +84,15 @@ BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
             "? !!bool maybe\n: 1",
             "a: !!set x",
         ),
-        *("a: !!seq {b: 1}", "!!str {a: 1}", "? [1]\n: 2", "a: " + "9" * 5000, "a: 9999-99-99"),
+        *(
+            "a: !!seq {b: 1}",
+            "a: !!map [1]",
+            "a: !!map x",
+            "!!str {a: 1}",
+            "? [1]\n: 2",
+            "a: " + "9" * 5000,
+            "a: 9999-99-99",
+        ),
     ],
 )
 def test_what_is_no_yaml_of_ours_is_refused(tmp_path: Path, text: str) -> None:
