@@ -104,6 +104,14 @@ def open_append(path: Path, mode: int | None = None) -> io.FileIO:
     return os.fdopen(handle, "ab", 0)
 
 
+def remove(path: Path) -> None:
+    """Remove a file of ours, where it is there; through no link of somebody else. OSError: it cannot be removed."""
+    with contextlib.suppress(FileNotFoundError):
+        path.parent.lstat()  # it is not made
+        with ways.folder(path.parent) as folder:
+            os.unlink(path.name, dir_fd=folder)
+
+
 def not_private(path: Path) -> str | None:
     """Return why others could put something of theirs in the place of a directory or one above it; None: they can't.
 

@@ -79,6 +79,13 @@ def _new(path: Path) -> None:
         raise RunError(str(path), "(write)", str(error), "") from None
 
 
+def _remove(path: Path) -> None:
+    try:
+        files.remove(path)
+    except OSError as error:
+        raise RunError(str(path), "(remove)", str(error), "") from None
+
+
 def _append(path: Path) -> None:
     files.append_json(path, {})
 
@@ -129,7 +136,7 @@ def test_what_is_put_there_between_the_look_and_the_mkdir_gets_nothing(
     assert not (host.shared / ".calibration").is_dir() or not any((host.shared / ".calibration").iterdir())
 
 
-@pytest.mark.parametrize("operation", [_write, _append, _lock, _new], ids=lambda one: one.__name__[1:])
+@pytest.mark.parametrize("operation", [_write, _append, _lock, _new, _remove], ids=lambda one: one.__name__[1:])
 @pytest.mark.parametrize("put", ["link", "dir"])
 def test_a_directory_of_ours_that_is_moved_away_is_not_written_through_what_stands_there_then(
     host: Host, act: Act, put: str, operation: Callable[[Path], None]
@@ -138,6 +145,8 @@ def test_a_directory_of_ours_that_is_moved_away_is_not_written_through_what_stan
 
     def victim() -> tuple[str, list[str]]:
         mine.mkdir()
+        if operation is _remove:
+            (mine / "y.json").write_text("mine")
         files.write_json(path := root.calibration("x"), {})
         folder = path.parent
 
@@ -154,10 +163,10 @@ def test_a_directory_of_ours_that_is_moved_away_is_not_written_through_what_stan
         return said, [one.name for one in mine.iterdir()]
 
     said, left = host.victim.call(victim)
-    assert left == []
+    assert left == (["y.json"] if operation is _remove else [])
     if put == "link":
         assert "a link of another user leads to what is not that user's" in said
-    elif operation in (_write, _append):  # the others may be asked for in a directory that the user named
+    elif operation in (_write, _append, _remove):  # the others may be asked for in a directory that the user named
         assert "this directory belongs to another user" in said
 
 
