@@ -14,8 +14,8 @@ from typing import Any
 
 from jobs.core import names, sharing, ways
 from jobs.core.errors import RunError
-from jobs.core.files import SECRET, append_json, nearest_there, own_folder, write_bytes, write_text
-from jobs.core.filetable import File, Files
+from jobs.core.files import SECRET, append_json, is_there, nearest_there, own_folder, write_bytes, write_text
+from jobs.core.filetable import File, Files, Place
 
 NO_ROOT = "Choose a results.root that you can write and that all nodes see."
 
@@ -173,6 +173,9 @@ class SweepDir:
 
     path: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Place(self.path))  # and so is every path in it
+
     @property
     def root(self) -> Root:
         """The directory that holds this sweep and others."""
@@ -275,7 +278,7 @@ def sweeps_in(root: Path) -> list[SweepDir]:
     """Return the sweeps in a directory, by name; none where it is not there or not ours to read."""
     with contextlib.suppress(OSError):
         folders = sorted(path for path in root.iterdir() if not path.is_symlink())
-        return [sweep for sweep in map(SweepDir, folders) if sweep.plan.exists()]
+        return [sweep for sweep in map(SweepDir, folders) if is_there(sweep.plan)]  # one that is closed to us is no end
     return []
 
 
