@@ -209,7 +209,7 @@ def _sizes(sweep: SweepDir, points: Sequence[str]) -> tuple[int, ...]:
 
 
 def _outputs(sweep: SweepDir, allocation: AllocationDir) -> Iterator[Source]:
-    for rank in takewhile(lambda rank: allocation.stdout(rank).exists(), count()):
+    for rank in takewhile(lambda rank: allocation.stdout(rank).is_file(), count()):
         path = allocation.stdout(rank)
         yield Source(path, rank, str(path.relative_to(sweep.path)))
 

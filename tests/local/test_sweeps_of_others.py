@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
-import pandas  # noqa: F401 (before the forks, which would each load it)
 import pytest
 from results_help import copied as recorded_at
 from users import Host, two_users
