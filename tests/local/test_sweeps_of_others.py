@@ -146,6 +146,20 @@ def test_what_is_closed_to_us_in_a_sweep_ends_no_command(host: Host, tmp_path: P
         host.victim.call(run, [command[0], str(sweep), *command[1:]])  # an exception would be raised here
 
 
+def test_an_export_of_a_sweep_of_somebody_else_goes_where_the_user_says(host: Host, tmp_path: Path) -> None:
+    sweep = host.shared / "theirs"
+    shutil.copytree(recorded_at(tmp_path), sweep)
+    (sweep / "export").mkdir()
+    for path in (sweep, *sweep.rglob("*")):
+        path.chmod(0o777 if path.is_dir() else 0o644)
+        os.chown(path, host.attacker.uid, host.attacker.uid)
+    command, out = ["export", str(sweep), "--to", "vllm_bench"], host.victim.home / "out"
+    assert "this sweep is another user's" in host.victim.call(run, command)
+    assert not any((sweep / "export").iterdir())
+    assert "written: " in host.victim.call(run, [*command, "--out", str(out)])
+    assert any(out.iterdir())
+
+
 def run(words: list[str]) -> str:
     """Run a command in this process. Returns what it said."""
     os.chdir(ROOT)
