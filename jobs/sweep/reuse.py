@@ -97,8 +97,9 @@ def take(sweep: SweepDir, found: Iterable[Past]) -> None:
     """Copy rows, their windows and requests into a sweep; the column `reused_from` says where they were measured."""
     for past in found:
         source, target = past.sweep.point(past.point), sweep.point(past.point)
-        # Of another user's row only where it lay is certain.
-        origin = past.row.get("reused_from") if ways.is_ours(source.row.stat()) else None
+        origin = None  # of another user's row only where it lay is certain, and of one that is gone by now
+        with suppress(OSError):
+            origin = past.row.get("reused_from") if ways.is_ours(source.row.lstat()) else None
         write_json(target.row, dict(past.row) | {"reused_from": origin or str(past.sweep.path)})
         for name in ("requests", "windows"):
             with suppress(OSError, RunError):  # without them the row is still the row
