@@ -97,10 +97,15 @@ def open_append(path: Path, mode: int | None = None) -> io.FileIO:
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with ways.folder(path.parent, named=mode is not None) as folder:
+        place = os.fstat(folder)
         handle = os.open(path.name, flags, _mode(folder) if mode is None else mode, dir_fd=folder)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    info = os.fstat(handle)
+    # Where others make names one of them may be a second name of a file of ours.
+    is_second = info.st_nlink > 1 and (place.st_uid != os.geteuid() or place.st_mode & 0o022)
+    if is_second or not stat.S_ISREG(info.st_mode):
         os.close(handle)
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        reason = "it is a second name of a file" if is_second else "it is no regular file"
+        raise OSError(errno.EINVAL, reason, str(path))
     return os.fdopen(handle, "ab", 0)
 
 
