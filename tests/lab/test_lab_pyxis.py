@@ -42,10 +42,11 @@ class Site:
     image: str
     path: Path
 
-    def words(self, *more: str) -> list[str]:
+    def words(self, *more: str, runs: Path | None = None) -> list[str]:
         """Return the overrides of one short sweep."""
-        words = ["cluster=slurm", "cluster.time_limit=5", f"container.local_dir={self.path}/{{host}}"]
-        words += [f"container.images_path={self.path}/images", f"results.root={self.path}/runs", "limits.stop_s=10"]
+        root = [] if runs else [f"results.root={self.path}/runs"]
+        words = ["cluster=slurm", "cluster.time_limit=5", f"container.local_dir={self.path}/{{host}}", *root]
+        words += [f"container.images_path={self.path}/images", "limits.stop_s=10"]
         return [*words, *sweep_words("pyxis", self.image), *more]
 
     def sweep(self, *more: str) -> tuple[int, SweepDir, str]:
@@ -54,9 +55,10 @@ class Site:
         return done.returncode, the_sweep(self.path / "runs"), done.stdout + done.stderr
 
     def roots(self) -> list[str]:
-        """Return the roots of pyxis on both nodes, which share a directory here."""
+        """Return the roots of pyxis on both nodes."""
         self.lab.wait_idle()
-        return [name for name in self.lab.slurm("enroot", "list").split() if name.startswith("pyxis_")]
+        found = [self.lab.node_exec(node.name, ["enroot", "list"]).stdout for node in self.lab.layout.nodes]
+        return [name for name in " ".join(found).split() if name.startswith("pyxis_")]
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +142,7 @@ def engine_of(rank: int) -> psutil.Process:
 
 def test_an_engine_that_is_killed_is_that_of_its_rank(site: Site) -> None:
     runs = site.path / "killed"
-    with start(runs, *site.words("bench.window_s=60"), f"results.root={runs}") as launched:
+    with start(runs, *site.words("bench.window_s=60", runs=runs)) as launched:
         until(lambda: measuring(runs), "the window", 120)
         engine_of(1).kill()
         finish(launched, 1)
@@ -152,7 +154,7 @@ def test_an_engine_that_is_killed_is_that_of_its_rank(site: Site) -> None:
 @pytest.mark.parametrize("signal", ["", "--signal=KILL"])
 def test_a_cancelled_job_leaves_nothing(site: Site, signal: str) -> None:
     runs = site.path / f"cancelled{signal}"
-    with start(runs, *site.words("bench.window_s=60"), f"results.root={runs}") as launched:
+    with start(runs, *site.words("bench.window_s=60", runs=runs)) as launched:
         until(lambda: measuring(runs), "the window", 120)
         [job] = site.lab.slurm("squeue", "--noheader", "--format=%A").split()
         subprocess.run(["scancel", *([signal] if signal else []), job], env=os.environ | site.lab.env, check=True)
