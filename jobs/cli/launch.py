@@ -51,9 +51,9 @@ class Outcome:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run launch.py. Returns its exit code, 0: all rows valid; 1: a run failed; 2: the question cannot be asked."""
-    given = grammar.spelled(sys.argv[1:] if arguments is None else arguments)
-    overrides = [word for word in given if word not in through_hydra.MODES]
     try:
+        given = grammar.spelled(sys.argv[1:] if arguments is None else arguments)
+        overrides = [word for word in given if word not in through_hydra.MODES]
         if through_hydra.is_asked(given):
             return through_hydra.main(given)
         if "-m" not in given and "--multirun" not in given:

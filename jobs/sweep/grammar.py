@@ -16,6 +16,7 @@ from hydra.errors import HydraException, OverrideParseException
 from jobs.core import schema
 from jobs.core.errors import ConfigError, nearest
 from jobs.core.schema import CONF
+from jobs.results.columns import check_objective
 
 MOST_POINTS = 10_000
 
@@ -24,7 +25,10 @@ GOAL = "results.objective"
 
 
 def spelled(overrides: Sequence[str]) -> list[str]:
-    """Return overrides with short spellings written out."""
+    """Return overrides with short spellings written out. ConfigError: `goal` names no figure."""
+    for text in overrides:
+        if text.startswith("goal="):
+            check_objective(text.removeprefix("goal="), "goal")
     return [f"{GOAL}={text.removeprefix('goal=')}" if text.startswith("goal=") else text for text in overrides]
 
 

@@ -23,7 +23,7 @@ from jobs.sweep.check import Shared
 from jobs.sweep.plan import Allocation, Plan
 from jobs.sweep.points import Point
 from jobs.sweep.record import as_json
-from jobs.sweep.services_text import point_text, services_lines
+from jobs.sweep.services_text import point_text, services_lines, which
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,18 +109,24 @@ def plan_text(plan: Plan, width: int | None = None) -> str:
 def print_plan(plan: Plan, out: Console) -> None:
     """Print the plan, and what is risky with it."""
     out.print(plan_text(plan, out.width if out.is_terminal else None))
-    if warnings := warnings_text(plan.findings):
+    if warnings := warnings_text(plan):
         out.print(warnings, markup=False)
 
 
-def warnings_text(found: Sequence[Shared]) -> str:
+def warnings_text(plan: Plan) -> str:
     """Return one line for every warning; errors are not for here: they stop the sweep."""
     lines = []
-    for one in found:
+    for one in plan.findings:
         if one.finding.severity == "warning" and one.finding.rule != "R20":  # the plan itself speaks of queueing
-            finding = one.finding
-            lines.append(f"  {finding.rule} {finding.key} = {finding.value}: {finding.reason}. {finding.remedy}")
+            finding, some = one.finding, of_points(one, [point.overrides for point in plan.points])
+            lines.append(f"  {finding.rule} {finding.key} = {finding.value}{some}: {finding.reason}. {finding.remedy}")
     return "\n".join([f"{count(len(lines), 'warning')} (python -m jobs check):", *lines]) if lines else ""
+
+
+def of_points(one: Shared, overrides: Sequence[Sequence[str]]) -> str:
+    """Return how many points a finding is of and what sets them apart; empty: all, or the only one."""
+    name = which(one.points, overrides)
+    return f" ({len(one.points)} of {len(overrides)} points: {name})" if name else ""
 
 
 def phases_text(plan: Plan) -> str:

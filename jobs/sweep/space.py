@@ -62,7 +62,7 @@ def ask(overrides: Sequence[str], composer: compose.Composer = compose.default_c
     Raises:
         ConfigError: nothing can be searched like this; key, value, reason, remedy.
     """
-    points = compose.expand(grammar.spelled(overrides))
+    points = compose.expand(overrides)
     [base] = road.composed(points[:1], composer)
     figure = _figure(base.results.objective)
     _refuse_base(base)
