@@ -12,7 +12,7 @@ from jobs.cli import NOT_WRITTEN, RUN, Command
 from jobs.core.files import public, write_bytes, write_text
 from jobs.core.rundir import open_sweep
 from jobs.results import page
-from jobs.results.compare import compare, text
+from jobs.results.compare import compare, left_out, text
 from jobs.results.export import TARGETS, export
 from jobs.results.gather import collect, read_run, read_runs
 from jobs.results.report import data
@@ -34,7 +34,7 @@ def _collect(options: argparse.Namespace) -> int:
         out = show.console()
         swept = ("run", *dict.fromkeys(key for run in runs for key in run.swept))
         out.print(show.table_view(table, swept, out.width if out.is_terminal else None))
-        if reasons := show.reasons_text(table):
+        if reasons := show.reasons_text(table, swept):
             out.print(reasons, markup=False)
     for one in skipped:
         print(f"skipped {one.what}: {one.reason}", file=sys.stderr)
@@ -60,6 +60,8 @@ def _report(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     pairs = compare(options.a, options.b, options.key, anyway=options.anyway)
     print(json.dumps([asdict(pair) for pair in pairs], default=str) if options.json else text(pairs))
+    for one in left_out(options.a, options.b, options.key):
+        print(f"not compared: {one}", file=sys.stderr)
     return 0
 
 

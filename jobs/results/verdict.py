@@ -312,7 +312,7 @@ def _cautions(run: Run, contests: Sequence[_Contest]) -> Sequence[Sentence]:
     rows = [row for side in sides for row in side.rows]
     if (fewest := min(row.get("completed") or 0 for row in rows)) < FEW:
         said.append(Sentence("few", {"count": fewest}))
-    notes = dict.fromkeys((str(row["point"]), str(row["notes"])) for row in rows if row.get("notes"))
+    notes = dict.fromkeys((columns.row_name(row, run.swept), str(row["notes"])) for row in rows if row.get("notes"))
     said += [Sentence("note", {"point": point, "note": note}) for point, note in list(notes)[:MOST_KINDS]]
     return said
 

@@ -78,7 +78,11 @@ def _common(points: Sequence[Point]) -> frozenset[str]:
         return _shared([point.overrides for point in points])
     sweep = {key.partition(".")[0] for key, scope in schema.schema().items() if scope == "sweep"}
     sweep -= {key.partition(".")[0] for key, scope in schema.schema().items() if scope != "sweep"}
-    return frozenset(word for word in points[0].overrides if _key(word).partition(".")[0] in sweep) if points else frozenset()
+    return (
+        frozenset(word for word in points[0].overrides if _key(word).partition(".")[0] in sweep)
+        if points
+        else frozenset()
+    )
 
 
 def _shared(overrides: Sequence[Sequence[str]]) -> frozenset[str]:

@@ -17,7 +17,7 @@ from jobs.cluster.time_limit import limit_seconds
 from jobs.core import masking
 from jobs.core.planfile import read_plan
 from jobs.core.rundir import SweepDir
-from jobs.results.columns import STARRED, counts, is_work, low_is_best
+from jobs.results.columns import STARRED, counts, is_work, low_is_best, row_name
 from jobs.results.table import read_table, text
 from jobs.sweep.check import Shared
 from jobs.sweep.plan import Allocation, Plan
@@ -163,8 +163,9 @@ def _quote(word: str) -> str:
 def print_table(sweep: SweepDir, out: Console, table: pd.DataFrame | None = None) -> None:
     """Print the sweep table, the reason of every invalid row, and where the files are."""
     frame = read_table(sweep) if table is None else table
-    out.print(table_view(frame, read_plan(sweep).swept, out.width if out.is_terminal else None))
-    if reasons := reasons_text(frame):
+    swept = read_plan(sweep).swept
+    out.print(table_view(frame, swept, out.width if out.is_terminal else None))
+    if reasons := reasons_text(frame, swept):
         out.print(reasons, markup=False)
     out.print(f"table: {sweep.table('csv')}", markup=False)
 
@@ -232,12 +233,13 @@ def _width(view: Table) -> int:
     return Measurement.get(wide, wide.options, view).maximum
 
 
-def reasons_text(frame: pd.DataFrame) -> str:
-    """Return one line for every invalid row with its reason, and for every valid one that has a note."""
+def reasons_text(frame: pd.DataFrame, swept: tuple[str, ...]) -> str:
+    """Return one line for every invalid row with its reason, and for every valid one that has a note; each is named by
+    its point and its values of `swept`."""
     bad = frame[~frame["valid"].astype(bool)]
     noted = frame[frame["valid"].astype(bool) & _noted(frame)]
-    lines = [f"invalid {row['point']}: {row['invalid_reason']}" for _, row in bad.iterrows()]
-    return "\n".join([*lines, *(f"{NOTED} {row['point']}: {row['notes']}" for _, row in noted.iterrows())])
+    lines = [f"invalid {row_name(row, swept)}: {row['invalid_reason']}" for _, row in bad.iterrows()]
+    return "\n".join([*lines, *(f"{NOTED} {row_name(row, swept)}: {row['notes']}" for _, row in noted.iterrows())])
 
 
 def _noted(frame: pd.DataFrame) -> pd.Series[Any]:

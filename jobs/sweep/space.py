@@ -41,11 +41,13 @@ _SWEEP = "Give tune.space two values of a key at least: 'tune.space={parallel.ma
 
 @dataclass(frozen=True)
 class Asked:
-    """A search before it is started. `plan`: every start of every setting; `config`: what holds for all."""
+    """A search before it is started. `plan`: every start of every setting; `config`: what holds for all; `usual`:
+    overrides that nobody gave and that a search needs."""
 
     plan: Plan
     search: Search
     config: Config
+    usual: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def ask(overrides: Sequence[str], composer: compose.Composer = compose.default_c
         raise ConfigError("goal", base.results.objective, reason, "Set goal=ttft_ms_mean or goal=tpot_ms_mean.")
     search = _search(left, plan, figure, config, ruled_out)
     _affordable(search, base)
-    return Asked(plan, search, config)
+    return Asked(plan, search, config, tuple(more))
 
 
 def _refuse_base(base: Config) -> None:
