@@ -158,8 +158,8 @@ def stated_error() -> str:
     left = max(abs(one.left_out / one.measured - 1) for one in known if one.left_out)
     return (
         f"how sure: {len(known)} published figures of this hardware whose layout is known are met within"
-        f" {math.ceil(100 * worst)}%, each by the others alone within {math.ceil(100 * left)}% (docs/tuning.md); what sweeps under results.root showed is"
-        " learnt from"
+        f" {math.ceil(100 * worst)}%, each by the others alone within {math.ceil(100 * left)}% (docs/tuning.md);"
+        " what sweeps under results.root showed is learnt from"
     )
 
 

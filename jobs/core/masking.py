@@ -131,7 +131,7 @@ def _inside(value: str) -> str:
 
 
 def _is_place(value: str) -> bool:
-    """Whether a value stands for one that is filled in later, or is none: `{api_key}`, auto, null; a colon may follow."""
+    """Whether a value stands for one that comes later, or is none: `{api_key}`, auto, null; a colon may follow."""
     word = value.rstrip(":")
     return word in ("null", "None", "true", "false", "auto", MASK) or bool(re.fullmatch(r"\{\w+\}", word))
 

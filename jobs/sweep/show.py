@@ -238,8 +238,8 @@ def reasons_text(frame: pd.DataFrame, swept: tuple[str, ...]) -> str:
     its point and its values of `swept`."""
     bad = frame[~frame["valid"].astype(bool)]
     noted = frame[frame["valid"].astype(bool) & _noted(frame)]
-    lines = [f"invalid {row_name(row, swept)}: {row['invalid_reason']}" for _, row in bad.iterrows()]
-    return "\n".join([*lines, *(f"{NOTED} {row_name(row, swept)}: {row['notes']}" for _, row in noted.iterrows())])
+    lines = [f"invalid {row_name(row, swept)}: {row['invalid_reason']}" for row in bad.to_dict("records")]
+    return "\n".join([*lines, *(f"{NOTED} {row_name(row, swept)}: {row['notes']}" for row in noted.to_dict("records"))])
 
 
 def _noted(frame: pd.DataFrame) -> pd.Series[Any]:
