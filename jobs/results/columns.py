@@ -53,7 +53,7 @@ def setting_text(keys: tuple[str, ...], values: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={values[key]}" for key in keys)
 
 
-def row_name(row: Mapping[str, Any], keys: tuple[str, ...]) -> str:
+def row_name(row: Mapping[Any, Any], keys: tuple[str, ...]) -> str:
     """Return a row's point with its values of these keys."""
     return f"{row['point']} ({setting_text(keys, row)})" if keys else str(row["point"])
 

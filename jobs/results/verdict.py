@@ -98,7 +98,8 @@ def judge(run: Run, lines: Sequence[break_even.Line] | None = None) -> Verdict:
         said.insert(0, Sentence("offered", {"objective": column, "column": " ".join(others)}))
     if len(contests) == 1:
         best = contests[0].best.rows[0]
-        said.append(Sentence("user", {name: best.get(name) for name in ("ttft_ms_p50", "tpot_ms_p50", "e2el_ms_p50")}))
+        figures = {name: best.get(name) for name in ("ttft_ms_p50", "tpot_ms_p50", "e2el_ms_p50")}
+        said.append(Sentence("user", {"setting": contests[0].values["setting"], **figures}))
     said += _cautions(run, contests)
     if simulated:
         said.append(Sentence("simulated", {}))
@@ -310,8 +311,9 @@ def _cautions(run: Run, contests: Sequence[_Contest]) -> Sequence[Sentence]:
     if len(contests) > 1 and most:
         said.append(Sentence("adjusted_kinds", {"count": len(contests)}))
     rows = [row for side in sides for row in side.rows]
-    if (fewest := min(row.get("completed") or 0 for row in rows)) < FEW:
-        said.append(Sentence("few", {"count": fewest}))
+    fewest = min(rows, key=lambda row: row.get("completed") or 0)
+    if (count := fewest.get("completed") or 0) < FEW:
+        said.append(Sentence("few", {"point": columns.row_name(fewest, run.swept), "count": count}))
     notes = dict.fromkeys((columns.row_name(row, run.swept), str(row["notes"])) for row in rows if row.get("notes"))
     said += [Sentence("note", {"point": point, "note": note}) for point, note in list(notes)[:MOST_KINDS]]
     return said

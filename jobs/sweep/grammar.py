@@ -44,28 +44,31 @@ def _parsed(text: str) -> Override:
     except OverrideParseException as error:
         reason = " ".join(str(error).partition("\nSee ")[0].split())
         remedy = "Write it as key=value."
-        if "#" in str(error.override):
-            remedy += " Hydra takes a # only between quotes, which the shell must leave: 'key=\"a#b\"'."
+        if "=" in text:
+            remedy = "Hydra takes such a value only between quotes, which the shell must leave: 'key=\"a#b\"'."
         raise ConfigError("override", repr(error.override), reason, remedy) from None
     return found
 
 
-_WORD = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^\s,\[\](){}'"]+""")
+_FOREIGN = re.compile(r"#|[^\x00-\x7f]")
+"""What Hydra's grammar has only between quotes, and people type without: REGISTRY#IMAGE:TAG, Chinese names."""
+
+_WORD = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^\s,\[\](){}'"](?:[^,\[\](){}'"]*[^\s,\[\](){}'"])?""")
 
 
 def quoted(text: str) -> str:
-    """Return an override with quotes around every word of its value that holds a #, as in REGISTRY#IMAGE:TAG.
+    """Return an override with quotes around every element of its value that Hydra's grammar does not take without.
 
-    Hydra's grammar has no # outside of quotes, and a shell takes the quotes away that a person writes. What already
-    is quoted stays as it is, and so does a value with braces.
+    A shell takes the quotes away that a person writes. What already is quoted stays as it is, and so does a value with
+    braces.
     """
     key, equals, value = text.partition("=")
-    if not equals or "#" not in value or "{" in value:
+    if not equals or "{" in value or not _FOREIGN.search(value):
         return text
 
     def tag(match: re.Match[str]) -> str:
         word = match.group()
-        return f'"{word}"' if "#" in word and word[0] not in "'\"" else word
+        return f'"{word}"' if _FOREIGN.search(word) and word[0] not in "'\"" else word
 
     return key + equals + _WORD.sub(tag, value)
 

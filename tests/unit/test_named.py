@@ -11,8 +11,11 @@ from results_help import measured, planned
 from jobs.__main__ import main
 from jobs.cli import launch
 from jobs.core import masking
-from jobs.core.files import read_json, write_json
+from jobs.core.errors import ConfigError
+from jobs.core.files import read_json, write_json, write_text
+from jobs.core.tasks import AllocationTask, ServiceTask, write_task
 from jobs.results.compare import compare, left_out, text
+from jobs.sweep import grammar
 from jobs.sweep.services_text import which
 
 LAYOUTS = ("parallel=dp2_tp8,dp4_tp4", "parallel.max_model_len=4096,8192")
@@ -134,6 +137,18 @@ def test_notes_and_reasons_name_setting_and_run(tmp_path: Path, capsys: pytest.C
     assert f"{one} (bench.concurrency=1): a note" in capsys.readouterr().out
 
 
+def test_a_diagnosis_says_which_service_it_is_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found, made = planned(tmp_path / "a", "parallel.max_model_len=4096,8192", "bench.concurrency=1,4")
+    service = made.points[0].service
+    work = AllocationTask((ServiceTask(service, tuple(one.point for one in made.points[:2])),), 1)
+    write_task(found.allocation(0, 1), work)
+    write_text(found.service(service, 1).rank(0).log, "RuntimeError: NPU out of memory.\n")
+    main(["diagnose", str(found.path)])
+    assert f"service {service}  parallel.max_model_len=4096" in capsys.readouterr().out.splitlines()
+    main(["diagnose", "--json", str(found.path)])
+    assert [one["setting"] for one in json.loads(capsys.readouterr().out)] == ["parallel.max_model_len=4096"]
+
+
 def test_memory_as_json_names_its_services(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["memory", "--json", f"results.root={tmp_path}", *LAYOUTS]) == 0
     assert {one["setting"] for one in json.loads(capsys.readouterr().out)} >= {"dp4_tp4 parallel.max_model_len=4096"}
@@ -187,3 +202,26 @@ def test_a_run_without_a_key_is_told_what_to_write(tmp_path: Path, capsys: pytes
 )
 def test_a_mask_hides_the_value_and_not_the_sentence(words: str, shown: str) -> None:
     assert masking.text(words) == shown
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        ("results.root=我的 runs", "我的 runs"),
+        ("model.path=/数据/DeepSeek-R1", "/数据/DeepSeek-R1"),
+        ("model.path='/数据/a'", "/数据/a"),
+        ("container.image=HOST#a/b:v1", "HOST#a/b:v1"),
+    ],
+)
+def test_names_in_chinese_are_typed_as_they_are(typed: str, value: str) -> None:
+    [one] = grammar.parse([typed])
+    assert one.value() == value
+
+
+def test_a_sweep_of_such_names_and_what_no_quotes_mend() -> None:
+    [one] = grammar.parse(["model.path=/数据/a b,/数据/c"])
+    assert grammar.sweep_values(one) == ['"/数据/a b"', '"/数据/c"']
+    with pytest.raises(ConfigError, match="only between quotes, which the shell must leave"):
+        grammar.parse(["results.root=a;b"])
+    with pytest.raises(ConfigError, match="Write it as key=value"):
+        grammar.parse(["results"])

@@ -339,7 +339,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     measured(found, made.points[0], 50.0, completed=12)
     _, said = judged(found.path)
     assert "only" in said
-    assert said["few"] == {"count": 12}
+    assert said["few"] == {"point": f"{made.points[0].point} (parallel.max_model_len=8192)", "count": 12}
     measured(found, made.points[1], 60.0)
     found.point(made.points[1].point).requests.unlink()
     _, said = judged(found.path)
