@@ -42,11 +42,10 @@ class Side:
     config: Mapping[str, Any]
     spreads: Spreads
 
-    @property
-    def name(self) -> str:
-        """The sweep and its point; of several starts the first, with their number."""
+    def name(self, beside: Run) -> str:
+        """The sweep and its point, `beside` one of the other sweep; of several starts the first, with their number."""
         more = f" and {len(self.rows) - 1} more starts" if len(self.rows) > 1 else ""
-        return f"{self.run.name}/{self.rows[0]['point']}{more}"
+        return f"{_run_name(self.run, beside)}/{self.rows[0]['point']}{more}"
 
     @property
     def setting(self) -> str:
@@ -121,13 +120,20 @@ def left_out(a: Path, b: Path, key: str | None = None) -> list[str]:
     _, _, pairs = _matched(a, b, key)
     told = {(side.run.sweep.path, row["point"]) for pair in pairs for side in pair for row in side.rows}
     found = []
-    for run, rows in map(_rows, (a, b)):
+    both = [_rows(path) for path in (a, b)]
+    for (run, rows), (other, _) in zip(both, reversed(both), strict=True):
         for row in (row for row in rows if (run.sweep.path, row["point"]) not in told):
             reason = (
                 "nothing on the other side belongs to it" if row["valid"] else f"not valid: {row['invalid_reason']}"
             )
-            found.append(f"{run.name}/{row_name(row, run.swept)}: {reason}")
+            found.append(f"{_run_name(run, other)}/{row_name(row, run.swept)}: {reason}")
     return list(dict.fromkeys(found))
+
+
+def _run_name(run: Run, beside: Run) -> str:
+    """Return the name of a sweep, or its path where the other one has the same name."""
+    alike = run.name == beside.name and run.sweep.path != beside.sweep.path
+    return str(run.sweep.path) if alike else run.name
 
 
 def _matched(a: Path, b: Path, key: str | None) -> tuple[list[Side], list[Side], list[tuple[Side, Side]]]:
@@ -253,8 +259,8 @@ def _compare(one: Side, two: Side) -> Pair:
     offered = OFFERED if any(is_offered(side.run, side.rows[0]) for side in (one, two)) else ()
     asked = {name: values for name, values in _differences(one, two).items() if not name.startswith((*HOW, *RESTARTS))}
     return Pair(
-        one.name,
-        two.name,
+        one.name(two.run),
+        two.name(one.run),
         (one.setting, two.setting),
         asked | dict(_grounds(one, two)),
         tuple(_figure(one.of(column), two.of(column)) for column in FIGURES if column not in offered),

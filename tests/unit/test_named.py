@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,8 @@ from results_help import measured, planned
 
 from jobs.__main__ import main
 from jobs.cli import launch
-from jobs.core import masking
-from jobs.core.errors import ConfigError
+from jobs.core import files, masking
+from jobs.core.errors import ConfigError, RunError
 from jobs.core.files import read_json, write_json, write_text
 from jobs.core.tasks import AllocationTask, ServiceTask, write_task
 from jobs.results.compare import compare, left_out, text
@@ -118,6 +120,31 @@ def test_a_comparison_says_what_it_compares_and_what_it_leaves_out(
     said = capsys.readouterr()
     assert len(json.loads(said.out)) == 1
     assert said.err.count("not compared: ") == 2
+
+
+def test_sweeps_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    runs = [planned(tmp_path / user / "a", "bench.concurrency=1") for user in ("one", "two")]
+    for found, made in runs:
+        measured(found, made.points[0], 100.0)
+    [pair] = compare(*(found.path for found, _ in runs))
+    assert [pair.a, pair.b] == [f"{found.path}/{made.points[0].point}" for found, made in runs]
+    [same] = compare(runs[0][0].path, runs[0][0].path)
+    assert same.a == f"a/{runs[0][1].points[0].point}"
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"), [(errno.ENOSPC, "Free space"), (errno.EACCES, "Choose a place that you can write")]
+)
+def test_a_file_that_cannot_be_written_has_the_remedy_of_its_cause(
+    number: int, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> None:
+        raise OSError(number, os.strerror(number), "/a/.b.tmp")
+
+    monkeypatch.setattr(files.tempfile, "mkstemp", full)
+    with pytest.raises(RunError, match=remedy) as told:
+        files.write_text(tmp_path / "b", "")
+    assert ".tmp" not in str(told.value)
 
 
 def test_notes_and_reasons_name_setting_and_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
