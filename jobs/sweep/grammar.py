@@ -43,7 +43,7 @@ def _parsed(text: str) -> Override:
         [found] = OverridesParser.create().parse_overrides([text])
     except OverrideParseException as error:
         reason = " ".join(str(error).partition("\nSee ")[0].split())
-        remedy = "Write it as key=value."
+        remedy = "Write it as key=value (commands are those of python -m jobs --help)."
         if "=" in text:
             remedy = "Hydra takes such a value only between quotes, which the shell must leave: 'key=\"a#b\"'."
         raise ConfigError("override", repr(error.override), reason, remedy) from None

@@ -252,3 +252,36 @@ def test_a_sweep_of_such_names_and_what_no_quotes_mend() -> None:
         grammar.parse(["results.root=a;b"])
     with pytest.raises(ConfigError, match="Write it as key=value"):
         grammar.parse(["results"])
+
+
+def test_a_wrong_place_or_word_is_told_what_would_be_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found, _ = planned(tmp_path / "a", "bench.concurrency=1")
+    assert main(["status", str(tmp_path)]) == 1
+    assert f"Give one of the sweeps in it, as {found.path}." in capsys.readouterr().err
+    assert main(["status", str(tmp_path / "none")]) == 1
+    assert "there is no such directory" in capsys.readouterr().err
+    assert launch.main(["plan"]) == 2
+    assert "commands are those of python -m jobs" in capsys.readouterr().err
+    assert main(["plan", "-m", "parallel.max_num_seqs=16"]) == 0, "as launch.py takes them"
+    with pytest.raises(SystemExit):
+        main(["plan", "--dry-run"])
+    assert "python -m jobs plan --help" in capsys.readouterr().err
+
+
+def test_version_is_that_of_this_tool(capsys: pytest.CaptureFixture[str]) -> None:
+    for run in (main, launch.main):
+        assert run(["--version"]) == 0
+        assert capsys.readouterr().out.startswith("ascend-serving-sweep ")
+
+
+def test_keys_are_found_by_a_part_of_their_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["keys", "buffsize", "ifname"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["hccl.socket_ifname", "hccl.buffsize"]
+    assert main(["keys", "hccl.bufsize"]) == 2
+    assert "Did you mean 'hccl.buffsize'?" in capsys.readouterr().err
+
+
+def test_an_image_store_that_is_empty_is_said_to_be_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["image", "verify", f"results.root={tmp_path}"]) == 0
+    assert "no image is imported in " in capsys.readouterr().out
