@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.core import schema
 from jobs.core.errors import ConfigError, RunError
 from jobs.core.rundir import SweepDir
 from jobs.results import noise
 from jobs.results.columns import HOW, OFFERED, RESTARTS, SEED, is_offered, is_work, low_is_best, row_name, setting_text
 from jobs.results.fingerprint import NAMES
-from jobs.results.gather import Run, read_config_plain, read_run
+from jobs.results.gather import Run, changes_question, flat, read_config_plain, read_run
 from jobs.results.intervals import Interval
 from jobs.results.spread import Spreads
 
@@ -161,21 +160,13 @@ def _sides(path: Path, *, apart: bool) -> list[Side]:
     spreads = Spreads(run)
     sides: dict[str, Side] = {}
     for row in (row for row in rows if row["valid"]):
-        config = dict(_flat(read_config_plain(run.sweep.point(row["point"]).config)))
-        name = str(sorted((k, str(v)) for k, v in config.items() if _counts(k) and (apart or k not in RESTARTS)))
+        config = flat(read_config_plain(run.sweep.point(row["point"]).config))
+        name = str(
+            sorted((k, str(v)) for k, v in config.items() if changes_question(k) and (apart or k not in RESTARTS))
+        )
         known = sides.get(name, Side(run, (), config, spreads))
         sides[name] = Side(run, (*known.rows, row), known.config, spreads)
     return list(sides.values())
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            found += _flat(value, f"{prefix}{name}.")
-        else:
-            found.append((prefix + name, value))
-    return found
 
 
 def _asked(side: Side, without: str | None) -> dict[str, str]:
@@ -183,7 +174,7 @@ def _asked(side: Side, without: str | None) -> dict[str, str]:
     return {
         name: str(value)
         for name, value in side.config.items()
-        if _counts(name)
+        if changes_question(name)
         and name not in RESTARTS
         and (without is None or not (name == without or name.startswith(without + ".")))
     }
@@ -220,11 +211,6 @@ def _valued(side: Side, key: str) -> str | None:
     return str(values) if values else None
 
 
-def _counts(name: str) -> bool:
-    """Return whether a key changes what is asked: those of scope `sweep` may differ freely."""
-    return schema.schema().get(schema.leaf_of(name) or name) != "sweep"
-
-
 def _check_same_work(one: Side, two: Side) -> None:
     for name, (first, second) in _differences(one, two).items():
         if is_work(name):
@@ -242,7 +228,7 @@ def _differences(one: Side, two: Side) -> dict[str, tuple[Any, Any]]:
     return {
         name: (one.config.get(name), two.config.get(name))
         for name in names
-        if _counts(name) and str(one.config.get(name)) != str(two.config.get(name))
+        if changes_question(name) and str(one.config.get(name)) != str(two.config.get(name))
     }
 
 

@@ -103,6 +103,7 @@ def _settings(point: Point, common: frozenset[str], *, load: bool) -> str:
 
 def _named(word: str) -> str:
     """Return an override as its preset's name (`parallel=dp2_tp8`: dp2_tp8), or as it is."""
+    word = word.replace("\\:", ":")  # Hydra's own escape
     key, _, value = word.partition("=")
     return value if "." not in key and value else word
 

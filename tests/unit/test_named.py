@@ -285,3 +285,20 @@ def test_keys_are_found_by_a_part_of_their_name(capsys: pytest.CaptureFixture[st
 def test_an_image_store_that_is_empty_is_said_to_be_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["image", "verify", f"results.root={tmp_path}"]) == 0
     assert "no image is imported in " in capsys.readouterr().out
+
+
+def test_what_differs_between_sweeps_stands_in_their_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, size in (("a", 512), ("b", 1024)):
+        found, made = planned(tmp_path / name, "bench.concurrency=1", f"hccl.buffsize={size}", f"results.name={name}")
+        measured(found, made.points[0], 100.0, driver_version=f"24.{name}")
+    runs = [str(tmp_path / name) for name in "ab"]
+    assert main(["collect", *runs]) == 0
+    said = capsys.readouterr().out
+    assert [line.split()[:2] for line in said.splitlines() if "vllm_ascend" in line] == [["a", "512"], ["b", "1024"]]
+    assert "results.name" not in said
+    assert "driver_version differs: 24.a in a; 24.b in b" in said
+    assert main(["collect", *runs, "--json"]) == 0
+    assert [one["hccl.buffsize"] for one in json.loads(capsys.readouterr().out)] == [512, 1024]
+    planned(tmp_path / "c", "experiment=official_0_23")
+    assert main(["collect", *runs, str(tmp_path / "c")]) == 0
+    assert "more keys, each a column of --format csv: " in capsys.readouterr().out
