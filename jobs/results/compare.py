@@ -43,7 +43,8 @@ class Side:
 
     def name(self, beside: Run) -> str:
         """The sweep and its point, `beside` one of the other sweep; of several starts the first, with their number."""
-        more = f" and {len(self.rows) - 1} more starts" if len(self.rows) > 1 else ""
+        others = len(self.rows) - 1
+        more = f" and {others} more start{'s' * (others > 1)}" if others else ""
         return f"{_run_name(self.run, beside)}/{self.rows[0]['point']}{more}"
 
     @property

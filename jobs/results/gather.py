@@ -166,12 +166,16 @@ def collect(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame({name: column(list(values)) for name, values in zip(order, cells, strict=True)})
 
 
+_AGAIN = ("bench.repeats", "parallel.seed")
+"""Keys that say how often the same is measured."""
+
+
 def unlike(runs: Sequence[Run]) -> tuple[str, ...]:
     """Return the keys that no sweep swept and that differ between them and change what is asked."""
     swept = {key for run in runs for key in run.swept}
     configs = [flat(run.config) for run in runs if run.config]
     names = dict.fromkeys(chain.from_iterable(configs))
-    asked = (name for name in names if name not in swept and changes_question(name))
+    asked = (name for name in names if name not in swept and changes_question(name) and not name.startswith(_AGAIN))
     return tuple(name for name in asked if len({str(one.get(name)) for one in configs}) > 1)
 
 

@@ -82,11 +82,11 @@ def follow(
             now = time.monotonic()
             # A resubmitted allocation is a new attempt: its directory takes the place of the one before.
             allocations = [known.setdefault(folder, _Allocation(folder)) for folder in sweep.allocations()]
+            if sweep.search.exists():
+                plan = read_plan(sweep)  # it grows
             for allocation in allocations:
                 allocation.look(now)
                 _tell(allocation, plan, tell)
-            if sweep.search.exists():
-                plan = read_plan(sweep)  # it grows
             progress.update(
                 task,
                 total=len(plan.points),

@@ -227,7 +227,9 @@ def _search(left: Sequence[_Wanted], plan: Plan, figure: str, config: Config, ru
     settings = [
         Setting(
             one,
-            tuple(masking.mask([text for text in asked.overrides if not text.startswith("launch.")])),
+            tuple(
+                masking.mask([text for text in asked.overrides if not text.startswith(("launch.", "results.name="))])
+            ),
             tuple(ids),
             tuple(points[point].service for point in ids),
         )

@@ -17,6 +17,7 @@ from jobs.core.errors import ConfigError, RunError
 from jobs.core.files import read_json, write_json, write_text
 from jobs.core.tasks import AllocationTask, ServiceTask, write_task
 from jobs.results.compare import compare, left_out, text
+from jobs.results.pairs import Question, write_question
 from jobs.sweep import grammar
 from jobs.sweep.services_text import which
 
@@ -302,3 +303,30 @@ def test_what_differs_between_sweeps_stands_in_their_table(tmp_path: Path, capsy
     planned(tmp_path / "c", "experiment=official_0_23")
     assert main(["collect", *runs, str(tmp_path / "c")]) == 0
     assert "more keys, each a column of --format csv: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("earlier", "said"),
+    [
+        (
+            [(3.0, 3.9), (3.1, 4.0)] * 4,
+            "bench.concurrency=4 is faster than bench.concurrency=1: output_tok_per_s differs",
+        ),
+        (
+            [(3.9, 3.0), (4.0, 3.1)] * 4,
+            "bench.concurrency=1 is faster than bench.concurrency=4: output_tok_per_s differs",
+        ),
+        ([(3.0, 3.001), (3.002, 3.0)] * 9, "No difference of 20 % or more in output_tok_per_s"),
+        ([], "Not decided: one window"),
+    ],
+)
+def test_a_report_says_of_a_decision_what_decide_says(
+    earlier: list[tuple[float, float]], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, made = planned(tmp_path / "a", "bench.concurrency=1,4")
+    for point in made.points:
+        measured(found, point, 100.0)
+    one, two = (point.point for point in made.points)
+    write_question(found, Question("output_tok_per_s", 0.2, ((one, two),), 0, 1, tuple(earlier)))
+    assert main(["report", str(found.path)]) == 0
+    assert capsys.readouterr().out.startswith(said)
