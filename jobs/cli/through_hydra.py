@@ -19,7 +19,7 @@ from jobs.core.files import own_folder
 from jobs.core.rundir import NO_ROOT
 from jobs.sweep import compose, grammar
 
-SHOWS = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
+SHOWS = ("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
 """Options with which Hydra shows something and runs nothing."""
 
 MODES = ("-m", "--multirun", "-r", "--run")

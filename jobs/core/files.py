@@ -39,7 +39,7 @@ def write_bytes(path: Path, data: bytes, mode: int | None = None) -> None:
         with ways.folder(path.parent, named=mode not in (None, SECRET)) as folder:
             _put(folder, path.name, data, _mode(folder) if mode is None else mode)
     except OSError as error:
-        raise RunError(str(path), "(write)", str(error), "Free space, or choose another results.root.") from error
+        raise unwritten(path, error) from error
 
 
 def _put(folder: int, name: str, data: bytes, mode: int) -> None:
@@ -260,6 +260,13 @@ def sha256(path: Path, stop: Callable[[], bool] = lambda: False) -> str:
     return digest.hexdigest()
 
 
+def unwritten(path: Path, error: OSError) -> RunError:
+    """Return what is said of a file that could not be written."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "Free space, or choose another results.root." if full else "Choose a place that you can write."
+    return RunError(str(path), "(write)", error.strerror or str(error), remedy)
+
+
 def append_json(path: Path, value: Any) -> None:
     """Append one line of JSON; one write call, so that lines of two processes do not mix.
 
@@ -271,7 +278,7 @@ def append_json(path: Path, value: Any) -> None:
         with open_append(path) as file:
             file.write(_utf8(masking.known_away(json.dumps(value, ensure_ascii=False, default=str)) + "\n"))
     except OSError as error:
-        raise RunError(str(path), "(write)", str(error), "Free space, or choose another results.root.") from error
+        raise unwritten(path, error) from error
 
 
 def read_lines(path: Path) -> list[Any]:

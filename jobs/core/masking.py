@@ -168,7 +168,7 @@ def _given(match: re.Match[str]) -> str:
     if _is_place(value):
         return match[0]
     quote = value[0] if value[0] in "'\"" else ""
-    return f"{name}{between}{quote}{MASK}{quote}"
+    return f"{name}{between}{quote}{MASK}{quote or value[len(value.rstrip(':')) :]}"
 
 
 def _last(name: str) -> str:
@@ -189,8 +189,9 @@ def _inside(value: str) -> str:
 
 
 def _is_place(value: str) -> bool:
-    """Whether a value stands for one that is filled in later, or is none: `{api_key}`, null."""
-    return value in ("null", "None", "true", "false", MASK) or bool(re.fullmatch(r"\{\w+\}", value))
+    """Whether a value stands for one that comes later, or is none: `{api_key}`, auto, null; a colon may follow."""
+    word = value.rstrip(":")
+    return word in ("null", "None", "true", "false", "auto", MASK) or bool(re.fullmatch(r"\{\w+\}", word))
 
 
 def mask(value: Any, name: str = "", values: Sequence[str] | None = None) -> Any:

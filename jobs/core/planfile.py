@@ -21,6 +21,10 @@ class PlannedPoint:
     values: Mapping[str, Any]
     overrides: tuple[str, ...] = ()
 
+    def text(self, *, load: bool) -> str:
+        """Return the swept values of its load, or of its service."""
+        return " ".join(f"{key}={value}" for key, value in self.values.items() if key.startswith("bench.") == load)
+
 
 @dataclass(frozen=True)
 class PlannedService:
@@ -53,6 +57,10 @@ class PlanFile:
     swept: tuple[str, ...]
     allocations: tuple[PlannedAllocation, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
+
+    def setting(self, service: str) -> str:
+        """Return the swept values of a service, those of its loads apart."""
+        return next((one.text(load=False) for one in self.points if one.service == service), "")
 
 
 def read_plan(sweep: SweepDir) -> PlanFile:

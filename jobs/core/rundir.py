@@ -286,7 +286,10 @@ def open_sweep(path: Path) -> SweepDir:
     """Return the sweep in this directory. RunError: there is none."""
     found = SweepDir(path.resolve())
     if not found.plan.exists():
-        raise RunError("RUN", path, "there is no plan.json in it", "Give the directory of a sweep, runs/<sweep>.")
+        inside = sorted(one.parent for one in path.glob(f"*/{found.plan.name}"))
+        remedy = f"Give one of the sweeps in it, as {inside[-1]}." if inside else "Give that of a sweep, runs/<sweep>."
+        reason = "there is no plan.json in it" if path.is_dir() else "there is no such directory"
+        raise RunError("RUN", path, reason, remedy)
     return found
 
 
