@@ -30,7 +30,7 @@ from datetime import datetime, timedelta
 
 from jobs.core.layout import node_of
 from jobs.diagnose.diagnosis import Diagnosis, Evidence, RankLog
-from jobs.diagnose.endings import closed, lived_on, nothing, stopped
+from jobs.diagnose.endings import closed, lived_on, not_from_outside, nothing, stopped
 from jobs.diagnose.events import Event, forms, read_events
 from jobs.diagnose.hits import Hit, clearly_later, hands_on, of_kind, speaker, what_counts
 from jobs.diagnose.places import fallback, features, otherwise, place_of
@@ -78,6 +78,7 @@ def classify(logs: Sequence[RankLog], local_sizes: Sequence[int] = (), alone: bo
     hits = [hit for log, when in zip(ordered, times, strict=True) for hit in _hits(log, when, ready, local_sizes)]
     stages, ended = (stopped(hits, ordered) if alone else []), closed(hits, ordered)
     hits = what_counts([hit for hit in lived_on(hits, ordered) if hit.kind != "stage"], ready)
+    hits = not_from_outside(hits, ordered)
     notes = [f"{h.says(h.signature.cause)} ({h.log}:{h.event.number})" for h in of_kind(hits, "note") if h.signature]
     late = [_CUT_SHORT.format(log=log.name) for log in ordered if log.cut]
     told = tuple(dict.fromkeys(notes + late))
@@ -177,6 +178,8 @@ def _rank(event: Event, match: re.Match[str] | None, log: RankLog, local_sizes: 
 def _decide(hits: Sequence[Hit]) -> Hit | None:
     causes = of_kind(hits, "cause")
     timeouts, ends = of_kind(hits, "timeout"), of_kind(hits, "end")
+    if any(hit.kind in ("cause", "symptom", "unknown") and not hit.of_client for hit in hits):
+        ends = [hit for hit in ends if not hit.of_client]  # what a client missed says nothing of the engine's failure
     effect = _effect(timeouts, ends)
     cause = _first(causes)
     if cause and not (effect and clearly_later(cause, effect)):

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from jobs.diagnose.diagnosis import Diagnosis, Evidence, RankLog
 from jobs.diagnose.events import forms, read_events
-from jobs.diagnose.hits import Hit, of_kind
+from jobs.diagnose.hits import Hit, clearly_later, of_kind
 from jobs.diagnose.sift import Line
 from jobs.diagnose.signatures import position
 from jobs.diagnose.times import When
@@ -40,6 +40,10 @@ _NEAREST = 3
 
 _ENDED = "stopped-orderly"
 _BEFORE = ("queue", "container", "start")
+_LIFE = ("queue", "container", "start", "load", "rendezvous", "graph", "serve")
+"""Phases in the order of a service's life."""
+
+_FAILED = ("cause", "symptom", "timeout", "unknown")
 
 
 def stopped(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
@@ -64,13 +68,20 @@ def lived_on(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
     """Leave out what was overcome: all errors of a log before its service was ready, where none came after that.
 
     Also waits and lines that are errors by their words alone, where the service came further after them; and what those
-    who set a container up or started a task said, where all was well after it.
+    who set a container up or started a task said, where all was well after it. Where something else failed later: what
+    stands before the service was ready, and what a script said of a stage that was passed.
     """
     well = {log.name: number for log in logs for number, text in log.lines if _WELL.search(text)}
     ready = {log.name: number for log in logs for number, text in log.lines if _READY.search(text) or _UP.search(text)}
+    last: dict[str, int] = {}
+    for hit in of_kind(hits, *_FAILED, "end"):
+        if not (hit.event.minor or hit.ended):
+            last[hit.log] = max(hit.event.number, last.get(hit.log, 0))
+    up = {log.name: number for log in logs for number, text in log.lines if _READY.search(text)}
     for hit in hits:
         if hit.kind not in ("note", "stage") and hit.event.number > ready.get(hit.log, hit.event.number):
             del ready[hit.log]
+    stages = [hit for hit in of_kind(hits, "stage") if hit.event.number < last.get(hit.log, 0)]
     further = dict(well)
     for hit in of_kind(hits, "stage"):
         further[hit.log] = max(hit.event.number, further.get(hit.log, 0))
@@ -81,11 +92,30 @@ def lived_on(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
         lasting = sign is not None and sign.phase == "any" and sign.any_level  # devices, disks, file servers
         weak = hit.event.bare and hit.kind in ("symptom", "unknown") and not lasting
         overcome = number < ready.get(hit.log, 0) and hit.kind != "note"
+        overcome = overcome or (hit.kind in (*_FAILED, "end") and number < up.get(hit.log, 0) < last.get(hit.log, 0))
+        overcome = overcome or _passed_by(hit, stages)
         set_up = hit.speaker != "" and (sign is None or sign.phase in _BEFORE) and hit.kind not in ("note", "stage")
         early = (waited or set_up) and number < well.get(hit.log, 0)
         return overcome or early or (weak and number < further.get(hit.log, 0))
 
     return [hit for hit in hits if not passed(hit)]
+
+
+def _passed_by(hit: Hit, stages: Sequence[Hit]) -> bool:
+    """Whether what no process of an engine said is of a phase after which its log came further, and failed later."""
+    if hit.event.process or hit.signature is None or hit.kind in ("note", "stage") or hit.signature.phase not in _LIFE:
+        return False
+    phase = _LIFE.index(hit.signature.phase)
+    after = (one.signature for one in stages if one.log == hit.log and one.event.number > hit.event.number)
+    return any(_LIFE.index(one.phase) > phase for one in after if one and one.phase in _LIFE)
+
+
+def not_from_outside(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
+    """Leave out that somebody ended the job (its time was over) where the service had failed clearly before."""
+    well = {log.name: number for log in logs for number, text in log.lines if _WELL.search(text)}
+    died = [hit for hit in of_kind(hits, *_FAILED) if hit.serious and not (hit.event.minor or hit.event.bare)]
+    died = [hit for hit in died if not (hit.request or hit.outside) and hit.event.number > well.get(hit.log, 0)]
+    return [hit for hit in hits if not (hit.outside and any(clearly_later(hit, one) for one in died))]
 
 
 def closed(hits: Sequence[Hit], logs: Sequence[RankLog]) -> tuple[str, ...]:

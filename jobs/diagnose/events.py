@@ -52,7 +52,9 @@ _CANN, _OPENS_CANN, _ADVICE, _EXCEPTION, _NATIVE, _PLAIN_ERROR, _PLAIN_WORDS, _W
         "importing",
     )
 )
-_FRAME, _FOREIGN, _CLIENT = (re.compile(forms()[name]) for name in ("frame", "foreign", "client"))
+_FRAME, _FOREIGN, _CLIENT, _ASIDE, _TRACED = (
+    re.compile(forms()[name]) for name in ("frame", "foreign", "client", "aside", "traced")
+)
 _CHAIN = "The above exception was the direct cause of the following"
 _DURING = "During handling of the above exception, another"
 _CARRIED = 4
@@ -141,7 +143,10 @@ class Event:
 
 @dataclass
 class _Channel:
-    """What one process has open: a traceback, a block of CANN, a chain of exceptions, the words of one, an import."""
+    """What one process has open: a traceback, a block of CANN, a chain of exceptions, the words of one, an import.
+
+    `aside`: the next exception is one that Python itself says it passes over.
+    """
 
     frame: str | None = None
     place: str = ""
@@ -155,6 +160,7 @@ class _Channel:
     handling: int | None = None
     said: bool = False
     importing: bool = False
+    aside: bool = False
 
     def ends(self, event: Event) -> Event:
         """Return the exception at the end of a traceback, with what is known of it."""
@@ -162,7 +168,8 @@ class _Channel:
         chained, self.chained, self.frame, self.said = self.chained, False, None, True
         self.last, place = self.where(), self.place
         self.begin()
-        return replace(event, chained=chained, frames=self.last, place=place, during=during)
+        level, self.aside = _LEVELS["warning"] if self.aside else event.level, False
+        return replace(event, level=level, chained=chained, frames=self.last, place=place, during=during)
 
     def begin(self) -> None:
         """Forget the frames of the traceback before."""
@@ -287,6 +294,8 @@ def _parts(raw: str) -> Iterable[tuple[int, str]]:
 def _event(number: int, raw: str, when: When, line: _Line, channel: _Channel) -> Event | None:
     text = line.rest
     words = text.strip()
+    if _TRACED.match(text):
+        return None
     if frame := _FRAME.match(text):
         channel.passes(frame)
         channel.code_follows, channel.cann = True, False
@@ -336,6 +345,8 @@ def _event(number: int, raw: str, when: When, line: _Line, channel: _Channel) ->
     event = Event(
         number, raw, words, when, level, *about, exception, inside, frames=frames, bare=bare, wordless=wordless
     )
+    if not exception:
+        channel.aside = _ASIDE.match(words) is not None
     return channel.ends(event) if exception else event
 
 

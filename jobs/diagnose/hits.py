@@ -20,9 +20,12 @@ _LONG = timedelta(minutes=5)
 
 _TELLING = ("cause", "symptom", "unknown")
 
-_WRAPPER, _TENTATIVE, _CLEANUP, _ENDED, _REQUEST, _SPEAKER, _AGAIN, _DIED, _CARRIED, _HANDED = (
+_WRAPPER, _TENTATIVE, _CLEANUP, _ENDED, _REQUEST, _SPEAKER, _AGAIN, _DIED, _CARRIED, _HANDED, _HELPER = (
     re.compile(forms()[name])
-    for name in ("wrapper", "tentative", "cleanup", "ended", "request", "speaker", "again", "died", "carried", "handed")
+    for name in (
+        *("wrapper", "tentative", "cleanup", "ended", "request", "speaker"),
+        *("again", "died", "carried", "handed", "helper"),
+    )
 )
 _WORDS = 60
 """Characters by which the words of an exception are known again in those of another."""
@@ -82,6 +85,16 @@ class Hit:
         return marked or any(_REQUEST.search(text) for text in (self.event.raw, self.event.frames))
 
     @property
+    def outside(self) -> bool:
+        """Whether it says that somebody outside ended the job."""
+        return self.signature is not None and self.signature.outside
+
+    @property
+    def of_client(self) -> bool:
+        """Whether a client says it, of its own requests."""
+        return self.signature is not None and self.signature.phase == "bench"
+
+    @property
     def wraps(self) -> bool:
         """Whether it only carries a code from below."""
         return _WRAPPER.search(self.line) is not None
@@ -130,7 +143,7 @@ def clearly_later(hit: Hit, other: Hit, by: timedelta = _GRACE) -> bool:
 
 def what_counts(hits: Sequence[Hit], ready: datetime | None) -> list[Hit]:
     """Leave out what the service got over: what was passed, handled, survived, or is explained by another."""
-    hits = _not_survived(_not_handled(_not_waited(_not_requests(_not_passed(hits, ready)))))
+    hits = _not_survived(_not_handled(_not_waited(_not_requests(_not_helpers(_not_passed(hits, ready))))))
     return _not_overcome(_not_said_better(_not_told_above(hits)))
 
 
@@ -138,6 +151,12 @@ def _not_requests(hits: Sequence[Hit]) -> list[Hit]:
     """Leave out what concerns one request, where an engine has a failure of its own."""
     others = [hit for hit in hits if not hit.request]
     return others if any(hit.kind in (*_TELLING, "timeout", "end") for hit in others) else list(hits)
+
+
+def _not_helpers(hits: Sequence[Hit]) -> list[Hit]:
+    """Leave out the words of small programs by which a script looks around or tidies up, beside another failure."""
+    others = [hit for hit in hits if not (hit.event.bare and _HELPER.match(hit.event.text))]
+    return others if any(hit.kind in (*_TELLING, "timeout") for hit in others) else list(hits)
 
 
 def _not_waited(hits: Sequence[Hit]) -> list[Hit]:
@@ -153,7 +172,7 @@ def _not_waited(hits: Sequence[Hit]) -> list[Hit]:
     if any(hit.kind in _TELLING for hit in others):
         return others
     ended = any(hit.kind == "end" and not hit.event.minor and not hit.ended for hit in others)
-    return [hit for hit in hits if not (ended and waits(hit))]
+    return [hit for hit in hits if not (ended and (waits(hit) or again(hit)))]
 
 
 def _not_passed(hits: Sequence[Hit], ready: datetime | None) -> list[Hit]:
