@@ -88,6 +88,8 @@ def classify(logs: Sequence[RankLog], local_sizes: Sequence[int] = (), alone: bo
         return Diagnosis(found=False, cause=_NOT_READ, remedy=_AGAIN, notes=told)
     if winner is None and not stages:
         return nothing(ordered, times, (*told, *ended))
+    if winner and stages and winner.waited and not any(one.kind in ("cause", "symptom", "unknown") for one in hits):
+        winner = None  # that somebody waited says less than how far the service had come
     found = _explain(winner or stages[0], hits or stages, {log.rank for log in logs})
     return replace(found, notes=told)
 

@@ -52,8 +52,8 @@ _CANN, _OPENS_CANN, _ADVICE, _EXCEPTION, _NATIVE, _PLAIN_ERROR, _PLAIN_WORDS, _W
         "importing",
     )
 )
-_FRAME, _FOREIGN, _CLIENT, _ASIDE, _TRACED = (
-    re.compile(forms()[name]) for name in ("frame", "foreign", "client", "aside", "traced")
+_FRAME, _FOREIGN, _CLIENT, _ASIDE, _TRACED, _RAISED = (
+    re.compile(forms()[name]) for name in ("frame", "foreign", "client", "aside", "traced", "raised")
 )
 _CHAIN = "The above exception was the direct cause of the following"
 _DURING = "During handling of the above exception, another"
@@ -302,7 +302,7 @@ def _event(number: int, raw: str, when: When, line: _Line, channel: _Channel) ->
         return None
     if channel.code_follows and text[:1] in (" ", "\t"):
         return None
-    channel.code_follows = False
+    ends, channel.code_follows = channel.code_follows and channel.frame is not None, False
     if not words.strip("^~- ") or words.startswith(("Traceback ", "raise ")):
         if words.startswith("Traceback "):
             channel.code_follows, channel.cann = True, False
@@ -312,7 +312,8 @@ def _event(number: int, raw: str, when: When, line: _Line, channel: _Channel) ->
         channel.chained = words.startswith(_CHAIN)
         channel.handling = None if channel.chained else channel.exception
         return None
-    level, code, exception = line.level, None, _EXCEPTION.match(words) is not None and text[:1] != " "
+    raised = _EXCEPTION.match(words) is not None or (ends and _RAISED.match(words) is not None)
+    level, code, exception = line.level, None, raised and text[:1] != " "
     inside = not exception and ("[FUNC:" in text or (channel.cann and text[:1] in (" ", "\t")))
     if cann := _CANN.match(words):
         level, code = max(level or 0, ERROR), cann["one"] or cann["two"]

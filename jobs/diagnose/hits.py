@@ -85,6 +85,11 @@ class Hit:
         return marked or any(_REQUEST.search(text) for text in (self.event.raw, self.event.frames))
 
     @property
+    def waited(self) -> bool:
+        """Whether its line, which calls itself no error, says that it is tried again."""
+        return (self.event.bare or self.event.minor) and _AGAIN.search(self.event.text) is not None
+
+    @property
     def outside(self) -> bool:
         """Whether it says that somebody outside ended the job."""
         return self.signature is not None and self.signature.outside
@@ -162,17 +167,14 @@ def _not_helpers(hits: Sequence[Hit]) -> list[Hit]:
 def _not_waited(hits: Sequence[Hit]) -> list[Hit]:
     """Leave out waits that their lines do not call errors, where something else went wrong by its own words."""
 
-    def again(hit: Hit) -> bool:
-        return (hit.event.bare or hit.event.minor) and _AGAIN.search(hit.event.text) is not None
-
     def waits(hit: Hit) -> bool:
         return hit.signature is not None and hit.signature.passing and hit.event.minor
 
-    others = [hit for hit in hits if not (again(hit) or waits(hit))]
+    others = [hit for hit in hits if not (hit.waited or waits(hit))]
     if any(hit.kind in _TELLING for hit in others):
         return others
     ended = any(hit.kind == "end" and not hit.event.minor and not hit.ended for hit in others)
-    return [hit for hit in hits if not (ended and (waits(hit) or again(hit)))]
+    return [hit for hit in hits if not (ended and (waits(hit) or hit.waited))]
 
 
 def _not_passed(hits: Sequence[Hit], ready: datetime | None) -> list[Hit]:
