@@ -60,6 +60,9 @@ _DURING = "During handling of the above exception, another"
 _CARRIED = 4
 """Escaped newlines that make a line one that carries a log."""
 
+_FRAME_INDENT = 2
+"""Spaces by which Python puts a frame further in than its exception."""
+
 _FRAMES = 40
 """Innermost frames of a traceback that are kept."""
 
@@ -145,7 +148,8 @@ class Event:
 class _Channel:
     """What one process has open: a traceback, a block of CANN, a chain of exceptions, the words of one, an import.
 
-    `aside`: the next exception is one that Python itself says it passes over.
+    `aside`: the next exception is one that Python itself says it passes over. `margin`: spaces before the open
+    traceback, which another program may have put there (pip).
     """
 
     frame: str | None = None
@@ -161,6 +165,7 @@ class _Channel:
     said: bool = False
     importing: bool = False
     aside: bool = False
+    margin: int = 0
 
     def ends(self, event: Event) -> Event:
         """Return the exception at the end of a traceback, with what is known of it."""
@@ -298,9 +303,11 @@ def _event(number: int, raw: str, when: When, line: _Line, channel: _Channel) ->
         return None
     if frame := _FRAME.match(text):
         channel.passes(frame)
+        channel.margin = max(0, len(text) - len(text.lstrip()) - _FRAME_INDENT)
         channel.code_follows, channel.cann = True, False
         return None
-    if channel.code_follows and text[:1] in (" ", "\t"):
+    inner = text[:1] in (" ", "\t") and len(text) - len(text.lstrip()) > channel.margin
+    if channel.code_follows and inner:
         return None
     ends, channel.code_follows = channel.code_follows and channel.frame is not None, False
     if not words.strip("^~- ") or words.startswith(("Traceback ", "raise ")):
@@ -313,7 +320,7 @@ def _event(number: int, raw: str, when: When, line: _Line, channel: _Channel) ->
         channel.handling = None if channel.chained else channel.exception
         return None
     raised = _EXCEPTION.match(words) is not None or (ends and _RAISED.match(words) is not None)
-    level, code, exception = line.level, None, raised and text[:1] != " "
+    level, code, exception = line.level, None, raised and (text[:1] != " " or (ends and not inner))
     inside = not exception and ("[FUNC:" in text or (channel.cann and text[:1] in (" ", "\t")))
     if cann := _CANN.match(words):
         level, code = max(level or 0, ERROR), cann["one"] or cann["two"]
