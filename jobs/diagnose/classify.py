@@ -88,10 +88,23 @@ def classify(logs: Sequence[RankLog], local_sizes: Sequence[int] = (), alone: bo
         return Diagnosis(found=False, cause=_NOT_READ, remedy=_AGAIN, notes=told)
     if winner is None and not stages:
         return nothing(ordered, times, (*told, *ended))
-    if winner and stages and winner.waited and not any(one.kind in ("cause", "symptom", "unknown") for one in hits):
-        winner = None  # that somebody waited says less than how far the service had come
+    winner, stages = _or_stage(winner, stages)
     found = _explain(winner or stages[0], hits or stages, {log.rank for log in logs})
     return replace(found, notes=told)
+
+
+def _or_stage(winner: Hit | None, stages: list[Hit]) -> tuple[Hit | None, list[Hit]]:
+    """Return what decides, or None where how far the service had come says more: with the stages in that order.
+
+    That somebody waited for it says less; and that a client got no answers, where requests ran and no tokens came out.
+    """
+    if winner is None:
+        return None, stages
+    place = None if winner.signature else place_of(winner.event)
+    hung = [hit for hit in stages if hit.signature and hit.signature.phase == "serve"]
+    if hung and (winner.of_client or (place is not None and place.phase == "bench")):
+        return None, hung
+    return (None if stages and winner.kind == "end" and winner.waited else winner), stages
 
 
 def _ready(logs: Sequence[RankLog], times: Sequence[Sequence[When]]) -> datetime | None:

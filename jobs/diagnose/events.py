@@ -55,6 +55,9 @@ _CANN, _OPENS_CANN, _ADVICE, _EXCEPTION, _NATIVE, _PLAIN_ERROR, _PLAIN_WORDS, _W
 _FRAME, _FOREIGN, _CLIENT, _ASIDE, _TRACED, _RAISED = (
     re.compile(forms()[name]) for name in ("frame", "foreign", "client", "aside", "traced", "raised")
 )
+_FAILS_ONLY = ("docker", "podman")
+"""Programs that put their names only before what went wrong."""
+
 _CHAIN = "The above exception was the direct cause of the following"
 _DURING = "During handling of the above exception, another"
 _CARRIED = 4
@@ -367,4 +370,5 @@ def _bare(words: str, text: str, line: _Line, exception: bool) -> int | None:
     if text[:1] in (" ", "\t") and not _NATIVE.match(text):
         return None
     plain = _NATIVE.match(text) or _PLAIN_ERROR.match(words) or _PLAIN_WORDS.search(words)
+    plain = plain or line.component in _FAILS_ONLY
     return ERROR if plain else None
