@@ -192,6 +192,8 @@ def _rank(event: Event, match: re.Match[str] | None, log: RankLog, local_sizes: 
 
 def _decide(hits: Sequence[Hit]) -> Hit | None:
     causes = of_kind(hits, "cause")
+    loud = {hit.group for hit in causes if not hit.event.minor}
+    causes = [hit for hit in causes if not (hit.event.minor and hit.group in loud)]
     timeouts, ends = of_kind(hits, "timeout"), of_kind(hits, "end")
     if any(hit.kind in ("cause", "symptom", "unknown") and not hit.of_client for hit in hits):
         ends = [hit for hit in ends if not hit.of_client]  # what a client missed says nothing of the engine's failure

@@ -247,9 +247,9 @@ class _Line:
     def _envelopes(self, text: str) -> str:
         for _ in range(6):
             match = next((found for form in _ENVELOPES if (found := form.match(text)) and found.end()), None)
-            if match is None:
+            named = match.groupdict() if match else {}
+            if match is None or (self.headed and named.get("task")):  # behind a header a number is a part of the words
                 break
-            named = match.groupdict()
             if named.get("task"):
                 self.rank = int(named["task"])
             if named.get("step") is not None:
