@@ -54,7 +54,7 @@ _FIRST_LINES = 3
 _BELOW = 8
 """Lines below an exception without words in which its words may stand."""
 
-_UNKNOWN = (len(KINDS), 0)
+_UNKNOWN = (len(KINDS), False, 0)
 
 _SET_UP = ("pyxis", "enroot", "docker", "podman")
 """Programs of whose errors a place says more than the words of an errno do."""
@@ -228,11 +228,14 @@ def _most_trusted(hits: Sequence[Hit]) -> Hit:
     return min(together, key=_trust)
 
 
-def _trust(hit: Hit) -> tuple[tuple[int, int], bool, bool, bool, bool, int, tuple[bool, datetime, str, int]]:
+def _trust(hit: Hit) -> tuple[tuple[int, bool, int], bool, bool, bool, bool, int, tuple[bool, datetime, str, int]]:
     """Order of trust among errors of one moment: the rank's own log before what rank 0 reports of it."""
     event = hit.event
     wraps = event.minor or hit.wraps or event.wordless
-    place = (KINDS.index(hit.signature.kind), position(hit.signature.id)) if hit.signature else _UNKNOWN
+    place = _UNKNOWN
+    if hit.signature:
+        weak = hit.kind == "symptom" and event.bare
+        place = KINDS.index(hit.signature.kind), weak, position(hit.signature.id)
     said = event.exception or event.code is not None
     return place, event.report, event.chained, wraps, not said, event.layer, hit.order
 
