@@ -13,7 +13,9 @@ from jobs.diagnose.sift import Line
 from jobs.diagnose.signatures import position
 from jobs.diagnose.times import When
 
-_WELL, _READY, _NEARLY, _FAILS, _UP = (re.compile(forms()[name]) for name in ("well", "ready", "nearly", "fails", "up"))
+_WELL, _READY, _NEARLY, _FAILS, _UP, _ALLOCATED = (
+    re.compile(forms()[name]) for name in ("well", "ready", "nearly", "fails", "up", "allocated")
+)
 
 _EMPTY = "See the output of the batch script, what Slurm says of the job (sacct -j JOB), and whether the disk was full."
 _NEITHER = "no line is an error by its form, and none says that the service was ready: neither failure nor success"
@@ -52,7 +54,7 @@ def stopped(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
     A log of one rank that tells it speaks for those that never do. An image is being unpacked only while that is the
     last line.
     """
-    well = {log.name: number for log in logs for number, text in log.lines if _WELL.search(text)}
+    well = _last_of(logs, _WELL)
     ends = {log.name: last[0] for log in logs if (last := _last(log))}
     stages: dict[str, Hit] = {}
     for hit in of_kind(hits, "stage"):
@@ -71,16 +73,15 @@ def lived_on(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
     who set a container up or started a task said, where all was well after it. Where something else failed later: what
     stands before the service was ready, and what a script said of a stage that was passed.
     """
-    well = {log.name: number for log in logs for number, text in log.lines if _WELL.search(text)}
-    ready = {log.name: number for log in logs for number, text in log.lines if _READY.search(text) or _UP.search(text)}
+    well, ready, allocated = (_last_of(logs, pattern) for pattern in (_WELL, _READY, _ALLOCATED))
     last: dict[str, int] = {}
     for hit in of_kind(hits, *_FAILED, "end"):
         if not (hit.event.minor or hit.ended):
             last[hit.log] = max(hit.event.number, last.get(hit.log, 0))
-    up = {log.name: number for log in logs for number, text in log.lines if _READY.search(text)}
+    good = {name: max(number, ready.get(name, 0)) for name, number in (ready | _last_of(logs, _UP)).items()}
     for hit in hits:
-        if hit.kind not in ("note", "stage") and hit.event.number > ready.get(hit.log, hit.event.number):
-            del ready[hit.log]
+        if hit.kind not in ("note", "stage") and hit.event.number > good.get(hit.log, hit.event.number):
+            del good[hit.log]
     stages = [hit for hit in of_kind(hits, "stage") if hit.event.number < last.get(hit.log, 0)]
     further = dict(well)
     for hit in of_kind(hits, "stage"):
@@ -91,14 +92,23 @@ def lived_on(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
         waited = sign is not None and sign.passing
         lasting = sign is not None and sign.phase == "any" and sign.any_level  # devices, disks, file servers
         weak = hit.event.bare and hit.kind in ("symptom", "unknown") and not lasting
-        overcome = number < ready.get(hit.log, 0) and hit.kind != "note"
-        overcome = overcome or (hit.kind in (*_FAILED, "end") and number < up.get(hit.log, 0) < last.get(hit.log, 0))
-        overcome = overcome or _passed_by(hit, stages)
+        queued = hit.event.bare and hit.event.text.startswith(("srun: ", "salloc: "))
+        overcome = hit.kind not in ("note", "stage") and (
+            number < good.get(hit.log, 0)
+            or number < ready.get(hit.log, 0) < last.get(hit.log, 0)
+            or (queued and number < allocated.get(hit.log, 0))
+            or _passed_by(hit, stages)
+        )
         set_up = hit.speaker != "" and (sign is None or sign.phase in _BEFORE) and hit.kind not in ("note", "stage")
         early = (waited or set_up) and number < well.get(hit.log, 0)
         return overcome or early or (weak and number < further.get(hit.log, 0))
 
     return [hit for hit in hits if not passed(hit)]
+
+
+def _last_of(logs: Sequence[RankLog], pattern: re.Pattern[str]) -> dict[str, int]:
+    """Return the last line of each log that has something."""
+    return {log.name: number for log in logs for number, text in log.lines if pattern.search(text)}
 
 
 def _passed_by(hit: Hit, stages: Sequence[Hit]) -> bool:
@@ -112,7 +122,7 @@ def _passed_by(hit: Hit, stages: Sequence[Hit]) -> bool:
 
 def not_from_outside(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
     """Leave out that somebody ended the job (its time was over) where the service had failed clearly before."""
-    well = {log.name: number for log in logs for number, text in log.lines if _WELL.search(text)}
+    well = _last_of(logs, _WELL)
     died = [hit for hit in of_kind(hits, *_FAILED) if hit.serious and not (hit.event.minor or hit.event.bare)]
     died = [hit for hit in died if not (hit.request or hit.outside) and hit.event.number > well.get(hit.log, 0)]
     return [hit for hit in hits if not (hit.outside and any(clearly_later(hit, one) for one in died))]
@@ -133,7 +143,7 @@ def nothing(logs: Sequence[RankLog], times: Sequence[Sequence[When]], notes: tup
     ends = tuple(_ends(logs, times))
     near = list(_near(logs, times))
     shown = (*[one for one in near if one not in ends][-_NEAREST:], *ends)
-    well = {log.name: number for log in logs for number, text in log.lines if _WELL.search(text)}
+    well = _last_of(logs, _WELL)
     last = [one for one in _failing(logs, times) if one.number > well.get(one.log, 0)]
     last = [one for one in last if any(one.log == end.log and end.number - one.number < _END for end in ends)]
     if last:
