@@ -52,8 +52,8 @@ _CANN, _OPENS_CANN, _ADVICE, _EXCEPTION, _NATIVE, _PLAIN_ERROR, _PLAIN_WORDS, _W
         "importing",
     )
 )
-_FRAME, _FOREIGN, _CLIENT, _ASIDE, _TRACED, _RAISED = (
-    re.compile(forms()[name]) for name in ("frame", "foreign", "client", "aside", "traced", "raised")
+_FRAME, _FOREIGN, _CLIENT, _ASIDE, _TRACED, _RAISED, _SOURCE = (
+    re.compile(forms()[name]) for name in ("frame", "foreign", "client", "aside", "traced", "raised", "source")
 )
 _FAILS_ONLY = ("docker", "podman")
 """Programs that put their names only before what went wrong."""
@@ -302,7 +302,7 @@ def _parts(raw: str) -> Iterable[tuple[int, str]]:
 def _event(number: int, raw: str, when: When, line: _Line, channel: _Channel) -> Event | None:
     text = line.rest
     words = text.strip()
-    if _TRACED.match(text):
+    if _TRACED.match(text) or (_SOURCE.match(text) and not channel.cann):
         return None
     if frame := _FRAME.match(text):
         channel.passes(frame)
