@@ -97,6 +97,7 @@ def lived_on(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
             number < good.get(hit.log, 0)
             or number < ready.get(hit.log, 0) < last.get(hit.log, 0)
             or (queued and number < allocated.get(hit.log, 0))
+            or (hit.kind == "end" and hit.of_service and number < well.get(hit.log, 0) < last.get(hit.log, 0))
             or _passed_by(hit, stages)
         )
         set_up = hit.speaker != "" and (sign is None or sign.phase in _BEFORE) and hit.kind not in ("note", "stage")
@@ -112,12 +113,17 @@ def _last_of(logs: Sequence[RankLog], pattern: re.Pattern[str]) -> dict[str, int
 
 
 def _passed_by(hit: Hit, stages: Sequence[Hit]) -> bool:
-    """Whether what no process of an engine said is of a phase after which its log came further, and failed later."""
-    if hit.event.process or hit.signature is None or hit.kind in ("note", "stage") or hit.signature.phase not in _LIFE:
+    """Whether what no process of an engine said is of a phase after which its log came further, and failed later.
+
+    Of an API server too, where that was clearly later: its engines go on for a moment after it has failed.
+    """
+    server = "api" in hit.event.process
+    if (hit.event.process and not server) or hit.signature is None or hit.signature.phase not in _LIFE:
         return False
     phase = _LIFE.index(hit.signature.phase)
-    after = (one.signature for one in stages if one.log == hit.log and one.event.number > hit.event.number)
-    return any(_LIFE.index(one.phase) > phase for one in after if one and one.phase in _LIFE)
+    after = [one for one in stages if one.log == hit.log and one.event.number > hit.event.number]
+    after = [one for one in after if not server or clearly_later(one, hit)]
+    return any(_LIFE.index(one.signature.phase) > phase for one in after if one.signature and one.signature.phase in _LIFE)
 
 
 def not_from_outside(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:

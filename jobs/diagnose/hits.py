@@ -100,6 +100,11 @@ class Hit:
         return self.signature is not None and self.signature.phase == "bench"
 
     @property
+    def of_service(self) -> bool:
+        """Whether it is about requests that a service took, which it may survive."""
+        return self.signature is not None and self.signature.phase == "serve"
+
+    @property
     def wraps(self) -> bool:
         """Whether it only carries a code from below."""
         return _WRAPPER.search(self.line) is not None
