@@ -20,11 +20,11 @@ _LONG = timedelta(minutes=5)
 
 _TELLING = ("cause", "symptom", "unknown")
 
-_WRAPPER, _TENTATIVE, _CLEANUP, _ENDED, _REQUEST, _SPEAKER, _AGAIN, _DIED, _CARRIED, _HANDED, _HELPER = (
+_WRAPPER, _TENTATIVE, _CLEANUP, _ENDED, _REQUEST, _SPEAKER, _AGAIN, _DIED, _CARRIED, _HANDED, _HELPER, _TIDY = (
     re.compile(forms()[name])
     for name in (
         *("wrapper", "tentative", "cleanup", "ended", "request", "speaker"),
-        *("again", "died", "carried", "handed", "helper"),
+        *("again", "died", "carried", "handed", "helper", "tidy"),
     )
 )
 _WORDS = 60
@@ -164,7 +164,8 @@ def _not_requests(hits: Sequence[Hit]) -> list[Hit]:
 
 
 def _not_helpers(hits: Sequence[Hit]) -> list[Hit]:
-    """Leave out the words of small programs by which a script looks around or tidies up, beside another failure."""
+    """Leave out the words of small programs by which a script tidies up, and looks around beside another failure."""
+    hits = [hit for hit in hits if not (hit.event.bare and _TIDY.match(hit.event.text))]
     others = [hit for hit in hits if not (hit.event.bare and _HELPER.match(hit.event.text))]
     return others if any(hit.kind in (*_TELLING, "timeout") for hit in others) else list(hits)
 
