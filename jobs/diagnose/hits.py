@@ -280,8 +280,8 @@ def _not_said_better(hits: Sequence[Hit]) -> list[Hit]:
         below = other.event.number - hit.event.number
         if not -_ABOVE <= below <= _BELOW or clearly_later(hit, other) or clearly_later(other, hit):
             return False
-        if other.signature:
-            return True
+        if other.signature:  # words without a header are too little against what says itself what went wrong
+            return hit.kind != "cause" or not other.event.bare
         said = other.event.exception or (other.speaker != "" and other.speaker == hit.speaker)
         return below < 0 and said and hit.signature is not None and hit.signature.gives_way == "any"
 
