@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from jobs.cli import OVERRIDES, Argument, Command
+from jobs.core import chinese
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.engines.ascend.real import ask
@@ -68,10 +69,8 @@ def text(one: Shared, points: int) -> str:
     """Return one finding in two lines: what and why; remedy and source."""
     finding = one.finding
     some = f" ({len(one.points)} of {points} points)" if len(one.points) < points else ""
-    return (
-        f"{finding.severity} {finding.rule}: {finding.key} = {finding.value}{some}: {finding.reason.rstrip('.')}.\n"
-        f"    {finding.remedy} [{finding.source}]"
-    )
+    words = chinese.error(finding.key, f"{finding.value}{some}", finding.reason, finding.remedy, "\n    ")
+    return f"{finding.severity} {finding.rule}: {words} [{finding.source}]"
 
 
 def _real(points: Sequence[Sequence[str]]) -> int:

@@ -21,7 +21,11 @@ from jobs.forecast.learn import LEVEL, Predicted
 from jobs.forecast.memory import Fit, queueing
 from jobs.forecast.observed import COLUMNS, forecaster
 from jobs.sweep import compose, show
+from jobs.sweep.check import findings, refuse
+from jobs.sweep.grammar import swept_keys
+from jobs.sweep.points import points_of
 from jobs.sweep.road import composed
+from jobs.sweep.services_text import set_apart
 
 TITLES = {
     "ttft_s": "time to first token, ms, mean",
@@ -47,18 +51,24 @@ class Cell:
 
 
 def _forecast(options: argparse.Namespace) -> int:
-    configs = composed(compose.expand(options.overrides))
+    asked = compose.expand(options.overrides)
+    configs = composed(asked)
+    for config in configs:
+        refuse(findings(config))  # any figure of what can't run would be wrong
     root = Root(Path(configs[0].results.root).absolute())
     predict, memory = forecaster(root), memory_forecaster(root)
-    services: dict[str, list[Config]] = {}
-    for config in configs:
-        services.setdefault(_service(config), []).append(config)
+    points = points_of(asked, configs, swept_keys(asked))
+    services: dict[str, list[tuple[Config, str, str]]] = {}
+    for point, (setting, load) in zip(points, set_apart(points), strict=True):
+        services.setdefault(point.service, []).append((point.config, setting, load))
     found: list[dict[str, Any]] = []
     out = show.console()
-    for name, members in services.items():
-        fit = memory(members[0]).fit
-        loads = members if len(members) > 1 else list(_around(members[0]))
-        cells = [_cell(one, fit, predict(one, fit)) for one in loads]
+    for members in services.values():
+        first, setting, _ = members[0]
+        name = (f"{setting}: " if setting and len(services) > 1 else "") + _service(first)
+        fit = memory(first).fit
+        loads = [(one, load) for one, _, load in members] if len(members) > 1 else [(one, "") for one in _around(first)]
+        cells = _told_apart([_cell(one, fit, predict(one, fit)) for one, _ in loads], [load for _, load in loads])
         found.append({"service": name, "memory": _memory(fit), "loads": [_json(one) for one in cells]})
         if not options.json:
             out.print("\n\n".join([f"{name}\n  memory: {_memory(fit)}", *_charts(cells, out.width)]), markup=False)
@@ -102,6 +112,13 @@ def _cell(config: Config, fit: Fit, said: dict[str, Predicted]) -> Cell:
     how = f"{bench.request_rate:g}/s" if bench.request_rate else f"x{bench.concurrency or USUAL_CONCURRENCY}"
     cause = f"{waits.capacity} run at once: {waits.cause}" if waits else ""
     return Cell(f"{bench.input_tokens:,} {how}", bench.input_tokens, bench.concurrency, said, cause)
+
+
+def _told_apart(cells: list[Cell], loads: list[str]) -> list[Cell]:
+    """Return cells whose labels are of one load each: prompt and concurrency, or else all that was swept."""
+    if len({one.label for one in cells}) == len(cells):
+        return cells
+    return [replace(one, label=load) for one, load in zip(cells, loads, strict=True)]
 
 
 def _charts(cells: list[Cell], width: int) -> Iterator[str]:

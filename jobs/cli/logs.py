@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import yaml
 
 from jobs.cli import Command
-from jobs.core import masking
+from jobs.core import chinese, masking
+from jobs.core.errors import RunError
+from jobs.core.foreign import SMALL, load_visible
+from jobs.core.rundir import SweepDir
 from jobs.diagnose import as_case, diagnose_each, read_each
 
 
@@ -19,11 +24,36 @@ def _diagnose(options: argparse.Namespace) -> int:
         print(masking.visible(yaml.safe_dump(cases, allow_unicode=True, sort_keys=False, width=1000)), end="")
         return 0
     found = diagnose_each(options.logs)
+    rows = list(_invalid(options.logs))
     if options.json:
-        print(json.dumps([{"name": name} | one.as_json() for name, one in found]))
+        told = [{"name": name} | one.as_json() | {"rows": dict(_of(rows, name))} for name, one in found]
+        print(json.dumps(told))
     else:
-        print("\n\n".join(f"{name}\n{one.text()}" for name, one in found))
+        texts = ("\n".join([name, one.text(), *_words(_of(rows, name))]) for name, one in found)
+        print("\n\n".join(chinese.diagnosis(text) if chinese.is_asked() else text for text in texts))
     return 0
+
+
+def _invalid(paths: Iterable[Path]) -> Iterator[tuple[str, str, str]]:
+    """Yield service, point and reason of the rows of sweeps that are not valid: no log may tell why."""
+    for sweep in map(SweepDir, paths):
+        for name in sorted(sweep.point_names()):
+            with contextlib.suppress(RunError):  # no row is there, or another user's is none
+                row = load_visible(sweep.point(name).row, SMALL)
+                if isinstance(row, dict) and row.get("valid") is False:
+                    yield str(row.get("service")), name, str(row.get("invalid_reason"))
+
+
+def _of(rows: Iterable[tuple[str, str, str]], name: str) -> list[tuple[str, str]]:
+    return [(point, reason) for service, point, reason in rows if name == f"service {service}"]
+
+
+def _words(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
+    points: dict[str, list[str]] = {}
+    for point, reason in rows:
+        points.setdefault(reason, []).append(point)
+    for reason, alike in points.items():
+        yield f"  not valid: {', '.join(alike)}: {reason}"
 
 
 LOGS = ("logs", {"nargs": "+", "type": Path, "metavar": "DIR_OR_LOG", "help": "run directories, or any logs"})

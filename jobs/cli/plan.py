@@ -12,6 +12,7 @@ from jobs.engines.prediction import GIB
 from jobs.sweep import compose, road, show
 from jobs.sweep.grouping import Service
 from jobs.sweep.record import as_json
+from jobs.sweep.services_text import set_apart
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -28,13 +29,17 @@ def _plan(options: argparse.Namespace) -> int:
 def _memory(options: argparse.Namespace) -> int:
     # What does not fit is what one asks this command about: nothing is refused, nothing is cut.
     overrides = [*options.overrides, "launch.infeasible=keep", "launch.budget_node_hours=null"]
-    services = road.plan(compose.expand(overrides)).services
+    made = road.plan(compose.expand(overrides))
+    services = made.services
     if options.json:
         values = [_memory_json(service) for service in services]
         print(json.dumps(values[0] if len(values) == 1 else values))
         return 0
+    apart = zip(made.points, set_apart(made.points), strict=True)
+    named = {point.service: f"  {setting}" for point, (setting, _) in apart} if len(services) > 1 else {}
     for service in services:
-        print("\n".join([f"service {service.service}", *(f"  {line}" for line in _memory_lines(service))]))
+        heading = f"service {service.service}{named.get(service.service, '')}"
+        print("\n".join([heading, *(f"  {line}" for line in _memory_lines(service))]))
     return 0
 
 

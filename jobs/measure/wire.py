@@ -193,7 +193,7 @@ class _Connection(asyncio.Protocol):
         self._polls = loop.polls if isinstance(loop, Loop) else None
 
     def data_received(self, data: bytes) -> None:
-        self._now = self._polls.found_s if self._polls else clock()
+        self._now = self._polls.stamp() if self._polls else clock()
         try:
             if self._busy:
                 self._parser.feed_data(data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from jobs.sweep.plan import Allocation, Plan
 from jobs.sweep.points import Point
@@ -41,6 +41,12 @@ def point_text(plan: Plan, point: Point) -> str:
     """Return what sets a point apart from the others, by the names of presets."""
     common = _common(plan.points)
     return " ".join(filter(None, (_settings(point, common, load=load) for load in (False, True))))
+
+
+def set_apart(points: Sequence[Point]) -> list[tuple[str, str]]:
+    """Return what sets the service of each point apart from the others, and its load, by the names of presets."""
+    common = _common(points)
+    return [(_settings(one, common, load=False), _settings(one, common, load=True)) for one in points]
 
 
 def _common(points: Iterable[Point]) -> frozenset[str]:

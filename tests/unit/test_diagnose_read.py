@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from core_help import change, config
 
+from jobs.__main__ import main
 from jobs.core.errors import RunError
 from jobs.core.rundir import SweepDir
 from jobs.core.tasks import write_config
@@ -220,6 +221,21 @@ def test_each_service_of_a_run_has_its_own_diagnosis(tmp_path: Path) -> None:
     assert found["service aaaa"].first.place == "services/aaaa/1/rank1/server.log:1"
     assert not found["service bbbb"].found
     assert diagnose([sweep.path]) == found["service aaaa"]
+
+
+def test_a_row_that_is_not_valid_is_told_where_no_log_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = sweep_dir(tmp_path, {"aaaa": (FINE, FINE), "bbbb": (FINE, FINE)}, STDOUT)
+    for point, valid in (("p1", False), ("p2", False), ("p3", True)):
+        sweep.point(point).path.mkdir(parents=True)
+        told = {"service": "bbbb", "valid": valid, "invalid_reason": "the client stood still"}
+        sweep.point(point).row.write_text(json.dumps(told))
+    assert main(["diagnose", str(sweep.path)]) == 0
+    one, other = capsys.readouterr().out.split("\n\n")
+    assert "not valid" not in one and other.endswith("  not valid: p1, p2: the client stood still\n")
+    assert main(["diagnose", str(sweep.path), "--json"]) == 0
+    assert [sorted(found["rows"]) for found in json.loads(capsys.readouterr().out)] == [[], ["p1", "p2"]]
 
 
 def test_the_end_of_an_allocation_belongs_to_its_last_service(tmp_path: Path) -> None:

@@ -110,5 +110,14 @@ def test_the_command_prints_charts_and_its_error(tmp_path: Path, capsys: pytest.
     assert [one["concurrency"] for one in found["loads"]] == [1, 8]
     low, high = (one["said"]["output_tok_per_s"] for one in found["loads"])
     assert low["low"] < low["value"] < low["high"] and low["value"] < high["value"]
-    assert main(["forecast", "engine=vllm_cpu", "model=tiny_llama", f"results.root={tmp_path}"]) == 0
+    levers = ["experiment=long_context", "parallel=dp2_tp8", "parallel.max_model_len=32768", "lever=none,mtp1"]
+    assert main(["forecast", *levers, "bench.input_tokens=8192", "bench.output_tokens=128,256", "--json"]) == 0
+    one, other = json.loads(capsys.readouterr().out)
+    assert one["service"].startswith("none: ") and other["service"].startswith("mtp1: ")
+    assert [cell["label"] for cell in one["loads"]] == ["bench.output_tokens=128", "bench.output_tokens=256"]
+    assert main([*asked, "bench.output_tokens=9000"]) == 2
+    assert "the engine would refuse every request" in capsys.readouterr().err
+    assert (
+        main(["forecast", "engine=vllm_cpu", "model=tiny_llama", "parallel=dp2_tp1", f"results.root={tmp_path}"]) == 0
+    )
     assert "no forecast: measure a point with any row of this site first" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
+from jobs.core import loop as loops
 from jobs.core.loop import Loop
 from jobs.measure import wire
 from jobs.measure.wire import Connections, WireError, clock
@@ -332,27 +334,49 @@ def test_another_url_is_an_error(url: str) -> None:
         Connections(url, {})
 
 
-def test_answers_that_one_poll_found_have_one_stamp() -> None:
+async def stamps(read: Callable[[], None] = lambda: None) -> list[float]:
+    """Return the stamps of four answers that come in one moment; `read` is called after each."""
+    loop, found = asyncio.get_running_loop(), list[float]()
+    pairs = [socket.socketpair() for _ in range(4)]
+    asked = []
+
+    def sink(_: bytes, now: float) -> None:
+        found.append(now)
+        read()
+
+    for ours, _ in pairs:
+        ours.setblocking(False)
+        _, connection = await loop.create_connection(wire._Connection, sock=ours)
+        asked.append(asyncio.ensure_future(connection.exchange(b"GET", sink)))
+    await asyncio.sleep(0)
+    for _, theirs in pairs:
+        theirs.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na")
+    await asyncio.gather(*asked)
+    for (_, theirs), one in zip(pairs, asked, strict=True):
+        assert one.result() == (200, b"")
+        theirs.close()
+    return found
+
+
+def test_answers_that_one_poll_found_have_one_stamp(monkeypatch: pytest.MonkeyPatch) -> None:
     """As those of a batching engine: the stamp of a stream does not hold the turns of the others."""
-
-    async def stamps() -> list[float]:
-        loop, found = asyncio.get_running_loop(), list[float]()
-        pairs = [socket.socketpair() for _ in range(4)]
-        asked = []
-        for ours, _ in pairs:
-            ours.setblocking(False)
-            _, connection = await loop.create_connection(wire._Connection, sock=ours)
-            asked.append(asyncio.ensure_future(connection.exchange(b"GET", lambda _, now: found.append(now))))
-        await asyncio.sleep(0)
-        for _, theirs in pairs:
-            theirs.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na")
-        await asyncio.gather(*asked)
-        for (_, theirs), one in zip(pairs, asked, strict=True):
-            assert one.result() == (200, b"")
-            theirs.close()
-        return found
-
+    monkeypatch.setattr(loops, "STOOD_S", math.inf)  # whatever else this machine does
     with asyncio.Runner(loop_factory=Loop) as runner:
         assert len(set(runner.run(stamps()))) == 1
     with asyncio.Runner() as runner:
         assert len(set(runner.run(stamps()))) == 4, "elsewhere each has that of its reading"
+
+
+def test_what_is_read_after_the_process_stood_still_has_a_stamp_of_its_own() -> None:
+    """What came meanwhile would else seem to have come before: a whole answer in no time at all."""
+    stood: list[float] = []
+
+    def stand() -> None:
+        until = clock() + 2 * loops.STOOD_S
+        while clock() < until:
+            pass
+        stood.append(until)
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        first, *others = runner.run(stamps(stand))
+    assert first < stood[0] and all(now >= until for now, until in zip(others, stood, strict=False))
