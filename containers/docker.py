@@ -49,7 +49,6 @@ ANSWER_S = 20.0
 """A daemon that needs longer to say what it has hangs."""
 
 REMOVE_S = 120.0
-
 COPY_S = 600.0
 """Copying what an engine or its client wrote out of a container may take so long."""
 
@@ -58,7 +57,6 @@ _FLAGS = ("ro", "rw", "z", "Z", "nocopy", "shared", "slave", "private", "rshared
 _TMPFS_FLAGS = ("ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "size", "mode", "uid", "gid")
 
 _FAULTS = from_yaml(Path(__file__).with_name("docker.yaml").read_text(encoding="utf-8"))["faults"]
-
 _NO_IMAGE = ("No such image", "no such image", "image not known")
 _NO_CONTAINER = ("No such container", "no such container", "is not running", "container state improper")
 
@@ -332,10 +330,21 @@ class InDocker(Inside):
             return float(self._exec("stat", "--format", "%.Y", str(self.order.files.entered)))
         return None
 
+    def _inspect(self, form: str) -> CompletedProcess[str]:
+        return self._docker.run(self.env, "container", "inspect", "--format", form, self.order.name)
+
     def image_id(self) -> str | None:
         with contextlib.suppress(RunError):
-            words = ("container", "inspect", "--format", "{{.Image}}", self.order.name)
-            return self._docker.run(self.env, *words).stdout.strip() or None
+            return self._inspect("{{.Image}}").stdout.strip() or None
+        return None
+
+    def fate(self) -> str | None:
+        with contextlib.suppress(RunError):
+            done = self._inspect("{{.State.Running}} {{.State.ExitCode}}")
+            if done.returncode != 0 and any(words in done.stderr for words in _NO_CONTAINER):
+                return "its container was removed from outside"
+            runs, _, code = done.stdout.strip().partition(" ")
+            return f"its container has ended with code {code}" if runs == "false" else None
         return None
 
     def wake(self) -> None:
