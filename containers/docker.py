@@ -84,10 +84,8 @@ class Docker(Runtime):
 
     label: ClassVar[str] = f'{{{{.Label "{LABEL}"}}}}'
     """Template of our label in the list of containers."""
-
     storage: ClassVar[str] = "{{.DockerRootDir}}"
     """Template of the directory of images."""
-
     taken: ClassVar[str] = "Conflict. The container name"
     """What `run` says where a container has the name already; then it made none."""
 
@@ -339,13 +337,15 @@ class InDocker(Inside):
         return None
 
     def fate(self) -> str | None:
-        with contextlib.suppress(RunError):
-            done = self._inspect("{{.State.Running}} {{.State.ExitCode}}")
-            if done.returncode != 0 and any(words in done.stderr for words in _NO_CONTAINER):
-                return "its container was removed from outside"
-            runs, _, code = done.stdout.strip().partition(" ")
-            return f"its container has ended with code {code}" if runs == "false" else None
-        return None
+        try:
+            words = self._exec("bash", "-c", 'kill -0 "$1" && echo lives', "bash", str(self.pid() or "none"))
+        except RunError as error:
+            done = self._inspect("{{.State.Status}} with code {{.State.ExitCode}}")
+            if done.returncode != 0:
+                gone = any(words in done.stderr for words in _NO_CONTAINER)
+                return "its container was removed from outside" if gone else error.reason
+            return None if done.stdout.startswith("running") else f"its container has ended: {done.stdout.strip()}"
+        return "it lives on: its client lost it, as where a daemon is restarted" if "lives" in words else None
 
     def wake(self) -> None:
         self._docker.run(self.env, "unpause", self.order.name)

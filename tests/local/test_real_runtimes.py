@@ -170,7 +170,7 @@ async def test_an_engine_that_is_killed_and_a_container_that_is_killed(real: Rea
     ("words", "why"),
     [
         (("rm", "--force"), "its container was removed from outside"),
-        (("stop", "--time", "1"), "its container has ended with code"),
+        (("stop", "--time", "1"), "its container has ended: exited with code"),
     ],
 )
 async def test_a_container_that_somebody_ends_is_named(

@@ -159,8 +159,10 @@ class Engine:
 
     def _why(self) -> str | None:
         """Return what others say of an engine's end: its container's runtime, or the kernel."""
-        fate = self.container.inside.fate() if self.container else None
-        return fate or oom.told(self._killed, oom.kills(self._reads))
+        with contextlib.suppress(RunError):
+            fate = self.container.inside.fate() if self.container else None
+            return fate or oom.told(self._killed, oom.kills(self._reads))
+        return None
 
     def _reads(self, path: Path) -> str:
         """Read what the kernel counts for the engine: of a group of its own, where its container is apart."""
