@@ -9,7 +9,8 @@ try:
     import json
     from importlib import import_module
 
-    from jobs.cli import MODEL, Command, output
+    from jobs.cli import JSON, MODEL, Command, output
+    from jobs.core import chinese
     from jobs.core.errors import UserError
 except KeyboardInterrupt:  # while it was still being loaded
     sys.exit(130)
@@ -73,19 +74,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser(word: str = "") -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs", description=__doc__)
-    words = parser.add_subparsers(required=True, metavar="COMMAND")
-    groups = {"": words}
+    if chinese.is_asked():
+        argparse._ = chinese.say  # type: ignore[attr-defined]  # argparse's own words
+    parser = argparse.ArgumentParser(prog="python -m jobs", description=chinese.say(__doc__ or ""))
+    first = parser.add_subparsers(required=True, metavar="COMMAND")
+    groups = {"": first}
     for command in commands(word):
         # "model fetch" is the command `fetch` of the group `model`.
         group, _, name = command.name.rpartition(" ")
         if group not in groups:
-            parent = words.add_parser(group, help=MODEL, description=MODEL)
+            parent = first.add_parser(group, help=chinese.say(MODEL), description=chinese.say(MODEL))
             groups[group] = parent.add_subparsers(required=True, metavar="COMMAND")
-        sub = groups[group].add_parser(name, help=command.help, description=command.help)
-        sub.add_argument("--json", action="store_true", help="print one JSON value")
+        words = chinese.say(command.help)
+        sub = groups[group].add_parser(name, help=words, description=words)
+        sub.add_argument("--json", action="store_true", help=chinese.say(JSON))
         for flag, options in command.arguments:
-            sub.add_argument(flag, **options)
+            sub.add_argument(flag, **{**options, "help": chinese.say(options.get("help", ""))})
         sub.set_defaults(command=command.run)
     return parser
 

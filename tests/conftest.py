@@ -20,6 +20,11 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 
+# Tests read English, whatever the machine speaks.
+os.environ |= {
+    name: "C.UTF-8" for name in ("LC_ALL", "LC_MESSAGES", "LANG") if os.environ.get(name, "").startswith("zh")
+}
+
 # A tenth of the time went into looking for garbage among what lives until the end: modules, tests, schemas.
 gc.set_threshold(100_000, 50, 100)
 

@@ -14,6 +14,7 @@ Argument = tuple[str, Mapping[str, Any]]
 OVERRIDES: Argument = ("overrides", {"nargs": "*", "metavar": "OVERRIDE", "help": "as launch.py -m takes them"})
 RUN: Argument = ("run", {"type": Path, "metavar": "RUN", "help": "directory of a sweep"})
 
+JSON = "print one JSON value"
 MODEL = "fetch, verify and stage the checkpoint"
 """What the commands `model ...` are for."""
 

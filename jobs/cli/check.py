@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from jobs.cli import OVERRIDES, Argument, Command
+from jobs.core import chinese
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.engines.ascend.real import ask
@@ -90,10 +91,8 @@ def _together(overrides: Sequence[str], points: Sequence[Sequence[str]]) -> tupl
 def text(one: Shared, points: Sequence[Sequence[str]]) -> str:
     """Return one finding in two lines: what and why; remedy and source."""
     finding, some = one.finding, show.of_points(one, points)
-    return (
-        f"{finding.severity} {finding.rule}: {finding.key} = {finding.value}{some}: {finding.reason.rstrip('.')}.\n"
-        f"    {finding.remedy} [{finding.source}]"
-    )
+    words = chinese.error(finding.key, f"{finding.value}{some}", finding.reason, finding.remedy, "\n    ")
+    return f"{finding.severity} {finding.rule}: {words} [{finding.source}]"
 
 
 def _real(points: Sequence[Sequence[str]]) -> Iterator[dict[str, Any]]:

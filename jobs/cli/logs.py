@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from jobs.cli import Command
-from jobs.core import masking
+from jobs.core import chinese, masking
 from jobs.core.errors import RunError
 from jobs.core.foreign import SMALL, load_visible
 from jobs.core.planfile import read_plan
@@ -33,8 +33,11 @@ def _diagnose(options: argparse.Namespace) -> int:
         ]
         print(json.dumps(told))
     else:
-        heads = {name: f"{name}  {settings.get(name, '')}".rstrip() for name, _ in found}
-        print("\n\n".join("\n".join([heads[name], one.text(), *_words(_of(rows, name))]) for name, one in found))
+        texts = (
+            "\n".join([f"{name}  {settings.get(name, '')}".rstrip(), one.text(), *_words(_of(rows, name))])
+            for name, one in found
+        )
+        print("\n\n".join(chinese.diagnosis(text) if chinese.is_asked() else text for text in texts))
     return 0
 
 

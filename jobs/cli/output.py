@@ -17,7 +17,7 @@ from collections.abc import Callable
 from io import UnsupportedOperation
 from typing import Any, TextIO, cast
 
-from jobs.core import masking
+from jobs.core import chinese, masking
 from jobs.core.errors import RunError, UserError
 from jobs.core.log import take_any_text
 
@@ -41,7 +41,8 @@ def show(error: UserError) -> int:
     from rich.text import Text
 
     out = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
-    out.print(Text.assemble(("error:", "bold red"), f" {masking.visible(masking.text(str(error)))}"))
+    words = chinese.error(*error.args)
+    out.print(Text.assemble(("error:", "bold red"), f" {masking.visible(masking.text(words))}"))
     return error.exit_code
 
 

@@ -12,7 +12,7 @@ import hydra
 from omegaconf import DictConfig
 
 from jobs.cli import output
-from jobs.core import schema
+from jobs.core import chinese, schema, ways
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError, RunError
 from jobs.core.files import own_folder
@@ -49,6 +49,8 @@ def main(arguments: Sequence[str]) -> int:
     given = [word if word.startswith("-") else grammar.quoted(word) for word in arguments if word not in MODES]
     overrides = [word for word in given if "=" in word and not word.startswith("-")]
     (shows, configs), record = _checked(arguments, overrides), None
+    if chinese.is_asked() and any(word in ("-h", "--help") for word in arguments):
+        given.append("hydra/help=sweep_zh")
     if not shows:
         record = _own_record(configs, overrides)
         # Hydra's parser takes its overrides in one row.
@@ -85,9 +87,8 @@ def _own_record(configs: Sequence[Config], overrides: Sequence[str]) -> Path | N
     root = Path(configs[0].results.root).absolute()
     folder = own_folder(root, ".hydra")
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        folder.chmod(0o700)
+        with ways.folder(folder):
+            folder.chmod(0o700)
         for path in folder.iterdir():
             if path.is_symlink():
                 path.unlink()

@@ -67,7 +67,8 @@ def read_plan(sweep: SweepDir) -> PlanFile:
     """Read the plan of a sweep. RunError: it is missing, or is no plan."""
     data = load_visible(sweep.plan)
     plan = checked(sweep.plan, PlanFile, data)
-    if any(not set(plan.swept) <= point.values.keys() for point in plan.points):
+    swept = set(plan.swept)
+    if any(not swept <= point.values.keys() for point in plan.points):
         raise refused(sweep.plan, "it is not a plan: a point has no value of a swept key")
     return replace(plan, data=data)
 

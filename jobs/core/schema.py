@@ -155,7 +155,13 @@ def help_of(key: str) -> str:
     if key not in names():
         return ""
     inner = [f"{name.rpartition('.')[2]}: {help_of(name)} ({type_of(name)})" for name in names_in(key)]
-    return "; ".join([_field(key).metadata["help"], *inner])
+    return "; ".join([own_help(key), *inner])
+
+
+def own_help(key: str) -> str:
+    """Return the help text of a key alone."""
+    text: str = _field(key).metadata["help"]
+    return text
 
 
 def default_of(key: str) -> Any:

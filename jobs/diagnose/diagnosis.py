@@ -10,7 +10,7 @@ from jobs.diagnose.sift import Line, plain
 
 _SHORT = 240
 
-_ANSWERS = {
+ANSWERS = {
     "named": "named, the line says why",
     "narrowed": "narrowed, the line says what happened and not why; causes are those of reports, there may be others",
     "not known": "not known, the line speaks for itself",
@@ -121,7 +121,7 @@ class Diagnosis:
             retry = "yes, once" if self.retryable else "no"
             head = [
                 f"{_who(self.rank)}{self.cause}" + (f" ({self.signature})" if self.signature else ""),
-                f"  answer: {_ANSWERS[self.certainty]}",
+                f"  answer: {ANSWERS[self.certainty]}",
                 f"  line:   {self.first.text()}",
                 *(f"  means:  {one}" for one in self.means),
                 *(f"  cause {number}: {one}" for number, one in enumerate(self.causes, start=1)),

@@ -29,7 +29,7 @@ KINDS = get_args(Kind)
 
 Phase = Literal["queue", "container", "start", "load", "rendezvous", "graph", "serve", "bench", "any"]
 
-_SLOT = re.compile(r"\{(\w+)(?:\|([^{}]*))?\}")
+SLOT = re.compile(r"\{(\w+)(?:\|([^{}]*))?\}")
 
 Words = Annotated[str, Field(min_length=1, strict=True)]
 Regex = Annotated[Words, AfterValidator(safe)]
@@ -85,7 +85,7 @@ class Signature(Section):
 def fill(text: str, match: re.Match[str] | None) -> str:
     """Return a text with what a regex found in the place of its slots."""
     found = match.groupdict() if match else {}
-    return _SLOT.sub(lambda slot: found.get(slot[1]) or slot[2] or f"the {slot[1].replace('_', ' ')}", text)
+    return SLOT.sub(lambda slot: found.get(slot[1]) or slot[2] or f"the {slot[1].replace('_', ' ')}", text)
 
 
 @dataclass(frozen=True)

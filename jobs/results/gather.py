@@ -155,8 +155,8 @@ def collect(runs: Sequence[Run]) -> pd.DataFrame:
         for name, run in zip(names, runs, strict=True)
     ]
     swept = tuple(dict.fromkeys([*(key for run in runs for key in run.swept), *unlike(runs)]))
-    keys = chain.from_iterable(row for run in runs for row in run.rows)
-    order = dict.fromkeys(chain(["run", "owner", *columns(swept)], keys))
+    keys = dict.fromkeys(tuple(row) for run in runs for row in run.rows)  # most rows have the same
+    order = dict.fromkeys(chain(["run", "owner", *columns(swept)], *keys))
     rows: list[tuple[Any, ...]] = []
     for name, run in zip(shown, runs, strict=True):
         fixed = {key: cell(dotted(run.config, key)) for key in swept if key not in run.swept}

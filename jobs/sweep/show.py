@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.cluster.time_limit import limit_seconds
-from jobs.core import masking
+from jobs.core import chinese, masking
 from jobs.core.planfile import read_plan
 from jobs.core.rundir import SweepDir
 from jobs.results.columns import STARRED, counts, is_work, low_is_best, row_name
@@ -119,7 +119,8 @@ def warnings_text(plan: Plan) -> str:
     for one in plan.findings:
         if one.finding.severity == "warning" and one.finding.rule != "R20":  # the plan itself speaks of queueing
             finding, some = one.finding, of_points(one, [point.overrides for point in plan.points])
-            lines.append(f"  {finding.rule} {finding.key} = {finding.value}{some}: {finding.reason}. {finding.remedy}")
+            words = chinese.error(finding.key, f"{finding.value}{some}", finding.reason, finding.remedy)
+            lines.append(f"  {finding.rule} {words}")
     return "\n".join([f"{count(len(lines), 'warning')} (python -m jobs check):", *lines]) if lines else ""
 
 

@@ -29,6 +29,10 @@ SPECULATING = (
 """Prompts of real text: the service's own tokenizer makes them, and its counters tell of drafts."""
 
 PIPELINE = "launch.py experiment=pipeline_demo cluster=slurm bench.repeats=1"
+REPLICAS = (
+    "launch.py engine=vllm_cpu model=tiny_llama parallel=dp2_tp1 cluster=slurm bench.repeats=1"
+    " parallel.data_parallel_size=1 parallel.data_parallel_size_local=[1,1]"
+)
 
 
 def tagged() -> list[int]:
@@ -123,6 +127,30 @@ def test_a_pipeline_over_two_nodes(lab: Lab, real_vllm: Path, tmp_path: Path) ->
         assert f"PP rank {rank}, " in folder.log.read_text(), "each node holds the stage of its number"
         argv = read_json(folder.command)["argv"]
         assert argv[argv.index("--node-rank") + 1] == str(rank) and ("--headless" in argv) == (rank == 1)
+        last = read_lines(folder.states)[-1]
+        assert (last["state"], last["leftovers"]) == ("done", [])
+    lab.wait_idle()
+    assert tagged() == [], "no process of an engine may be left"
+
+
+@pytest.mark.lab
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+def test_a_whole_service_on_each_of_two_nodes(lab: Lab, real_vllm: Path, tmp_path: Path) -> None:
+    """Two replicas, which know nothing of each other: one row, and both have made its tokens."""
+    lab.wait_idle()
+    done = python(lab, *REPLICAS.split(), f"results.root={tmp_path}", timeout_s=550)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    sweep = SweepDir((tmp_path / "latest").resolve())
+    [row] = pd.read_parquet(sweep.table("parquet")).to_dict("records")
+    assert row["valid"], row["invalid_reason"]
+    tokens = json.loads(row["engine_tokens"])
+    assert sorted(tokens) == ["0", "1"] and min(tokens.values()) > 0 and row["failed"] == 0
+    [allocation] = sweep.allocations()
+    assert hosts_of(allocation) == ["npu-node1", "npu-node2"]
+    for rank in (0, 1):
+        folder = sweep.service(row["service"], 1).rank(rank)
+        assert "--headless" not in read_json(folder.command)["argv"] and "POST /v1/" in folder.log.read_text()
         last = read_lines(folder.states)[-1]
         assert (last["state"], last["leftovers"]) == ("done", [])
     lab.wait_idle()

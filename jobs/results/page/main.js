@@ -38,7 +38,7 @@ function failuresSection(place) {
     const rows = one.points.map((point) => DATA.rows.find((row) => row.point === point));
     place.append(h("h3", {}, t("failures.points", { count: rows.length })), h("p", {}, one.reason),
       h("ul", {}, ...rows.map((row) => h("li", {}, `${row.point}: ${DATA.swept.map((key) => `${key}=${shown(row[key])}`).join(" ")}`))));
-    if (one.diagnosis) place.append(h("details", {}, h("summary", {}, t("failures.diagnosis")), h("pre", {}, one.diagnosis)));
+    if (one.diagnosis) place.append(h("details", {}, h("summary", {}, t("failures.diagnosis")), h("pre", {}, language === "zh" ? one.diagnosis_zh : one.diagnosis)));
   }
   if (DATA.notices.length) {
     place.append(h("h3", {}, t("failures.notices")),

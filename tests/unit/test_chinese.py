@@ -1,0 +1,113 @@
+"""Help, errors and findings in Chinese: nothing that people read is left out, and what programs read stays as it is."""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from core_help import ROOT
+from test_tools_engines import load
+
+from jobs.__main__ import SUBJECTS, commands, main
+from jobs.core import chinese
+
+CHINESE = re.compile("[\u4e00-\u9fff]")
+LOCALES = ("LC_ALL", "LC_MESSAGES", "LANG")
+REFUSED = (
+    (["check", "parallel.max_num_seqss=16"], "parallel.max_num_seqss = 16"),
+    (["check", "parallel.max_num_seqs=0"], "parallel.max_num_seqs = 0"),
+    (["plan", "engine.release=0.99"], "engine.release = 0.99"),
+    (["forecast", "bench.output_tokens=999999"], "parallel.max_model_len = 8192"),
+    (["tune", "tune.space={}", "tune.budget_node_hours=1"], "tune.space = (empty)"),
+    (["decide", "parallel.max_num_seqs=16", "--difference", "3%"], "A B = parallel.max_num_seqs=16"),
+    (["status", "/nowhere"], "RUN = /nowhere"),
+)
+
+
+@pytest.fixture
+def in_chinese(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "zh_CN.UTF-8")
+
+
+def test_each_text_that_people_read_has_its_chinese_and_no_other() -> None:
+    """`python tools/spoken.py` prints what is lacking; add it to jobs/core/chinese.json."""
+    assert load("spoken").templates() == set(chinese.OURS.texts)
+
+
+def test_what_is_filled_in_is_filled_in_in_both() -> None:
+    for english, text in chinese.OURS.texts.items():
+        places = Counter(name for _, name, _, _ in string.Formatter().parse(text) if name is not None)
+        asked = {str(number) for number in range(len(chinese.words(english)) - 1)}
+        assert set(places) <= asked and len(asked) - len(places) <= 1, english  # an English plural has no place
+        words = chinese.words(english)
+        same = "".join(f"{{{number - 1}}}" * (number > 0) + word for number, word in enumerate(words))
+        assert CHINESE.search(text) or text == same or not re.search("[A-Za-z]", english), english
+        assert re.findall(r"%\(?\w+\)?", english) == re.findall(r"%\(?\w+\)?", text), english
+
+
+@pytest.mark.parametrize(("arguments", "named"), REFUSED)
+def test_an_error_names_key_and_value_and_tells_the_rest_in_chinese(
+    arguments: list[str], named: str, in_chinese: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) in (1, 2)
+    said = capsys.readouterr()
+    line = next(line for line in (said.err + said.out).splitlines() if named in line)
+    assert line.startswith("error") and CHINESE.search(line.partition(": ")[2])
+    main([*arguments, "--json"])
+    assert not CHINESE.search(capsys.readouterr().out), "programs read the same in every locale"
+
+
+@pytest.mark.parametrize("word", [word for words in SUBJECTS.values() for word in words])
+def test_each_command_tells_in_chinese_what_it_is_for(
+    word: str, in_chinese: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([word, "--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0 and shown.startswith("用法") and "选项" in shown
+    described = [one for one in commands(word) if one.name == word]
+    helps = [one.help for one in described] + [o.get("help", "") for one in described for _, o in one.arguments]
+    for text in filter(None, helps):
+        assert chinese.OURS.translated(text) != text
+        assert "".join(chinese.OURS.translated(text).replace("%%", "%").split()) in "".join(shown.split())
+
+
+def test_launch_helps_in_chinese() -> None:
+    done = subprocess.run(
+        [sys.executable, "launch.py", "--help"],
+        cwd=ROOT,
+        env={"LC_ALL": "zh_CN.UTF-8", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "配置组" in done.stdout and "parallel: dp1_tp16" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("variables", "asked"),
+    [
+        ({}, False),
+        ({"LANG": "zh_CN.UTF-8"}, True),
+        ({"LANG": "zh_CN.UTF-8", "LC_ALL": "C.UTF-8"}, False),
+        ({"LANG": "en_US.UTF-8", "LC_MESSAGES": "zh_TW"}, True),
+        ({"LANG": "zh_CN.UTF-8", "LC_ALL": ""}, True),
+    ],
+)
+def test_the_locale_asks_as_posix_has_it(variables: dict[str, str], asked: bool) -> None:
+    assert chinese.is_asked(variables) is asked
+
+
+def test_a_text_that_nobody_translated_stays_and_its_known_sentences_do_not(tmp_path: Path) -> None:
+    known = {"it is {} long": "长度为 {0}", "Shorten it.": "缩短它。", "{} of {}": "{1} 中的 {0}"}
+    (tmp_path / "words.json").write_text(json.dumps(known), encoding="utf-8")
+    translated = chinese.Catalogue(tmp_path / "words.json").translated
+    assert translated("nobody knows this") == "nobody knows this"
+    assert translated("Shorten it. Nobody knows this.") == "缩短它。Nobody knows this."
+    assert translated("it is 3 of {x} long") == "长度为 {x} 中的 3", "what is filled in is no template"
