@@ -30,7 +30,7 @@ from datetime import datetime, timedelta
 
 from jobs.core.layout import node_of
 from jobs.diagnose.diagnosis import Diagnosis, Evidence, RankLog
-from jobs.diagnose.endings import closed, lived_on, nothing, stopped
+from jobs.diagnose.endings import closed, lived_on, not_from_outside, nothing, stopped
 from jobs.diagnose.events import Event, forms, read_events
 from jobs.diagnose.hits import Hit, clearly_later, hands_on, of_kind, speaker, what_counts
 from jobs.diagnose.places import fallback, features, otherwise, place_of
@@ -54,7 +54,7 @@ _FIRST_LINES = 3
 _BELOW = 8
 """Lines below an exception without words in which its words may stand."""
 
-_UNKNOWN = (len(KINDS), 0)
+_UNKNOWN = (len(KINDS), False, 0)
 
 _SET_UP = ("pyxis", "enroot", "docker", "podman")
 """Programs of whose errors a place says more than the words of an errno do."""
@@ -78,6 +78,7 @@ def classify(logs: Sequence[RankLog], local_sizes: Sequence[int] = (), alone: bo
     hits = [hit for log, when in zip(ordered, times, strict=True) for hit in _hits(log, when, ready, local_sizes)]
     stages, ended = (stopped(hits, ordered) if alone else []), closed(hits, ordered)
     hits = what_counts([hit for hit in lived_on(hits, ordered) if hit.kind != "stage"], ready)
+    hits = not_from_outside(hits, ordered)
     notes = [f"{h.says(h.signature.cause)} ({h.log}:{h.event.number})" for h in of_kind(hits, "note") if h.signature]
     late = [_CUT_SHORT.format(log=log.name) for log in ordered if log.cut]
     told = tuple(dict.fromkeys(notes + late))
@@ -87,8 +88,23 @@ def classify(logs: Sequence[RankLog], local_sizes: Sequence[int] = (), alone: bo
         return Diagnosis(found=False, cause=_NOT_READ, remedy=_AGAIN, notes=told)
     if winner is None and not stages:
         return nothing(ordered, times, (*told, *ended))
+    winner, stages = _or_stage(winner, stages)
     found = _explain(winner or stages[0], hits or stages, {log.rank for log in logs})
     return replace(found, notes=told)
+
+
+def _or_stage(winner: Hit | None, stages: list[Hit]) -> tuple[Hit | None, list[Hit]]:
+    """Return what decides, or None where how far the service had come says more: with the stages in that order.
+
+    That somebody waited for it says less; and that a client got no answers, where requests ran and no tokens came out.
+    """
+    if winner is None:
+        return None, stages
+    place = None if winner.signature else place_of(winner.event)
+    hung = [hit for hit in stages if hit.signature and hit.signature.phase == "serve"]
+    if hung and (winner.of_client or (place is not None and place.phase == "bench")):
+        return None, hung
+    return (None if stages and winner.kind == "end" and winner.waited else winner), stages
 
 
 def _ready(logs: Sequence[RankLog], times: Sequence[Sequence[When]]) -> datetime | None:
@@ -176,7 +192,11 @@ def _rank(event: Event, match: re.Match[str] | None, log: RankLog, local_sizes: 
 
 def _decide(hits: Sequence[Hit]) -> Hit | None:
     causes = of_kind(hits, "cause")
+    loud = {hit.group for hit in causes if not hit.event.minor}
+    causes = [hit for hit in causes if not (hit.event.minor and hit.group in loud)]
     timeouts, ends = of_kind(hits, "timeout"), of_kind(hits, "end")
+    if any(hit.kind in ("cause", "symptom", "unknown") and not hit.of_client for hit in hits):
+        ends = [hit for hit in ends if not hit.of_client]  # what a client missed says nothing of the engine's failure
     effect = _effect(timeouts, ends)
     cause = _first(causes)
     if cause and not (effect and clearly_later(cause, effect)):
@@ -208,11 +228,14 @@ def _most_trusted(hits: Sequence[Hit]) -> Hit:
     return min(together, key=_trust)
 
 
-def _trust(hit: Hit) -> tuple[tuple[int, int], bool, bool, bool, bool, int, tuple[bool, datetime, str, int]]:
+def _trust(hit: Hit) -> tuple[tuple[int, bool, int], bool, bool, bool, bool, int, tuple[bool, datetime, str, int]]:
     """Order of trust among errors of one moment: the rank's own log before what rank 0 reports of it."""
     event = hit.event
     wraps = event.minor or hit.wraps or event.wordless
-    place = (KINDS.index(hit.signature.kind), position(hit.signature.id)) if hit.signature else _UNKNOWN
+    place = _UNKNOWN
+    if hit.signature:
+        weak = hit.kind == "symptom" and event.bare
+        place = KINDS.index(hit.signature.kind), weak, position(hit.signature.id)
     said = event.exception or event.code is not None
     return place, event.report, event.chained, wraps, not said, event.layer, hit.order
 

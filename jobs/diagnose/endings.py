@@ -8,12 +8,14 @@ from dataclasses import replace
 
 from jobs.diagnose.diagnosis import Diagnosis, Evidence, RankLog
 from jobs.diagnose.events import forms, read_events
-from jobs.diagnose.hits import Hit, of_kind
+from jobs.diagnose.hits import Hit, clearly_later, of_kind
 from jobs.diagnose.sift import Line
 from jobs.diagnose.signatures import position
 from jobs.diagnose.times import When
 
-_WELL, _READY, _NEARLY, _FAILS, _UP = (re.compile(forms()[name]) for name in ("well", "ready", "nearly", "fails", "up"))
+_WELL, _READY, _NEARLY, _FAILS, _UP, _ALLOCATED = (
+    re.compile(forms()[name]) for name in ("well", "ready", "nearly", "fails", "up", "allocated")
+)
 
 _EMPTY = "See the output of the batch script, what Slurm says of the job (sacct -j JOB), and whether the disk was full."
 _NEITHER = "no line is an error by its form, and none says that the service was ready: neither failure nor success"
@@ -40,6 +42,10 @@ _NEAREST = 3
 
 _ENDED = "stopped-orderly"
 _BEFORE = ("queue", "container", "start")
+_LIFE = ("queue", "container", "start", "load", "rendezvous", "graph", "serve")
+"""Phases in the order of a service's life."""
+
+_FAILED = ("cause", "symptom", "timeout", "unknown")
 
 
 def stopped(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
@@ -48,7 +54,7 @@ def stopped(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
     A log of one rank that tells it speaks for those that never do. An image is being unpacked only while that is the
     last line.
     """
-    well = {log.name: number for log in logs for number, text in log.lines if _WELL.search(text)}
+    well = _last_of(logs, _WELL)
     ends = {log.name: last[0] for log in logs if (last := _last(log))}
     stages: dict[str, Hit] = {}
     for hit in of_kind(hits, "stage"):
@@ -64,13 +70,19 @@ def lived_on(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
     """Leave out what was overcome: all errors of a log before its service was ready, where none came after that.
 
     Also waits and lines that are errors by their words alone, where the service came further after them; and what those
-    who set a container up or started a task said, where all was well after it.
+    who set a container up or started a task said, where all was well after it. Where something else failed later: what
+    stands before the service was ready, and what a script said of a stage that was passed.
     """
-    well = {log.name: number for log in logs for number, text in log.lines if _WELL.search(text)}
-    ready = {log.name: number for log in logs for number, text in log.lines if _READY.search(text) or _UP.search(text)}
+    well, ready, allocated = (_last_of(logs, pattern) for pattern in (_WELL, _READY, _ALLOCATED))
+    last: dict[str, int] = {}
+    for hit in of_kind(hits, *_FAILED, "end"):
+        if not (hit.event.minor or hit.ended):
+            last[hit.log] = max(hit.event.number, last.get(hit.log, 0))
+    good = {name: max(number, ready.get(name, 0)) for name, number in (ready | _last_of(logs, _UP)).items()}
     for hit in hits:
-        if hit.kind not in ("note", "stage") and hit.event.number > ready.get(hit.log, hit.event.number):
-            del ready[hit.log]
+        if hit.kind not in ("note", "stage") and hit.event.number > good.get(hit.log, hit.event.number):
+            del good[hit.log]
+    stages = [hit for hit in of_kind(hits, "stage") if hit.event.number < last.get(hit.log, 0)]
     further = dict(well)
     for hit in of_kind(hits, "stage"):
         further[hit.log] = max(hit.event.number, further.get(hit.log, 0))
@@ -80,12 +92,48 @@ def lived_on(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
         waited = sign is not None and sign.passing
         lasting = sign is not None and sign.phase == "any" and sign.any_level  # devices, disks, file servers
         weak = hit.event.bare and hit.kind in ("symptom", "unknown") and not lasting
-        overcome = number < ready.get(hit.log, 0) and hit.kind != "note"
+        queued = hit.event.bare and hit.event.text.startswith(("srun: ", "salloc: "))
+        overcome = hit.kind not in ("note", "stage") and (
+            number < good.get(hit.log, 0)
+            or number < ready.get(hit.log, 0) < last.get(hit.log, 0)
+            or (queued and number < allocated.get(hit.log, 0))
+            or (hit.kind == "end" and hit.of_service and number < well.get(hit.log, 0) < last.get(hit.log, 0))
+            or _passed_by(hit, stages)
+        )
         set_up = hit.speaker != "" and (sign is None or sign.phase in _BEFORE) and hit.kind not in ("note", "stage")
         early = (waited or set_up) and number < well.get(hit.log, 0)
         return overcome or early or (weak and number < further.get(hit.log, 0))
 
     return [hit for hit in hits if not passed(hit)]
+
+
+def _last_of(logs: Sequence[RankLog], pattern: re.Pattern[str]) -> dict[str, int]:
+    """Return the last line of each log that has something."""
+    return {log.name: number for log in logs for number, text in log.lines if pattern.search(text)}
+
+
+def _passed_by(hit: Hit, stages: Sequence[Hit]) -> bool:
+    """Whether what no process of an engine said is of a phase after which its log came further, and failed later.
+
+    Of an API server too, where that was clearly later: its engines go on for a moment after it has failed.
+    """
+    server = "api" in hit.event.process
+    if (hit.event.process and not server) or hit.signature is None or hit.signature.phase not in _LIFE:
+        return False
+    phase = _LIFE.index(hit.signature.phase)
+    after = [one for one in stages if one.log == hit.log and one.event.number > hit.event.number]
+    after = [one for one in after if not server or clearly_later(one, hit)]
+    return any(
+        _LIFE.index(one.signature.phase) > phase for one in after if one.signature and one.signature.phase in _LIFE
+    )
+
+
+def not_from_outside(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
+    """Leave out that somebody ended the job (its time was over) where the service had failed clearly before."""
+    well = _last_of(logs, _WELL)
+    died = [hit for hit in of_kind(hits, *_FAILED) if hit.serious and not (hit.event.minor or hit.event.bare)]
+    died = [hit for hit in died if not (hit.request or hit.outside) and hit.event.number > well.get(hit.log, 0)]
+    return [hit for hit in hits if not (hit.outside and any(clearly_later(hit, one) for one in died))]
 
 
 def closed(hits: Sequence[Hit], logs: Sequence[RankLog]) -> tuple[str, ...]:
@@ -103,7 +151,7 @@ def nothing(logs: Sequence[RankLog], times: Sequence[Sequence[When]], notes: tup
     ends = tuple(_ends(logs, times))
     near = list(_near(logs, times))
     shown = (*[one for one in near if one not in ends][-_NEAREST:], *ends)
-    well = {log.name: number for log in logs for number, text in log.lines if _WELL.search(text)}
+    well = _last_of(logs, _WELL)
     last = [one for one in _failing(logs, times) if one.number > well.get(one.log, 0)]
     last = [one for one in last if any(one.log == end.log and end.number - one.number < _END for end in ends)]
     if last:

@@ -52,11 +52,19 @@ _CANN, _OPENS_CANN, _ADVICE, _EXCEPTION, _NATIVE, _PLAIN_ERROR, _PLAIN_WORDS, _W
         "importing",
     )
 )
-_FRAME, _FOREIGN, _CLIENT = (re.compile(forms()[name]) for name in ("frame", "foreign", "client"))
+_FRAME, _FOREIGN, _CLIENT, _ASIDE, _TRACED, _RAISED, _SOURCE = (
+    re.compile(forms()[name]) for name in ("frame", "foreign", "client", "aside", "traced", "raised", "source")
+)
+_FAILS_ONLY = ("docker", "podman")
+"""Programs that put their names only before what went wrong."""
+
 _CHAIN = "The above exception was the direct cause of the following"
 _DURING = "During handling of the above exception, another"
 _CARRIED = 4
 """Escaped newlines that make a line one that carries a log."""
+
+_FRAME_INDENT = 2
+"""Spaces by which Python puts a frame further in than its exception."""
 
 _FRAMES = 40
 """Innermost frames of a traceback that are kept."""
@@ -141,7 +149,11 @@ class Event:
 
 @dataclass
 class _Channel:
-    """What one process has open: a traceback, a block of CANN, a chain of exceptions, the words of one, an import."""
+    """What one process has open: a traceback, a block of CANN, a chain of exceptions, the words of one, an import.
+
+    `aside`: the next exception is one that Python itself says it passes over. `margin`: spaces before the open
+    traceback, which another program may have put there (pip).
+    """
 
     frame: str | None = None
     place: str = ""
@@ -155,6 +167,8 @@ class _Channel:
     handling: int | None = None
     said: bool = False
     importing: bool = False
+    aside: bool = False
+    margin: int = 0
 
     def ends(self, event: Event) -> Event:
         """Return the exception at the end of a traceback, with what is known of it."""
@@ -162,7 +176,8 @@ class _Channel:
         chained, self.chained, self.frame, self.said = self.chained, False, None, True
         self.last, place = self.where(), self.place
         self.begin()
-        return replace(event, chained=chained, frames=self.last, place=place, during=during)
+        level, self.aside = _LEVELS["warning"] if self.aside else event.level, False
+        return replace(event, level=level, chained=chained, frames=self.last, place=place, during=during)
 
     def begin(self) -> None:
         """Forget the frames of the traceback before."""
@@ -232,9 +247,9 @@ class _Line:
     def _envelopes(self, text: str) -> str:
         for _ in range(6):
             match = next((found for form in _ENVELOPES if (found := form.match(text)) and found.end()), None)
-            if match is None:
+            named = match.groupdict() if match else {}
+            if match is None or (self.headed and named.get("task")):  # behind a header a number is a part of the words
                 break
-            named = match.groupdict()
             if named.get("task"):
                 self.rank = int(named["task"])
             if named.get("step") is not None:
@@ -287,13 +302,17 @@ def _parts(raw: str) -> Iterable[tuple[int, str]]:
 def _event(number: int, raw: str, when: When, line: _Line, channel: _Channel) -> Event | None:
     text = line.rest
     words = text.strip()
+    if _TRACED.match(text) or (_SOURCE.match(text) and not channel.cann):
+        return None
     if frame := _FRAME.match(text):
         channel.passes(frame)
+        channel.margin = max(0, len(text) - len(text.lstrip()) - _FRAME_INDENT)
         channel.code_follows, channel.cann = True, False
         return None
-    if channel.code_follows and text[:1] in (" ", "\t"):
+    inner = text[:1] in (" ", "\t") and len(text) - len(text.lstrip()) > channel.margin
+    if channel.code_follows and inner:
         return None
-    channel.code_follows = False
+    ends, channel.code_follows = channel.code_follows and channel.frame is not None, False
     if not words.strip("^~- ") or words.startswith(("Traceback ", "raise ")):
         if words.startswith("Traceback "):
             channel.code_follows, channel.cann = True, False
@@ -303,7 +322,8 @@ def _event(number: int, raw: str, when: When, line: _Line, channel: _Channel) ->
         channel.chained = words.startswith(_CHAIN)
         channel.handling = None if channel.chained else channel.exception
         return None
-    level, code, exception = line.level, None, _EXCEPTION.match(words) is not None and text[:1] != " "
+    raised = _EXCEPTION.match(words) is not None or (ends and _RAISED.match(words) is not None)
+    level, code, exception = line.level, None, raised and (text[:1] != " " or (ends and not inner))
     inside = not exception and ("[FUNC:" in text or (channel.cann and text[:1] in (" ", "\t")))
     if cann := _CANN.match(words):
         level, code = max(level or 0, ERROR), cann["one"] or cann["two"]
@@ -336,6 +356,8 @@ def _event(number: int, raw: str, when: When, line: _Line, channel: _Channel) ->
     event = Event(
         number, raw, words, when, level, *about, exception, inside, frames=frames, bare=bare, wordless=wordless
     )
+    if not exception:
+        channel.aside = _ASIDE.match(words) is not None
     return channel.ends(event) if exception else event
 
 
@@ -348,4 +370,4 @@ def _bare(words: str, text: str, line: _Line, exception: bool) -> int | None:
     if text[:1] in (" ", "\t") and not _NATIVE.match(text):
         return None
     plain = _NATIVE.match(text) or _PLAIN_ERROR.match(words) or _PLAIN_WORDS.search(words)
-    return ERROR if plain else None
+    return ERROR if plain or line.component in _FAILS_ONLY else None

@@ -20,9 +20,12 @@ _LONG = timedelta(minutes=5)
 
 _TELLING = ("cause", "symptom", "unknown")
 
-_WRAPPER, _TENTATIVE, _CLEANUP, _ENDED, _REQUEST, _SPEAKER, _AGAIN, _DIED, _CARRIED, _HANDED = (
+_WRAPPER, _TENTATIVE, _CLEANUP, _ENDED, _REQUEST, _SPEAKER, _AGAIN, _DIED, _CARRIED, _HANDED, _HELPER, _TIDY = (
     re.compile(forms()[name])
-    for name in ("wrapper", "tentative", "cleanup", "ended", "request", "speaker", "again", "died", "carried", "handed")
+    for name in (
+        *("wrapper", "tentative", "cleanup", "ended", "request", "speaker"),
+        *("again", "died", "carried", "handed", "helper", "tidy"),
+    )
 )
 _WORDS = 60
 """Characters by which the words of an exception are known again in those of another."""
@@ -82,6 +85,26 @@ class Hit:
         return marked or any(_REQUEST.search(text) for text in (self.event.raw, self.event.frames))
 
     @property
+    def waited(self) -> bool:
+        """Whether its line, which calls itself no error, says that it is tried again."""
+        return (self.event.bare or self.event.minor) and _AGAIN.search(self.event.text) is not None
+
+    @property
+    def outside(self) -> bool:
+        """Whether it says that somebody outside ended the job."""
+        return self.signature is not None and self.signature.outside
+
+    @property
+    def of_client(self) -> bool:
+        """Whether a client says it, of its own requests."""
+        return self.signature is not None and self.signature.phase == "bench"
+
+    @property
+    def of_service(self) -> bool:
+        """Whether it is about requests that a service took, which it may survive."""
+        return self.signature is not None and self.signature.phase == "serve"
+
+    @property
     def wraps(self) -> bool:
         """Whether it only carries a code from below."""
         return _WRAPPER.search(self.line) is not None
@@ -130,7 +153,7 @@ def clearly_later(hit: Hit, other: Hit, by: timedelta = _GRACE) -> bool:
 
 def what_counts(hits: Sequence[Hit], ready: datetime | None) -> list[Hit]:
     """Leave out what the service got over: what was passed, handled, survived, or is explained by another."""
-    hits = _not_survived(_not_handled(_not_waited(_not_requests(_not_passed(hits, ready)))))
+    hits = _not_survived(_not_handled(_not_waited(_not_requests(_not_helpers(_not_passed(hits, ready))))))
     return _not_overcome(_not_said_better(_not_told_above(hits)))
 
 
@@ -140,20 +163,24 @@ def _not_requests(hits: Sequence[Hit]) -> list[Hit]:
     return others if any(hit.kind in (*_TELLING, "timeout", "end") for hit in others) else list(hits)
 
 
+def _not_helpers(hits: Sequence[Hit]) -> list[Hit]:
+    """Leave out the words of small programs by which a script tidies up, and looks around beside another failure."""
+    hits = [hit for hit in hits if not (hit.event.bare and _TIDY.match(hit.event.text))]
+    others = [hit for hit in hits if not (hit.event.bare and _HELPER.match(hit.event.text))]
+    return others if any(hit.kind in (*_TELLING, "timeout") for hit in others) else list(hits)
+
+
 def _not_waited(hits: Sequence[Hit]) -> list[Hit]:
     """Leave out waits that their lines do not call errors, where something else went wrong by its own words."""
-
-    def again(hit: Hit) -> bool:
-        return (hit.event.bare or hit.event.minor) and _AGAIN.search(hit.event.text) is not None
 
     def waits(hit: Hit) -> bool:
         return hit.signature is not None and hit.signature.passing and hit.event.minor
 
-    others = [hit for hit in hits if not (again(hit) or waits(hit))]
+    others = [hit for hit in hits if not (hit.waited or waits(hit))]
     if any(hit.kind in _TELLING for hit in others):
         return others
     ended = any(hit.kind == "end" and not hit.event.minor and not hit.ended for hit in others)
-    return [hit for hit in hits if not (ended and waits(hit))]
+    return [hit for hit in hits if not (ended and (waits(hit) or hit.waited))]
 
 
 def _not_passed(hits: Sequence[Hit], ready: datetime | None) -> list[Hit]:
@@ -253,8 +280,8 @@ def _not_said_better(hits: Sequence[Hit]) -> list[Hit]:
         below = other.event.number - hit.event.number
         if not -_ABOVE <= below <= _BELOW or clearly_later(hit, other) or clearly_later(other, hit):
             return False
-        if other.signature:
-            return True
+        if other.signature:  # words without a header are too little against what says itself what went wrong
+            return hit.kind != "cause" or not other.event.bare
         said = other.event.exception or (other.speaker != "" and other.speaker == hit.speaker)
         return below < 0 and said and hit.signature is not None and hit.signature.gives_way == "any"
 

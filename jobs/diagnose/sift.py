@@ -25,7 +25,7 @@ def _markers() -> tuple[str, ...]:
     Not those of stages, whose progress bars would hide what stands behind them: a few stand among the markers.
     """
     book = [signature for signature in signatures() if signature.kind != "stage"]
-    known = set(forms()["markers"]).union(*(signature.words for signature in book))
+    known = {*forms()["markers"], *forms()["chinese"]}.union(*(signature.words for signature in book))
     return tuple(sorted(word for word in known if not any(other != word and other in word for other in known)))
 
 
@@ -64,12 +64,22 @@ _NAMED_ABOVE = b"[type="
 
 _FRAME = b'", line '
 _NUMBERS = b"0123456789abcdef"
+_LINE = re.compile(r"(?:第 ?|行 ?)(\d{1,6})(?: ?行)?[:：]")
+"""How a shell names a line of a script in Chinese."""
+
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def plain(text: str) -> str:
-    """Return a line without terminal colours; one of JSON (docker, loguru, structlog) as a line of Python's logging."""
+    """Return a line without terminal colours; one of JSON (docker, loguru, structlog) as a line of Python's logging.
+
+    What a shell or the system says in Chinese is turned into its English words.
+    """
     text = _COLOUR.sub("", text)
+    if not text.isascii():
+        text = _LINE.sub(r"line \1:", text)
+        for said, english in forms()["chinese"].items():
+            text = text.replace(said, english)
     if not (text.startswith("{") and text.endswith("}")):
         return text
     try:

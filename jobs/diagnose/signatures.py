@@ -56,6 +56,7 @@ class Signature(Section):
     passing: Flag = False
     any_level: Flag = False
     over: tuple[str, ...] = ()
+    outside: Flag = False
     gives_way: Literal["", "known", "any"] = ""
     early: Flag = False
 
@@ -113,6 +114,7 @@ class Family(Section):
     do: Words
     source: Words
     codes: Annotated[dict[str, Code | Words], BeforeValidator(_texts)]
+    phase: Phase = "any"
     errors: Flag = False
     any_case: Flag = False
 
@@ -216,7 +218,7 @@ def of_code(family: str, code: str) -> Signature | None:
         return None
     cause = f"{found.says} ({code})"
     name = family if " " in code else f"{family}-{code}"
-    return Signature(name, re.escape(code), found.kind, "any", cause, found.do, known.source, code, found.causes)
+    return Signature(name, re.escape(code), found.kind, known.phase, cause, found.do, known.source, code, found.causes)
 
 
 def meanings(line: str, known: bool = False) -> tuple[str, ...]:
