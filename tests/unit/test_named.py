@@ -330,3 +330,17 @@ def test_a_report_says_of_a_decision_what_decide_says(
     write_question(found, Question("output_tok_per_s", 0.2, ((one, two),), 0, 1, tuple(earlier)))
     assert main(["report", str(found.path)]) == 0
     assert capsys.readouterr().out.startswith(said)
+
+
+def test_report_and_memory_speak_chinese_where_the_locale_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, made = planned(tmp_path / "a", "bench.concurrency=1,4")
+    measured(found, made.points[0], 100.0)
+    monkeypatch.setenv("LC_ALL", "zh_CN.UTF-8")
+    assert main(["report", str(found.path)]) == 0
+    assert "的用户体验" in capsys.readouterr().out
+    assert main(["check", "parallel.max_model_len=32768,100000", f"results.root={tmp_path}"]) == 2
+    said = capsys.readouterr().out
+    assert "可能无法启动：一个 32,768 token 的请求" in said and "按此计算最多可容纳" in said
+    assert "one request of" not in said
