@@ -123,7 +123,9 @@ def _passed_by(hit: Hit, stages: Sequence[Hit]) -> bool:
     phase = _LIFE.index(hit.signature.phase)
     after = [one for one in stages if one.log == hit.log and one.event.number > hit.event.number]
     after = [one for one in after if not server or clearly_later(one, hit)]
-    return any(_LIFE.index(one.signature.phase) > phase for one in after if one.signature and one.signature.phase in _LIFE)
+    return any(
+        _LIFE.index(one.signature.phase) > phase for one in after if one.signature and one.signature.phase in _LIFE
+    )
 
 
 def not_from_outside(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:

@@ -370,5 +370,4 @@ def _bare(words: str, text: str, line: _Line, exception: bool) -> int | None:
     if text[:1] in (" ", "\t") and not _NATIVE.match(text):
         return None
     plain = _NATIVE.match(text) or _PLAIN_ERROR.match(words) or _PLAIN_WORDS.search(words)
-    plain = plain or line.component in _FAILS_ONLY
-    return ERROR if plain else None
+    return ERROR if plain or line.component in _FAILS_ONLY else None

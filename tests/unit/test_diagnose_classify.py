@@ -527,3 +527,11 @@ def test_every_narrowed_answer_of_a_line_says_how_to_go_on_without_its_causes() 
     refused = classify([log(0, "ValueError: odd must be even")])
     assert refused.certainty == "narrowed"
     assert refused.causes[-1].startswith("none of these: ")
+
+
+def test_an_exception_of_any_name_ends_a_traceback() -> None:
+    words = 'Traceback (most recent call last):\n  File "/x/odd.py", line 3, in <module>\n    main()\n'
+    found = classify([log(0, words + "odd.errors.OddTrouble: odd words")])
+    assert found.certainty == "not known"
+    assert found.first is not None
+    assert found.first.line == "odd.errors.OddTrouble: odd words"
