@@ -21,7 +21,7 @@ from containers import entry, imports
 from containers.entry import Files, Proof
 from containers.spec import Spec
 from jobs.core.errors import RunError
-from jobs.core.files import is_there, not_private, read_json, write_json
+from jobs.core.files import is_there, make_directory, not_private, read_json, write_json
 from jobs.core.filetable import File
 from jobs.core.foreign import form_of
 
@@ -69,7 +69,7 @@ class Local:
         """
         for path in (self.path, *(paths or map(Path, self.env().values()))):
             try:
-                path.mkdir(parents=True, mode=0o700, exist_ok=True)
+                make_directory(path)
                 wrong = not_private(path)
                 wrong = wrong or (None if os.access(path, os.W_OK | os.X_OK) else "it cannot be written")
             except OSError as error:

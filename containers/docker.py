@@ -36,7 +36,7 @@ from containers.base import (
 )  # fmt: skip
 from containers.base import log as tell
 from containers.held import FORM, Held, read_image
-from containers.spec import Image, Mount, Spec, option_words
+from containers.spec import REGISTRY, Image, Mount, Spec, option_words
 from jobs.core import process
 from jobs.core.errors import ConfigError, RunError
 from jobs.core.foreign import from_yaml
@@ -81,6 +81,9 @@ class Docker(Runtime):
     owned = ("d", "detach", "i", "label", "name", "net", "network", "read-only", "shm-size", "t", "u", "user",
              "workdir")  # fmt: skip
 
+    own_scheme: ClassVar[str] = "dockerd"
+    """Scheme of its own images that no registry has."""
+
     label: ClassVar[str] = f'{{{{.Label "{LABEL}"}}}}'
     """Template of our label in the list of containers."""
 
@@ -99,6 +102,9 @@ class Docker(Runtime):
         if spec.image.path:
             reason = f"{self.name} runs no squashfs file"
             raise ConfigError("container.image", spec.image.path, reason, "Name the image, or use container=enroot.")
+        if spec.image.scheme not in (REGISTRY, self.own_scheme):
+            reason = f"{self.name} has no images of {spec.image.scheme}"
+            raise ConfigError("container.image", spec.image, reason, f"Write {self.own_scheme}://, or name a registry.")
         if spec.name is not None and not _NAME.fullmatch(spec.name):
             reason = f"{self.name}'s names are letters, digits, _ . - and begin with a letter or digit"
             raise ConfigError("container.name", spec.name, reason, "Choose another name, or leave it out.")
@@ -233,7 +239,9 @@ class Docker(Runtime):
         unknown = [flag for flag in mount.flags if flag.partition("=")[0] not in known]
         if mount.source == "umount" or unknown:
             what = f"does not know {', '.join(unknown)}" if unknown else "cannot take a mount away"
-            remedy = f"Use {', '.join(known)}, or another runtime."
+            remedy = (
+                f"Use {', '.join(known)}, or another runtime." if unknown else "Leave it out, or use container=enroot."
+            )
             raise ConfigError("container.mounts", mount, f"{self.name} {what}", remedy)
         flags = f":{','.join(mount.flags)}" if mount.flags else ""
         return ["-v", f"{mount.source}:{mount.target}{flags}"] if mount.bind else ["--tmpfs", f"{mount.target}{flags}"]

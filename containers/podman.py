@@ -20,6 +20,7 @@ class Podman(Docker):
     settings = ("XDG_RUNTIME_DIR", "CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF")
     sees_all = False
     copies = False
+    own_scheme = "podman"
     label = f'{{{{index .Labels "{LABEL}"}}}}'
     storage = "{{.Store.GraphRoot}}"
     taken = "is already in use by"

@@ -1,7 +1,7 @@
 """A `Spec` as options of pyxis on a nested step: one task on this node, inside the running job.
 
 The image needs no submitit and no Python of ours: the rank stays on the node, only its engine goes inside. Options as
-in pyxis 0.11 to 0.24 (README, args.c); --container-env is there since 0.15.
+in pyxis 0.11 to 0.24 (README, args.c); no program says which version it is, so `srun --help` is asked for each option.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ SETTINGS = {"ENROOT_LOGIN_SHELL": "n"}
 """Of enroot's own settings pyxis hands this one on. Without it a shell reads the image's /etc/profile, and that of
 Debian sets another PATH than the image's."""
 
-_OPTION = re.compile(r"--container-image\b")
+_UNSHARE = "--container-unshare"
+"""Where srun has this option, pyxis is 0.24 or newer."""
 
 
 def _step(job: str, node: str) -> list[str]:
@@ -160,20 +161,39 @@ class Pyxis(Runtime):
     def check(self, spec: Spec, *, here: bool = False) -> None:
         """Plain Slurm knows --container, an OCI bundle, and nothing else."""
         if here:
-            self._check_plugin()
+            self._check_plugin(spec)
         check_flags(spec.mounts)
+        for mount in spec.mounts:
+            if re.search(r'["$`]', f"{mount.source}{mount.target}"):
+                reason = "pyxis writes a mount into a shell script, which reads the quotes, $ and ` in it"
+                raise ConfigError("container.mounts", mount, reason, "Use a path without them, or a link to it.")
         if not str(spec.image).startswith(("/", "docker://", "dockerd://")):
             reason = f"pyxis does not know {spec.image.scheme}:// and would look for it in a registry"
             raise ConfigError("container.image", spec.image, reason, "Use dockerd://, a registry, or container=enroot.")
         if spec.name is not None and (not spec.name or ":" in spec.name or "/" in spec.name):
             raise ConfigError("container.name", spec.name, "a name has no : and no /", "Choose another name.")
 
-    def _check_plugin(self) -> None:
+    def _check_plugin(self, spec: Spec) -> None:
+        """Raise RunError where Slurm has no pyxis, or one that is too old for what is asked of it.
+
+        An engine always has variables. Before 0.24 a blank ends a path in the file of mounts (pyxis_slurmstepd.c).
+        """
         check_programs(self)
-        if not _OPTION.search(process.run(["srun", "--help"]).stdout):
+        known = set(re.findall(r"--[\w-]+", process.run(["srun", "--help"]).stdout))
+        words = [word.partition("=")[0] for word in options(replace(spec, env={"VARIABLE": ""}))]
+        lacking = [word for word in words if re.match("--(no-)?container-", word) and word not in known]
+        if "--container-image" in lacking:
             reason = "`srun --help` has no --container-image here, so the plugin is not loaded"
             remedy = "Ask for pyxis in plugstack.conf, or use container=enroot."
             raise RunError("container.runtime", self.name, reason, remedy)
+        newer = "Ask for a newer pyxis, or use container=enroot."
+        if lacking:
+            reason = f"the pyxis here is too old: `srun --help` has no {', '.join(lacking)}"
+            raise RunError("container.runtime", self.name, reason, newer)
+        for mount in spec.mounts:
+            if re.search(r"[\s\\]", f"{mount.source}{mount.target}") and _UNSHARE not in known:
+                reason = "the pyxis here is older than 0.24, and takes no blank or backslash in a mount"
+                raise RunError("container.mounts", mount, reason, "Use a path without them, or a link to it.")
 
     def look(self, order: Order, env: Env) -> Stock:
         """Where pyxis unpacks the site says."""
@@ -189,7 +209,7 @@ class Pyxis(Runtime):
             if order.spec.image.path:
                 return Fetched({"content": tables(Path(order.spec.image.path))}, order.spec.image.path)
             return brought(order, env) if may_import(order.spec) else Fetched()
-        self._check_plugin()
+        self._check_plugin(order.spec)
         if looks:
             order.local.make(order.local.claims)
             write_text(order.local.claim(order.name, order.node), order.tag + "\n")

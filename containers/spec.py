@@ -21,9 +21,10 @@ IMAGE_FORMS = "Write docker://registry#image:tag, registry#image:tag, or a .sqsh
 
 MOUNT_FORMS = "Write SRC:DST[:FLAGS]: SRC starts with / or . or is tmpfs or umount, DST starts with / or ., flags a+b."
 
+_REGISTRY = re.compile(r"[A-Za-z0-9.-]+(?::\d+)?")
 _REFERENCE = re.compile(
     r"(?:(?P<user>[^@#/]+)@(?!sha256:))?"
-    r"(?:(?P<registry>[A-Za-z0-9.-]+(?::\d+)?)#)?"
+    rf"(?:(?P<registry>{_REGISTRY.pattern})#)?"
     r"(?P<repository>[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*)"
     r"(?::(?P<tag>\w[\w.-]{0,127}))?"
     r"(?:@(?P<digest>sha256:[0-9a-f]{64}))?",
@@ -90,8 +91,11 @@ def parse_image(text: str, registry: str | None = None) -> Image:
         registry: host that is put before a name without one (`container.registry`).
 
     Raises:
-        ConfigError: it is neither a reference nor a path that every runtime takes for one.
+        ConfigError: it is neither a reference nor a path that every runtime takes for one; the registry is no host.
     """
+    if registry is not None and not _REGISTRY.fullmatch(registry):
+        reason, remedy = "it is no HOST or HOST:PORT", "Leave https:// out, and write a path into container.image."
+        raise ConfigError("container.registry", registry, reason, remedy)
     if text.startswith(("/", ".")):
         return Image(path=text if text.startswith("/") else str(ROOT / text))
     scheme, mark, rest = text.partition("://")

@@ -26,10 +26,10 @@ from pathlib import Path
 
 from containers.base import Log, Order, Stock
 from containers.spec import Image
-from jobs.core import process
+from jobs.core import process, ways
 from jobs.core.errors import RunError
 from jobs.core.files import public, sha256, write_json
-from jobs.core.foreign import SMALL, is_ours, load_form, load_json, regular
+from jobs.core.foreign import SMALL, load_form, load_json, regular
 from jobs.core.lock import exclusive, is_free
 
 _MAGIC = b"hsqs"
@@ -218,7 +218,7 @@ class Store:
         finally:
             part.unlink(missing_ok=True)
         entry = Entry(str(image), arch, digest, content, size, time.time(), str(path.absolute()))
-        write_json(self._record(image, arch), asdict(entry))
+        write_json(self._record(image, arch), asdict(entry), public())
         log(f"imported {image}: {digest}")
         return entry
 
@@ -271,7 +271,7 @@ def _read(path: Path) -> Entry | None:
         entry = load_form(path, Entry, SMALL, ours=True)
         # The directory may have moved, or be mounted elsewhere on another node.
         beside = path.parent / Path(entry.path).name
-        if is_ours(beside.stat()):  # a root file system of another user would run as this one
+        if ways.is_ours(beside.stat()):  # a root file system of another user would run as this one
             return replace(entry, path=str(beside.absolute()))
     return None
 

@@ -46,11 +46,18 @@ def commands(word: str = "") -> tuple[Command, ...]:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns its exit code: 0 good, 1 a run failed, 2 the question cannot be asked."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["--version"]:
+        from jobs.results import provenance
+
+        print(provenance.version())
+        return 0
     parser = _parser(*arguments[:1])
     options, more = parser.parse_known_args(arguments)
+    if "overrides" in options:
+        more = [word for word in more if word not in ("-m", "--multirun")]  # as launch.py takes them
     # argparse takes no more overrides once an option has followed them: `plan a=1 --json b=2`.
     if any(word.startswith("-") for word in more) or (more and "overrides" not in options):
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
+        parser.error(f"unrecognized arguments: {' '.join(more)} (see python -m jobs {arguments[0]} --help)")
     if more:
         options.overrides += more
     try:

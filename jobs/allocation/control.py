@@ -12,7 +12,7 @@ import contextlib
 import errno
 import socket
 
-from jobs.allocation.handshake import Seals, Secret, admit, enter
+from jobs.allocation.handshake import LIMIT_S, Seals, Secret, admit, enter
 from jobs.allocation.messages import Beat, Lost, Message, decode, encode
 from jobs.cluster.ports import holder
 from jobs.core.errors import RunError
@@ -27,6 +27,9 @@ LONGEST = 1 << 22
 
 UNPROVEN = 32
 """Connections that have not proven themselves: of more the oldest is closed, so that a crowd keeps no rank out."""
+
+BACKLOG = 16 * UNPROVEN
+"""Connections that the kernel holds until they are accepted: what comes beyond is tried again a second later."""
 
 EVERYWHERE, LOOPBACK = "0.0.0.0", "127.0.0.1"
 
@@ -103,7 +106,7 @@ class ControlServer:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((host, port))
-            listener.listen(UNPROVEN)
+            listener.listen(BACKLOG)
             listener.setblocking(False)
         except OSError as error:
             listener.close()
@@ -251,7 +254,8 @@ async def _enter(host: str, port: int, rank: int, secret: Secret, silence_s: flo
     with contextlib.ExitStack() as failure:
         sock = failure.enter_context(socket.socket())
         sock.setblocking(False)
-        await loop.sock_connect(sock, address)
+        async with asyncio.timeout(LIMIT_S):  # the kernel would try again at longer and longer intervals
+            await loop.sock_connect(sock, address)
         line = await _Line.over(sock, await enter(sock, secret, rank), silence_s)
         failure.pop_all()
         return line

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,7 +17,7 @@ from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.engines.ascend.real import ask
 from jobs.engines.base import Finding, engine_of
-from jobs.sweep import check, compose, show
+from jobs.sweep import check, compose, road, show, space
 from jobs.sweep.check import Shared
 
 
@@ -52,47 +52,59 @@ def as_json(found: Sequence[Shared], points: Sequence[Sequence[str]]) -> dict[st
 def _check(options: argparse.Namespace) -> int:
     points = compose.expand(options.overrides)
     found = judge(points)
+    if not any(one.finding.severity == "error" for one in found):
+        found = (*_together(options.overrides, points), *found)
     errors = sum(one.finding.severity == "error" for one in found)
+    real = list(_real(points)) if options.real and options.json and not errors else None
     if options.json:
-        print(json.dumps(as_json(found, points), default=str))
+        print(json.dumps(as_json(found, points) | ({"real": real} if options.real else {}), default=str))
     else:
         for one in found:
-            print(text(one, len(points)))
+            print(text(one, points))
         counts = ((len(points), "point"), (errors, "error"), (len(found) - errors, "warning"))
         asked, *rest = [show.count(number, noun) for number, noun in counts]
         print(f"{asked}: {', '.join(rest)}")
-    refused = _real(points) if options.real and not errors and not options.json else 0
+    if options.real and not errors and not options.json:
+        real = []
+        for point in _real(points):
+            real.append(point)
+            print(f"{' '.join(point['overrides']) or '(the defaults)'}: vllm-ascend {point['release']}")
+            for rank, refused in enumerate(point["ranks"]):
+                said = "accepts it" if refused is None else f"refuses it: {refused}"
+                print(f"    rank {rank}: the real code {said}")
+    refused = any(rank is not None for point in real or () for rank in point["ranks"])
     return 2 if errors or refused else 0
 
 
-def text(one: Shared, points: int) -> str:
+def _together(overrides: Sequence[str], points: Sequence[Sequence[str]]) -> tuple[Shared, ...]:
+    """Return why a plan, or a search, refuses points each of which could be asked: an objective, a budget, a space."""
+    try:
+        if any(text.lstrip("+").startswith("tune.space") for text in overrides):
+            space.ask(overrides)
+        else:
+            road.plan(points)
+    except ConfigError as error:
+        return (Shared(Finding.of(error), tuple(range(len(points)))),)
+    return ()
+
+
+def text(one: Shared, points: Sequence[Sequence[str]]) -> str:
     """Return one finding in two lines: what and why; remedy and source."""
-    finding = one.finding
-    some = f" ({len(one.points)} of {points} points)" if len(one.points) < points else ""
+    finding, some = one.finding, show.of_points(one, points)
     words = chinese.error(finding.key, f"{finding.value}{some}", finding.reason, finding.remedy, "\n    ")
     return f"{finding.severity} {finding.rule}: {words} [{finding.source}]"
 
 
-def _real(points: Sequence[Sequence[str]]) -> int:
-    """Ask the real code of each point's release, rank by rank; return how many points it refuses."""
-    refused = 0
+def _real(points: Sequence[Sequence[str]]) -> Iterator[dict[str, Any]]:
+    """Ask the real code of each point's release; yield by point why it refuses each rank (None: it accepts it)."""
     releases: dict[str, list[tuple[Sequence[str], Config]]] = {}
     for point, config in zip(points, compose.configs(points), strict=True):
         if not engine_of(config).traits.npus:
             raise ConfigError("engine", config.engine.name, "it has no vllm-ascend", "Set engine=vllm_ascend.")
         releases.setdefault(config.engine.release, []).append((point, config))
-    asked = (
-        (point, config, answers)
-        for release, of_it in releases.items()  # it is imported once for all of them
-        for (point, config), answers in zip(of_it, ask.ask_points(release, [one for _, one in of_it]), strict=True)
-    )
-    for point, config, answers in asked:
-        print(f"{' '.join(point) or '(the defaults)'}: vllm-ascend {config.engine.release}")
-        for rank, answer in enumerate(answers):
-            said = "accepts it" if answer.refused is None else f"refuses it: {answer.refused}"
-            print(f"    rank {rank}: the real code {said}")
-        refused += any(answer.refused is not None for answer in answers)
-    return refused
+    for release, of_it in releases.items():  # it is imported once for all of them
+        for (point, _), answers in zip(of_it, ask.ask_points(release, [one for _, one in of_it]), strict=True):
+            yield {"overrides": list(point), "release": release, "ranks": [one.refused for one in answers]}
 
 
 REAL: Argument = (

@@ -19,7 +19,7 @@ from jobs.core.rundir import SweepDir
 from jobs.results.pairs import of_sweep, read_question, standing, write_question
 from jobs.results.pairs_text import Found, as_json, bisected, lines
 from jobs.results.sequential import errors_of, first_worse
-from jobs.sweep import show
+from jobs.sweep import record, show
 from jobs.sweep.contest import Budget, Contest, Past, ask, runs, settings_of, share, versions_of
 from jobs.sweep.follow import follow
 from jobs.sweep.resume import resume
@@ -40,7 +40,7 @@ def _decide(options: argparse.Namespace) -> int:
     contest.check(budget)
     _warn(contest, budget, out)
     if contest.configs[0].launch.dry_run:
-        return _show_first(contest, budget, out)
+        return _show_first(contest, budget, out, options)
     found = _answer(contest, budget, out)
     if options.json:
         print(json.dumps(as_json(found)))
@@ -139,9 +139,11 @@ def _warn(contest: Contest, budget: Budget, out: Any) -> None:
         out.print(f"warning: {words}: {contest.load_hours + contest.least * contest.pair_hours:.2f} node-hours")
 
 
-def _show_first(contest: Contest, budget: Budget, out: Any) -> int:
+def _show_first(contest: Contest, budget: Budget, out: Any, options: argparse.Namespace) -> int:
     count = contest.affordable(budget, 0, 0.0)
     made = contest.plan(0, count if contest.by_windows else 1)
+    if options.json:
+        print(json.dumps(record.as_json(made), ensure_ascii=False))
     show.print_plan(made, out)
     out.print("\n" + show.commands_text(made), markup=False)
     out.print(_at_most(contest, count))
@@ -162,7 +164,7 @@ def _bisect(options: argparse.Namespace, difference: float, budget: Budget, out:
         contest.check(budget)
     _warn(contests[-1], budget, out)
     if contests[0].configs[0].launch.dry_run:
-        return _show_first(contests[-1], budget, out)
+        return _show_first(contests[-1], budget, out, options)
     steps: list[Found] = []
 
     def worse(place: int) -> bool:

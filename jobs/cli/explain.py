@@ -11,6 +11,7 @@ from typing import Any
 
 from jobs.cli import OVERRIDES, Command
 from jobs.core.errors import ConfigError
+from jobs.core.rundir import SweepDir
 from jobs.engines.ascend.migration import defaults, migrate
 from jobs.engines.vllm.findings import question
 from jobs.sweep import compose, explain
@@ -60,6 +61,9 @@ def _value(value: Any) -> str:
 def _explain(options: argparse.Namespace) -> int:
     if options.key is not None:
         return _explain_run(options)
+    if runs := [one for one in options.overrides if "=" not in one and SweepDir(Path(one)).plan.exists()]:
+        reason, remedy = "of a run one key is explained", f"Write: python -m jobs explain {runs[0]} --key KEY."
+        raise ConfigError("RUN", runs[0], reason, remedy)
     found = explain_overrides(options.overrides)
     print(json.dumps(found) if options.json else "\n\n".join(text(point) for point in found))
     return 0

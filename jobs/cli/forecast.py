@@ -68,10 +68,12 @@ def _forecast(options: argparse.Namespace) -> int:
         name = (f"{setting}: " if setting and len(services) > 1 else "") + _service(first)
         fit = memory(first).fit
         loads = [(one, load) for one, _, load in members] if len(members) > 1 else [(one, "") for one in _around(first)]
-        cells = _told_apart([_cell(one, fit, predict(one, fit)) for one, _ in loads], [load for _, load in loads])
+        cells = _told_apart(
+            [_cell(one, fit, {} if fit.refusal else predict(one, fit)) for one, _ in loads], [load for _, load in loads]
+        )
         found.append({"service": name, "memory": _memory(fit), "loads": [_json(one) for one in cells]})
         if not options.json:
-            out.print("\n\n".join([f"{name}\n  memory: {_memory(fit)}", *_charts(cells, out.width)]), markup=False)
+            out.print("\n\n".join([f"{name}\n  memory: {_memory(fit)}", *_charts(cells, out.width, fit)]), markup=False)
             out.print("")
     if options.json:
         print(json.dumps(found if len(found) > 1 else found[0]))
@@ -121,11 +123,12 @@ def _told_apart(cells: list[Cell], loads: list[str]) -> list[Cell]:
     return [replace(one, label=load) for one, load in zip(cells, loads, strict=True)]
 
 
-def _charts(cells: list[Cell], width: int) -> Iterator[str]:
+def _charts(cells: list[Cell], width: int, fit: Fit) -> Iterator[str]:
+    why = "no forecast: it does not start" if fit.refusal else "no forecast: nothing is known beforehand of such a load"
     for name, title in TITLES.items():
         unit = COLUMNS[name][1]
         told = [(one.label, one.said.get(name)) for one in cells]
-        lines = [Line(label, said and _times(said, unit), "not known beforehand") for label, said in told]
+        lines = [Line(label, said and _times(said, unit), why) for label, said in told]
         yield chart(f"{title} ({LEVEL:.0%} interval), by prompt tokens and load", lines, min(width, 110))
     if waiting := sorted({f"  {one.label}: {one.waits}" for one in cells if one.waits}):
         yield "\n".join(["more than the service holds; the rest waits, in the time to first token", *waiting])
@@ -154,9 +157,9 @@ def stated_error() -> str:
     worst = max(abs(one.relative) for one in known)
     left = max(abs(one.left_out / one.measured - 1) for one in known if one.left_out)
     return (
-        f"how sure: {len(known)} published figures of this hardware whose layout is known are met within {worst:.0%},"
-        f" each by the others alone within {left:.0%} (docs/tuning.md); what sweeps under results.root showed is"
-        " learnt from"
+        f"how sure: {len(known)} published figures of this hardware whose layout is known are met within"
+        f" {math.ceil(100 * worst)}%, each by the others alone within {math.ceil(100 * left)}% (docs/tuning.md);"
+        " what sweeps under results.root showed is learnt from"
     )
 
 

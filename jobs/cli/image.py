@@ -90,6 +90,8 @@ def _verify(options: argparse.Namespace, config: Config, names: list[str]) -> in
             print(f"{entry.reference}: {problem or 'good'} ({entry.path})")
         for name in missing:
             print(f"{name}: it is not imported")
+        if not every:
+            print(f"no image is imported in {container.images(config)}")
     return 1 if missing or any(problem for _, problem in found) else 0
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs.cli import Command
 from jobs.core import chinese, rundir, schema
+from jobs.core.errors import ConfigError, nearest
 from jobs.core.filetable import files_of
 
 KEYS_PAGE = """# Every config key
@@ -27,7 +28,12 @@ Printed by `python -m jobs files --markdown`.
 
 
 def _keys(options: argparse.Namespace) -> int:
-    rows = [_key(key, scope) for key, scope in schema.schema().items()]
+    rows = [
+        _key(key, scope) for key, scope in schema.schema().items() if not options.words or _is_of(key, options.words)
+    ]
+    if not rows:
+        remedy = nearest(options.words[0], schema.schema(), ["a part of a key, for example hccl, or none for all"])
+        raise ConfigError("WORD", " ".join(options.words), "no key has it in its name", remedy)
     if options.json:
         print(json.dumps(rows))
     elif options.markdown:
@@ -43,6 +49,10 @@ def _keys(options: argparse.Namespace) -> int:
         width = max(len(row["key"]) for row in rows)
         print("\n".join(f"{row['key']:<{width}}  {row['scope']:<7}  {chinese.say(row['help'])}" for row in rows))
     return 0
+
+
+def _is_of(key: str, words: Iterable[str]) -> bool:
+    return any(word in key for word in words)
 
 
 def _key(key: str, scope: str) -> dict[str, Any]:
@@ -70,9 +80,10 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in cells)
 
 
+WORDS = ("words", {"nargs": "*", "metavar": "WORD", "help": "only keys with one of these in their names"})
 MARKDOWN = ("--markdown", {"action": "store_true", "help": "print the page of docs/"})
 
 COMMANDS = (
-    Command("keys", _keys, "list every config key with its scope and meaning", (MARKDOWN,)),
+    Command("keys", _keys, "list every config key with its scope and meaning", (WORDS, MARKDOWN)),
     Command("files", _files, "list every file that a sweep writes, and what it holds", (MARKDOWN,)),
 )

@@ -15,6 +15,7 @@ from jobs.cli import output, through_hydra
 from jobs.cluster.sick_nodes import proposal
 from jobs.core.errors import UserError
 from jobs.core.rundir import Root, SweepDir
+from jobs.results import provenance
 from jobs.results.report import write_report
 from jobs.results.row import read_row
 from jobs.sweep import compose, grammar, reuse, road, show
@@ -51,9 +52,12 @@ class Outcome:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run launch.py. Returns its exit code, 0: all rows valid; 1: a run failed; 2: the question cannot be asked."""
-    given = grammar.spelled(sys.argv[1:] if arguments is None else arguments)
-    overrides = [word for word in given if word not in through_hydra.MODES]
     try:
+        given = grammar.spelled(sys.argv[1:] if arguments is None else arguments)
+        overrides = [word for word in given if word not in through_hydra.MODES]
+        if "--version" in given:
+            print(provenance.version())
+            return 0
         if through_hydra.is_asked(given):
             return through_hydra.main(given)
         if "-m" not in given and "--multirun" not in given:

@@ -14,6 +14,7 @@ from jobs.cli import Command
 from jobs.core import chinese, masking
 from jobs.core.errors import RunError
 from jobs.core.foreign import SMALL, load_visible
+from jobs.core.planfile import read_plan
 from jobs.core.rundir import SweepDir
 from jobs.diagnose import as_case, diagnose_each, read_each
 
@@ -24,14 +25,29 @@ def _diagnose(options: argparse.Namespace) -> int:
         print(masking.visible(yaml.safe_dump(cases, allow_unicode=True, sort_keys=False, width=1000)), end="")
         return 0
     found = diagnose_each(options.logs)
-    rows = list(_invalid(options.logs))
+    rows, settings = list(_invalid(options.logs)), _settings(options.logs)
     if options.json:
-        told = [{"name": name} | one.as_json() | {"rows": dict(_of(rows, name))} for name, one in found]
+        told = [
+            {"name": name, "setting": settings.get(name, "")} | one.as_json() | {"rows": dict(_of(rows, name))}
+            for name, one in found
+        ]
         print(json.dumps(told))
     else:
-        texts = ("\n".join([name, one.text(), *_words(_of(rows, name))]) for name, one in found)
-        print("\n\n".join(chinese.diagnosis(text) if chinese.is_asked() else text for text in texts))
+        heads = {name: f"{name}  {settings.get(name, '')}".rstrip() for name, _ in found}
+        for_people = chinese.diagnosis if chinese.is_asked() else str
+        texts = ("\n".join([for_people(one.text()), *_words(_of(rows, name))]) for name, one in found)
+        print("\n\n".join(f"{heads[name]}\n{text}" for (name, _), text in zip(found, texts, strict=True)))
     return 0
+
+
+def _settings(paths: Iterable[Path]) -> dict[str, str]:
+    """Return what the services of sweeps are, by the names that a diagnosis has for them."""
+    found: dict[str, str] = {}
+    for sweep in map(SweepDir, paths):
+        with contextlib.suppress(RunError):  # a log, or a plan that cannot be read
+            plan = read_plan(sweep)
+            found |= {f"service {one.service}": plan.setting(one.service) for one in plan.services}
+    return found
 
 
 def _invalid(paths: Iterable[Path]) -> Iterator[tuple[str, str, str]]:

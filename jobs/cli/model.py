@@ -117,7 +117,7 @@ def _show(report: Report, options: argparse.Namespace) -> int:
     print(f"content sampled in {len(report.manifest.samples)} weight files")
     for finding in report.findings:
         print(f"  {finding}")
-    print(f"{len(report.findings)} findings" if report.findings else "good")
+    print(show.count(len(report.findings), "finding") if report.findings else "good")
     return 1 if report.findings else 0
 
 

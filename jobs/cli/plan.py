@@ -31,14 +31,13 @@ def _memory(options: argparse.Namespace) -> int:
     overrides = [*options.overrides, "launch.infeasible=keep", "launch.budget_node_hours=null"]
     made = road.plan(compose.expand(overrides))
     services = made.services
+    named = {point.service: setting for point, (setting, _) in zip(made.points, set_apart(made.points), strict=True)}
     if options.json:
-        values = [_memory_json(service) for service in services]
+        values = [_memory_json(service) | {"setting": named[service.service]} for service in services]
         print(json.dumps(values[0] if len(values) == 1 else values))
         return 0
-    apart = zip(made.points, set_apart(made.points), strict=True)
-    named = {point.service: f"  {setting}" for point, (setting, _) in apart} if len(services) > 1 else {}
     for service in services:
-        heading = f"service {service.service}{named.get(service.service, '')}"
+        heading = f"service {service.service}  {named[service.service] if len(services) > 1 else ''}".rstrip()
         print("\n".join([heading, *(f"  {line}" for line in _memory_lines(service))]))
     return 0
 

@@ -5,20 +5,26 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs.cli import NOT_WRITTEN, RUN, Command
 from jobs.core.files import public, write_bytes, write_text
 from jobs.core.rundir import open_sweep
 from jobs.results import page
-from jobs.results.compare import compare, text
+from jobs.results.compare import compare, left_out, text
 from jobs.results.export import TARGETS, export
-from jobs.results.gather import collect, read_run, read_runs
+from jobs.results.fingerprint import NAMES
+from jobs.results.gather import collect, read_run, read_runs, unlike
 from jobs.results.report import data
 from jobs.results.search import answer_of, lines
 from jobs.results.table import FORMATS, render
 from jobs.sweep import show
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def _collect(options: argparse.Namespace) -> int:
@@ -32,13 +38,33 @@ def _collect(options: argparse.Namespace) -> int:
         sys.stdout.buffer.write(content)
     elif runs:
         out = show.console()
-        swept = ("run", *dict.fromkeys(key for run in runs for key in run.swept))
+        fixed = unlike(runs)
+        shown = fixed if len(fixed) <= MOST_FIXED else ()
+        swept = ("run", *dict.fromkeys([*(key for run in runs for key in run.swept), *shown]))
         out.print(show.table_view(table, swept, out.width if out.is_terminal else None))
-        if reasons := show.reasons_text(table):
+        if reasons := show.reasons_text(table, swept):
             out.print(reasons, markup=False)
+        for line in _apart(table, [] if shown else fixed):
+            out.print(line, markup=False)
     for one in skipped:
         print(f"skipped {one.what}: {one.reason}", file=sys.stderr)
     return 0 if runs else 1
+
+
+MOST_FIXED = 6
+"""Keys that no sweep swept and that differ between sweeps: more of them are not for a terminal's table."""
+
+
+def _apart(table: pd.DataFrame, keys: Sequence[str]) -> Iterator[str]:
+    """Yield in what sweeps differ beside the table's columns: their keys, and what they ran on."""
+    if keys:
+        yield f"the sweeps differ in {len(keys)} more keys, each a column of --format csv: {', '.join(keys)}"
+    for name in NAMES:
+        seen: dict[str, dict[str, None]] = {}
+        for run, value in table[["run", name]].dropna().itertuples(index=False):
+            seen.setdefault(str(value), {})[run] = None
+        if len(seen) > 1:
+            yield f"{name} differs: " + "; ".join(f"{value} in {', '.join(runs)}" for value, runs in seen.items())
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -60,6 +86,8 @@ def _report(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     pairs = compare(options.a, options.b, options.key, anyway=options.anyway)
     print(json.dumps([asdict(pair) for pair in pairs], default=str) if options.json else text(pairs))
+    for one in left_out(options.a, options.b, options.key):
+        print(f"not compared: {one}", file=sys.stderr)
     return 0
 
 

@@ -37,7 +37,9 @@ def _follow(options: argparse.Namespace) -> int:
     code = _print(found, options, read_table(found, {} if found.writable else all_lost(found)))
     if found.search.exists():
         out.print("\n".join(lines(told(found))), markup=False)
-    written = write_report(found, lambda sentence: out.print(sentence, markup=False, highlight=False))
+        written = write_report(found)  # of its rows alone; the search knows more
+    else:
+        written = write_report(found, lambda sentence: out.print(sentence, markup=False, highlight=False))
     out.print(f"report: {written}" if found.writable else NOT_WRITTEN, markup=False)
     return code
 

@@ -12,14 +12,14 @@ import hydra
 from omegaconf import DictConfig
 
 from jobs.cli import output
-from jobs.core import chinese, schema
+from jobs.core import chinese, schema, ways
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError, RunError
 from jobs.core.files import own_folder
 from jobs.core.rundir import NO_ROOT
 from jobs.sweep import compose, grammar
 
-SHOWS = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
+SHOWS = ("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
 """Options with which Hydra shows something and runs nothing."""
 
 MODES = ("-m", "--multirun", "-r", "--run")
@@ -87,9 +87,8 @@ def _own_record(configs: Sequence[Config], overrides: Sequence[str]) -> Path | N
     root = Path(configs[0].results.root).absolute()
     folder = own_folder(root, ".hydra")
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        folder.chmod(0o700)
+        with ways.folder(folder):
+            folder.chmod(0o700)
         for path in folder.iterdir():
             if path.is_symlink():
                 path.unlink()

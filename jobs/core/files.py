@@ -8,16 +8,16 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jobs.core import masking
+from jobs.core import masking, ways
 from jobs.core.errors import RunError
-from jobs.core.foreign import is_ours, load_bytes, load_json, parse_json, regular
+from jobs.core.foreign import load_bytes, load_json, parse_json, regular
 
 CHUNK_BYTES = 8 << 20
 
@@ -35,32 +35,34 @@ def write_bytes(path: Path, data: bytes, mode: int | None = None) -> None:
         RunError: the directory cannot be written (full disk, no right).
     """
     try:
-        make_directory(path.parent)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:200]}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                os.fchmod(file.fileno(), _mode(path.parent) if mode is None else mode)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        # What the user has named alone may lie in a directory of another user.
+        with ways.folder(path.parent, named=mode not in (None, SECRET)) as folder:
+            _put(folder, path.name, data, _mode(folder) if mode is None else mode)
     except OSError as error:
-        raise RunError(str(path), "(write)", str(error), "Free space, or choose another results.root.") from error
+        raise unwritten(path, error) from error
 
 
-def _mode(folder: Path) -> int:
-    return 0o640 if _is_shared(folder) else 0o600
+def _put(folder: int, name: str, data: bytes, mode: int) -> None:
+    part = f".{name[:50]}.{secrets.token_hex(4)}"
+    handle = os.open(part, _NEW, 0o600, dir_fd=folder)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            os.fchmod(file.fileno(), mode)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part, dir_fd=folder)
+        raise
 
 
-def _is_shared(folder: Path) -> bool:
-    """Whether a directory is for reading to its group, and so is what is made in it (jobs/core/sharing.py)."""
-    return folder.stat().st_mode & _SHARED == _SHARED
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-_SHARED = stat.S_ISGID | stat.S_IRGRP | stat.S_IXGRP
+def _mode(folder: int) -> int:
+    return 0o640 if ways.is_shared(os.fstat(folder)) else 0o600
 
 
 def public() -> int:
@@ -77,18 +79,14 @@ def make_directory(path: Path) -> None:
     Raises:
         OSError: it cannot be made.
     """
-    if not path.is_dir():
-        make_directory(path.parent)
-        try:
-            path.mkdir(mode=0o750 if _is_shared(path.parent) else 0o700)
-        except FileExistsError:
-            if not path.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
+    with ways.folder(path, named=True):
+        pass
 
 
 def new_file(path: Path, mode: int) -> io.FileIO:
     """Open a new file for writing: one that is there already, a link too, is an error. OSError: it cannot be made."""
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb", 0)
+    with ways.folder(path.parent, named=True) as folder:
+        return os.fdopen(os.open(path.name, _NEW, mode, dir_fd=folder), "wb", 0)
 
 
 def open_append(path: Path, mode: int | None = None) -> io.FileIO:
@@ -98,11 +96,25 @@ def open_append(path: Path, mode: int | None = None) -> io.FileIO:
         OSError: it cannot be written, or is none.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    handle = os.open(path, flags, _mode(path.parent) if mode is None else mode)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    with ways.folder(path.parent, named=mode is not None) as folder:
+        place = os.fstat(folder)
+        handle = os.open(path.name, flags, _mode(folder) if mode is None else mode, dir_fd=folder)
+    info = os.fstat(handle)
+    # Where others make names one of them may be a second name of a file of ours.
+    is_second = info.st_nlink > 1 and (place.st_uid != os.geteuid() or place.st_mode & 0o022)
+    if is_second or not stat.S_ISREG(info.st_mode):
         os.close(handle)
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        reason = "it is a second name of a file" if is_second else "it is no regular file"
+        raise OSError(errno.EINVAL, reason, str(path))
     return os.fdopen(handle, "ab", 0)
+
+
+def remove(path: Path) -> None:
+    """Remove a file of ours, where it is there; through no link of somebody else. OSError: it cannot be removed."""
+    with contextlib.suppress(FileNotFoundError):
+        path.parent.lstat()  # it is not made
+        with ways.folder(path.parent) as folder:
+            os.unlink(path.name, dir_fd=folder)
 
 
 def not_private(path: Path) -> str | None:
@@ -119,11 +131,11 @@ def not_private(path: Path) -> str | None:
             return None
         others = info.st_mode & 0o022
         if stat.S_ISLNK(info.st_mode):
-            if not is_ours(info):
+            if not ways.is_ours(info):
                 return f"{part} is a link of somebody else"
             return not_private(Path(os.path.realpath(part)).joinpath(*path.absolute().parts[number + 1 :]))
         last, sticky = part == parts[-1], bool(info.st_mode & stat.S_ISVTX)
-        if (below_all or last) and info.st_uid != os.geteuid() and not (is_ours(info) and not last):
+        if (below_all or last) and info.st_uid != os.geteuid() and not (ways.is_ours(info) and not last):
             return f"{part} belongs to somebody else"
         if below_all and others and (last or not sticky):
             return f"others may write to {part}"
@@ -140,7 +152,7 @@ def make_private(path: Path) -> None:
     Raises:
         OSError: it cannot be made, or is not good.
     """
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_directory(path)
     if wrong := not_private(path):
         raise PermissionError(errno.EPERM, wrong, str(path))
     path.chmod(0o700)
@@ -149,20 +161,21 @@ def make_private(path: Path) -> None:
 def own_folder(root: Path, name: str) -> Path:
     """Return the directory of this name below a root that several users share; where it is another's, with the uid.
 
-    Others may have taken that too, or have put a link there: then it has a number.
-
-    Raises:
-        RunError: they have taken all of them.
+    Others may have taken that too, or have put a link there: then its name ends in letters that nobody can know before.
     """
     uid = os.geteuid()
-    for end in ("", f"-{uid}", *(f"-{uid}-{number}" for number in range(2, 100))):
-        try:
-            info = (path := root / f"{name}{end}").lstat()
-        except OSError:
+    for path in (root / name, own := root / f"{name}-{uid}"):
+        if not os.path.lexists(path) or _is_own_folder(path):
             return path
-        if info.st_uid == uid and stat.S_ISDIR(info.st_mode):
-            return path
-    raise RunError("results.root", root, f"other users hold every name of {name}", "Choose another results.root.")
+    mine = sorted(path for path in root.glob(f"{own.name}-*") if _is_own_folder(path))
+    return mine[0] if mine else root / f"{own.name}-{secrets.token_hex(4)}"
+
+
+def _is_own_folder(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        info = path.lstat()
+        return info.st_uid == os.geteuid() and stat.S_ISDIR(info.st_mode)
+    return False
 
 
 def write_text(path: Path, text: str, mode: int | None = None) -> None:
@@ -247,6 +260,13 @@ def sha256(path: Path, stop: Callable[[], bool] = lambda: False) -> str:
     return digest.hexdigest()
 
 
+def unwritten(path: Path, error: OSError) -> RunError:
+    """Return what is said of a file that could not be written."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "Free space, or choose another results.root." if full else "Choose a place that you can write."
+    return RunError(str(path), "(write)", error.strerror or str(error), remedy)
+
+
 def append_json(path: Path, value: Any) -> None:
     """Append one line of JSON; one write call, so that lines of two processes do not mix.
 
@@ -258,7 +278,7 @@ def append_json(path: Path, value: Any) -> None:
         with open_append(path) as file:
             file.write(_utf8(masking.known_away(json.dumps(value, ensure_ascii=False, default=str)) + "\n"))
     except OSError as error:
-        raise RunError(str(path), "(write)", str(error), "Free space, or choose another results.root.") from error
+        raise unwritten(path, error) from error
 
 
 def read_lines(path: Path) -> list[Any]:

@@ -3,9 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any, Protocol
+
+
+class Place(PosixPath):
+    """A path in a directory that may be another user's: asked whether it is there it raises nothing.
+
+    What is closed to us counts as there, so that whoever reads it is told why it cannot be read.
+    """
+
+    def exists(self, **more: bool) -> bool:
+        """Return whether it is there, or cannot be seen."""
+        try:
+            return super().exists(**more)
+        except OSError:
+            return True
+
+    def is_dir(self, **more: bool) -> bool:
+        """Return whether it is a directory that can be seen."""
+        with suppress(OSError):
+            return super().is_dir(**more)
+        return False
+
+    def is_file(self, **more: bool) -> bool:
+        """Return whether it is a file that can be seen."""
+        with suppress(OSError):
+            return super().is_file(**more)
+        return False
 
 
 class Folder(Protocol):

@@ -22,7 +22,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from jobs.core import masking
+from jobs.core import masking, ways
 from jobs.core.errors import RunError
 
 T = TypeVar("T")
@@ -41,19 +41,6 @@ DEEPEST = 60
 
 REMEDY = "Is this the directory of a sweep?"
 
-NOBODY = 65534
-"""Owner of a file where a file system does not tell whose it is: NFS with root_squash, or without a map of ids."""
-
-
-def is_ours(info: os.stat_result) -> bool:
-    """Return whether a file is this user's own, or root's."""
-    return info.st_uid in (os.geteuid(), 0)
-
-
-def is_anothers(info: os.stat_result) -> bool:
-    """Return whether a file is another user's for certain."""
-    return not is_ours(info) and info.st_uid != NOBODY
-
 
 @contextmanager
 def regular(path: Path, *, ours: bool = False) -> Iterator[io.BufferedReader]:
@@ -71,79 +58,18 @@ def regular(path: Path, *, ours: bool = False) -> Iterator[io.BufferedReader]:
         yield file
 
 
-_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-
-
 def _opened(path: Path, *, ours: bool) -> tuple[int, os.stat_result]:
     """Open a file (see `regular`). Returns its descriptor, and what it is."""
-    is_link = False
-    try:
-        handle = os.open(path, _FLAGS | os.O_NOFOLLOW)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        handle, is_link = os.open(path, _FLAGS), True
-    try:
-        info = os.fstat(handle)
-        _check(handle, info, path, is_link=is_link, ours=ours)
-    except BaseException:
-        os.close(handle)
-        raise
-    return handle, info
+    handle, info = ways.opened(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    if stat.S_ISREG(info.st_mode) and not (ours and ways.is_anothers(info)):
+        return handle, info
+    os.close(handle)
+    is_folder, is_file = stat.S_ISDIR(info.st_mode), stat.S_ISREG(info.st_mode)
+    reason = os.strerror(errno.EISDIR) if is_folder else "it belongs to another user" if is_file else _NO_FILE
+    raise OSError(0, reason, str(path))
 
 
-def _check(handle: int, info: os.stat_result, path: Path, *, is_link: bool, ours: bool) -> None:
-    """Raise OSError where what was opened is not to be read: see `regular`."""
-    if not stat.S_ISREG(info.st_mode):
-        reason = os.strerror(errno.EISDIR) if stat.S_ISDIR(info.st_mode) else "it is no regular file"
-        raise OSError(0, reason, str(path))
-    if is_link:
-        entry = path.lstat()
-        if not stat.S_ISLNK(entry.st_mode):
-            raise OSError(0, "it was replaced while it was opened", str(path))
-        if not is_ours(entry) and entry.st_uid != info.st_uid:
-            raise OSError(0, "it is a link of another user to what is not that user's", str(path))
-    if info.st_nlink > 1 and (folder := path.parent.stat()).st_uid != info.st_uid and not is_ours(folder):
-        raise OSError(0, "it is a second name that another user gave to a file", str(path))
-    straight = (real := _real(handle)) == os.fspath(path) or real == str(path.absolute())
-    if not straight and any(not is_ours(link) and link.st_uid != info.st_uid for link in _links(path)):
-        raise OSError(0, "a link of another user leads to what is not that user's", str(path))
-    if ours and is_anothers(info):
-        raise OSError(0, "it belongs to another user", str(path))
-
-
-def _real(handle: int) -> str:
-    """Return the path of an open file without the links on the way to it; empty where it cannot be told."""
-    try:
-        return os.readlink(f"/proc/self/fd/{handle}")  # noqa: PTH115 (at every file: a third of the time)
-    except OSError:
-        return ""
-
-
-def _links(path: Path) -> Iterator[os.stat_result]:
-    """The links on the way to an open file, those that links lead over too. OSError: the way was changed meanwhile."""
-    way = path.absolute()
-    todo, here = [*reversed(way.parts[1:])], Path("/")
-    for _ in range(_MOST_STEPS):
-        if not todo:
-            return
-        if (part := todo.pop()) == "..":
-            here = here.parent
-            continue
-        info = (here / part).lstat()
-        if not stat.S_ISLNK(info.st_mode):
-            here /= part
-            continue
-        yield info
-        target = (here / part).readlink()
-        if target.is_absolute():
-            here = Path("/")
-        todo += [one for one in reversed(target.parts) if one != "/"]
-    raise OSError(0, "the way to it has too many links", str(path))
-
-
-_MOST_STEPS = 5000
-"""The kernel follows 40 links; each has some directories."""
+_NO_FILE = "it is no regular file"
 
 
 def load_bytes(path: Path, most: int = LARGE, *, ours: bool = False) -> bytes:
@@ -242,11 +168,11 @@ _HIDING = re.compile(rb"\\[ubfr]")
 
 
 def _is_visible(content: bytes) -> bool:
-    """Whether a text in UTF-8 hides nothing (see `masking.is_visible`); of plain letters this is told at once."""
-    return not content.translate(None, _PLAIN) or masking.is_visible(content.decode())
+    """Whether a text of JSON or YAML that was parsed hides nothing (see `masking.is_visible`).
 
-
-_PLAIN = b"\n" + bytes(range(0x20, 0x7F))
+    Of plain letters this is told at once: neither form has control characters of ASCII, but for DEL, in its texts.
+    """
+    return (content.isascii() and b"\x7f" not in content) or masking.is_visible(content.decode())
 
 
 def checked(path: Path, kind: type[T], value: Any) -> T:
@@ -276,7 +202,8 @@ def load_yaml(path: Path, most: int = SMALL, *, ours: bool = False, visible: boo
         value = yaml.load(text, Loader=_Bounded)
         hides = visible and ("\\" in text or not _is_visible(text.encode()))
         return masking.all_visible(value) if hides else value
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
+    except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, RecursionError, AttributeError) as error:
+        # The last three are PyYAML's own for `!!bool maybe` and the like.
         raise refused(path, f"it is no YAML of ours: {' '.join(str(error).split())[:200]}") from None
 
 
@@ -290,7 +217,8 @@ def parse_json(content: bytes) -> Any:
         value = from_json(content)  # half the time of `json.loads`; it lets no surrogate through, nor 200 levels
     except ValueError as error:
         raise ValueError("it is too deep" if "recursion" in str(error) else str(error)) from None
-    if len(content.translate(None, _NO_OPENING)) > DEEPEST and _is_too_deep(value):
+    is_flat = b"[" not in content and content.rfind(b"{") <= 0  # so is a row, and asked like this it costs nothing
+    if not is_flat and len(content.translate(None, _NO_OPENING)) > DEEPEST and _is_too_deep(value):
         raise ValueError("it is too deep")
     return value
 
@@ -340,10 +268,38 @@ def _type_of(value: str) -> Any:
     return _LOADER("").resolve(yaml.ScalarNode, value, (True, False))
 
 
+_TAG = "tag:yaml.org,2002:"
+_PLAIN = frozenset(f"{_TAG}{name}" for name in ("str", "int", "float", "bool", "null"))
+
+
+@functools.lru_cache(4096)
+def _value_of(tag: str, value: str) -> Any:
+    """Return the value of a text of a plain type. ValueError: it has none."""
+    return _LOADER("").construct_object(yaml.ScalarNode(tag, value))
+
+
+def _is_plain(pair: tuple[yaml.Node, yaml.Node]) -> bool:
+    """Whether the key of a pair is a text or a number."""
+    return pair[0].tag in _PLAIN
+
+
 class _Bounded(_Loader):
-    """The same for text of others: it counts the levels, where PyYAML would look for types by place; it has none."""
+    """The same for text of others: it counts the levels, where PyYAML would look for types by place; it has none.
+
+    Since such a text refers to nothing in itself, its values are made in one pass, where PyYAML needs two.
+    """
 
     _levels = 0
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        if isinstance(node, yaml.ScalarNode) and node.tag in _PLAIN and len(node.value) < _WORD:
+            return _value_of(node.tag, node.value)
+        make = self.construct_document
+        if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
+            return [make(child) for child in node.value]
+        if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map" and all(map(_is_plain, node.value)):
+            return {make(key): make(value) for key, value in node.value}
+        return self.construct_object(node, deep=True)  # lists as keys, merged mappings, types of other programs
 
     def descend_resolver(self, parent: Any, index: Any) -> None:
         self._levels += 1

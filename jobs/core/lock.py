@@ -11,8 +11,8 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from jobs.core import ways
 from jobs.core.errors import RunError
-from jobs.core.files import make_directory
 from jobs.core.log import read_tail
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -37,7 +37,6 @@ def exclusive(
     """
     with contextlib.ExitStack() as stack:
         try:
-            make_directory(path.parent)
             file = _open(path)
             stack.callback(os.close, file)
             try:
@@ -60,8 +59,9 @@ def _open(path: Path) -> int:
         OSError: it cannot be made, or is no regular file of its own.
     """
     flags = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    shared = path.parent.stat().st_mode & stat.S_IWGRP  # who only reads there could hold it for ever
-    handle = os.open(path, os.O_RDWR | flags, 0o660 if shared else 0o600)
+    with ways.folder(path.parent, named=True) as folder:
+        shared = os.fstat(folder).st_mode & stat.S_IWGRP  # who only reads there could hold it for ever
+        handle = os.open(path.name, os.O_RDWR | flags, 0o660 if shared else 0o600, dir_fd=folder)
     info = os.fstat(handle)
     if not stat.S_ISREG(info.st_mode) or info.st_nlink > 1:
         os.close(handle)
@@ -80,6 +80,7 @@ def _sign(handle: int) -> None:
 def is_free(path: Path) -> bool:
     """Return whether nobody holds this lock."""
     try:
+        path.parent.stat()  # it is not made
         file = _open(path)
     except OSError:
         return False

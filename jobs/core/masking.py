@@ -9,29 +9,64 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote, unquote
 
 MASK = "***"
 
 _PARTS = re.compile(r"[^A-Za-z0-9]+|(?<=[a-z0-9])(?=[A-Z])")
-_WORDS = frozenset(("secret", "password", "passwd", "passphrase", "credential", "credentials", "apikey"))
+_WORDS = frozenset(
+    ("secret", "password", "passwd", "passphrase", "credential", "credentials", "apikey", "authorization", "cookie")
+)
 _LAST = frozenset(("token", "pwd", "pass", "pat"))
 """At the end of a name alone: limits.first_token_s is a time. PWD by itself is a directory."""
-_PAIRS = frozenset((("api", "key"), ("access", "key"), ("secret", "key"), ("private", "key"), ("auth", "key")))
-_IN_URL = re.compile(r"(?<=://)([^\s/:@'\"]*):([^\s/@'\"]+)(?=@)")
+_PAIRS = frozenset((one, "key") for one in ("api", "access", "secret", "private", "auth", "account", "signing", "ssh"))
+_IN_URL = re.compile(r"(?<=://)([^\s/:@'\"]{0,500}):([^\s/'\"]{1,500})(?=@)")  # to the last @: a password may hold one
+_IN_QUOTED_URL = re.compile(r"(?i)(?<=%3a%2f%2f)([^\s/:@'\"&]{0,500}?)%3a([^\s/:@'\"&]{1,500}?)(?=%40)")
 _BEARER = re.compile(r"\b(Bearer|Basic)\s+(?!\$)([A-Za-z0-9._~+/=-]{4,})")
+_HEADER = re.compile(
+    r"(?i)\b(authorization|cookie)((?:\\*['\"]?\s{0,9}[:=]|\\*['\"]\s{0,9},)\s{0,9}\\*['\"]?)(?!\s*(?:\w+ )?[{$*])"
+    r"([^'\"\\\r\n]{1,4000})"
+)
+_PARTS_OF_HEADERS = ("uthorization", "UTHORIZATION", "ookie", "OOKIE")
+_FORMS = re.compile(
+    r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{20,}|gh[oprsu]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|glpat-[\w-]{20,}"
+    r"|xox[abeprs]-[\w-]{10,}|sk-[\w-]{20,}|AKIA[A-Z0-9]{16}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,})"
+    r"|(?<=PRIVATE KEY-----)[^-]{1,10000}|(?<=[?&]sig=)[^\s&'\"]+|(?<=[?&]X-Amz-Signature=)[^\s&'\"]+"
+)
+"""What tokens of hubs and clouds look like, the inside of a private key, the seal of a signed URL."""
+_PARTS_OF_FORMS = (
+    "hf_",
+    "gho_",
+    "ghp_",
+    "ghr_",
+    "ghs_",
+    "ghu_",
+    "github_pat_",
+    "glpat-",
+    "xox",
+    "sk-",
+    "AKIA",
+    "eyJ",
+    "PRIVATE KEY",
+    "sig=",
+    "X-Amz-Signature=",
+)
+_WORD = r"[^\s,;'\"{}\[\])]"
 _VALUE = (
-    r"('[^']*'|\"(?:[^\"\\]|\\.)*\"|\\+\"[^\"\\]*\\*\"|\[[^\[\]]{0,2000}\]|\{[^{}]{0,2000}\}"
-    r"|\\*['\"][^\s'\"\\]+|[^\s,;'\"{}\[\])]+)"
+    rf"(\$?'[^']*'{_WORD}*|\$?\"(?:[^\"\\]|\\.)*\"{_WORD}*|\\+\"[^\"\\]*\\*\"|\[[^\[\]]{{0,2000}}\]|\{{[^{{}}]{{0,2000}}\}}"
+    rf"|\\*['\"][^\s'\"\\]+|{_WORD}+(?:(?<==)(?:'[^']*'|\"[^\"]*\"))?)"
 )
 """In quotes, in those that JSON wrote before (\\"), a list, a mapping, behind a quote that a cut has left, a word."""
 _NAME = r"[A-Za-z_][\w.-]{0,200}"
 _GIVEN = re.compile(
-    rf"(?<![\w.-])(-{{0,2}}{_NAME})(\s*=\s*|\\*['\"]\s*[:=]\s*|:(?=\S))(?!\$){_VALUE}"
-    rf"|(?<![^\s'\"])(--[A-Za-z][\w-]{{0,100}})(\s+)(?![-$]){_VALUE}"
+    rf"(?<![\w.-])(-{{0,2}}{_NAME})(\s*:?=\s*|\\*['\"]\s*[:=]\s*|:(?=\S)|%3[AaDd])(?!\$(?!['\"])){_VALUE}"
+    rf"|(?<![^\s'\"])(--[A-Za-z][\w-]{{0,100}})(\s+|\\+\s|\\*['\"]\s*,\s*)(?![-$]){_VALUE}"
+    rf"|(?<![\w.-])([A-Za-z][A-Za-z0-9]{{0,60}}[_-][\w-]{{0,100}})(\s*:\s+(?:[|>][+-]?\s+)?)(?!\$){_VALUE}"
     rf"|(?<=[{{,])(\s*{_NAME})(:\s+)(?!\$){_VALUE}"  # a mapping as YAML and Hydra write it
 )
 _ENDS_WITH_NAME = re.compile(rf"{_NAME}$")
@@ -46,10 +81,11 @@ def is_secret(name: str) -> bool:
     """Return whether a variable or a flag of this name holds a secret; `max_tokens` does not."""
     parts = [part.lower() for part in _PARTS.split(name) if part]
     pairs = itertools.pairwise(parts)
-    if parts[-2:] == ["per", "token"] or parts[-1:] in (["file"], ["path"]):  # a rate; where a secret lies
+    if ("per" in parts and parts[-1] == "token") or parts[-1:] in (["file"], ["path"]):  # a rate; where a secret lies
         return False
-    ends = parts[-1:] == ["token"] or (len(parts) > 1 and parts[-1] in _LAST)
-    return ends or bool(_WORDS & set(parts)) or any(pair in _PAIRS for pair in pairs)
+    ends = parts[-1:] == ["token"] or (len(parts) > 1 and parts[-1] in _LAST) or parts[-1:] == ["pgpassword"]
+    is_key = len(parts) > 1 and parts[-1] == "key" and name.isupper()  # OPENAI_KEY; sort_key is none
+    return ends or is_key or bool(_WORDS & set(parts)) or any(pair in _PAIRS for pair in pairs)
 
 
 def has_secret(value: str, values: Sequence[str] | None = None) -> bool:
@@ -72,8 +108,24 @@ def known() -> list[str]:
 @functools.cache
 def _all_known(count: int, shell: tuple[str, ...]) -> list[str]:
     """Return what is known. `count` and the names in the shell tell when to look again."""
-    of_shell = {value for name in shell if is_secret(name) and len(value := os.environ[name]) >= _LEAST}
-    return sorted(_known | of_shell, key=len, reverse=True)
+    of_shell = {value for name in shell for value in _secrets_in(name, os.environ[name]) if len(value) >= _LEAST}
+    return sorted({form for value in _known | of_shell for form in _forms(value)}, key=len, reverse=True)
+
+
+def _secrets_in(name: str, value: str) -> list[str]:
+    """Return the secrets that a variable of the shell holds: the whole of it, or passwords of its URLs."""
+    return [value] if is_secret(name) else [unquote(found[2]) for found in _IN_URL.finditer(value)]
+
+
+def _forms(value: str) -> set[str]:
+    """Return how a value may stand in a text: in JSON, in Python's quotes, in a URL."""
+    return {
+        value,
+        json.dumps(value)[1:-1],
+        json.dumps(value, ensure_ascii=False)[1:-1],
+        repr(value)[1:-1],
+        quote(value, ""),
+    }
 
 
 def values_in(env: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,9 +150,15 @@ def text(words: str, values: Sequence[str] | None = None) -> str:
     words = known_away(words, values)
     if "@" in words:
         words = _IN_URL.sub(rf"\1:{MASK}", words)
+    if "%40" in words:
+        words = _IN_QUOTED_URL.sub(rf"\1%3A{MASK}", words)
     if "Bearer" in words or "Basic" in words:
         words = _BEARER.sub(rf"\1 {MASK}", words)
-    return _GIVEN.sub(_given, words) if "=" in words or ":" in words or "--" in words else words
+    if any(part in words for part in _PARTS_OF_FORMS):
+        words = _FORMS.sub(MASK, words)
+    if any(part in words for part in _PARTS_OF_HEADERS):
+        words = _HEADER.sub(rf"\1\2{MASK}", words)
+    return _GIVEN.sub(_given, words) if any(part in words for part in ("=", ":", "--", "%3")) else words
 
 
 def _given(match: re.Match[str]) -> str:
@@ -110,7 +168,7 @@ def _given(match: re.Match[str]) -> str:
     if _is_place(value):
         return match[0]
     quote = value[0] if value[0] in "'\"" else ""
-    return f"{name}{between}{quote}{MASK}{quote}"
+    return f"{name}{between}{quote}{MASK}{quote or value[len(value.rstrip(':')) :]}"
 
 
 def _last(name: str) -> str:
@@ -131,8 +189,9 @@ def _inside(value: str) -> str:
 
 
 def _is_place(value: str) -> bool:
-    """Whether a value stands for one that is filled in later, or is none: `{api_key}`, null."""
-    return value in ("null", "None", "true", "false", MASK) or bool(re.fullmatch(r"\{\w+\}", value))
+    """Whether a value stands for one that comes later, or is none: `{api_key}`, auto, null; a colon may follow."""
+    word = value.rstrip(":")
+    return word in ("null", "None", "true", "false", "auto", MASK) or bool(re.fullmatch(r"\{\w+\}", word))
 
 
 def mask(value: Any, name: str = "", values: Sequence[str] | None = None) -> Any:
@@ -155,8 +214,9 @@ def mask(value: Any, name: str = "", values: Sequence[str] | None = None) -> Any
 
 
 _HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f\u2028-\u202e"
+    "\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a\U000e0000-\U000e007f]"
 )
 
 

@@ -21,6 +21,10 @@ class PlannedPoint:
     values: Mapping[str, Any]
     overrides: tuple[str, ...] = ()
 
+    def text(self, *, load: bool) -> str:
+        """Return the swept values of its load, or of its service."""
+        return " ".join(f"{key}={value}" for key, value in self.values.items() if key.startswith("bench.") == load)
+
 
 @dataclass(frozen=True)
 class PlannedService:
@@ -54,12 +58,17 @@ class PlanFile:
     allocations: tuple[PlannedAllocation, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
 
+    def setting(self, service: str) -> str:
+        """Return the swept values of a service, those of its loads apart."""
+        return next((one.text(load=False) for one in self.points if one.service == service), "")
+
 
 def read_plan(sweep: SweepDir) -> PlanFile:
     """Read the plan of a sweep. RunError: it is missing, or is no plan."""
     data = load_visible(sweep.plan)
     plan = checked(sweep.plan, PlanFile, data)
-    if any(not set(plan.swept) <= point.values.keys() for point in plan.points):
+    swept = set(plan.swept)
+    if any(not swept <= point.values.keys() for point in plan.points):
         raise refused(sweep.plan, "it is not a plan: a point has no value of a swept key")
     return replace(plan, data=data)
 

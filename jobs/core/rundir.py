@@ -12,11 +12,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jobs.core import names, sharing
+from jobs.core import names, sharing, ways
 from jobs.core.errors import RunError
-from jobs.core.files import SECRET, append_json, nearest_there, own_folder, write_bytes, write_text
-from jobs.core.filetable import File, Files
-from jobs.core.foreign import is_anothers
+from jobs.core.files import SECRET, append_json, is_there, nearest_there, own_folder, write_bytes, write_text
+from jobs.core.filetable import File, Files, Place
 
 NO_ROOT = "Choose a results.root that you can write and that all nodes see."
 
@@ -174,6 +173,9 @@ class SweepDir:
 
     path: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Place(self.path))  # and so is every path in it
+
     @property
     def root(self) -> Root:
         """The directory that holds this sweep and others."""
@@ -182,11 +184,11 @@ class SweepDir:
     @property
     def writable(self) -> bool:
         """Whether this user writes here: a colleague's sweep is for reading alone, whatever its modes are."""
-        return os.access(self.path, os.W_OK) and not is_anothers(self.path.stat())
+        return os.access(self.path, os.W_OK) and not ways.is_anothers(self.path.stat())
 
     def check_owner(self, what: str) -> None:
         """Raise RunError where it is another user's: what stands in it is run, or names jobs. `what`: "resume it"."""
-        if is_anothers(self.path.stat()):
+        if ways.is_anothers(self.path.stat()):
             reason, remedy = "this sweep belongs to another user", f"Only its owner can {what}."
             raise RunError("RUN", self.path, reason, remedy)
 
@@ -276,7 +278,7 @@ def sweeps_in(root: Path) -> list[SweepDir]:
     """Return the sweeps in a directory, by name; none where it is not there or not ours to read."""
     with contextlib.suppress(OSError):
         folders = sorted(path for path in root.iterdir() if not path.is_symlink())
-        return [sweep for sweep in map(SweepDir, folders) if sweep.plan.exists()]
+        return [sweep for sweep in map(SweepDir, folders) if is_there(sweep.plan)]  # one that is closed to us is no end
     return []
 
 
@@ -284,7 +286,10 @@ def open_sweep(path: Path) -> SweepDir:
     """Return the sweep in this directory. RunError: there is none."""
     found = SweepDir(path.resolve())
     if not found.plan.exists():
-        raise RunError("RUN", path, "there is no plan.json in it", "Give the directory of a sweep, runs/<sweep>.")
+        inside = sorted(one.parent for one in path.glob(f"*/{found.plan.name}"))
+        remedy = f"Give one of the sweeps in it, as {inside[-1]}." if inside else "Give that of a sweep, runs/<sweep>."
+        reason = "there is no plan.json in it" if path.is_dir() else "there is no such directory"
+        raise RunError("RUN", path, reason, remedy)
     return found
 
 
@@ -319,7 +324,8 @@ def new_sweep(
     for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
         path = root / f"{stem}{suffix}"
         try:
-            path.mkdir(parents=True, mode=0o700)
+            with ways.folder(root, named=True) as folder:
+                os.mkdir(path.name, 0o700, dir_fd=folder)
         except FileExistsError:
             continue
         except OSError as error:

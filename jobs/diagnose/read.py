@@ -12,6 +12,7 @@ from itertools import count, takewhile
 from pathlib import Path
 
 from jobs.core.errors import RunError, UserError
+from jobs.core.filetable import Place
 from jobs.core.foreign import regular
 from jobs.core.layout import local_sizes
 from jobs.core.rundir import AllocationDir, RankDir, ServiceDir, SweepDir
@@ -149,7 +150,7 @@ def cases(paths: Sequence[Path]) -> tuple[Case, ...]:
     """
     found: list[Case] = []
     others: list[Path] = []
-    for path in paths:
+    for path in map(Place, paths):
         if not path.exists():
             raise RunError("DIR_OR_LOG", path, "there is no such file or directory", "Check the path.")
         sweep = tuple(_sweep(SweepDir(path))) if path.is_dir() else ()
@@ -208,7 +209,7 @@ def _sizes(sweep: SweepDir, points: Sequence[str]) -> tuple[int, ...]:
 
 
 def _outputs(sweep: SweepDir, allocation: AllocationDir) -> Iterator[Source]:
-    for rank in takewhile(lambda rank: allocation.stdout(rank).exists(), count()):
+    for rank in takewhile(lambda rank: allocation.stdout(rank).is_file(), count()):
         path = allocation.stdout(rank)
         yield Source(path, rank, str(path.relative_to(sweep.path)))
 

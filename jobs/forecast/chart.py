@@ -24,7 +24,9 @@ def chart(title: str, lines: Sequence[Line], width: int) -> str:
     """Return a chart that is at most so many characters wide; a terminal that is too narrow gets no bars."""
     values = [one.said for one in lines if one.said and not one.said.declined]
     if not values:
-        return title + "\n" + "\n".join(f"  {one.label}  {_why(one)}" for one in lines)
+        reasons = dict.fromkeys(map(_why, lines))
+        alike = [f"  {reason}" for reason in reasons] if len(reasons) == 1 else []
+        return "\n".join([title, *(alike or (f"  {one.label}  {_why(one)}" for one in lines))])
     label = max(len(one.label) for one in lines)
     text = max(len(_number(one.said)) for one in lines if one.said and not one.said.declined)
     room = width - label - text - 6

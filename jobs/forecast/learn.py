@@ -178,28 +178,28 @@ class Learnt:
     def _strange(self, subject: Subject) -> dict[str, float]:
         """Return what a point has that no row had, and how much that may matter, as a deviation of the logarithm."""
         if not self.seen:
-            found = {"any row of this site": ANCHORED if subject.anchored else math.inf}
+            found = {"any point on this site": ANCHORED if subject.anchored else math.inf}
         else:
             found = {
-                f"{key} {subject.scope[key]}": deviation
+                f"a point with {key} {subject.scope[key]}": deviation
                 for key, deviation in OTHER.items()
                 if all(one.subject.scope[key] != subject.scope[key] for one in self.seen)
             }
             if self.place(subject) is None:
-                found[f"layout {subject.scope['layout']}"] = LAYOUT
+                found[f"a point with layout {subject.scope['layout']}"] = LAYOUT
         loads = [one.subject.load for one in self.seen] or [Demand(1, 1, 1, 1, 1), *(one.load for one in anchors())]
         for name, deviation in BEYOND.items():
             values = [getattr(one, name) for one in loads]
             asked = max(getattr(subject.load, name), 1e-9)
             if beyond := max(0.0, math.log2(asked / max(values)), math.log2(min(values) / asked)):
-                found[f"{name} {asked:.10g}"] = deviation * beyond
+                found[f"a point with {name} {asked:.10g}"] = deviation * beyond
         return found
 
     @staticmethod
     def _declined(strange: Mapping[str, float]) -> str:
         if not strange:
             return "the rows so far scatter too much; measure more of them"
-        return f"measure a point with {max(strange, key=lambda name: strange[name])} first"
+        return f"measure {max(strange, key=lambda name: strange[name])} first"
 
 
 def learn(rows: Iterable[Observation]) -> Learnt:

@@ -261,7 +261,9 @@ def next_step(
         if starts[place] < STARTS and cost[place] <= left:
             return Step("start", place, f"it leads: start {starts[place] + 1} of {STARTS}")
     if found.max() <= 0 and not rows:
-        return Step("stop", -1, "nothing can be started: every setting is refused, or costs more than the budget")
+        affordable = bool((may & (cost <= left)).any())
+        why = "none is expected to keep its limits" if affordable else "each is refused, or costs more than the budget"
+        return Step("stop", -1, f"nothing can be started: {why}")
     if wanted.max() > WORTH:
         return Step("stop", -1, f"{max(left, 0.0):.2f} node-hours are left, which no start that is worth it fits")
     return Step("stop", -1, f"no other setting is expected to gain {WORTH:.1%}")

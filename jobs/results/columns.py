@@ -53,6 +53,11 @@ def setting_text(keys: tuple[str, ...], values: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={values[key]}" for key in keys)
 
 
+def row_name(row: Mapping[Any, Any], keys: tuple[str, ...]) -> str:
+    """Return a row's point with its values of these keys."""
+    return f"{row['point']} ({setting_text(keys, row)})" if keys else str(row["point"])
+
+
 FOUND = {"concurrency": "found_concurrency", "request_rate": "found_request_rate"}
 """Kind of search (`bench.search`) to the column of what it found."""
 
@@ -140,11 +145,13 @@ def _figure(column: str) -> str:
     return column if column in LOW else column.removesuffix("_min").removesuffix("_max")
 
 
-def check_objective(column: str) -> None:
-    """Raise ConfigError where `results.objective` names no figure of a row."""
+def check_objective(column: str, key: str = "results.objective") -> None:
+    """Raise ConfigError where `results.objective`, typed as `key`, names no figure of a row."""
     columns = [name for name in (*FIGURES, *POINT, *SERVICE) if name not in NO_FIGURES]
     if column not in columns:
-        raise ConfigError("results.objective", column, "there is no such figure", nearest(column, columns))
+        raise ConfigError(
+            key, column, "there is no such figure", nearest(column, columns, [*STARRED, "other numbers of the table"])
+        )
 
 
 def counts(column: str, value: object) -> bool:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.core import schema
 from jobs.core.errors import ConfigError, RunError
 from jobs.core.rundir import SweepDir
 from jobs.results import noise
-from jobs.results.columns import HOW, OFFERED, RESTARTS, SEED, is_offered, is_work, low_is_best
-from jobs.results.gather import Run, read_config_plain, read_run
+from jobs.results.columns import HOW, OFFERED, RESTARTS, SEED, is_offered, is_work, low_is_best, row_name, setting_text
+from jobs.results.fingerprint import NAMES
+from jobs.results.gather import Run, changes_question, flat, read_config_plain, read_run
 from jobs.results.intervals import Interval
 from jobs.results.spread import Spreads
 
 FIGURES = ("output_tok_per_s", "goodput_per_s", "ttft_ms_mean", "ttft_ms_p99", "tpot_ms_mean", "e2el_ms_mean")
 
 TOO_FEW = (
-    "Note: with fewer than 3 windows a side nothing is decided: the intervals hold the noise inside of these\n"
-    "windows alone, and another window may say otherwise: measure with bench.repeats=3."
+    "Note: with fewer than 3 windows a side that show a figure nothing is decided: the intervals hold the noise\n"
+    "inside of these windows alone, and another window may say otherwise: measure with bench.repeats=3, for a 99th\n"
+    "percentile with 100 requests or more in each window."
 )
+MEDIANS = "Note: a figure is the median of its windows, and a difference that of their means."
 ONE_START = (
     "Note: ahead and behind hold the noise between windows of one start of the engine a side, and no more. Another\n"
     "start may say otherwise: sweep parallel.seed=1,2,3 before a choice."
@@ -39,11 +41,16 @@ class Side:
     config: Mapping[str, Any]
     spreads: Spreads
 
+    def name(self, beside: Run) -> str:
+        """The sweep and its point, `beside` one of the other sweep; of several starts the first, with their number."""
+        others = len(self.rows) - 1
+        more = f" and {others} more start{'s' * (others > 1)}" if others else ""
+        return f"{_run_name(self.run, beside)}/{self.rows[0]['point']}{more}"
+
     @property
-    def name(self) -> str:
-        """The sweep and its point; of several starts the first, with their number."""
-        more = f" and {len(self.rows) - 1} more starts" if len(self.rows) > 1 else ""
-        return f"{self.run.name}/{self.rows[0]['point']}{more}"
+    def setting(self) -> str:
+        """What was swept, with its values; of several starts what they share."""
+        return setting_text(tuple(key for key in self.run.swept if key not in RESTARTS), self.rows[0])
 
     def of(self, column: str) -> noise.Side:
         """Return the rows that show a column."""
@@ -74,10 +81,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two settings that are compared, what differs between their configs, and the figures."""
+    """Two settings that are compared, what they are in their sweeps, what differs between their configs and what they
+    ran on (fingerprint.py), and the figures."""
 
     a: str
     b: str
+    settings: tuple[str, str]
     differs: Mapping[str, tuple[Any, Any]]
     figures: tuple[Figure, ...]
 
@@ -95,8 +104,7 @@ def compare(a: Path, b: Path, key: str | None = None, *, anyway: bool = False) -
         ConfigError: the two did different work: other lengths, client, engine or model, or in an open loop other
             arrivals.
     """
-    left, right = (_sides(path, apart=key in RESTARTS) for path in (a, b))
-    pairs = _pairs(left, right, key)
+    left, right, pairs = _matched(a, b, key)
     if not pairs:
         known = sorted({name for side in (*left, *right) for name in side.run.swept})
         remedy = f"Give --key of what differs, or two points. Swept here: {', '.join(known) or 'nothing'}."
@@ -107,36 +115,59 @@ def compare(a: Path, b: Path, key: str | None = None, *, anyway: bool = False) -
     return [_compare(one, two) for one, two in pairs]
 
 
+def left_out(a: Path, b: Path, key: str | None = None) -> list[str]:
+    """Return the rows of A and B that are in no pair, and why. Raises RunError: see `compare`."""
+    _, _, pairs = _matched(a, b, key)
+    told = {(side.run.sweep.path, row["point"]) for pair in pairs for side in pair for row in side.rows}
+    found = []
+    both = [_rows(path) for path in (a, b)]
+    for (run, rows), (other, _) in zip(both, reversed(both), strict=True):
+        for row in (row for row in rows if (run.sweep.path, row["point"]) not in told):
+            reason = (
+                "nothing on the other side belongs to it" if row["valid"] else f"not valid: {row['invalid_reason']}"
+            )
+            found.append(f"{_run_name(run, other)}/{row_name(row, run.swept)}: {reason}")
+    return list(dict.fromkeys(found))
+
+
+def _run_name(run: Run, beside: Run) -> str:
+    """Return the name of a sweep, or its path where the other one has the same name."""
+    alike = run.name == beside.name and run.sweep.path != beside.sweep.path
+    return str(run.sweep.path) if alike else run.name
+
+
+def _matched(a: Path, b: Path, key: str | None) -> tuple[list[Side], list[Side], list[tuple[Side, Side]]]:
+    left, right = (_sides(path, apart=key in RESTARTS) for path in (a, b))
+    return left, right, _pairs(left, right, key)
+
+
+def _rows(path: Path) -> tuple[Run, list[Row]]:
+    """Return the sweep of a path with all its rows, or that of the one point whose directory it is."""
+    path = path.resolve()
+    is_point = path.parent.name == "points" and not SweepDir(path).plan.exists()
+    run = read_run(path.parent.parent if is_point else path)
+    return run, [row for row in run.rows if not is_point or row["point"] == path.name]
+
+
 def _sides(path: Path, *, apart: bool) -> list[Side]:
     """Return the settings of a sweep with a valid row, or the one point of this directory.
 
     Other starts of the engine are the same setting, again, unless they are to be told `apart`.
     """
-    path = path.resolve()
-    is_point = path.parent.name == "points" and not SweepDir(path).plan.exists()
-    run = read_run(path.parent.parent if is_point else path)
-    rows = [row for row in run.rows if row["point"] == path.name] if is_point else list(run.rows)
-    if is_point and not (rows and rows[0]["valid"]):
+    run, rows = _rows(path)
+    if path.resolve() != run.sweep.path and not (rows and rows[0]["valid"]):
         reason = rows[0]["invalid_reason"] if rows else "it is no point of this sweep"
         raise RunError("compare", path, f"the point has no valid row: {reason}", "Choose a valid point.")
     spreads = Spreads(run)
     sides: dict[str, Side] = {}
     for row in (row for row in rows if row["valid"]):
-        config = dict(_flat(read_config_plain(run.sweep.point(row["point"]).config)))
-        name = str(sorted((k, str(v)) for k, v in config.items() if _counts(k) and (apart or k not in RESTARTS)))
+        config = flat(read_config_plain(run.sweep.point(row["point"]).config))
+        name = str(
+            sorted((k, str(v)) for k, v in config.items() if changes_question(k) and (apart or k not in RESTARTS))
+        )
         known = sides.get(name, Side(run, (), config, spreads))
         sides[name] = Side(run, (*known.rows, row), known.config, spreads)
     return list(sides.values())
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            found += _flat(value, f"{prefix}{name}.")
-        else:
-            found.append((prefix + name, value))
-    return found
 
 
 def _asked(side: Side, without: str | None) -> dict[str, str]:
@@ -144,7 +175,7 @@ def _asked(side: Side, without: str | None) -> dict[str, str]:
     return {
         name: str(value)
         for name, value in side.config.items()
-        if _counts(name)
+        if changes_question(name)
         and name not in RESTARTS
         and (without is None or not (name == without or name.startswith(without + ".")))
     }
@@ -181,11 +212,6 @@ def _valued(side: Side, key: str) -> str | None:
     return str(values) if values else None
 
 
-def _counts(name: str) -> bool:
-    """Return whether a key changes what is asked: those of scope `sweep` may differ freely."""
-    return schema.schema().get(schema.leaf_of(name) or name) != "sweep"
-
-
 def _check_same_work(one: Side, two: Side) -> None:
     for name, (first, second) in _differences(one, two).items():
         if is_work(name):
@@ -203,17 +229,27 @@ def _differences(one: Side, two: Side) -> dict[str, tuple[Any, Any]]:
     return {
         name: (one.config.get(name), two.config.get(name))
         for name in names
-        if _counts(name) and str(one.config.get(name)) != str(two.config.get(name))
+        if changes_question(name) and str(one.config.get(name)) != str(two.config.get(name))
     }
+
+
+def _grounds(one: Side, two: Side) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Yield in what both ran on and differs: versions, image, checkpoint, tuning of the nodes."""
+    for name in NAMES:
+        seen = [sorted({str(row[name]) for row in side.rows if row.get(name)}) for side in (one, two)]
+        if all(seen) and seen[0] != seen[1]:
+            yield name, (" and ".join(seen[0]), " and ".join(seen[1]))
 
 
 def _compare(one: Side, two: Side) -> Pair:
     # At an offered rate no rate of tokens is a merit: it is the offered one.
     offered = OFFERED if any(is_offered(side.run, side.rows[0]) for side in (one, two)) else ()
+    asked = {name: values for name, values in _differences(one, two).items() if not name.startswith((*HOW, *RESTARTS))}
     return Pair(
-        one.name,
-        two.name,
-        {name: values for name, values in _differences(one, two).items() if not name.startswith((*HOW, *RESTARTS))},
+        one.name(two.run),
+        two.name(one.run),
+        (one.setting, two.setting),
+        asked | dict(_grounds(one, two)),
         tuple(_figure(one.of(column), two.of(column)) for column in FIGURES if column not in offered),
     )
 
@@ -239,13 +275,18 @@ def text(pairs: Sequence[Pair]) -> str:
     """Return a comparison in words: one paragraph a pair."""
     lines: list[str] = []
     for pair in pairs:
-        lines.append(f"{pair.a} -> {pair.b}")
+        lines.append(" -> ".join(map(_titled, (pair.a, pair.b), pair.settings)))
         lines += [f"  {name}: {one} -> {two}" for name, (one, two) in pair.differs.items()]
         lines += [f"    {_line(figure)}" for figure in pair.figures if figure.a is not None or figure.b is not None]
     shown = [figure for pair in pairs for figure in pair.figures]
     lines += [TOO_FEW] if any(figure.basis == "window" for figure in shown) else []
+    lines += [MEDIANS] if any(figure.change and figure.windows > 1 for figure in shown) else []
     lines += [ONE_START] if any(figure.basis == "windows" for figure in shown) else []
     return "\n".join(lines)
+
+
+def _titled(name: str, setting: str) -> str:
+    return f"{name} ({setting})" if setting else name
 
 
 def _line(one: Figure) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.core.errors import RunError
-from jobs.core.files import public, write_json
+from jobs.core.files import open_append, public, write_json
 from jobs.core.load import OWN_CLIENT
 from jobs.results.columns import key_of, lines_in_row, load_of
 from jobs.results.gather import Run
@@ -32,6 +32,9 @@ def export(run: Run, target: str, out: Path | None) -> list[Path]:
     Raises:
         RunError: the tool's package is missing, or the directory cannot be written.
     """
+    if out is None and not run.sweep.writable:
+        reason = "this sweep is another user's, or cannot be written"
+        raise RunError("--out", "(none)", reason, "Name a directory of yours: --out DIR.")
     return _EXPORTERS[target](run, out or run.sweep.exported(target))
 
 
@@ -122,7 +125,10 @@ def _write_mlflow(run: Run, out: Path) -> list[Path]:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would tell its makers
     mlflow = _package("mlflow")
     _package("sqlalchemy")  # what MLflow keeps its file with
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        open_append(out / "mlflow.db", public()).close()  # SQLite would follow a link
+    except OSError as error:
+        raise RunError("--out", out, str(error), "Name another directory: --out DIR.") from None
     mlflow.set_tracking_uri(f"sqlite:///{(out / 'mlflow.db').resolve()}")
     if mlflow.get_experiment_by_name(run.name) is None:
         mlflow.create_experiment(run.name, artifact_location=(out / "artifacts").resolve().as_uri())

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.core import masking
+from jobs.core import masking, schema
 from jobs.core.errors import RunError
 from jobs.core.fields import dotted
 from jobs.core.foreign import load_yaml, refused
@@ -144,8 +144,8 @@ def collect(runs: Sequence[Run]) -> pd.DataFrame:
 
     Returns:
         one row for each point of each sweep. In front stand `run` (the sweep's name; its whole path where two have
-        the same one) and `owner` (the user). A key that is swept in one sweep has its fixed value in the others.
-        Columns that this version does not know are kept, at the end.
+        the same one) and `owner` (the user). A key that is swept in one sweep, or differs between
+        them, has its fixed value in the others. Columns that this version does not know are kept, at the end.
     """
     import pandas as pd
 
@@ -154,9 +154,9 @@ def collect(runs: Sequence[Run]) -> pd.DataFrame:
         name if names.count(name) == 1 else masking.visible(str(run.sweep.path))
         for name, run in zip(names, runs, strict=True)
     ]
-    swept = tuple(dict.fromkeys(key for run in runs for key in run.swept))
-    keys = chain.from_iterable(row for run in runs for row in run.rows)
-    order = dict.fromkeys(chain(["run", "owner", *columns(swept)], keys))
+    swept = tuple(dict.fromkeys([*(key for run in runs for key in run.swept), *unlike(runs)]))
+    keys = dict.fromkeys(tuple(row) for run in runs for row in run.rows)  # most rows have the same
+    order = dict.fromkeys(chain(["run", "owner", *columns(swept)], *keys))
     rows: list[tuple[Any, ...]] = []
     for name, run in zip(shown, runs, strict=True):
         fixed = {key: cell(dotted(run.config, key)) for key in swept if key not in run.swept}
@@ -164,6 +164,35 @@ def collect(runs: Sequence[Run]) -> pd.DataFrame:
         rows += [tuple((first | row).values()) for row in run.rows]
     cells = zip(*rows, strict=True) if rows else ([] for _ in order)
     return pd.DataFrame({name: column(list(values)) for name, values in zip(order, cells, strict=True)})
+
+
+_AGAIN = ("bench.repeats", "parallel.seed")
+"""Keys that say how often the same is measured."""
+
+
+def unlike(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Return the keys that no sweep swept and that differ between them and change what is asked."""
+    swept = {key for run in runs for key in run.swept}
+    configs = [flat(run.config) for run in runs if run.config]
+    names = dict.fromkeys(chain.from_iterable(configs))
+    asked = (name for name in names if name not in swept and changes_question(name) and not name.startswith(_AGAIN))
+    return tuple(name for name in asked if len({str(one.get(name)) for one in configs}) > 1)
+
+
+def changes_question(key: str) -> bool:
+    """Return whether a key changes what is asked: those of scope `sweep` do not."""
+    return schema.schema().get(schema.leaf_of(key) or key) != "sweep"
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a config by its dotted keys."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
 
 
 def _owner(path: Path) -> str:

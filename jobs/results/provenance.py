@@ -26,6 +26,12 @@ def describe(command: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def version() -> str:
+    """Return name, version and commit of this tool in one line."""
+    at = commit(CODE)
+    return f"{DISTRIBUTION} {_version(DISTRIBUTION) or '(not installed)'}" + (f" ({at[:10]})" if at else "")
+
+
 def commit(root: Path) -> str | None:
     """Return the commit that is checked out in `root`; None: it is no git clone (gitrepository-layout(5))."""
     folder = root / ".git"

@@ -111,9 +111,9 @@ def read_row(path: Path) -> dict[str, Any]:
     row.setdefault("truncated", False)
     row.setdefault("invalid_reason", None)
     for name, value in row.items():
-        if value is None or (type(value) is float and name not in _OTHERS and -_LARGEST < value < _LARGEST):
+        if value is None or ((kind := type(value)) is float and name not in _OTHERS and -_LARGEST < value < _LARGEST):
             continue  # most of a row
-        if not _fits(name, value):
+        if not (kind is str and name in _TEXTS and len(value) <= LONGEST) and not _fits(name, value):
             raise refused(path, f"it is not a row: {name[:40]} has another form")
         if type(value) is float and not math.isfinite(value):
             row[name] = None

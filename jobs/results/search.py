@@ -97,7 +97,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     spent += f", {found['queue_hours']:.2f} h in the queue"
     state = "" if found["over"] else "not over (python -m jobs resume RUN goes on), next: "
     said.append(f"cost: {spent}; {state}{found['why']}")
-    said += ["by what is believed now:", *_table(found["settings"], goal)]
+    said += ["by what is believed now:", *table(found["settings"], goal)]
     said += [f"never started: {name}: {reason}" for name, reason in found["ruled_out"].items()]
     more = found["next"]
     if names := ", ".join(more["settings"]):
@@ -107,7 +107,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def _table(settings: Sequence[Mapping[str, Any]], goal: str) -> list[str]:
+def table(settings: Sequence[Mapping[str, Any]], goal: str) -> list[str]:
+    """Return a line for each setting, the figure of the goal first; of those only forecast the first ones."""
     columns = ("output_tok_per_s", "ttft_ms_mean", "tpot_ms_mean")
     order = (goal, *(name for name in columns if name != goal))
     said = [f"  {' '.join(f'{name:>16}' for name in order)}  {'known by':<8}  setting"]

@@ -123,16 +123,17 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-_ACTIVE = re.compile(r"<|`|\[(?![\d ])")
-"""What would begin HTML, code, a link or an image in markdown."""
+_ACTIVE = re.compile(r"[\\<`]|\[(?![\d ])|\](?=\s*[(\[:])")
+"""What would begin HTML, code, a link or an image in markdown, end the text of one, or undo the stroke before these."""
 
 
 def _plain_cell(value: Any) -> Any:
     """Return a cell of a CSV file: a text that a spreadsheet would take for a formula begins with a quote (OWASP)."""
-    if not isinstance(value, str):
-        return value
-    shown = masking.visible(value)
-    return f"'{shown}" if shown.lstrip()[:1] in ("=", "+", "-", "@") and shown.lstrip() else shown
+    return _FORMULA.sub(r"\1'\2", masking.visible(value)) if isinstance(value, str) else value
+
+
+_FORMULA = re.compile(r"(^|[;\t\n])(\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
+"""Where a spreadsheet would begin a formula: in a cell, a line, and what ends a cell for one of another country."""
 
 
 def text(value: Any) -> str:

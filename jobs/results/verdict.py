@@ -16,6 +16,8 @@ from jobs.results.columns import counts, low_is_best
 from jobs.results.gather import Run
 from jobs.results.intervals import LEVEL
 from jobs.results.noise import STARTS, Difference, Row, Side, difference
+from jobs.results.pairs import of_sweep, read_question, standing
+from jobs.results.pairs_text import changed
 from jobs.results.spread import Spreads
 
 FEW = 100
@@ -27,6 +29,9 @@ OUTCOMES = ("unknown", "undecided", "tie", "ahead", "clear")
 unknown: there are too few records. undecided: too few windows. tie: no difference seen. ahead: beyond the scatter of
 windows, in one start of each. clear: beyond the scatter between starts of the engine.
 """
+
+DECIDED = {"better": "decided", "worse": "decided", "same": "decided_same"}
+"""Answers of pairs (sequential.py) and their sentences."""
 
 LEADS = ("ahead", "clear")
 
@@ -93,16 +98,18 @@ def judge(run: Run, lines: Sequence[break_even.Line] | None = None) -> Verdict:
         return Verdict("no", None, (Sentence("nothing", {"count": len(run.rows)}), *said, *_invalid(run)))
     simulated = is_simulated(rows[0]["engine"])
     contests = _contests(run, rows, column)
-    first, winner = _headline(contests)
+    first, winner = _decided(run) or _headline(contests)
     if others := dict.fromkeys(one.best.column for one in contests if one.best.column != column):
         said.insert(0, Sentence("offered", {"objective": column, "column": " ".join(others)}))
     if len(contests) == 1:
         best = contests[0].best.rows[0]
-        said.append(Sentence("user", {name: best.get(name) for name in ("ttft_ms_p50", "tpot_ms_p50", "e2el_ms_p50")}))
+        figures = {name: best.get(name) for name in ("ttft_ms_p50", "tpot_ms_p50", "e2el_ms_p50")}
+        said.append(Sentence("user", {"setting": contests[0].values["setting"], **figures}))
     said += _cautions(run, contests)
     if simulated:
         said.append(Sentence("simulated", {}))
-    sure = winner is not None and all(one.found and one.found.sure for one in contests)
+    told = first[0].id in DECIDED.values() or all(one.found and one.found.sure for one in contests)
+    sure = winner is not None and told
     believe = "no" if simulated else "yes" if sure else "care"
     return Verdict(believe, None if winner is None else str(winner["point"]), (*first, *said, *_invalid(run)))
 
@@ -276,6 +283,27 @@ def _told(best: Side, second: Side, level: float, *, inside: bool) -> tuple[str,
     return "clear" if found.of_starts else "ahead", found, values
 
 
+def _decided(run: Run) -> tuple[list[Sentence], Row | None] | None:
+    """Return what `python -m jobs decide` has found by this sweep's pairs; None: it asked nothing, or it is open.
+
+    Pairs share what drifts and, where they are windows, their start: they tell more than the figures of two rows.
+    """
+    if (asked := read_question(run.sweep)) is None:
+        return None
+    decision = standing(asked, of_sweep(run.sweep, asked)).decision
+    rows = {row["point"]: row for row in run.rows}
+    sides = [rows.get(point) for point in asked.pairs[0]]
+    if decision.answer not in DECIDED or not all(sides):
+        return None
+    one, two = (row for row in sides if row)
+    keys = tuple(key for key in run.swept if key not in columns.RESTARTS)
+    won, lost = (one, two) if decision.answer == "worse" else (two, one)
+    least = 1 / (1 + decision.high) - 1 if decision.answer == "worse" else decision.low
+    values = {"won": _name(keys, won), "lost": _name(keys, lost), "column": asked.goal, "pairs": decision.pairs}
+    values |= {"least": abs(changed(asked.goal, max(least, 0.0))) * 100, "difference": asked.difference * 100}
+    return [Sentence(DECIDED[decision.answer], values)], None if decision.answer == "same" else won
+
+
 def _headline(contests: Sequence[_Contest]) -> tuple[list[Sentence], Row | None]:
     if len(contests) == 1:
         [one] = contests
@@ -310,9 +338,10 @@ def _cautions(run: Run, contests: Sequence[_Contest]) -> Sequence[Sentence]:
     if len(contests) > 1 and most:
         said.append(Sentence("adjusted_kinds", {"count": len(contests)}))
     rows = [row for side in sides for row in side.rows]
-    if (fewest := min(row.get("completed") or 0 for row in rows)) < FEW:
-        said.append(Sentence("few", {"count": fewest}))
-    notes = dict.fromkeys((str(row["point"]), str(row["notes"])) for row in rows if row.get("notes"))
+    fewest = min(rows, key=lambda row: row.get("completed") or 0)
+    if (count := fewest.get("completed") or 0) < FEW:
+        said.append(Sentence("few", {"point": columns.row_name(fewest, run.swept), "count": count}))
+    notes = dict.fromkeys((columns.row_name(row, run.swept), str(row["notes"])) for row in rows if row.get("notes"))
     said += [Sentence("note", {"point": point, "note": note}) for point, note in list(notes)[:MOST_KINDS]]
     return said
 

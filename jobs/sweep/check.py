@@ -159,7 +159,7 @@ def findings(config: Config, *, memory: bool = False) -> tuple[Finding, ...]:
         *load_limit(config),
         *engine_of(config).findings(config),
     ]
-    if other := image_release(config):
+    if other := image_release(config) or _image_without_runtime(config):
         found.append(other)
     if speculation_of(config) and not is_text(config.bench):
         remedy = "Set bench.workload=text, or leave speculation out; such rows win nothing."
@@ -213,6 +213,15 @@ def image_release(config: Config) -> Finding | None:
     reason = f"its tag names release {release}, and flags and environment are rendered for {config.engine.release}"
     remedy = f"Set engine.release={release} (python -m jobs explain shows what that changes), or choose another image."
     return Finding("C2", "error" if pinned else "warning", "container.image", image, reason, remedy, "this tool")
+
+
+def _image_without_runtime(config: Config) -> Finding | None:
+    """Return that an image is named and no runtime is: the engine is this host's."""
+    image = config.container.image
+    if in_container(config) or image is None:
+        return None
+    reason, remedy = "container=none starts the engine on the node itself", "Add container=enroot, pyxis or docker."
+    return Finding("C4", "warning", "container.image", image, reason, remedy, "this tool")
 
 
 def _ports(config: Config) -> None:

@@ -49,6 +49,7 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     Raises:
         ConfigError: no override, an unknown key or option, a sweep that cannot be enumerated.
     """
+    overrides = grammar.spelled(overrides)
     grammar.check(overrides)
     choices: dict[str, list[str]] = {}
     for item in grammar.parse([*_brought(overrides), *overrides]):

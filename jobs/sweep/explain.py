@@ -12,6 +12,7 @@ from typing import Any
 from jobs.core import names, schema
 from jobs.core.errors import RunError, nearest
 from jobs.core.fields import dotted, plain
+from jobs.core.planfile import read_plan
 from jobs.core.records import tolerant
 from jobs.engines.vllm import command, environment
 from jobs.results.gather import Run, read_config_plain, read_run
@@ -36,6 +37,7 @@ class Rank:
     """
 
     service: str
+    setting: str
     attempt: int
     rank: int
     way: str
@@ -193,7 +195,7 @@ def _ranks(run: Run, key: str) -> list[Rank]:
         flags.add(command.flag_name(key))
     if config_key and config_key.startswith("engine.args."):
         flags.add(command.flag_name(config_key.removeprefix("engine.args.")))
-    found = []
+    found, plan = [], read_plan(run.sweep)
     for service, folder in attempts(run):
         for rank in folder.ranks():
             intended, real = tolerant(rank.command), tolerant(rank.effective)
@@ -206,7 +208,9 @@ def _ranks(run: Run, key: str) -> list[Rank]:
                 if wanted is not None or got is not None:
                     agrees = wanted == got if real else None
                     way = f"{kind} {name}"
-                    found.append(Rank(service, int(folder.path.name), number, way, wanted, got, agrees))
+                    found.append(
+                        Rank(service, plan.setting(service), int(folder.path.name), number, way, wanted, got, agrees)
+                    )
     return found
 
 
@@ -245,7 +249,9 @@ def text(found: Explanation) -> str:
     for rank in found.ranks:
         said = "not read back" if rank.agrees is None else "as intended" if rank.agrees else "NOT as intended"
         had = "" if rank.agrees is None else f", the process had {rank.effective}"
-        where = f"service {rank.service} attempt {rank.attempt} rank {rank.rank}"
+        where = (
+            f"service {' '.join(filter(None, (rank.service, rank.setting)))} attempt {rank.attempt} rank {rank.rank}"
+        )
         lines.append(f"  {where}: {rank.way} = {rank.intended}{had}: {said}")
     if not found.ranks:
         lines.append("  it stands in neither the environment nor the arguments of any rank")

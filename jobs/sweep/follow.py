@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from jobs.cluster.base import ENDED, job_state, queue_words, read_job, scheduler
 from jobs.cluster.squeue import may_never_start
 from jobs.core import masking
-from jobs.core.planfile import begun_services, read_plan
+from jobs.core.planfile import PlanFile, begun_services, read_plan
 from jobs.core.rundir import AllocationDir, SweepDir
 from jobs.core.tasks import read_outcome
 from jobs.results.row import write_rows
@@ -65,7 +65,7 @@ def follow(
     and again; true ends this early, with the table as it is.
     """
     known: dict[AllocationDir, _Allocation] = {}
-    planned = read_plan(sweep).points
+    plan = read_plan(sweep)
     with_bar = out.is_terminal if bar is None else bar
     columns = (
         SpinnerColumn(),
@@ -82,15 +82,15 @@ def follow(
             now = time.monotonic()
             # A resubmitted allocation is a new attempt: its directory takes the place of the one before.
             allocations = [known.setdefault(folder, _Allocation(folder)) for folder in sweep.allocations()]
+            if sweep.search.exists():
+                plan = read_plan(sweep)  # it grows
             for allocation in allocations:
                 allocation.look(now)
-                _tell(allocation, tell)
-            if sweep.search.exists():
-                planned = read_plan(sweep).points  # it grows
+                _tell(allocation, plan, tell)
             progress.update(
                 task,
-                total=len(planned),
-                completed=sum(sweep.point(one.point).row.exists() for one in planned),
+                total=len(plan.points),
+                completed=sum(sweep.point(one.point).row.exists() for one in plan.points),
                 description=masking.visible(_headline(allocations)),
             )
             if until():
@@ -114,8 +114,9 @@ def _headline(allocations: list[_Allocation]) -> str:
     return f"allocation {current.folder.path.parent.name}: {current.state.lower()} {doing}"
 
 
-def _tell(allocation: _Allocation, tell: Callable[[str], None]) -> None:
-    """Say what is new, once: the job's state, each state of the head, each row."""
+def _tell(allocation: _Allocation, plan: PlanFile, tell: Callable[[str], None]) -> None:
+    """Say what is new, once: the job's state, what each service and point is, each state of the head, each row."""
+    loads = {one.point: one.text(load=True) for one in plan.points}
     folder = allocation.folder
     index = folder.path.parent.name
     news = [f"allocation {index}: job {job_id(folder)} is {allocation.state.lower()}"]
@@ -129,9 +130,13 @@ def _tell(allocation: _Allocation, tell: Callable[[str], None]) -> None:
         tell(f"allocation {index}: expected to start at {starts}")
         allocation.told.add("starts")
     for service in begun_services(folder):
-        for entry in states(folder, service.service):
+        known = states(folder, service.service)
+        if known and (setting := plan.setting(service.service)):
+            news.append(f"service {service.service}: {setting}")
+        for entry in known:
             text = f"service {service.service}: {entry['state']}"
-            text += f" (point {entry['point']})" if "point" in entry else ""
+            if point := entry.get("point"):
+                text += f" (point {point}{' ' if loads.get(point) else ''}{loads.get(point, '')})"
             text += f": {entry['reason']}" if "reason" in entry else ""
             if "shards" not in entry:  # a line for each of 163 shards is no news; the bar shows them
                 news.append(text)

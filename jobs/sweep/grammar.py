@@ -16,6 +16,7 @@ from hydra.errors import HydraException, OverrideParseException
 from jobs.core import schema
 from jobs.core.errors import ConfigError, nearest
 from jobs.core.schema import CONF
+from jobs.results.columns import check_objective
 
 MOST_POINTS = 10_000
 
@@ -24,7 +25,10 @@ GOAL = "results.objective"
 
 
 def spelled(overrides: Sequence[str]) -> list[str]:
-    """Return overrides with short spellings written out."""
+    """Return overrides with short spellings written out. ConfigError: `goal` names no figure."""
+    for text in overrides:
+        if text.startswith("goal="):
+            check_objective(text.removeprefix("goal="), "goal")
     return [f"{GOAL}={text.removeprefix('goal=')}" if text.startswith("goal=") else text for text in overrides]
 
 
@@ -39,29 +43,32 @@ def _parsed(text: str) -> Override:
         [found] = OverridesParser.create().parse_overrides([text])
     except OverrideParseException as error:
         reason = " ".join(str(error).partition("\nSee ")[0].split())
-        remedy = "Write it as key=value."
-        if "#" in str(error.override):
-            remedy += " Hydra takes a # only between quotes, which the shell must leave: 'key=\"a#b\"'."
+        remedy = "Write it as key=value (commands are those of python -m jobs --help)."
+        if "=" in text:
+            remedy = "Hydra takes such a value only between quotes, which the shell must leave: 'key=\"a#b\"'."
         raise ConfigError("override", repr(error.override), reason, remedy) from None
     return found
 
 
-_WORD = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^\s,\[\](){}'"]+""")
+_FOREIGN = re.compile(r"#|[^\x00-\x7f]")
+"""What Hydra's grammar has only between quotes, and people type without: REGISTRY#IMAGE:TAG, Chinese names."""
+
+_WORD = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^\s,\[\](){}'"](?:[^,\[\](){}'"]*[^\s,\[\](){}'"])?""")
 
 
 def quoted(text: str) -> str:
-    """Return an override with quotes around every word of its value that holds a #, as in REGISTRY#IMAGE:TAG.
+    """Return an override with quotes around every element of its value that Hydra's grammar does not take without.
 
-    Hydra's grammar has no # outside of quotes, and a shell takes the quotes away that a person writes. What already
-    is quoted stays as it is, and so does a value with braces.
+    A shell takes the quotes away that a person writes. What already is quoted stays as it is, and so does a value with
+    braces.
     """
     key, equals, value = text.partition("=")
-    if not equals or "#" not in value or "{" in value:
+    if not equals or "{" in value or not _FOREIGN.search(value):
         return text
 
     def tag(match: re.Match[str]) -> str:
         word = match.group()
-        return f'"{word}"' if "#" in word and word[0] not in "'\"" else word
+        return f'"{word}"' if _FOREIGN.search(word) and word[0] not in "'\"" else word
 
     return key + equals + _WORD.sub(tag, value)
 

@@ -20,6 +20,7 @@ from jobs.forecast.duration import Phases, measure_seconds, never_fits, phases
 from jobs.forecast.history import Forecast
 from jobs.forecast.memory import DOES_NOT_FIT, Fit, queueing
 from jobs.sweep.points import Point
+from jobs.sweep.services_text import which
 
 
 @dataclass(frozen=True)
@@ -134,24 +135,28 @@ def within_budget(
 
 def warnings(services: Sequence[Service], points: Mapping[str, Point]) -> tuple[str, ...]:
     """Return what may fail or queue, each once, with how often it was found."""
-    found: dict[str, list[str]] = {}
+    places = {name: place for place, name in enumerate(points)}
+    found: dict[str, dict[int, str]] = {}
     for service in services:
+        all_of_it = {places[point]: "" for point in service.points}
         if service.phases and (short := never_fits(points[service.points[0]].config, service.phases.load)):
-            found.setdefault(short, [])
+            found.setdefault(short, {}).update(all_of_it)
         if not (forecast := service.forecast):
             continue
         fit = forecast.fit
         if forecast.ignored:
-            found.setdefault(forecast.ignored, [])
+            found.setdefault(forecast.ignored, {}).update(all_of_it)
         if doubt := fit.doubt or (fit.refusal and f"will not start: {fit.refusal}"):
-            found.setdefault(f"max_model_len {service.config.parallel.max_model_len} {doubt}", [])
+            found.setdefault(f"max_model_len {service.config.parallel.max_model_len} {doubt}", {}).update(all_of_it)
         for point in service.points:
             config = points[point].config
             if over := queueing(config, fit):
                 text = f"only {over.capacity} requests run at once ({over.cause}): the rest queues or is preempted, "
-                loads = found.setdefault(text + "which TTFT will hold, at bench.concurrency=", [])
-                loads.append(str(config.bench.concurrency))
-    return tuple(text + ",".join(dict.fromkeys(loads)) for text, loads in found.items())
+                loads = found.setdefault(text + "which TTFT will hold, at bench.concurrency=", {})
+                loads[places[point]] = str(config.bench.concurrency)
+    overrides = [point.overrides for point in points.values()]
+    named = ((which(loads, overrides), text, ",".join(dict.fromkeys(loads.values()))) for text, loads in found.items())
+    return tuple(f"{name}: {text}{loads}" if name else f"{text}{loads}" for name, text, loads in named)
 
 
 # --- the budget

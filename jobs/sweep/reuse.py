@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from jobs.allocation.node import fingerprint
+from jobs.core import ways
 from jobs.core.errors import RunError
 from jobs.core.files import write_bytes, write_json
-from jobs.core.foreign import LARGE, is_ours, load_bytes
+from jobs.core.foreign import LARGE, load_bytes
 from jobs.core.planfile import read_plan
 from jobs.core.rundir import SweepDir, sweeps_in
 from jobs.core.sweep_settings import Launch
@@ -96,8 +97,9 @@ def take(sweep: SweepDir, found: Iterable[Past]) -> None:
     """Copy rows, their windows and requests into a sweep; the column `reused_from` says where they were measured."""
     for past in found:
         source, target = past.sweep.point(past.point), sweep.point(past.point)
-        # Of another user's row only where it lay is certain.
-        origin = past.row.get("reused_from") if is_ours(source.row.stat()) else None
+        origin = None  # of another user's row only where it lay is certain, and of one that is gone by now
+        with suppress(OSError):
+            origin = past.row.get("reused_from") if ways.is_ours(source.row.lstat()) else None
         write_json(target.row, dict(past.row) | {"reused_from": origin or str(past.sweep.path)})
         for name in ("requests", "windows"):
             with suppress(OSError, RunError):  # without them the row is still the row

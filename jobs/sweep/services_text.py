@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from jobs.sweep.plan import Allocation, Plan
+from jobs.core import schema
 from jobs.sweep.points import Point
+
+if TYPE_CHECKING:
+    from jobs.sweep.plan import Allocation, Plan
 
 LEAST = 40
 """Characters below which a terminal is not believed: lines are folded at this width."""
+
+NAMED = 3
+"""Settings that are named one by one where they have nothing of their own in common."""
 
 _LOAD = "bench"
 """All keys of a load begin with it."""
@@ -49,22 +56,54 @@ def set_apart(points: Sequence[Point]) -> list[tuple[str, str]]:
     return [(_settings(one, common, load=False), _settings(one, common, load=True)) for one in points]
 
 
-def _common(points: Iterable[Point]) -> frozenset[str]:
-    """Return the overrides that all points have; of a single point none is that."""
-    texts = [frozenset(point.overrides) for point in points]
-    return frozenset.intersection(*texts) if len(texts) > 1 else frozenset()
+def which(places: Collection[int], overrides: Sequence[Sequence[str]]) -> str:
+    """Return what sets points apart, by their places among the overrides of all: what they alone share, or each by its
+    own, of many the first; empty: they are all.
+    """
+    if len(set(places)) == len(overrides):
+        return ""
+    common = _shared(overrides)
+    own = [[word for word in overrides[place] if word not in common] for place in places]
+    shared = [word for word in own[0] if all(word in one for one in own)]
+    if shared and sum(set(shared) <= set(one) for one in overrides) == len(own):
+        own = [shared]
+    names = list(dict.fromkeys(" ".join(map(_named, one)) or "as configured" for one in own))
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def _common(points: Sequence[Point]) -> frozenset[str]:
+    """Return the overrides that tell no point from the others: those that all have; of a single point those that do not
+    change what is asked."""
+    if len(points) > 1:
+        return _shared([point.overrides for point in points])
+    sweep = {key.partition(".")[0] for key, scope in schema.schema().items() if scope == "sweep"}
+    sweep -= {key.partition(".")[0] for key, scope in schema.schema().items() if scope != "sweep"}
+    return (
+        frozenset(word for word in points[0].overrides if _key(word).partition(".")[0] in sweep)
+        if points
+        else frozenset()
+    )
+
+
+def _shared(overrides: Sequence[Sequence[str]]) -> frozenset[str]:
+    return frozenset.intersection(*map(frozenset, overrides))
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]
 
 
 def _settings(point: Point, common: frozenset[str], *, load: bool) -> str:
     return " ".join(
         _named(word)
         for word in point.overrides
-        if word not in common and (word.lstrip("+~").partition("=")[0].partition(".")[0] == _LOAD) == load
+        if word not in common and (_key(word).partition(".")[0] == _LOAD) == load
     )
 
 
 def _named(word: str) -> str:
     """Return an override as its preset's name (`parallel=dp2_tp8`: dp2_tp8), or as it is."""
+    word = word.replace("\\:", ":")  # Hydra's own escape
     key, _, value = word.partition("=")
     return value if "." not in key and value else word
 

@@ -17,13 +17,13 @@ from jobs.cluster.time_limit import limit_seconds
 from jobs.core import chinese, masking
 from jobs.core.planfile import read_plan
 from jobs.core.rundir import SweepDir
-from jobs.results.columns import STARRED, counts, is_work, low_is_best
+from jobs.results.columns import STARRED, counts, is_work, low_is_best, row_name
 from jobs.results.table import read_table, text
 from jobs.sweep.check import Shared
 from jobs.sweep.plan import Allocation, Plan
 from jobs.sweep.points import Point
 from jobs.sweep.record import as_json
-from jobs.sweep.services_text import point_text, services_lines
+from jobs.sweep.services_text import point_text, services_lines, which
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,19 +109,25 @@ def plan_text(plan: Plan, width: int | None = None) -> str:
 def print_plan(plan: Plan, out: Console) -> None:
     """Print the plan, and what is risky with it."""
     out.print(plan_text(plan, out.width if out.is_terminal else None))
-    if warnings := warnings_text(plan.findings):
+    if warnings := warnings_text(plan):
         out.print(warnings, markup=False)
 
 
-def warnings_text(found: Sequence[Shared]) -> str:
+def warnings_text(plan: Plan) -> str:
     """Return one line for every warning; errors are not for here: they stop the sweep."""
     lines = []
-    for one in found:
+    for one in plan.findings:
         if one.finding.severity == "warning" and one.finding.rule != "R20":  # the plan itself speaks of queueing
-            finding = one.finding
-            words = chinese.error(finding.key, finding.value, finding.reason, finding.remedy)
+            finding, some = one.finding, of_points(one, [point.overrides for point in plan.points])
+            words = chinese.error(finding.key, f"{finding.value}{some}", finding.reason, finding.remedy)
             lines.append(f"  {finding.rule} {words}")
     return "\n".join([f"{count(len(lines), 'warning')} (python -m jobs check):", *lines]) if lines else ""
+
+
+def of_points(one: Shared, overrides: Sequence[Sequence[str]]) -> str:
+    """Return how many points a finding is of and what sets them apart; empty: all, or the only one."""
+    name = which(one.points, overrides)
+    return f" ({len(one.points)} of {len(overrides)} points: {name})" if name else ""
 
 
 def phases_text(plan: Plan) -> str:
@@ -158,8 +164,9 @@ def _quote(word: str) -> str:
 def print_table(sweep: SweepDir, out: Console, table: pd.DataFrame | None = None) -> None:
     """Print the sweep table, the reason of every invalid row, and where the files are."""
     frame = read_table(sweep) if table is None else table
-    out.print(table_view(frame, read_plan(sweep).swept, out.width if out.is_terminal else None))
-    if reasons := reasons_text(frame):
+    swept = read_plan(sweep).swept
+    out.print(table_view(frame, swept, out.width if out.is_terminal else None))
+    if reasons := reasons_text(frame, swept):
         out.print(reasons, markup=False)
     out.print(f"table: {sweep.table('csv')}", markup=False)
 
@@ -227,12 +234,13 @@ def _width(view: Table) -> int:
     return Measurement.get(wide, wide.options, view).maximum
 
 
-def reasons_text(frame: pd.DataFrame) -> str:
-    """Return one line for every invalid row with its reason, and for every valid one that has a note."""
+def reasons_text(frame: pd.DataFrame, swept: tuple[str, ...]) -> str:
+    """Return one line for every invalid row with its reason, and for every valid one that has a note; each is named by
+    its point and its values of `swept`."""
     bad = frame[~frame["valid"].astype(bool)]
     noted = frame[frame["valid"].astype(bool) & _noted(frame)]
-    lines = [f"invalid {row['point']}: {row['invalid_reason']}" for _, row in bad.iterrows()]
-    return "\n".join([*lines, *(f"{NOTED} {row['point']}: {row['notes']}" for _, row in noted.iterrows())])
+    lines = [f"invalid {row_name(row, swept)}: {row['invalid_reason']}" for row in bad.to_dict("records")]
+    return "\n".join([*lines, *(f"{NOTED} {row_name(row, swept)}: {row['notes']}" for row in noted.to_dict("records"))])
 
 
 def _noted(frame: pd.DataFrame) -> pd.Series[Any]:

@@ -41,11 +41,13 @@ _SWEEP = "Give tune.space two values of a key at least: 'tune.space={parallel.ma
 
 @dataclass(frozen=True)
 class Asked:
-    """A search before it is started. `plan`: every start of every setting; `config`: what holds for all."""
+    """A search before it is started. `plan`: every start of every setting; `config`: what holds for all; `usual`:
+    overrides that nobody gave and that a search needs."""
 
     plan: Plan
     search: Search
     config: Config
+    usual: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def ask(overrides: Sequence[str], composer: compose.Composer = compose.default_c
     Raises:
         ConfigError: nothing can be searched like this; key, value, reason, remedy.
     """
-    points = compose.expand(grammar.spelled(overrides))
+    points = compose.expand(overrides)
     [base] = road.composed(points[:1], composer)
     figure = _figure(base.results.objective)
     _refuse_base(base)
@@ -82,7 +84,7 @@ def ask(overrides: Sequence[str], composer: compose.Composer = compose.default_c
         raise ConfigError("goal", base.results.objective, reason, "Set goal=ttft_ms_mean or goal=tpot_ms_mean.")
     search = _search(left, plan, figure, config, ruled_out)
     _affordable(search, base)
-    return Asked(plan, search, config)
+    return Asked(plan, search, config, tuple(more))
 
 
 def _refuse_base(base: Config) -> None:
@@ -225,7 +227,9 @@ def _search(left: Sequence[_Wanted], plan: Plan, figure: str, config: Config, ru
     settings = [
         Setting(
             one,
-            tuple(masking.mask([text for text in asked.overrides if not text.startswith("launch.")])),
+            tuple(
+                masking.mask([text for text in asked.overrides if not text.startswith(("launch.", "results.name="))])
+            ),
             tuple(ids),
             tuple(points[point].service for point in ids),
         )

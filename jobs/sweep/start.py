@@ -71,15 +71,22 @@ def start(
     return sweep
 
 
+ELSEWHERE = "ask for nodes that have it (cluster=slurm)"
+
+
 def _check_here(config: Config) -> None:
     """For local processes this machine is the node: say before the start what is missing."""
     if in_container(config):
         return  # its runtime was looked for (container.check_submission); the rest is inside
     program = from_root(config.engine.command[0])
     if not config.engine.source and program != "{python}" and not shutil.which(program):
-        reason, remedy = "there is no such program here", "Run `make setup`, or give its path."
+        reason, remedy = (
+            "there is no such program here",
+            f"Give its path, or {ELSEWHERE} (`make setup` installs vLLM for the CPU).",
+        )
         raise RunError("engine.command", program, reason, remedy)
     path = Path(from_root(config.model.path))
     if config.engine.checks_model_path and not (there := is_there(path)):
         reason = "there is no such directory here" if there is False else "this user cannot see it"
-        raise RunError("model.path", path, reason, "Run `make setup`, or stage the model.")
+        remedy = f"Say where it is, or {ELSEWHERE}. python -m jobs model fetch gets it, `make setup` the tiny one."
+        raise RunError("model.path", path, reason, remedy)

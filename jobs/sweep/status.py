@@ -42,7 +42,10 @@ def describe(sweep: SweepDir) -> dict[str, Any]:
         for state in states(folder, service.service)[-1:]
         if "point" in state
     }
-    points = [_point(sweep, item, running, lost) for item in read_plan(sweep).points]
+    plan = read_plan(sweep)
+    points = [_point(sweep, item, running, lost) for item in plan.points]
+    for one in (service for known in allocations for service in known["services"]):
+        one["setting"] = plan.setting(one["service"])
     return {"sweep": str(sweep.path), "allocations": allocations, "points": points}
 
 
@@ -120,7 +123,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         words += [f"ended: {one['ended']}"] if one["ended"] else []
         text.append(", ".join(words))
         for service in one["services"]:
-            text.append(f"  service {service['service']}: {_service_words(service)}")
+            name = " ".join(filter(None, (service["service"], service["setting"])))
+            text.append(f"  service {name}: {_service_words(service)}")
     done = sum(point["state"] in ("valid", "invalid") for point in found["points"])
     valid = sum(point["valid"] for point in found["points"])
     text.append(f"{done} of {len(found['points'])} points measured, {valid} valid")

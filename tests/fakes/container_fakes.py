@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ PROGRAMS = ("enroot", "unsquashfs", "srun", "docker", "podman", "apptainer")
 REGISTRY = "registry.example:5000"
 IMAGE = "test/image:v1"
 URI = f"docker://{REGISTRY}#{IMAGE}"
+PATH = os.environ["PATH"]
 DIGEST = "sha256:" + "ab" * 32
 
 
@@ -38,6 +41,19 @@ def need_containers() -> None:
         pytest.skip(reason)
 
 
+@cache
+def _others() -> tempfile.TemporaryDirectory[str]:
+    """Return a directory of links to every program on PATH but container runtimes, of which this machine may have real
+    ones."""
+    folder = tempfile.TemporaryDirectory(prefix="other-programs-")
+    places = [Path(place) for place in reversed(PATH.split(os.pathsep))]
+    found = {path.name: path for place in places if place.is_dir() for path in place.iterdir()}
+    for name, path in found.items():
+        if name not in PROGRAMS:
+            Path(folder.name, name).symlink_to(path)
+    return folder
+
+
 class Fakes:
     """The programs and what they are told to do."""
 
@@ -50,6 +66,11 @@ class Fakes:
             (folder / name).write_text(source.read_text().replace("PYTHON", sys.executable, 1))
             (folder / name).chmod(0o755)
         self.tell()
+
+    @property
+    def path(self) -> str:
+        """A PATH on which no other container runtime is."""
+        return f"{self.folder}:{_others().name}"
 
     def tell(self, **programs: Any) -> None:
         """Set the orders: `tell(enroot_import={"slow_s": 1}, images={...})`."""

@@ -105,6 +105,24 @@ class User:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
+    def ask(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run a program as this user to its end, whatever its exit code."""
+        return subprocess.run(
+            words, user=self.uid, group=self.uid, extra_groups=self.groups, cwd=self.home, capture_output=True,
+            text=True, check=False, env={**os.environ, **self.environment(), **env},
+        )  # fmt: skip
+
+    def run(self, *words: str, **env: str) -> str:
+        """Run a program as this user. Returns what it printed; it has to end well."""
+        done = self.ask(*words, **env)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+        return done.stdout
+
+    def need_namespaces(self) -> None:
+        """Skip a test where ordinary users cannot make user namespaces."""
+        if (refused := self.ask("unshare", "--user", "true")).returncode:
+            pytest.skip(f"this kernel gives ordinary users no user namespaces: {refused.stderr.strip()}")
+
     def can_read(self, path: Path) -> bool:
         """Return whether this user may read a file."""
         return bool(self.call(os.access, path, os.R_OK))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -22,7 +21,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
     """Put the stand-ins before everything else on PATH."""
     need_containers()
     made = Fakes(tmp_path / "bin", ("enroot", "unsquashfs", "docker"))
-    monkeypatch.setenv("PATH", f"{made.folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", made.path)
     return made
 
 

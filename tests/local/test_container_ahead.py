@@ -100,18 +100,8 @@ async def test_pyxis_gets_one_import_for_all_nodes(tmp_path: Path, fakes: Fakes)
     assert f"--container-image={tmp_path}/images/{DIGEST.replace(':', '-')}+{os.uname().machine}.sqsh" in step
 
 
-def without_enroot(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make this a node that has no enroot."""
+async def test_pyxis_alone_imports_by_itself(tmp_path: Path, fakes: Fakes) -> None:
     (fakes.folder / "enroot").unlink()
-    monkeypatch.setenv("PATH", f"{fakes.folder}:/usr/sbin:/usr/bin:/sbin:/bin")
-
-
-async def test_pyxis_alone_imports_by_itself(
-    tmp_path: Path,
-    fakes: Fakes,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    without_enroot(fakes, monkeypatch)
     one = engine(tmp_path, "pyxis", container__name="fixed")
     await prepare(one)
     assert not (tmp_path / "images").exists()
@@ -148,12 +138,8 @@ async def test_what_fails_is_the_reason_of_this_rank(
     assert await one.stop() == []
 
 
-async def test_a_runtime_that_is_not_there_ends_the_staging_of_the_weights(
-    tmp_path: Path,
-    fakes: Fakes,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    without_enroot(fakes, monkeypatch)
+async def test_a_runtime_that_is_not_there_ends_the_staging_of_the_weights(tmp_path: Path, fakes: Fakes) -> None:
+    (fakes.folder / "enroot").unlink()
     model = tmp_path / "R1"
     model.mkdir()
     one = engine(

@@ -247,6 +247,13 @@ def test_a_row_of_another_user_is_from_where_it_lay(tmp_path: Path) -> None:
         os.chown(path, owner, owner)
         reuse.take(own, [past])
         assert read_json(own.point(past.point).row)["reused_from"] == origin
+    (mine := tmp_path / "mine.json").write_text("{}")
+    path.unlink()
+    reuse.take(own, [past])  # it went after it was read
+    path.symlink_to(mine)  # or is a link to a file of ours by now
+    os.chown(path, STRANGER, STRANGER, follow_symlinks=False)
+    reuse.take(own, [past])
+    assert read_json(own.point(past.point).row)["reused_from"] == str(sweep.path)
 
 
 def test_a_job_that_a_record_names_is_a_job(tmp_path: Path) -> None:

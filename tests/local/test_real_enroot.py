@@ -15,12 +15,25 @@ from typing import Any
 
 import psutil
 import pytest
-from real_runtimes import HTPASSWD, OS, Real, docker, need, need_program, registry, silent_registry
+from real_runtimes import (
+    HTPASSWD,
+    OS,
+    Real,
+    check_row,
+    docker,
+    need,
+    need_program,
+    registry,
+    silent_registry,
+    sweep_words,
+)
 from test_container_by_digest import headless_rank, prepared
 from test_container_one_image import is_engine, prepare
+from test_real_runtimes import LAUNCHER, up
 from test_real_runtimes import refused as refusal
-from test_real_runtimes import up
+from test_rehearsal import the_sweep
 from test_runtimes import engine, failed, mark_of
+from users import two_users
 
 from containers import enroot
 from jobs.allocation.node import image
@@ -201,3 +214,20 @@ async def test_a_disk_that_the_real_one_fills_is_named(maker: Real, tmp_path: Pa
         reason = await failed(one) if full == "data" else (await refused(one)).reason
         assert "the disk is full" in reason
         assert full == "cache" or roots(tmp_path) == []
+
+
+@pytest.mark.parametrize("more", [(), ("container.writable=false", "container.remap_root=false")], ids=["root", "user"])
+def test_the_real_one_of_an_ordinary_user_needs_no_root(hub: str, more: tuple[str, ...]) -> None:
+    with two_users() as host:
+        user, runs, node = host.victim, host.victim.home / "runs", host.victim.home / "node"
+        user.need_namespaces()
+        words = sweep_words("enroot", f"{hub}/team/sim:v1")
+        said = user.ask(*LAUNCHER, f"results.root={runs}", f"container.local_dir={node}", *words, *more)
+        if "lack their capabilities" in said.stdout + said.stderr:
+            pytest.skip("this enroot has no capabilities (its package +caps): only root unpacks layers with it")
+        assert said.returncode == 0, said.stdout[-3000:] + said.stderr[-1000:]
+        row, inside = check_row(the_sweep(runs), "enroot")
+        assert row["image_digest"].startswith("sha256:")
+        assert [one["proof"]["os"] for one in inside] == [OS] * 2
+        assert the_sweep(runs).path.stat().st_uid == user.uid
+        assert [path for path in (node / "enroot/data").iterdir() if path.is_dir()] == []

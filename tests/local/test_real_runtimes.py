@@ -54,6 +54,7 @@ IMAGE = "localhost/rehearsal:v1"
 HOST = socket.gethostname()
 OTHER = "sha256:" + "cd" * 32
 REAL = ("docker", "podman")
+LAUNCHER = (sys.executable, str(ROOT / "launch.py"), "-m", "engine=simulator")
 
 
 @pytest.fixture(scope="module", params=REAL)
@@ -384,27 +385,13 @@ def test_the_podman_of_an_ordinary_user_needs_no_root() -> None:
         user, runs, archive = host.victim, host.victim.home / "runs", image_file(host.victim.home / "image.tar")
         for path in (user.home, *user.home.rglob("*")):
             os.chown(path, user.uid, user.uid)
-        env = {**os.environ, **user.environment(), **one.env, "XDG_RUNTIME_DIR": str(user.home / "tmp")}
-
-        def ask(*words: str) -> subprocess.CompletedProcess[str]:
-            return subprocess.run(
-                words, user=user.uid, group=user.uid, extra_groups=(), cwd=user.home, env=env, capture_output=True,
-                text=True, check=False,
-            )  # fmt: skip
-
-        def run(*words: str) -> str:
-            done = ask(*words)
-            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-            return done.stdout
-
-        if (refused := ask("unshare", "--user", "true")).returncode:
-            pytest.skip(f"this kernel gives ordinary users no user namespaces: {refused.stderr.strip()}")
-        run("podman", "import", str(archive), IMAGE)
-        launcher = (sys.executable, str(ROOT / "launch.py"), "-m", "engine=simulator", f"results.root={runs}")
-        run(*launcher, *sweep_words("podman", IMAGE))
+        user.need_namespaces()
+        env = {**one.env, "XDG_RUNTIME_DIR": str(user.home / "tmp")}
+        user.run("podman", "import", str(archive), IMAGE, **env)
+        user.run(*LAUNCHER, f"results.root={runs}", *sweep_words("podman", IMAGE), **env)
         check_row(the_sweep(runs), "podman")
         assert the_sweep(runs).path.stat().st_uid == user.uid
-        assert run("podman", "ps", "--all", "--quiet") == ""
+        assert user.run("podman", "ps", "--all", "--quiet", **env) == ""
 
 
 def test_nothing_is_left_where_the_tests_are_interrupted(tmp_path: Path) -> None:

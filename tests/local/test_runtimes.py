@@ -50,7 +50,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
     need_containers()
     made = Fakes(tmp_path / "bin", PROGRAMS)
     made.tell(node="node1")
-    monkeypatch.setenv("PATH", f"{made.folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", made.path)
     return made
 
 

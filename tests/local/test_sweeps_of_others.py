@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 import pytest
+from results_help import copied as recorded_at
 from users import Host, two_users
 from world import ROOT
 
-from jobs.core.errors import RunError
-from jobs.core.rundir import SweepDir
+from jobs.__main__ import main
+from jobs.core.errors import RunError, UserError
+from jobs.core.rundir import SweepDir, sweeps_in
 from jobs.core.tasks import read_config
 from jobs.results.pairs import write_question
 from jobs.sweep.contest import Contest, ask
@@ -105,3 +110,63 @@ def test_a_rank_runs_no_config_that_somebody_else_put_in_its_place(host: Host) -
     assert host.victim.call(read_config, SweepDir(evil), point) == host.victim.call(read_config, sweep, point)
     with pytest.raises(RunError, match="it belongs to another user"):
         host.victim.call(lambda: read_config(SweepDir(evil), point, ours=True))
+
+
+def test_a_sweep_that_is_closed_to_us_hides_none_beside_it(host: Host) -> None:
+    root = shared_root(host)
+    host.victim.call(begin, root)
+    host.attacker.call(begin, root)
+    theirs, mine = sorted(root.glob("decide-*"), key=lambda path: path.stat().st_uid)
+    assert host.victim.call(lambda: [one.path.name for one in sweeps_in(root)])[-1:] == [mine.name]
+    for reads in ("status", "table", "collect"):
+        assert "Permission denied" in host.victim.call(run, [reads, str(theirs)])
+
+
+@pytest.mark.parametrize(
+    "closed", ["points", "points/*", "services", "allocations/0", "plan.json", "points/*/row.json"]
+)
+def test_what_is_closed_to_us_in_a_sweep_ends_no_command(host: Host, tmp_path: Path, closed: str) -> None:
+    """A directory may show its names and not what they stand for (0744)."""
+    sweep = host.shared / "theirs"
+    shutil.copytree(recorded_at(tmp_path), sweep)
+    for path in (sweep, *sweep.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    for path in sweep.glob(closed):
+        path.chmod(0o744 if path.is_dir() else 0o600)
+    for path in (sweep, *sweep.rglob("*")):
+        os.chown(path, host.attacker.uid, host.attacker.uid)
+    for command in (
+        ["status"],
+        ["table"],
+        ["collect"],
+        ["report", "--json"],
+        ["diagnose"],
+        ["explain", "--key", "bench.seed"],
+    ):
+        host.victim.call(run, [command[0], str(sweep), *command[1:]])  # an exception would be raised here
+
+
+def test_an_export_of_a_sweep_of_somebody_else_goes_where_the_user_says(host: Host, tmp_path: Path) -> None:
+    sweep = host.shared / "theirs"
+    shutil.copytree(recorded_at(tmp_path), sweep)
+    (sweep / "export").mkdir()
+    for path in (sweep, *sweep.rglob("*")):
+        path.chmod(0o777 if path.is_dir() else 0o644)
+        os.chown(path, host.attacker.uid, host.attacker.uid)
+    command, out = ["export", str(sweep), "--to", "vllm_bench"], host.victim.home / "out"
+    assert "this sweep is another user's" in host.victim.call(run, command)
+    assert not any((sweep / "export").iterdir())
+    assert "written: " in host.victim.call(run, [*command, "--out", str(out)])
+    assert any(out.iterdir())
+
+
+def run(words: list[str]) -> str:
+    """Run a command in this process. Returns what it said."""
+    os.chdir(ROOT)
+    out = io.StringIO()
+    with redirect_stdout(out), redirect_stderr(out), suppress(SystemExit):
+        try:
+            main(words)
+        except UserError as error:
+            out.write(str(error))
+    return out.getvalue()

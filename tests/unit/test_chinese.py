@@ -36,12 +36,15 @@ def in_chinese(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_text_that_people_read_has_its_chinese_and_no_other() -> None:
-    """`python tools/spoken.py` prints what is lacking; add it to jobs/core/chinese.json."""
-    assert load("spoken").templates() == set(chinese.OURS.texts)
+    """`python tools/spoken.py` prints what is lacking; add it to jobs/core/chinese.json or chinese_diagnoses.json."""
+    spoken = load("spoken")
+    assert spoken.templates() == set(chinese.OURS.texts)
+    assert spoken.diagnoses() == set(chinese.DIAGNOSES.texts)
 
 
-def test_what_is_filled_in_is_filled_in_in_both() -> None:
-    for english, text in chinese.OURS.texts.items():
+@pytest.mark.parametrize("catalogue", [chinese.OURS, chinese.DIAGNOSES], ids=["ours", "diagnoses"])
+def test_what_is_filled_in_is_filled_in_in_both(catalogue: chinese.Catalogue) -> None:
+    for english, text in catalogue.texts.items():
         places = Counter(name for _, name, _, _ in string.Formatter().parse(text) if name is not None)
         asked = {str(number) for number in range(len(chinese.words(english)) - 1)}
         assert set(places) <= asked and len(asked) - len(places) <= 1, english  # an English plural has no place
@@ -76,6 +79,18 @@ def test_each_command_tells_in_chinese_what_it_is_for(
     for text in filter(None, helps):
         assert chinese.OURS.translated(text) != text
         assert "".join(chinese.OURS.translated(text).replace("%%", "%").split()) in "".join(shown.split())
+
+
+def test_a_diagnosis_is_told_in_chinese_and_quotes_its_lines(
+    tmp_path: Path, in_chinese: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "ERROR 11-24 10:00:08 [w.py:1] RuntimeError: NPU out of memory. Tried to allocate 2.00 GiB"
+    (tmp_path / "server.log").write_text(f"{line}\n")
+    assert main(["diagnose", str(tmp_path / "server.log")]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    labels = [text.strip().partition("：")[0] for text in shown if text.startswith("  ")]
+    assert CHINESE.search(shown[1]) and shown[1].endswith("(npu-memory)") and {"结论", "日志行", "办法"} <= set(labels)
+    assert any("Tried to allocate 2.00 GiB" in text for text in shown)
 
 
 def test_launch_helps_in_chinese() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ PINNED = f"docker://{REGISTRY}#ascend/vllm-ascend:v0.9.1-openeuler"
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     fakes = Fakes(tmp_path / "bin")
     fakes.tell(images={PINNED: DIGEST})
-    monkeypatch.setenv("PATH", f"{fakes.folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", fakes.path)
     site = [f"container.local_dir={tmp_path}/node"]
 
     def run(*words: str) -> tuple[int, Any]:

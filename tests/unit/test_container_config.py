@@ -22,7 +22,7 @@ from jobs.sweep.start import start
 def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
     made = Fakes(tmp_path / "bin", PROGRAMS)
     (made.folder / "sbatch").touch(0o755)
-    monkeypatch.setenv("PATH", f"{made.folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", made.path)
     return made
 
 

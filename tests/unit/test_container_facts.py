@@ -6,14 +6,16 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from container_fakes import DIGEST, PROGRAMS, REGISTRY, Fakes
 
 from containers import enroot
-from containers.spec import parse_image
-from jobs.core.errors import RunError
+from containers.spec import Mount, Spec, parse_image
+from jobs.core.errors import ConfigError, RunError
 from jobs.core.foreign import from_yaml
+from jobs.core.registry import RUNTIMES
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -38,7 +40,7 @@ def test_every_defect_of_the_report_has_one() -> None:
 def env(tmp_path: Path) -> tuple[Fakes, dict[str, str]]:
     fakes = Fakes(tmp_path / "bin", PROGRAMS)
     folders = {f"ENROOT_{name.upper()}_PATH": str(tmp_path / name) for name in ("data", "cache", "runtime")}
-    return fakes, {**os.environ, **folders, "PATH": f"{fakes.folder}:{os.environ['PATH']}"}
+    return fakes, {**os.environ, **folders, "PATH": fakes.path}
 
 
 def run(env: dict[str, str], *argv: str) -> subprocess.CompletedProcess[str]:
@@ -70,6 +72,39 @@ def test_a_pyxis_before_0_15_refuses_what_it_does_not_know(env: tuple[Fakes, dic
     fakes.tell(node="n1", pyxis_version="0.14")
     done = run(variables, *STEP, f"--container-image={REGISTRY}#test/image:v1", "--container-env=A", "true")
     assert (done.returncode, "unrecognized option" in done.stderr) == (255, True)
+
+
+@pytest.mark.parametrize(
+    ("version", "more", "key", "words"),
+    [
+        ("0.14", {}, "container.runtime", "too old: `srun --help` has no --container-env"),
+        ("0.15", {}, None, ""),
+        ("0.23", {"args": {"container-unshare": "ipc"}}, "container.runtime", "has no --container-unshare"),
+        ("0.24", {"args": {"container-unshare": "ipc", "nice": 5}}, None, ""),
+        ("0.23", {"mounts": (Mount("/a b", "/c"),)}, "container.mounts", "older than 0.24, and takes no blank"),
+        ("0.24", {"mounts": (Mount("/a b", "/c"),)}, None, ""),
+        ("0.24", {"mounts": (Mount("/a$(b)", "/c"),)}, "container.mounts", "into a shell script"),
+    ],
+)
+def test_what_an_older_pyxis_cannot_do_is_said_before_the_queue(
+    env: tuple[Fakes, dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    version: str,
+    more: dict[str, Any],
+    key: str | None,
+    words: str,
+) -> None:
+    fakes, variables = env
+    fakes.tell(pyxis_version=version)
+    monkeypatch.setenv("PATH", variables["PATH"])
+    spec = Spec("pyxis", parse_image("test/image:v1", REGISTRY), **more)
+    if key is None:
+        RUNTIMES.get("pyxis").check(spec, here=True)
+        return
+    with pytest.raises((ConfigError, RunError)) as caught:
+        RUNTIMES.get("pyxis").check(spec, here=True)
+    assert caught.value.key == key
+    assert words in caught.value.reason
 
 
 def test_pyxis_unpacks_inside_of_its_step(env: tuple[Fakes, dict[str, str]]) -> None:

@@ -17,7 +17,7 @@ from containers.base import Fetched, Local, Order
 from containers.spec import Image, Mount, Spec, host_path, parse_image, parse_mount, size_bytes
 from jobs.core.errors import ConfigError
 from jobs.core.registry import RUNTIMES
-from jobs.sweep import compose, grammar, road
+from jobs.sweep import check, compose, grammar, road
 from jobs.sweep.record import as_json
 
 DIGEST = "sha256:" + "0f" * 32
@@ -254,6 +254,25 @@ def test_a_batch_job_has_no_terminal() -> None:
             "container.mount_home",
             "homes",
         ),
+        (["container=docker", "container.image=podman://a/b"], "container.image", "Write dockerd://"),
+        (["container=podman", "container.image=dockerd://a/b"], "container.image", "Write podman://"),
+        (["container=docker", "container.image=a/b", "container.mounts=['umount:/b']"], "container.mounts", "Leave it"),
+        (
+            ["container=docker", "container.image=a/b", "container.registry='https://r.example'"],
+            "container.registry",
+            "Leave https:// out",
+        ),
+        (
+            ["container=enroot", "container.image=a/b", "container.registry=r.example/team"],
+            "container.registry",
+            "write a path into container.image",
+        ),
+        (
+            ["container=docker", "container.image=a/b", "container.args={--net: host}"],
+            "container.args",
+            "without dashes",
+        ),
+        (["container=docker", "container.image=a/b", "container.workdir=opt"], "container.workdir", "begins with /"),
         (["container.runtime=lxc"], "container.runtime", "none, enroot, pyxis, docker, podman, apptainer"),
         (["container=enrot"], "container", "no such option"),
     ],
@@ -264,6 +283,12 @@ def test_what_cannot_work_is_said_before_anything_is_submitted(overrides: list[s
         road.plan(compose.expand(["cluster=slurm", *overrides]), composer)
     assert caught.value.key == key
     assert words in str(caught.value)
+
+
+def test_an_image_without_a_runtime_is_a_warning() -> None:
+    image, own = "container.image=a/b", "parallel.max_model_len=8192"
+    assert [one.rule for one in check.findings(config(image, own)) if one.key == "container.image"] == ["C4"]
+    assert [one for one in check.findings(config(own)) if one.key == "container.image"] == []
 
 
 def test_the_plan_shows_the_commands_of_each_runtime_and_none_has_none() -> None:

@@ -24,7 +24,7 @@ class Site:
         self.tell()
         self.fakes.image(here / "good.sqsh")
         self.env = os.environ | {f"ENROOT_{one.upper()}_PATH": f"{here}/{one}" for one in ("data", "cache", "runtime")}
-        self.env |= {"PATH": f"{here}/bin:{os.environ['PATH']}", "ENROOT_LOGIN_SHELL": "n"}
+        self.env |= {"PATH": self.fakes.path, "ENROOT_LOGIN_SHELL": "n"}
         self.run("enroot", "create", "-n", "root", "good.sqsh")
 
     def tell(self, **more: object) -> None:

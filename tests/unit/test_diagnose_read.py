@@ -14,6 +14,7 @@ import pytest
 from core_help import change, config
 
 from jobs.__main__ import main
+from jobs.allocation.node import oom
 from jobs.core.errors import RunError
 from jobs.core.rundir import SweepDir
 from jobs.core.tasks import write_config
@@ -282,6 +283,18 @@ def test_what_rank_0_can_say_itself_counts_too(tmp_path: Path) -> None:
     killed = "rank 1 (headless): engine killed by SIGKILL: serving"
     assert reason_of(sweep.service("aaaa", 1), killed).startswith("rank 1: the engine was killed from outside")
     assert reason_of(sweep.service("aaaa", 1), "a reason of its own") == "a reason of its own"
+
+
+@pytest.mark.parametrize(
+    ("how", "last"),
+    [("killed by SIGKILL (exit code 137)", "serving"), ("exited with code 1", "RuntimeError: Engine core died")],
+)
+def test_what_the_kernel_killed_for_lack_of_memory_is_that_whoever_of_the_engine_it_was(
+    tmp_path: Path, how: str, last: str
+) -> None:
+    sweep = sweep_dir(tmp_path, {"aaaa": (FINE, FINE)}, STDOUT)
+    reason = reason_of(sweep.service("aaaa", 1), f"rank 1 (headless): engine {how}{oom.told(0, 1)}: {last}")
+    assert reason.startswith("rank 1: the kernel, or a guard of the memory, killed a process because")
 
 
 STEP = """(EngineCore_0 pid=7) INFO 11-24 10:00:07 [a.py:1] serving

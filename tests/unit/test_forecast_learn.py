@@ -69,7 +69,7 @@ def test_what_was_not_seen_has_a_wider_interval_and_past_a_limit_is_declined(lea
     strange = learnt.predict(replace(subject, scope={**subject.scope, "engine": "other"}))["ttft_s"]
     assert strange.declined == "measure a point with engine other first"
     nobody = learn([]).predict(replace(subject, anchored=False))["ttft_s"]
-    assert nobody.declined == "measure a point with any row of this site first"
+    assert nobody.declined == "measure any point on this site first"
     assert not learn([]).predict(subject)["ttft_s"].declined, "the anchors tell of this machine"
     far = learn([]).predict(replace(subject, load=replace(subject.load, prompt=2**24)))["ttft_s"]
     assert far.declined == "measure a point with prompt 16777216 first", "and of no prompt like that"

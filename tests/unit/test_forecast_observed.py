@@ -120,4 +120,4 @@ def test_the_command_prints_charts_and_its_error(tmp_path: Path, capsys: pytest.
     assert (
         main(["forecast", "engine=vllm_cpu", "model=tiny_llama", "parallel=dp2_tp1", f"results.root={tmp_path}"]) == 0
     )
-    assert "no forecast: measure a point with any row of this site first" in capsys.readouterr().out
+    assert "no forecast: measure any point on this site first" in capsys.readouterr().out

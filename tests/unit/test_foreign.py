@@ -73,7 +73,27 @@ BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
 
 
 @pytest.mark.parametrize(
-    "text", ["[}", BOMB, "[" * 200 + "]" * 200, "- " * 500, "!!python/object:os.system x", "a: \x07"]
+    "text",
+    [
+        *("[}", BOMB, "[" * 200 + "]" * 200, "- " * 500, "!!python/object:os.system x", "a: \x07"),
+        *(
+            "a: !!bool maybe",
+            "a: !!int ''",
+            "a: !!float ''",
+            "a: !!timestamp soon",
+            "? !!bool maybe\n: 1",
+            "a: !!set x",
+        ),
+        *(
+            "a: !!seq {b: 1}",
+            "a: !!map [1]",
+            "a: !!map x",
+            "!!str {a: 1}",
+            "? [1]\n: 2",
+            "a: " + "9" * 5000,
+            "a: 9999-99-99",
+        ),
+    ],
 )
 def test_what_is_no_yaml_of_ours_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.yaml"
@@ -90,6 +110,8 @@ def test_yaml_has_the_types_that_pyyaml_gives_it_and_a_bound_on_its_levels(tmp_p
     path.write_text("".join(f"k{number}: {text}\nq{number}: '{text}'\n" for number, text in enumerate(PLAIN)))
     for _ in range(2):  # types are remembered
         assert foreign.load_yaml(path) == yaml.safe_load(path.read_text())
+    path.write_text("<<: {a: 1, b: [x]}\nb: {c: [2, {d: !!set {e}}]}\n=: !!str 1\nb: again\n")
+    assert foreign.load_yaml(path) == yaml.safe_load(path.read_text())
     path.write_text("[" * foreign.DEEPEST + "1" + "]" * foreign.DEEPEST)
     assert foreign.load_yaml(path)
     path.write_text("[" * (foreign.DEEPEST + 1) + "1" + "]" * (foreign.DEEPEST + 1))
@@ -175,7 +197,7 @@ def test_a_link_is_followed_where_its_maker_owns_what_it_leads_to(tmp_path: Path
         (tmp_path / name).symlink_to(target)
         os.chown(tmp_path / name, maker, maker, follow_symlinks=False)
     assert foreign.load_json(tmp_path / "own") == foreign.load_json(tmp_path / "good") == "theirs"
-    with pytest.raises(RunError, match="it is a link of another user"):
+    with pytest.raises(RunError, match="a link of another user leads"):
         foreign.load_json(tmp_path / "bad")
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import stat
+import unicodedata
 from pathlib import Path
+from urllib.parse import quote
 
+import markdown_it
 import pandas as pd
 import pytest
 from core_help import change, config
@@ -73,6 +77,64 @@ def test_what_is_no_secret_is_shown(name: str) -> None:
 def test_a_secret_is_known_by_its_form(words: str) -> None:
     assert "hidden1" not in masking.text(words)
     assert masking.has_secret(words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("http://u:pa@hidden1@h/x", "http%3A%2F%2Fu%3Ahidden1%40h", "HF_TOKEN%3Dhidden1", "redis://:hidden1@h/0"),
+        *("Authorization: token hidden1", '{"Authorization": "hidden1"}', "authorization: bearer hidden1"),
+        *("headers=[['Authorization','hidden1']]", "Cookie: a=b; session=hidden1", "-H 'X-Auth-Token: hidden1'"),
+        *("hf_token: hidden1", "HF_TOKEN: |\n  hidden1", "HF_TOKEN := hidden1", "['--api-key', 'hidden1']"),
+        *('["--api-key", "hidden1"]', "--api-key\\ hidden1", "HF_TOKEN=$'hidden1'", "HF_TOKEN='a'hidden1"),
+        *("comment=HF_TOKEN='hidden1'", "PGPASSWORD=hidden1", "OPENAI_KEY=hidden1", "AccountKey=hidden1"),
+        *(
+            "https://h/x?a=1&sig=hidden1&b=2",
+            "https://h/x?X-Amz-Signature=hidden1",
+            "it is hf_hidden1aaaaaaaaaaaaaaaaaa",
+        ),
+        *("ghp_hidden1aaaaaaaaaaaaaaaaaaaaaaaaaaaa", "eyJhidden1aaa.aaaaaaaaaaaaa.aaaaaaaaaaaaa"),
+        "-----BEGIN PRIVATE KEY-----\nMIIhidden1\n-----END PRIVATE KEY-----",
+    ],
+)
+def test_a_secret_is_known_in_urls_headers_lists_and_by_what_tokens_look_like(words: str) -> None:
+    assert "hidden1" not in masking.text(words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(
+            "Authorization: Bearer {api_key}",
+            "-H 'Authorization: Bearer $KEY'",
+            "first token: 12 ms",
+            "image: n:t@sha256:a",
+        ),
+        *("time_per_output_token: 5", "http://h:80 and a@b", "see http://h/a:b c@d", "sort_key=a", "http://u@h:80/x"),
+        *("'--model', '/x'", "task-abcdefghijklmnopqrstuvwxyz", "docker run -u 1:2"),
+    ],
+)
+def test_what_only_looks_like_a_secret_is_shown(words: str) -> None:
+    assert masking.text(words) == words
+
+
+def test_a_known_secret_is_known_as_json_python_and_urls_write_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = 'a"b\\c d&ü1'
+    monkeypatch.setenv("SOME_SITE_TOKEN", secret)
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:p%40ss-word@proxy:3128")
+    for words in (
+        secret,
+        json.dumps([secret]),
+        json.dumps([secret], ensure_ascii=False),
+        quote(secret, ""),
+        repr(secret),
+    ):
+        assert masking.text(f"it is {words} here").replace("***", "") in (
+            "it is  here",
+            'it is [""] here',
+            "it is '' here",
+        )
+    assert masking.text("proxy said p@ss-word") == "proxy said ***"
 
 
 def test_a_secret_of_this_shell_is_known_by_its_value(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -194,9 +256,13 @@ def test_control_characters_are_shown_and_not_sent() -> None:
     assert json.loads(masking.visible(json.dumps({"a": EVIL}, ensure_ascii=False)))["a"]
 
 
-def test_what_python_calls_printable_hides_nothing() -> None:
-    hidden = [chr(code) for code in range(0x110000) if masking._HIDDEN.match(chr(code))]
-    assert len(hidden) > 2000 and not any(one.isprintable() for one in hidden)
+def test_what_hides_is_what_unicode_calls_control_format_surrogate_or_end_of_a_line() -> None:
+    """And nothing that Python calls printable: a text of such letters alone is not looked through."""
+    every = [chr(code) for code in range(0x110000)]
+    hidden = {one for one in every if masking._HIDDEN.match(one)}
+    assert not any(one.isprintable() for one in hidden)
+    kinds = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    assert {one for one in every if unicodedata.category(one) in kinds} - hidden == {"\t", "\n"}
 
 
 def test_the_console_shows_them_too(capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,12 +273,19 @@ def test_the_console_shows_them_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert not {"\x1b", "\x9b", "\u202e", "\x07"} & set(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("cell", ["=1+1", "+1", "-1+2", "@SUM(A1)", "\t=1", " =1", "\x1b[2J"])
+@pytest.mark.parametrize("cell", ["=1+1", "+1", "-1+2", "@SUM(A1)", "\t=1", " =1", "\x1b[2J", "\u3000=1"])
 def test_a_cell_of_a_csv_file_is_no_formula(cell: str) -> None:
     frame = pd.DataFrame([{"a": cell, "b": -1.5, "c": -3}])
     line = render(frame, "csv").decode().splitlines()[1]
     assert not line.lstrip('"').lstrip().startswith(("=", "+", "-", "@")) and "\x1b" not in line
     assert line.endswith(",-1.5,-3")
+
+
+@pytest.mark.parametrize("cell", ["x;=1+1", "x\t@SUM(A1)", "\uff1d1+1", "x\n =1", "x; +1"])
+def test_no_part_of_a_cell_is_one_where_other_signs_end_a_cell(cell: str) -> None:
+    """Of the whole world's spreadsheets some take `;` or a tab for the end of a cell, or = in full width for =."""
+    shown = render(pd.DataFrame([{"a": cell}]), "csv").decode().partition("\n")[2].strip().strip('"')
+    assert not any(part.lstrip()[:1] in "=+-@\uff1d" for part in re.split(r"[;\t\n]", shown)), shown
 
 
 def test_markdown_holds_no_html_link_or_image() -> None:
@@ -221,6 +294,13 @@ def test_markdown_holds_no_html_link_or_image() -> None:
     for active in ("<img", "[x]", "[y]", "`c", "<b"):
         assert text.count(active) == text.count("\\" + active)
     assert "[1, 2]" in text
+
+
+@pytest.mark.parametrize("cell", ["[1](http://x)", "[ a](http://x)", "![2](x)", "[1][x]", "\\<img src=x>", "\\[x](y)"])
+def test_a_link_that_begins_like_a_list_and_a_stroke_before_another_make_nothing_active(cell: str) -> None:
+    text = render(pd.DataFrame([{"a": cell}]), "md").decode()
+    html = markdown_it.MarkdownIt("gfm-like", {"html": True}).disable("linkify").render(text)
+    assert not {"<a", "<img"} & set(re.findall(r"<\w+", html)), html
 
 
 def test_the_page_runs_its_own_programs_alone() -> None:

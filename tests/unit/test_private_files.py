@@ -91,6 +91,18 @@ def test_a_lock_with_a_second_name_or_that_is_a_pipe_is_none(tmp_path: Path) -> 
     assert (tmp_path / "mine").read_text() == "mine"
 
 
+def test_a_second_name_is_not_appended_to_where_others_make_names(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine\n")
+    (tmp_path / "x.part").hardlink_to(tmp_path / "mine")
+    tmp_path.chmod(0o1777)
+    with pytest.raises(OSError, match="it is a second name of a file"):
+        files.open_append(tmp_path / "x.part", 0o600)
+    assert (tmp_path / "mine").read_text() == "mine\n"
+    tmp_path.chmod(0o700)  # a backup by second names
+    files.append_json(tmp_path / "x.part", 1)
+    assert (tmp_path / "mine").read_text() == "mine\n1\n"
+
+
 def test_a_directory_that_nobody_else_can_exchange_is_private(tmp_path: Path) -> None:
     (tmp_path / "a/b").mkdir(parents=True)
     assert files.not_private(tmp_path / "a/b") is None

@@ -76,7 +76,9 @@ def test_a_note_is_marked_in_its_row_and_stands_below(tmp_path: Path) -> None:
     frame = read_table(found)
     rows = [line for line in printed(frame, ("bench.concurrency",), 200) if "vllm_ascend" in line]
     assert ["True*" in line for line in rows] == [True, False]
-    assert show.reasons_text(frame) == f"True* {made.points[0].point}: the canary answered otherwise after the window"
+    named = f"{made.points[0].point} (bench.concurrency=4)"
+    said = show.reasons_text(frame, ("bench.concurrency",))
+    assert said == f"True* {named}: the canary answered otherwise after the window"
 
 
 def test_a_latency_of_nothing_has_no_star(tmp_path: Path) -> None:

@@ -263,7 +263,8 @@ def test_the_notes_of_the_rows_that_are_compared_are_quoted(tmp_path: Path) -> N
     measured(found, made.points[0], 50.0, notes="the search ended at bench.search_most")
     measured(found, made.points[1], 60.0)
     _, said = judged(found.path)
-    assert said["note"] == {"point": made.points[0].point, "note": "the search ended at bench.search_most"}
+    name = f"{made.points[0].point} (parallel.max_model_len=8192)"
+    assert said["note"] == {"point": name, "note": "the search ended at bench.search_most"}
 
 
 @pytest.mark.parametrize(("windows", "outcome"), [(1, "undecided"), (2, "undecided_few")])
@@ -338,7 +339,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     measured(found, made.points[0], 50.0, completed=12)
     _, said = judged(found.path)
     assert "only" in said
-    assert said["few"] == {"count": 12}
+    assert said["few"] == {"point": f"{made.points[0].point} (parallel.max_model_len=8192)", "count": 12}
     measured(found, made.points[1], 60.0)
     found.point(made.points[1].point).requests.unlink()
     _, said = judged(found.path)

@@ -75,8 +75,8 @@ def test_a_running_one_shows_each_rank_and_the_point_that_is_measured(
     assert (
         text[0] == f"allocation 0 attempt 1: job 7 RUNNING, nodelist n[1-2], left 1:00:00, service {second} measuring"
     )
-    assert text[1] == f"  service {first}: done, ready after 812.4 s"
-    assert text[2] == f"  service {second}: measuring, rank 1 loading"
+    assert text[1] == f"  service {first} parallel.max_model_len=8192: done, ready after 812.4 s"
+    assert text[2] == f"  service {second} parallel.max_model_len=4096: measuring, rank 1 loading"
     assert text[3] == "1 of 4 points measured, 1 valid"
 
 
@@ -93,7 +93,10 @@ def test_a_failed_one_names_reason_and_diagnosis(folder: SweepDir, monkeypatch: 
     row(folder, items[2], invalid_reason="not run: rank 1 is lost")
     text = "\n".join(status.lines(status.describe(folder)))
     assert "job 7 FAILED, ended: rank 1 is lost" in text
-    assert f"service {first}: failed, rank 1 (headless): NPU out of memory, see {service.diagnosis}" in text
+    assert (
+        f"service {first} parallel.max_model_len=8192: failed, rank 1 (headless): NPU out of memory, see "
+        f"{service.diagnosis}" in text
+    )
     assert "max_model_len=8192 bench.concurrency=1 invalid: rank 1 (headless): NPU out of memory" in text
     assert "max_model_len=4096 bench.concurrency=1 not run: rank 1 is lost" in text
     assert "1 of 4 points measured, 0 valid" in text

@@ -264,10 +264,10 @@ def test_columns_that_hold_nothing_are_left_out(frame: pd.DataFrame, capsys: pyt
 
 
 def test_reasons_are_shown_word_for_word(frame: pd.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
-    show.console().print(show.reasons_text(frame))
+    show.console().print(show.reasons_text(frame, ()))
     line = capsys.readouterr().out.strip()
     assert line == f"invalid {frame['point'][2]}: [/x] :smile: lost"
-    assert show.reasons_text(frame[frame["valid"]]) == ""
+    assert show.reasons_text(frame[frame["valid"]], ()) == ""
 
 
 def test_the_plan_in_words(tmp_path: Path) -> None:

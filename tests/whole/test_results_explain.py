@@ -31,6 +31,7 @@ def test_a_swept_flag_reached_every_rank(tmp_path: Path) -> None:
     ]
     assert all(one.agrees for one in read_back)
     assert "not read back" in text(found), "the third service never ran"
+    assert f"service {read_back[0].service} parallel.max_model_len=2048 attempt 1 rank 0: " in text(found)
 
 
 def test_a_variable_that_a_rank_lost_is_seen(tmp_path: Path) -> None:

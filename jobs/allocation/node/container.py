@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import re
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -80,17 +81,27 @@ def check(config: Config) -> None:
     container = config.container
     if container.image is None:
         reason = f"container={container.runtime} needs an image"
-        raise ConfigError("container.image", None, reason, "Give registry#image:tag, or the path of a .sqsh file.")
+        remedy = (
+            "Give registry/image:tag, or a path: of a .sqsh file for enroot and pyxis, of a .sif file for apptainer."
+        )
+        raise ConfigError("container.image", None, reason, remedy)
     runtime = of(config)
     if runtime.of_slurm and config.cluster.on_loopback:
         reason = f"{runtime.name} is a plugin of Slurm and needs a job"
         raise ConfigError("container.runtime", runtime.name, reason, "Use cluster=slurm, or container=enroot.")
     if container.shm_size is not None:
         size_bytes(container.shm_size)
+    if container.workdir is not None and not container.workdir.startswith("/"):
+        reason = "a directory inside begins with /"
+        raise ConfigError("container.workdir", container.workdir, reason, "Give its whole path, or leave it out.")
     spec = wanted(config, 0, words=CHECKED)
     if spec.name is not None and set("{}") & set(spec.name):
         reason = "a word in braces is none of those that are known"
         raise ConfigError("container.name", container.name, reason, "Use {uid}, {user}, {job}, {rank}, {host}.")
+    for name in container.args:
+        if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
+            reason, remedy = "it is no option's name", "Write the name without dashes before it, as in {ulimit: host}."
+            raise ConfigError("container.args", name, reason, remedy)
     for name in set(container.args) & set(runtime.owned):
         reason = f"the tool gives {runtime.name} this option itself"
         remedy = "Use the key of `container` that says it."

@@ -12,7 +12,7 @@ from typing import Any
 
 from containers.base import Fetched
 from containers.faults import GONE
-from jobs.allocation.node import artifacts, audit, cleanup, container_process, image, listening
+from jobs.allocation.node import artifacts, audit, cleanup, container_process, image, listening, oom
 from jobs.allocation.node.container import RankContainer, by_digest, checkpoint
 from jobs.allocation.node.container_process import ContainerProcess
 from jobs.core import masking, process
@@ -46,6 +46,7 @@ class Engine:
         self._discard: Callable[[], list[str]] | None = None
         self._fetched: Fetched | None = None
         self._begun = 0.0
+        self._killed: int | None = None
         self.load_gb_s: float | None = None
         """How fast it has read its weights: the checkpoint's bytes by the seconds of its slowest worker."""
 
@@ -132,6 +133,7 @@ class Engine:
                 write_json(self.folder.command, intended | {"container": masking.mask(container_process.commands(one))})
                 argv, env, source = one.argv, one.env, []
             self._begun = time.time()
+            self._killed = None if self.container and self.container.runtime.apart else oom.kills(self._reads)
             self._process = await process.start(argv, env, self.folder.log, self.tag, source, scratch=self._scratch)
         except RunError:
             shutil.rmtree(self._scratch, ignore_errors=True)
@@ -152,7 +154,13 @@ class Engine:
         """Wait until the engine's main process has ended; return how, with its own last words."""
         assert self._process is not None
         how = await self._process.wait()
-        return f"engine {how}: {last_words(read_tail(self.folder.log))}"
+        killed = oom.told(self._killed, await aside(oom.kills, self._reads)) if how.code else ""
+        return f"engine {how}{killed}: {last_words(read_tail(self.folder.log))}"
+
+    def _reads(self, path: Path) -> str:
+        """Read what the kernel counts for the engine: of a group of its own, where its container is apart."""
+        apart = self.container and self.container.runtime.apart
+        return self.container.inside.read(path) if self.container and apart else path.read_text(encoding="utf-8")
 
     def inspect(self) -> tuple[audit.Difference, ...]:
         """Compare the running engine with its intended command, and write effective.json."""

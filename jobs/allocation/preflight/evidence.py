@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from jobs.allocation.preflight.findings import CHECKS, Finding
 from jobs.core.errors import RunError
-from jobs.core.files import write_json
+from jobs.core.files import remove, write_json
 from jobs.core.rundir import Root
 
 
@@ -28,7 +28,7 @@ def save(root: Root, hosts: Iterable[str], findings: Sequence[Finding], job: str
                 reasons = [str(one) for one in bad]
                 write_json(root.node(host), {"node": host, "time": time.time(), "job_id": job, "reasons": reasons})
             elif _passed(host, findings):
-                root.node(host).unlink(missing_ok=True)
+                remove(root.node(host))
 
 
 def _passed(host: str, findings: Sequence[Finding]) -> bool:

@@ -20,8 +20,8 @@ from pathlib import Path
 from jobs.core import process
 from jobs.core.errors import RunError
 from jobs.core.files import sha256, write_text
-from jobs.core.foreign import is_anothers
 from jobs.core.lock import exclusive
+from jobs.core.ways import is_anothers
 
 ROOT = Path(__file__).parents[4] / ".engines" / "ascend"
 """Where releases are kept; SERVING_SWEEP_RELEASES names another place."""
