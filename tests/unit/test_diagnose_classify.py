@@ -535,3 +535,9 @@ def test_an_exception_of_any_name_ends_a_traceback() -> None:
     assert found.certainty == "not known"
     assert found.first is not None
     assert found.first.line == "odd.errors.OddTrouble: odd words"
+
+
+def test_what_srun_said_before_it_got_its_nodes_is_over() -> None:
+    waits = "srun: Requested partition configuration not available now\n"
+    assert classify([log(0, waits)]).signature == "slurm-says"
+    assert not classify([log(0, waits + "srun: job 7 has been allocated resources\nodd words")]).found
