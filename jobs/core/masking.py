@@ -29,14 +29,15 @@ _IN_URL = re.compile(r"(?<=://)([^\s/:@'\"]{0,500}):([^\s/'\"]{1,500})(?=@)")  #
 _IN_QUOTED_URL = re.compile(r"(?i)(?<=%3a%2f%2f)([^\s/:@'\"&%]{0,100})%3a([^\s/:@'\"&]{1,200}?)(?=%40)")
 _BEARER = re.compile(r"\b(Bearer|Basic)\s+(?!\$)([A-Za-z0-9._~+/=-]{4,})")
 _HEADER = re.compile(
-    r"(?i)\b(authorization|cookie)((?:\\*['\"]?\s{0,9}[:=]|\\*['\"]\s{0,9},)\s{0,9}\\*['\"]?)(?!\s*(?:\w+ )?[{$*])"
-    r"([^'\"\\\r\n]{1,4000})"
+    r"(?i)\b(authorization|cookie)((?:(?:\\*['\"])?\s{0,9}[:=]|\\*['\"]\s{0,9},)\s{0,9}(?:\\*['\"])?)"
+    r"(?!\s*(?:[,:}\]]|(?:\w+ )?[{$*]))([^'\"\\\r\n]{1,4000})"
 )
 _PARTS_OF_HEADERS = ("uthorization", "UTHORIZATION", "ookie", "OOKIE")
 _FORMS = re.compile(
     r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{20,}|gh[oprsu]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|glpat-[\w-]{20,}"
     r"|xox[abeprs]-[\w-]{10,}|sk-[\w-]{20,}|AKIA[A-Z0-9]{16}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,})"
-    r"|(?<=PRIVATE KEY-----)[^-]{1,10000}|(?<=[?&]sig=)[^\s&'\"]+|(?<=[?&]X-Amz-Signature=)[^\s&'\"]+"
+    r"|(?<=PRIVATE KEY-----)(?:[^-'\"\\]|\\[^'\"]){1,10000}|(?<=[?&]sig=)[^\s&'\"\\]+"
+    r"|(?<=[?&]X-Amz-Signature=)[^\s&'\"\\]+"
 )
 """What tokens of hubs and clouds look like, the inside of a private key, the seal of a signed URL."""
 _PARTS_OF_FORMS = (
@@ -56,10 +57,14 @@ _PARTS_OF_FORMS = (
     "sig=",
     "X-Amz-Signature=",
 )
-_WORD = r"[^\s,;'\"{}\[\])]"
+_WORD = r"(?:[^\s,;'\"{}\[\])\\]|\\[^'\"])"  # a stroke belongs to what follows it: without it a quote would end JSON
+_SINGLE, _DOUBLE = r"'[^']*'", r"\"(?:[^\"\\]|\\.)*\""
+_ENDED = r"(?!\\*['\"]\s*(?:[,:}\]]|$))"
+"""Not behind a quote that ends a text of JSON: {"x": "TOKEN=", "y": 1}."""
 _VALUE = (
-    rf"(\$?'[^']*'{_WORD}*|\$?\"(?:[^\"\\]|\\.)*\"{_WORD}*|\\+\"[^\"\\]*\\*\"|\[[^\[\]]{{0,2000}}\]|\{{[^{{}}]{{0,2000}}\}}"
-    rf"|\\*['\"][^\s'\"\\]+|{_WORD}+(?:(?<==)(?:'[^']*'|\"[^\"]*\"))?)"
+    rf"{_ENDED}(\$?{_SINGLE}{_WORD}*|\$?{_DOUBLE}{_WORD}*|\\+\"[^\"\\]*\\+\""
+    rf"|\[(?:[^\[\]'\"\\]|\\.|{_SINGLE}|{_DOUBLE}){{0,2000}}\]|\{{(?:[^{{}}'\"\\]|\\.|{_SINGLE}|{_DOUBLE}){{0,2000}}\}}"
+    rf"|\\*['\"][^\s'\"\\]+|{_WORD}+(?:(?<==)(?:{_SINGLE}|\"[^\"]*\"))?)"
 )
 """In quotes, in those that JSON wrote before (\\"), a list, a mapping, behind a quote that a cut has left, a word."""
 _NAME = r"[A-Za-z_][\w.-]{0,200}"

@@ -8,6 +8,7 @@ import re
 import stat
 import unicodedata
 from pathlib import Path
+from random import Random
 from urllib.parse import quote
 
 import markdown_it
@@ -165,6 +166,23 @@ def test_a_secret_is_known_in_what_json_made_of_its_quotes(words: str) -> None:
         words = json.dumps({"line": words})
         assert json.loads(masking.text(words))["line"]
     assert masking.text('password="a\\"b" x') == 'password="***" x'
+
+
+PIECES = (
+    *("HF_TOKEN=", "abc123", '"', "'", "\\", "\n", " ", ",", "{", "}", "[", "]", "|", "%3D", "@", "x:A=", "hf_token: "),
+    *("https://h/x?sig=", "&b=1", "-----BEGIN PRIVATE KEY-----", "-----END", "Authorization: ", "Bearer tok12345"),
+    *("Cookie: a=b", "http://u:pw12345@h", "--api-key", "$'x'y", "hf_" + "a" * 24),
+)
+
+
+def test_json_without_its_secrets_is_json() -> None:
+    """Commands print JSON through the mask, with whatever a log, a reason or a command line holds."""
+    random = Random(1)
+    for _ in range(5000):
+        text = "".join(random.choice(PIECES) for _ in range(random.randint(1, 7)))
+        forms = ([text, "b"], {"x": {"argv": ["--api-key", text]}}, {"a": json.dumps({"k": text})}, {"a": repr(text)})
+        words = json.dumps(random.choice(forms), ensure_ascii=False)
+        json.loads(masking.text(words))
 
 
 @pytest.mark.parametrize(
