@@ -78,7 +78,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
     (here / "data/half").mkdir(parents=True)
     (here / "bin/pyxis/pyxis_used").mkdir(parents=True)
     env = os.environ | {f"ENROOT_{name.upper()}_PATH": str(here / name) for name in ("data", "cache", "runtime")}
-    env["PATH"] = fakes.path
+    env["PATH"] = f"{here}/bin:{env['PATH']}"
     subprocess.run(["enroot", "create", "-n", "root", "good.sqsh"], cwd=here, env=env, check=True)
     fixed = ["docker", "run", "--name", "fixed", "--detach", "--read-only", REFERENCE, "bash"]
     subprocess.run(fixed, cwd=here, env=env, check=True)
