@@ -19,6 +19,9 @@ Order of trust:
     9. A line below the level of an error that says how the program went on (falls back, resets, ignores) is no failure.
    10. A wait that its line does not call an error decides only where no error does; and where nothing is found, the
        stage of its life in which the least advanced log ends.
+   11. What a service survived is no reason of its end: what stands before it was ready, a stage that was passed, a
+       wait that went on. A time limit or a preemption does not explain a failure that stands clearly before it.
+       Commands that a shell traces, and programs that tidy up, say nothing.
 """
 
 from __future__ import annotations

@@ -527,3 +527,17 @@ def test_every_narrowed_answer_of_a_line_says_how_to_go_on_without_its_causes() 
     refused = classify([log(0, "ValueError: odd must be even")])
     assert refused.certainty == "narrowed"
     assert refused.causes[-1].startswith("none of these: ")
+
+
+def test_an_exception_of_any_name_ends_a_traceback() -> None:
+    words = 'Traceback (most recent call last):\n  File "/x/odd.py", line 3, in <module>\n    main()\n'
+    found = classify([log(0, words + "odd.errors.OddTrouble: odd words")])
+    assert found.certainty == "not known"
+    assert found.first is not None
+    assert found.first.line == "odd.errors.OddTrouble: odd words"
+
+
+def test_what_srun_said_before_it_got_its_nodes_is_over() -> None:
+    waits = "srun: Requested partition configuration not available now\n"
+    assert classify([log(0, waits)]).signature == "slurm-says"
+    assert not classify([log(0, waits + "srun: job 7 has been allocated resources\nodd words")]).found

@@ -179,6 +179,7 @@ def test_a_cut_never_makes_a_failure_healthy_or_another_one_certain(param: Any, 
 
 
 SAME = {
+    "pyxis-disk-full": ("disk-full",),
     "slurm-launch": ("slurm-node-silent",),
     "container-runtime-path": ("slurm-launch",),
     "hccl-buffer-too-small": ("cann-EZ1009",),
