@@ -226,6 +226,10 @@ class Inside:
         """Return the id of the image that the container was made of; None: the runtime does not tell."""
         return None
 
+    def fate(self) -> str | None:
+        """Return how a container that stands apart ended before its engine did; None: it lives, or that is not told."""
+        return None
+
     def join(self, command: Sequence[str]) -> Start:
         """Return what runs a further command in the container. RunError: the engine has not said where it is."""
         raise NotImplementedError

@@ -49,7 +49,6 @@ ANSWER_S = 20.0
 """A daemon that needs longer to say what it has hangs."""
 
 REMOVE_S = 120.0
-
 COPY_S = 600.0
 """Copying what an engine or its client wrote out of a container may take so long."""
 
@@ -58,7 +57,6 @@ _FLAGS = ("ro", "rw", "z", "Z", "nocopy", "shared", "slave", "private", "rshared
 _TMPFS_FLAGS = ("ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "size", "mode", "uid", "gid")
 
 _FAULTS = from_yaml(Path(__file__).with_name("docker.yaml").read_text(encoding="utf-8"))["faults"]
-
 _NO_IMAGE = ("No such image", "no such image", "image not known")
 _NO_CONTAINER = ("No such container", "no such container", "is not running", "container state improper")
 
@@ -86,10 +84,8 @@ class Docker(Runtime):
 
     label: ClassVar[str] = f'{{{{.Label "{LABEL}"}}}}'
     """Template of our label in the list of containers."""
-
     storage: ClassVar[str] = "{{.DockerRootDir}}"
     """Template of the directory of images."""
-
     taken: ClassVar[str] = "Conflict. The container name"
     """What `run` says where a container has the name already; then it made none."""
 
@@ -332,11 +328,24 @@ class InDocker(Inside):
             return float(self._exec("stat", "--format", "%.Y", str(self.order.files.entered)))
         return None
 
+    def _inspect(self, form: str) -> CompletedProcess[str]:
+        return self._docker.run(self.env, "container", "inspect", "--format", form, self.order.name)
+
     def image_id(self) -> str | None:
         with contextlib.suppress(RunError):
-            words = ("container", "inspect", "--format", "{{.Image}}", self.order.name)
-            return self._docker.run(self.env, *words).stdout.strip() or None
+            return self._inspect("{{.Image}}").stdout.strip() or None
         return None
+
+    def fate(self) -> str | None:
+        try:
+            words = self._exec("bash", "-c", 'kill -0 "$1" && echo lives', "bash", str(self.pid() or "none"))
+        except RunError as error:
+            done = self._inspect("{{.State.Status}} with code {{.State.ExitCode}}")
+            if done.returncode != 0:
+                gone = any(words in done.stderr for words in _NO_CONTAINER)
+                return "its container was removed from outside" if gone else error.reason
+            return None if done.stdout.startswith("running") else f"its container has ended: {done.stdout.strip()}"
+        return "it lives on: its client lost it, as where a daemon is restarted" if "lives" in words else None
 
     def wake(self) -> None:
         self._docker.run(self.env, "unpause", self.order.name)

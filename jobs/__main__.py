@@ -57,7 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
         more = [word for word in more if word not in ("-m", "--multirun")]  # as launch.py takes them
     # argparse takes no more overrides once an option has followed them: `plan a=1 --json b=2`.
     if any(word.startswith("-") for word in more) or (more and "overrides" not in options):
-        parser.error(f"unrecognized arguments: {' '.join(more)} (see python -m jobs {arguments[0]} --help)")
+        unknown = chinese.say("unrecognized arguments: %s") % " ".join(more)
+        parser.error(f"{unknown} (python -m jobs {arguments[0]} --help)")
     if more:
         options.overrides += more
     try:

@@ -25,6 +25,7 @@ from jobs.core.filetable import files_of
 from jobs.core.rundir import FOLDERS
 from jobs.diagnose.diagnosis import ANSWERS, Diagnosis
 from jobs.diagnose.signatures import SLOT
+from jobs.forecast import memory
 
 ROOT = Path(__file__).resolve().parents[1]
 SPOKEN = ("reason", "remedy")
@@ -112,7 +113,7 @@ def _told(value: Any) -> Iterator[str]:
 
 
 def _help() -> Iterator[str]:
-    yield from (*_ARGPARSE, *_PYDANTIC, "{} ({})", jobs.__main__.__doc__ or "", JSON, MODEL)
+    yield from (*_ARGPARSE, *_PYDANTIC, *memory.SPOKEN, "{} ({})", jobs.__main__.__doc__ or "", JSON, MODEL)
     for command in commands():
         yield _literal(command.help)
         yield from (_literal(options["help"]) for _, options in command.arguments if options.get("help"))

@@ -26,7 +26,7 @@ _LAST = frozenset(("token", "pwd", "pass", "pat"))
 """At the end of a name alone: limits.first_token_s is a time. PWD by itself is a directory."""
 _PAIRS = frozenset((one, "key") for one in ("api", "access", "secret", "private", "auth", "account", "signing", "ssh"))
 _IN_URL = re.compile(r"(?<=://)([^\s/:@'\"]{0,500}):([^\s/'\"]{1,500})(?=@)")  # to the last @: a password may hold one
-_IN_QUOTED_URL = re.compile(r"(?i)(?<=%3a%2f%2f)([^\s/:@'\"&]{0,500}?)%3a([^\s/:@'\"&]{1,500}?)(?=%40)")
+_IN_QUOTED_URL = re.compile(r"(?i)(?<=%3a%2f%2f)([^\s/:@'\"&%]{0,100})%3a([^\s/:@'\"&]{1,200}?)(?=%40)")
 _BEARER = re.compile(r"\b(Bearer|Basic)\s+(?!\$)([A-Za-z0-9._~+/=-]{4,})")
 _HEADER = re.compile(
     r"(?i)\b(authorization|cookie)((?:\\*['\"]?\s{0,9}[:=]|\\*['\"]\s{0,9},)\s{0,9}\\*['\"]?)(?!\s*(?:\w+ )?[{$*])"

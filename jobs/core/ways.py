@@ -90,8 +90,9 @@ def folder(path: Path, *, named: bool = False) -> Iterator[int]:
     try:
         handle = _directly(path, _FOLDER)
     except FileNotFoundError:
-        handle = None
-    handle = _made(path) if handle is None else handle
+        with folder((path := path.absolute()).parent, named=True) as above:
+            handle = _made(above, path.name)
+    handle = _reached(path) if handle is None else handle
     try:
         if not named and is_anothers(os.fstat(handle)):
             raise _refused("this directory belongs to another user", path)
@@ -100,8 +101,21 @@ def folder(path: Path, *, named: bool = False) -> Iterator[int]:
         os.close(handle)
 
 
-def _made(path: Path) -> int:
-    with _walked(path, make=True) as end:
+def _made(above: int, name: str) -> int:
+    """Make a directory in one that is open, where nobody was faster, and open it."""
+    with suppress(FileExistsError):  # of another rank, or of somebody else
+        os.mkdir(name, 0o750 if is_shared(os.fstat(above)) else 0o700, dir_fd=above)
+    handle = os.open(name, _PART, dir_fd=above)
+    info = os.fstat(handle)
+    if not stat.S_ISDIR(info.st_mode) or is_anothers(info):
+        os.close(handle)
+        raise _refused("another user has put something there just now", name)
+    return handle
+
+
+def _reached(path: Path) -> int:
+    """Open a directory to which links lead."""
+    with _walked(path) as end:
         if not stat.S_ISDIR(os.fstat(end.handle).st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
         if any(link.st_uid != led.st_uid for link, led in end.links):
@@ -125,8 +139,8 @@ class _End:
 
 
 @contextmanager
-def _walked(path: Path, *, make: bool = False) -> Iterator[_End]:
-    """Go a way part by part, each opened in the one before. `make`: directories that are missing are made."""
+def _walked(path: Path) -> Iterator[_End]:
+    """Go a way part by part, each opened in the one before."""
     root = os.open("/", _FOLDER)
     end, links = _End(root, os.fstat(root)), 0
     try:
@@ -136,7 +150,7 @@ def _walked(path: Path, *, make: bool = False) -> Iterator[_End]:
                 end.links.append((part, os.fstat(end.handle)))  # here is what that link led to
                 continue
             end.folder = os.fstat(end.handle)
-            there = _entered(end, part, make=make and all(isinstance(one, str) for one in todo))
+            there = os.open(part, _PART, dir_fd=end.handle)
             if not stat.S_ISLNK((info := os.fstat(there)).st_mode):
                 end.move(there)
                 continue
@@ -149,23 +163,6 @@ def _walked(path: Path, *, make: bool = False) -> Iterator[_End]:
         yield end
     finally:
         os.close(end.handle)
-
-
-def _entered(end: _End, part: str, *, make: bool) -> int:
-    """Open a part of a way by O_PATH, made where it is missing."""
-    try:
-        return os.open(part, _PART, dir_fd=end.handle)
-    except FileNotFoundError:
-        if not make:
-            raise
-    with suppress(FileExistsError):  # of another rank, or of somebody else
-        os.mkdir(part, 0o750 if is_shared(end.folder) else 0o700, dir_fd=end.handle)
-    there = os.open(part, _PART, dir_fd=end.handle)
-    info = os.fstat(there)
-    if not stat.S_ISDIR(info.st_mode) or is_anothers(info):
-        os.close(there)
-        raise _refused("another user has put something there just now", part)
-    return there
 
 
 def _target(link: int) -> str:

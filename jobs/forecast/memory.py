@@ -18,6 +18,16 @@ DOES_NOT_FIT = "does not fit: "
 """Begins the reason of a row whose service was not started because the plan said that it cannot."""
 
 
+SUM = "one request of {} tokens needs {} GiB of KV cache on each NPU ({} bytes a token) and {} GiB {}; by this sum {}"
+LEFT = "are left ({} x {} - {} weights - {} HCCL buffers and activations{})"
+ASIDE = "are set aside"
+SHORTER = "{} would fit"
+NONE = "no length fits"
+DOUBT = "may not start: {}, but the sum is uncertain by {} GiB"
+SPOKEN = (SUM, LEFT, ASIDE, SHORTER, NONE, DOUBT)
+"""What is said where the longest request does not fit, or may not."""
+
+
 @dataclass(frozen=True)
 class Fit:
     """What is known of a service's memory before it starts.
@@ -50,25 +60,23 @@ class Fit:
         made = self.prediction
         if not made or self.lacks_bytes <= 0 or self.refusal:
             return None
-        return f"may not start: {self._sum(made)}, but the sum is uncertain by {made.uncertainty_bytes / GIB:.2f} GiB"
+        return DOUBT.format(self._sum(made), f"{made.uncertainty_bytes / GIB:.2f}")
 
     def _sum(self, made: Prediction) -> str:
-        need = made.needed_bytes(self.length)
-        text = (
-            f"one request of {self.length:,} tokens needs {need / GIB:.2f} GiB of KV cache on each NPU"
-            f" ({made.kv_bytes_per_token:,} bytes a token) and {made.kv_bytes / GIB:.2f} GiB"
-        )
+        need, rest = made.needed_bytes(self.length), sum(term.bytes for term in made.terms) - made.weights_bytes
+        left = ASIDE
         if made.device_bytes and made.budget_bytes:
-            rest = sum(term.bytes for term in made.terms) - made.weights_bytes
-            text += (
-                f" are left ({self.utilization:g} x {made.device_bytes / GIB:.2f} - {made.weights_bytes / GIB:.2f}"
-                f" weights - {rest / GIB:.2f} HCCL buffers and activations"
-                + (f", {made.allowance.source})" if made.allowance.measured else ")")
-            )
-        else:
-            text += " are set aside"
+            figures = [f"{one / GIB:.2f}" for one in (made.device_bytes, made.weights_bytes, rest)]
+            measured = f", {made.allowance.source}" if made.allowance.measured else ""
+            left = LEFT.format(f"{self.utilization:g}", *figures, measured)
+        figures = [
+            f"{self.length:,}",
+            f"{need / GIB:.2f}",
+            f"{made.kv_bytes_per_token:,}",
+            f"{made.kv_bytes / GIB:.2f}",
+        ]
         longest = made.largest_max_model_len
-        return text + (f"; by this sum {longest:,} would fit" if longest else "; by this sum no length fits")
+        return SUM.format(*figures, left, SHORTER.format(f"{longest:,}") if longest else NONE)
 
 
 def judge(config: Config, load: Load, *, allowance: Allowance | None = None, device_gib: float | None = None) -> Fit:

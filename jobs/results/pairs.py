@@ -84,6 +84,11 @@ def read_question(sweep: SweepDir) -> Question | None:
     return load_form(sweep.question, Question, SMALL) if sweep.question.exists() else None
 
 
+def changed(goal: str, better: float) -> float:
+    """Return how much a figure changes from A to B where B is better by a share: a latency falls."""
+    return 1 / (1 + better) - 1 if low_is_best(goal) else better
+
+
 def pair_of(goal: str, one: Row, two: Row) -> Pair:
     """Return what a row, or a window, of A and one of B say."""
     for side, row in (("A", one), ("B", two)):

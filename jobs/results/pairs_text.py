@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.core.rundir import SweepDir
 from jobs.results.columns import low_is_best
-from jobs.results.pairs import Standing
+from jobs.results.pairs import Standing, changed
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,6 @@ def headline(found: Found) -> str:
         won, lost, least = "A", "B", 1 / (1 + decision.high) - 1
     said = f"{won} is faster than {lost}: {goal} is {'lower' if low_is_best(goal) else 'higher'}"
     return f"{said}, by at least {abs(changed(goal, least)):.1%}" if least > 0 else said
-
-
-def changed(goal: str, better: float) -> float:
-    """Return how much a figure changes from A to B where B is better by a share: a latency falls."""
-    return 1 / (1 + better) - 1 if low_is_best(goal) else better
 
 
 def lines(found: Found) -> list[str]:

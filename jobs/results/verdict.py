@@ -16,8 +16,7 @@ from jobs.results.columns import counts, low_is_best
 from jobs.results.gather import Run
 from jobs.results.intervals import LEVEL
 from jobs.results.noise import STARTS, Difference, Row, Side, difference
-from jobs.results.pairs import of_sweep, read_question, standing
-from jobs.results.pairs_text import changed
+from jobs.results.pairs import changed, of_sweep, read_question, standing
 from jobs.results.spread import Spreads
 
 FEW = 100

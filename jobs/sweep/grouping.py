@@ -153,9 +153,13 @@ def warnings(services: Sequence[Service], points: Mapping[str, Point]) -> tuple[
             if over := queueing(config, fit):
                 text = f"only {over.capacity} requests run at once ({over.cause}): the rest queues or is preempted, "
                 loads = found.setdefault(text + "which TTFT will hold, at bench.concurrency=", {})
+                loads |= all_of_it | loads
                 loads[places[point]] = str(config.bench.concurrency)
     overrides = [point.overrides for point in points.values()]
-    named = ((which(loads, overrides), text, ",".join(dict.fromkeys(loads.values()))) for text, loads in found.items())
+    named = (
+        (which(loads, overrides), text, ",".join(dict.fromkeys(filter(None, loads.values()))))
+        for text, loads in found.items()
+    )
     return tuple(f"{name}: {text}{loads}" if name else f"{text}{loads}" for name, text, loads in named)
 
 

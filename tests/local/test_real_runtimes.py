@@ -166,6 +166,41 @@ async def test_an_engine_that_is_killed_and_a_container_that_is_killed(real: Rea
     assert real.containers() == []
 
 
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("rm", "--force"), "its container was removed from outside"),
+        (("stop", "--time", "1"), "its container has ended: exited with code"),
+    ],
+)
+async def test_a_container_that_somebody_ends_is_named(
+    real: Real, tmp_path: Path, words: tuple[str, ...], why: str
+) -> None:
+    one = await up(boxed(real, tmp_path))
+    real.run(*words, *real.containers())
+    assert f"({why}" in await asyncio.wait_for(one.ended(), 60)
+    assert await one.stop(1) == []
+    assert real.containers() == []
+
+
+GREEDY = "all = [bytearray(b'x' * (1 << 20)) for _ in range(500)]"
+WORKER = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', sys.argv[1]]).returncode and 1)"
+
+
+@pytest.mark.parametrize(
+    ("command", "how"),
+    [((GREEDY,), "killed by SIGKILL (exit code 137)"), ((WORKER, GREEDY), "exited with code 1")],
+    ids=["engine", "worker"],
+)
+async def test_memory_that_ran_out_is_named(real: Real, tmp_path: Path, command: tuple[str, ...], how: str) -> None:
+    if not Path("/sys/fs/cgroup/memory").exists() and not Path("/sys/fs/cgroup/memory.events").exists():
+        pytest.skip("nothing limits memory here")
+    limits = {"memory": "100m"} | ({"ulimit": "host"} if real.program == "podman" else {})
+    one = boxed(real, tmp_path, container__args=limits, engine__command=(sys.executable, "-c", *command))
+    assert (await failed(one)).startswith(f"engine {how} (memory cgroup out of memory: the kernel killed 1 meanwhile)")
+    assert real.containers() == []
+
+
 async def test_a_client_is_killed_inside_with_what_it_left_in_other_sessions(real: Real, tmp_path: Path) -> None:
     one = await up(boxed(real, tmp_path))
     [name] = real.containers()

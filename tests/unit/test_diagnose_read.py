@@ -293,7 +293,7 @@ def test_what_the_kernel_killed_for_lack_of_memory_is_that_whoever_of_the_engine
     tmp_path: Path, how: str, last: str
 ) -> None:
     sweep = sweep_dir(tmp_path, {"aaaa": (FINE, FINE)}, STDOUT)
-    reason = reason_of(sweep.service("aaaa", 1), f"rank 1 (headless): engine {how}{oom.told(0, 1)}: {last}")
+    reason = reason_of(sweep.service("aaaa", 1), f"rank 1 (headless): engine {how} ({oom.told(0, 1)}): {last}")
     assert reason.startswith("rank 1: the kernel, or a guard of the memory, killed a process because")
 
 

@@ -192,7 +192,7 @@ def test_keep_runs_it_with_a_warning() -> None:
     made = planned(*GRID, "launch.infeasible=keep")
     assert [service.config.parallel.max_model_len for service in made.services] == [131072, 8192]
     assert made.refused == {}
-    assert [text for text in made.warnings if text.startswith("max_model_len 131072 will not start: ")]
+    assert [text for text in made.warnings if "max_model_len=131072: max_model_len 131072 will not start: " in text]
 
 
 # --- queueing

@@ -13,7 +13,7 @@ from results_help import measured, planned
 from jobs.__main__ import main
 from jobs.cli import launch
 from jobs.core import files, masking
-from jobs.core.errors import ConfigError, RunError
+from jobs.core.errors import ConfigError
 from jobs.core.files import read_json, write_json, write_text
 from jobs.core.tasks import AllocationTask, ServiceTask, write_task
 from jobs.results.compare import compare, left_out, text
@@ -136,16 +136,10 @@ def test_sweeps_of_one_name_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "remedy"), [(errno.ENOSPC, "Free space"), (errno.EACCES, "Choose a place that you can write")]
 )
-def test_a_file_that_cannot_be_written_has_the_remedy_of_its_cause(
-    number: int, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(**_: object) -> None:
-        raise OSError(number, os.strerror(number), "/a/.b.tmp")
-
-    monkeypatch.setattr(files.tempfile, "mkstemp", full)
-    with pytest.raises(RunError, match=remedy) as told:
-        files.write_text(tmp_path / "b", "")
-    assert ".tmp" not in str(told.value)
+def test_a_file_that_cannot_be_written_has_the_remedy_of_its_cause(number: int, remedy: str) -> None:
+    error = files.unwritten(Path("/a/b"), OSError(number, os.strerror(number), "/a/.b.tmp"))
+    assert error.remedy.startswith(remedy)
+    assert ".tmp" not in str(error)
 
 
 def test_notes_and_reasons_name_setting_and_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -330,3 +324,17 @@ def test_a_report_says_of_a_decision_what_decide_says(
     write_question(found, Question("output_tok_per_s", 0.2, ((one, two),), 0, 1, tuple(earlier)))
     assert main(["report", str(found.path)]) == 0
     assert capsys.readouterr().out.startswith(said)
+
+
+def test_report_and_memory_speak_chinese_where_the_locale_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, made = planned(tmp_path / "a", "bench.concurrency=1,4")
+    measured(found, made.points[0], 100.0)
+    monkeypatch.setenv("LC_ALL", "zh_CN.UTF-8")
+    assert main(["report", str(found.path)]) == 0
+    assert "的用户体验" in capsys.readouterr().out
+    assert main(["check", "parallel.max_model_len=32768,100000", f"results.root={tmp_path}"]) == 2
+    said = capsys.readouterr().out
+    assert "可能无法启动：一个 32,768 token 的请求" in said and "按此计算最多可容纳" in said
+    assert "one request of" not in said

@@ -154,8 +154,15 @@ class Engine:
         """Wait until the engine's main process has ended; return how, with its own last words."""
         assert self._process is not None
         how = await self._process.wait()
-        killed = oom.told(self._killed, await aside(oom.kills, self._reads)) if how.code else ""
-        return f"engine {how}{killed}: {last_words(read_tail(self.folder.log))}"
+        why = await aside(self._why) if how.code else None
+        return f"engine {how}{f' ({why})' if why else ''}: {last_words(read_tail(self.folder.log))}"
+
+    def _why(self) -> str | None:
+        """Return what others say of an engine's end: its container's runtime, or the kernel."""
+        with contextlib.suppress(RunError):
+            fate = self.container.inside.fate() if self.container else None
+            return fate or oom.told(self._killed, oom.kills(self._reads))
+        return None
 
     def _reads(self, path: Path) -> str:
         """Read what the kernel counts for the engine: of a group of its own, where its container is apart."""

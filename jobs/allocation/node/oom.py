@@ -35,7 +35,7 @@ def kills(read: Read) -> int | None:
     return None
 
 
-def told(before: int | None, now: int | None) -> str:
-    """Return what stands behind how an engine ended, by both counts: nothing where none was killed."""
+def told(before: int | None, now: int | None) -> str | None:
+    """Return what both counts say; None: none was killed meanwhile."""
     killed = (now or 0) - (before or 0)
-    return f" (memory cgroup out of memory: the kernel killed {killed} meanwhile)" if killed > 0 else ""
+    return f"memory cgroup out of memory: the kernel killed {killed} meanwhile" if killed > 0 else None

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jobs.core import chinese
+
 FOLDER = Path(__file__).parent
 SCRIPTS = ("plotly-basic.min.js", "words.js", "table.js", "plots.js", "search.js", "main.js")
 
@@ -31,9 +33,12 @@ def words() -> Mapping[str, Mapping[str, str]]:
     return found
 
 
-def worded(sentence: Mapping[str, Any], language: str = "en") -> str:
-    """Return a sentence (id and values) in words, as the page says it: numbers with three significant digits."""
-    text = words()[f"verdict.{sentence['id']}"][language]
+def worded(sentence: Mapping[str, Any], language: str | None = None) -> str:
+    """Return a sentence (id and values) in words, as the page says it: numbers with three significant digits.
+
+    `language`: en or zh; None: that of the reader's locale.
+    """
+    text = words()[f"verdict.{sentence['id']}"][language or ("zh" if chinese.is_asked() else "en")]
     for name, value in sentence["values"].items():
         text = text.replace("{" + name + "}", _number(value))
     return text
