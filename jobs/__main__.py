@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         more = [word for word in more if word not in ("-m", "--multirun")]  # as launch.py takes them
     # argparse takes no more overrides once an option has followed them: `plan a=1 --json b=2`.
     if any(word.startswith("-") for word in more) or (more and "overrides" not in options):
-        unknown = chinese.say("unrecognized arguments: %s") % " ".join(more)
+        unknown = chinese.localized("unrecognized arguments: %s") % " ".join(more)
         parser.error(f"{unknown} (python -m jobs {arguments[0]} --help)")
     if more:
         options.overrides += more
@@ -76,21 +76,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser(word: str = "") -> argparse.ArgumentParser:
     if chinese.is_asked():
-        argparse._ = chinese.say  # type: ignore[attr-defined]  # argparse's own words
-    parser = argparse.ArgumentParser(prog="python -m jobs", description=chinese.say(__doc__ or ""))
+        argparse._ = chinese.localized  # type: ignore[attr-defined]  # argparse's own words
+    parser = argparse.ArgumentParser(prog="python -m jobs", description=chinese.localized(__doc__ or ""))
     first = parser.add_subparsers(required=True, metavar="COMMAND")
     groups = {"": first}
     for command in commands(word):
         # "model fetch" is the command `fetch` of the group `model`.
         group, _, name = command.name.rpartition(" ")
         if group not in groups:
-            parent = first.add_parser(group, help=chinese.say(MODEL), description=chinese.say(MODEL))
+            parent = first.add_parser(group, help=chinese.localized(MODEL), description=chinese.localized(MODEL))
             groups[group] = parent.add_subparsers(required=True, metavar="COMMAND")
-        words = chinese.say(command.help)
+        words = chinese.localized(command.help)
         sub = groups[group].add_parser(name, help=words, description=words)
-        sub.add_argument("--json", action="store_true", help=chinese.say(JSON))
+        sub.add_argument("--json", action="store_true", help=chinese.localized(JSON))
         for flag, options in command.arguments:
-            sub.add_argument(flag, **{**options, "help": chinese.say(options.get("help", ""))})
+            sub.add_argument(flag, **{**options, "help": chinese.localized(options.get("help", ""))})
         sub.set_defaults(command=command.run)
     return parser
 

@@ -33,7 +33,7 @@ def judge(points: Sequence[Sequence[str]], composer: compose.Composer = compose.
             [config] = compose.configs([overrides], lambda groups: once(tuple(groups)))
         except ConfigError as error:
             return (Finding.of(error),)
-        return check.findings(config, memory=True)
+        return (*check.findings(config, memory=True), *check.unused_image(config, overrides))
 
     return check.shared(judged(overrides) for overrides in points)
 

@@ -47,7 +47,7 @@ def _keys(options: argparse.Namespace) -> int:
         print("\n".join(parts), end="")
     else:
         width = max(len(row["key"]) for row in rows)
-        print("\n".join(f"{row['key']:<{width}}  {row['scope']:<7}  {chinese.say(row['help'])}" for row in rows))
+        print("\n".join(f"{row['key']:<{width}}  {row['scope']:<7}  {chinese.localized(row['help'])}" for row in rows))
     return 0
 
 
@@ -71,7 +71,7 @@ def _files(options: argparse.Namespace) -> int:
         )
     else:
         width = max(len(name) for name, _ in rows)
-        print("\n".join(f"{name:<{width}}  {chinese.say(holds)}" for name, holds in rows))
+        print("\n".join(f"{name:<{width}}  {chinese.localized(holds)}" for name, holds in rows))
     return 0
 
 

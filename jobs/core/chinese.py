@@ -122,7 +122,7 @@ def _diagnosed(text: str) -> str:
     return OURS.translated(text) if said == text else said
 
 
-def say(text: str) -> str:
+def localized(text: str) -> str:
     """Return a text in the language of the reader's locale."""
     return OURS.translated(text) if is_asked() else text
 

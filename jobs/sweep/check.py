@@ -43,7 +43,7 @@ def findings_of(points: Iterable[Point]) -> dict[str, tuple[Finding, ...]]:
     found: dict[str, tuple[Finding, ...]] = {}
     for point in points:
         if point.point not in found:
-            found[point.point] = findings(point.config)
+            found[point.point] = (*findings(point.config), *unused_image(point.config, point.overrides))
     return found
 
 
@@ -159,7 +159,7 @@ def findings(config: Config, *, memory: bool = False) -> tuple[Finding, ...]:
         *load_limit(config),
         *engine_of(config).findings(config),
     ]
-    if other := image_release(config) or _image_without_runtime(config):
+    if other := image_release(config):
         found.append(other)
     if speculation_of(config) and not is_text(config.bench):
         remedy = "Set bench.workload=text, or leave speculation out; such rows win nothing."
@@ -215,13 +215,14 @@ def image_release(config: Config) -> Finding | None:
     return Finding("C2", "error" if pinned else "warning", "container.image", image, reason, remedy, "this tool")
 
 
-def _image_without_runtime(config: Config) -> Finding | None:
-    """Return that an image is named and no runtime is: the engine is this host's."""
+def unused_image(config: Config, overrides: Sequence[str]) -> tuple[Finding, ...]:
+    """Return that an image was asked for and no runtime is: the engine is this host's. A recipe's may wait for one."""
     image = config.container.image
-    if in_container(config) or image is None:
-        return None
+    asked = any(one.lstrip("+").startswith("container.image=") for one in overrides)
+    if in_container(config) or image is None or not asked:
+        return ()
     reason, remedy = "container=none starts the engine on the node itself", "Add container=enroot, pyxis or docker."
-    return Finding("C4", "warning", "container.image", image, reason, remedy, "this tool")
+    return (Finding("C4", "warning", "container.image", image, reason, remedy, "this tool"),)
 
 
 def _ports(config: Config) -> None:

@@ -287,8 +287,12 @@ def test_what_cannot_work_is_said_before_anything_is_submitted(overrides: list[s
 
 def test_an_image_without_a_runtime_is_a_warning() -> None:
     image, own = "container.image=a/b", "parallel.max_model_len=8192"
-    assert [one.rule for one in check.findings(config(image, own)) if one.key == "container.image"] == ["C4"]
-    assert [one for one in check.findings(config(own)) if one.key == "container.image"] == []
+    [found] = check.unused_image(config(image, own), (image, own))
+    assert (found.rule, found.severity, found.key) == ("C4", "warning", "container.image")
+    assert check.unused_image(config("experiment=article"), ("experiment=article",)) == (), (
+        "a recipe's may wait for one"
+    )
+    assert check.unused_image(config(image, "container=docker"), (image, "container=docker")) == ()
 
 
 def test_the_plan_shows_the_commands_of_each_runtime_and_none_has_none() -> None:
