@@ -45,7 +45,7 @@ def need_containers() -> None:
 def _others() -> tempfile.TemporaryDirectory[str]:
     """Return a directory of links to every program on PATH but container runtimes, of which this machine may have real
     ones."""
-    folder = tempfile.TemporaryDirectory(prefix="other-programs-")
+    folder = tempfile.TemporaryDirectory(prefix="other-programs-", dir="/dev/shm")  # which containers see as well
     places = [Path(place) for place in reversed(PATH.split(os.pathsep))]
     found = {path.name: path for place in places if place.is_dir() for path in place.iterdir()}
     for name, path in found.items():
