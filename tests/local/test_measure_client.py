@@ -359,6 +359,23 @@ async def test_a_service_without_metrics_has_no_engine_tokens() -> None:
     assert window.engine_tokens == {}
 
 
+async def test_the_first_page_of_counters_comes_before_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy service would count the first answers in it: usage would say more than the engines made."""
+    sent: list[int] = []
+    page = Stub.metrics
+
+    async def busy(stub: Stub, request: web.Request) -> web.Response:
+        for _ in range(2000):  # turns of the loop, in which requests arrive if any are sent
+            await asyncio.sleep(0)
+        sent.append(len(stub.seen))
+        return await page(stub, request)
+
+    monkeypatch.setattr(Stub, "metrics", busy)
+    async with serving(BENCH, whole) as stub:
+        await measure(BENCH, LIMITS, MODEL, stub.target)
+    assert sent[0] == 0
+
+
 async def test_metrics_that_hang_do_not_hold_the_load_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "_SCRAPE_S", 0.1)
 
