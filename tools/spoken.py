@@ -42,8 +42,19 @@ _ARGPARSE = (
 _WORDS = re.compile(r"[A-Za-z]{2}.* |^[A-Za-z]{3,}\W*$|^ \(\)$")
 _WORD = re.compile(r"[A-Za-z]{2,}")
 _PATTERN = re.compile(r"^\S+$|\(\?|\\[bsdw]|\[\^|\.\{0,")
-_FOR_MACHINES = frozenset(
-    (*("regex", "example", "find", "quick", "source", "id", "kind", "phase", "over", "within", "gives_way", "early"),)
+_FOR_MACHINES = (
+    "regex",
+    "example",
+    "find",
+    "quick",
+    "source",
+    "id",
+    "kind",
+    "phase",
+    "over",
+    "within",
+    "gives_way",
+    "early",
 )
 _TYPED = re.compile(r"(sysctl|echo) ")
 """Commands to type, which are the same in each language."""
@@ -215,9 +226,8 @@ class _Module:
                 return [text for one in known for text in of(one)] or ["{}"]
             case ast.Call() if depth:
                 found = self._returns.get(_name(node), ())
-                return [text for inner in found for one in inner[""] for text in self._of(one, inner, depth - 1)] or [
-                    "{}"
-                ]
+                said = [self._of(one, inner, depth - 1) for inner in found for one in inner[""]]
+                return [*itertools.chain(*said)] or ["{}"]
         return ["{}"]
 
 

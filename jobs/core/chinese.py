@@ -29,22 +29,21 @@ def is_asked(environment: Mapping[str, str] = os.environ) -> bool:
 
 @dataclass(frozen=True)
 class _Template:
-    """A template with something to fill in. `head`, `tail`: how it begins and ends; `letters`: of all its words."""
+    """A template with something to fill in: what stands before, between and after its places, and its Chinese."""
 
-    head: str
-    tail: str
-    letters: int
-    pattern: re.Pattern[str]
+    parts: list[str]
     chinese: str
 
-    @classmethod
-    def of(cls, text: str, chinese: str) -> _Template:
-        parts = words(text)
-        pattern = re.compile("(.*?)".join(map(re.escape, parts)), re.DOTALL)
-        return cls(parts[0], parts[-1], sum(map(len, parts)), pattern, chinese)
+    @property
+    def letters(self) -> int:
+        """How many letters a text of it has at least."""
+        return sum(map(len, self.parts))
 
-    def may_be(self, text: str) -> bool:
-        return text.startswith(self.head) and text.endswith(self.tail)
+    def match(self, text: str) -> re.Match[str] | None:
+        """Return what is filled in where a text is of this template. Most are told by how they begin and end."""
+        if not (text.startswith(self.parts[0]) and text.endswith(self.parts[-1])):
+            return None
+        return re.fullmatch("(.*?)".join(map(re.escape, self.parts)), text, re.DOTALL)
 
 
 class Catalogue:
@@ -61,15 +60,14 @@ class Catalogue:
 
     @cached_property
     def _templates(self) -> tuple[_Template, ...]:
-        return tuple(_Template.of(text, chinese) for text, chinese in self.texts.items() if words(text)[1:])
+        cut = ((words(text), chinese) for text, chinese in self.texts.items())
+        return tuple(_Template(parts, chinese) for parts, chinese in cut if len(parts) > 1)
 
     def translated(self, text: str, depth: int = _DEEPEST) -> str:
         """Return a text in Chinese: as a whole, or else each of its sentences that is known."""
         if chinese := self.texts.get(text.replace("{", "{{").replace("}", "}}")):
             return chinese.format()
-        fitting = (
-            (one, found) for one in self._templates if one.may_be(text) and (found := one.pattern.fullmatch(text))
-        )
+        fitting = ((one, found) for one in self._templates if (found := one.match(text)))
         if best := max(fitting, key=lambda pair: pair[0].letters, default=None):
             parts = best[1].groups()
             return best[0].chinese.format(*(self.translated(part, depth - 1) for part in parts) if depth else parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -13,7 +14,7 @@ from launching import python
 
 from jobs.core.files import read_json, read_lines
 from jobs.core.process import TAG
-from jobs.core.rundir import AllocationDir, SweepDir
+from jobs.core.rundir import AllocationDir, RankDir, SweepDir
 from jobs.measure.speculation import NOT_TEXT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,25 +113,13 @@ def test_two_services_four_rows(lab: Lab, real_vllm: Path, tmp_path: Path) -> No
 @pytest.mark.timeout(600)
 def test_a_pipeline_over_two_nodes(lab: Lab, real_vllm: Path, tmp_path: Path) -> None:
     """A stage of one data-parallel rank on each node: the other rank is headless, and only computes."""
-    lab.wait_idle()
-    done = python(lab, *PIPELINE.split(), f"results.root={tmp_path}", timeout_s=550)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    sweep = SweepDir((tmp_path / "latest").resolve())
-    [row] = pd.read_parquet(sweep.table("parquet")).to_dict("records")
-    assert row["valid"], row["invalid_reason"]
+    row, ranks = one_row(lab, PIPELINE, tmp_path)
     assert list(json.loads(row["engine_tokens"])) == ["0"] and row["completed"] > 0 and row["failed"] == 0
     assert row["predicted_kv_tokens"] == pytest.approx(row["kv_cache_tokens"], rel=0.01), "half of the layers a stage"
-    [allocation] = sweep.allocations()
-    assert hosts_of(allocation) == ["npu-node1", "npu-node2"]
-    for rank in (0, 1):
-        folder = sweep.service(row["service"], 1).rank(rank)
+    for rank, folder in enumerate(ranks):
         assert f"PP rank {rank}, " in folder.log.read_text(), "each node holds the stage of its number"
         argv = read_json(folder.command)["argv"]
         assert argv[argv.index("--node-rank") + 1] == str(rank) and ("--headless" in argv) == (rank == 1)
-        last = read_lines(folder.states)[-1]
-        assert (last["state"], last["leftovers"]) == ("done", [])
-    lab.wait_idle()
-    assert tagged() == [], "no process of an engine may be left"
 
 
 @pytest.mark.lab
@@ -138,23 +127,30 @@ def test_a_pipeline_over_two_nodes(lab: Lab, real_vllm: Path, tmp_path: Path) ->
 @pytest.mark.timeout(600)
 def test_a_whole_service_on_each_of_two_nodes(lab: Lab, real_vllm: Path, tmp_path: Path) -> None:
     """Two replicas, which know nothing of each other: one row, and both have made its tokens."""
-    lab.wait_idle()
-    done = python(lab, *REPLICAS.split(), f"results.root={tmp_path}", timeout_s=550)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    sweep = SweepDir((tmp_path / "latest").resolve())
-    [row] = pd.read_parquet(sweep.table("parquet")).to_dict("records")
-    assert row["valid"], row["invalid_reason"]
+    row, ranks = one_row(lab, REPLICAS, tmp_path)
     tokens = json.loads(row["engine_tokens"])
     assert sorted(tokens) == ["0", "1"] and min(tokens.values()) > 0 and row["failed"] == 0
+    for folder in ranks:
+        assert "--headless" not in read_json(folder.command)["argv"] and "POST /v1/" in folder.log.read_text()
+
+
+def one_row(lab: Lab, command: str, root: Path) -> tuple[dict[str, Any], list[RankDir]]:
+    """Run a sweep of one point over both nodes; return its row, which is valid, and its ranks, which left nothing."""
+    lab.wait_idle()
+    done = python(lab, *command.split(), f"results.root={root}", timeout_s=550)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    sweep = SweepDir((root / "latest").resolve())
+    [row] = pd.read_parquet(sweep.table("parquet")).to_dict("records")
+    assert row["valid"], row["invalid_reason"]
     [allocation] = sweep.allocations()
     assert hosts_of(allocation) == ["npu-node1", "npu-node2"]
-    for rank in (0, 1):
-        folder = sweep.service(row["service"], 1).rank(rank)
-        assert "--headless" not in read_json(folder.command)["argv"] and "POST /v1/" in folder.log.read_text()
+    ranks = [sweep.service(row["service"], 1).rank(rank) for rank in (0, 1)]
+    for folder in ranks:
         last = read_lines(folder.states)[-1]
         assert (last["state"], last["leftovers"]) == ("done", [])
     lab.wait_idle()
     assert tagged() == [], "no process of an engine may be left"
+    return row, ranks
 
 
 def hosts_of(allocation: AllocationDir) -> list[str]:
