@@ -11,6 +11,7 @@ latencies are those of a queue that grows: they depend on how long was measured.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from statistics import median, median_low
@@ -31,6 +32,9 @@ COUNTED = ("slo_requests", "slo_misses")
 
 REPEAT = "repeat "
 """Begins what is said of one of several windows."""
+
+FIGURE = re.compile(r"(?<![\w.])\d+(?:[.,]\d+)*(?!\w)")
+"""What may differ between windows that say the same."""
 
 SPREAD_COLUMNS = tuple(f"{name}_{end}" for name in SPREAD for end in ("min", "max"))
 
@@ -116,13 +120,26 @@ def combine(windows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def said_once(notes: Iterable[str]) -> tuple[str, ...]:
-    """Return each note once; what windows say alike stands behind all their numbers (`repeats 1, 3: ...`)."""
-    found: dict[str, list[str]] = {}
+    """Return each note once; what windows say alike stands behind all their numbers.
+
+    Notes that differ in figures alone are one: `repeats 1, 3: p99 of 90 / 125 requests: ...`.
+    """
+    found: dict[str, dict[str, str]] = {}
     for note in notes:
         whose, _, text = note.partition(": ") if note.startswith(REPEAT) else ("", "", note)
-        found.setdefault(text, []).append(whose.removeprefix(REPEAT))
+        kind, number = FIGURE.sub("", text) if whose else text, whose.removeprefix(REPEAT)
+        if found.get(kind, {}).get(number, text) != text:  # one window says it of two things
+            kind = text
+        found.setdefault(kind, {})[number] = text
     told = []
-    for text, numbers in found.items():
-        many = ", ".join(filter(None, dict.fromkeys(numbers)))
-        told.append(f"repeat{'s' if ',' in many else ''} {many}: {text}" if many else text)
+    for windows in found.values():
+        text, numbers = _with_all_figures(list(windows.values())), ", ".join(filter(None, windows))
+        told.append(f"repeat{'s' if ',' in numbers else ''} {numbers}: {text}" if numbers else text)
     return tuple(told)
+
+
+def _with_all_figures(texts: Sequence[str]) -> str:
+    """Return texts that differ in figures alone as one, with what each says where they differ."""
+    figures = zip(*map(FIGURE.findall, texts), strict=True)
+    together = iter([" / ".join(said if len(set(said)) > 1 else said[:1]) for said in figures])
+    return FIGURE.sub(lambda _: next(together), texts[0])
