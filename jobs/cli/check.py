@@ -59,9 +59,11 @@ def _check(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(as_json(found, points) | ({"real": real} if options.real else {}), default=str))
     else:
-        for one in found:
+        told = check.alike_as_one(found)
+        for one in told:
             print(text(one, points))
-        counts = ((len(points), "point"), (errors, "error"), (len(found) - errors, "warning"))
+        errors = sum(one.finding.severity == "error" for one in told)
+        counts = ((len(points), "point"), (errors, "error"), (len(told) - errors, "warning"))
         asked, *rest = [show.count(number, noun) for number, noun in counts]
         print(f"{asked}: {', '.join(rest)}")
     if options.real and not errors and not options.json:

@@ -11,12 +11,12 @@ latencies are those of a queue that grows: they depend on how long was measured.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from statistics import median, median_low
 from typing import Any
 
+from jobs.core import alike
 from jobs.core.load import Slo
 from jobs.measure import bound, statistics
 from jobs.measure.records import Window
@@ -32,9 +32,6 @@ COUNTED = ("slo_requests", "slo_misses")
 
 REPEAT = "repeat "
 """Begins what is said of one of several windows."""
-
-FIGURE = re.compile(r"(?<![\w.])\d+(?:[.,]\d+)*(?!\w)")
-"""What may differ between windows that say the same."""
 
 SPREAD_COLUMNS = tuple(f"{name}_{end}" for name in SPREAD for end in ("min", "max"))
 
@@ -127,19 +124,12 @@ def said_once(notes: Iterable[str]) -> tuple[str, ...]:
     found: dict[str, dict[str, str]] = {}
     for note in notes:
         whose, _, text = note.partition(": ") if note.startswith(REPEAT) else ("", "", note)
-        kind, number = FIGURE.sub("", text) if whose else text, whose.removeprefix(REPEAT)
+        kind, number = alike.kind(text) if whose else text, whose.removeprefix(REPEAT)
         if found.get(kind, {}).get(number, text) != text:  # one window says it of two things
             kind = text
         found.setdefault(kind, {})[number] = text
     told = []
     for windows in found.values():
-        text, numbers = _with_all_figures(list(windows.values())), ", ".join(filter(None, windows))
+        text, numbers = alike.as_one(list(windows.values())), ", ".join(filter(None, windows))
         told.append(f"repeat{'s' if ',' in numbers else ''} {numbers}: {text}" if numbers else text)
     return tuple(told)
-
-
-def _with_all_figures(texts: Sequence[str]) -> str:
-    """Return texts that differ in figures alone as one, with what each says where they differ."""
-    figures = zip(*map(FIGURE.findall, texts), strict=True)
-    together = iter([" / ".join(said if len(set(said)) > 1 else said[:1]) for said in figures])
-    return FIGURE.sub(lambda _: next(together), texts[0])

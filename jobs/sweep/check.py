@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -12,7 +12,7 @@ from jobs.allocation.node import container
 from jobs.allocation.preflight.findings import check_names
 from jobs.cluster.interfaces import choose_interface
 from jobs.cluster.ports import derive_ports
-from jobs.core import masking, schema
+from jobs.core import alike, masking, schema
 from jobs.core.config import Config, in_container
 from jobs.core.errors import ConfigError
 from jobs.core.layout import local_sizes
@@ -177,6 +177,23 @@ def shared(found: Iterable[Iterable[Finding]]) -> tuple[Shared, ...]:
             places.setdefault(repr(finding), (finding, []))[1].append(index)
     once = [Shared(finding, tuple(dict.fromkeys(points))) for finding, points in places.values()]
     return tuple(sorted(once, key=lambda one: one.finding.severity != "error"))
+
+
+def alike_as_one(found: Sequence[Shared]) -> tuple[Shared, ...]:
+    """Return the findings for people: those that differ in the figures of their reason and remedy are one, as is what
+    many loads say of their window."""
+    kinds: dict[str, list[Shared]] = {}
+    for one in found:
+        told = replace(one.finding, reason=alike.kind(one.finding.reason), remedy=alike.kind(one.finding.remedy))
+        kinds.setdefault(repr(told), []).append(one)
+    return tuple(_as_one(same) for same in kinds.values())
+
+
+def _as_one(same: Sequence[Shared]) -> Shared:
+    reason = alike.as_one([one.finding.reason for one in same])
+    remedy = alike.as_one([one.finding.remedy for one in same])
+    points = sorted({point for one in same for point in one.points})
+    return Shared(replace(same[0].finding, reason=reason, remedy=remedy), tuple(points))
 
 
 def fits(config: Config) -> Finding | None:

@@ -19,7 +19,7 @@ from jobs.core.planfile import read_plan
 from jobs.core.rundir import SweepDir
 from jobs.results.columns import STARRED, counts, is_work, low_is_best, row_name
 from jobs.results.table import read_table, text
-from jobs.sweep.check import Shared
+from jobs.sweep.check import Shared, alike_as_one
 from jobs.sweep.plan import Allocation, Plan
 from jobs.sweep.points import Point
 from jobs.sweep.record import as_json
@@ -116,7 +116,7 @@ def print_plan(plan: Plan, out: Console) -> None:
 def warnings_text(plan: Plan) -> str:
     """Return one line for every warning; errors are not for here: they stop the sweep."""
     lines = []
-    for one in plan.findings:
+    for one in alike_as_one(plan.findings):
         if one.finding.severity == "warning" and one.finding.rule != "R20":  # the plan itself speaks of queueing
             finding, some = one.finding, of_points(one, [point.overrides for point in plan.points])
             words = chinese.error(finding.key, f"{finding.value}{some}", finding.reason, finding.remedy)

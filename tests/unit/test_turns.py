@@ -170,6 +170,10 @@ def test_what_differs_in_figures_alone_is_said_once() -> None:
     late, share = "p99 was {} ms late (p99): off", "engine {}: 5 of {}"
     notes = [f"repeat {n + 1}: {late.format(ms)}" for n, ms in enumerate((10.9, 5.66))]
     assert said_once(notes) == ("repeats 1, 2: p99 was 10.9 / 5.66 ms late (p99): off",)
-    of_two = ["repeat 1: " + share.format(0, 10), "repeat 1: " + share.format(1, 10), "repeat 2: " + share.format(1, 10)]
+    of_two = [
+        "repeat 1: " + share.format(0, 10),
+        "repeat 1: " + share.format(1, 10),
+        "repeat 2: " + share.format(1, 10),
+    ]
     assert said_once(of_two) == ("repeats 1, 2: engine 0 / 1: 5 of 10", "repeat 1: engine 1: 5 of 10")
     assert said_once(["point 1 is old", "point 2 is old"]) == ("point 1 is old", "point 2 is old")
