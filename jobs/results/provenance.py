@@ -36,17 +36,23 @@ def commit(root: Path) -> str | None:
     """Return the commit that is checked out in `root`; None: it is no git clone (gitrepository-layout(5))."""
     folder = root / ".git"
     try:
-        head = (folder / "HEAD").read_text(encoding="utf-8").strip()
+        if folder.is_file():  # a linked work tree, or a submodule
+            folder = root / _said(folder).removeprefix("gitdir: ")
+        head = _said(folder / "HEAD")
         if not head.startswith("ref: "):
             return head or None
         name = head.removeprefix("ref: ")
-        loose = folder / name
-        if loose.exists():
-            return loose.read_text(encoding="utf-8").strip()
-        packed = (folder / "packed-refs").read_text(encoding="utf-8").splitlines()
+        common = folder / _said(folder / "commondir") if (folder / "commondir").exists() else folder
+        if (common / name).exists():
+            return _said(common / name)
+        packed = _said(common / "packed-refs").splitlines()
     except OSError:
         return None
     return next((line.split()[0] for line in packed if line.endswith(f" {name}")), None)
+
+
+def _said(path: Path) -> str:
+    return path.read_text(encoding="utf-8").strip()
 
 
 def _version(name: str) -> str | None:
