@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from jobs.core.foreign import checked, load_visible, refused
@@ -20,10 +22,6 @@ class PlannedPoint:
     service: Identity
     values: Mapping[str, Any]
     overrides: tuple[str, ...] = ()
-
-    def text(self, *, load: bool) -> str:
-        """Return the swept values of its load, or of its service."""
-        return " ".join(f"{key}={value}" for key, value in self.values.items() if key.startswith("bench.") == load)
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,51 @@ class PlanFile:
 
     def setting(self, service: str) -> str:
         """Return the swept values of a service, those of its loads apart."""
-        return next((one.text(load=False) for one in self.points if one.service == service), "")
+        return next((self.text(one, load=False) for one in self.points if one.service == service), "")
+
+    def text(self, point: PlannedPoint, *, load: bool) -> str:
+        """Return the swept values of a point's load, or of its service."""
+        return self.words([key for key in self.swept if key.startswith("bench.") == load], point.point, point.values)
+
+    def words(self, keys: Iterable[str], point: str, values: Mapping[str, Any]) -> str:
+        """Return keys of a point with their values in one line; what a preset set is told by its name."""
+        return in_words(keys, values, self.presets.get(point, {}))
+
+    @cached_property
+    def presets(self) -> Mapping[str, Mapping[str, str]]:
+        """See `presets`."""
+        return presets([(one.point, one.overrides, one.values) for one in self.points], self.swept)
+
+
+def in_words(keys: Iterable[str], values: Mapping[str, Any], told: Mapping[str, str]) -> str:
+    """Return keys with their values in one line; `told`: what some are told by (`presets`), each once."""
+    return " ".join(dict.fromkeys(told.get(key) or f"{key}={values[key]}" for key in keys))
+
+
+def presets(
+    points: Sequence[tuple[str, Sequence[str], Mapping[str, Any]]], swept: Sequence[str]
+) -> dict[str, dict[str, str]]:
+    """Return by point, for each swept key that nobody typed, the override that chose its value (`parallel=dp2_tp8`).
+
+    `points`: id, overrides and values of the swept keys of each.
+    """
+    chosen = {point: dict(map(_key_and_word, overrides)) for point, overrides, _ in points}
+    typed = dict.fromkeys(chain.from_iterable(chosen.values()))
+    groups = [name for name in typed if "." not in name]
+    found: dict[str, dict[str, str]] = {point: {} for point in chosen}
+    for key in (key for key in swept if key not in typed):
+        for group in groups:
+            said = {(chosen[point].get(group, ""), str(values.get(key))) for point, _, values in points}
+            if len({word for word, _ in said}) == len(said) > 1:  # each preset has one value of the key
+                for point, words in chosen.items():
+                    found[point][key] = words.get(group, "")
+                break
+    return found
+
+
+def _key_and_word(override: str) -> tuple[str, str]:
+    word = override.lstrip("+~").replace("\\:", ":")  # Hydra's own escape
+    return word.partition("=")[0], word
 
 
 def read_plan(sweep: SweepDir) -> PlanFile:

@@ -5,7 +5,7 @@ Settings are compared with one another; load is what a setting is put under; row
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from jobs.core import schema
@@ -51,6 +51,26 @@ def changes_work(key: str) -> bool:
 def setting_text(keys: tuple[str, ...], values: Mapping[str, Any]) -> str:
     """Return keys with their values in one line."""
     return " ".join(f"{key}={values[key]}" for key in keys)
+
+
+def by_preset(swept: Iterable[str], told: Sequence[Mapping[str, str]], taken: Container[str]) -> dict[str, str]:
+    """Return for each swept key the column in which people see it: its own, or the group whose presets chose it.
+
+    Args:
+        swept: full dotted names.
+        told: for each row what its keys are told by (jobs/core/planfile.py, `presets`).
+        taken: names of other columns. Keys of the work keep their own: rows compare by them.
+    """
+    groups = {key: {one.get(key, "").partition("=")[0] for one in told} for key in swept}
+    return {
+        key: key if len(names) != 1 or is_work(key) or (name := min(names)) in taken else name or key
+        for key, names in groups.items()
+    }
+
+
+def preset_of(told: Mapping[str, str], key: str) -> str:
+    """Return the name of the preset that chose a key."""
+    return told[key].partition("=")[2]
 
 
 def row_name(row: Mapping[Any, Any], keys: tuple[str, ...]) -> str:

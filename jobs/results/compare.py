@@ -10,7 +10,7 @@ from typing import Any
 from jobs.core.errors import ConfigError, RunError
 from jobs.core.rundir import SweepDir
 from jobs.results import noise
-from jobs.results.columns import HOW, OFFERED, RESTARTS, SEED, is_offered, is_work, low_is_best, row_name, setting_text
+from jobs.results.columns import HOW, OFFERED, RESTARTS, SEED, is_offered, is_work, low_is_best
 from jobs.results.fingerprint import NAMES
 from jobs.results.gather import Run, changes_question, flat, read_config_plain, read_run
 from jobs.results.intervals import Interval
@@ -50,7 +50,7 @@ class Side:
     @property
     def setting(self) -> str:
         """What was swept, with its values; of several starts what they share."""
-        return setting_text(tuple(key for key in self.run.swept if key not in RESTARTS), self.rows[0])
+        return self.run.words([key for key in self.run.swept if key not in RESTARTS], self.rows[0])
 
     def of(self, column: str) -> noise.Side:
         """Return the rows that show a column."""
@@ -126,7 +126,7 @@ def left_out(a: Path, b: Path, key: str | None = None) -> list[str]:
             reason = (
                 "nothing on the other side belongs to it" if row["valid"] else f"not valid: {row['invalid_reason']}"
             )
-            found.append(f"{_run_name(run, other)}/{row_name(row, run.swept)}: {reason}")
+            found.append(f"{_run_name(run, other)}/{run.name_of(row)}: {reason}")
     return list(dict.fromkeys(found))
 
 

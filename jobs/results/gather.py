@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +15,7 @@ from jobs.core import masking, schema
 from jobs.core.errors import RunError
 from jobs.core.fields import dotted
 from jobs.core.foreign import load_yaml, refused
-from jobs.core.planfile import PlanFile, PlannedPoint, read_plan
+from jobs.core.planfile import PlanFile, PlannedPoint, in_words, presets, read_plan
 from jobs.core.rundir import SweepDir
 from jobs.results.row import blank, columns
 from jobs.results.table import PENDING, cell, column, swept, unreadable, written
@@ -65,6 +65,20 @@ class Run:
         for row in self.rows:
             found.setdefault(row.get("service"), []).append(row)
         return found
+
+    @cached_property
+    def presets(self) -> Mapping[str, Mapping[str, str]]:
+        """What the swept keys of each point are told by (jobs/core/planfile.py)."""
+        points = [(one["point"], one.get("overrides", ()), one["values"]) for one in self.plan.get("points", ())]
+        return presets(points, self.swept)
+
+    def words(self, keys: Iterable[str], row: Mapping[str, Any]) -> str:
+        """Return keys of a row with their values in one line; what a preset set is told by its name."""
+        return in_words(keys, row, self.presets.get(row["point"], {}))
+
+    def name_of(self, row: Mapping[str, Any]) -> str:
+        """Return a row's point with what was swept."""
+        return f"{row['point']} ({self.words(self.swept, row)})" if self.swept else str(row["point"])
 
     def value(self, row: Mapping[str, Any], key: str) -> Any:
         """Return a config value of a row's point by its dotted key; None where the config has none."""

@@ -36,11 +36,13 @@ DATA_VERSION = 1
 def data(run: Run) -> dict[str, Any]:
     """Return everything that a report shows. Pure data: JSON without NaN; paths of this machine do not appear."""
     spoken = verdict.speculation(run)
+    told = [run.presets.get(row["point"], {}) for row in run.rows]
+    shown = columns.by_preset(run.swept, told, run.rows[0] if run.rows else ())
     found = {
         "data_version": DATA_VERSION,
         "name": run.name,
         "simulated": sum(is_simulated(row["engine"]) for row in run.rows),
-        "swept": list(run.swept),
+        "swept": list(dict.fromkeys(shown.values())),
         "lengths": [key for key in LENGTHS if key in run.swept],
         "search": answer_of(run.sweep),
         "verdict": asdict(verdict.judge(run, spoken)),
@@ -53,7 +55,10 @@ def data(run: Run) -> dict[str, Any]:
         "example": slo.EXAMPLE,
         "largest": largest_loads(run),
         "plan": sections.against_plan(run),
-        "rows": [_shown(run, row) for row in run.rows],
+        "rows": [
+            _shown(run, row) | {name: columns.preset_of(one, key) for key, name in shown.items() if name != key}
+            for row, one in zip(run.rows, told, strict=True)
+        ],
         "curves": curves(run),
         "lengths_for_line": LENGTHS_FOR_LINE,
         "time": sections.time_by_phase(run),
@@ -83,7 +88,9 @@ def _shown(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
 
 def series(run: Run, row: Mapping[str, Any], leave_out: tuple[str, ...]) -> str:
     """Return the name of the line that a row belongs to: other swept values, and whether it is simulated."""
-    words = [f"{key.rpartition('.')[2]}={row[key]}" for key in run.swept if key not in leave_out]
+    told = run.presets.get(row["point"], {})
+    words = [told.get(key) or f"{key.rpartition('.')[2]}={row[key]}" for key in run.swept if key not in leave_out]
+    words = list(dict.fromkeys(words))
     if is_simulated(row["engine"]):
         words.append("(simulator)")
     return " ".join(words)

@@ -217,7 +217,7 @@ def _field(run: Run, kind: str, members: Sequence[Row], shown: tuple[str, ...], 
         name = columns.setting_text(differ, side.rows[0])
         if name != columns.setting_text(differ, best.rows[0]):
             rivals.setdefault(name, side)
-    values = {"work": kind, "column": column, "value": _value(best), "setting": _name(shown, best.rows[0])}
+    values = {"work": kind, "column": column, "value": _value(best), "setting": _name(best, shown)}
     return _Field(best, tuple(rivals.values()), shown, settings, values)
 
 
@@ -231,7 +231,7 @@ def _contest(field: _Field, kinds: int) -> _Contest:
     told = [(side, *_told(best, side, level, inside=side is rivals[0])) for side in rivals]
     # A winner is better than each of its rivals, so the one that is least surely beaten stands for all.
     second, outcome, found, margin = min(told, key=lambda one: OUTCOMES.index(one[1]))
-    values = {**field.values, "second": _name(field.shown, second.rows[0]), "second_value": _value(second)} | margin
+    values = {**field.values, "second": _name(second, field.shown), "second_value": _value(second)} | margin
     return _Contest(best, second, field.settings, len(rivals), outcome, values, found, _agree(best, second))
 
 
@@ -263,8 +263,8 @@ def _settings(run: Run, rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(key for key in asked if len({str(row[key]) for row in rows}) > 1)
 
 
-def _name(shown: tuple[str, ...], row: Row) -> str:
-    return columns.setting_text(shown, row) or f"point {row['point']}"
+def _name(side: Side, keys: tuple[str, ...]) -> str:
+    return side.run.words(keys, side.rows[0]) or f"point {side.rows[0]['point']}"
 
 
 def _told(best: Side, second: Side, level: float, *, inside: bool) -> tuple[str, Difference | None, dict[str, Any]]:
@@ -298,7 +298,7 @@ def _decided(run: Run) -> tuple[list[Sentence], Row | None] | None:
     keys = tuple(key for key in run.swept if key not in columns.RESTARTS)
     won, lost = (one, two) if decision.answer == "worse" else (two, one)
     least = 1 / (1 + decision.high) - 1 if decision.answer == "worse" else decision.low
-    values = {"won": _name(keys, won), "lost": _name(keys, lost), "column": asked.goal, "pairs": decision.pairs}
+    values = {"won": run.words(keys, won), "lost": run.words(keys, lost), "column": asked.goal, "pairs": decision.pairs}
     values |= {"least": abs(changed(asked.goal, max(least, 0.0))) * 100, "difference": asked.difference * 100}
     return [Sentence(DECIDED[decision.answer], values)], None if decision.answer == "same" else won
 
@@ -315,7 +315,7 @@ def _headline(contests: Sequence[_Contest]) -> tuple[list[Sentence], Row | None]
     agreed = len({columns.setting_text(settings, one.best.rows[0]) for one in led}) == 1
     values = {"kinds": len(contests), "clear": len(led)}
     if agreed:
-        setting = {"setting": columns.setting_text(settings, led[0].best.rows[0])}
+        setting = {"setting": led[0].best.run.words(settings, led[0].best.rows[0])}
         said = Sentence("same" if sure else "same_ahead", values | setting)
     else:
         said = Sentence("differ" if led else "none_clear" if settings else "kinds", values)
@@ -339,8 +339,8 @@ def _cautions(run: Run, contests: Sequence[_Contest]) -> Sequence[Sentence]:
     rows = [row for side in sides for row in side.rows]
     fewest = min(rows, key=lambda row: row.get("completed") or 0)
     if (count := fewest.get("completed") or 0) < FEW:
-        said.append(Sentence("few", {"point": columns.row_name(fewest, run.swept), "count": count}))
-    notes = dict.fromkeys((columns.row_name(row, run.swept), str(row["notes"])) for row in rows if row.get("notes"))
+        said.append(Sentence("few", {"point": run.name_of(fewest), "count": count}))
+    notes = dict.fromkeys((run.name_of(row), str(row["notes"])) for row in rows if row.get("notes"))
     said += [Sentence("note", {"point": point, "note": note}) for point, note in list(notes)[:MOST_KINDS]]
     return said
 

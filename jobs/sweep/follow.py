@@ -116,7 +116,7 @@ def _headline(allocations: list[_Allocation]) -> str:
 
 def _tell(allocation: _Allocation, plan: PlanFile, tell: Callable[[str], None]) -> None:
     """Say what is new, once: the job's state, what each service and point is, each state of the head, each row."""
-    loads = {one.point: one.text(load=True) for one in plan.points}
+    loads = {one.point: plan.text(one, load=True) for one in plan.points}
     folder = allocation.folder
     index = folder.path.parent.name
     news = [f"allocation {index}: job {job_id(folder)} is {allocation.state.lower()}"]

@@ -15,9 +15,9 @@ from rich.text import Text
 
 from jobs.cluster.time_limit import limit_seconds
 from jobs.core import chinese, masking
-from jobs.core.planfile import read_plan
+from jobs.core.planfile import PlanFile, read_plan
 from jobs.core.rundir import SweepDir
-from jobs.results.columns import STARRED, counts, is_work, low_is_best, row_name
+from jobs.results.columns import STARRED, by_preset, counts, is_work, low_is_best, preset_of, row_name
 from jobs.results.table import read_table, text
 from jobs.sweep.check import Shared, alike_as_one
 from jobs.sweep.plan import Allocation, Plan
@@ -164,11 +164,19 @@ def _quote(word: str) -> str:
 def print_table(sweep: SweepDir, out: Console, table: pd.DataFrame | None = None) -> None:
     """Print the sweep table, the reason of every invalid row, and where the files are."""
     frame = read_table(sweep) if table is None else table
-    swept = read_plan(sweep).swept
+    frame, swept = _for_people(frame, read_plan(sweep))
     out.print(table_view(frame, swept, out.width if out.is_terminal else None))
     if reasons := reasons_text(frame, swept):
         out.print(reasons, markup=False)
     out.print(f"table: {sweep.table('csv')}", markup=False)
+
+
+def _for_people(frame: pd.DataFrame, plan: PlanFile) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Return a sweep's table and its swept columns: what a preset set is one column with the preset's name."""
+    told = [plan.presets.get(point, {}) for point in frame["point"]]
+    names = by_preset(plan.swept, told, frame.columns)
+    of_groups = {name: [preset_of(one, key) for one in told] for key, name in names.items() if name != key}
+    return frame.assign(**of_groups), tuple(dict.fromkeys(names.values()))
 
 
 def table_view(frame: pd.DataFrame, swept: tuple[str, ...], width: int | None = None) -> Table:

@@ -1,4 +1,7 @@
-"""Both READMEs hold the same commands, and the commands run. (Those of the lab run in tests/lab/test_main_job.py.)"""
+"""README, guide and columns say the same in both languages, and their commands run.
+
+Those of the lab run in tests/lab/test_main_job.py.
+"""
 
 from __future__ import annotations
 
@@ -6,41 +9,64 @@ import re
 import shlex
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 from test_rehearsal import check_r1
 
+from jobs.results import row
+
 ROOT = Path(__file__).resolve().parents[2]
-READMES = ("README.md", "README.zh-CN.md")
+PAGES = ("README", "docs/guide", "docs/columns")
+"""What users read, each in English and Chinese."""
 REHEARSAL = "python launch.py -m engine=simulator parallel.max_model_len=8192,32768"
 
 
-def commands(readme: str) -> list[str]:
-    """Return the command lines of the console blocks, in order."""
-    blocks = re.findall(r"```console\n(.*?)```", (ROOT / readme).read_text(), re.DOTALL)
-    return [line.removeprefix("$ ") for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+def read(page: str) -> tuple[str, str]:
+    """Return a page in English and in Chinese."""
+    return (ROOT / f"{page}.md").read_text(), (ROOT / f"{page}.zh-CN.md").read_text()
 
 
-def columns(readme: str) -> list[str]:
-    """Return the first column of the table that explains the sweep table."""
-    text = (ROOT / readme).read_text()
-    return re.findall(r"^\| (`[^|]*) \|", text, re.MULTILINE)
+def commands(text: str) -> list[str]:
+    """Return the command lines of console blocks and tables, in order; those with words to fill in are none."""
+    found = re.findall(r"^(?:\$ (.+)|\| `(python [^`|]+)` \|.*)$", text, re.MULTILINE)
+    return [line or cell for line, cell in found if not re.search(r"\.\.\.| A B ", line or cell)]
 
 
-def test_both_languages_hold_the_same_commands() -> None:
-    english, chinese = (commands(readme) for readme in READMES)
-    assert english == chinese
-    assert len(english) >= 12
+def cells(text: str) -> list[list[str]]:
+    """Return the names in the first column of all tables."""
+    return [re.findall(r"`([^`]+)`", cell) for cell in re.findall(r"^\| (`[^|]*) \|", text, re.MULTILINE)]
 
 
-def test_both_languages_explain_the_same_columns() -> None:
-    english, chinese = ([re.findall(r"`([^`]+)`", cell) for cell in columns(readme)] for readme in READMES)
-    assert english == chinese
+@pytest.mark.parametrize("page", PAGES)
+def test_both_languages_hold_the_same(page: str) -> None:
+    english, chinese = read(page)
+    assert commands(english) == commands(chinese)
+    assert cells(english) == cells(chinese)
+    links = [[link.replace(".zh-CN", "") for link in re.findall(r"\]\(([^)]+)\)", text)] for text in (english, chinese)]
+    assert sorted(set(links[0])) == sorted(set(links[1]))
+    assert english.count("\n## ") == chinese.count("\n## ")
+    assert english.count("\n- ") == chinese.count("\n- ")
+
+
+@pytest.mark.parametrize("text", read("docs/columns"))
+def test_every_column_is_explained(text: str) -> None:
+    said = re.findall(r"`([a-z0-9_*]+)`", text)
+    assert not [name for name in row.columns(()) if not any(fnmatch(name, one) for one in said)]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for language, text in zip(("", ".zh-CN"), read(page), strict=True):
+        folder = (ROOT / f"{page}{language}.md").parent
+        for link in re.findall(r"\]\(([^)#:]+)", text):
+            assert (folder / link).exists(), f"{page}{language}: {link}"
 
 
 @pytest.mark.parametrize(
-    "target", sorted({word for r in READMES for word in re.findall(r"make ([a-z-]+)", r)} | {"demo", "test"})
+    "target",
+    sorted({word for page in PAGES for word in re.findall(r"(?:`|^ +|\$ )make ([a-z-]+)", read(page)[0], re.M)}),
 )
 def test_make_targets_exist(target: str) -> None:
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -50,13 +76,14 @@ def test_make_targets_exist(target: str) -> None:
 def test_the_lab_command_is_the_one_that_the_lab_test_runs() -> None:
     text = (ROOT / "tests/lab/test_main_job.py").read_text()
     tested = " ".join("".join(re.findall(r'"([^"]*)"', text.split("COMMAND = (")[1].split(")")[0])).split())
-    assert f"python {tested}" in commands("README.md")
+    assert f"python {tested}" in commands(read("README")[0])
 
 
 def runnable() -> list[str]:
-    """Return the commands but those of the lab."""
-    lines = [line for line in commands("README.md") if line.startswith("python ") and "engine=vllm_cpu" not in line]
-    assert len(lines) >= 10 and lines[0] == REHEARSAL
+    """Return the commands of README and guide but those of the lab."""
+    found = [line for page in ("README", "docs/guide") for line in commands(read(page)[0])]
+    lines = [line for line in dict.fromkeys(found) if line.startswith("python ") and "engine=vllm_cpu" not in line]
+    assert len(lines) >= 20 and lines[0] == REHEARSAL
     return lines
 
 
