@@ -180,13 +180,18 @@ def shared(found: Iterable[Iterable[Finding]]) -> tuple[Shared, ...]:
 
 
 def alike_as_one(found: Sequence[Shared]) -> tuple[Shared, ...]:
-    """Return the findings for people: those that differ in the figures of their reason and remedy are one, as is what
-    many loads say of their window."""
+    """Return the findings for people: many that differ in the figures of their reason and remedy alone are one.
+
+    A few are each told with its points: a sweep of a hundred loads says a hundred times that its window is short.
+    """
     kinds: dict[str, list[Shared]] = {}
     for one in found:
         told = replace(one.finding, reason=alike.kind(one.finding.reason), remedy=alike.kind(one.finding.remedy))
         kinds.setdefault(repr(told), []).append(one)
-    return tuple(_as_one(same) for same in kinds.values())
+    told: list[Shared] = []
+    for same in kinds.values():
+        told += [_as_one(same)] if len(same) > alike.FEW else same
+    return tuple(told)
 
 
 def _as_one(same: Sequence[Shared]) -> Shared:

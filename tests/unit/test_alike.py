@@ -36,13 +36,14 @@ def test_texts_of_one_kind_can_be_one(first: str, second: str) -> None:
         alike.as_one([first, second])
 
 
-def test_warnings_that_differ_in_figures_alone_are_one_for_people() -> None:
+def test_many_warnings_that_differ_in_figures_alone_are_one_for_people() -> None:
     def found(seconds: int, point: int, key: str = "bench.window_s") -> Shared:
         return Shared(Finding("C4", "warning", key, 120, f"takes {seconds} s", f"Set {seconds}0.", "here"), (point,))
 
-    alone = found(5, 4, key="other")
-    many = alike_as_one([found(9, 3), found(12, 0), alone, found(12, 1)])
+    few = [found(5, 4, key="other"), found(6, 5, key="other")]
+    many = alike_as_one([found(9, 3), found(12, 0), few[0], found(12, 1), found(40, 2), few[1]])
     assert [(one.finding.reason, one.finding.remedy, one.points) for one in many] == [
-        ("takes 9 / 12 s", "Set 90 / 120.", (0, 1, 3)),
+        ("takes 9 / 12 / 40 s", "Set 90 / 120 / 400.", (0, 1, 2, 3)),
         ("takes 5 s", "Set 50.", (4,)),
+        ("takes 6 s", "Set 60.", (5,)),
     ]
