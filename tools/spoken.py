@@ -1,7 +1,8 @@
-"""What people read of errors, findings and help, as templates: `{}` is what is filled in. `python tools/spoken.py`
+"""What people read, as templates: `{}` is what is filled in. `python tools/spoken.py`
 
 Printed as JSON: what `jobs/core/chinese.json` lacks; on standard error: what it has for nothing. Read from the source:
-whatever is handed to a parameter named `reason` or `remedy`, and the texts of commands, keys and files.
+whatever is handed to a parameter named `reason` or `remedy`, the texts of commands, keys and files, and whatever looks
+like words for people in the rooms that print, or give a row its notes and its reason.
 """
 
 from __future__ import annotations
@@ -67,6 +68,29 @@ _PYDANTIC = (
 )
 """Messages of the checked types."""
 
+_ROOMS = ("cli", "sweep", "results", "forecast", "measure", "allocation", "cluster", "core", "engines/checkpoint")
+_FILES = ("engines/ascend/memory", "engines/ascend/weights", "engines/prediction", "engines/simulator/backend")
+"""Rooms and modules of jobs/ whose words people read: in what is printed, or in a row."""
+
+_APART = (
+    *("measure/bodies", "measure/needle", "measure/clients/ais_bench", "core/session", "core/masking"),
+    "allocation/preflight/hccn",
+)
+"""Modules in them whose words models and programs read."""
+
+_INNER = {"log", "info", "warning", "compile", "fullmatch", "search", "match", "sub", "Literal", "Command", "count"}
+_INNER |= {"removeprefix", "removesuffix", "startswith", "endswith", "partition", "rpartition"}
+"""Calls whose texts are not said: logs of ranks stay English, and of others people read what comes of them."""
+
+_FOR_PEOPLE = re.compile(r"[a-z]{2,}'?[,:]? \(?[a-z]{2,}|^[a-z]{3,}:? \{\}|\{\} [a-z]{3,}\b")
+_NOT_FOR_PEOPLE = re.compile(
+    r"[\\$<>|`\[\]#]|://|^[\w.]+=|^--|%\(|[A-Z][a-z]+-[A-Z]|^(source|export|:root|default-src|bold) ?|^vllm[ ,]|: auto$"
+    r"|^python -m|^and \w+$|^to the (head|rank)$|潮"
+)
+
+_STATES = ("valid", "invalid", "running", "waiting", "measured", "forecast", "setting", "check", "pass", "FAIL", "warn")
+"""Single words that stand for themselves in what is printed."""
+
 _Names = dict[str, list[ast.expr]]
 """What is assigned to each name."""
 
@@ -95,6 +119,44 @@ def templates() -> set[str]:
     found = {text for tree in trees for text in _Module(tree, taking, returns).texts()}
     found = {text.removeprefix("; ") for text in found} | set(_help())
     return {text for text in found if _WORDS.search(text.replace("{}", "")) and not _TYPED.match(text)}
+
+
+def printed() -> set[str]:
+    """Return what looks like words for people where people read the words, in the pieces in which it is looked up."""
+    files = [path for room in _ROOMS for path in (ROOT / "jobs" / room).rglob("*.py")]
+    files += [ROOT / "jobs" / f"{name}.py" for name in _FILES]
+    apart = {ROOT / "jobs" / f"{name}.py" for name in _APART}
+    texts = {text for path in files if path not in apart for text in _words(ast.parse(path.read_text("utf-8")))}
+    found = {piece for text in texts for piece in _pieces(text)}
+    return {one for one in found if _FOR_PEOPLE.search(one) and not _NOT_FOR_PEOPLE.search(one)} | set(_STATES)
+
+
+def _words(node: ast.AST) -> Iterator[str]:
+    """Yield the literal texts below a node; docstrings and what goes to `_INNER` apart."""
+    match node:
+        case ast.Call(args=[_, ast.Constant(value=str(noun))]) if _name(node) == "count":
+            yield f"{{}} {noun}{{}}"
+        case ast.Call() if _name(node) in _INNER:
+            return
+        case ast.Expr(value=ast.Constant()) | ast.Subscript(slice=ast.Constant()) | ast.Compare():
+            return
+        case ast.Constant(value=str(text)):
+            yield re.sub(r"\{\{(:[^{}]*)?\}\}", "{}", _literal(text))  # that of `format`
+        case ast.JoinedStr(values=parts):
+            yield "".join(_literal(one.value) if isinstance(one, ast.Constant) else "{}" for one in parts)
+            yield from (text for one in parts if isinstance(one, ast.FormattedValue) for text in _words(one.value))
+        case ast.FunctionDef(body=body) | ast.AsyncFunctionDef(body=body):
+            yield from (text for one in body for text in _words(one))
+        case _:
+            yield from (text for one in ast.iter_child_nodes(node) for text in _words(one))
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Yield the cells of the lines of a text, without the sign that binds them to what stands before or after."""
+    for cell in re.split(r"\n|  +", text):
+        one = re.sub(r"^[,;:] ", "", cell.strip())
+        one = re.sub(r"^\(([^()]*)\)$", r"\1", one)
+        yield one if "{}" in one else one.rstrip(",;:")
 
 
 def diagnoses() -> set[str]:
@@ -266,7 +328,7 @@ def _assigned(nodes: Iterable[ast.AST]) -> dict[str, list[ast.expr]]:
 
 def main() -> None:
     """Print what is not translated."""
-    for asked, known in ((templates(), chinese.OURS.texts), (diagnoses(), chinese.DIAGNOSES.texts)):
+    for asked, known in ((templates() | printed(), chinese.OURS.texts), (diagnoses(), chinese.DIAGNOSES.texts)):
         print(json.dumps(dict.fromkeys(sorted(asked - set(known)), ""), ensure_ascii=False, indent=0))
         for text in sorted(set(known) - asked):
             print(f"nobody says this: {text}", file=sys.stderr)

@@ -135,7 +135,7 @@ def phases_text(plan: Plan) -> str:
     spent = [service.phases for service in plan.services if service.phases]
     names = {"load": "load", "warmup": "warm-up", "window": "windows", "drain": "drain", "teardown": "teardown"}
     parts = [f"{label} {_duration(sum(getattr(one, name) for one in spent))}" for name, label in names.items()]
-    sources = " and from ".join(dict.fromkeys(one.source for one in spent))
+    sources = ", ".join(dict.fromkeys(one.source for one in spent))
     return f"{', '.join(parts)}; load from {sources}"
 
 

@@ -38,7 +38,7 @@ def in_chinese(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_text_that_people_read_has_its_chinese_and_no_other() -> None:
     """`python tools/spoken.py` prints what is lacking; add it to jobs/core/chinese.json or chinese_diagnoses.json."""
     spoken = load("spoken")
-    assert spoken.templates() == set(chinese.OURS.texts)
+    assert spoken.templates() | spoken.printed() == set(chinese.OURS.texts)
     assert spoken.diagnoses() == set(chinese.DIAGNOSES.texts)
 
 
