@@ -69,7 +69,7 @@ _PYDANTIC = (
 """Messages of the checked types."""
 
 _ROOMS = ("cli", "sweep", "results", "forecast", "measure", "allocation", "cluster", "core", "engines/checkpoint")
-_FILES = ("engines/ascend/memory", "engines/ascend/weights", "engines/prediction", "engines/simulator/backend")
+_FILES = ("engines/ascend/anchors", "engines/ascend/memory", "engines/ascend/weights", "engines/prediction", "engines/simulator/backend")
 """Rooms and modules of jobs/ whose words people read: in what is printed, or in a row."""
 
 _APART = (
@@ -82,13 +82,18 @@ _INNER = {"log", "info", "warning", "compile", "fullmatch", "search", "match", "
 _INNER |= {"removeprefix", "removesuffix", "startswith", "endswith", "partition", "rpartition"}
 """Calls whose texts are not said: logs of ranks stay English, and of others people read what comes of them."""
 
-_FOR_PEOPLE = re.compile(r"[a-z]{2,}'?[,:]? \(?[a-z]{2,}|^[a-z]{3,}:? \{\}|\{\} [a-z]{3,}\b")
+_FOR_PEOPLE = re.compile(r"[a-z]{2,}'?[,:]? \(?[A-Za-z]{2,}|^[a-z-]{3,}:? \{\}|\{\} [a-z]{3,}\b")
 _NOT_FOR_PEOPLE = re.compile(
-    r"[\\$<>|`\[\]#]|://|^[\w.]+=|^--|%\(|[A-Z][a-z]+-[A-Z]|^(source|export|:root|default-src|bold) ?|^vllm[ ,]|: auto$"
-    r"|^python -m|^and \w+$|^to the (head|rank)$|潮"
+    r"[\\$<>|`\[\]]|^#|://|^[\w.]+=|^--|%\(|[A-Z][a-z]+-[A-Z]|^(source|export|:root|default-src|bold) ?|^vllm[ ,]|: auto$"
+    r"|^python -m|^\{\} and \{\}$|^and \w+$|^to the (head|rank)$|潮"
 )
 
-_STATES = ("valid", "invalid", "running", "waiting", "measured", "forecast", "setting", "check", "pass", "FAIL", "warn")
+_STATES = (
+    *("valid", "invalid", "running", "waiting", "measured", "forecast", "setting", "check", "pass", "FAIL", "warn"),
+    *("better", "worse", "ahead", "behind", "lower", "higher", "windows", "starts"),
+    *("base URL", "replica", "model", "API key", "tunnel", "try", "fits", "good", "limits", "budget", "answers", "prompts"),
+    *("activations", "attention"),
+)
 """Single words that stand for themselves in what is printed."""
 
 _Names = dict[str, list[ast.expr]]

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from jobs.cli import OVERRIDES, Argument, Command
+from jobs.cli.output import say
 from jobs.core import chinese
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
@@ -63,15 +64,15 @@ def _check(options: argparse.Namespace) -> int:
             print(text(one, points))
         counts = ((len(points), "point"), (errors, "error"), (len(found) - errors, "warning"))
         asked, *rest = [show.count(number, noun) for number, noun in counts]
-        print(f"{asked}: {', '.join(rest)}")
+        say(f"{asked}: {', '.join(rest)}")
     if options.real and not errors and not options.json:
         real = []
         for point in _real(points):
             real.append(point)
-            print(f"{' '.join(point['overrides']) or '(the defaults)'}: vllm-ascend {point['release']}")
+            say(f"{' '.join(point['overrides']) or '(the defaults)'}: vllm-ascend {point['release']}")
             for rank, refused in enumerate(point["ranks"]):
                 said = "accepts it" if refused is None else f"refuses it: {refused}"
-                print(f"    rank {rank}: the real code {said}")
+                say(f"    rank {rank}: the real code {said}")
     refused = any(rank is not None for point in real or () for rank in point["ranks"])
     return 2 if errors or refused else 0
 

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.info("the sweep failed", exc_info=True)
         return output.show(error)
     except KeyboardInterrupt:
-        print("\ninterrupted: python -m jobs status RUN tells what was submitted before", file=sys.stderr)
+        output.say("\ninterrupted: python -m jobs status RUN tells what was submitted before", file=sys.stderr)
         return output.INTERRUPTED
 
 
@@ -87,7 +87,7 @@ def launch(points: Sequence[Sequence[str]], composer: compose.Composer = compose
     for line in proposal(settings, Root(Path(settings.results.root).absolute())):
         out.print(f"note: {line}", markup=False)
     if settings.launch.dry_run:
-        out.print("\n" + show.commands_text(made), markup=False)
+        out.exact("\n" + show.commands_text(made))
         out.print("dry run: nothing was submitted")
         return Outcome()
     sweep = start(made, reuse.taken(earlier, settings.launch))

@@ -21,10 +21,10 @@ _DEEPEST = 6
 """What is filled in may be a text with something filled in itself."""
 
 _SENTENCES = re.compile(r"(; +|(?<=[.?!]) +)")
-_LIST = re.compile(r"(, (?:and |or )?| and | or )")
+_LIST = re.compile(r"(, (?:and |or )?(?![^\[]*\])| and | or )")
 _BETWEEN = {";": "；", ", a": "和", ", o": "或", ", ": "，", " a": "和", " o": "或"}
 _SEVERAL = re.compile(r"; |[.?!] [A-Z]")
-_ASIDE = re.compile(r"(.+) \((.+)\)", re.DOTALL)
+_ASIDE = re.compile(r"(.*?) ?\(((?:[^()]|\([^()]*\))+)\)", re.DOTALL)
 _WORDS = re.compile(r"[a-z]{2,},? [a-z]{2,}")
 _CELLS = re.compile(r"( {2,})")
 
@@ -116,8 +116,9 @@ class Catalogue:
             if said.replace("；", "; ") != text:
                 return re.sub(r"(?<=[。；：，！？]) +", "", said)
         before, colon, after = text.partition(": ")
-        if colon and (said := self.translated(after, depth)) != after:
-            return f"{self.translated(before, depth)}：{said}"
+        parts = (self.translated(before, depth), self.translated(after, depth))
+        if colon and parts != (before, after):
+            return "：".join(parts)
         if found := _ASIDE.fullmatch(text):
             before, aside = (self.translated(part, depth) for part in found.groups())
             if (before, aside) != found.groups() and not (_WORDS.search(before) or _WORDS.search(aside)):
