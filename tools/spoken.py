@@ -92,7 +92,7 @@ _STATES = (
     *("valid", "invalid", "running", "waiting", "measured", "forecast", "setting", "check", "pass", "FAIL", "warn"),
     *("better", "worse", "ahead", "behind", "lower", "higher", "windows", "starts"),
     *("base URL", "replica", "model", "API key", "tunnel", "try", "fits", "good", "limits", "budget", "answers", "prompts"),
-    *("activations", "attention"),
+    *("activations", "attention", "warning", "error"),
 )
 """Single words that stand for themselves in what is printed."""
 
@@ -198,6 +198,8 @@ def _help() -> Iterator[str]:
     yield from (_literal(schema.own_help(key)) for key in schema.names())
     kinds = {schema.type_of(key) for key in schema.names()}
     yield from (one for one in kinds if one.startswith(("number", "whole number", "text", "true", "list", "mapping")))
+    moves = yaml.safe_load((ROOT / "jobs" / "engines" / "ascend" / "moves.yaml").read_text(encoding="utf-8"))
+    yield from (_literal(move["reason"]) for kind in ("flags", "keys", "variables") for move in moves[kind].values())
     yield from (_literal(file.holds) for folder in FOLDERS.values() for file in files_of(folder))
 
 

@@ -62,9 +62,8 @@ def _check(options: argparse.Namespace) -> int:
     else:
         for one in found:
             print(text(one, points))
-        counts = ((len(points), "point"), (errors, "error"), (len(found) - errors, "warning"))
-        asked, *rest = [show.count(number, noun) for number, noun in counts]
-        say(f"{asked}: {', '.join(rest)}")
+        wrong = f"{show.count(errors, 'error')}, {show.count(len(found) - errors, 'warning')}"
+        say(f"{show.count(len(points), 'point')}: {wrong}")
     if options.real and not errors and not options.json:
         real = []
         for point in _real(points):
@@ -93,7 +92,7 @@ def text(one: Shared, points: Sequence[Sequence[str]]) -> str:
     """Return one finding in two lines: what and why; remedy and source."""
     finding, some = one.finding, show.of_points(one, points)
     words = chinese.error(finding.key, f"{finding.value}{some}", finding.reason, finding.remedy, "\n    ")
-    return f"{finding.severity} {finding.rule}: {words} [{finding.source}]"
+    return f"{chinese.printed(finding.severity)} {finding.rule}: {words} [{finding.source}]"
 
 
 def _real(points: Sequence[Sequence[str]]) -> Iterator[dict[str, Any]]:

@@ -24,6 +24,7 @@ _SENTENCES = re.compile(r"(; +|(?<=[.?!]) +)")
 _LIST = re.compile(r"(, (?:and |or )?(?![^\[]*\])| and | or )")
 _BETWEEN = {";": "；", ", a": "和", ", o": "或", ", ": "，", " a": "和", " o": "或"}
 _SEVERAL = re.compile(r"; |[.?!] [A-Z]")
+_SOURCE = re.compile(r"(.+)( \[[^\[\]]+\])", re.DOTALL)
 _ASIDE = re.compile(r"(.*?) ?\(((?:[^()]|\([^()]*\))+)\)", re.DOTALL)
 _WORDS = re.compile(r"[a-z]{2,},? [a-z]{2,}")
 _CELLS = re.compile(r"( {2,})")
@@ -111,6 +112,10 @@ class Catalogue:
 
     def _apart(self, text: str, depth: int) -> str:
         """Return what is said one after the other; a list, or what stands in brackets, only if no English is left."""
+        if found := _SOURCE.fullmatch(text):
+            return self.translated(found[1], depth) + found[2]
+        if text[0] + text[-1] == "()" and (said := self.translated(text[1:-1], depth)) != text[1:-1]:
+            return f"（{said}）"
         if len(one := _SENTENCES.split(text)) > 1:
             said = "".join("；" if part[:1] == ";" else self.translated(part, depth) for part in one)
             if said.replace("；", "; ") != text:

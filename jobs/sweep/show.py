@@ -150,7 +150,7 @@ def warnings_text(plan: Plan) -> str:
 def of_points(one: Shared, overrides: Sequence[Sequence[str]]) -> str:
     """Return how many points a finding is of and what sets them apart; empty: all, or the only one."""
     name = which(one.points, overrides)
-    return f" ({len(one.points)} of {len(overrides)} points: {name})" if name else ""
+    return f" ({chinese.printed(f'{len(one.points)} of {len(overrides)} points: {name}')})" if name else ""
 
 
 def phases_text(plan: Plan) -> str:
