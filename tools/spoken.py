@@ -82,9 +82,9 @@ _INNER = {"log", "info", "warning", "compile", "fullmatch", "search", "match", "
 _INNER |= {"removeprefix", "removesuffix", "startswith", "endswith", "partition", "rpartition"}
 """Calls whose texts are not said: logs of ranks stay English, and of others people read what comes of them."""
 
-_FOR_PEOPLE = re.compile(r"[a-z]{2,}'?[,:]? \(?[A-Za-z]{2,}|^[a-z-]{3,}:? \{\}|\{\} [a-z]{3,}\b")
+_FOR_PEOPLE = re.compile(r"[a-z]{2,}'?[,:]? \(?[A-Za-z]{2,}|^[a-z-]{3,}(\{\})?:? \{\}|\bto \{\}|\{\} [a-z]{3,}\b")
 _NOT_FOR_PEOPLE = re.compile(
-    r"[\\$<>|`\[\]]|^#|://|^[\w.]+=|^--|%\(|[A-Z][a-z]+-[A-Z]|^(source|export|:root|default-src|bold) ?|^vllm[ ,]|: auto$"
+    r"[\\$<>|`\[\]]|^#|://|^[\w.]+=\S*$|^--|%\(|[A-Z][a-z]+-[A-Z]|^(source|export|:root|default-src|bold) ?|^vllm[ ,]|: auto$"
     r"|^python -m|^\{\} and \{\}$|^and \w+$|^to the (head|rank)$|潮"
 )
 
@@ -92,7 +92,9 @@ _STATES = (
     *("valid", "invalid", "running", "waiting", "measured", "forecast", "setting", "check", "pass", "FAIL", "warn"),
     *("better", "worse", "ahead", "behind", "lower", "higher", "windows", "starts"),
     *("base URL", "replica", "model", "API key", "tunnel", "try", "fits", "good", "limits", "budget", "answers", "prompts"),
-    *("activations", "attention", "warning", "error"),
+    *("activations", "attention", "warning", "error", "before", "after", "environment {} = {}", "argument {} = {}"),
+    *("staging", "staged", "loading", "rendezvous", "healthy", "ready", "canary", "quality", "warm", "measuring", "drain"),
+    *("draining", "done", "failed", "pending", "completed", "cancelled", "timeout"),
 )
 """Single words that stand for themselves in what is printed."""
 

@@ -106,7 +106,7 @@ def _followed(made: Plan, sweep: SweepDir, out: Console) -> Outcome:
         out.print(f"\ndetached: the sweep goes on. Follow it by: python -m jobs follow {sweep.path}")
         return Outcome(code=output.INTERRUPTED)
     show.print_table(sweep, out)
-    written = write_report(sweep, lambda sentence: out.print(sentence, markup=False, highlight=False))
+    written = write_report(sweep, out.exact)
     out.print(f"report: {written}", markup=False)
     return Outcome(made.asked, rows_of(made, sweep), 0 if valid else 1)
 

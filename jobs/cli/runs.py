@@ -40,7 +40,7 @@ def _follow(options: argparse.Namespace) -> int:
         out.print("\n".join(lines(told(found))), markup=False)
         written = write_report(found)  # of its rows alone; the search knows more
     else:
-        written = write_report(found, lambda sentence: out.print(sentence, markup=False, highlight=False))
+        written = write_report(found, out.exact)
     out.print(f"report: {written}" if found.writable else NOT_WRITTEN, markup=False)
     return code
 

@@ -24,6 +24,8 @@ _SENTENCES = re.compile(r"(; +|(?<=[.?!]) +)")
 _LIST = re.compile(r"(, (?:and |or )?(?![^\[]*\])| and | or )")
 _BETWEEN = {";": "；", ", a": "和", ", o": "或", ", ": "，", " a": "和", " o": "或"}
 _SEVERAL = re.compile(r"; |[.?!] [A-Z]")
+_LETTER = re.compile("[A-Za-z]")
+_JOINT = re.compile(r"(?<=[\u4e00-\u9fff，。；：（）]) (?=[\u4e00-\u9fff])")
 _SOURCE = re.compile(r"(.+)( \[[^\[\]]+\])", re.DOTALL)
 _ASIDE = re.compile(r"(.*?) ?\(((?:[^()]|\([^()]*\))+)\)", re.DOTALL)
 _WORDS = re.compile(r"[a-z]{2,},? [a-z]{2,}")
@@ -65,7 +67,8 @@ class _Template:
     def is_one(self, match: re.Match[str]) -> bool:
         """Whether the text is one of this template, and not several texts of which the last or first is."""
         inner = match.groups() if self.parts[-1] else match.groups()[:-1]
-        return not any(map(_SEVERAL.search, inner))
+        listed = not self.parts[0] and ", " in match[1]
+        return not listed and not any(map(_SEVERAL.search, inner))
 
 
 class Catalogue:
@@ -108,7 +111,10 @@ class Catalogue:
         return text
 
     def _filled(self, template: _Template, match: re.Match[str], depth: int) -> str:
-        return template.chinese.format(*(self.translated(part, depth) for part in match.groups()))
+        parts = tuple(self.translated(part, depth) for part in match.groups())
+        if parts == match.groups() and not any(map(_LETTER.search, template.parts)):
+            return match[0]  # brackets alone say nothing
+        return _JOINT.sub("", template.chinese.format(*parts))
 
     def _apart(self, text: str, depth: int) -> str:
         """Return what is said one after the other; a list, or what stands in brackets, only if no English is left."""
@@ -120,10 +126,13 @@ class Catalogue:
             said = "".join("；" if part[:1] == ";" else self.translated(part, depth) for part in one)
             if said.replace("；", "; ") != text:
                 return re.sub(r"(?<=[。；：，！？]) +", "", said)
+        if text[-1] == ":" and (said := self.translated(text[:-1], depth)) != text[:-1]:
+            return f"{said}："
         before, colon, after = text.partition(": ")
-        parts = (self.translated(before, depth), self.translated(after, depth))
-        if colon and parts != (before, after):
-            return "：".join(parts)
+        if colon:
+            parts = (self.translated(before, depth), self.translated(after, depth))
+            if parts != (before, after) and not any(map(_WORDS.search, parts)):
+                return "：".join(parts)
         if found := _ASIDE.fullmatch(text):
             before, aside = (self.translated(part, depth) for part in found.groups())
             if (before, aside) != found.groups() and not (_WORDS.search(before) or _WORDS.search(aside)):
@@ -136,8 +145,8 @@ class Catalogue:
         return text
 
 
-def _letters(found: tuple[_Template, re.Match[str]]) -> int:
-    return found[0].letters
+def _letters(found: tuple[_Template, re.Match[str]]) -> tuple[int, int]:
+    return found[0].letters, -len(found[0].parts)
 
 
 def words(template: str) -> list[str]:

@@ -83,7 +83,7 @@ def _localized(shown: Any) -> Any:
             part.plain = chinese.printed(part.plain)
         return Text.assemble(*parts)
     if isinstance(shown, Table):
-        for column in shown.columns:
+        for column in (one for one in shown.columns if isinstance(one.header, str)):  # not those of the sweep table
             column.header, column._cells = _localized(column.header), list(map(_localized, column._cells))
         shown.caption = _localized(shown.caption)
     return shown
