@@ -26,6 +26,7 @@ from jobs.core.filetable import files_of
 from jobs.core.rundir import FOLDERS
 from jobs.diagnose.diagnosis import ANSWERS, Diagnosis
 from jobs.diagnose.signatures import SLOT
+from jobs.engines.vllm import command
 from jobs.forecast import memory
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,6 +70,7 @@ _PYDANTIC = (
 """Messages of the checked types."""
 
 _ROOMS = ("cli", "sweep", "results", "forecast", "measure", "allocation", "cluster", "core", "engines/checkpoint")
+_ROOMS += ("engines/ascend/rules", "engines/vllm")
 _FILES = ("engines/ascend/anchors", "engines/ascend/memory", "engines/ascend/weights", "engines/prediction", "engines/simulator/backend")
 """Rooms and modules of jobs/ whose words people read: in what is printed, or in a row."""
 
@@ -82,9 +84,9 @@ _INNER = {"log", "info", "warning", "compile", "fullmatch", "search", "match", "
 _INNER |= {"removeprefix", "removesuffix", "startswith", "endswith", "partition", "rpartition"}
 """Calls whose texts are not said: logs of ranks stay English, and of others people read what comes of them."""
 
-_FOR_PEOPLE = re.compile(r"[a-z]{2,}'?[,:]? \(?[A-Za-z]{2,}|^[a-z-]{3,}(\{\})?:? \{\}|\bto \{\}|\{\} [a-z]{3,}\b")
+_FOR_PEOPLE = re.compile(r"[a-z]{2,}'?[,:]? \(?[A-Za-z]{2,}|^[a-z_-]{3,}(\{\})?:? \{\}|\bto \{\}|\{\} [a-z]{3,}\b")
 _NOT_FOR_PEOPLE = re.compile(
-    r"[\\$<>|`\[\]]|^#|://|^[\w.]+=\S*$|^--|%\(|[A-Z][a-z]+-[A-Z]|^(source|export|:root|default-src|bold) ?|^vllm[ ,]|: auto$"
+    r"[\\$<>|`\[\]]|^#|://|^[\w.]+=\S*$|^--|%\(|[A-Z][a-z]+-[A-Z]|^(source|export|:root|default-src|bold) ?|^vllm(-ascend)?[ ,]|^CANN 8.5.0, |: auto$"
     r"|^python -m|^\{\} and \{\}$|^and \w+$|^to the (head|rank)$|潮"
 )
 
@@ -160,7 +162,7 @@ def _words(node: ast.AST) -> Iterator[str]:
 
 def _pieces(text: str) -> Iterator[str]:
     """Yield the cells of the lines of a text, without the sign that binds them to what stands before or after."""
-    for cell in re.split(r"\n|  +", text):
+    for cell in re.split(r"\n|  +", re.sub(r"(?<=\w): $", ": {}", text)):
         one = re.sub(r"^[,;:] ", "", cell.strip())
         one = re.sub(r"^\(([^()]*)\)$", r"\1", one)
         yield one if "{}" in one else one.rstrip(",;:")
@@ -194,14 +196,15 @@ def _told(value: Any) -> Iterator[str]:
 
 def _help() -> Iterator[str]:
     yield from (*_ARGPARSE, *_PYDANTIC, *memory.SPOKEN, "{} ({})", jobs.__main__.__doc__ or "", JSON, MODEL)
-    for command in commands():
-        yield _literal(command.help)
-        yield from (_literal(options["help"]) for _, options in command.arguments if options.get("help"))
+    for one in commands():
+        yield _literal(one.help)
+        yield from (_literal(options["help"]) for _, options in one.arguments if options.get("help"))
     yield from (_literal(schema.own_help(key)) for key in schema.names())
     kinds = {schema.type_of(key) for key in schema.names()}
     yield from (one for one in kinds if one.startswith(("number", "whole number", "text", "true", "list", "mapping")))
     moves = yaml.safe_load((ROOT / "jobs" / "engines" / "ascend" / "moves.yaml").read_text(encoding="utf-8"))
     yield from (_literal(move["reason"]) for kind in ("flags", "keys", "variables") for move in moves[kind].values())
+    yield from map(_literal, command.OWNED.values())
     yield from (_literal(file.holds) for folder in FOLDERS.values() for file in files_of(folder))
 
 

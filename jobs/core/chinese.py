@@ -7,12 +7,13 @@ by its template, in which `{}` stands for what is filled in; what has no transla
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import string
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,11 @@ _JOINT = re.compile(r"(?<=[\u4e00-\u9fff，。；：（）]) (?=[\u4e00-\u9fff])
 _SOURCE = re.compile(r"(.+)( \[[^\[\]]+\])", re.DOTALL)
 _ASIDE = re.compile(r"(.*?) ?\(((?:[^()]|\([^()]*\))+)\)", re.DOTALL)
 _WORDS = re.compile(r"[a-z]{2,},? [a-z]{2,}")
+_NAME = re.compile(r"[\w-]*[._=][\w.=-]+")
+_BEGINS, _ENDS = {", ": "，", "; ": "；", ": ": "："}, {":": "：", ".": "。"}
+_TRIED = 3
+"""Templates that are tried of those that fit a text: the longest first."""
+
 _CELLS = re.compile(r"( {2,})")
 
 
@@ -52,9 +58,11 @@ class _Template:
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        # A place that the Chinese has not is an English plural: nothing else may be lost there.
+        # A place that the Chinese has not is an English plural: nothing else may be lost there. Of two places without
+        # anything between them the second is what may follow.
         used = {name for _, name, _, _ in string.Formatter().parse(self.chinese)}
-        places = ["(.*?)" if str(number) in used else "(s?)" for number in range(len(self.parts) - 1)]
+        places = ["(.*?)" if after else "((?:(?!: ).)*)" for after in self.parts[1:-1]] + ["(.*?)"]
+        places = [place if str(number) in used else "(s?)" for number, place in enumerate(places)]
         pairs = zip(map(re.escape, self.parts), [*places, ""], strict=True)
         return re.compile("".join(f"{part}{place}" for part, place in pairs), re.DOTALL)
 
@@ -67,8 +75,9 @@ class _Template:
     def is_one(self, match: re.Match[str]) -> bool:
         """Whether the text is one of this template, and not several texts of which the last or first is."""
         inner = match.groups() if self.parts[-1] else match.groups()[:-1]
-        listed = not self.parts[0] and ", " in match[1]
-        return not listed and not any(map(_SEVERAL.search, inner))
+        begins = not self.parts[0] and re.search("[:,] ", match[1])
+        cut = any(one.count("(") != one.count(")") for one in match.groups())
+        return not begins and not cut and not any(map(_SEVERAL.search, inner))
 
 
 class Catalogue:
@@ -94,21 +103,41 @@ class Catalogue:
                 found.setdefault(parts[0][:1], []).append(_Template(parts, chinese))
         return found
 
+    @cached_property
+    def _found(self) -> dict[tuple[str, int], str]:
+        return {}
+
     def translated(self, text: str, depth: int = _DEEPEST) -> str:
         """Return a text in Chinese: as a whole, or else each of its sentences that is known, or of its parts."""
         if chinese := self.texts.get(text.replace("{", "{{").replace("}", "}}")):
             return chinese.format()
         if not depth or not text:
             return text
+        if (text, depth) not in self._found:
+            self._found[text, depth] = min(self._ways(text, depth - 1), key=_english, default=text)
+        return self._found[text, depth]
+
+    def _ways(self, text: str, depth: int) -> Iterator[str]:
+        """Yield what a text may be in Chinese, the likeliest first; none after one without English."""
+        fitting = self._fitting(text)
+        fitting.sort(key=lambda pair: (not pair[0].is_one(pair[1]), -pair[0].letters, len(pair[0].parts)))
+        whole = [pair for pair in fitting if pair[0].is_one(pair[1])]
+        ways = [functools.partial(self._filled, *pair, depth) for pair in whole[:_TRIED]]
+        ways += [functools.partial(self._apart, text, depth)]
+        ways += [functools.partial(self._filled, *pair, depth) for pair in fitting[len(whole) :][:_TRIED]]
+        for way in ways:
+            if (said := way()) != text:
+                yield said
+                if not _english(said):
+                    return
+
+    def _fitting(self, text: str) -> list[tuple[_Template, re.Match[str]]]:
         known = (one for first in {text[:1], ""} for one in self._templates.get(first, ()))
-        fitting = [(one, found) for one in known if (found := one.match(text))]
-        for several in (False, True):
-            best = max((f for f in fitting if several or f[0].is_one(f[1])), key=_letters, default=None)
-            if best and (said := self._filled(*best, depth - 1)) != text:
-                return said
-            if not several and (said := self._apart(text, depth - 1)) != text:
-                return said
-        return text
+        return [(one, found) for one in known if (found := one.match(text))]
+
+    def is_known(self, text: str) -> bool:
+        """Whether a text is in the catalogue as a whole."""
+        return text in self.texts or bool(self._fitting(text))
 
     def _filled(self, template: _Template, match: re.Match[str], depth: int) -> str:
         parts = tuple(self.translated(part, depth) for part in match.groups())
@@ -126,12 +155,14 @@ class Catalogue:
             said = "".join("；" if part[:1] == ";" else self.translated(part, depth) for part in one)
             if said.replace("；", "; ") != text:
                 return re.sub(r"(?<=[。；：，！？]) +", "", said)
-        if text[-1] == ":" and (said := self.translated(text[:-1], depth)) != text[:-1]:
-            return f"{said}："
+        if text[:2] in _BEGINS and (said := self.translated(text[2:], depth)) != text[2:]:
+            return _BEGINS[text[:2]] + said
+        if text[-1] in _ENDS and (said := self.translated(text[:-1], depth)) != text[:-1]:
+            return said + _ENDS[text[-1]]
         before, colon, after = text.partition(": ")
         if colon:
             parts = (self.translated(before, depth), self.translated(after, depth))
-            if parts != (before, after) and not any(map(_WORDS.search, parts)):
+            if parts != (before, after):
                 return "：".join(parts)
         if found := _ASIDE.fullmatch(text):
             before, aside = (self.translated(part, depth) for part in found.groups())
@@ -139,14 +170,16 @@ class Catalogue:
                 return f"{before}（{aside}）"
         if len(one := _LIST.split(text)) > 1:
             parts = [self.translated(part, depth) for part in one[::2]]
-            if parts != one[::2] and not any(map(_WORDS.search, parts)):
+            names = all(map(_NAME.fullmatch, parts))
+            if (names or parts != one[::2]) and not any(map(_WORDS.search, parts)):
                 between = [next(sign for start, sign in _BETWEEN.items() if gap.startswith(start)) for gap in one[1::2]]
                 return "".join(f"{part}{gap}" for part, gap in zip(parts, [*between, ""], strict=True))
         return text
 
 
-def _letters(found: tuple[_Template, re.Match[str]]) -> tuple[int, int]:
-    return found[0].letters, -len(found[0].parts)
+def _english(text: str) -> int:
+    """Return how much English a text holds: words in a row that are no names."""
+    return len(_WORDS.findall(text))
 
 
 def words(template: str) -> list[str]:
@@ -180,8 +213,8 @@ class _All(Catalogue):
 
     def translated(self, text: str, depth: int = _DEEPEST) -> str:
         """Return a text in Chinese: see `Catalogue`."""
-        if (found := _SUMMARY.fullmatch(text)) and (cause := super().translated(found[2], depth)) != found[2]:
-            return f"{found[1]}{cause}（{found[3]}{found[4] and '，缩小范围'}）：{found[5]}"
+        if (found := _SUMMARY.fullmatch(text)) and DIAGNOSES.is_known(found[2]):
+            return f"{found[1]}{DIAGNOSES.translated(found[2])}（{found[3]}{found[4] and '，缩小范围'}）：{found[5]}"
         return super().translated(text, depth)
 
 

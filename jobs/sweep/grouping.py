@@ -164,7 +164,7 @@ def warnings(services: Sequence[Service], points: Mapping[str, Point]) -> tuple[
         for text, loads in found.items()
     )
     return tuple(
-        (f"{name}: " if name else "") + text + (f", at bench.concurrency={loads}" if loads else "")
+        (f"{name}: " if name else "") + text + (f" (bench.concurrency={loads})" if loads else "")
         for name, text, loads in named
     )
 

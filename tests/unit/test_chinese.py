@@ -62,7 +62,7 @@ def test_an_error_names_key_and_value_and_tells_the_rest_in_chinese(
     assert main(arguments) in (1, 2)
     said = capsys.readouterr()
     line = next(line for line in (said.err + said.out).splitlines() if named in line)
-    assert line.startswith("error") and CHINESE.search(line.partition(": ")[2])
+    assert line.startswith(("error", "错误")) and CHINESE.search(line.partition(": ")[2])
     main([*arguments, "--json"])
     assert not CHINESE.search(capsys.readouterr().out), "programs read the same in every locale"
 
