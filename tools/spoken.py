@@ -71,7 +71,13 @@ _PYDANTIC = (
 
 _ROOMS = ("cli", "sweep", "results", "forecast", "measure", "allocation", "cluster", "core", "engines/checkpoint")
 _ROOMS += ("engines/ascend/rules", "engines/vllm")
-_FILES = ("engines/ascend/anchors", "engines/ascend/memory", "engines/ascend/weights", "engines/prediction", "engines/simulator/backend")
+_FILES = (
+    "engines/ascend/anchors",
+    "engines/ascend/memory",
+    "engines/ascend/weights",
+    "engines/prediction",
+    "engines/simulator/backend",
+)
 """Rooms and modules of jobs/ whose words people read: in what is printed, or in a row."""
 
 _APART = (
@@ -86,17 +92,17 @@ _INNER |= {"removeprefix", "removesuffix", "startswith", "endswith", "partition"
 
 _FOR_PEOPLE = re.compile(r"[a-z]{2,}'?[,:]? \(?[A-Za-z]{2,}|^[a-z_-]{3,}(\{\})?:? \{\}|\bto \{\}|\{\} [a-z]{3,}\b")
 _NOT_FOR_PEOPLE = re.compile(
-    r"[\\$<>|`\[\]]|^#|://|^[\w.]+=\S*$|^--|%\(|[A-Z][a-z]+-[A-Z]|^(source|export|:root|default-src|bold) ?|^vllm(-ascend)?[ ,]|^CANN 8.5.0, |: auto$"
-    r"|^python -m|^\{\} and \{\}$|^and \w+$|^to the (head|rank)$|潮"
+    r"[\\$<>|`\[\]]|^#|://|^[\w.]+=\S*$|^--|%\(|[A-Z][a-z]+-[A-Z]|: auto$|^\{\} and \{\}$|^and \w+$|潮"
+    r"|^(source|export|:root|default-src|bold) ?|^vllm(-ascend)?[ ,]|^CANN 8.5.0, |^python -m|^to the (head|rank)$"
 )
 
 _STATES = (
     *("valid", "invalid", "running", "waiting", "measured", "forecast", "setting", "check", "pass", "FAIL", "warn"),
-    *("better", "worse", "ahead", "behind", "lower", "higher", "windows", "starts"),
-    *("base URL", "replica", "model", "API key", "tunnel", "try", "fits", "good", "limits", "budget", "answers", "prompts"),
-    *("activations", "attention", "warning", "error", "before", "after", "environment {} = {}", "argument {} = {}"),
-    *("staging", "staged", "loading", "rendezvous", "healthy", "ready", "canary", "quality", "warm", "measuring", "drain"),
-    *("draining", "done", "failed", "pending", "completed", "cancelled", "timeout"),
+    *("better", "worse", "ahead", "behind", "lower", "higher", "windows", "starts", "replica", "model", "tunnel"),
+    *("try", "fits", "good", "limits", "budget", "answers", "prompts", "activations", "attention", "warning"),
+    *("error", "before", "after", "staging", "staged", "loading", "rendezvous", "healthy", "ready", "canary"),
+    *("quality", "warm", "measuring", "drain", "draining", "done", "failed", "pending", "completed", "cancelled"),
+    *("timeout", "base URL", "API key", "environment {} = {}", "argument {} = {}"),
 )
 """Single words that stand for themselves in what is printed."""
 

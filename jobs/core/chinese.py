@@ -214,7 +214,9 @@ class _All(Catalogue):
     def translated(self, text: str, depth: int = _DEEPEST) -> str:
         """Return a text in Chinese: see `Catalogue`."""
         if (found := _SUMMARY.fullmatch(text)) and DIAGNOSES.is_known(found[2]):
-            return f"{found[1]}{DIAGNOSES.translated(found[2])}（{found[3]}{found[4] and '，缩小范围'}）：{found[5]}"
+            who, cause, signature, narrowed, line = found.groups()
+            mark = "，缩小范围" if narrowed else ""
+            return f"{who.replace(': ', '：')}{DIAGNOSES.translated(cause)}（{signature}{mark}）：{line}"
         return super().translated(text, depth)
 
 

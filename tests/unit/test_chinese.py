@@ -50,7 +50,7 @@ def test_what_is_filled_in_is_filled_in_in_both(catalogue: chinese.Catalogue) ->
         assert set(places) <= asked and len(asked) - len(places) <= 1, english  # an English plural has no place
         words = chinese.words(english)
         same = "".join(f"{{{number - 1}}}" * (number > 0) + word for number, word in enumerate(words))
-        half = text.translate({ord("：") : ": ", ord("（"): " (", ord("）"): ")"})
+        half = text.translate({ord("："): ": ", ord("（"): " (", ord("）"): ")"})
         assert CHINESE.search(text) or half == same or not re.search("[A-Za-z]", english), english
         assert re.findall(r"%\(?\w+\)?", english) == re.findall(r"%\(?\w+\)?", text), english
 
