@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from jobs.cli import output, through_hydra
 from jobs.cluster.sick_nodes import proposal
 from jobs.core.errors import UserError
@@ -98,7 +96,7 @@ def launch(points: Sequence[Sequence[str]], composer: compose.Composer = compose
     return _followed(made, sweep, out)
 
 
-def _followed(made: Plan, sweep: SweepDir, out: Console) -> Outcome:
+def _followed(made: Plan, sweep: SweepDir, out: show.Terminal) -> Outcome:
     """Follow to the end and print the table."""
     try:
         valid = follow(sweep, out)

@@ -23,7 +23,7 @@ _DEEPEST = 6
 
 _SENTENCES = re.compile(r"(; +|(?<=[.?!]) +)")
 _LIST = re.compile(r"(, (?:and |or )?(?![^\[]*\])| and | or )")
-_BETWEEN = {";": "；", ", a": "和", ", o": "或", ", ": "，", " a": "和", " o": "或"}
+_BETWEEN = {";": "；", ", a": " 和 ", ", o": " 或 ", ", ": "，", " a": " 和 ", " o": " 或 "}
 _SEVERAL = re.compile(r"; |[.?!] [A-Z]")
 _LETTER = re.compile("[A-Za-z]")
 _JOINT = re.compile(r"(?<=[\u4e00-\u9fff，。；：（）]) (?=[\u4e00-\u9fff])")
@@ -169,11 +169,11 @@ class Catalogue:
             if (before, aside) != found.groups() and not (_WORDS.search(before) or _WORDS.search(aside)):
                 return f"{before}（{aside}）"
         if len(one := _LIST.split(text)) > 1:
-            parts = [self.translated(part, depth) for part in one[::2]]
-            names = all(map(_NAME.fullmatch, parts))
-            if (names or parts != one[::2]) and not any(map(_WORDS.search, parts)):
+            each = [self.translated(part, depth) for part in one[::2]]
+            is_named = all(map(_NAME.fullmatch, each))
+            if (is_named or each != one[::2]) and not any(map(_WORDS.search, each)):
                 between = [next(sign for start, sign in _BETWEEN.items() if gap.startswith(start)) for gap in one[1::2]]
-                return "".join(f"{part}{gap}" for part, gap in zip(parts, [*between, ""], strict=True))
+                return _JOINT.sub("", "".join(map("".join, zip(each, [*between, ""], strict=True))))
         return text
 
 

@@ -46,10 +46,11 @@ NOTED = "True*"
 """Stands under `valid` for a valid row with a note, and before the note below the table."""
 
 
-class _Console(Console):
+class Terminal(Console):
     """rich would exit with code 1, as for a failed run, where nobody reads any more (jobs/cli/output.py)."""
 
     def on_broken_pipe(self) -> None:
+        """Let the caller end it."""
         raise  # rich calls this while it handles the error
 
     def print(self, *objects: Any, **options: Any) -> None:
@@ -89,10 +90,10 @@ def _localized(shown: Any) -> Any:
     return shown
 
 
-def console(*, stderr: bool = False) -> Console:
+def console(*, stderr: bool = False) -> Terminal:
     """Return the console; without a terminal lines are never cut or wrapped."""
     # An engine's words may hold [brackets] and :colons:, which are neither markup nor emoji.
-    found = _Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    found = Terminal(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
     if not found.is_terminal:
         found.width = 2000
     return found
@@ -127,7 +128,7 @@ def plan_text(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def print_plan(plan: Plan, out: Console) -> None:
+def print_plan(plan: Plan, out: Terminal) -> None:
     """Print the plan, and what is risky with it."""
     text = chinese.printed(plan_text(plan))
     out.exact(folded(text, out.width) if out.is_terminal else text)
