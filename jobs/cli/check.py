@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from jobs.cli import OVERRIDES, Argument, Command
-from jobs.cli.output import say
+from jobs.cli.output import tell
 from jobs.core import chinese
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
@@ -63,15 +63,15 @@ def _check(options: argparse.Namespace) -> int:
         for one in found:
             print(text(one, points))
         wrong = f"{show.count(errors, 'error')}, {show.count(len(found) - errors, 'warning')}"
-        say(f"{show.count(len(points), 'point')}: {wrong}")
+        tell(f"{show.count(len(points), 'point')}: {wrong}")
     if options.real and not errors and not options.json:
         real = []
         for point in _real(points):
             real.append(point)
-            say(f"{' '.join(point['overrides']) or '(the defaults)'}: vllm-ascend {point['release']}")
+            tell(f"{' '.join(point['overrides']) or '(the defaults)'}: vllm-ascend {point['release']}")
             for rank, refused in enumerate(point["ranks"]):
                 said = "accepts it" if refused is None else f"refuses it: {refused}"
-                say(f"    rank {rank}: the real code {said}")
+                tell(f"    rank {rank}: the real code {said}")
     refused = any(rank is not None for point in real or () for rank in point["ranks"])
     return 2 if errors or refused else 0
 

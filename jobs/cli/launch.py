@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.info("the sweep failed", exc_info=True)
         return output.show(error)
     except KeyboardInterrupt:
-        output.say("\ninterrupted: python -m jobs status RUN tells what was submitted before", file=sys.stderr)
+        output.tell("\ninterrupted: python -m jobs status RUN tells what was submitted before", file=sys.stderr)
         return output.INTERRUPTED
 
 

@@ -35,7 +35,7 @@ DEBUG = "SERVING_SWEEP_DEBUG"
 """Variable with which such an error shows its traceback."""
 
 
-def say(text: object, *, file: TextIO | None = None) -> None:
+def tell(text: object, *, file: TextIO | None = None) -> None:
     """Print what people read, in the language of their locale; what programs read is for `print`."""
     print(chinese.printed(str(text)), file=file)
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from jobs.cli import OVERRIDES, Command
-from jobs.cli.output import say
+from jobs.cli.output import tell
 from jobs.engines.prediction import GIB
 from jobs.sweep import compose, road, show
 from jobs.sweep.grouping import Service
@@ -39,7 +39,7 @@ def _memory(options: argparse.Namespace) -> int:
         return 0
     for service in services:
         heading = f"service {service.service}  {named[service.service] if len(services) > 1 else ''}".rstrip()
-        say("\n".join([heading, *(f"  {line}" for line in _memory_lines(service))]))
+        tell("\n".join([heading, *(f"  {line}" for line in _memory_lines(service))]))
     return 0
 
 

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from jobs.cli import NOT_WRITTEN, RUN, Command
-from jobs.cli.output import say
+from jobs.cli.output import tell
 from jobs.core.rundir import SweepDir, open_sweep
 from jobs.results.table import FORMATS, read_table, render, write_table
 from jobs.sweep.lost import all_lost
@@ -21,7 +21,7 @@ def _status(options: argparse.Namespace) -> int:
     from jobs.sweep import status  # here and below: each command loads what it needs itself
 
     found = status.describe(open_sweep(options.run))
-    print(json.dumps(found, ensure_ascii=False)) if options.json else say("\n".join(status.lines(found)))
+    print(json.dumps(found, ensure_ascii=False)) if options.json else tell("\n".join(status.lines(found)))
     return 0
 
 
@@ -72,7 +72,7 @@ def _cancel(options: argparse.Namespace) -> int:
 
     cancelled = [job for folder in open_sweep(options.run).allocations() if (job := base.cancel(folder))]
     said = f"cancelled: {', '.join(cancelled) or 'nothing to cancel'}"
-    print(json.dumps({"cancelled": cancelled})) if options.json else say(said)
+    print(json.dumps({"cancelled": cancelled})) if options.json else tell(said)
     return 0
 
 

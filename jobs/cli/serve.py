@@ -9,7 +9,7 @@ from rich.console import Console
 
 from jobs.allocation import serving
 from jobs.cli import OVERRIDES, RUN, Command
-from jobs.cli.output import INTERRUPTED, say
+from jobs.cli.output import INTERRUPTED, tell
 from jobs.core.errors import RunError
 from jobs.core.files import read_json
 from jobs.core.rundir import SweepDir, open_sweep
@@ -47,7 +47,7 @@ def _wait(found: SweepDir, options: argparse.Namespace, out: Console) -> int:
     if options.json:
         print(json.dumps(read_json(folder.serving) | {"sweep": str(found.path)}))
     else:
-        say(serving.text(folder))
+        tell(serving.text(folder))
     return 0
 
 
