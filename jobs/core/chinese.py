@@ -216,7 +216,7 @@ class _All(Catalogue):
         if (found := _SUMMARY.fullmatch(text)) and DIAGNOSES.is_known(found[2]):
             who, cause, signature, narrowed, line = found.groups()
             mark = "，缩小范围" if narrowed else ""
-            return f"{who.replace(': ', '：')}{DIAGNOSES.translated(cause)}（{signature}{mark}）：{line}"
+            return f"{who}{DIAGNOSES.translated(cause)} ({signature}{mark})：{line}"
         return super().translated(text, depth)
 
 

@@ -159,7 +159,7 @@ def test_a_note_beside_others_is_told_as_a_whole(text: str) -> None:
         ("exited with code 1", "以退出码 1 退出"),
         (
             "rank 0: max_model_len is longer than the model was made for (model-length): ValueError: too long for it",
-            "rank 0：max_model_len 超过模型本身支持的长度（model-length）：ValueError: too long for it",
+            "rank 0: max_model_len 超过模型本身支持的长度 (model-length)：ValueError: too long for it",
         ),
         ("2 pairs in a row have no figures: B: died", "连续 2 对没有结果：B: died"),
         ("3 points, of dp2_tp8 and dp4_tp4", "3 points, of dp2_tp8 and dp4_tp4"),
