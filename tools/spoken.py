@@ -1,7 +1,8 @@
-"""What people read of errors, findings and help, as templates: `{}` is what is filled in. `python tools/spoken.py`
+"""What people read, as templates: `{}` is what is filled in. `python tools/spoken.py`
 
 Printed as JSON: what `jobs/core/chinese.json` lacks; on standard error: what it has for nothing. Read from the source:
-whatever is handed to a parameter named `reason` or `remedy`, and the texts of commands, keys and files.
+whatever is handed to a parameter named `reason` or `remedy`, the texts of commands, keys and files, and whatever looks
+like words for people in the rooms that print, or give a row its notes and its reason.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from jobs.core.filetable import files_of
 from jobs.core.rundir import FOLDERS
 from jobs.diagnose.diagnosis import ANSWERS, Diagnosis
 from jobs.diagnose.signatures import SLOT
+from jobs.engines.vllm import command
 from jobs.forecast import memory
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,6 +69,43 @@ _PYDANTIC = (
 )
 """Messages of the checked types."""
 
+_ROOMS = ("cli", "sweep", "results", "forecast", "measure", "allocation", "cluster", "core", "engines/checkpoint")
+_ROOMS += ("engines/ascend/rules", "engines/vllm")
+_FILES = (
+    "engines/ascend/anchors",
+    "engines/ascend/memory",
+    "engines/ascend/weights",
+    "engines/prediction",
+    "engines/simulator/backend",
+)
+"""Rooms and modules of jobs/ whose words people read: in what is printed, or in a row."""
+
+_APART = (
+    *("measure/bodies", "measure/needle", "measure/clients/ais_bench", "core/session", "core/masking"),
+    "allocation/preflight/hccn",
+)
+"""Modules in them whose words models and programs read."""
+
+_INNER = {"log", "info", "warning", "compile", "fullmatch", "search", "match", "sub", "Literal", "Command", "count"}
+_INNER |= {"removeprefix", "removesuffix", "startswith", "endswith", "partition", "rpartition"}
+"""Calls whose texts are not said: logs of ranks stay English, and of others people read what comes of them."""
+
+_FOR_PEOPLE = re.compile(r"[a-z]{2,}'?[,:]? \(?[A-Za-z]{2,}|^[a-z_-]{3,}(\{\})?:? \{\}|\bto \{\}|\{\} [a-z]{3,}\b")
+_NOT_FOR_PEOPLE = re.compile(
+    r"[\\$<>|`\[\]]|^#|://|^[\w.]+=\S*$|^--|%\(|[A-Z][a-z]+-[A-Z]|: auto$|^\{\} and \{\}$|^and \w+$|潮"
+    r"|^(source|export|:root|default-src|bold) ?|^vllm(-ascend)?[ ,]|^CANN 8.5.0, |^python -m|^to the (head|rank)$"
+)
+
+_STATES = (
+    *("valid", "invalid", "running", "waiting", "measured", "forecast", "setting", "check", "pass", "FAIL", "warn"),
+    *("better", "worse", "ahead", "behind", "lower", "higher", "windows", "starts", "replica", "model", "tunnel"),
+    *("try", "fits", "good", "limits", "budget", "answers", "prompts", "activations", "attention", "warning"),
+    *("error", "before", "after", "staging", "staged", "loading", "rendezvous", "healthy", "ready", "canary"),
+    *("quality", "warm", "measuring", "drain", "draining", "done", "failed", "pending", "completed", "cancelled"),
+    *("timeout", "base URL", "API key", "environment {} = {}", "argument {} = {}"),
+)
+"""Single words that stand for themselves in what is printed."""
+
 _Names = dict[str, list[ast.expr]]
 """What is assigned to each name."""
 
@@ -97,6 +136,44 @@ def templates() -> set[str]:
     return {text for text in found if _WORDS.search(text.replace("{}", "")) and not _TYPED.match(text)}
 
 
+def printed() -> set[str]:
+    """Return what looks like words for people where people read the words, in the pieces in which it is looked up."""
+    files = [path for room in _ROOMS for path in (ROOT / "jobs" / room).rglob("*.py")]
+    files += [ROOT / "jobs" / f"{name}.py" for name in _FILES]
+    apart = {ROOT / "jobs" / f"{name}.py" for name in _APART}
+    texts = {text for path in files if path not in apart for text in _words(ast.parse(path.read_text("utf-8")))}
+    found = {piece for text in texts for piece in _pieces(text)}
+    return {one for one in found if _FOR_PEOPLE.search(one) and not _NOT_FOR_PEOPLE.search(one)} | set(_STATES)
+
+
+def _words(node: ast.AST) -> Iterator[str]:
+    """Yield the literal texts below a node; docstrings and what goes to `_INNER` apart."""
+    match node:
+        case ast.Call(args=[_, ast.Constant(value=str(noun))]) if _name(node) == "count":
+            yield f"{{}} {noun}{{}}"
+        case ast.Call() if _name(node) in _INNER:
+            return
+        case ast.Expr(value=ast.Constant()) | ast.Subscript(slice=ast.Constant()) | ast.Compare():
+            return
+        case ast.Constant(value=str(text)):
+            yield re.sub(r"\{\{(:[^{}]*)?\}\}", "{}", _literal(text))  # that of `format`
+        case ast.JoinedStr(values=parts):
+            yield "".join(_literal(one.value) if isinstance(one, ast.Constant) else "{}" for one in parts)
+            yield from (text for one in parts if isinstance(one, ast.FormattedValue) for text in _words(one.value))
+        case ast.FunctionDef(body=body) | ast.AsyncFunctionDef(body=body):
+            yield from (text for one in body for text in _words(one))
+        case _:
+            yield from (text for one in ast.iter_child_nodes(node) for text in _words(one))
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Yield the cells of the lines of a text, without the sign that binds them to what stands before or after."""
+    for cell in re.split(r"\n|  +", re.sub(r"(?<=\w): $", ": {}", text)):
+        one = re.sub(r"^[,;:] ", "", cell.strip())
+        one = re.sub(r"^\(([^()]*)\)$", r"\1", one)
+        yield one if "{}" in one else one.rstrip(",;:")
+
+
 def diagnoses() -> set[str]:
     """Return what the diagnosis of logs says, of its tables; a slot is a place."""
     found: set[str] = {
@@ -125,12 +202,15 @@ def _told(value: Any) -> Iterator[str]:
 
 def _help() -> Iterator[str]:
     yield from (*_ARGPARSE, *_PYDANTIC, *memory.SPOKEN, "{} ({})", jobs.__main__.__doc__ or "", JSON, MODEL)
-    for command in commands():
-        yield _literal(command.help)
-        yield from (_literal(options["help"]) for _, options in command.arguments if options.get("help"))
+    for one in commands():
+        yield _literal(one.help)
+        yield from (_literal(options["help"]) for _, options in one.arguments if options.get("help"))
     yield from (_literal(schema.own_help(key)) for key in schema.names())
     kinds = {schema.type_of(key) for key in schema.names()}
     yield from (one for one in kinds if one.startswith(("number", "whole number", "text", "true", "list", "mapping")))
+    moves = yaml.safe_load((ROOT / "jobs" / "engines" / "ascend" / "moves.yaml").read_text(encoding="utf-8"))
+    yield from (_literal(move["reason"]) for kind in ("flags", "keys", "variables") for move in moves[kind].values())
+    yield from map(_literal, command.OWNED.values())
     yield from (_literal(file.holds) for folder in FOLDERS.values() for file in files_of(folder))
 
 
@@ -266,7 +346,7 @@ def _assigned(nodes: Iterable[ast.AST]) -> dict[str, list[ast.expr]]:
 
 def main() -> None:
     """Print what is not translated."""
-    for asked, known in ((templates(), chinese.OURS.texts), (diagnoses(), chinese.DIAGNOSES.texts)):
+    for asked, known in ((templates() | printed(), chinese.OURS.texts), (diagnoses(), chinese.DIAGNOSES.texts)):
         print(json.dumps(dict.fromkeys(sorted(asked - set(known)), ""), ensure_ascii=False, indent=0))
         for text in sorted(set(known) - asked):
             print(f"nobody says this: {text}", file=sys.stderr)

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from jobs.cli import OVERRIDES, Argument, Command
+from jobs.cli.output import tell
 from jobs.core import chinese
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
@@ -63,17 +64,16 @@ def _check(options: argparse.Namespace) -> int:
         for one in told:
             print(text(one, points))
         errors = sum(one.finding.severity == "error" for one in told)
-        counts = ((len(points), "point"), (errors, "error"), (len(told) - errors, "warning"))
-        asked, *rest = [show.count(number, noun) for number, noun in counts]
-        print(f"{asked}: {', '.join(rest)}")
+        wrong = f"{show.count(errors, 'error')}, {show.count(len(told) - errors, 'warning')}"
+        tell(f"{show.count(len(points), 'point')}: {wrong}")
     if options.real and not errors and not options.json:
         real = []
         for point in _real(points):
             real.append(point)
-            print(f"{' '.join(point['overrides']) or '(the defaults)'}: vllm-ascend {point['release']}")
+            tell(f"{' '.join(point['overrides']) or '(the defaults)'}: vllm-ascend {point['release']}")
             for rank, refused in enumerate(point["ranks"]):
                 said = "accepts it" if refused is None else f"refuses it: {refused}"
-                print(f"    rank {rank}: the real code {said}")
+                tell(f"    rank {rank}: the real code {said}")
     refused = any(rank is not None for point in real or () for rank in point["ranks"])
     return 2 if errors or refused else 0
 
@@ -94,7 +94,7 @@ def text(one: Shared, points: Sequence[Sequence[str]]) -> str:
     """Return one finding in two lines: what and why; remedy and source."""
     finding, some = one.finding, show.of_points(one, points)
     words = chinese.error(finding.key, f"{finding.value}{some}", finding.reason, finding.remedy, "\n    ")
-    return f"{finding.severity} {finding.rule}: {words} [{finding.source}]"
+    return f"{chinese.printed(finding.severity)} {finding.rule}: {words} [{finding.source}]"
 
 
 def _real(points: Sequence[Sequence[str]]) -> Iterator[dict[str, Any]]:

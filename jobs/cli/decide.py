@@ -145,7 +145,7 @@ def _show_first(contest: Contest, budget: Budget, out: Any, options: argparse.Na
     if options.json:
         print(json.dumps(record.as_json(made), ensure_ascii=False))
     show.print_plan(made, out)
-    out.print("\n" + show.commands_text(made), markup=False)
+    out.exact("\n" + show.commands_text(made))
     out.print(_at_most(contest, count))
     out.print("dry run: this is the first pair. Nothing was submitted")
     return 0

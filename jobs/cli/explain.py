@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cli import OVERRIDES, Command
+from jobs.cli.output import tell
 from jobs.core.errors import ConfigError
 from jobs.core.rundir import SweepDir
 from jobs.engines.ascend.migration import defaults, migrate
@@ -45,7 +46,8 @@ def text(point: dict[str, Any]) -> str:
     written, release = point["written_for"], point["release"]
     lines = [" ".join(point["overrides"]) or "(no overrides)"]
     if not point["changes"]:
-        lines.append(f"  release {release}: everything is as written" + (f" for {written}" if written else ""))
+        own = f"everything is as written for {written}" if written else "everything is as written"
+        lines.append(f"  release {release}: {own}")
     else:
         lines.append(f"  release {release}, written for {written}: {len(point['changes'])} changes")
     for change in [*point["changes"], *point["defaults"]]:
@@ -65,7 +67,7 @@ def _explain(options: argparse.Namespace) -> int:
         reason, remedy = "of a run one key is explained", f"Write: python -m jobs explain {runs[0]} --key KEY."
         raise ConfigError("RUN", runs[0], reason, remedy)
     found = explain_overrides(options.overrides)
-    print(json.dumps(found) if options.json else "\n\n".join(text(point) for point in found))
+    print(json.dumps(found)) if options.json else tell("\n\n".join(text(point) for point in found))
     return 0
 
 
@@ -74,7 +76,7 @@ def _explain_run(options: argparse.Namespace) -> int:
         reason = "a key is explained in one run"
         raise ConfigError("--key", options.key, reason, "Write: python -m jobs explain RUN --key KEY.")
     found = explain.explain(Path(options.overrides[0]), options.key)
-    print(json.dumps(asdict(found), ensure_ascii=False) if options.json else explain.text(found))
+    print(json.dumps(asdict(found), ensure_ascii=False)) if options.json else tell(explain.text(found))
     return 0
 
 

@@ -13,6 +13,7 @@ from containers.spec import recipes, resolve
 from containers.store import Store
 from jobs.allocation.node import container
 from jobs.cli import OVERRIDES, Command
+from jobs.cli.output import tell
 from jobs.core import session
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
@@ -69,9 +70,9 @@ def _list(options: argparse.Namespace, config: Config, names: list[str]) -> int:
         print(json.dumps(found | {"recipes": {tag: asdict(recipe) for tag, recipe in recipes().items()}}))
         return 0
     for entry in entries:
-        print(f"{entry.reference} ({entry.arch})  {entry.bytes / 2**30:.2f} GiB\n  {entry.digest}\n  {entry.path}")
+        tell(f"{entry.reference} ({entry.arch})  {entry.bytes / 2**30:.2f} GiB\n  {entry.digest}\n  {entry.path}")
     for tag, recipe in recipes().items():
-        print(f"recipe {tag}: {recipe.repository}:{recipe.tag}, vllm-ascend {recipe.release}, CANN {recipe.cann}")
+        tell(f"recipe {tag}: {recipe.repository}:{recipe.tag}, vllm-ascend {recipe.release}, CANN {recipe.cann}")
     return 0
 
 
@@ -87,11 +88,11 @@ def _verify(options: argparse.Namespace, config: Config, names: list[str]) -> in
         print(json.dumps(results))
     else:
         for entry, problem in found:
-            print(f"{entry.reference}: {problem or 'good'} ({entry.path})")
+            tell(f"{entry.reference}: {problem or 'good'} ({entry.path})")
         for name in missing:
-            print(f"{name}: it is not imported")
+            tell(f"{name}: it is not imported")
         if not every:
-            print(f"no image is imported in {container.images(config)}")
+            tell(f"no image is imported in {container.images(config)}")
     return 1 if missing or any(problem for _, problem in found) else 0
 
 
@@ -101,7 +102,7 @@ def _prune(options: argparse.Namespace, config: Config, names: list[str]) -> int
     local = container.local(config, container.Words.here())
     removed += [str(local.temp / name) for name in imports.sweep(local.temp)]
     removed += [str(local.data / name) for name in enroot.Enroot().sweep(local, os.environ, lambda _: None)]
-    print(json.dumps({"removed": removed}) if options.json else "\n".join(removed) or "nothing to remove")
+    print(json.dumps({"removed": removed})) if options.json else tell("\n".join(removed) or "nothing to remove")
     return 0
 
 

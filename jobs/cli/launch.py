@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from jobs.cli import output, through_hydra
 from jobs.cluster.sick_nodes import proposal
 from jobs.core.errors import UserError
@@ -67,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.info("the sweep failed", exc_info=True)
         return output.show(error)
     except KeyboardInterrupt:
-        print("\ninterrupted: python -m jobs status RUN tells what was submitted before", file=sys.stderr)
+        output.tell("\ninterrupted: python -m jobs status RUN tells what was submitted before", file=sys.stderr)
         return output.INTERRUPTED
 
 
@@ -87,7 +85,7 @@ def launch(points: Sequence[Sequence[str]], composer: compose.Composer = compose
     for line in proposal(settings, Root(Path(settings.results.root).absolute())):
         out.print(f"note: {line}", markup=False)
     if settings.launch.dry_run:
-        out.print("\n" + show.commands_text(made), markup=False)
+        out.exact("\n" + show.commands_text(made))
         out.print("dry run: nothing was submitted")
         return Outcome()
     sweep = start(made, reuse.taken(earlier, settings.launch))
@@ -98,7 +96,7 @@ def launch(points: Sequence[Sequence[str]], composer: compose.Composer = compose
     return _followed(made, sweep, out)
 
 
-def _followed(made: Plan, sweep: SweepDir, out: Console) -> Outcome:
+def _followed(made: Plan, sweep: SweepDir, out: show.Terminal) -> Outcome:
     """Follow to the end and print the table."""
     try:
         valid = follow(sweep, out)
@@ -106,7 +104,7 @@ def _followed(made: Plan, sweep: SweepDir, out: Console) -> Outcome:
         out.print(f"\ndetached: the sweep goes on. Follow it by: python -m jobs follow {sweep.path}")
         return Outcome(code=output.INTERRUPTED)
     show.print_table(sweep, out)
-    written = write_report(sweep, lambda sentence: out.print(sentence, markup=False, highlight=False))
+    written = write_report(sweep, out.exact)
     out.print(f"report: {written}", markup=False)
     return Outcome(made.asked, rows_of(made, sweep), 0 if valid else 1)
 

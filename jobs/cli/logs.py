@@ -35,8 +35,10 @@ def _diagnose(options: argparse.Namespace) -> int:
     else:
         heads = {name: f"{name}  {settings.get(name, '')}".rstrip() for name, _ in found}
         for_people = chinese.diagnosis if chinese.is_asked() else str
-        texts = ("\n".join([for_people(one.text()), *_words(_of(rows, name))]) for name, one in found)
-        print("\n\n".join(f"{heads[name]}\n{text}" for (name, _), text in zip(found, texts, strict=True)))
+        texts = (for_people("\n".join([one.text(), *_words(_of(rows, name))])) for name, one in found)
+        print(
+            "\n\n".join(f"{chinese.printed(heads[name])}\n{text}" for (name, _), text in zip(found, texts, strict=True))
+        )
     return 0
 
 

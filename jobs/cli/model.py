@@ -16,6 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from jobs.allocation.node import container
 from jobs.cli import Command
+from jobs.cli.output import tell
 from jobs.core import session
 from jobs.core.config import Model
 from jobs.core.errors import ConfigError
@@ -88,7 +89,7 @@ def _stage(options: argparse.Namespace) -> int:
         print(json.dumps(asdict(done), default=str))
     else:
         what = "was there already" if done.reused else f"{done.bytes / 2**30:.1f} GiB copied in {done.seconds:.1f} s"
-        print(f"{done.path}: {what}")
+        tell(f"{done.path}: {what}")
     return 0
 
 
@@ -110,14 +111,14 @@ def _show(report: Report, options: argparse.Namespace) -> int:
         print(json.dumps(report.as_json(), ensure_ascii=False))
         return 1 if report.findings else 0
     size = sum(report.manifest.sizes.values()) / 2**30
-    print(f"{report.path}: {len(report.manifest.sizes)} files, {report.shards} weight files, {size:.1f} GiB")
+    tell(f"{report.path}: {len(report.manifest.sizes)} files, {report.shards} weight files, {size:.1f} GiB")
     if report.shares:
         kinds = ", ".join(f"{kind} {share:.1%}" for kind, share in report.shares.by_type.items())
-        print(f"quantization by share of all elements: {kinds}")
-    print(f"content sampled in {len(report.manifest.samples)} weight files")
+        tell(f"quantization by share of all elements: {kinds}")
+    tell(f"content sampled in {len(report.manifest.samples)} weight files")
     for finding in report.findings:
-        print(f"  {finding}")
-    print(show.count(len(report.findings), "finding") if report.findings else "good")
+        tell(f"  {finding}")
+    tell(show.count(len(report.findings), "finding") if report.findings else "good")
     return 1 if report.findings else 0
 
 

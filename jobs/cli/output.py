@@ -35,6 +35,11 @@ DEBUG = "SERVING_SWEEP_DEBUG"
 """Variable with which such an error shows its traceback."""
 
 
+def tell(text: object, *, file: TextIO | None = None) -> None:
+    """Print what people read, in the language of their locale; what programs read is for `print`."""
+    print(chinese.printed(str(text)), file=file)
+
+
 def show(error: UserError) -> int:
     """Print one clear error. Returns its exit code; the traceback is in the sweep's log where there is one."""
     from rich.console import Console  # most commands have nothing to say by it

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from jobs.cli import OVERRIDES, Command
+from jobs.cli.output import tell
 from jobs.engines.prediction import GIB
 from jobs.sweep import compose, road, show
 from jobs.sweep.grouping import Service
@@ -22,7 +23,7 @@ def _plan(options: argparse.Namespace) -> int:
         return 0
     out = show.console()
     show.print_plan(made, out)
-    out.print("\n" + show.commands_text(made), markup=False)
+    out.exact("\n" + show.commands_text(made))
     return 0
 
 
@@ -38,7 +39,7 @@ def _memory(options: argparse.Namespace) -> int:
         return 0
     for service in services:
         heading = f"service {service.service}  {named[service.service] if len(services) > 1 else ''}".rstrip()
-        print("\n".join([heading, *(f"  {line}" for line in _memory_lines(service))]))
+        tell("\n".join([heading, *(f"  {line}" for line in _memory_lines(service))]))
     return 0
 
 
@@ -63,7 +64,7 @@ def _memory_lines(service: Service) -> list[str]:
     lines = [f"pipeline {stage}" for stage in made.stages]
     lines += [f"{term.gib:9.3f} GiB  {term.name}  ({term.source})" for term in made.terms]
     left = f"{made.kv_bytes / GIB:9.3f} GiB  for the KV cache, {made.kv_bytes_per_token:,} bytes a token"
-    lines.append(left + (f", give or take {made.uncertainty_bytes / GIB:.2f} GiB" if made.uncertainty_bytes else ""))
+    lines.append(left + (f"; give or take {made.uncertainty_bytes / GIB:.2f} GiB" if made.uncertainty_bytes else ""))
     if made.graphs_gib:
         least, most = made.graphs_gib
         beyond = (made.device_bytes - made.budget_bytes) / GIB

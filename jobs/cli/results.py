@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.cli import NOT_WRITTEN, RUN, Command
+from jobs.cli.output import tell
 from jobs.core.files import public, write_bytes, write_text
 from jobs.core.rundir import open_sweep
 from jobs.results import page
@@ -47,7 +48,7 @@ def _collect(options: argparse.Namespace) -> int:
         for line in _apart(table, [] if shown else fixed):
             out.print(line, markup=False)
     for one in skipped:
-        print(f"skipped {one.what}: {one.reason}", file=sys.stderr)
+        tell(f"skipped {one.what}: {one.reason}", file=sys.stderr)
     return 0 if runs else 1
 
 
@@ -76,18 +77,18 @@ def _report(options: argparse.Namespace) -> int:
     if found.writable:
         write_text(found.report, page.render(shown))
     if answer := answer_of(found):
-        print("\n".join(lines(answer)))
+        tell("\n".join(lines(answer)))
     for sentence in () if answer else shown["verdict"]["sentences"]:
         print(page.worded(sentence))
-    print(f"report: {found.report}" if found.writable else NOT_WRITTEN)
+    tell(f"report: {found.report}" if found.writable else NOT_WRITTEN)
     return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
     pairs = compare(options.a, options.b, options.key, anyway=options.anyway)
-    print(json.dumps([asdict(pair) for pair in pairs], default=str) if options.json else text(pairs))
+    print(json.dumps([asdict(pair) for pair in pairs], default=str)) if options.json else tell(text(pairs))
     for one in left_out(options.a, options.b, options.key):
-        print(f"not compared: {one}", file=sys.stderr)
+        tell(f"not compared: {one}", file=sys.stderr)
     return 0
 
 
@@ -96,7 +97,7 @@ def _export(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"to": options.to, "written": [str(path) for path in written]}))
     else:
-        print("\n".join(f"written: {path}" for path in written) or "nothing to export: no valid row")
+        tell("\n".join(f"written: {path}" for path in written) or "nothing to export: no valid row")
     return 0
 
 

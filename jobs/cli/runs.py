@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from jobs.cli import NOT_WRITTEN, RUN, Command
+from jobs.cli.output import tell
 from jobs.core.rundir import SweepDir, open_sweep
 from jobs.results.table import FORMATS, read_table, render, write_table
 from jobs.sweep.lost import all_lost
@@ -20,7 +21,7 @@ def _status(options: argparse.Namespace) -> int:
     from jobs.sweep import status  # here and below: each command loads what it needs itself
 
     found = status.describe(open_sweep(options.run))
-    print(json.dumps(found, ensure_ascii=False) if options.json else "\n".join(status.lines(found)))
+    print(json.dumps(found, ensure_ascii=False)) if options.json else tell("\n".join(status.lines(found)))
     return 0
 
 
@@ -39,7 +40,7 @@ def _follow(options: argparse.Namespace) -> int:
         out.print("\n".join(lines(told(found))), markup=False)
         written = write_report(found)  # of its rows alone; the search knows more
     else:
-        written = write_report(found, lambda sentence: out.print(sentence, markup=False, highlight=False))
+        written = write_report(found, out.exact)
     out.print(f"report: {written}" if found.writable else NOT_WRITTEN, markup=False)
     return code
 
@@ -71,7 +72,7 @@ def _cancel(options: argparse.Namespace) -> int:
 
     cancelled = [job for folder in open_sweep(options.run).allocations() if (job := base.cancel(folder))]
     said = f"cancelled: {', '.join(cancelled) or 'nothing to cancel'}"
-    print(json.dumps({"cancelled": cancelled}) if options.json else said)
+    print(json.dumps({"cancelled": cancelled})) if options.json else tell(said)
     return 0
 
 

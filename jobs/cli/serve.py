@@ -9,7 +9,7 @@ from rich.console import Console
 
 from jobs.allocation import serving
 from jobs.cli import OVERRIDES, RUN, Command
-from jobs.cli.output import INTERRUPTED
+from jobs.cli.output import INTERRUPTED, tell
 from jobs.core.errors import RunError
 from jobs.core.files import read_json
 from jobs.core.rundir import SweepDir, open_sweep
@@ -44,7 +44,10 @@ def _wait(found: SweepDir, options: argparse.Namespace, out: Console) -> int:
         reasons = [str(reason) for reason in read_table(found)["invalid_reason"].dropna()]
         remedy = "See its directory, or python -m jobs diagnose."
         raise RunError("serve", found.path, "; ".join(reasons) or "it has ended", remedy)
-    print(json.dumps(read_json(folder.serving) | {"sweep": str(found.path)}) if options.json else serving.text(folder))
+    if options.json:
+        print(json.dumps(read_json(folder.serving) | {"sweep": str(found.path)}))
+    else:
+        tell(serving.text(folder))
     return 0
 
 

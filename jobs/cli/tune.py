@@ -11,7 +11,7 @@ import json
 
 from jobs.allocation.searching import told
 from jobs.cli import OVERRIDES, Command
-from jobs.cli.output import INTERRUPTED
+from jobs.cli.output import INTERRUPTED, tell
 from jobs.forecast.found import found
 from jobs.forecast.search import Rows
 from jobs.results.report import write_report
@@ -63,7 +63,7 @@ def tune(overrides: list[str], *, as_json: bool = False) -> int:
         out.print(f"\ndetached: the search goes on. Follow it by: python -m jobs follow {sweep.path}")
         return INTERRUPTED
     answer = told(sweep)
-    print(json.dumps(answer) if as_json else "\n".join(lines(answer)))
+    print(json.dumps(answer)) if as_json else tell("\n".join(lines(answer)))
     out.print(f"report: {write_report(sweep)}", markup=False)
     return 0 if answer["answer"] else 1
 

@@ -25,4 +25,4 @@ def _together(said: Sequence[str]) -> str:
     if len(said) <= FEW or any(one.count(".") > 1 for one in said):  # versions have no size
         return " / ".join(said)
     by_size = sorted(said, key=lambda one: float(one.replace(",", "")))
-    return f"{by_size[0]} to {by_size[-1]}"
+    return f"{by_size[0]}-{by_size[-1]}"

@@ -167,8 +167,8 @@ def beside(learnt: Learnt, rows: Mapping[str, Observation]) -> dict[str, dict[st
         words = []
         for name in strange[point]:
             (column, unit), one = COLUMNS[name], said[name]
-            way = "below" if rows[point].measured[name] < one.low else "above"
-            words.append(f"{column} is {way} {one.low * unit:,.4g} to {one.high * unit:,.4g}")
+            way = "{} is below {} to {}" if rows[point].measured[name] < one.low else "{} is above {} to {}"
+            words.append(way.format(column, f"{one.low * unit:,.4g}", f"{one.high * unit:,.4g}"))
         if words:
             columns["unexpected"] = f"{'; '.join(words)}: {terms} would explain it"
         found[point] = columns

@@ -19,14 +19,14 @@ from jobs.results.spread import Spreads
 FIGURES = ("output_tok_per_s", "goodput_per_s", "ttft_ms_mean", "ttft_ms_p99", "tpot_ms_mean", "e2el_ms_mean")
 
 TOO_FEW = (
-    "Note: with fewer than 3 windows a side that show a figure nothing is decided: the intervals hold the noise\n"
-    "inside of these windows alone, and another window may say otherwise: measure with bench.repeats=3, for a 99th\n"
-    "percentile with 100 requests or more in each window."
+    "Note: with fewer than 3 windows a side that show a figure nothing is decided: the intervals hold the noise"
+    " inside of these windows alone, and another window may say otherwise: measure with bench.repeats=3, for a 99th"
+    " percentile with 100 requests or more in each window."
 )
 MEDIANS = "Note: a figure is the median of its windows, and a difference that of their means."
 ONE_START = (
-    "Note: ahead and behind hold the noise between windows of one start of the engine a side, and no more. Another\n"
-    "start may say otherwise: sweep parallel.seed=1,2,3 before a choice."
+    "Note: ahead and behind hold the noise between windows of one start of the engine a side, and no more."
+    " Another start may say otherwise: sweep parallel.seed=1,2,3 before a choice."
 )
 
 Row = Mapping[str, Any]

@@ -57,9 +57,9 @@ def lines(found: Found) -> list[str]:
     if decision.pairs > 1:
         between = f"{told['low']:+.1%} to {told['high']:+.1%}, 95 %"
         said.append(f"  {found.goal} from A to B: {told['change']:+.1%} ({between})")
-    kind = f"pair{'s' * (decision.pairs != 1)} of {told['pairs_are']}"
+    pairs = f"{decision.pairs} pair{'s' * (decision.pairs != 1)} of {told['pairs_are']}"
     why = "" if found.is_open else f"; {found.why}"
-    said.append(f"cost: {decision.pairs} {kind}, about {found.hours:.2f} node-hours{why}")
+    said.append(f"cost: {pairs}, about {found.hours:.2f} node-hours{why}")
     if told["pairs"]:
         said.append("pairs, in order: " + " ".join(f"{one:+.1%}" for one in told["pairs"]))
     return [*said, *(f"rows: {path}" for path in told["sweeps"])]

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from jobs.core import chinese
 from jobs.core.fields import dotted
 from jobs.core.files import write_text
 from jobs.core.records import tolerant
@@ -69,7 +70,23 @@ def data(run: Run) -> dict[str, Any]:
         "provenance": provenance(run),
         "skipped": [{"what": Path(one.what).name, "reason": one.reason} for one in run.skipped],
     }
-    return dict(_finite(found))
+    return dict(_finite(found | {"zh": chinese_of(found)}))
+
+
+def chinese_of(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return the Chinese of every text in the data of a report that people read: reasons, notes, a search's words."""
+    rows = [row.get(name) for row in found["rows"] for name in ("invalid_reason", "notes", "unexpected")]
+    said = [value for one in found["verdict"]["sentences"] for value in one["values"].values()]
+    asked = found["search"]
+    of_search = (*(one["out"] for one in asked.get("settings", ())), *asked.get("ruled_out", {}).values())
+    texts = {
+        *(one["reason"] for one in (*found["failures"], *found["skipped"])),
+        *(one["text"] for one in found["notices"]),
+        *(asked.get("why"), *of_search, *rows, *said),
+    }
+    known = ((text, chinese.ALL.translated(text)) for text in texts if isinstance(text, str))
+    diagnoses = {one["diagnosis"] for one in found["failures"] if one["diagnosis"]}
+    return {text: said for text, said in known if said != text} | {one: chinese.diagnosis(one) for one in diagnoses}
 
 
 def _shown(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:

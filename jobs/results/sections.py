@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from jobs.core import chinese, masking
+from jobs.core import masking
 from jobs.core.errors import RunError
 from jobs.core.foreign import SMALL, load_text
 from jobs.core.records import read_states, tolerant
@@ -177,9 +177,7 @@ def failures(run: Run) -> list[dict[str, Any]]:
     for reason, rows in groups.items():
         told = next((text for row in rows if (text := diagnoses.get(row["service"]))), None)
         points = [row["point"] for row in rows]
-        found.append(
-            {"reason": reason, "points": points, "diagnosis": told, "diagnosis_zh": told and chinese.diagnosis(told)}
-        )
+        found.append({"reason": reason, "points": points, "diagnosis": told})
     return found
 
 

@@ -186,8 +186,8 @@ def alike_as_one(found: Sequence[Shared]) -> tuple[Shared, ...]:
     """
     kinds: dict[str, list[Shared]] = {}
     for one in found:
-        told = replace(one.finding, reason=alike.kind(one.finding.reason), remedy=alike.kind(one.finding.remedy))
-        kinds.setdefault(repr(told), []).append(one)
+        kind = replace(one.finding, reason=alike.kind(one.finding.reason), remedy=alike.kind(one.finding.remedy))
+        kinds.setdefault(repr(kind), []).append(one)
     told: list[Shared] = []
     for same in kinds.values():
         told += [_as_one(same)] if len(same) > alike.FEW else same

@@ -151,8 +151,11 @@ def warnings(services: Sequence[Service], points: Mapping[str, Point]) -> tuple[
         for point in service.points:
             config = points[point].config
             if over := queueing(config, fit):
-                text = f"only {over.capacity} requests run at once ({over.cause}): the rest queues or is preempted, "
-                loads = found.setdefault(text + "which TTFT will hold, at bench.concurrency=", {})
+                loads = found.setdefault(
+                    f"only {over.capacity} requests run at once ({over.cause}): the rest queues or is preempted,"
+                    " which TTFT will hold",
+                    {},
+                )
                 loads |= all_of_it | loads
                 loads[places[point]] = str(config.bench.concurrency)
     overrides = [point.overrides for point in points.values()]
@@ -160,7 +163,10 @@ def warnings(services: Sequence[Service], points: Mapping[str, Point]) -> tuple[
         (which(loads, overrides), text, ",".join(dict.fromkeys(filter(None, loads.values()))))
         for text, loads in found.items()
     )
-    return tuple(f"{name}: {text}{loads}" if name else f"{text}{loads}" for name, text, loads in named)
+    return tuple(
+        (f"{name}: " if name else "") + text + (f" (bench.concurrency={loads})" if loads else "")
+        for name, text, loads in named
+    )
 
 
 # --- the budget

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
+import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from jobs.core import schema
+from jobs.core.chinese import width
 from jobs.sweep.points import Point
 
 if TYPE_CHECKING:
@@ -18,15 +19,15 @@ LEAST = 40
 NAMED = 3
 """Settings that are named one by one where they have nothing of their own in common."""
 
+_INDENT = 4
+"""Of services and their points; other lines are left to the terminal."""
+
 _LOAD = "bench"
 """All keys of a load begin with it."""
 
 
-def services_lines(plan: Plan, allocation: Allocation, width: int | None = None) -> list[str]:
-    """Return a line for each service with its settings and its predicted load and windows, and one for each point.
-
-    Lines are folded to so many characters; None: never.
-    """
+def services_lines(plan: Plan, allocation: Allocation) -> list[str]:
+    """Return a line for each service with its settings and its predicted load and windows, and one for each point."""
     common = _common(plan.points)
     by_name = {service.service: service for service in plan.services}
     rows = []
@@ -38,9 +39,8 @@ def services_lines(plan: Plan, allocation: Allocation, width: int | None = None)
     wide = max((len(settings) for _, settings, _, _ in rows), default=0)
     lines: list[str] = []
     for name, settings, spent, points in rows:
-        lines += _folded(f"    service {name}  {settings:<{wide}}  {spent}".rstrip(), width)
-        for point in points:
-            lines += _folded(f"      point {point.point}  {_settings(point, common, load=True)}".rstrip(), width)
+        lines.append(f"    service {name}  {settings:<{wide}}  {spent}".rstrip())
+        lines += [f"      point {point.point}  {_settings(point, common, load=True)}".rstrip() for point in points]
     return lines
 
 
@@ -108,14 +108,21 @@ def _named(word: str) -> str:
     return value if "." not in key and value else word
 
 
-def _folded(line: str, width: int | None) -> Iterator[str]:
-    if width is None or len(line) <= width:
-        yield line
-        return
-    indent = len(line) - len(line.lstrip()) + 4
-    yield from textwrap.wrap(
-        line, max(width, LEAST), subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
-    )
+def folded(text: str, columns: int) -> str:
+    """Return a plan whose lines of services and points take so many columns of a terminal at most."""
+    return "\n".join(part for line in text.split("\n") for part in _folded(line, max(columns, LEAST)))
+
+
+def _folded(line: str, columns: int) -> Iterator[str]:
+    indent = len(line) - len(line.lstrip())
+    part = ""
+    for word in re.findall(r"\s*\S+", line) if indent >= _INDENT else ():
+        if part and width(part + word) > columns:
+            yield part
+            part = " " * (indent + 4) + word.lstrip()
+        else:
+            part += word
+    yield part or line
 
 
 def _short(seconds: float) -> str:

@@ -23,7 +23,7 @@ from jobs.sweep.check import Shared, alike_as_one
 from jobs.sweep.plan import Allocation, Plan
 from jobs.sweep.points import Point
 from jobs.sweep.record import as_json
-from jobs.sweep.services_text import point_text, services_lines, which
+from jobs.sweep.services_text import folded, point_text, services_lines, which
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,15 +46,21 @@ NOTED = "True*"
 """Stands under `valid` for a valid row with a note, and before the note below the table."""
 
 
-class _Console(Console):
+class Terminal(Console):
     """rich would exit with code 1, as for a failed run, where nobody reads any more (jobs/cli/output.py)."""
 
     def on_broken_pipe(self) -> None:
+        """Let the caller end it."""
         raise  # rich calls this while it handles the error
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print as rich does; texts without secrets and with their control characters visible."""
-        super().print(*(_safe(one) for one in objects), **options)
+        """Print as rich does, for people in the language of their locale; texts without secrets and with their control
+        characters visible."""
+        super().print(*(_safe(_localized(one)) for one in objects), **options)
+
+    def exact(self, text: str) -> None:
+        """Print what is to be typed, or is in this language already."""
+        super().print(_safe(text), markup=False)
 
 
 def _safe(shown: Any) -> Any:
@@ -65,20 +71,36 @@ def _safe(shown: Any) -> Any:
     return shown
 
 
-def console(*, stderr: bool = False) -> Console:
+def _localized(shown: Any) -> Any:
+    """Return what is printed in the language of the reader's locale; of a table its headers and words."""
+    if isinstance(shown, str):
+        return chinese.printed(shown)
+    if not chinese.is_asked():
+        return shown
+    if isinstance(shown, Text):
+        edges = sorted({place for span in shown.spans for place in (span.start, span.end)})
+        parts = shown.divide(edges)
+        for part in parts:
+            part.plain = chinese.printed(part.plain)
+        return Text.assemble(*parts)
+    if isinstance(shown, Table):
+        for column in (one for one in shown.columns if isinstance(one.header, str)):  # not those of the sweep table
+            column.header, column._cells = _localized(column.header), list(map(_localized, column._cells))
+        shown.caption = _localized(shown.caption)
+    return shown
+
+
+def console(*, stderr: bool = False) -> Terminal:
     """Return the console; without a terminal lines are never cut or wrapped."""
     # An engine's words may hold [brackets] and :colons:, which are neither markup nor emoji.
-    found = _Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    found = Terminal(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
     if not found.is_terminal:
         found.width = 2000
     return found
 
 
-def plan_text(plan: Plan, width: int | None = None) -> str:
-    """Return the plan in a few lines: points, services, allocations, predicted node-hours.
-
-    Lines are folded to so many characters; None: never.
-    """
+def plan_text(plan: Plan) -> str:
+    """Return the plan in a few lines: points, services, allocations, predicted node-hours."""
     hours = sum(allocation.node_hours for allocation in plan.allocations)
     run = len(plan.points) - len(plan.refused)
     lines = [
@@ -91,7 +113,7 @@ def plan_text(plan: Plan, width: int | None = None) -> str:
             f" on {count(allocation.nodes, 'node')}, about {_duration(allocation.seconds)}"
             + _too_long(plan, allocation)
         )
-        lines += services_lines(plan, allocation, width)
+        lines += services_lines(plan, allocation)
     if plan.services:
         lines.append(f"predicted (queue apart): {phases_text(plan)}")
     lines += [
@@ -106,11 +128,12 @@ def plan_text(plan: Plan, width: int | None = None) -> str:
     return "\n".join(lines)
 
 
-def print_plan(plan: Plan, out: Console) -> None:
+def print_plan(plan: Plan, out: Terminal) -> None:
     """Print the plan, and what is risky with it."""
-    out.print(plan_text(plan, out.width if out.is_terminal else None))
+    text = chinese.printed(plan_text(plan))
+    out.exact(folded(text, out.width) if out.is_terminal else text)
     if warnings := warnings_text(plan):
-        out.print(warnings, markup=False)
+        out.exact(warnings)
 
 
 def warnings_text(plan: Plan) -> str:
@@ -121,21 +144,28 @@ def warnings_text(plan: Plan) -> str:
             finding, some = one.finding, of_points(one, [point.overrides for point in plan.points])
             words = chinese.error(finding.key, f"{finding.value}{some}", finding.reason, finding.remedy)
             lines.append(f"  {finding.rule} {words}")
-    return "\n".join([f"{count(len(lines), 'warning')} (python -m jobs check):", *lines]) if lines else ""
+    head = chinese.printed(f"{count(len(lines), 'warning')} (python -m jobs check):")
+    return "\n".join([head, *lines]) if lines else ""
 
 
 def of_points(one: Shared, overrides: Sequence[Sequence[str]]) -> str:
     """Return how many points a finding is of and what sets them apart; empty: all, or the only one."""
     name = which(one.points, overrides)
-    return f" ({len(one.points)} of {len(overrides)} points: {name})" if name else ""
+    return f" ({chinese.printed(f'{len(one.points)} of {len(overrides)} points: {name}')})" if name else ""
 
 
 def phases_text(plan: Plan) -> str:
     """Return the predicted time of the whole plan by phase, and what the load times stand on."""
     spent = [service.phases for service in plan.services if service.phases]
-    names = {"load": "load", "warmup": "warm-up", "window": "windows", "drain": "drain", "teardown": "teardown"}
-    parts = [f"{label} {_duration(sum(getattr(one, name) for one in spent))}" for name, label in names.items()]
-    sources = " and from ".join(dict.fromkeys(one.source for one in spent))
+    words = {
+        "load": "load {}",
+        "warmup": "warm-up {}",
+        "window": "windows {}",
+        "drain": "drain {}",
+        "teardown": "teardown {}",
+    }
+    parts = [text.format(_duration(sum(getattr(one, name) for one in spent))) for name, text in words.items()]
+    sources = ", ".join(dict.fromkeys(one.source for one in spent))
     return f"{', '.join(parts)}; load from {sources}"
 
 

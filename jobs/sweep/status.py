@@ -133,7 +133,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         state = str(point["state"])
         if state in ("invalid", "not run"):
             state += f": {str(point['invalid_reason']).removeprefix(NOT_RUN)}"
-        text.append(" ".join(word for word in (f"  point {point['point']}", values, state) if word))
+        text.append("  ".join(word for word in (f"  point {point['point']}", values, state) if word))
     return text
 
 

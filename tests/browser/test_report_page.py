@@ -136,6 +136,9 @@ def test_both_languages(opened: Open) -> None:
     chinese = page.locator("#sections").inner_text()
     assert [text.strip() for text in page.locator("h2").all_inner_texts()][:2] == ["结论", "计划与实际"]
     assert chinese.count("{") == english.count("{"), "no place of a sentence was left open"
+    assert "超过模型本身支持的长度" in chinese and "too few for a p99" not in chinese, (
+        "reasons and notes are told in Chinese too"
+    )
     assert opened(locale="zh-CN").page.locator("h2").first.inner_text() == "结论"
     page.click("#language")
     one.drawn()

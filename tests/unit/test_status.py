@@ -97,8 +97,8 @@ def test_a_failed_one_names_reason_and_diagnosis(folder: SweepDir, monkeypatch: 
         f"service {first} parallel.max_model_len=8192: failed, rank 1 (headless): NPU out of memory, see "
         f"{service.diagnosis}" in text
     )
-    assert "max_model_len=8192 bench.concurrency=1 invalid: rank 1 (headless): NPU out of memory" in text
-    assert "max_model_len=4096 bench.concurrency=1 not run: rank 1 is lost" in text
+    assert "max_model_len=8192 bench.concurrency=1  invalid: rank 1 (headless): NPU out of memory" in text
+    assert "max_model_len=4096 bench.concurrency=1  not run: rank 1 is lost" in text
     assert "1 of 4 points measured, 0 valid" in text
     assert second in text
 

@@ -18,7 +18,7 @@ from jobs.core.files import write_json
 from jobs.core.rundir import SweepDir
 from jobs.results.row import FIGURES, columns, make_row, tokens_text
 from jobs.results.table import PENDING, markdown, read_table, text, write_table
-from jobs.sweep import plan, show
+from jobs.sweep import plan, services_text, show
 from jobs.sweep.points import Point
 
 ISSUE = [
@@ -288,7 +288,7 @@ def test_a_service_has_one_line_by_the_names_of_presets_which_narrow_terminals_f
     lines = [line for line in show.plan_text(planned).splitlines() if line.startswith("    service")]
     assert sorted(line.split()[2] for line in lines) == ["dp2_tp8", "dp4_tp4"]
     assert "None" not in show.plan_text(planned)
-    narrow = show.plan_text(planned, 44).splitlines()
+    narrow = services_text.folded(show.plan_text(planned), 44).splitlines()
     folded = [line for line in narrow if line.startswith(("    service", "        "))]
     assert len(folded) > 2 and all(len(line) <= 44 for line in folded)
 

@@ -13,6 +13,7 @@ from core_help import check_golden_figures
 from results_help import RECORDED, copied, measured, planned, row
 
 from jobs.__main__ import main
+from jobs.core import chinese
 from jobs.core.files import read_json, write_json, write_text
 from jobs.core.rundir import SweepDir
 from jobs.diagnose import explain
@@ -163,5 +164,9 @@ def test_a_failure_is_said_in_one_text_wherever_it_stands(tmp_path: Path, capsys
     assert main(["diagnose", str(folder.path)]) == 0
     assert diagnosis.text() in capsys.readouterr().out
     shown = page.render(told)
-    assert shown.count(json.dumps(reason)[1:-1]) == len(told["rows"]) + 1  # once a row and once among the failures
+    assert (
+        shown.count(json.dumps(reason)[1:-1]) == len(told["rows"]) + 2
+    )  # once a row, among the failures and in Chinese
+    head = chinese.diagnosis(diagnosis.text()).split("\n")[0]
+    assert told["zh"][reason].startswith(head.removesuffix(")")) and head != diagnosis.text().split("\n")[0]
     assert not [text for texts in page.words().values() for text in texts.values() if diagnosis.cause in text]

@@ -73,7 +73,12 @@ def details(findings: Sequence[Finding], *, all_of: bool = True) -> list[Text]:
 def summary(findings: Sequence[Finding], seconds: float) -> str:
     """Return one line: how many checks came to what, and how long it took. A check counts by its worst finding."""
     states = Counter(worst([one for one in findings if one.check == check]) for check in {f.check for f in findings})
-    words: dict[State, str] = {"pass": "passed", "warn": "with warnings", "fail": "failed", "not-run": "not run"}
-    parts = [f"{states[state]} {word}" for state, word in words.items() if states[state]]
+    words: dict[State, str] = {
+        "pass": "{} passed",
+        "warn": "{} with warnings",
+        "fail": "{} failed",
+        "not-run": "{} not run",
+    }
+    parts = [word.format(states[state]) for state, word in words.items() if states[state]]
     without = " (engine has no NPUs)" if any(one.reason == NO_NPUS for one in findings) else ""
     return f"preflight: {', '.join(parts)}{without} in {seconds:.1f} s"

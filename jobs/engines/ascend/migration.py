@@ -290,7 +290,10 @@ def recipe(draft: Draft, before: Release, after: Release) -> None:
         if (text in recipes and text != wanted) or is_new:
             reason = f"the official two-node A2 recipe of {after.name} has {fact.value}"
             if wanted != fact.value:
-                reason += f" for 16 sequences; expert dispatch of {tokens} tokens a step needs {wanted} MB"
+                reason = (
+                    f"the official two-node A2 recipe of {after.name} has {fact.value} for 16 sequences;"
+                    f" expert dispatch of {tokens} tokens a step needs {wanted} MB"
+                )
             draft.set(part, key, int(wanted) if part == "hccl" else _typed(wanted), reason, fact.source)
     if after.version >= (0, 13) and nodes > 1 and draft.get("hccl", "op_expansion_mode") == "AIV":
         reason = "the official two-node A2 recipe does not set it; AIV does not work with several communicators at once"

@@ -99,8 +99,10 @@ def too_fast(case: Case) -> Found:
     fast = [r for r in case.whole if _s_a_token(r) < LEAST_S_A_TOKEN]
     if fast:
         least = min(map(_s_a_token, fast))
-        words = f"{len(fast)} of {len(case.whole)} answers came faster than any engine makes them ("
-        words += f"{least * 1e3:.2g} ms a token, at least {LEAST_S_A_TOKEN * 1e3:g}): a cache of answers?"
+        words = (
+            f"{len(fast)} of {len(case.whole)} answers came faster than any engine makes them"
+            f" ({least * 1e3:.2g} ms a token, at least {LEAST_S_A_TOKEN * 1e3:g}): a cache of answers?"
+        )
         yield Finding(words, len(fast) > (1 - bench.min_success) * len(case.whole))
 
 

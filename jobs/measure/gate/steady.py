@@ -176,8 +176,7 @@ def _comes_and_goes(answers: Sequence[RequestRecord], edges: Floats, rounds: int
     """Slow quarters of a closed loop; `quiet`: nothing was said of a change, so a smooth swing is worth a note."""
     measures = (_over_gaps, _over_requests)
     told = [over(answers, np.linspace(edges[0], edges[-1], min(FINE_PARTS, rounds) + 1)) for over in measures]
-    words = "the service was not steady: a token took {:.3g} times as long in the slowest quarter of the window as in"
-    words += " the fastest"
+    words = "the service was not steady: a token took {:.3g} times as long in the slowest quarter as in the fastest"
     limits = [max(TWICE, _apart(_levels(*one), len(edges) - 1)) for one in told]
     coarse = [_swing(*over(answers, edges)) for over in measures]
     if beyond := [swing for swing, limit in zip(coarse, limits, strict=True) if swing > limit]:

@@ -38,9 +38,11 @@ def worded(sentence: Mapping[str, Any], language: str | None = None) -> str:
 
     `language`: en or zh; None: that of the reader's locale.
     """
-    text = words()[f"verdict.{sentence['id']}"][language or ("zh" if chinese.is_asked() else "en")]
+    language = language or ("zh" if chinese.is_asked() else "en")
+    text = words()[f"verdict.{sentence['id']}"][language]
     for name, value in sentence["values"].items():
-        text = text.replace("{" + name + "}", _number(value))
+        said = chinese.ALL.translated(value) if language == "zh" and isinstance(value, str) else _number(value)
+        text = text.replace("{" + name + "}", said)
     return text
 
 

@@ -25,10 +25,10 @@ function planSection(place) {
   const beside = (real, said) => (real && said ? `${shown(real)} / ${shown(said)} (${((real / said - 1) * 100).toFixed(0)} %)` : "");
   if (told.length) {
     place.append(h("h3", {}, t("plan.forecast")), grid([t("search.setting"), ...figures.map(columnName), t("plan.unexpected")],
-      told.map((row) => [[row._setting, shown(row._load)].filter(Boolean).join(" "), ...figures.map((name) => beside(row[name], row[`forecast_${name}`])), row.unexpected])));
+      told.map((row) => [[row._setting, shown(row._load)].filter(Boolean).join(" "), ...figures.map((name) => beside(row[name], row[`forecast_${name}`])), row.unexpected && said(row.unexpected)])));
   }
   if (DATA.skipped.length) {
-    place.append(h("p", {}, t("plan.skipped")), h("ul", {}, ...DATA.skipped.map((one) => h("li", {}, `${one.what}: ${one.reason}`))));
+    place.append(h("p", {}, t("plan.skipped")), h("ul", {}, ...DATA.skipped.map((one) => h("li", {}, `${one.what}: ${said(one.reason)}`))));
   }
 }
 
@@ -36,13 +36,13 @@ function failuresSection(place) {
   if (!DATA.failures.length) place.append(h("p", {}, t("failures.none")));
   for (const one of DATA.failures) {
     const rows = one.points.map((point) => DATA.rows.find((row) => row.point === point));
-    place.append(h("h3", {}, t("failures.points", { count: rows.length })), h("p", {}, one.reason),
+    place.append(h("h3", {}, t("failures.points", { count: rows.length })), h("p", {}, said(one.reason)),
       h("ul", {}, ...rows.map((row) => h("li", {}, `${row.point}: ${DATA.swept.map((key) => `${key}=${shown(row[key])}`).join(" ")}`))));
-    if (one.diagnosis) place.append(h("details", {}, h("summary", {}, t("failures.diagnosis")), h("pre", {}, language === "zh" ? one.diagnosis_zh : one.diagnosis)));
+    if (one.diagnosis) place.append(h("details", {}, h("summary", {}, t("failures.diagnosis")), h("pre", {}, said(one.diagnosis))));
   }
   if (DATA.notices.length) {
     place.append(h("h3", {}, t("failures.notices")),
-      h("ul", {}, ...DATA.notices.map((one) => h("li", {}, `${one.service}: ${one.text}`))));
+      h("ul", {}, ...DATA.notices.map((one) => h("li", {}, `${one.service}: ${said(one.text)}`))));
   }
 }
 

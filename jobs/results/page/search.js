@@ -34,11 +34,11 @@ function searchSection(place) {
   searchPlot(found, place);
   const columns = ["output_tok_per_s", "ttft_ms_mean", "tpot_ms_mean"];
   place.append(grid([t("search.setting"), ...columns.map(columnName), t("search.starts"), t("search.windows"), t("search.out")],
-    found.settings.map((one) => [one.name, ...columns.map((name) => one[name]), one.starts, one.windows, one.out])));
+    found.settings.map((one) => [one.name, ...columns.map((name) => one[name]), one.starts, one.windows, said(one.out)])));
   const never = Object.entries(found.ruled_out);
   if (never.length) {
     place.append(h("h3", {}, t("search.never", { count: never.length })),
-      h("ul", {}, ...never.map(([name, reason]) => h("li", {}, `${name}: ${reason}`))));
+      h("ul", {}, ...never.map(([name, reason]) => h("li", {}, `${name}: ${said(reason)}`))));
   }
   const next = { hours: found.next.node_hours, settings: found.next.settings.join(", "), percent: found.next.gain * 100 };
   place.append(h("p", {}, t(found.next.settings.length ? "search.next" : "search.enough", next)));

@@ -18,7 +18,7 @@ function tableRows(columns) {
   const rows = DATA.rows.filter((row) => {
     if (tableState.validity !== "all" && String(row.valid) !== tableState.validity) return false;
     const text = Object.entries(row).filter(([name]) => !name.startsWith("_"))
-      .map(([name, value]) => `${name}=${shown(value)}`).join(" ").toLowerCase();
+      .map(([name, value]) => `${name}=${shown(value)} ${said(shown(value))}`).join(" ").toLowerCase();
     return words.every((word) => text.includes(word));
   });
   const key = tableState.sort;
@@ -62,7 +62,7 @@ function drawTable(place) {
     const classes = [numeric(name) ? "number" : "", LONG.includes(name) ? "reason" : "",
       isBest(row, name) ? "best" : ""].filter(Boolean).join(" ");
     const mark = name === "valid" && row.valid && row.notes ? "*" : "";
-    const text = typeof row[name] === "boolean" ? t(`value.${row[name]}`) + mark : shown(row[name]);
+    const text = typeof row[name] === "boolean" ? t(`value.${row[name]}`) + mark : said(shown(row[name]));
     // A long reason would make its row very high: here its beginning, the whole under "What failed".
     if (LONG.includes(name)) return h("td", { class: classes, title: text }, h("div", {}, text));
     return h("td", { class: classes || null }, text);

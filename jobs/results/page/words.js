@@ -19,7 +19,12 @@ function t(id, values = {}) {
   const text = WORDS[id] ? WORDS[id][language] : id;
   const number = (v) => (v === null || v === undefined ? "?" :
     typeof v === "number" && !Number.isInteger(v) && Math.abs(v) < 1000 ? String(Number(v.toPrecision(3))) : shown(v));
-  return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? number(values[name]) : whole));
+  return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? said(number(values[name])) : whole));
+}
+
+/** Return a text of the data (a reason, a note) in the reader's language, where it is known in it. */
+function said(text) {
+  return language === "zh" && Object.hasOwn(DATA.zh, text) ? DATA.zh[text] : text;
 }
 
 /** Return the name of a column for people, in the reader's language where there is one. */
