@@ -273,12 +273,16 @@ def _width(view: Table) -> int:
 
 
 def reasons_text(frame: pd.DataFrame, swept: tuple[str, ...]) -> str:
-    """Return one line for every invalid row with its reason, and for every valid one that has a note; each is named by
-    its point and its values of `swept`."""
+    """Return one line for every invalid row with its reason, and the notes of every valid one, several below each other;
+    each row is named by its point and its values of `swept`."""
     bad = frame[~frame["valid"].astype(bool)]
     noted = frame[frame["valid"].astype(bool) & _noted(frame)]
     lines = [f"invalid {row_name(row, swept)}: {row['invalid_reason']}" for row in bad.to_dict("records")]
-    return "\n".join([*lines, *(f"{NOTED} {row_name(row, swept)}: {row['notes']}" for row in noted.to_dict("records"))])
+    for row in noted.to_dict("records"):
+        notes = str(row["notes"]).split("; ")
+        between = "\n    " if len(notes) > 1 else " "
+        lines.append(between.join([f"{NOTED} {row_name(row, swept)}:", *notes]))
+    return "\n".join(lines)
 
 
 def _noted(frame: pd.DataFrame) -> pd.Series[Any]:
