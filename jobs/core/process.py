@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NoReturn
@@ -116,17 +116,29 @@ def tags() -> set[str]:
     return found - {""}
 
 
-def detach(argv: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a process in a session of its own, which outlives this one and its terminal."""
+@contextlib.contextmanager
+def detached(argv: Sequence[str], env: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a process in a session of its own, which outlives this one and its terminal.
+
+    The program runs once the block has ended: where that raises, or we die in it, it never does.
+    """
     with open_append(log) as output:
-        return subprocess.Popen(
-            list(argv),
+        started = subprocess.Popen(
+            ["/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "sh", *argv],
+            bufsize=0,
             env=dict(env),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    assert started.stdin
+    try:
+        yield started
+        with contextlib.suppress(BrokenPipeError):  # somebody has ended it: its state tells
+            started.stdin.write(b"go\n")
+    finally:
+        started.stdin.close()
 
 
 def alive(pid: int, argument: str) -> bool:
