@@ -74,9 +74,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _keep_record(folder: AllocationDir, task: Task, kind: str = "") -> None:
-    """Write the record of our job where its launcher died before that."""
+    """Write the record of our job where its launcher died before that; what hinders it the rank itself will tell."""
     if kind and task.rank == 0 and not folder.job.exists() and is_free(folder.submitting):
-        Job(folder, str(task.job_id), kind, task.ranks, time.time()).write()
+        with contextlib.suppress(RunError):
+            Job(folder, str(task.job_id), kind, task.ranks, time.time()).write()
 
 
 def run(folder: AllocationDir, task: Task) -> int:

@@ -6,7 +6,6 @@ A back end is one file of this room, or a module of a site's own distribution (d
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,7 +14,7 @@ from typing import Annotated, Protocol
 from pydantic import AfterValidator, Field
 
 from jobs.cluster.nodelist import Task
-from jobs.core import names
+from jobs.core import names, process
 from jobs.core.config import Config
 from jobs.core.errors import RunError
 from jobs.core.files import write_json
@@ -94,7 +93,7 @@ class _Record:
 
 def entry(folder: AllocationDir, kind: str) -> list[str]:
     """Return the command line of every task."""
-    return [sys.executable, "-u", "-m", ENTRY, str(folder.path), kind]
+    return process.python(ENTRY, str(folder.path), kind)
 
 
 class Scheduler(Protocol):

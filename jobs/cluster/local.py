@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import sys
 import time
 from collections.abc import Mapping
 
@@ -42,7 +41,7 @@ class Local:
             "SUBMITIT_STDERR_TO_STDOUT": "1",
             "SUBMITIT_LOCAL_WITH_SHELL": "",
         }
-        argv = [sys.executable, "-m", "submitit.local._local", str(folder.submitit.resolve())]
+        argv = process.python("submitit.local._local", str(folder.submitit.resolve()))
         with process.detached(argv, dict(os.environ) | env, folder.submitit / "controller.log") as started:
             link_output(folder, str(started.pid), request.nodes)
             job = Job(folder, str(started.pid), "local", request.nodes, time.time())

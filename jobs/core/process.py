@@ -18,6 +18,7 @@ from typing import IO, NoReturn
 import psutil
 
 from jobs.core.errors import RunError
+from jobs.core.fields import CODE
 from jobs.core.files import open_append
 from jobs.core.session import KILL_S, Guard, alone, end_all, popen
 from jobs.core.waiting import aside
@@ -40,6 +41,14 @@ exec "${serving_sweep_words[@]:1}"
 
 _guards: dict[str, list[Guard]] = {}
 """By process tag. Held here, since a guard acts when its pipe is closed: also when nobody refers to it any more."""
+
+
+def python(module: str, *words: str) -> list[str]:
+    """Return the command line of a module; of what lies in the directory in which we are called none is loaded.
+
+    Others may put a `random.py` there. Only the directory of our own code may be that one.
+    """
+    return [sys.executable, "-u", *([] if Path.cwd() == CODE else ["-P"]), "-m", module, *words]
 
 
 def run(

@@ -110,7 +110,6 @@ def test_a_job_that_slurm_had_taken_when_its_launcher_died_is_found_by_its_scrip
     folder.submitit.mkdir()
     script = folder.submitit / ".submission_file_0123.sh"
     script.write_text("")
-    (folder.submitit / "0123.pkl").write_text("")
     assert job_state(folder) == "GONE", "sbatch refused it"
     slurm.down("slurmctld")
     assert job_state(folder) == "UNKNOWN"
@@ -119,7 +118,6 @@ def test_a_job_that_slurm_had_taken_when_its_launcher_died_is_found_by_its_scrip
     slurm.job("4711", "PENDING", nodes="2", script=str(script), asked={"job-name": f"sweep-{sweep.path.name}-ab12-0"})
     folder.head.write_text("{}")  # its launcher lived when its first rank looked
     assert cancel(folder) == "4711", "nobody has asked for its state before"
-    assert (folder.submitit / "4711_submitted.pkl").exists(), "what its tasks wait for"
     slurm.job("4711", "PENDING", nodes="2", script=str(script), asked={"job-name": f"sweep-{sweep.path.name}-ab12-0"})
     with pytest.raises(RunError, match="allocation 0 is pending"):
         resume.resume(sweep, retry_failed=False)

@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import stat
-import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -97,7 +96,7 @@ def packages(place: Path) -> Mapping[str, str]:
 
 def _pip(*words: str, env: Mapping[str, str] | None = None) -> str:
     """Run pip and return what it said; RunError: it failed."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *words]
+    command = process.python("pip", "download", "--quiet", "--no-deps", *words)
     done = process.run(command, timeout_s=SECONDS, env=env)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
