@@ -6,14 +6,18 @@ what is filled in; what has no translation stays English.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+
+_LONGEST = 4000
+"""Letters of a text that is looked up: what others wrote may stand in it, and costs a second at ten times as many."""
 
 _DEEPEST = 3
 """What is filled in may be a text with something filled in itself."""
@@ -34,7 +38,7 @@ class _Template:
     parts: list[str]
     chinese: str
 
-    @property
+    @cached_property
     def letters(self) -> int:
         """How many letters a text of it has at least."""
         return sum(map(len, self.parts))
@@ -61,13 +65,20 @@ class Catalogue:
     @cached_property
     def _templates(self) -> tuple[_Template, ...]:
         cut = ((words(text), chinese) for text, chinese in self.texts.items())
-        return tuple(_Template(parts, chinese) for parts, chinese in cut if len(parts) > 1)
+        found = (_Template(parts, chinese) for parts, chinese in cut if len(parts) > 1)
+        return tuple(sorted(found, key=lambda one: one.letters))
+
+    def _long_enough(self, letters: int) -> Iterable[_Template]:
+        """Return the templates that a text of so many letters may be of."""
+        return itertools.takewhile(lambda one: one.letters <= letters, self._templates)
 
     def translated(self, text: str, depth: int = _DEEPEST) -> str:
         """Return a text in Chinese: as a whole, or else each of its sentences that is known."""
         if chinese := self.texts.get(text.replace("{", "{{").replace("}", "}}")):
             return chinese.format()
-        fitting = ((one, found) for one in self._templates if (found := one.match(text)))
+        if len(text) > _LONGEST:
+            return text
+        fitting = ((one, found) for one in self._long_enough(len(text)) if (found := one.match(text)))
         if best := max(fitting, key=lambda pair: pair[0].letters, default=None):
             parts = best[1].groups()
             return best[0].chinese.format(*(self.translated(part, depth - 1) for part in parts) if depth else parts)
@@ -95,6 +106,7 @@ OURS = Catalogue(Path(__file__).with_suffix(".json"))
 DIAGNOSES = Catalogue(Path(__file__).with_name("chinese_diagnoses.json"))
 """Texts of jobs/diagnose: here, since the report says them too."""
 
+_LONGEST_DIAGNOSIS = 20_000
 LABELS = ("answer", "line", "means", "cause", "remedy", "source", "retry", "look at", "evidence", "note", "not valid")
 _LABELLED = re.compile(rf"  ({'|'.join(LABELS)})( \d+)?: *(.*)")
 _HEAD = re.compile(r"((?:rank \d+: )?)(.*?)((?: \([\w-]+\))?)")
@@ -102,8 +114,8 @@ _QUOTED = ("line", "source", "evidence", "not valid")
 
 
 def diagnosis(text: str) -> str:
-    """Return the text of a diagnosis (`Diagnosis.text`) in Chinese; what it quotes of logs stays."""
-    return "\n".join(map(_of_diagnosis, text.split("\n")))
+    """Return the text of a diagnosis (`Diagnosis.text`) in Chinese; quotes of logs stay, so does a long one."""
+    return text if len(text) > _LONGEST_DIAGNOSIS else "\n".join(map(_of_diagnosis, text.split("\n")))
 
 
 def _of_diagnosis(line: str) -> str:

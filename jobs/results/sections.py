@@ -166,6 +166,10 @@ def balance(run: Run) -> list[dict[str, Any]]:
     return found
 
 
+MOST_IN_CHINESE = 12
+"""Diagnoses of one page: a sweep of somebody else may have thousands, made to take long."""
+
+
 def failures(run: Run) -> list[dict[str, Any]]:
     """Return each reason for invalid rows with its points, and the diagnosis of its services where there is one."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
@@ -174,12 +178,11 @@ def failures(run: Run) -> list[dict[str, Any]]:
             groups.setdefault(str(row["invalid_reason"]), []).append(row)
     diagnoses = {name: _text(folder) for name, folder in attempts(run)}
     found = []
-    for reason, rows in groups.items():
+    for number, (reason, rows) in enumerate(groups.items()):
         told = next((text for row in rows if (text := diagnoses.get(row["service"]))), None)
         points = [row["point"] for row in rows]
-        found.append(
-            {"reason": reason, "points": points, "diagnosis": told, "diagnosis_zh": told and chinese.diagnosis(told)}
-        )
+        in_chinese = chinese.diagnosis(told) if told and number < MOST_IN_CHINESE else told
+        found.append({"reason": reason, "points": points, "diagnosis": told, "diagnosis_zh": in_chinese})
     return found
 
 
