@@ -38,7 +38,7 @@ class Current:
         check_strays(os.environ)
         hold = HOLD.format(request.nodes)
         job, nodes = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_JOB_NUM_NODES", "")
-        if not job or not nodes.isdigit():
+        if not job or not nodes.isdecimal():
             name = "SLURM_JOB_NUM_NODES" if job else "SLURM_JOB_ID"
             raise ConfigError("cluster.kind", "current", f"this shell is in no allocation: {name} is not set", hold)
         if request.nodes > int(nodes):

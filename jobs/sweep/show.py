@@ -255,9 +255,7 @@ def _best(frame: pd.DataFrame, swept: tuple[str, ...], name: str) -> list[bool]:
     values = pd.to_numeric(frame[name], errors="coerce").where(valid)
     values = values.where(pd.Series([counts(name, value) for value in values], index=values.index))
     # Rows of another work do not compare, and simulated rows never with measured ones.
-    kinds = (
-        frame[[key for key in (*swept, "engine") if key == "engine" or is_work(key)]].astype(str).agg(" ".join, axis=1)
-    )
+    kinds = frame[[key for key in (*swept, "engine") if key == "engine" or is_work(key)]].map(str).agg(" ".join, axis=1)
     groups = values.groupby(kinds)
     extreme = groups.transform("min" if low_is_best(name) else "max")
     return list((values == extreme) & (groups.transform("count") > 1))

@@ -95,6 +95,11 @@ def test_yaml_is_loaded_in_one_place_and_nothing_is_unpickled() -> None:
         assert name == "jobs/core/foreign.py" or "yaml.load(" not in text, name
 
 
+def test_what_is_no_number_is_told_as_int_tells_it() -> None:
+    """`isdigit` takes ² and ①, and `int` does not."""
+    assert not [name for name, tree in sources() if calls(tree, "isdigit")]
+
+
 def test_the_number_of_a_directory_is_read_in_one_place() -> None:
     """`int` takes digits of all scripts, signs, blanks and underscores: jobs/core/names.py tells what a number is."""
     for name, tree in sources():
