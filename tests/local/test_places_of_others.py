@@ -18,6 +18,7 @@ from users import Host, two_users
 from world import ONE, ROOT
 
 from jobs.allocation import submission
+from jobs.allocation.node.cleanup import SHM, baseline, leftovers
 from jobs.cluster.base import Request
 from jobs.core.rundir import SweepDir
 from jobs.core.tasks import ServiceTask
@@ -124,3 +125,18 @@ def test_a_job_of_slurm_unpickles_nothing_from_a_directory_that_was_exchanged_wh
     assert done.returncode == 1 and done.stdout.startswith("error: "), done.stdout + done.stderr
     assert not mark.exists()
     assert not list(folder.glob("job.json"))
+
+
+def test_links_of_others_in_dev_shm_are_no_segments_of_ours(host: Host) -> None:
+    """Else thousands of them would stand in the record of a service, which could not be read any more."""
+    mine = host.victim.home / "mine"
+    host.victim.call(mine.write_text, "mine")
+    names = [SHM / f"psm_{os.getpid()}_{number}" for number in range(3)]
+    before = host.victim.call(baseline)
+    try:
+        host.attacker.call(lambda: [name.symlink_to(mine) for name in names])
+        assert host.victim.call(leftovers, before, ()) == []
+        assert host.victim.call(mine.read_text) == "mine"
+    finally:
+        for name in names:
+            name.unlink(missing_ok=True)
