@@ -79,6 +79,12 @@ def test_the_code_of_a_release_that_another_user_put_there_is_not_run(tmp_path: 
     place.chmod(0o777)
     with pytest.raises(RunError, match="anybody may write into it"):
         sources.obtain("1.2.3", tmp_path)
+    place.chmod(0o755)
+    tmp_path.chmod(0o777)
+    with pytest.raises(RunError, match="anybody may write into it"):
+        sources.obtain("1.2.3", tmp_path)
+    tmp_path.chmod(0o1777)
+    assert sources.obtain("1.2.3", tmp_path) == place
 
 
 @pytest.mark.parametrize("kept", ["5\n", "[]\n", '["k", 5]\n', "{\n", "[[], {}]\n", '["k", {}, 1]\n'])
