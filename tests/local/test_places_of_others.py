@@ -20,6 +20,7 @@ from world import ONE, ROOT
 from jobs.allocation import submission
 from jobs.allocation.node.cleanup import SHM, baseline, leftovers
 from jobs.cluster.base import Request
+from jobs.core.files import private_place
 from jobs.core.rundir import SweepDir
 from jobs.core.tasks import ServiceTask
 
@@ -140,3 +141,13 @@ def test_links_of_others_in_dev_shm_are_no_segments_of_ours(host: Host) -> None:
     finally:
         for name in names:
             name.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777])
+def test_nothing_is_kept_in_a_temporary_directory_whose_owner_can_exchange_it(host: Host, mode: int) -> None:
+    """An engine has its sockets there, and a container the script that it begins with."""
+    place = host.shared / "tmp"
+    host.attacker.call(lambda: (place.mkdir(), place.chmod(mode)))
+    assert host.victim.call(private_place, str(place)) == "/tmp"
+    for good in (host.victim.home / "tmp", host.shared, Path("/tmp"), Path("/nonexistent")):
+        assert host.victim.call(private_place, str(good)) == str(good)
