@@ -281,6 +281,8 @@ class World:
                 return False
             if "0 points are left" in said:
                 return True
+            rows = [json.loads(path.read_bytes()) for path in sweep.path.glob("points/*/row.json")]
+            self.told += [f"left: {row['point']}: {row['invalid_reason']}" for row in rows if not row["valid"]]
         raise AssertionError(said)
 
     def _whole(self, sweep: SweepDir) -> None:

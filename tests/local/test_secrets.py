@@ -103,7 +103,7 @@ def test_a_search_and_a_question_keep_no_secret(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "override",
     [
-        *("cluster.setup=['export HF_TOKEN=plantedA1']", "cluster.comment='HF_TOKEN=plantedA1'"),
+        *("cluster.setup=['export HF_TOKEN=plantedA1']", "cluster.account='HF_TOKEN=plantedA1'"),
         *(
             "+engine.args.hf-token=plantedA1",
             "+engine.args.x='http://u:plantedA1@h/'",
@@ -112,7 +112,7 @@ def test_a_search_and_a_question_keep_no_secret(tmp_path: Path) -> None:
         *("+engine.env.HF_TOKEN=plantedA1,plantedB2", "+engine.env.HF_TOKEN=[plantedA1]"),
         *("+cluster.sbatch_args.wrap='HF_TOKEN=plantedA1 x'", "cluster.srun_args=['--export=ALL,HF_TOKEN=plantedA1']"),
         *("container.args=['--env=HF_TOKEN=plantedA1']", "cluster.setup=['curl -u me:plantedA1 http://x']"),
-        *("cluster.setup=['export http_proxy=me:plantedA1@proxy:1']", "cluster.comment='podman --creds me:plantedA1'"),
+        *("cluster.setup=['export http_proxy=me:plantedA1@proxy:1']", "cluster.account='podman --creds me:plantedA1'"),
     ],
 )
 def test_a_secret_in_another_place_is_refused_and_not_shown(
