@@ -213,6 +213,21 @@ async def test_a_crowd_of_strangers_at_an_open_port_keeps_no_peer_out_and_costs_
     await listeners.close()
 
 
+async def test_what_a_stranger_sends_to_an_open_port_is_kept_nowhere() -> None:
+    listeners = paths.Listeners()
+    await listeners.open("127.0.0.1", [0])
+    before = psutil.Process().memory_info().rss
+    reader, writer = await asyncio.open_connection("127.0.0.1", listeners.ports[0])
+    writer.write(b"word\n")
+    with contextlib.suppress(OSError):
+        for _ in range(200):
+            writer.write(bytes(1 << 20))
+            await writer.drain()
+    assert psutil.Process().memory_info().rss - before < 100 << 20
+    writer.close()
+    await listeners.close()
+
+
 async def test_a_rank_that_does_not_answer_runs_into_its_own_limit(tmp_path: Path) -> None:
     async def silent(client: ControlClient, its: Station) -> None:
         await asyncio.Event().wait()

@@ -53,10 +53,12 @@ class Listeners:
         if len(self._guests) > MOST:
             self._guests.pop(0).transport.abort()
         with contextlib.suppress(OSError, TimeoutError, ValueError):
-            writer.write(await asyncio.wait_for(reader.readline(), WAIT_S))
-            await writer.drain()
-            # The peer closes first: our side then keeps no TIME_WAIT on a port that an engine wants.
-            await asyncio.wait_for(reader.read(), WAIT_S)
+            async with asyncio.timeout(WAIT_S):
+                writer.write(await reader.readline())
+                await writer.drain()
+                # The peer closes first: our side then keeps no TIME_WAIT on a port that an engine wants.
+                while await reader.read(1 << 12):
+                    pass  # a stranger's words are kept nowhere
         writer.close()
         if writer in self._guests:
             self._guests.remove(writer)
