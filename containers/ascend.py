@@ -78,5 +78,5 @@ def sources(names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
 
 def shell_additions(release: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the library directories and the preloaded libraries that the image of a release sets in its ~/.bashrc."""
-    numbers = tuple(int(part) for part in release.split(".")[:2] if part.isdigit())
+    numbers = tuple(int(part) for part in release.split(".")[:2] if part.isdecimal())
     return (LIBRARIES, JEMALLOC) if numbers >= _BASHRC_SINCE else ((), ())

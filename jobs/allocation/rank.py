@@ -63,14 +63,21 @@ def main(arguments: Sequence[str]) -> int:
     except RunError as error:
         print(f"error: {error}", flush=True)
         return error.exit_code
-    if kind and task.rank == 0 and not folder.job.exists() and is_free(folder.submitting):  # its launcher is dead
-        Job(folder, str(task.job_id), kind[0], task.ranks, time.time()).write()
+    _keep_record(folder, task, *kind)
     code = run(folder, task)
+    _keep_record(folder, task, *kind)  # a launcher may die while we run
     if kind and task.rank == 0:
         from jobs.allocation.submission import submit_rest  # with what makes the table: see below
 
         submit_rest(folder)
     return code
+
+
+def _keep_record(folder: AllocationDir, task: Task, kind: str = "") -> None:
+    """Write the record of our job where its launcher died before that; what hinders it the rank itself will tell."""
+    if kind and task.rank == 0 and not folder.job.exists() and is_free(folder.submitting):
+        with contextlib.suppress(RunError):
+            Job(folder, str(task.job_id), kind, task.ranks, time.time()).write()
 
 
 def run(folder: AllocationDir, task: Task) -> int:

@@ -7,12 +7,16 @@ import json
 import shlex
 import socket
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
+from pydantic import AfterValidator
+
+from jobs.core import names
 from jobs.core.config import Config
-from jobs.core.files import read_json
+from jobs.core.foreign import SMALL, load_form
 from jobs.core.layout import Placement
 from jobs.core.rundir import AllocationDir, SweepDir
 
@@ -53,6 +57,26 @@ def _tunnel(place: Placement, login: str | None, further: Sequence[str]) -> str:
     return f"ssh -N {' '.join(ways)} {there}"
 
 
+@dataclass(frozen=True)
+class Serving:
+    """serving.json as it is read: its words become lines for a shell, and the sweep may be somebody else's."""
+
+    host: Annotated[str, AfterValidator(names.host)]
+    base_url: Annotated[str, AfterValidator(names.api)]
+    replicas: list[Annotated[str, AfterValidator(names.api)]]
+    model: Annotated[str, AfterValidator(names.text)]
+    api_key_file: str | None
+    tunnel: Annotated[str, AfterValidator(names.tunnel)] | None
+    chat: bool
+
+
+def read(folder: AllocationDir) -> dict[str, Any]:
+    """Return how to reach the service of an allocation. RunError: its record has another form."""
+    found = load_form(folder.serving, Serving, SMALL)
+    key = str(folder.api_key) if found.api_key_file else None  # no other file, which a curl line would send there
+    return asdict(replace(found, api_key_file=key))
+
+
 def ready(sweep: SweepDir) -> AllocationDir | None:
     """Return the allocation whose service can be reached now, or None."""
     return next((folder for folder in sweep.allocations() if folder.serving.exists()), None)
@@ -60,7 +84,7 @@ def ready(sweep: SweepDir) -> AllocationDir | None:
 
 def text(folder: AllocationDir) -> str:
     """Return how to reach the service of an allocation, for people."""
-    info: dict[str, Any] = read_json(folder.serving)
+    info = read(folder)
     lines = [
         f"serving on {info['host']} until its time limit; end it by: python -m jobs cancel {_short(folder.sweep.path)}",
         f"  base URL  {info['base_url']}",

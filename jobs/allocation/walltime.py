@@ -85,11 +85,11 @@ async def find(job_id: str, env: Mapping[str, str], configured: int | str | None
             return Deadline(None if math.isinf(left) else left, "squeue")
     silent = "squeue does not answer"
     end = env.get("SLURM_JOB_END_TIME", "")
-    if end.isdigit():
+    if end.isdecimal():
         return Deadline(int(end) - time.time(), f"SLURM_JOB_END_TIME; {silent}")
     limit = limit_seconds(configured)
     if limit is None:
         return Deadline(None, f"{silent}, and cluster.time_limit is not set: nothing is held back")
     start = env.get("SLURM_JOB_START_TIME", "")
-    ran = time.time() - int(start) if start.isdigit() else 0.0
+    ran = time.time() - int(start) if start.isdecimal() else 0.0
     return Deadline(limit - ran, f"cluster.time_limit; {silent}")

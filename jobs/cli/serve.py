@@ -11,7 +11,6 @@ from jobs.allocation import serving
 from jobs.cli import OVERRIDES, RUN, Command
 from jobs.cli.output import INTERRUPTED, tell
 from jobs.core.errors import RunError
-from jobs.core.files import read_json
 from jobs.core.rundir import SweepDir, open_sweep
 from jobs.results.table import read_table
 from jobs.sweep import show
@@ -45,7 +44,7 @@ def _wait(found: SweepDir, options: argparse.Namespace, out: Console) -> int:
         remedy = "See its directory, or python -m jobs diagnose."
         raise RunError("serve", found.path, "; ".join(reasons) or "it has ended", remedy)
     if options.json:
-        print(json.dumps(read_json(folder.serving) | {"sweep": str(found.path)}))
+        print(json.dumps(serving.read(folder) | {"sweep": str(found.path)}))
     else:
         tell(serving.text(folder))
     return 0

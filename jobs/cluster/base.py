@@ -6,7 +6,6 @@ A back end is one file of this room, or a module of a site's own distribution (d
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,12 +14,12 @@ from typing import Annotated, Protocol
 from pydantic import AfterValidator, Field
 
 from jobs.cluster.nodelist import Task
-from jobs.core import names
+from jobs.core import names, process
 from jobs.core.config import Config
 from jobs.core.errors import RunError
 from jobs.core.files import write_json
 from jobs.core.foreign import SMALL, load_form, refused
-from jobs.core.lock import is_free
+from jobs.core.lock import holder, is_free
 from jobs.core.records import Number
 from jobs.core.registry import SCHEDULERS
 from jobs.core.rundir import AllocationDir
@@ -94,7 +93,7 @@ class _Record:
 
 def entry(folder: AllocationDir, kind: str) -> list[str]:
     """Return the command line of every task."""
-    return [sys.executable, "-u", "-m", ENTRY, str(folder.path), kind]
+    return process.python(ENTRY, str(folder.path), kind)
 
 
 class Scheduler(Protocol):
@@ -162,21 +161,34 @@ def read_job(folder: AllocationDir) -> Job | None:
     return Job(folder, found.job_id, found.kind, found.nodes, found.submitted, found.pid)
 
 
+def found_job(folder: AllocationDir) -> Job | None:
+    """Return the record of an allocation, or the job that Slurm had taken when its launcher died.
+
+    None: it is being submitted just now, or never was.
+
+    Raises:
+        RunError: its record cannot be read; Slurm does not answer.
+    """
+    job = read_job(folder)
+    if job is None and folder.submitit.is_dir() and is_free(folder.submitting):
+        adopted: Job | None = import_module("jobs.cluster.slurm").adopted(folder)  # it knows this room's words
+        return adopted
+    return job
+
+
 def job_state(folder: AllocationDir) -> str:
     """Return the state of an allocation's job; UNKNOWN if nobody answered, or it is being submitted just now.
 
     GONE if it never was: its launcher ended before that, and no rank of it has begun.
     """
-    job = read_job(folder)
-    if job is None and (folder.head.exists() or not is_free(folder.submitting)):
-        return UNKNOWN
-    if job is None and folder.submitit.is_dir():
+    if (job := read_job(folder)) is None:
         try:
-            job = import_module("jobs.cluster.slurm").adopted(folder)  # it knows this room's words
+            job = found_job(folder)
         except RunError:
             return UNKNOWN
     if job is None:
-        return GONE
+        begun = folder.head.exists() and not folder.outcome.exists()
+        return UNKNOWN if begun or not is_free(folder.submitting) else GONE
     return scheduler(job.kind).state(job)
 
 
@@ -191,11 +203,17 @@ def cancel(folder: AllocationDir) -> str | None:
 
     Raises:
         RunError: it is another user's, whose record may name any job of ours; it is not this job any more (Slurm gives
-            ids again); or the cluster refused, in its own words.
+            ids again); it is being submitted just now; or the cluster refused, in its own words.
     """
-    job = read_job(folder)
-    if job is None or job_state(folder) in ENDED:
+    job, state = found_job(folder), job_state(folder)
+    if state in ENDED:
         return None
+    if job is None:
+        reason, remedy = (
+            f"it is being submitted by {holder(folder.submitting)}",
+            "Try again, or end that process first.",
+        )
+        raise RunError("RUN", folder.path, reason, remedy)
     folder.sweep.check_owner("cancel it")
     scheduler(job.kind).cancel(job)
     return job.job_id

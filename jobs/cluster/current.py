@@ -38,7 +38,7 @@ class Current:
         check_strays(os.environ)
         hold = HOLD.format(request.nodes)
         job, nodes = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_JOB_NUM_NODES", "")
-        if not job or not nodes.isdigit():
+        if not job or not nodes.isdecimal():
             name = "SLURM_JOB_NUM_NODES" if job else "SLURM_JOB_ID"
             raise ConfigError("cluster.kind", "current", f"this shell is in no allocation: {name} is not set", hold)
         if request.nodes > int(nodes):
@@ -58,9 +58,11 @@ class Current:
         argv = ["srun", f"--jobid={job}", f"--job-name={step_name(folder)}", f"--nodes={nodes}", f"--ntasks={nodes}"]
         argv += ["--ntasks-per-node=1", "--kill-on-bad-exit=1", f"--wait={SRUN_WAIT_S}"]
         argv += ["--unbuffered", f"--output={folder.path}/stdout-%t.log", f"--chdir={ROOT}"]
-        submitted = time.time()
         command = [*argv, *request.config.cluster.srun_args, *entry(folder, "current")]
-        return Job(folder, job, "current", nodes, submitted, process.detach(command, os.environ, folder.srun_log).pid)
+        with process.detached(command, os.environ, folder.srun_log) as started:
+            step = Job(folder, job, "current", nodes, time.time(), started.pid)
+            step.write()
+        return step
 
     def state(self, job: Job) -> str:
         """Return whether the step runs, or srun waits for it; else how it ended."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import sys
 import time
 from collections.abc import Mapping
 
@@ -42,11 +41,12 @@ class Local:
             "SUBMITIT_STDERR_TO_STDOUT": "1",
             "SUBMITIT_LOCAL_WITH_SHELL": "",
         }
-        argv = [sys.executable, "-m", "submitit.local._local", str(folder.submitit.resolve())]
-        submitted = time.time()
-        job_id = str(process.detach(argv, dict(os.environ) | env, folder.submitit / "controller.log").pid)
-        link_output(folder, job_id, request.nodes)
-        return Job(folder, job_id, "local", request.nodes, submitted)
+        argv = process.python("submitit.local._local", str(folder.submitit.resolve()))
+        with process.detached(argv, dict(os.environ) | env, folder.submitit / "controller.log") as started:
+            link_output(folder, str(started.pid), request.nodes)
+            job = Job(folder, str(started.pid), "local", request.nodes, time.time())
+            job.write()
+        return job
 
     def state(self, job: Job) -> str:
         """Return whether the controller or a rank lives, else whether rank 0 came to its end."""

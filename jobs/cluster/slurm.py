@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import shutil
-import sys
 import time
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 from containers.pyxis import check_strays
 from jobs.cluster import squeue
-from jobs.cluster.base import ENDED, ENTRY, GONE, SRUN_WAIT_S, UNKNOWN, Job, Request, link_output
+from jobs.cluster.base import ENDED, GONE, SRUN_WAIT_S, UNKNOWN, Job, Request, entry, link_output
 from jobs.cluster.nodelist import Task, task_from_slurm
 from jobs.cluster.sick_nodes import without_sick
 from jobs.cluster.time_limit import SIGNAL_DELAY_S, limit_seconds
@@ -49,7 +48,9 @@ class Slurm:
         executor.update_parameters(**sbatch_parameters(config, request.nodes, request.name))
         submitted = time.time()
         try:
-            job_id = str(executor.submit(run_entry, str(folder.path)).job_id)
+            # Not its own command, which unpickles what lies at the folder's path when the job starts, days later it
+            # may be: whoever owns results.root can exchange that, and a rank looks whose its files are.
+            job_id = str(executor._submit_command(shlex.join(entry(folder, "slurm"))).job_id)
         except (FailedJobError, FailedSubmissionError) as error:
             reason = " ".join(str(error).split())[-400:]
             remedy = "Check the keys of `cluster` against the site's rules."
@@ -79,8 +80,6 @@ class Slurm:
 def adopted(folder: AllocationDir) -> Job | None:
     """Return the job that Slurm had taken when its launcher died, and write its record; None: there is none.
 
-    What submitit would have done next is done too: without it the tasks of the job wait for a minute, and fail.
-
     Raises:
         RunError: Slurm does not answer.
     """
@@ -89,16 +88,9 @@ def adopted(folder: AllocationDir) -> Job | None:
     job_id, nodes = found
     job = Job(folder, job_id, "slurm", nodes, squeue.submit_time(job_id) or time.time())
     if folder.sweep.writable:
-        for path in folder.submitit.glob("*.pkl"):
-            path.rename(folder.submitit / f"{job_id}_submitted.pkl")
         link_output(folder, job_id, nodes)
         job.write()
     return job
-
-
-def run_entry(folder: str) -> None:
-    """Do the work of a task; submitit calls this. Ends with the rank's exit code."""
-    sys.exit(import_module(ENTRY).main([folder, "slurm"]))
 
 
 def sbatch_parameters(config: Config, nodes: int, name: str) -> dict[str, Any]:

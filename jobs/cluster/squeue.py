@@ -95,7 +95,7 @@ def seconds_left(job_id: str, timeout_s: float = 30) -> float | None:
         answer = process.run(["squeue", "-h", "-j", job_id, "-o", "%L"], timeout_s=timeout_s).stdout.strip()
         if answer == "UNLIMITED":
             return math.inf
-        return limit_seconds(answer) or 0 if answer[:1].isdigit() else None
+        return limit_seconds(answer) or 0 if answer[:1].isdecimal() else None
     return None
 
 

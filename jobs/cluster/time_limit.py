@@ -26,7 +26,7 @@ def limit_seconds(time_limit: int | str | None) -> int | None:
     if not match:
         remedy = "Write minutes, H:MM:SS or D-HH:MM:SS."
         raise ConfigError("cluster.time_limit", time_limit, "it is not a Slurm time", remedy)
-    if str(time_limit).isdigit() and int(str(time_limit)) > WEEK_MIN:
+    if str(time_limit).isdecimal() and int(str(time_limit)) > WEEK_MIN:
         # YAML reads an unquoted 8:00:00 as the number 28800.
         reason = "it is more than a week of minutes: perhaps YAML read H:MM:SS as a number"
         raise ConfigError("cluster.time_limit", time_limit, reason, 'Quote it ("8:00:00"), or write D-HH:MM:SS.')

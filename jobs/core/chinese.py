@@ -12,11 +12,18 @@ import json
 import os
 import re
 import string
+import time
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+
+_LONGEST = 2000
+"""Letters of a text that is looked up: what others wrote may stand in it, and costs a second at twice as many."""
+
+_BUDGET_S = 5.0
+"""So long Chinese is looked for; what comes then stays English. Rows of somebody else may be made to take hours."""
 
 _DEEPEST = 6
 """What is filled in may be a text with something filled in itself."""
@@ -51,7 +58,7 @@ class _Template:
     parts: list[str]
     chinese: str
 
-    @property
+    @cached_property
     def letters(self) -> int:
         """How many letters a text of it has at least."""
         return sum(map(len, self.parts))
@@ -111,7 +118,7 @@ class Catalogue:
         """Return a text in Chinese: as a whole, or else each of its sentences that is known, or of its parts."""
         if chinese := self.texts.get(text.replace("{", "{{").replace("}", "}}")):
             return chinese.format()
-        if not depth or not text:
+        if not depth or not text or len(text) > _LONGEST:
             return text
         if (text, depth) not in self._found:
             self._found[text, depth] = min(self._ways(text, depth - 1), key=_english, default=text)
@@ -201,6 +208,7 @@ OURS = Catalogue(_FILES[0])
 DIAGNOSES = Catalogue(_FILES[1])
 """Texts of jobs/diagnose: here, since the report says them too."""
 
+_LONGEST_DIAGNOSIS = 20_000
 LABELS = ("answer", "line", "means", "cause", "remedy", "source", "retry", "look at", "evidence", "note", "not valid")
 _LABELLED = re.compile(rf"  ({'|'.join(LABELS)})( \d+)?: *(.*)")
 _HEAD = re.compile(r"((?:rank \d+: )?)(.*?)((?: \([\w-]+\))?)")
@@ -225,8 +233,8 @@ ALL = _All(*_FILES)
 
 
 def diagnosis(text: str) -> str:
-    """Return the text of a diagnosis (`Diagnosis.text`) in Chinese; what it quotes of logs stays."""
-    return "\n".join(map(_of_diagnosis, text.split("\n")))
+    """Return the text of a diagnosis (`Diagnosis.text`) in Chinese; quotes of logs stay, so does a long one."""
+    return text if len(text) > _LONGEST_DIAGNOSIS else "\n".join(map(_of_diagnosis, text.split("\n")))
 
 
 def _of_diagnosis(line: str) -> str:
@@ -247,7 +255,14 @@ def localized(text: str) -> str:
 
 def printed(text: str) -> str:
     """Return what is printed for people in the language of their locale, line by line; columns stay where they are."""
-    return "\n".join(map(_line, text.split("\n"))) if is_asked() else text
+    return "\n".join(in_time(text.split("\n"), _line)) if is_asked() else text
+
+
+def in_time(texts: Iterable[str], translate: Callable[[str], str]) -> Iterator[str]:
+    """Yield texts in Chinese while there is time, then as they are."""
+    until = time.monotonic() + _BUDGET_S
+    for text in texts:
+        yield translate(text) if time.monotonic() < until else text
 
 
 def _line(line: str) -> str:

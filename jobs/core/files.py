@@ -158,6 +158,11 @@ def make_private(path: Path) -> None:
     path.chmod(0o700)
 
 
+def private_place(place: str) -> str:
+    """Return a directory for temporary directories: this one, or /tmp where others can exchange what is made in it."""
+    return "/tmp" if not_private(Path(place) / "x") else place
+
+
 def own_folder(root: Path, name: str) -> Path:
     """Return the directory of this name below a root that several users share; where it is another's, with the uid.
 

@@ -42,7 +42,7 @@ def exclusive(
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                waiting(_holder(path))
+                waiting(holder(path))
                 fcntl.flock(file, fcntl.LOCK_EX)
             _sign(file)
         except OSError as error:
@@ -93,7 +93,7 @@ def is_free(path: Path) -> bool:
     return True
 
 
-def _holder(path: Path) -> str:
+def holder(path: Path) -> str:
     """Return who wrote itself into a lock last; that is who holds it, but for an instant after it was taken."""
     with contextlib.suppress(OSError):
         if text := read_tail(path, 200).strip():

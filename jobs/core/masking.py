@@ -20,13 +20,39 @@ MASK = "***"
 
 _PARTS = re.compile(r"[^A-Za-z0-9]+|(?<=[a-z0-9])(?=[A-Z])")
 _WORDS = frozenset(
-    ("secret", "password", "passwd", "passphrase", "credential", "credentials", "apikey", "authorization", "cookie")
+    (
+        *("secret", "password", "passwd", "passphrase", "credential", "credentials", "creds", "userpwd", "apikey"),
+        *("authorization", "cookie"),
+    )
 )
 _LAST = frozenset(("token", "pwd", "pass", "pat"))
 """At the end of a name alone: limits.first_token_s is a time. PWD by itself is a directory."""
 _PAIRS = frozenset((one, "key") for one in ("api", "access", "secret", "private", "auth", "account", "signing", "ssh"))
-_IN_URL = re.compile(r"(?<=://)([^\s/:@'\"]{0,500}):([^\s/'\"]{1,500})(?=@)")  # to the last @: a password may hold one
+_IN_URL = re.compile(r"(?<=//)([^\s/:@'\"]{0,500}):([^\s/'\"]{1,500})(?=@)")  # to the last @: a password may hold one
 _IN_QUOTED_URL = re.compile(r"(?i)(?<=%3a%2f%2f)([^\s/:@'\"&%]{0,100})%3a([^\s/:@'\"&]{1,200}?)(?=%40)")
+_END = r"\\*['\"]\s*(?:[,:}\]]|$)"
+"""A quote that ends a text of JSON: {"x": "TOKEN=", "y": 1}. No secret begins with it."""
+_BARE_URL = re.compile(
+    r"(?<![^\s'\"=(\[<])([\w.+-]{1,100}):([^\s'\"/\\][^\s'\"/]{0,500})"
+    r"(?=@(?!sha\d+:)[A-Za-z0-9[][\w.:%\[\]-]{0,300}(?![\w.@-]))"
+)
+"""user:password@host without its scheme, as proxies and registries are given; no image with its digest."""
+_USER = r"\w[\w.%+@-]{0,99}"
+_LOGIN_FLAG = re.compile(r"-(?:[A-Za-z#]{0,6}[uU]|-(?:proxy-)?(?:user|auth))")
+_UNQUOTED = r"(?:[^\s'\"\\]|\\[^'\"])"
+_LOGIN = re.compile(
+    rf"(?<![^\s'\"\[,])({_LOGIN_FLAG.pattern})(\\*['\"]\s*,\s*|,\s*|=|\\*\s\s*|)"
+    rf"(?:((?P<q>\\*['\"]){_USER}:)(?![$*/{{])((?:(?!(?P=q)|{_END})(?:\\.|[^\\\r\n])){{1,500}})"
+    rf"|({_USER}:(?!{_END})(?:\\*['\"])?)(?![$*/{{])({_UNQUOTED}{{1,500}}))"
+)
+"""user:password of curl and others. Behind a container's program it is user:group, and `--user=` is its form."""
+_TAKES_GROUP = re.compile(r"\b(?:docker|podman|nerdctl|buildah|kubectl|crun|runc|gosu)\b")
+_TAKES_PASSWORD = re.compile(r"\bcurl\b")
+_TOLD = re.compile(
+    r"(\b(?:login\b[^\n;|&]{0,200}?\s-p|sshpass\s+-p|machine\s+\S{1,300}\s+login\s+\S{1,300}\s+password)\s*)"
+    rf"(?![-$])((?:'[^']*'|\"[^\"]*\"|{_UNQUOTED}){{1,500}})"
+)
+"""docker login -p, sshpass -p, a line of .netrc."""
 _BEARER = re.compile(r"\b(Bearer|Basic)\s+(?!\$)([A-Za-z0-9._~+/=-]{4,})")
 _HEADER = re.compile(
     r"(?i)\b(authorization|cookie)((?:(?:\\*['\"])?\s{0,9}[:=]|\\*['\"]\s{0,9},)\s{0,9}(?:\\*['\"])?)"
@@ -59,10 +85,9 @@ _PARTS_OF_FORMS = (
 )
 _WORD = r"(?:[^\s,;'\"{}\[\])\\]|\\[^'\"])"  # a stroke belongs to what follows it: without it a quote would end JSON
 _SINGLE, _DOUBLE = r"'[^']*'", r"\"(?:[^\"\\]|\\.)*\""
-_ENDED = r"(?!\\*['\"]\s*(?:[,:}\]]|$))"
-"""Not behind a quote that ends a text of JSON: {"x": "TOKEN=", "y": 1}."""
+_QUOTED = "|".join(rf"\\{{{strokes}}}\"[^\"\\]*\\{{{strokes}}}\"" for strokes in (1, 3, 7))
 _VALUE = (
-    rf"{_ENDED}(\$?{_SINGLE}{_WORD}*|\$?{_DOUBLE}{_WORD}*|\\+\"[^\"\\]*\\+\""
+    rf"(?!{_END})(\$?{_SINGLE}{_WORD}*|\$?{_DOUBLE}{_WORD}*|{_QUOTED}"
     rf"|\[(?:[^\[\]'\"\\]|\\.|{_SINGLE}|{_DOUBLE}){{0,2000}}\]|\{{(?:[^{{}}'\"\\]|\\.|{_SINGLE}|{_DOUBLE}){{0,2000}}\}}"
     rf"|\\*['\"][^\s'\"\\]+|{_WORD}+(?:(?<==)(?:{_SINGLE}|\"[^\"]*\"))?)"
 )
@@ -88,7 +113,12 @@ def is_secret(name: str) -> bool:
     pairs = itertools.pairwise(parts)
     if ("per" in parts and parts[-1] == "token") or parts[-1:] in (["file"], ["path"]):  # a rate; where a secret lies
         return False
-    ends = parts[-1:] == ["token"] or (len(parts) > 1 and parts[-1] in _LAST) or parts[-1:] == ["pgpassword"]
+    ends = (
+        parts[-1:] == ["token"]
+        or name == "--pass"
+        or (len(parts) > 1 and parts[-1] in _LAST)
+        or parts[-1:] == ["pgpassword"]
+    )
     is_key = len(parts) > 1 and parts[-1] == "key" and name.isupper()  # OPENAI_KEY; sort_key is none
     return ends or is_key or bool(_WORDS & set(parts)) or any(pair in _PAIRS for pair in pairs)
 
@@ -119,7 +149,8 @@ def _all_known(count: int, shell: tuple[str, ...]) -> list[str]:
 
 def _secrets_in(name: str, value: str) -> list[str]:
     """Return the secrets that a variable of the shell holds: the whole of it, or passwords of its URLs."""
-    return [value] if is_secret(name) else [unquote(found[2]) for found in _IN_URL.finditer(value)]
+    urls = (*_IN_URL.finditer(value), *_BARE_URL.finditer(value))
+    return [value] if is_secret(name) else [unquote(found[2]) for found in urls]
 
 
 def _forms(value: str) -> set[str]:
@@ -154,7 +185,11 @@ def text(words: str, values: Sequence[str] | None = None) -> str:
     """Return a text without secrets; `values`: see `known_away`."""
     words = known_away(words, values)
     if "@" in words:
-        words = _IN_URL.sub(rf"\1:{MASK}", words)
+        words = _BARE_URL.sub(rf"\1:{MASK}", _IN_URL.sub(rf"\1:{MASK}", words))
+    if ":" in words and _LOGIN_FLAG.search(words):
+        words = _LOGIN.sub(_of_login, words)
+    if any(part in words for part in ("login", "sshpass")):
+        words = _TOLD.sub(rf"\1{MASK}", words)
     if "%40" in words:
         words = _IN_QUOTED_URL.sub(rf"\1%3A{MASK}", words)
     if "Bearer" in words or "Basic" in words:
@@ -164,6 +199,36 @@ def text(words: str, values: Sequence[str] | None = None) -> str:
     if any(part in words for part in _PARTS_OF_HEADERS):
         words = _HEADER.sub(rf"\1\2{MASK}", words)
     return _GIVEN.sub(_given, words) if any(part in words for part in ("=", ":", "--", "%3")) else words
+
+
+def _of_login(match: re.Match[str]) -> str:
+    flag, between = match[1], match[2]
+    user, value = (match[3], match[5]) if match[3] else (match[6], match[7])
+    before = re.split(r"[\n;|&]", match.string[max(0, match.start() - 400) : match.start()])[-1]
+    known = bool(between.strip("=")) or _TAKES_PASSWORD.search(before)
+    if not known or not _is_password(user.strip("\\'\":"), value, before):
+        return match[0]
+    return f"{flag}{between}{user}{MASK}"
+
+
+def _is_password(user: str, value: str, before: str) -> bool:
+    """Return whether in user:value behind a flag the second is no group and no port. `before`: what leads to it."""
+    plain = user.isdecimal() or value == user or ("." in user and value.isdecimal()) or _TAKES_GROUP.search(before)
+    return not plain or bool(_TAKES_PASSWORD.search(before))
+
+
+def _argument(words: Sequence[Any], at: int) -> str | None:
+    """Return a word of a command line without the secret that the flag before it tells; None: it tells none."""
+    flag, word = words[at - 1] if at else None, words[at]
+    if not isinstance(flag, str) or not flag.startswith("-"):
+        return None
+    if flag.startswith("--") and is_secret(flag):
+        return MASK
+    before, parts = " ".join(map(str, words[:at])), str(word).partition(":")
+    if flag == "-p" and re.search(r"\blogin\b|\bsshpass\b", before):
+        return MASK
+    login = _LOGIN_FLAG.fullmatch(flag) and re.fullmatch(_USER, parts[0]) and parts[2] and parts[2][0] not in "$*/{"
+    return f"{parts[0]}:{MASK}" if login and _is_password(parts[0], parts[2], before) else None
 
 
 def _given(match: re.Match[str]) -> str:
@@ -208,10 +273,9 @@ def mask(value: Any, name: str = "", values: Sequence[str] | None = None) -> Any
     if isinstance(value, Mapping):
         return {key: mask(child, str(key), values) for key, child in value.items()}
     if isinstance(value, list | tuple):
-        flags = [None, *value][: len(value)]
         return [
-            MASK if isinstance(flag, str) and flag.startswith("--") and is_secret(flag) else mask(child, name, values)
-            for flag, child in zip(flags, value, strict=True)
+            mask(child, name, values) if (hidden := _argument(value, at)) is None else hidden
+            for at, child in enumerate(value)
         ]
     if isinstance(value, str):
         return MASK if value and is_secret(name) and not _is_place(value) else text(value, values)

@@ -18,6 +18,9 @@ MANY = 100_000
 """A directory's number (attempt, allocation, rank) is below that."""
 
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?=[A-Za-z0-9_])){0,252}")
+_PLACE = rf"{_HOST.pattern}:[0-9]{{1,5}}"
+_API = re.compile(rf"http://{_PLACE}/v1")
+_TUNNEL = re.compile(rf"ssh -N(?: -L [0-9]{{1,5}}:{_PLACE})+ [\w.@\\+-]{{1,100}}@{_HOST.pattern}")
 _IDENTITY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _JOB = re.compile(r"[0-9]{1,19}(?:_[0-9]{1,10})?(?:[+][0-9]{1,10})?(?:\.[0-9]{1,10})?")
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,4}")
@@ -85,6 +88,16 @@ def url(value: Any) -> str:
     if found.password is not None:
         raise ValueError("it has a password in it")
     return str(value)
+
+
+def api(value: Any) -> str:
+    """Return the URL of an API that `describe` made: http://HOST:PORT/v1. It becomes a word of a line for a shell."""
+    return _fits(_API, value, "it is not http://HOST:PORT/v1")
+
+
+def tunnel(value: Any) -> str:
+    """Return the command line of a tunnel to such an API."""
+    return _fits(_TUNNEL, value, "it is not ssh -N -L PORT:HOST:PORT ... USER@HOST")
 
 
 def _fits(pattern: re.Pattern[str], value: Any, reason: str) -> str:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NoReturn
@@ -18,6 +18,7 @@ from typing import IO, NoReturn
 import psutil
 
 from jobs.core.errors import RunError
+from jobs.core.fields import CODE
 from jobs.core.files import open_append
 from jobs.core.session import KILL_S, Guard, alone, end_all, popen
 from jobs.core.waiting import aside
@@ -40,6 +41,14 @@ exec "${serving_sweep_words[@]:1}"
 
 _guards: dict[str, list[Guard]] = {}
 """By process tag. Held here, since a guard acts when its pipe is closed: also when nobody refers to it any more."""
+
+
+def python(module: str, *words: str) -> list[str]:
+    """Return the command line of a module; of what lies in the directory in which we are called none is loaded.
+
+    Others may put a `random.py` there. Only the directory of our own code may be that one.
+    """
+    return [sys.executable, "-u", *([] if Path.cwd() == CODE else ["-P"]), "-m", module, *words]
 
 
 def run(
@@ -116,17 +125,29 @@ def tags() -> set[str]:
     return found - {""}
 
 
-def detach(argv: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a process in a session of its own, which outlives this one and its terminal."""
+@contextlib.contextmanager
+def detached(argv: Sequence[str], env: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a process in a session of its own, which outlives this one and its terminal.
+
+    The program runs once the block has ended: where that raises, or we die in it, it never does.
+    """
     with open_append(log) as output:
-        return subprocess.Popen(
-            list(argv),
+        started = subprocess.Popen(
+            ["/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "sh", *argv],
+            bufsize=0,
             env=dict(env),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    assert started.stdin
+    try:
+        yield started
+        with contextlib.suppress(BrokenPipeError):  # somebody has ended it: its state tells
+            started.stdin.write(b"go\n")
+    finally:
+        started.stdin.close()
 
 
 def alive(pid: int, argument: str) -> bool:

@@ -49,7 +49,7 @@ def speculation_of(config: Config) -> Speculation | None:
     if not asked:
         return None
     count = str(asked.get("num_speculative_tokens"))
-    return Speculation(str(asked.get("method") or ""), int(count) if count.isdigit() else None)
+    return Speculation(str(asked.get("method") or ""), int(count) if count.isdecimal() else None)
 
 
 def check(config: Config) -> None:

@@ -115,7 +115,7 @@ def load_limit(config: Config) -> Iterator[Finding]:
     adjustable = version(config.engine.release) >= (0, 18)
     servers = str(config.engine.args.get("api-server-count") or 1)
     given = str(config.engine.env.get(_READY) or _DEFAULT_S) if adjustable else str(_DEFAULT_S)
-    if not engine_of(config).traits.npus or not given.isdigit() or not (adjustable or servers not in ("0", "1")):
+    if not engine_of(config).traits.npus or not given.isdecimal() or not (adjustable or servers not in ("0", "1")):
         return
     needed, allowed = load_seconds(config), config.limits.load_s
     large = adjustable and config.model.shape.weight_gib >= _LARGE_GIB

@@ -84,9 +84,11 @@ def chinese_of(found: Mapping[str, Any]) -> dict[str, str]:
         *(one["text"] for one in found["notices"]),
         *(asked.get("why"), *of_search, *rows, *said),
     }
-    known = ((text, chinese.ALL.translated(text)) for text in texts if isinstance(text, str))
-    diagnoses = {one["diagnosis"] for one in found["failures"] if one["diagnosis"]}
-    return {text: said for text, said in known if said != text} | {one: chinese.diagnosis(one) for one in diagnoses}
+    rest = sorted(text for text in texts if isinstance(text, str))
+    diagnoses = list(dict.fromkeys(one["diagnosis"] for one in found["failures"] if one["diagnosis"]))
+    known = [*zip(rest, chinese.in_time(rest, chinese.ALL.translated), strict=True)]
+    known += zip(diagnoses, chinese.in_time(diagnoses, chinese.diagnosis), strict=True)
+    return {text: said for text, said in known if said != text}
 
 
 def _shown(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -273,8 +273,10 @@ def _width(view: Table) -> int:
 
 
 def reasons_text(frame: pd.DataFrame, swept: tuple[str, ...]) -> str:
-    """Return one line for every invalid row with its reason, and the notes of every valid one, several below each other;
-    each row is named by its point and its values of `swept`."""
+    """Return every invalid row with its reason and every valid one with its notes, several below each other.
+
+    Each is named by its point and its values of `swept`.
+    """
     bad = frame[~frame["valid"].astype(bool)]
     noted = frame[frame["valid"].astype(bool) & _noted(frame)]
     lines = [f"invalid {row_name(row, swept)}: {row['invalid_reason']}" for row in bad.to_dict("records")]
@@ -297,9 +299,7 @@ def _best(frame: pd.DataFrame, swept: tuple[str, ...], name: str) -> list[bool]:
     values = pd.to_numeric(frame[name], errors="coerce").where(valid)
     values = values.where(pd.Series([counts(name, value) for value in values], index=values.index))
     # Rows of another work do not compare, and simulated rows never with measured ones.
-    kinds = (
-        frame[[key for key in (*swept, "engine") if key == "engine" or is_work(key)]].astype(str).agg(" ".join, axis=1)
-    )
+    kinds = frame[[key for key in (*swept, "engine") if key == "engine" or is_work(key)]].map(str).agg(" ".join, axis=1)
     groups = values.groupby(kinds)
     extreme = groups.transform("min" if low_is_best(name) else "max")
     return list((values == extreme) & (groups.transform("count") > 1))

@@ -9,6 +9,7 @@ from jobs.cluster import base
 from jobs.cluster.base import ENDED
 from jobs.cluster.squeue import may_never_start
 from jobs.core.errors import RunError
+from jobs.core.lock import holder, is_free
 from jobs.core.planfile import PlannedPoint, begun_services, read_plan
 from jobs.core.records import read_states
 from jobs.core.rundir import AllocationDir, SweepDir
@@ -19,7 +20,9 @@ from jobs.sweep.lost import attempts, job_id, lost_rows, states
 
 
 def phase(folder: AllocationDir) -> str:
-    """Return in a few words what an allocation does now: its service, state, loaded shards."""
+    """Return in a few words what an allocation does now: who submits it, or its service, state, loaded shards."""
+    if not folder.job.exists() and not is_free(folder.submitting):
+        return f"being submitted by {holder(folder.submitting)}"
     for service in reversed(begun_services(folder)):
         if known := states(folder, service.service):
             last = known[-1]

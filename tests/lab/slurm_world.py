@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import psutil
 from core_help import executable
@@ -110,8 +109,7 @@ class SlurmWorld(World):
         return super().takes_a_guard(words) or bool(slurms)
 
     def ranks_sweep(self, words: list[str]) -> str | None:
-        is_rank = words[:1] == [sys.executable] and "submitit.core._submit" in words
-        return str(Path(words[-1]).parents[3]) if is_rank else None
+        return super().ranks_sweep(words) if words[:1] == [sys.executable] else None  # srun has the same words
 
     def processes(self) -> list[psutil.Process]:
         return [*super().processes(), *self._steps()]

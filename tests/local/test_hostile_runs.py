@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 from core_help import change, config
-from results_help import copied, measured
+from results_help import copied, measured, planned, row
 
 from jobs.__main__ import main
-from jobs.allocation import submission
+from jobs.allocation import serving, submission
 from jobs.allocation.searching import told
 from jobs.allocation.service import service_seconds
+from jobs.cli.output import until_closed
 from jobs.cluster import sick_nodes
 from jobs.core.errors import RunError
 from jobs.core.files import read_json, write_json
@@ -267,3 +268,51 @@ def test_a_job_that_a_record_names_is_a_job(tmp_path: Path) -> None:
 
             cancel(folder)
         folder.job.write_bytes(good)
+
+
+SERVING = {
+    "host": "n1",
+    "base_url": "http://n1:8000/v1",
+    "replicas": ["http://n2:8000/v1"],
+    "model": "a 'b",
+    "api_key_file": "/root/.ssh/id_rsa",
+    "tunnel": "ssh -N -L 8000:n1:8000 -L 8001:n2:8000 me@login",
+    "chat": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("base_url", one) for one in ("http://n1:1/v1; touch x #", "http://[x/v1", "http://n1:1/v1\n", 5)),
+        *(("host", "n1; touch x"), ("replicas", ["http://$(touch x):1/v1"]), ("model", 4), ("chat", None)),
+        *(("tunnel", one) for one in ("ssh -o ProxyCommand=x y", "ssh -N -L 1:n1:1 me@-oProxyCommand=x", 6)),
+    ],
+)
+def test_how_to_reach_a_service_is_no_line_of_somebody_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, value: object
+) -> None:
+    """People paste it into a shell; and a file that it names would be sent as the key."""
+    sweep, _ = planned(tmp_path / "s", "engine=simulator", "bench.concurrency=1")
+    folder = sweep.allocation(0, 1)
+    write_json(folder.task, {"services": [], "attempt": 1})
+    write_json(folder.serving, SERVING)
+    assert main(["reach", str(sweep.path)]) == 0
+    said = capsys.readouterr().out
+    assert "id_rsa" not in said and f"cat {folder.api_key}" in said
+    folder.serving.write_text(json.dumps(SERVING | {name: value}))
+    with pytest.raises(RunError, match=name):
+        serving.read(folder)
+    folder.serving.write_text("{}")
+    assert until_closed(lambda: main(["reach", str(sweep.path)])) == 1
+
+
+@pytest.mark.timeout(60)
+def test_a_diagnosis_of_somebody_else_is_not_translated_for_minutes(tmp_path: Path) -> None:
+    sweep, made = planned(tmp_path / "s", "engine=simulator", "bench.concurrency=1")
+    row(sweep, made.points[0], invalid_reason="x")
+    service = sweep.service(made.points[0].service, 1)
+    for text in ("a. " * 300_000, "  cause: of\n" * 80_000, "  cause: " + "a. " * 6000):
+        service.path.mkdir(parents=True, exist_ok=True)
+        service.diagnosis.write_text(text)
+        assert main(["report", str(sweep.path)]) == 0

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pytest
 from core_help import change, config
 from preflight_help import ONE, TWO, fake_node
 
@@ -19,6 +21,7 @@ from jobs.allocation import headless
 from jobs.allocation.control import ControlClient, ControlServer, join
 from jobs.allocation.handshake import Secret
 from jobs.allocation.messages import Bye, Message
+from jobs.allocation.preflight import paths
 from jobs.allocation.preflight.conduct import Preflight, Result
 from jobs.allocation.preflight.facts import NpuPort
 from jobs.allocation.preflight.questions import Clock, FactsFound
@@ -190,6 +193,39 @@ async def test_a_closed_path_is_found(tmp_path: Path) -> None:
     [(node, device, check)] = bad(result)
     assert (node, device[:5], check) == ("", "port ", "network.path")
     assert f"{ONE} does not reach {TWO}" in str(result.reason)
+
+
+async def test_a_crowd_of_strangers_at_an_open_port_keeps_no_peer_out_and_costs_few_descriptors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(paths, "WAIT_S", 600.0)
+    listeners = paths.Listeners()
+    assert await listeners.open("127.0.0.1", [0]) == {}
+    [port] = listeners.ports
+    before = psutil.Process().num_fds()
+    crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(3 * paths.MOST)]
+    async with asyncio.timeout(30):
+        assert await paths.reach("127.0.0.1", port, "word") is None
+        while psutil.Process().num_fds() > before + len(crowd) + paths.MOST + 2:  # ours of both ends
+            await asyncio.sleep(0.01)
+    for one in crowd:
+        one.close()
+    await listeners.close()
+
+
+async def test_what_a_stranger_sends_to_an_open_port_is_kept_nowhere() -> None:
+    listeners = paths.Listeners()
+    await listeners.open("127.0.0.1", [0])
+    before = psutil.Process().memory_info().rss
+    reader, writer = await asyncio.open_connection("127.0.0.1", listeners.ports[0])
+    writer.write(b"word\n")
+    with contextlib.suppress(OSError):
+        for _ in range(200):
+            writer.write(bytes(1 << 20))
+            await writer.drain()
+    assert psutil.Process().memory_info().rss - before < 100 << 20
+    writer.close()
+    await listeners.close()
 
 
 async def test_a_rank_that_does_not_answer_runs_into_its_own_limit(tmp_path: Path) -> None:

@@ -271,10 +271,21 @@ def test_a_program_that_cannot_be_started_is_a_clear_error(tmp_path: Path) -> No
 
 
 def test_a_detached_process_is_out_of_reach_of_our_terminal(tmp_path: Path) -> None:
-    child = process.detach(python("import os; print(os.getsid(0) == os.getpid(), os.environ['A'])"), ENV | {"A": "b"},
-                           tmp_path / "log")  # fmt: skip
+    words = "import os, sys; print(os.getsid(0) == os.getpid(), os.environ['A'], repr(sys.stdin.read()))"
+    with process.detached(python(words), ENV | {"A": "b"}, tmp_path / "log") as child:
+        assert not (tmp_path / "log").read_text()
     assert child.wait(20) == 0
-    assert (tmp_path / "log").read_text() == "True b\n"
+    assert (tmp_path / "log").read_text() == "True b ''\n"
+
+
+def test_a_detached_process_never_runs_where_what_comes_before_it_fails(tmp_path: Path) -> None:
+    with pytest.raises(RunError), process.detached(python("print(1)"), ENV, tmp_path / "log") as child:
+        raise RunError("record", "x", "disk full", "Free space.")
+    assert child.wait(20) != 0
+    assert (tmp_path / "log").read_text() == ""
+    with process.detached(python("print(1)"), ENV, tmp_path / "log") as child:
+        child.kill()
+        child.wait(20)  # and nobody minds one that was ended meanwhile
 
 
 def test_how_a_process_ended_in_words() -> None:

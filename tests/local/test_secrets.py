@@ -31,6 +31,8 @@ SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "plantedG7",
     "HTTPS_PROXY": "http://user:plantedH8@proxy:1",
     "AUTH_HEADER": "Bearer plantedI9",
+    "http_proxy": "user:plantedK0@proxy:3128",
+    "CURL_OPTIONS": "-u user:plantedL1",
     "SHORT_PWD": "plntJ",  # too short to be looked for by its value
 }
 PLANTED = re.compile(rb"planted\w+|plntJ")
@@ -101,7 +103,7 @@ def test_a_search_and_a_question_keep_no_secret(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "override",
     [
-        *("cluster.setup=['export HF_TOKEN=plantedA1']", "cluster.comment='HF_TOKEN=plantedA1'"),
+        *("cluster.setup=['export HF_TOKEN=plantedA1']", "cluster.account='HF_TOKEN=plantedA1'"),
         *(
             "+engine.args.hf-token=plantedA1",
             "+engine.args.x='http://u:plantedA1@h/'",
@@ -109,7 +111,8 @@ def test_a_search_and_a_question_keep_no_secret(tmp_path: Path) -> None:
         ),
         *("+engine.env.HF_TOKEN=plantedA1,plantedB2", "+engine.env.HF_TOKEN=[plantedA1]"),
         *("+cluster.sbatch_args.wrap='HF_TOKEN=plantedA1 x'", "cluster.srun_args=['--export=ALL,HF_TOKEN=plantedA1']"),
-        "container.args=['--env=HF_TOKEN=plantedA1']",
+        *("container.args=['--env=HF_TOKEN=plantedA1']", "cluster.setup=['curl -u me:plantedA1 http://x']"),
+        *("cluster.setup=['export http_proxy=me:plantedA1@proxy:1']", "cluster.account='podman --creds me:plantedA1'"),
     ],
 )
 def test_a_secret_in_another_place_is_refused_and_not_shown(

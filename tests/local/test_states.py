@@ -56,7 +56,7 @@ def test_a_sweep_stands_whatever_happens(disk: Path, zygote: Zygote, seed: int) 
             happen(world)
         world.check()
         shutil.rmtree(world.tmp)
-    except AssertionError as error:
+    except (AssertionError, OSError) as error:
         for one in world.processes():
             one.kill()
         raise AssertionError("\n".join([*world.told, str(error)])) from None

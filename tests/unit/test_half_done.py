@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 from core_help import config
 from fake_slurm import FakeSlurm
@@ -25,6 +28,7 @@ from jobs.core.rundir import SweepDir
 from jobs.core.tasks import AllocationTask, ServiceTask
 from jobs.sweep import resume
 from jobs.sweep.lost import lost_rows
+from jobs.sweep.status import phase
 
 
 class Refusing:
@@ -84,7 +88,11 @@ def test_an_allocation_that_was_never_submitted_has_ended(tmp_path: Path) -> Non
     [folder] = half_submitted(tmp_path).allocations()
     with exclusive(folder.submitting):
         assert job_state(folder) == "UNKNOWN"  # its launcher is at it
+        assert phase(folder) == f"being submitted by process {os.getpid()} on {socket.gethostname()}"
+        with pytest.raises(RunError, match=f"being submitted by process {os.getpid()}"):
+            cancel(folder)
     assert job_state(folder) == "GONE"
+    assert cancel(folder) is None and not phase(folder)
     [lost] = lost_rows(folder, "GONE").values()
     assert lost["invalid_reason"] == "not run: its allocation was never submitted: the launcher ended before that"
     folder.head.write_text("{}")  # a rank of it has begun: it was submitted after all
@@ -102,18 +110,46 @@ def test_a_job_that_slurm_had_taken_when_its_launcher_died_is_found_by_its_scrip
     folder.submitit.mkdir()
     script = folder.submitit / ".submission_file_0123.sh"
     script.write_text("")
-    (folder.submitit / "0123.pkl").write_text("")
     assert job_state(folder) == "GONE", "sbatch refused it"
     slurm.down("slurmctld")
     assert job_state(folder) == "UNKNOWN"
     slurm.down()
     slurm.job("4710", "PENDING", nodes="2", script=f"{folder.path}-other/submitit/x.sh")
     slurm.job("4711", "PENDING", nodes="2", script=str(script), asked={"job-name": f"sweep-{sweep.path.name}-ab12-0"})
-    assert job_state(folder) == "PENDING"
+    folder.head.write_text("{}")  # its launcher lived when its first rank looked
+    assert cancel(folder) == "4711", "nobody has asked for its state before"
+    slurm.job("4711", "PENDING", nodes="2", script=str(script), asked={"job-name": f"sweep-{sweep.path.name}-ab12-0"})
     with pytest.raises(RunError, match="allocation 0 is pending"):
         resume.resume(sweep, retry_failed=False)
-    assert (folder.submitit / "4711_submitted.pkl").exists(), "what its tasks wait for"
-    assert cancel(folder) == "4711"
+
+
+DYING = """
+import os, signal, sys
+from pathlib import Path
+from core_help import config
+from jobs.cluster import base, local
+from jobs.core.rundir import AllocationDir
+before, write = sys.argv[2] == "before", base.Job.write
+def die(job):
+    print(job.job_id, flush=True)
+    before or write(job)
+    os.kill(os.getpid(), signal.SIGKILL)
+base.Job.write = die
+local.Local().submit(AllocationDir(Path(sys.argv[1])), base.Request(config("cluster=local"), 2))
+"""
+
+
+@pytest.mark.parametrize(("when", "state"), [("before", "GONE"), ("after", "FAILED")])
+def test_no_rank_runs_before_its_record_whenever_its_launcher_is_killed(tmp_path: Path, when: str, state: str) -> None:
+    [folder] = half_submitted(tmp_path).allocations()
+    words = [sys.executable, "-c", DYING, str(folder.path), when]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    died = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(int(died.stdout)).wait(30)  # it was never told to go
+    assert job_state(folder) == state
+    assert not folder.stdout(0).exists() and cancel(folder) is None
 
 
 def test_a_sweep_whose_configs_are_missing_was_never_begun(tmp_path: Path) -> None:

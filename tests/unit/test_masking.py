@@ -102,6 +102,68 @@ def test_a_secret_is_known_in_urls_headers_lists_and_by_what_tokens_look_like(wo
     assert "hidden1" not in masking.text(words)
 
 
+LOGINS = (
+    *("-u me:hidden1", "curl -u 'me:hid den1' http://x", 'curl -u "me:hid\'den1" x', "curl --user me:hidden1 x"),
+    *("curl -sSu me:hidden1 x", "curl -ume:hidden1 x", "curl -U me:hidden1 x", "curl --proxy-user me:hidden1 x"),
+    *('["curl", "-u", "me:hidden1"]', "['curl', '-u', 'me:hid,den1']", "-u,me:hidden1", "-u me:'hidden1'"),
+    *("curl -u 1000:hidden1 x", "curl --user=me:hidden1 x", "docker pull x; curl -u me:hidden1 y", "--auth me:hidden1"),
+    *("curl\\ -u\\ me:hidden1", "-u me:hid\\den1", "x --pass hidden1", "CURL_USERPWD=me:hidden1"),
+    *("podman pull --creds me:hidden1 x", "podman pull --creds=me:hidden1", "skopeo copy --src-creds me:hidden1 a b"),
+    *("docker login -u me -p hidden1 host", "sshpass -p hidden1 ssh x", "sshpass -phidden1 ssh x"),
+    *("machine h login me password hidden1", "http_proxy=me:hidden1@proxy:3128", "me:hid@den1@host:80"),
+    *("export https_proxy='me:hidden1@10.0.0.1:3128'", '{"http_proxy": "me:hidden1@proxy:3128"}', "//me:hidden1@h/x"),
+    *("pulling from me:hidden1@registry.site:5000/ascend/x", "(me:hidden1@h:1)", "[me:hidden1@h:1]", "me:hidden1@h"),
+)
+
+
+@pytest.mark.parametrize("words", LOGINS)
+def test_a_password_is_known_behind_its_user(words: str) -> None:
+    for _ in range(2):
+        assert "den1" not in masking.text(words)
+        words = json.dumps({"x": words})
+        assert json.loads(masking.text(words))["x"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("docker run -u 1000:1000 x", "docker run --user app:staff x", "podman run --user=app:staff x", "-u 1:2"),
+        *("--user=app:staff", "-u HwHiAiUser:HwHiAiUser", "-u 10.0.0.1:8000", "date -u +%H:%M", "python -u x.py a:b"),
+        *(
+            "quay.io/ascend/vllm-ascend:v0.9.1-openeuler@sha256:0123",
+            "HOST#ascend/x:v1@sha256:ab",
+            "host:5000/name:tag",
+        ),
+        *("/data:/data:ro", "/data/models:/models", "a:b", "host:80", "12:30:01 me@host", "git@github.com:x/y"),
+        *("me@host:/path", "rsync -u host:/path x", "Author: me@x.com", "{mail-user:me@x.com}", "pkg:npm/foo@1.0"),
+        *(
+            "-u $USER:$PW",
+            "curl -u {user}:{password}",
+            "login -p $PW",
+            "http_proxy=http://proxy:3128",
+            "docker run -p 80:80",
+        ),
+    ],
+)
+def test_groups_ports_tags_digests_and_mounts_are_no_passwords(words: str) -> None:
+    assert masking.text(words) == words
+
+
+def test_words_of_a_command_line_are_masked_by_the_flag_before_them() -> None:
+    for *argv, secret in (
+        *(["curl", "-u", "me:hidden1"], ["curl", "--user", "me:hid den1"], ["docker", "login", "-p", "hidden1"]),
+        *(["sshpass", "-p", "hidden1"], ["podman", "pull", "--creds", "me:hidden1"]),
+    ):
+        assert masking.mask([*argv, secret])[:-1] == argv and "den1" not in masking.mask([*argv, secret])[-1]
+    for argv in (
+        ["docker", "run", "-u", "app:staff"],
+        ["-u", "1:2"],
+        ["docker", "run", "-p", "80:80"],
+        ["python", "-u", 5],
+    ):
+        assert masking.mask(argv) == argv
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -170,6 +232,7 @@ def test_a_secret_is_known_in_what_json_made_of_its_quotes(words: str) -> None:
 
 PIECES = (
     *("HF_TOKEN=", "abc123", '"', "'", "\\", "\n", " ", ",", "{", "}", "[", "]", "|", "%3D", "@", "x:A=", "hf_token: "),
+    *("-u ", "me:", "--user", "curl ", "login -p "),
     *("https://h/x?sig=", "&b=1", "-----BEGIN PRIVATE KEY-----", "-----END", "Authorization: ", "Bearer tok12345"),
     *("Cookie: a=b", "http://u:pw12345@h", "--api-key", "$'x'y", "hf_" + "a" * 24),
 )
@@ -202,6 +265,8 @@ def test_json_without_its_secrets_is_json() -> None:
             "a\\" * 50_000,
             "token=" + '\\"' * 50_000,
             *("%3a%2f%2fa%3a" * 15_000 + "%40", "authorization: " * 20_000, "authorization" + " " * 100_000),
+            *("-u a:" * 30_000, "-u 'a:" * 30_000, "a:b@" * 30_000, "a:" * 50_000 + "@", "login " * 20_000 + "-p"),
+            *("machine a login " * 10_000, "-u '" + "a" * 100_000, "-u a:" + "b" * 100_000, "-u" * 50_000 + ":"),
             *("eyJ" + "a." * 50_000, "hf_token: |" + " " * 100_000, "['--a', " * 30_000, "a='b'c" * 30_000),
             *("PRIVATE KEY-----" * 10_000, "://" + "a" * 100_000 + ":" + "b" * 100_000, "x:A=" * 30_000),
         ),

@@ -218,7 +218,9 @@ def test_what_is_known_of_a_job_that_waits_or_runs(name: str, submit: Callable[.
 
 def test_what_was_not_submitted_is_unknown(tmp_path: Path, slurm: FakeSlurm) -> None:
     folder = SweepDir(tmp_path / "runs/s").allocation(0, 1)
-    assert (job_state(folder), queue_words(folder), cancel(folder)) == (UNKNOWN, {}, None)
+    assert (job_state(folder), queue_words(folder)) == (UNKNOWN, {})
+    with pytest.raises(RunError, match="being submitted"):
+        cancel(folder)
     assert slurm.calls() == []
 
 
@@ -330,7 +332,8 @@ def test_a_controller_that_has_not_started_its_tasks_is_cancelled(tmp_path: Path
     folder.submitit.mkdir(parents=True)
     deaf = "import signal as s; s.signal(s.SIGTERM, lambda *_: None); print(flush=True); s.sigtimedwait({10}, 60)"
     output = folder.submitit / "controller.log"
-    started = process.detach([sys.executable, "-c", deaf, str(folder.submitit.resolve())], os.environ, output)
+    with process.detached([sys.executable, "-c", deaf, str(folder.submitit.resolve())], os.environ, output) as started:
+        pass
     until(lambda: output.stat().st_size > 0, "its handler")
     Job(folder, str(started.pid), "local", 2, 1.0).write()
     assert cancel(folder) == str(started.pid)

@@ -52,7 +52,7 @@ def test_a_release_is_the_text_of_its_packages_and_the_nearest_patch_release_sta
         archive.writestr("vllm_ascend/kernel.so", "binary")
         lines = "Requires-Python: >=3.10\nRequires-Dist: torch==2.8.0\nRequires-Dist: torch-npu==2.8.0; extra\n\nText"
         archive.writestr("vllm_ascend-1.2.3.dist-info/METADATA", lines)
-    monkeypatch.setattr(sources.sys, "executable", str(executable(tmp_path / "python", PIP)))
+    monkeypatch.setattr(sys, "executable", str(executable(tmp_path / "python", PIP)))
     monkeypatch.setenv("WHEEL", str(wheel))
     place = sources.obtain("1.2.3", tmp_path / "releases")
     digest = f"sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}"
@@ -79,6 +79,12 @@ def test_the_code_of_a_release_that_another_user_put_there_is_not_run(tmp_path: 
     place.chmod(0o777)
     with pytest.raises(RunError, match="anybody may write into it"):
         sources.obtain("1.2.3", tmp_path)
+    place.chmod(0o755)
+    tmp_path.chmod(0o777)
+    with pytest.raises(RunError, match="anybody may write into it"):
+        sources.obtain("1.2.3", tmp_path)
+    tmp_path.chmod(0o1777)
+    assert sources.obtain("1.2.3", tmp_path) == place
 
 
 @pytest.mark.parametrize("kept", ["5\n", "[]\n", '["k", 5]\n', "{\n", "[[], {}]\n", '["k", {}, 1]\n'])

@@ -32,6 +32,8 @@ class Site:
     """How many bytes of a file's answer come before the connection breaks, once."""
     without_ranges: bool = False
     refused: str = ""
+    size: str = ""
+    """What it says of the size of every file; empty: the truth."""
     version: int = 1
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
     url: str = ""
@@ -69,7 +71,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
             else:
                 self.send_response(200)
             self.send_header("ETag", f'"{site.version}"')
-            self.send_header("Content-Length", str(len(data) - first))
+            self.send_header("Content-Length", site.size or str(len(data) - first))
             self.end_headers()
             if not body:
                 return
@@ -158,6 +160,13 @@ def test_what_the_mirror_lacks_or_refuses_is_named(site: Site, tmp_path: Path) -
     assert len(site.asked) == asked + 1, "a refusal is not asked again"
     with pytest.raises(RunError, match="--from"):
         mirror.download("http://127.0.0.1:9/R1", tmp_path / "two", parallel=1, progress=lambda _: None, pause_s=0.001)
+
+
+@pytest.mark.parametrize("size", ["\u00b2", "9" * 5000, "-5"])
+def test_a_size_that_is_no_number_is_none(site: Site, tmp_path: Path, size: str) -> None:
+    site.size = size
+    with pytest.raises(RunError, match="does not tell its size"):
+        download(site, tmp_path / "out")
 
 
 def test_an_index_cannot_write_outside(site: Site, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,8 @@ def _segments() -> set[str]:
     found = set()
     for entry in SHM.iterdir() if SHM.is_dir() else ():
         with contextlib.suppress(OSError):
-            if SEGMENTS.match(entry.name) and entry.stat().st_uid == os.getuid():
+            info = entry.lstat()  # of others a link may lead to a file of ours
+            if SEGMENTS.match(entry.name) and info.st_uid == os.getuid() and stat.S_ISREG(info.st_mode):
                 found.add(entry.name)
     return found
 
@@ -74,7 +76,7 @@ def unused(names: Iterable[str]) -> list[str]:
     inodes = {}
     for name in names:
         with contextlib.suppress(OSError):
-            inodes[name] = (SHM / name).stat().st_ino
+            inodes[name] = (SHM / name).lstat().st_ino
     used = _inodes_in_use() if inodes else set()
     return sorted(name for name, inode in inodes.items() if inode not in used)
 

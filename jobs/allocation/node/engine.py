@@ -19,7 +19,7 @@ from jobs.core import masking, process
 from jobs.core.config import Config, in_container
 from jobs.core.errors import RunError, UserError
 from jobs.core.fields import from_root
-from jobs.core.files import is_there, write_json
+from jobs.core.files import is_there, private_place, write_json
 from jobs.core.layout import Placement
 from jobs.core.log import last_words, read_all, read_tail
 from jobs.core.rundir import RankDir
@@ -118,7 +118,7 @@ class Engine:
         # npu-smi may take seconds.
         self._before = await aside(cleanup.baseline)
         # vLLM leaves its sockets in TMPDIR; their paths have a limit of 107 characters, so this one is short.
-        place = env.get("TMPDIR") if len(env.get("TMPDIR", "")) < 40 else "/tmp"
+        place = private_place(env.get("TMPDIR") or "/tmp") if len(env.get("TMPDIR", "")) < 40 else "/tmp"
         try:
             self._scratch = tempfile.mkdtemp(prefix="sv-", dir=place)
         except OSError as error:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,7 +34,7 @@ def with_us(host: Mapping[str, str]) -> dict[str, str]:
 
 def program(order: Path) -> list[str]:
     """Return what carries out an order."""
-    return [sys.executable, "-m", "containers", str(order)]
+    return process.python("containers", str(order))
 
 
 PART = "image "

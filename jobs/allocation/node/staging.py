@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
@@ -100,7 +99,7 @@ async def _stage(engine: Engine, inherited: Mapping[str, str]) -> Parts:
     )
     order.write(folder.staging)
     folder.enter("staging" if model.stage_to else "checking")
-    argv = [sys.executable, "-m", "jobs.engines.checkpoint", str(folder.staging)]
+    argv = process.python("jobs.engines.checkpoint", str(folder.staging))
     worker = await process.start(argv, environment.whole({}, inherited), folder.staging_log, engine.tag)
     try:
         async with asyncio.timeout(limit):

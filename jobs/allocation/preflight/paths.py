@@ -15,7 +15,9 @@ from jobs.core.waiting import aside
 CONNECT_S = 5.0
 """A firewall that drops packets gives no answer at all."""
 
-WAIT_S = 10.0
+WAIT_S = 2.0
+MOST = 32
+"""Connections at once: a peer's takes milliseconds, so of more the oldest are a stranger's."""
 
 
 class Listeners:
@@ -24,13 +26,14 @@ class Listeners:
     def __init__(self) -> None:
         self._servers: list[asyncio.Server] = []
         self.ports: list[int] = []
+        self._guests: list[asyncio.StreamWriter] = []
 
     async def open(self, host: str, ports: Iterable[int]) -> dict[int, Holder]:
         """Listen on these ports; 0 is one that the kernel chooses. Returns why some could not be bound."""
         busy = {}
         for port in ports:
             try:
-                server = await asyncio.start_server(_answer, host, port)
+                server = await asyncio.start_server(self._answer, host, port)
             except OSError as error:
                 taken = error.errno == errno.EADDRINUSE
                 busy[port] = await aside(holder, port) if taken else Holder(str(error))
@@ -45,14 +48,20 @@ class Listeners:
             server.close()
         self._servers.clear()
 
-
-async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError, TimeoutError, ValueError):
-        writer.write(await asyncio.wait_for(reader.readline(), WAIT_S))
-        await writer.drain()
-        # The peer closes first: our side then keeps no TIME_WAIT on a port that an engine wants.
-        await asyncio.wait_for(reader.read(), WAIT_S)
-    writer.close()
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._guests.append(writer)
+        if len(self._guests) > MOST:
+            self._guests.pop(0).transport.abort()
+        with contextlib.suppress(OSError, TimeoutError, ValueError):
+            async with asyncio.timeout(WAIT_S):
+                writer.write(await reader.readline())
+                await writer.drain()
+                # The peer closes first: our side then keeps no TIME_WAIT on a port that an engine wants.
+                while await reader.read(1 << 12):
+                    pass  # a stranger's words are kept nowhere
+        writer.close()
+        if writer in self._guests:
+            self._guests.remove(writer)
 
 
 async def reach(address: str, port: int, token: str) -> str | None:

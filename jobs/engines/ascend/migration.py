@@ -268,7 +268,7 @@ def _to_key(draft: Draft, name: str, key: str, reason: str, source: str) -> None
     if value is None or draft.is_explicit(f"engine.env.{name}"):
         return
     text = str(value)
-    new = int(text) if key in TOLD["became_numbers"] and text.isdigit() else is_true(text)
+    new = int(text) if key in TOLD["became_numbers"] and text.isdecimal() else is_true(text)
     draft.set("engine.env", name, None, reason, source)
     if dotted(draft.parts["engine.additional_config"], key) is None:
         draft.set("engine.additional_config", key, new, reason, source)
@@ -320,4 +320,4 @@ STEPS: tuple[Step, ...] = (graph_mode, scheduler, names, variables_to_keys, reci
 
 
 def _typed(text: str) -> Any:
-    return int(text) if text.isdigit() else text == "true" if text in ("true", "false") else text
+    return int(text) if text.isdecimal() else text == "true" if text in ("true", "false") else text

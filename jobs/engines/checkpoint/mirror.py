@@ -61,7 +61,7 @@ class _Mirror:
         answer = requests.head(self._base + quote(name), timeout=PATIENCE_S, allow_redirects=True, headers=PLAIN)
         answer.raise_for_status()
         said = [answer.headers.get(key, "") for key in ("Content-Length", "ETag", "Last-Modified")]
-        if not said[0].isdigit():
+        if not said[0].isdecimal() or len(said[0]) > 15:
             raise RunError("--from", self._base + name, "the mirror does not tell its size", "Use another mirror.")
         return int(said[0]), hashlib.sha256(repr(said).encode()).hexdigest()[:12]
 

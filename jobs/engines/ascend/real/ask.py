@@ -15,7 +15,7 @@ from typing import Any
 from jobs.core import process
 from jobs.core.config import Config
 from jobs.core.errors import RunError
-from jobs.core.files import append_json, read_lines, write_json, write_text
+from jobs.core.files import append_json, private_place, read_lines, write_json, write_text
 from jobs.core.foreign import SMALL, load_text
 from jobs.core.layout import planned
 from jobs.engines.ascend import as_mapping
@@ -129,7 +129,7 @@ def _key(place: Path, case: Case) -> str:
 
 def _run(release: str, place: Path, asked: Sequence[Case]) -> dict[int, dict[str, Any]]:
     """Return the answers of run.py by the number of their case."""
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=private_place(tempfile.gettempdir())) as name:
         file = Path(name) / "cases"
         write_text(file, "".join(json.dumps({"argv": one.argv, "env": dict(one.env)}) + "\n" for one in asked))
         env = {"PATH": "/usr/bin:/bin", "HOME": name, "PYTHONPATH": f"{HERE / 'stubs'}:{place}"}

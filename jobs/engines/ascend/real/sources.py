@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import stat
-import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -73,20 +72,23 @@ def obtain(release: str, folder: Path | None = None) -> Path:
         write_text(part / STAMP, "".join(f"{file} {digest}\n" for file, digest in got.items()))
         shutil.rmtree(place, ignore_errors=True)
         part.rename(place)
-    return place
+    return _trusted(place)
 
 
 def _trusted(place: Path) -> Path:
     """Return the folder of a release: its code will run as this user.
 
     Raises:
-        RunError: it is another user's, and not that of whose checkout this is, or anybody may write into it.
+        RunError: it is another user's, and not that of whose checkout this is, or anybody may write into it, or put
+            another one in its place.
     """
-    info = place.stat()
-    reason = "anybody may write into it" if info.st_mode & stat.S_IWOTH else "it belongs to another user"
-    if info.st_mode & stat.S_IWOTH or (is_anothers(info) and info.st_uid != Path(__file__).stat().st_uid):
-        remedy = "Set SERVING_SWEEP_RELEASES to a directory of yours."
-        raise RunError("check --real", place, f"{reason}, and its code would run", remedy)
+    for one in (place, *place.resolve().parents):
+        info = one.stat()
+        anybody = info.st_mode & stat.S_IWOTH and (one == place or not info.st_mode & stat.S_ISVTX)
+        if anybody or (one == place and is_anothers(info) and info.st_uid != Path(__file__).stat().st_uid):
+            reason = "anybody may write into it" if anybody else "it belongs to another user"
+            remedy = "Set SERVING_SWEEP_RELEASES to a directory of yours."
+            raise RunError("check --real", one, f"{reason}, and its code would run", remedy)
     return place
 
 
@@ -97,7 +99,7 @@ def packages(place: Path) -> Mapping[str, str]:
 
 def _pip(*words: str, env: Mapping[str, str] | None = None) -> str:
     """Run pip and return what it said; RunError: it failed."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *words]
+    command = process.python("pip", "download", "--quiet", "--no-deps", *words)
     done = process.run(command, timeout_s=SECONDS, env=env)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]

@@ -75,7 +75,7 @@ class Question:
     def size(self, flag: str) -> int:
         """Return a parallel size of the command line; 1 where it is not given or not a number."""
         value = str(self.settings.get(flag, 1))
-        return int(value) if value.isdigit() else 1
+        return int(value) if value.isdecimal() else 1
 
     @property
     def speculative(self) -> bool:

@@ -46,7 +46,7 @@ def whole_numbers(q: Question) -> Iterator[Problem]:
     for name, default in q.release.variables.items():
         if (text := q.env.get(name)) is None:
             continue
-        is_number = name in table("whole_numbers") or (name.startswith("VLLM_ASCEND") and str(default).isdigit())
+        is_number = name in table("whole_numbers") or (name.startswith("VLLM_ASCEND") and str(default).isdecimal())
         if is_number and not re.fullmatch(r"\s*[+-]?\d+\s*", text):
             late = q.release.version < (0, 23) and name.startswith("VLLM_ASCEND") and not name.endswith(_EARLY)
             late = late or covers(_LATE.get(name, "<0"), q.release.version)
@@ -175,7 +175,7 @@ def quiet_log(q: Question) -> Iterator[Problem]:
 def many_threads(q: Question) -> Iterator[Problem]:
     """Threads of every worker: eight workers share a node."""
     text = q.env.get("OMP_NUM_THREADS", "1")
-    if text.isdigit() and int(text) > 10:
+    if text.isdecimal() and int(text) > 10:
         reason = f"each of {q.config.cluster.npus_per_node} workers of a node starts {text} threads"
         yield Problem("engine.env.OMP_NUM_THREADS", text, reason, "Set 10 (recipe of 0.11), or 1 (from 0.13 on).")
 

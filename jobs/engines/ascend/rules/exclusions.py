@@ -47,7 +47,7 @@ def second_flash_communication(q: Question) -> Iterator[Problem]:
     """FlashComm2 cuts the tensor parallel group into smaller ones."""
     key, value = setting(q, "VLLM_ASCEND_FLASHCOMM2_PARALLEL_SIZE", "enable_flashcomm2_parallel_size")
     tp = q.config.parallel.tensor_parallel_size
-    if not str(value).isdigit() or int(value) == 0:
+    if not str(value).isdecimal() or int(value) == 0:
         return
     if tp <= int(value) or tp % int(value):
         reason = f"it must be a divisor of parallel.tensor_parallel_size = {tp}, and smaller"

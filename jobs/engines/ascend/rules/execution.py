@@ -249,7 +249,7 @@ def graph_sizes(q: Question) -> Iterator[Problem]:
     sizes, most = (inside.get(name, q.settings.get(name.replace("_", "-"))) for name in SIZES)
     key = f"engine.args.compilation-config.{SIZES[0]}"
     if isinstance(sizes, list | tuple):
-        numbers = [int(one) for one in sizes if str(one).lstrip("-").isdigit()]
+        numbers = [int(one) for one in sizes if str(one).lstrip("-").isdecimal()]
         fitting = [one for one in numbers if most_tokens is None or one <= most_tokens]
         if len(numbers) == len(sizes) and (not fitting or max(fitting) < 1):
             reason = f"none of them is from 1 to parallel.max_num_batched_tokens = {most_tokens}"

@@ -114,7 +114,7 @@ def interleaved_blocks(q: Question) -> Iterator[Problem]:
     """With context parallelism a block is cut into whole pieces."""
     name, blocks = "cp-kv-cache-interleave-size", q.config.parallel.block_size or 128
     given = str(q.settings.get(name, 1))
-    if q.size(DCP) > 1 and given.isdigit() and (int(given) == 0 or blocks % int(given)):
+    if q.size(DCP) > 1 and given.isdecimal() and (int(given) == 0 or blocks % int(given)):
         reason = f"it must divide the block size, {blocks}"
         yield Problem(f"engine.args.{name}", q.settings[name], reason, "Give a divisor of it.")
 

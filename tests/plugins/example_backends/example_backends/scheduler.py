@@ -38,9 +38,11 @@ class ExampleShell:
     def submit(self, folder: AllocationDir, request: Request) -> Job:
         """Start the shell."""
         command = ["bash", "-c", SHELL, "example", str(folder.path), str(request.nodes)]
-        submitted = time.time()
-        started = process.detach([*command, *entry(folder, "example_shell")], os.environ, folder.path / "shell.log")
-        return Job(folder, str(started.pid), "example_shell", request.nodes, submitted)
+        command += entry(folder, "example_shell")
+        with process.detached(command, os.environ, folder.path / "shell.log") as started:  # its record comes first
+            job = Job(folder, str(started.pid), "example_shell", request.nodes, time.time())
+            job.write()
+        return job
 
     def state(self, job: Job) -> str:
         """Return whether the shell lives, else whether rank 0 came to its end."""
