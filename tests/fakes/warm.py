@@ -192,6 +192,7 @@ def main() -> None:
         importlib.import_module(name)
     importlib.import_module("jobs.__main__").commands()
     importlib.import_module("jobs.core.schema").build({})  # makes what checks a config, too
+    importlib.import_module("jobs.sweep.compose").configs([[], ["engine=simulator"]])
     subprocess.Popen._execute_child = _start  # type: ignore[attr-defined]
     gc.collect()
     gc.freeze()

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from test_rehearsal import check_r1
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 ROOT = Path(__file__).resolve().parents[2]
 READMES = ("README.md", "README.zh-CN.md")
 REHEARSAL = "python launch.py -m engine=simulator parallel.max_model_len=8192,32768"
