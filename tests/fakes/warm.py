@@ -34,7 +34,7 @@ from typing import Any, NoReturn
 MODULES = (
     *("jobs.cli.launch", "jobs.allocation.head", "jobs.allocation.headless", "jobs.allocation.rank"),
     *("jobs.allocation.submission", "jobs.results.report", "jobs.sweep.status", "jobs.sweep.resume"),
-    "submitit.local.local",
+    *("submitit.local.local", "jobs.engines.simulator.__main__"),
 )
 OWN_FLAGS = ("-u",)
 _FIELDS = {"start_code": 26, "end_code": 27, "start_stack": 28, "start_data": 45, "end_data": 46, "start_brk": 47}
@@ -76,13 +76,21 @@ def show(argv: Sequence[str], env: Mapping[str, str]) -> None:
 
 
 def _become(
-    argv: Sequence[str], env: Mapping[str, str], cwd: str | None, files: Sequence[int], *, leads: bool
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    cwd: str | None,
+    files: Sequence[int],
+    *,
+    leads: bool,
+    deaf: Sequence[int] = (),
 ) -> NoReturn:
-    """Do what `python ARGV...` does, in a process that was just forked."""
+    """Do what `python ARGV...` does, in a process that was just forked. `deaf`: signals that it ignores."""
     code = 1
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+        for number in deaf:
+            signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(-1)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         copies = [os.dup(file) for file in files]
@@ -132,7 +140,10 @@ def _drop(uid: int, groups: Sequence[int]) -> None:
 
 def _start(self: Any, args: Any, *rest: Any) -> None:
     """Stand for Popen._execute_child (CPython 3.11 to 3.13, subprocess.py): fork where the program is this one."""
-    if isinstance(args, str) or list(args)[:1] != [sys.executable] or "-I" in args:
+    words = [] if isinstance(args, str) else list(args)
+    deaf = words[:2] == ["bash", "-c"] and words[4:8] == ["--", sys.executable, "-m", "jobs.engines.simulator"]
+    words = words[5:] if deaf else words  # without the shell that jobs/core/process.py has before an engine
+    if words[:1] != [sys.executable] or "-I" in words:
         _exec(self, args, *rest)
         return
     _, _, _, _, cwd, env, _, _, _, p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite, *_ = rest
@@ -140,7 +151,8 @@ def _start(self: Any, args: Any, *rest: Any) -> None:
     files = [own if own != -1 else number for number, own in enumerate((p2cread, c2pwrite, errwrite))]
     self.pid = os.fork()
     if self.pid == 0:
-        _become(list(args)[1:], dict(os.environ if env is None else env), cwd, files, leads=leads)
+        ignored = (signal.SIGUSR1, signal.SIGUSR2) if deaf else ()
+        _become(words[1:], dict(os.environ if env is None else env), cwd, files, leads=leads, deaf=ignored)
     self._child_created = True
     self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
 
