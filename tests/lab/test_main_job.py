@@ -23,14 +23,14 @@ COMMAND = (
     "launch.py -m cluster=slurm engine=vllm_cpu model=tiny_llama parallel=dp2_tp1"
     " parallel.max_model_len=8192,32768 bench.concurrency=1,4"
 )
-SHORT = "bench.window_s=3"
-"""The engine computes through the whole of a window."""
-
 SPECULATING = (
-    f"{SHORT} bench.workload=text bench.input_tokens={PROMPT}"
+    f"bench.workload=text bench.input_tokens={PROMPT}"
     " engine.args.speculative-config={method:ngram,num_speculative_tokens:3,prompt_lookup_max:3}"
 )
 """Prompts of real text: the service's own tokenizer makes them, and its counters tell of drafts."""
+
+SHORT = "bench.window_s=3"
+"""The engine computes through the whole of a window."""
 
 PIPELINE = "launch.py experiment=pipeline_demo cluster=slurm bench.repeats=1 " + SHORT
 REPLICAS = (
