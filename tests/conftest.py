@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+from forks import Zygote
 from lab import Lab, LabUnavailableError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,6 +71,31 @@ def quiet(lab: Lab) -> Iterator[Lab]:
     lab.wait_idle()
     yield lab
     lab.wait_idle()
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Zygote]:
+    """Yield the process of which this tool's programs can be forks."""
+    made = Zygote()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def zygote(forks: Zygote) -> Zygote:
+    """Return it, for tests that start hundreds of programs or start them as other users."""
+    forks.need()
+    return forks
+
+
+@pytest.fixture
+def warm(forks: Zygote, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the tool's programs begin with their modules imported, where the kernel allows it.
+
+    For tests of what they do and not of how Python starts them. Where lines are counted they start as ever.
+    """
+    if not (forks.lacks or os.environ.keys() & {"COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG"}):
+        monkeypatch.setattr(subprocess.Popen, "_execute_child", lambda *given: forks.execute(*given))
 
 
 @pytest.fixture(scope="session")

@@ -165,8 +165,8 @@ def with_arguments(words: Sequence[str]) -> list[int]:
     found = []
     for one in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            ours = one.uids().real == os.getuid() and one.status() != psutil.STATUS_ZOMBIE
-            if ours and one.cmdline()[-len(words) :] == list(words):
+            asked = one.cmdline()[-len(words) :] == list(words)
+            if asked and one.uids().real == os.getuid() and one.status() != psutil.STATUS_ZOMBIE:
                 found.append(one.pid)
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,24 +64,25 @@ def refusal(answers: Sequence[Answer]) -> str | None:
     return next((one.refused for one in answers if one.refused is not None), None)
 
 
-def differences(release: str, most: int | None = None) -> tuple[int, int, list[Difference]]:
-    """Return how many cases were asked, how many the real code accepts, and where the two differ.
+def cases(release: str, most: int | None = None) -> dict[str, Config]:
+    """Return the provoked cases of a release of which there can be a command line.
 
     Args:
         most: cases, evenly from all, the preset alone among them; None: all.
     """
     start, asked = base(release), provoked(release)
-    asked = asked[:: max(1, len(asked) // most)] if most else asked
-    configs = [one.of(start) for one in asked]
-    possible = [(one, config) for one, config in zip(asked, configs, strict=True) if not impossible(config)]
-    answers = ask_points(release, [config for _, config in possible], ranks=1)
-    found, accepted = [], 0
-    for (one, config), answer in zip(possible, answers, strict=True):
+    configs = {one.name: one.of(start) for one in (asked[:: max(1, len(asked) // most)] if most else asked)}
+    return {name: config for name, config in configs.items() if not impossible(config)}
+
+
+def differences(release: str, asked: Mapping[str, Config], answers: Sequence[Sequence[Answer]]) -> list[Difference]:
+    """Return where the real code and `check` differ."""
+    found = []
+    for (name, config), answer in zip(asked.items(), answers, strict=True):
         ours, real = errors(config), refusal(answer)
-        accepted += real is None
         if differs(release, ours, real):
-            found.append(Difference(one.name, ours, real))
-    return len(possible), accepted, found
+            found.append(Difference(name, ours, real))
+    return found
 
 
 def differs(release: str, ours: Sequence[str], real: str | None) -> bool:
@@ -105,7 +106,8 @@ def impossible(config: Config) -> bool:
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        number, accepted, found = differences(name)
-        print(f"== {name}: {number} cases, {accepted} accepted, {len(found)} differences", flush=True)
+        asked = cases(name)
+        found = differences(name, asked, ask_points(name, heads=asked.values()))
+        print(f"== {name}: {len(asked)} cases, {len(found)} differences", flush=True)
         for one in found:
             print(one, flush=True)

@@ -1,9 +1,10 @@
-"""Starts this tool's own programs by fork alone, where a test starts hundreds: what Python imports is there already.
+"""Starts this tool's own programs by fork alone: what Python imports, most of a start, is there already (forks.py).
 
-    python -m warm
+    python -m warm FD
 
-reads orders from standard input, one JSON a line (argv, cwd, env, output, uid, groups), and answers each with the pid
-of a process that does what `python ARGV...` does once a further line came: who ordered it has had a look at it by then.
+reads orders from a socket, one JSON each, and answers each with the pid of a process that does what `python ARGV...`
+does: a child of who ordered it, with the three open files that came along; or (output, uid, groups) one of its own with
+a file for its output, which begins after a further word: who ordered it has had a look at it by then.
 In it, and in all that it starts through `subprocess`, a command line that begins with this interpreter becomes a fork,
 too: with its own command line and environment in /proc, signals as after exec(2), no open files but its three, and
 nothing that modules have remembered but what they cache.
@@ -11,16 +12,20 @@ nothing that modules have remembered but what they cache.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import importlib
 import json
 import logging
 import os
+import platform
 import runpy
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,12 +34,14 @@ from typing import Any, NoReturn
 MODULES = (
     *("jobs.cli.launch", "jobs.allocation.head", "jobs.allocation.headless", "jobs.allocation.rank"),
     *("jobs.allocation.submission", "jobs.results.report", "jobs.sweep.status", "jobs.sweep.resume"),
-    "submitit.local.local",
+    *("submitit.local.local", "jobs.engines.simulator.__main__"),
 )
 OWN_FLAGS = ("-u",)
 _FIELDS = {"start_code": 26, "end_code": 27, "start_stack": 28, "start_data": 45, "end_data": 46, "start_brk": 47}
 """Where proc(5) has them in /proc/self/stat."""
-_PR_SET_DUMPABLE, _PR_SET_MM, _PR_SET_MM_MAP = 4, 35, 14
+_PR_SET_DUMPABLE, _PR_SET_MM, _PR_SET_MM_MAP, _PR_GET_TID_ADDRESS = 4, 35, 14, 40
+_CLONE = {"x86_64": 56, "aarch64": 220}
+_CLONE_PARENT, _CLONE_CHILD_CLEARTID, _CLONE_CHILD_SETTID = 0x8000, 0x200000, 0x1000000
 _kept: list[Any] = []
 _exec = subprocess.Popen._execute_child  # type: ignore[attr-defined]
 
@@ -69,13 +76,21 @@ def show(argv: Sequence[str], env: Mapping[str, str]) -> None:
 
 
 def _become(
-    argv: Sequence[str], env: Mapping[str, str], cwd: str | None, files: Sequence[int], *, leads: bool
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    cwd: str | None,
+    files: Sequence[int],
+    *,
+    leads: bool,
+    deaf: Sequence[int] = (),
 ) -> NoReturn:
-    """Do what `python ARGV...` does, in a process that was just forked."""
+    """Do what `python ARGV...` does, in a process that was just forked. `deaf`: signals that it ignores."""
     code = 1
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+        for number in deaf:
+            signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(-1)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         copies = [os.dup(file) for file in files]
@@ -106,6 +121,8 @@ def _become(
             code = 130
         except BaseException:
             sys.excepthook(*sys.exc_info())
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
     finally:
@@ -123,7 +140,10 @@ def _drop(uid: int, groups: Sequence[int]) -> None:
 
 def _start(self: Any, args: Any, *rest: Any) -> None:
     """Stand for Popen._execute_child (CPython 3.11 to 3.13, subprocess.py): fork where the program is this one."""
-    if isinstance(args, str) or list(args)[:1] != [sys.executable] or "-I" in args:
+    words = [] if isinstance(args, str) else list(args)
+    deaf = words[:2] == ["bash", "-c"] and words[4:8] == ["--", sys.executable, "-m", "jobs.engines.simulator"]
+    words = words[5:] if deaf else words  # without the shell that jobs/core/process.py has before an engine
+    if words[:1] != [sys.executable] or "-I" in words:
         _exec(self, args, *rest)
         return
     _, _, _, _, cwd, env, _, _, _, p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite, *_ = rest
@@ -131,7 +151,8 @@ def _start(self: Any, args: Any, *rest: Any) -> None:
     files = [own if own != -1 else number for number, own in enumerate((p2cread, c2pwrite, errwrite))]
     self.pid = os.fork()
     if self.pid == 0:
-        _become(list(args)[1:], dict(os.environ if env is None else env), cwd, files, leads=leads)
+        ignored = (signal.SIGUSR1, signal.SIGUSR2) if deaf else ()
+        _become(words[1:], dict(os.environ if env is None else env), cwd, files, leads=leads, deaf=ignored)
     self._child_created = True
     self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
 
@@ -147,35 +168,62 @@ def _can_show() -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
+def _sibling() -> int:
+    """Fork a child of our own parent, which can wait for it: clone(2) as fork(3) calls it, but for that."""
+    tid, libc, python = ctypes.c_void_p(), ctypes.PyDLL(None), ctypes.pythonapi
+    libc.prctl(_PR_GET_TID_ADDRESS, ctypes.byref(tid), 0, 0, 0)
+    flags = _CLONE_PARENT | _CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID | signal.SIGCHLD
+    python.PyOS_BeforeFork()
+    pid: int = libc.syscall(_CLONE[platform.machine()], flags, None, None, tid, tid)  # its place is 4th or 5th
+    (python.PyOS_AfterFork_Parent if pid else python.PyOS_AfterFork_Child)()
+    return pid
+
+
+def _of_its_own(order: Mapping[str, Any], orders: socket.socket) -> None:
+    """Start a program that is no child of who orders it, with a file for its output, as a user."""
+    waits, goes = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(goes)
+        os.read(waits, 1)
+        output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        if order["uid"]:
+            _drop(order["uid"], order["groups"])
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        _become(order["argv"], order["env"], order["cwd"], (nothing, output, output), leads=True)
+    orders.send(str(pid).encode())
+    orders.recv(64)
+    os.close(goes)
+    os.close(waits)
+
+
 def main() -> None:
-    """Obey until standard input ends."""
+    """Obey until the other end of the socket is closed."""
     warnings.simplefilter("ignore")
     for name in MODULES:
         importlib.import_module(name)
     importlib.import_module("jobs.__main__").commands()
     importlib.import_module("jobs.core.schema").build({})  # makes what checks a config, too
+    importlib.import_module("jobs.sweep.compose").configs([[], ["engine=simulator"]])
     subprocess.Popen._execute_child = _start  # type: ignore[attr-defined]
     gc.collect()
     gc.freeze()
-    print("warm" if _can_show() else "the kernel does not let a process say what its command line is", flush=True)
+    orders = socket.socket(fileno=int(sys.argv[1]))
+    orders.send(b"warm" if _can_show() else b"the kernel does not let a process say what its command line is")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets who has ended
-    lines = iter(sys.stdin)
-    for line in lines:
-        order = json.loads(line)
-        waits, goes = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            os.close(goes)
-            os.read(waits, 1)
-            output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            if order["uid"]:
-                _drop(order["uid"], order["groups"])
-            nothing = os.open(os.devnull, os.O_RDONLY)
-            _become(order["argv"], dict(os.environ) | order["env"], order["cwd"], (nothing, output, output), leads=True)
-        print(pid, flush=True)
-        next(lines, None)
-        os.close(goes)
-        os.close(waits)
+    while True:
+        text, files, _, _ = socket.recv_fds(orders, 1 << 20, 3)
+        if not text:
+            return
+        order = json.loads(text)
+        if not files:
+            _of_its_own(order, orders)
+        elif pid := _sibling():
+            orders.send(str(pid).encode())
+        else:
+            _become(order["argv"], order["env"], order["cwd"], files, leads=order["leads"])
+        for file in files:
+            os.close(file)
 
 
 if __name__ == "__main__":

@@ -6,22 +6,19 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import psutil
-import pytest
+from forks import ROOT, Zygote
 
 from jobs.core.rundir import SweepDir
 
-ROOT = Path(__file__).resolve().parents[2]
 ENGINE = f"[{sys.executable},-I,-S,{ROOT / 'tests/fakes/quick_engine.py'}]"
 ONE = (
     *("-m", "experiment=demo", "engine=simulator", "cluster=local", f"engine.command={ENGINE}", "bench.canary=off"),
@@ -34,45 +31,6 @@ POINTS = 4
 LIMIT_S = 120.0
 """A verb, or what a sweep leaves behind, that takes longer hangs: this is a hundred times what it needs."""
 READERS = (("status",), ("table",), ("report",), ("diagnose",), ("follow",), ("cancel",))
-
-
-class Zygote:
-    """The process of which all others are forks (tests/fakes/warm.py)."""
-
-    def __init__(self, env: Mapping[str, str] = os.environ) -> None:
-        paths = os.pathsep.join([str(ROOT / "tests/fakes"), str(ROOT)])
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "warm"],
-            cwd=ROOT,
-            env={**env, "PYTHONPATH": paths},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        if (said := self._read()) != "warm":
-            self.close()
-            (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(said)
-
-    def _read(self) -> str:
-        assert self._process.stdout
-        return self._process.stdout.readline().strip()
-
-    def start(
-        self, argv: list[str], env: dict[str, str], output: Path, uid: int = 0, groups: tuple[int, ...] = ()
-    ) -> psutil.Process:
-        """Start `python ARGV...`, as this user or as another one; what it says goes to a file."""
-        assert self._process.stdin
-        order = {"argv": argv, "env": env, "cwd": str(ROOT), "output": str(output), "uid": uid, "groups": groups}
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        started = psutil.Process(int(self._read()))
-        self._process.stdin.write("go\n")  # what ends at once would be gone before we had a look
-        self._process.stdin.flush()
-        return started
-
-    def close(self) -> None:
-        """End it."""
-        self._process.communicate()
 
 
 @dataclass
@@ -102,6 +60,7 @@ class World:
 
     sweep: tuple[str, ...] = SWEEP
     limit_s: float = LIMIT_S
+    env: dict[str, str] = field(default_factory=dict)
     unguarded: bool = False
     """A guard was killed: what it would have ended and removed is left where its rank is killed as well."""
 
@@ -120,7 +79,7 @@ class World:
 
     def run(self, *argv: str) -> Started:
         """Start a program of ours."""
-        env = {"TMPDIR": str(self.tmp), "PATH": f"{self.path}/bin:{os.environ['PATH']}", "COLUMNS": "200"}
+        env = self.env | {"TMPDIR": str(self.tmp), "PATH": f"{self.path}/bin:{os.environ['PATH']}", "COLUMNS": "200"}
         output = self.path / "said" / str(len(self.started))
         words = " ".join(argv[:4])
         one = Started(words, self.zygote.start(list(argv), env, output), output)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import psutil
+from forks import HEARS_CTRL_C
 from lab import Lab
 from rich.console import Console
 
@@ -80,8 +81,7 @@ class Started:
     def __post_init__(self) -> None:
         words = [*SHORT, *self.overrides, f"results.root={self.root}", f"launch.follow={str(self.follows).lower()}"]
         self.launcher = subprocess.Popen(
-            # A test run in the background has SIGINT ignored, and its children would inherit that.
-            ["env", "--default-signal=INT", sys.executable, "launch.py", "-m", *words],
+            [*HEARS_CTRL_C, sys.executable, "launch.py", "-m", *words],
             cwd=ROOT,
             env=self.lab.env,
             stdout=subprocess.PIPE,

@@ -8,6 +8,8 @@ import pytest
 from cases import CASES, SIMULATOR, Case, Result
 from lanes import Lanes
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 SLACK_S = 20.0
 """A busy machine, with three cases at a time. The exact figures are those of benchmarks/faults.py (docs/faults.md)."""
 

@@ -29,10 +29,13 @@ SPECULATING = (
 )
 """Prompts of real text: the service's own tokenizer makes them, and its counters tell of drafts."""
 
-PIPELINE = "launch.py experiment=pipeline_demo cluster=slurm bench.repeats=1"
+SHORT = "bench.window_s=3"
+"""The engine computes through the whole of a window."""
+
+PIPELINE = "launch.py experiment=pipeline_demo cluster=slurm bench.repeats=1 " + SHORT
 REPLICAS = (
     "launch.py engine=vllm_cpu model=tiny_llama parallel=dp2_tp1 cluster=slurm bench.repeats=1"
-    " parallel.data_parallel_size=1 parallel.data_parallel_size_local=[1,1]"
+    f" parallel.data_parallel_size=1 parallel.data_parallel_size_local=[1,1] {SHORT}"
 )
 
 

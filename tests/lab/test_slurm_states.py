@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
+from forks import Zygote
 from lab import Lab
 from slurm_world import SlurmWorld, happen
-from world import Zygote
 
 pytestmark = [pytest.mark.lab, pytest.mark.waits, pytest.mark.timeout(900)]
 
@@ -21,16 +20,9 @@ FIRST = int(os.environ.get("SLURM_STATES_FROM", "129"))
 """In this one a submitter is killed when Slurm has taken its job, and two resumes come at once."""
 
 
-@pytest.fixture(scope="module")
-def zygote(lab: Lab) -> Iterator[Zygote]:
-    made = Zygote(lab.env)
-    yield made
-    made.close()
-
-
 @pytest.mark.parametrize("seed", range(FIRST, FIRST + SEQUENCES))
 def test_a_sweep_on_slurm_stands_whatever_happens(lab: Lab, zygote: Zygote, tmp_path: Path, seed: int) -> None:
-    world = SlurmWorld(tmp_path, zygote, Random(seed), lab=lab)
+    world = SlurmWorld(tmp_path, zygote, Random(seed), lab=lab, env=lab.env)
     if world.random.random() < 0.2:
         world.random.choice((world.die, world.refuse))()
     world.launch()

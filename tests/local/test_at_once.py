@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from test_decide import LOADS, begin, words
 from test_rehearsal import ROOT as PROJECT
 from test_rehearsal import finish, start, the_sweep, until, verb
@@ -15,6 +16,8 @@ from jobs.core.files import read_json
 from jobs.core.lock import exclusive
 from jobs.core.rundir import Root, SweepDir, sweeps_in
 from jobs.sweep.contest import ask, settings_of
+
+pytestmark = pytest.mark.usefixtures("warm")
 
 QUICK = ("bench.warmup_s=0.1", "bench.window_s=0.5", "bench.repeats=1", "bench.concurrency=1", "bench.canary=off")
 

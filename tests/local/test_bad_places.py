@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_two_users import host, launch, the_row, zygote  # noqa: F401
+from forks import Zygote
+from test_two_users import host, launch, the_row  # noqa: F401
 from users import Host
-from world import ONE, ROOT, Zygote
+from world import ONE, ROOT
 
 RECORDED = ROOT / "tests/fixtures/sweep_vllm_cpu"
 

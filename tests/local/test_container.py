@@ -13,6 +13,8 @@ from test_rehearsal import ROOT, SHORT, engines, finish, start, the_sweep
 from jobs.core.files import read_json
 from jobs.core.rundir import SweepDir
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 HARD = 'line one\nline "two" $HOME `id`'
 
 

@@ -9,11 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from test_rehearsal import ROOT as PROJECT
 from test_rehearsal import finish, hears_ctrl_c, the_sweep, until, verb
 
 from jobs.core.files import read_lines
 from jobs.core.rundir import SweepDir, sweeps_in
+
+pytestmark = pytest.mark.usefixtures("warm")
 
 QUICK = (
     *("engine=simulator", "engine.rehearsal.load_s=0.1", "bench.canary=off", "bench.check_share=0"),

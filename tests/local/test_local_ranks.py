@@ -11,6 +11,8 @@ from test_rehearsal import SHORT, finish, start, the_sweep
 
 from jobs.core.files import read_json
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 PORTS = ("api_port", "data_parallel_rpc_port", "control_port")
 
 

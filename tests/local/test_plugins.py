@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from container_fakes import need_containers
@@ -35,59 +36,51 @@ def run(argv: list[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[
     return subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200, check=False)
 
 
-def launch(site: Mapping[str, str], *overrides: str) -> subprocess.CompletedProcess[str]:
-    return run([sys.executable, "launch.py", "-m", "engine=simulator", "cluster=local", *overrides], site)
-
-
-def test_its_benchmark_client_measures_a_point(site: Mapping[str, str], tmp_path: Path) -> None:
-    load = ("bench.concurrency=8", "bench.num_requests=24", "bench.input_tokens=64", "bench.output_tokens=8")
-    done = launch(
-        site, "bench.client=example_bench", *load, "bench.warmup_s=0.5", "bench.repeats=1", f"results.root={tmp_path}"
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    sweep = SweepDir((tmp_path / "latest").resolve())
-    [point] = read_json(sweep.plan)["points"]
-    row = read_json(sweep.point(point["point"]).row)
-    assert (row["valid"], row["completed"], row["output_tokens_mean"]) == (True, 24, 8.0), row["invalid_reason"]
-    assert (sweep.point(point["point"]).client / "result.json").exists()
-
-
-def test_its_engine_serves_a_point(site: Mapping[str, str], tmp_path: Path) -> None:
-    load = (
-        "bench.concurrency=8",
-        "bench.window_s=1",
-        "bench.warmup_s=0.5",
-        "bench.repeats=1",
-        f"results.root={tmp_path}",
-    )
-    done = launch(site, "engine.name=example_engine", *load)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    sweep = SweepDir((tmp_path / "latest").resolve())
-    [point], [service] = (read_json(sweep.plan)[name] for name in ("points", "services"))
-    row = read_json(sweep.point(point["point"]).row)
-    assert (row["valid"], row["engine"]) == (True, "example_engine"), row["invalid_reason"]
-    assert "its memory is not modelled" in service["memory"]["unknown"]
-
-
-def test_its_container_runtime_holds_an_engine(site: Mapping[str, str], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def sweep(site: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory) -> SweepDir:
+    """Run one point by all of them."""
     need_containers()
+    root = tmp_path_factory.mktemp("runs")
+    theirs = ("engine.name=example_engine", "cluster.kind=example_shell", "bench.client=example_bench")
     inside = ("container.runtime=example_box", "container.image=any/image", f"engine.env.PYTHONPATH={ROOT}")
-    load = ("bench.concurrency=4", "bench.warmup_s=0.5", "bench.repeats=1", "bench.window_s=2")
-    done = launch(site, *inside, *load, f"results.root={tmp_path}")
+    load = ("bench.concurrency=8", "bench.num_requests=24", "bench.input_tokens=64", "bench.output_tokens=8")
+    short = ("bench.warmup_s=0.5", "bench.repeats=1", f"results.root={root}")
+    words = ("launch.py", "-m", "engine=simulator", "cluster=local", *theirs, *inside, *load, *short)
+    done = run([sys.executable, *words], site)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    sweep = SweepDir((tmp_path / "latest").resolve())
+    return SweepDir((root / "latest").resolve())
+
+
+def row_of(sweep: SweepDir) -> dict[str, Any]:
+    [point] = read_json(sweep.plan)["points"]
+    return dict(read_json(sweep.point(point["point"]).row))
+
+
+def service_of(sweep: SweepDir) -> dict[str, Any]:
     [service] = read_json(sweep.plan)["services"]
+    return dict(service)
+
+
+def test_its_benchmark_client_measures_a_point(sweep: SweepDir) -> None:
+    row = row_of(sweep)
+    assert (row["valid"], row["completed"], row["output_tokens_mean"]) == (True, 24, 8.0), row["invalid_reason"]
+    assert (sweep.point(row["point"]).client / "result.json").exists()
+
+
+def test_its_engine_serves_a_point(sweep: SweepDir) -> None:
+    assert row_of(sweep)["engine"] == "example_engine"
+    assert "its memory is not modelled" in service_of(sweep)["memory"]["unknown"]
+
+
+def test_its_container_runtime_holds_an_engine(sweep: SweepDir) -> None:
     for rank in (0, 1):
-        held = read_json(sweep.service(service["service"], 1).rank(rank).effective)["container"]
+        held = read_json(sweep.service(service_of(sweep)["service"], 1).rank(rank).effective)["container"]
         assert held["runtime"] == "example_box"
         assert held["proof"]["namespace"] != str(Path("/proc/self/ns/mnt").readlink())
 
 
-def test_its_scheduler_runs_a_sweep(site: Mapping[str, str], tmp_path: Path) -> None:
-    short = ("bench.concurrency=2", "bench.warmup_s=0.5", "bench.repeats=1", "bench.window_s=2")
-    done = launch(site, "cluster.kind=example_shell", *short, f"results.root={tmp_path}")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    [allocation] = SweepDir((tmp_path / "latest").resolve()).allocations()
+def test_its_scheduler_runs_a_sweep(sweep: SweepDir) -> None:
+    [allocation] = sweep.allocations()
     assert read_json(allocation.job)["kind"] == "example_shell"
 
 

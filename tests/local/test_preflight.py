@@ -17,6 +17,8 @@ import pytest
 from jobs.core.files import read_json
 from jobs.core.rundir import SweepDir
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("engine=simulator", "model=tiny_llama", "parallel=dp2_tp1", "cluster.npus_per_node=2")
 NPUS = (*TINY, "preflight.npus=true", "preflight.skip=[npu.files]", "engine.env.HCCL_IF_BASE_PORT=12800")

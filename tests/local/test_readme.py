@@ -17,6 +17,8 @@ from test_rehearsal import check_r1
 
 from jobs.results import row
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README", "docs/guide", "docs/columns")
 """What users read, each in English and Chinese."""

@@ -20,6 +20,8 @@ from jobs.core.files import read_json, read_lines
 from jobs.core.process import TAG
 from jobs.core.rundir import SweepDir
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ("bench.warmup_s=0.5", "bench.repeats=1", "bench.window_s=2", "bench.concurrency=4")
 
@@ -229,16 +231,6 @@ def test_what_is_missing_here_is_said_before_the_start(tmp_path: Path) -> None:
         assert words in output
         assert "Traceback" not in output
     assert not (tmp_path / "latest").exists()
-
-
-def test_two_sweeps_at_once_do_not_meet(tmp_path: Path) -> None:
-    both = [start(tmp_path / name, *SHORT) for name in ("one", "two")]
-    for process in both:
-        finish(process, 0)
-    ports = [
-        read_json(next((tmp_path / name).glob("2*/allocations/0/1/head.json")))["api_port"] for name in ("one", "two")
-    ]
-    assert ports[0] != ports[1]
 
 
 def test_optuna_looks_for_the_best_and_survives_a_trial_that_cannot_be_asked(tmp_path: Path) -> None:

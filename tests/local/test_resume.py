@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from test_rehearsal import SHORT, entered, finish, start, the_sweep, until, verb
 
 from jobs.core.files import read_json
 from jobs.core.rundir import SweepDir
 from jobs.results.row import NOT_RUN
 from jobs.sweep.resume import unfinished
+
+pytestmark = pytest.mark.usefixtures("warm")
 
 THREE = ("cluster=local", "bench.concurrency=1,2,4", "bench.warmup_s=0.2", "bench.repeats=1")
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forks import Zygote
 from results_help import measured
-from world import ONE, Zygote
+from world import ONE
 
 from jobs.__main__ import main
 from jobs.allocation.searching import told
@@ -38,13 +39,6 @@ SECRETS = {
 PLANTED = re.compile(rb"planted\w+|plntJ")
 ENV = tuple(f"+engine.env.{name}='{value}'" for name, value in SECRETS.items())
 SIMULATED = ("engine=simulator", "cluster=local", "bench.window_s=1", "bench.input_tokens=64", *ENV)
-
-
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    made = Zygote()
-    yield made
-    made.close()
 
 
 def shown_in(folder: Path) -> dict[str, list[bytes]]:

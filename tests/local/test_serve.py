@@ -9,11 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from test_rehearsal import ROOT, engines, hears_ctrl_c, the_sweep, until, verb
 
 from jobs.allocation import serving
 from jobs.core.files import read_json, read_lines
 from jobs.core.rundir import AllocationDir
+
+pytestmark = pytest.mark.usefixtures("warm")
 
 
 def serve(root: Path, *words: str) -> subprocess.Popen[str]:
@@ -96,8 +99,8 @@ def test_a_service_that_fails_says_why(tmp_path: Path) -> None:
 
 def test_an_engine_that_dies_while_it_serves_ends_it_with_its_reason(tmp_path: Path) -> None:
     process = serve(tmp_path, "--json")
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, output + errors
     folder = only(tmp_path)
     [loading] = [
         entry

@@ -11,18 +11,12 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from world import World, Zygote
+from forks import Zygote
+from world import World
 
 SEQUENCES = int(os.environ.get("STATES", "30"))
 FIRST = int(os.environ.get("STATES_FROM", "0"))
 DISK = "24m"
-
-
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    made = Zygote()
-    yield made
-    made.close()
 
 
 @pytest.fixture

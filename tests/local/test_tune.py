@@ -7,6 +7,7 @@ import re
 import signal
 from pathlib import Path
 
+import pytest
 from test_rehearsal import finish, start, the_sweep, until, verb
 
 from jobs.cluster.base import ENDED, job_state
@@ -14,6 +15,8 @@ from jobs.core.files import read_json
 from jobs.core.planfile import read_plan
 from jobs.core.tasks import read_outcome
 from jobs.forecast.search import read_search
+
+pytestmark = pytest.mark.usefixtures("warm")
 
 SPACE = "tune.space={parallel.max_num_seqs: [1, 16], bench.concurrency: [7, 8]}"
 LOAD = ("bench.input_tokens=64", "bench.output_tokens=8", "bench.window_s=1", "bench.repeats=2")

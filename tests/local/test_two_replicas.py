@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 from test_rehearsal import SHORT, engines, finish, start, the_sweep
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 TWO = ("model=deepseek_v3_1_w4a8", "parallel=replicas2_tp8", *SHORT)  # what fits one node
 
 

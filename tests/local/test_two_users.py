@@ -16,8 +16,9 @@ import pytest
 from checkpoint_help import write
 from core_help import config
 from fake_slurm import FakeSlurm
-from users import ATTACKER, GROUP, VICTIM, Host, User, need_users, two_users
-from world import ONE, Zygote
+from forks import Zygote
+from users import ATTACKER, GROUP, VICTIM, Host, User, two_users
+from world import ONE
 
 from jobs.allocation.service import service_seconds
 from jobs.cluster import sick_nodes
@@ -30,14 +31,6 @@ from jobs.engines.checkpoint.checkpoint import INDEX
 from jobs.sweep import reuse
 
 SECRET_TEXT = "only the victim reads this"
-
-
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    need_users()
-    made = Zygote()
-    yield made
-    made.close()
 
 
 @pytest.fixture

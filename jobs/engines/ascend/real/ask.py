@@ -142,11 +142,13 @@ def _run(release: str, place: Path, asked: Sequence[Case]) -> dict[int, dict[str
     return found
 
 
-def ask_points(release: str, configs: Iterable[Config], ranks: int | None = None) -> tuple[tuple[Answer, ...], ...]:
-    """Return, for each point, the answers of its ranks, or of the first ones alone."""
+def ask_points(
+    release: str, configs: Iterable[Config] = (), heads: Iterable[Config] = ()
+) -> tuple[tuple[Answer, ...], ...]:
+    """Return, for each point, the answers of its ranks; then, for each of `heads`, that of its rank 0 alone."""
     models = sources.obtain(release) / "models"
     lines: list[tuple[Case, ...]] = []
-    for config in configs:
+    for config, ranks in (*((one, None) for one in configs), *((one, 1) for one in heads)):
         folder = models / (re.sub(r"[^\w.-]", "_", config.model.name).lstrip(".") or "model")
         folder.mkdir(parents=True, exist_ok=True)
         write_model(config, folder)
