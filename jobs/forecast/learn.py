@@ -25,7 +25,7 @@ from jobs.engines.prediction import Layout
 from jobs.engines.steptime import Sizes, StepTime
 from jobs.forecast.anchors import FIGURES, NAMES, anchors, believed, constants_of
 from jobs.forecast.figures import Demand, figures
-from jobs.forecast.fit import Floats, Posterior, fit, slopes
+from jobs.forecast.fit import Floats, Posterior, fit, near, slopes
 from jobs.forecast.misfit import SHARES, Misfit, likeness
 
 LEVEL = 0.9
@@ -218,9 +218,12 @@ def learn(rows: Iterable[Observation]) -> Learnt:
     rows_off, alike = _off(seen, layouts), likeness(*[[one.subject for one in seen]] * 2)
     told = [np.flatnonzero([name in one.measured for one in seen]) for name in FIGURES]
     choices = [[Misfit.of(alike, which, share) for which in told] for share in SHARES]
-    misfits = choices[0]
+    misfits, begin = choices[0], start
+    if foreign:
+        begin = near(partial(_residuals, rows_off, misfits, scatter), start, spread, len(NAMES))
     for _ in range(3):
-        found = fit(partial(_residuals, rows_off, misfits, scatter), start, spread)
+        found = fit(partial(_residuals, rows_off, misfits, scatter), start, spread, begin)
+        begin = found.mean
         off = [column[which] for column, which in zip(rows_off(found.mean).T, told, strict=True)]
         misfits = max(choices, key=partial(_likely, off, list(first.values())))
         for name, values, misfit in zip(FIGURES, off, misfits, strict=True):
