@@ -5,7 +5,8 @@ The truth is the rehearsal engine's scheduler, in its own time, on a machine who
 layouts; half of the points are seen. What it does not ask: a machine whose steps follow another law.
 
 `--real DIR` asks the same of real vLLM on this machine's CPU, whose law is its own: the grid of `REAL` is swept, what
-is in DIR already is not measured again, and each seed draws another half.
+is in DIR already is not measured again, and each seed draws another half. Beside that it prints how wide the intervals
+of a forecast would be that knew everything but how far windows scatter: none can be narrower and hold.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ from random import Random
 
 import numpy as np
 
-from jobs.core.rundir import Root
+from jobs.core.files import read_lines
+from jobs.core.rundir import Root, sweeps_in
 from jobs.engines.prediction import Layout
 from jobs.engines.simulator.scheduler import Batch, Request, Scheduler
 from jobs.engines.steptime import Constants, Sizes, StepTime, Work
 from jobs.forecast.anchors import NAMES, anchors, believed, constants_of
 from jobs.forecast.figures import Demand
 from jobs.forecast.learn import Learnt, Observation, Subject, learn
-from jobs.forecast.observed import kept_rows
+from jobs.forecast.observed import COLUMNS, NORMAL_90, kept_rows
 
 LENGTHS = (2048, 8192, 16384, 32768)
 LOADS = (1, 4, 8, 16, 32)
@@ -53,6 +55,10 @@ REAL_LOAD = (
     "bench.output_tokens=64",
     "bench.window_s=5",
 )
+
+
+MEDIAN_OF_THREE = 0.67
+"""Its deviation, for values of deviation 1."""
 
 
 def hidden(seed: int, spread: float = 0.3) -> Constants:
@@ -142,27 +148,55 @@ def measured(cells: Sequence[Cell], constants: Constants, sizes: Sizes, seed: in
 
 
 @dataclass(frozen=True)
-class Held:
-    """How many figures of the other half lay inside, of how many, the median width, what the others were."""
+class Told:
+    """One figure of the other half: of which layout, whether it lay inside, how wide the interval was."""
 
-    inside: int
-    of: int
+    layout: str
+    figure: str
+    inside: bool
     width: float
-    miss: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Held:
+    """All figures of the other half."""
+
+    told: tuple[Told, ...]
+
+    @property
+    def inside(self) -> int:
+        """How many lay inside."""
+        return sum(one.inside for one in self.told)
+
+    @property
+    def of(self) -> int:
+        """How many there were."""
+        return len(self.told)
+
+    @property
+    def width(self) -> float:
+        """The median width, as a share of the value."""
+        return float(np.median([one.width for one in self.told]))
+
+    def of_kind(self, layout: str, figure: str) -> Held:
+        """Return those of one kind."""
+        return Held(tuple(one for one in self.told if (one.layout, one.figure) == (layout, figure)))
 
 
 def held(learnt: Learnt, rows: Sequence[Observation]) -> Held:
     """Hold rows against what was predicted for them."""
-    inside, widths = 0, []
-    miss: dict[str, int] = {}
-    for row in rows:
-        for name, said in learnt.predict(row.subject).items():
-            widths.append((said.high - said.low) / said.value)
-            if said.low <= row.measured[name] <= said.high:
-                inside += 1
-            else:
-                miss[name] = miss.get(name, 0) + 1
-    return Held(inside, len(widths), float(np.median(widths)), miss)
+    return Held(
+        tuple(
+            Told(
+                row.subject.scope["layout"],
+                name,
+                said.low <= row.measured[name] <= said.high,
+                (said.high - said.low) / said.value,
+            )
+            for row in rows
+            for name, said in learnt.predict(row.subject).items()
+        )
+    )
 
 
 def trial(seed: int) -> tuple[Held, Held]:
@@ -182,15 +216,24 @@ def real_trial(rows: Sequence[Observation], seed: int) -> tuple[Held, Held]:
     return held(learn([]), asked), held(learn(seen), asked)
 
 
-def really(root: Path, layouts: Sequence[str]) -> tuple[Observation, ...]:
-    """Return what real vLLM showed of every point, measured now where it is not yet."""
+def really(root: Path, layouts: Sequence[str]) -> dict[str, tuple[Observation, ...]]:
+    """Return what real vLLM showed of every point by layout, measured now where it is not yet."""
     for name in layouts:
         folder = root / name.replace(" ", "-")
         if not (folder / "latest").exists():
             subprocess.run(
                 [sys.executable, "launch.py", "-m", *REAL[name], *REAL_LOAD, f"results.root={folder}"], check=False
             )
-    return tuple(row for name in layouts for row in kept_rows(Root(root / name.replace(" ", "-")), "vllm_cpu"))
+    return {name: kept_rows(Root(root / name.replace(" ", "-")), "vllm_cpu") for name in layouts}
+
+
+def least(folder: Path, figure: str) -> float:
+    """Return how wide intervals of 90 % are that know everything but how far windows scatter around their median."""
+    column, _ = COLUMNS[figure]
+    points = [sweep.point(name) for sweep in sweeps_in(folder) for name in sweep.point_names()]
+    windows = [[line[column] for line in read_lines(one.windows) if line.get(column)] for one in points]
+    squares = [float(np.var(np.log(values), ddof=1)) for values in windows if len(values) > 1]
+    return 2 * math.sinh(NORMAL_90 * MEDIAN_OF_THREE * math.sqrt(np.mean(squares)))
 
 
 def halves(rows: Sequence[Observation], seed: int) -> tuple[list[Observation], list[Observation]]:
@@ -207,19 +250,28 @@ def main() -> None:
     parser.add_argument("--real", type=Path)
     parser.add_argument("--layouts", nargs="+", default=list(REAL), choices=list(REAL))
     options = parser.parse_args()
-    real = really(options.real.absolute(), options.layouts) if options.real else ()
+    real = really(options.real.absolute(), options.layouts) if options.real else {}
+    rows = [row for some in real.values() for row in some]
     print("| seed | anchors alone: inside | median width | half of the grid seen: inside | median width |")
     print("|---|---|---|---|---|")
-    shares = []
+    found = []
     for seed in range(options.seeds):
-        before, after = real_trial(real, seed) if real else trial(seed)
-        shares.append(after.inside / after.of)
+        before, after = real_trial(rows, seed) if rows else trial(seed)
+        found.append(after)
         print(
             f"| {seed} | {before.inside / before.of:.0%} | {before.width:.0%} | "
-            f"{after.inside / after.of:.0%} | {after.width:.0%} |   {after.miss}",
+            f"{after.inside / after.of:.0%} | {after.width:.0%} |",
             flush=True,
         )
-    print(f"\nall: {np.mean(shares):.1%} inside, least {min(shares):.1%}")
+    shares, every = [one.inside / one.of for one in found], Held(tuple(one for half in found for one in half.told))
+    print(f"\nall: {np.mean(shares):.1%} inside, least {min(shares):.1%}, median width {every.width:.0%}")
+    if real:
+        print("\n| layout | figure | inside | median width | least possible |\n|---|---|---|---|---|")
+    for name, some in real.items():
+        for figure in COLUMNS:
+            one = every.of_kind(some[0].subject.scope["layout"], figure)
+            narrow = least(options.real / name.replace(" ", "-"), figure)
+            print(f"| {name} | {figure} | {one.inside / one.of:.0%} | {one.width:.0%} | {narrow:.0%} |")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 STEPS = 30
+WAYS = 8
+"""Of a parameter's belief, half deviations up and down where a fit looks for its beginning."""
+
 STEP = 1e-4
 """Of the numeric derivative; parameters are logarithms."""
 
@@ -38,10 +41,15 @@ def slopes(residuals: Callable[[Floats], Floats], at: Floats) -> Floats:
     return np.stack(columns, axis=1)
 
 
-def fit(residuals: Callable[[Floats], Floats], mean: Floats, deviation: Floats) -> Posterior:
-    """Return the posterior of the parameters; the residuals are in units of their measurement's standard deviation."""
+def fit(
+    residuals: Callable[[Floats], Floats], mean: Floats, deviation: Floats, begin: Floats | None = None
+) -> Posterior:
+    """Return the posterior of the parameters; the residuals are in units of their measurement's standard deviation.
+
+    `begin`: where to look first; None: at the prior's mean.
+    """
     weight = np.diag(1 / deviation**2)
-    at = mean.copy()
+    at = (mean if begin is None else begin).copy()
 
     def cost(x: Floats) -> float:
         return float(np.sum(residuals(x) ** 2) + np.sum(((x - mean) / deviation) ** 2))
@@ -61,3 +69,22 @@ def fit(residuals: Callable[[Floats], Floats], mean: Floats, deviation: Floats) 
             break
     jacobian = slopes(residuals, at)
     return Posterior(at, np.asarray(np.linalg.inv(jacobian.T @ jacobian + weight), dtype=np.float64))
+
+
+def near(residuals: Callable[[Floats], Floats], mean: Floats, deviation: Floats, first: int) -> Floats:
+    """Return where a fit of a wide prior had better begin: the `first` parameters are tried one after the other, twice.
+
+    Far from its measurements a model may not depend on a parameter at all (arithmetic that takes no time beside the
+    rest), and slopes do not lead to it.
+    """
+
+    def cost(x: Floats) -> float:
+        return float(np.sum(residuals(x) ** 2) + np.sum(((x - mean) / deviation) ** 2))
+
+    at = mean
+    for k in [*range(first), *range(first)]:
+        ways = [at.copy() for _ in range(-WAYS, WAYS + 1)]
+        for way, there in enumerate(ways):
+            there[k] = mean[k] + (way - WAYS) * deviation[k] / 2
+        at = min([at, *ways], key=cost)
+    return at

@@ -77,3 +77,10 @@ def test_a_machine_of_another_law_is_told_by_the_rows_beside() -> None:
     assert all(one.misfit.share > 0 for one in learnt.beside), "what is left over is alike for neighbours"
     assert held(learnt, asked).inside >= 0.85 * held(learnt, asked).of
     assert off(learnt, asked) < 0.7 * off(replace(learnt, beside=()), asked)
+
+
+def test_a_machine_a_thousand_times_slower_than_the_anchors_is_found() -> None:
+    cells = [Cell("dp2_tp8", length, load) for length in (2048, 4096, 8192, 16384) for load in (1, 2, 4, 8)]
+    constants = replace(hidden(3), tflops=hidden(3).tflops / 1000, attention_tflops=hidden(3).attention_tflops / 300)
+    rows = [replace(one, subject=replace(one.subject, anchored=False)) for one in measured(cells, constants, SIZES, 0)]
+    assert off(learn(rows[::2]), rows[1::2]) < 0.05
