@@ -37,7 +37,7 @@ from jobs.diagnose.endings import closed, lived_on, not_from_outside, nothing, s
 from jobs.diagnose.events import Event, forms, read_events
 from jobs.diagnose.hits import Hit, clearly_later, hands_on, of_kind, speaker, what_counts
 from jobs.diagnose.places import fallback, features, otherwise, place_of
-from jobs.diagnose.signatures import KINDS, Signature, candidates, families, meanings, of_code, position
+from jobs.diagnose.signatures import KINDS, Signature, candidates, families, fitting, meanings, of_code, position
 from jobs.diagnose.times import When, timeline
 
 _TOGETHER = timedelta(seconds=2)
@@ -59,7 +59,7 @@ _BELOW = 8
 
 _UNKNOWN = (len(KINDS), False, 0)
 
-_SET_UP = ("pyxis", "enroot", "docker", "podman")
+_SET_UP = ("pyxis", "enroot", "docker", "podman", "apptainer")
 """Programs of whose errors a place says more than the words of an errno do."""
 
 _INSIDE = frozenset(("load", "rendezvous", "graph", "serve", "bench"))
@@ -294,6 +294,7 @@ def _explain(winner: Hit, hits: Sequence[Hit], ranks: set[int | None]) -> Diagno
         )
     by_frames = known.kind == "symptom" or known.within
     hints = tuple(features(winner.event)) if by_frames else ()
+    causes = fitting(tuple(winner.says(one) for one in known.causes), winner.event.raw, shown.line)
     suspects: set[int] = set()
     if known.kind == "timeout":
         waiting = {hit.rank for hit in of_kind(hits, "timeout")}
@@ -305,7 +306,7 @@ def _explain(winner: Hit, hits: Sequence[Hit], ranks: set[int | None]) -> Diagno
         phase=known.phase,
         cause=winner.says(known.cause),
         remedy=winner.says(known.remedy),
-        causes=tuple(dict.fromkeys((*hints, *(winner.says(one) for one in known.causes), *otherwise(known)))),
+        causes=tuple(dict.fromkeys((*hints, *causes, *otherwise(known)))),
         source=known.source,
         retryable=known.retryable,
         suspects=tuple(sorted(suspects)),

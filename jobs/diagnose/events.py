@@ -233,7 +233,7 @@ class _Line:
                 return
             named = match.groupdict()
             self.headed = True
-            self.component = self.component or named.get("component") or ""
+            self.component = self.component or named.get("component") or ("apptainer" if named.get("apptainer") else "")
             if word := named.get("level"):
                 self.level = _LEVELS.get(word.lower().rstrip("0123456789"), self.level)
             self.rest = self.rest[match.end() :]

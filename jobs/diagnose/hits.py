@@ -131,7 +131,7 @@ class Hit:
 def speaker(event: Event) -> str:
     """Return which program of a container's set-up, or daemon of Slurm, says a line: `pyxis`, `slurmstepd`, ..."""
     found = _SPEAKER.match(event.text)
-    return (found["set_up"] or found["daemon"]) if found else ""
+    return (found["set_up"] or found["daemon"] or "podman") if found else ""
 
 
 def hands_on(event: Event) -> bool:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -30,6 +31,11 @@ KINDS = get_args(Kind)
 Phase = Literal["queue", "container", "start", "load", "rendezvous", "graph", "serve", "bench", "any"]
 
 SLOT = re.compile(r"\{(\w+)(?:\|([^{}]*))?\}")
+
+_QUOTED = re.compile(r'"[^"]{2,80}"|:')
+_SHORT = 6
+_FITTING = 3
+"""Causes that a list may have without being cut, and those that are left of a longer one because they fit."""
 
 Words = Annotated[str, Field(min_length=1, strict=True)]
 Regex = Annotated[Words, AfterValidator(safe)]
@@ -219,6 +225,25 @@ def of_code(family: str, code: str) -> Signature | None:
     cause = f"{found.says} ({code})"
     name = family if " " in code else f"{family}-{code}"
     return Signature(name, re.escape(code), found.kind, known.phase, cause, found.do, known.source, code, found.causes)
+
+
+def fitting(causes: Sequence[str], *lines: str) -> Iterable[str]:
+    """Return causes, first those that quote words of a line before their colon: what stands further on says more.
+
+    Of a long list these alone are left, three at the most, with what needs no words.
+    """
+    said = "\n".join(lines).lower()
+    at = {cause: max((said.rfind(word.lower()) for word in _quoted(cause)), default=0) for cause in causes}
+    fit = sorted((cause for cause in causes if _quoted(cause) and at[cause] >= 0), key=lambda cause: -at[cause])
+    if len(causes) <= _SHORT:
+        return dict.fromkeys((*fit, *causes))
+    plain = [cause for cause in causes if not _quoted(cause)]
+    return (*fit[:_FITTING], *plain[: 1 if fit else None])
+
+
+@cache
+def _quoted(cause: str) -> tuple[str, ...]:
+    return tuple(token[1:-1] for token in takewhile(lambda token: token != ":", _QUOTED.findall(cause)))
 
 
 def meanings(line: str, known: bool = False) -> tuple[str, ...]:
