@@ -33,7 +33,7 @@ from datetime import datetime, timedelta
 
 from jobs.core.layout import node_of
 from jobs.diagnose.diagnosis import Diagnosis, Evidence, RankLog
-from jobs.diagnose.endings import closed, lived_on, not_from_outside, nothing, stopped
+from jobs.diagnose.endings import before_end, closed, lived_on, not_after_stop, not_from_outside, nothing, stopped
 from jobs.diagnose.events import Event, forms, read_events
 from jobs.diagnose.hits import Hit, clearly_later, hands_on, of_kind, speaker, what_counts
 from jobs.diagnose.places import fallback, features, otherwise, place_of
@@ -81,7 +81,7 @@ def classify(logs: Sequence[RankLog], local_sizes: Sequence[int] = (), alone: bo
     hits = [hit for log, when in zip(ordered, times, strict=True) for hit in _hits(log, when, ready, local_sizes)]
     stages, ended = (stopped(hits, ordered) if alone else []), closed(hits, ordered)
     hits = what_counts([hit for hit in lived_on(hits, ordered) if hit.kind != "stage"], ready)
-    hits = not_from_outside(hits, ordered)
+    hits = not_after_stop(not_from_outside(hits, ordered), ordered, times)
     notes = [f"{h.says(h.signature.cause)} ({h.log}:{h.event.number})" for h in of_kind(hits, "note") if h.signature]
     late = [_CUT_SHORT.format(log=log.name) for log in ordered if log.cut]
     told = tuple(dict.fromkeys(notes + late))
@@ -93,6 +93,8 @@ def classify(logs: Sequence[RankLog], local_sizes: Sequence[int] = (), alone: bo
         return nothing(ordered, times, (*told, *ended))
     winner, stages = _or_stage(winner, stages)
     found = _explain(winner or stages[0], hits or stages, {log.rank for log in logs})
+    if winner and winner.ended:
+        found = before_end(found, ordered, times)
     return replace(found, notes=told)
 
 
