@@ -36,7 +36,7 @@ from jobs.diagnose.diagnosis import Diagnosis, Evidence, RankLog
 from jobs.diagnose.endings import before_end, closed, lived_on, not_after_stop, not_from_outside, nothing, stopped
 from jobs.diagnose.events import Event, forms, read_events
 from jobs.diagnose.hits import Hit, clearly_later, hands_on, of_kind, speaker, what_counts
-from jobs.diagnose.places import fallback, features, otherwise, place_of
+from jobs.diagnose.places import fallback, features, otherwise, place_of, waits
 from jobs.diagnose.signatures import KINDS, Signature, candidates, families, fitting, meanings, of_code, position
 from jobs.diagnose.times import When, timeline
 
@@ -239,7 +239,7 @@ def _trust(hit: Hit) -> tuple[tuple[int, bool, int], bool, bool, bool, bool, int
     wraps = event.minor or hit.wraps or event.wordless
     place = _UNKNOWN
     if hit.signature:
-        weak = hit.kind == "symptom" and event.bare
+        weak = hit.kind == "symptom" and (event.bare or hit.signature.id.startswith("errno-text"))
         place = KINDS.index(hit.signature.kind), weak, position(hit.signature.id)
     said = event.exception or event.code is not None
     return place, event.report, event.chained, wraps, not said, event.layer, hit.order
@@ -296,7 +296,7 @@ def _explain(winner: Hit, hits: Sequence[Hit], ranks: set[int | None]) -> Diagno
         )
     by_frames = known.kind == "symptom" or known.within
     hints = tuple(features(winner.event)) if by_frames else ()
-    causes = fitting(tuple(winner.says(one) for one in known.causes), winner.event.raw, shown.line)
+    causes = fitting(tuple(winner.says(one) for one in known.causes or waits(known)), winner.event.raw, shown.line)
     suspects: set[int] = set()
     if known.kind == "timeout":
         waiting = {hit.rank for hit in of_kind(hits, "timeout")}

@@ -53,6 +53,7 @@ class Places(Section):
     """places.yaml; its head says what each key means."""
 
     otherwise: dict[str, Words]
+    waits: tuple[Words, ...]
     switch: Words
     fault: Words
     features: tuple[Hint, ...]
@@ -100,6 +101,11 @@ def fallback(event: Event) -> Signature | None:
         kinds = [one.says for one in _book().kinds if one.pattern.search(event.text)]
         causes = (*features(event), *kinds[:1], *causes)
     return replace(place, cause=f"{place.cause}, in {where}", causes=tuple(dict.fromkeys(causes)))
+
+
+def waits(known: Signature) -> tuple[str, ...]:
+    """Return why a rank may wait in vain, for a signature of that kind that has no causes of its own."""
+    return _book().waits if known.kind == "timeout" else ()
 
 
 def otherwise(known: Signature) -> Iterable[str]:
