@@ -37,7 +37,7 @@ from jobs.diagnose.endings import before_end, closed, lived_on, not_after_stop, 
 from jobs.diagnose.events import Event, forms, read_events
 from jobs.diagnose.hits import Hit, clearly_later, hands_on, of_kind, speaker, what_counts
 from jobs.diagnose.places import fallback, features, otherwise, place_of, waits
-from jobs.diagnose.signatures import KINDS, Signature, candidates, families, fitting, meanings, of_code, position
+from jobs.diagnose.signatures import KINDS, Signature, candidates, families, fitting, meanings, of_code, position, vague
 from jobs.diagnose.times import When, timeline
 
 _TOGETHER = timedelta(seconds=2)
@@ -303,7 +303,7 @@ def _explain(winner: Hit, hits: Sequence[Hit], ranks: set[int | None]) -> Diagno
         suspects = {rank for rank in (ranks | {0} if rank else ranks) - waiting if rank is not None}
     return replace(
         base,
-        certainty=known.certainty,
+        certainty="not known" if vague(known.causes, winner.event.raw, shown.line) else known.certainty,
         signature=known.id,
         phase=known.phase,
         cause=winner.says(known.cause),

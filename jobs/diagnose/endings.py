@@ -44,6 +44,7 @@ _NEAREST = 3
 
 _ENDED = "stopped-orderly"
 _BEFORE = ("queue", "container", "start")
+_TO_READY = ("queue", "container", "start", "load", "rendezvous")
 _LIFE = ("queue", "container", "start", "load", "rendezvous", "graph", "serve")
 """Phases in the order of a service's life."""
 
@@ -103,7 +104,8 @@ def lived_on(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
             or _passed_by(hit, stages)
         )
         set_up = hit.speaker != "" and (sign is None or sign.phase in _BEFORE) and hit.kind not in ("note", "stage")
-        early = (waited or set_up) and number < well.get(hit.log, 0)
+        over = hit.event.bare and sign is not None and sign.phase in _TO_READY and number > ready.get(hit.log, number)
+        early = (waited or set_up or over) and number < well.get(hit.log, 0)
         return overcome or early or (weak and number < further.get(hit.log, 0))
 
     return [hit for hit in hits if not passed(hit)]

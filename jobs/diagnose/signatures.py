@@ -241,6 +241,12 @@ def fitting(causes: Sequence[str], *lines: str) -> Iterable[str]:
     return (*fit[:_FITTING], *plain[: 1 if fit else None])
 
 
+def vague(causes: Sequence[str], *lines: str) -> bool:
+    """Return whether a long list of causes has none whose words stand in a line, so that it narrows nothing."""
+    said = "\n".join(lines).lower()
+    return len(causes) > _SHORT and not any(word.lower() in said for cause in causes for word in _quoted(cause))
+
+
 @cache
 def _quoted(cause: str) -> tuple[str, ...]:
     return tuple(token[1:-1] for token in takewhile(lambda token: token != ":", _QUOTED.findall(cause)))
