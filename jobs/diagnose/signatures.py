@@ -242,9 +242,10 @@ def fitting(causes: Sequence[str], *lines: str) -> Iterable[str]:
 
 
 def vague(causes: Sequence[str], *lines: str) -> bool:
-    """Return whether a long list of causes has none whose words stand in a line, so that it narrows nothing."""
+    """Return whether of a long list of causes that quote words none stands in a line, so that it narrows nothing."""
     said = "\n".join(lines).lower()
-    return len(causes) > _SHORT and not any(word.lower() in said for cause in causes for word in _quoted(cause))
+    told = [_quoted(cause) for cause in causes if _quoted(cause)]
+    return len(told) > _SHORT and not any(word.lower() in said for words in told for word in words)
 
 
 @cache
