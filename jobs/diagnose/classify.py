@@ -37,13 +37,15 @@ from jobs.diagnose.endings import before_end, closed, lived_on, not_after_stop, 
 from jobs.diagnose.events import Event, forms, read_events
 from jobs.diagnose.hits import Hit, clearly_later, hands_on, of_kind, speaker, what_counts
 from jobs.diagnose.places import fallback, features, otherwise, place_of, waits
-from jobs.diagnose.signatures import KINDS, Signature, candidates, families, fitting, meanings, of_code, position, vague
+from jobs.diagnose.signatures import KINDS, Signature, candidates, dubious, families, fitting, meanings, of_code, position, vague
 from jobs.diagnose.times import When, timeline
 
 _TOGETHER = timedelta(seconds=2)
 """Errors of one rank that are one failure: vLLM's times have whole seconds."""
 
-_READY, _SHUTDOWN, _SLURM, _COPED = (re.compile(forms()[name]) for name in ("ready", "shutdown", "slurm", "coped"))
+_READY, _SHUTDOWN, _SLURM, _COPED, _SMALL = (
+    re.compile(forms()[name]) for name in ("ready", "shutdown", "slurm", "coped", "small")
+)
 
 _NOT_READ = "no failure in what was read before the time was over: that says neither success nor failure"
 _AGAIN = "Name the one log that matters (python -m jobs diagnose FILE), on a machine that has time."
@@ -297,22 +299,31 @@ def _explain(winner: Hit, hits: Sequence[Hit], ranks: set[int | None]) -> Diagno
     by_frames = known.kind == "symptom" or known.within
     hints = tuple(features(winner.event)) if by_frames else ()
     causes = fitting(tuple(winner.says(one) for one in known.causes or waits(known)), winner.event.raw, shown.line)
+    told = tuple(dict.fromkeys((*hints, *causes, *otherwise(known))))
+    silent = vague(known.causes, winner.event.raw, shown.line) or _of_others(known, winner)
     suspects: set[int] = set()
     if known.kind == "timeout":
         waiting = {hit.rank for hit in of_kind(hits, "timeout")}
         suspects = {rank for rank in (ranks | {0} if rank else ranks) - waiting if rank is not None}
     return replace(
         base,
-        certainty="not known" if vague(known.causes, winner.event.raw, shown.line) else known.certainty,
+        certainty="not known" if silent else known.certainty,
         signature=known.id,
         phase=known.phase,
         cause=winner.says(known.cause),
         remedy=winner.says(known.remedy),
-        causes=tuple(dict.fromkeys((*hints, *causes, *otherwise(known)))),
+        causes=() if silent and known.id.startswith("errno-text") else told,
         source=known.source,
         retryable=known.retryable,
         suspects=tuple(sorted(suspects)),
     )
+
+
+def _of_others(known: Signature, winner: Hit) -> bool:
+    """Whether a program that is not known says the words of an errno, and of nothing that one of their causes names."""
+    if winner.event.exception or not known.id.startswith("errno-text") or _SMALL.match(winner.event.text):
+        return False
+    return dubious(known.causes, winner.event.raw)
 
 
 def _reason(winner: Hit, hits: Sequence[Hit]) -> Hit:

@@ -243,9 +243,14 @@ def fitting(causes: Sequence[str], *lines: str) -> Iterable[str]:
 
 def vague(causes: Sequence[str], *lines: str) -> bool:
     """Return whether of a long list of causes that quote words none stands in a line, so that it narrows nothing."""
+    return sum(bool(_quoted(cause)) for cause in causes) > _SHORT and dubious(causes, *lines)
+
+
+def dubious(causes: Sequence[str], *lines: str) -> bool:
+    """Return whether causes quote words, and none of them stands in a line."""
     said = "\n".join(lines).lower()
-    told = [_quoted(cause) for cause in causes if _quoted(cause)]
-    return len(told) > _SHORT and not any(word.lower() in said for words in told for word in words)
+    words = [word for cause in causes for word in _quoted(cause)]
+    return bool(words) and not any(word.lower() in said for word in words)
 
 
 @cache
