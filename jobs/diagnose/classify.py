@@ -22,6 +22,12 @@ Order of trust:
    11. What a service survived is no reason of its end: what stands before it was ready, a stage that was passed, a
        wait that went on. A time limit or a preemption does not explain a failure that stands clearly before it.
        Commands that a shell traces, and programs that tidy up, say nothing.
+   12. After an orderly stop nothing but a cause is a failure. A time limit during the start is told with how far the
+       start had come.
+   13. The words of an errno, said by a program that is not known and about nothing that one of their causes names, are
+       no answer: the line speaks for itself. So are those of a container where none of the known causes fits.
+   14. A log that never said that all was well, and has no error by its form, is told by its last words of failure; so
+       is one that only says that a task ended.
 """
 
 from __future__ import annotations
@@ -33,11 +39,31 @@ from datetime import datetime, timedelta
 
 from jobs.core.layout import node_of
 from jobs.diagnose.diagnosis import Diagnosis, Evidence, RankLog
-from jobs.diagnose.endings import before_end, closed, lived_on, not_after_stop, not_from_outside, nothing, stopped
+from jobs.diagnose.endings import (
+    before_end,
+    closed,
+    lived_on,
+    not_after_stop,
+    not_from_outside,
+    nothing,
+    stopped,
+    while_starting,
+)
 from jobs.diagnose.events import Event, forms, read_events
 from jobs.diagnose.hits import Hit, clearly_later, hands_on, of_kind, speaker, what_counts
 from jobs.diagnose.places import fallback, features, otherwise, place_of, waits
-from jobs.diagnose.signatures import KINDS, Signature, candidates, dubious, families, fitting, meanings, of_code, position, vague
+from jobs.diagnose.signatures import (
+    KINDS,
+    Signature,
+    candidates,
+    dubious,
+    families,
+    fitting,
+    meanings,
+    of_code,
+    position,
+    vague,
+)
 from jobs.diagnose.times import When, timeline
 
 _TOGETHER = timedelta(seconds=2)
@@ -60,9 +86,15 @@ _BELOW = 8
 """Lines below an exception without words in which its words may stand."""
 
 _UNKNOWN = (len(KINDS), False, 0)
+_UNKNOWN_CAUSE = "an error that no signature knows; its own words follow"
+_READ = "Read the first error lines of each rank below, and the log around them."
+TOLD = (_UNKNOWN_CAUSE, _READ)
+"""What people read of an error that no signature knows, for `tools/spoken.py`."""
 
 _SET_UP = ("pyxis", "enroot", "docker", "podman", "apptainer")
 """Programs of whose errors a place says more than the words of an errno do."""
+
+_TIME_UP = "slurm-time-limit"
 
 _INSIDE = frozenset(("load", "rendezvous", "graph", "serve", "bench"))
 """Phases of an engine's life, of which those who set its container up, or start its task, can say nothing."""
@@ -97,6 +129,8 @@ def classify(logs: Sequence[RankLog], local_sizes: Sequence[int] = (), alone: bo
     found = _explain(winner or stages[0], hits or stages, {log.rank for log in logs})
     if winner and winner.ended:
         found = before_end(found, ordered, times)
+    if found.signature == _TIME_UP and stages:
+        found = while_starting(found, stages[0])
     return replace(found, notes=told)
 
 
@@ -293,12 +327,13 @@ def _explain(winner: Hit, hits: Sequence[Hit], ranks: set[int | None]) -> Diagno
         return replace(
             base,
             certainty="not known",
-            cause="an error that no signature knows; its own words follow",
-            remedy="Read the first error lines of each rank below, and the log around them.",
+            cause=_UNKNOWN_CAUSE,
+            remedy=_READ,
         )
     by_frames = known.kind == "symptom" or known.within
     hints = tuple(features(winner.event)) if by_frames else ()
-    causes = fitting(tuple(winner.says(one) for one in known.causes or waits(known)), winner.event.raw, shown.line)
+    listed = tuple(winner.says(one) for one in known.causes or waits(known))
+    causes = fitting(listed, winner.event.raw, shown.line, frames=winner.event.frames)
     told = tuple(dict.fromkeys((*hints, *causes, *otherwise(known))))
     silent = vague(known.causes, winner.event.raw, shown.line) or _of_others(known, winner)
     suspects: set[int] = set()

@@ -13,9 +13,9 @@ from jobs.diagnose.sift import Line
 from jobs.diagnose.signatures import position
 from jobs.diagnose.times import When
 
-_WELL, _READY, _NEARLY, _FAILS, _UP, _ALLOCATED, _STOPS, _WORDS, _NO_WORDS = (
+_WELL, _READY, _NEARLY, _FAILS, _UP, _ALLOCATED, _STOPS, _WORDS, _NO_WORDS, _PARTING = (
     re.compile(forms()[name])
-    for name in ("well", "ready", "nearly", "fails", "up", "allocated", "stops", "last_words", "no_words")
+    for name in ("well", "ready", "nearly", "fails", "up", "allocated", "stops", "last_words", "no_words", "parting")
 )
 
 _EMPTY = "See the output of the batch script, what Slurm says of the job (sacct -j JOB), and whether the disk was full."
@@ -36,6 +36,10 @@ _ALL_WELL = (
 _WARNS = re.compile(r"\b[Ww][Aa][Rr][Nn]")
 _LONGEST = 400
 _BEFORE_END = "the task ended with an error; the last line before it that reads like a failure follows"
+_SHORT = "the time is too short for what was still to do: the lines before it still came at their usual pace."
+TOLD = (_NEITHER, _AFTER, _LOOK, _LAST_WORDS, _BEFORE_END, _SHORT)
+"""What people read of these, for `tools/spoken.py`."""
+
 _END, _FAR = 3, 8
 """Lines of the end of a log in which one that reads like a failure is its last word: where all was well, and not."""
 
@@ -140,9 +144,7 @@ def not_from_outside(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
     return [hit for hit in hits if not (hit.outside and any(clearly_later(hit, one) for one in died))]
 
 
-def not_after_stop(
-    hits: Sequence[Hit], logs: Sequence[RankLog], times: Sequence[Sequence[When]]
-) -> list[Hit]:
+def not_after_stop(hits: Sequence[Hit], logs: Sequence[RankLog], times: Sequence[Sequence[When]]) -> list[Hit]:
     """Leave out what processes say of each other's end after a service, of which nothing had failed, was stopped."""
     ready = _last_of(logs, _READY)
     stop = next(
@@ -194,8 +196,9 @@ def nothing(logs: Sequence[RankLog], times: Sequence[Sequence[When]], notes: tup
     last = [one for one in last if any(one.log == end.log and end.number - one.number < _END for end in ends)]
     last = last or ([] if well else [one for end in ends for one in _last_words(logs, times, end)])
     if last:
-        others = tuple(one for one in shown if (one.log, one.number) != (last[-1].log, last[-1].number))
-        base = Diagnosis(True, last[-1].rank, certainty="not known", first=last[-1], evidence=others, notes=notes)
+        first = _telling(last)
+        others = tuple(one for one in shown if (one.log, one.number) != (first.log, first.number))
+        base = Diagnosis(True, first.rank, certainty="not known", first=first, evidence=others, notes=notes)
         return replace(base, cause=_LAST_WORDS, remedy=_LOOK)
     if not well:
         return Diagnosis(found=False, cause=_NEITHER, remedy=_LOOK, evidence=shown, notes=notes)
@@ -209,8 +212,22 @@ def before_end(found: Diagnosis, logs: Sequence[RankLog], times: Sequence[Sequen
     words = _last_words(logs, times, found.first) if found.first else []
     if not (words and found.first):
         return found
-    rest = (found.first, *(one for one in found.evidence if one.line != words[-1].line))
-    return replace(found, cause=_BEFORE_END, first=words[-1], evidence=rest)
+    first = _telling(words)
+    rest = (found.first, *(one for one in found.evidence if one.line != first.line))
+    return replace(found, cause=_BEFORE_END, first=first, evidence=rest)
+
+
+def _telling(words: Sequence[Evidence]) -> Evidence:
+    """Return the last line that says more than that a program ends."""
+    return next((one for one in reversed(words) if _WORDS.search(_PARTING.sub("", one.line))), words[-1])
+
+
+def while_starting(found: Diagnosis, stage: Hit) -> Diagnosis:
+    """Return the answer that a job's time was over, with how far its service had come: it may have waited in vain."""
+    if stage.signature is None or stage.signature.phase not in _LIFE:
+        return found
+    causes = (_SHORT, *stage.signature.causes)
+    return replace(found, certainty="narrowed", means=(*found.means, stage.signature.cause), causes=causes)
 
 
 def _last_words(logs: Sequence[RankLog], times: Sequence[Sequence[When]], end: Evidence) -> list[Evidence]:

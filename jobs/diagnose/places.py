@@ -19,6 +19,9 @@ _FILE = Path(__file__).parent / "places.yaml"
 _STEPS = ("graph", "serve")
 """Phases of places at which an engine has its settings already."""
 
+_ENGINE = ("load", "rendezvous", *_STEPS)
+"""Phases of places that are an engine's own."""
+
 _ELSEWHERE = re.compile(forms()["elsewhere"])
 _OTHERWISE = {"slurm": "queue", "download": "fetch"}
 """Of what signatures another thing is to be tried than what their phase says, by how their names begin."""
@@ -82,7 +85,10 @@ def place_of(event: Event) -> Signature | None:
     words of the line tell.
     """
     fit = [one for one in places() if one.pattern.search(event.text) or one.pattern.search(event.raw)]
-    passed = [(one, max((at.end() for at in one.place.finditer(event.frames)), default=-1)) for one in fit if one.place]
+    inner = [one for one in fit if one.place and not (event.alien and (one.early or one.phase in _ENGINE))]
+    passed = [
+        (one, max((at.end() for at in one.place.finditer(event.frames)), default=-1)) for one in inner if one.place
+    ]
     passed = [(one, depth) for one, depth in passed if depth >= 0]
     if any(one.phase in _STEPS and not one.gives_way for one, _ in passed):
         passed = [(one, depth) for one, depth in passed if not one.early]

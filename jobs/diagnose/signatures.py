@@ -227,13 +227,19 @@ def of_code(family: str, code: str) -> Signature | None:
     return Signature(name, re.escape(code), found.kind, known.phase, cause, found.do, known.source, code, found.causes)
 
 
-def fitting(causes: Sequence[str], *lines: str) -> Iterable[str]:
+def fitting(causes: Sequence[str], *lines: str, frames: str = "") -> Iterable[str]:
     """Return causes, first those that quote words of a line before their colon: what stands further on says more.
 
-    Of a long list these alone are left, three at the most, with what needs no words.
+    Quoted files and functions ("models/", ":load") may stand in the frames of its traceback. Of a long list these
+    alone are left, three at the most, with what needs no words.
     """
     said = "\n".join(lines).lower()
-    at = {cause: max((said.rfind(word.lower()) for word in _quoted(cause)), default=0) for cause in causes}
+
+    def last(word: str) -> int:
+        passed = word.endswith("/") or (word.startswith(":") and len(word) > 1)
+        return 0 if passed and word in frames else said.rfind(word.lower())
+
+    at = {cause: max((last(word) for word in _quoted(cause)), default=0) for cause in causes}
     fit = sorted((cause for cause in causes if _quoted(cause) and at[cause] >= 0), key=lambda cause: -at[cause])
     if len(causes) <= _SHORT:
         return dict.fromkeys((*fit, *causes))
