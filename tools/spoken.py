@@ -24,6 +24,7 @@ from jobs.cli import JSON, MODEL
 from jobs.core import chinese, schema
 from jobs.core.filetable import files_of
 from jobs.core.rundir import FOLDERS
+from jobs.diagnose import classify, endings
 from jobs.diagnose.diagnosis import ANSWERS, Diagnosis
 from jobs.diagnose.signatures import SLOT
 from jobs.engines.vllm import command
@@ -179,6 +180,8 @@ def diagnoses() -> set[str]:
     found: set[str] = {
         *chinese.LABELS,
         *ANSWERS.values(),
+        *endings.TOLD,
+        *classify.TOLD,
         "yes, once",
         "no",
         Diagnosis(False).cause,

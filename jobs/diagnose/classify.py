@@ -22,6 +22,12 @@ Order of trust:
    11. What a service survived is no reason of its end: what stands before it was ready, a stage that was passed, a
        wait that went on. A time limit or a preemption does not explain a failure that stands clearly before it.
        Commands that a shell traces, and programs that tidy up, say nothing.
+   12. After an orderly stop nothing but a cause is a failure. A time limit during the start is told with how far the
+       start had come.
+   13. The words of an errno, said by a program that is not known and about nothing that one of their causes names, are
+       no answer: the line speaks for itself. So are those of a container where none of the known causes fits.
+   14. A log that never said that all was well, and has no error by its form, is told by its last words of failure; so
+       is one that only says that a task ended.
 """
 
 from __future__ import annotations
@@ -33,17 +39,39 @@ from datetime import datetime, timedelta
 
 from jobs.core.layout import node_of
 from jobs.diagnose.diagnosis import Diagnosis, Evidence, RankLog
-from jobs.diagnose.endings import closed, lived_on, not_from_outside, nothing, stopped
+from jobs.diagnose.endings import (
+    before_end,
+    closed,
+    lived_on,
+    not_after_stop,
+    not_from_outside,
+    nothing,
+    stopped,
+    while_starting,
+)
 from jobs.diagnose.events import Event, forms, read_events
 from jobs.diagnose.hits import Hit, clearly_later, hands_on, of_kind, speaker, what_counts
-from jobs.diagnose.places import fallback, features, otherwise, place_of
-from jobs.diagnose.signatures import KINDS, Signature, candidates, families, meanings, of_code, position
+from jobs.diagnose.places import fallback, features, otherwise, place_of, waits
+from jobs.diagnose.signatures import (
+    KINDS,
+    Signature,
+    candidates,
+    dubious,
+    families,
+    fitting,
+    meanings,
+    of_code,
+    position,
+    vague,
+)
 from jobs.diagnose.times import When, timeline
 
 _TOGETHER = timedelta(seconds=2)
 """Errors of one rank that are one failure: vLLM's times have whole seconds."""
 
-_READY, _SHUTDOWN, _SLURM, _COPED = (re.compile(forms()[name]) for name in ("ready", "shutdown", "slurm", "coped"))
+_READY, _SHUTDOWN, _SLURM, _COPED, _SMALL = (
+    re.compile(forms()[name]) for name in ("ready", "shutdown", "slurm", "coped", "small")
+)
 
 _NOT_READ = "no failure in what was read before the time was over: that says neither success nor failure"
 _AGAIN = "Name the one log that matters (python -m jobs diagnose FILE), on a machine that has time."
@@ -58,9 +86,15 @@ _BELOW = 8
 """Lines below an exception without words in which its words may stand."""
 
 _UNKNOWN = (len(KINDS), False, 0)
+_UNKNOWN_CAUSE = "an error that no signature knows; its own words follow"
+_READ = "Read the first error lines of each rank below, and the log around them."
+TOLD = (_UNKNOWN_CAUSE, _READ)
+"""What people read of an error that no signature knows, for `tools/spoken.py`."""
 
-_SET_UP = ("pyxis", "enroot", "docker", "podman")
+_SET_UP = ("pyxis", "enroot", "docker", "podman", "apptainer")
 """Programs of whose errors a place says more than the words of an errno do."""
+
+_TIME_UP = "slurm-time-limit"
 
 _INSIDE = frozenset(("load", "rendezvous", "graph", "serve", "bench"))
 """Phases of an engine's life, of which those who set its container up, or start its task, can say nothing."""
@@ -81,7 +115,7 @@ def classify(logs: Sequence[RankLog], local_sizes: Sequence[int] = (), alone: bo
     hits = [hit for log, when in zip(ordered, times, strict=True) for hit in _hits(log, when, ready, local_sizes)]
     stages, ended = (stopped(hits, ordered) if alone else []), closed(hits, ordered)
     hits = what_counts([hit for hit in lived_on(hits, ordered) if hit.kind != "stage"], ready)
-    hits = not_from_outside(hits, ordered)
+    hits = not_after_stop(not_from_outside(hits, ordered), ordered, times)
     notes = [f"{h.says(h.signature.cause)} ({h.log}:{h.event.number})" for h in of_kind(hits, "note") if h.signature]
     late = [_CUT_SHORT.format(log=log.name) for log in ordered if log.cut]
     told = tuple(dict.fromkeys(notes + late))
@@ -93,6 +127,10 @@ def classify(logs: Sequence[RankLog], local_sizes: Sequence[int] = (), alone: bo
         return nothing(ordered, times, (*told, *ended))
     winner, stages = _or_stage(winner, stages)
     found = _explain(winner or stages[0], hits or stages, {log.rank for log in logs})
+    if winner and winner.ended:
+        found = before_end(found, ordered, times)
+    if found.signature == _TIME_UP and stages:
+        found = while_starting(found, stages[0])
     return replace(found, notes=told)
 
 
@@ -237,7 +275,7 @@ def _trust(hit: Hit) -> tuple[tuple[int, bool, int], bool, bool, bool, bool, int
     wraps = event.minor or hit.wraps or event.wordless
     place = _UNKNOWN
     if hit.signature:
-        weak = hit.kind == "symptom" and event.bare
+        weak = hit.kind == "symptom" and (event.bare or hit.signature.id.startswith("errno-text"))
         place = KINDS.index(hit.signature.kind), weak, position(hit.signature.id)
     said = event.exception or event.code is not None
     return place, event.report, event.chained, wraps, not said, event.layer, hit.order
@@ -289,27 +327,38 @@ def _explain(winner: Hit, hits: Sequence[Hit], ranks: set[int | None]) -> Diagno
         return replace(
             base,
             certainty="not known",
-            cause="an error that no signature knows; its own words follow",
-            remedy="Read the first error lines of each rank below, and the log around them.",
+            cause=_UNKNOWN_CAUSE,
+            remedy=_READ,
         )
     by_frames = known.kind == "symptom" or known.within
     hints = tuple(features(winner.event)) if by_frames else ()
+    listed = tuple(winner.says(one) for one in known.causes or waits(known))
+    causes = fitting(listed, winner.event.raw, shown.line, frames=winner.event.frames)
+    told = tuple(dict.fromkeys((*hints, *causes, *otherwise(known))))
+    silent = vague(known.causes, winner.event.raw, shown.line) or _of_others(known, winner)
     suspects: set[int] = set()
     if known.kind == "timeout":
         waiting = {hit.rank for hit in of_kind(hits, "timeout")}
         suspects = {rank for rank in (ranks | {0} if rank else ranks) - waiting if rank is not None}
     return replace(
         base,
-        certainty=known.certainty,
+        certainty="not known" if silent else known.certainty,
         signature=known.id,
         phase=known.phase,
         cause=winner.says(known.cause),
         remedy=winner.says(known.remedy),
-        causes=tuple(dict.fromkeys((*hints, *(winner.says(one) for one in known.causes), *otherwise(known)))),
+        causes=() if silent and known.id.startswith("errno-text") else told,
         source=known.source,
         retryable=known.retryable,
         suspects=tuple(sorted(suspects)),
     )
+
+
+def _of_others(known: Signature, winner: Hit) -> bool:
+    """Whether a program that is not known says the words of an errno, and of nothing that one of their causes names."""
+    if winner.event.exception or not known.id.startswith("errno-text") or _SMALL.match(winner.event.text):
+        return False
+    return dubious(known.causes, winner.event.raw)
 
 
 def _reason(winner: Hit, hits: Sequence[Hit]) -> Hit:

@@ -13,8 +13,9 @@ from jobs.diagnose.sift import Line
 from jobs.diagnose.signatures import position
 from jobs.diagnose.times import When
 
-_WELL, _READY, _NEARLY, _FAILS, _UP, _ALLOCATED = (
-    re.compile(forms()[name]) for name in ("well", "ready", "nearly", "fails", "up", "allocated")
+_WELL, _READY, _NEARLY, _FAILS, _UP, _ALLOCATED, _STOPS, _WORDS, _NO_WORDS, _PARTING = (
+    re.compile(forms()[name])
+    for name in ("well", "ready", "nearly", "fails", "up", "allocated", "stops", "last_words", "no_words", "parting")
 )
 
 _EMPTY = "See the output of the batch script, what Slurm says of the job (sacct -j JOB), and whether the disk was full."
@@ -34,14 +35,20 @@ _ALL_WELL = (
 )
 _WARNS = re.compile(r"\b[Ww][Aa][Rr][Nn]")
 _LONGEST = 400
-_END = 3
-"""Lines of the end of a log in which one that reads like a failure is its last word."""
+_BEFORE_END = "the task ended with an error; the last line before it that reads like a failure follows"
+_SHORT = "the time is too short for what was still to do: the lines before it still came at their usual pace."
+TOLD = (_NEITHER, _AFTER, _LOOK, _LAST_WORDS, _BEFORE_END, _SHORT)
+"""What people read of these, for `tools/spoken.py`."""
+
+_END, _FAR = 3, 8
+"""Lines of the end of a log in which one that reads like a failure is its last word: where all was well, and not."""
 
 _NEAREST = 3
 """Lines shown that come near to an error."""
 
 _ENDED = "stopped-orderly"
 _BEFORE = ("queue", "container", "start")
+_TO_READY = ("queue", "container", "start", "load", "rendezvous")
 _LIFE = ("queue", "container", "start", "load", "rendezvous", "graph", "serve")
 """Phases in the order of a service's life."""
 
@@ -101,7 +108,8 @@ def lived_on(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
             or _passed_by(hit, stages)
         )
         set_up = hit.speaker != "" and (sign is None or sign.phase in _BEFORE) and hit.kind not in ("note", "stage")
-        early = (waited or set_up) and number < well.get(hit.log, 0)
+        over = hit.event.bare and sign is not None and sign.phase in _TO_READY and number > ready.get(hit.log, number)
+        early = (waited or set_up or over) and number < well.get(hit.log, 0)
         return overcome or early or (weak and number < further.get(hit.log, 0))
 
     return [hit for hit in hits if not passed(hit)]
@@ -136,6 +144,38 @@ def not_from_outside(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
     return [hit for hit in hits if not (hit.outside and any(clearly_later(hit, one) for one in died))]
 
 
+def not_after_stop(hits: Sequence[Hit], logs: Sequence[RankLog], times: Sequence[Sequence[When]]) -> list[Hit]:
+    """Leave out what processes say of each other's end after a service, of which nothing had failed, was stopped."""
+    ready = _last_of(logs, _READY)
+    stop = next(
+        (
+            (log.name, number, when.time)
+            for log, whens in zip(logs, times, strict=True)
+            for (number, text), when in zip(log.lines, whens, strict=True)
+            if 0 < ready.get(log.name, 0) < number and _STOPS.search(text)
+        ),
+        None,
+    )
+    if stop is None:
+        return list(hits)
+    name, line, time = stop
+
+    def after(hit: Hit) -> bool:
+        if hit.log == name:
+            return hit.event.number > line
+        return bool(time and hit.when.time and hit.when.time >= time)
+
+    failed = [hit for hit in of_kind(hits, *_FAILED, "end") if not (hit.event.minor or hit.request or hit.of_client)]
+    if any(not after(hit) for hit in failed):
+        return list(hits)
+
+    def noise(hit: Hit) -> bool:
+        kept = hit.kind in ("cause", "note", "stage") or hit.of_client or hit.outside or hit.speaker != ""
+        return not (kept or hit.event.text.startswith(("srun: ", "slurm"))) and after(hit)
+
+    return [hit for hit in hits if not noise(hit)]
+
+
 def closed(hits: Sequence[Hit], logs: Sequence[RankLog]) -> tuple[str, ...]:
     """Return a note where a service shut down in good order; of those that this tool stopped it is no news."""
     ours = {log.name for log in logs if log.own}
@@ -154,15 +194,51 @@ def nothing(logs: Sequence[RankLog], times: Sequence[Sequence[When]], notes: tup
     well = _last_of(logs, _WELL)
     last = [one for one in _failing(logs, times) if one.number > well.get(one.log, 0)]
     last = [one for one in last if any(one.log == end.log and end.number - one.number < _END for end in ends)]
+    last = last or ([] if well else [one for end in ends for one in _last_words(logs, times, end)])
     if last:
-        others = tuple(one for one in shown if (one.log, one.number) != (last[-1].log, last[-1].number))
-        base = Diagnosis(True, last[-1].rank, certainty="not known", first=last[-1], evidence=others, notes=notes)
+        first = _telling(last)
+        others = tuple(one for one in shown if (one.log, one.number) != (first.log, first.number))
+        base = Diagnosis(True, first.rank, certainty="not known", first=first, evidence=others, notes=notes)
         return replace(base, cause=_LAST_WORDS, remedy=_LOOK)
     if not well:
         return Diagnosis(found=False, cause=_NEITHER, remedy=_LOOK, evidence=shown, notes=notes)
     if any(one.number > well.get(one.log, one.number) and not _WARNS.search(one.line) for one in near):
         return Diagnosis(found=False, cause=_AFTER, remedy=_LOOK, evidence=shown, notes=notes)
     return Diagnosis(found=False, remedy=_ALL_WELL, evidence=ends, notes=notes)
+
+
+def before_end(found: Diagnosis, logs: Sequence[RankLog], times: Sequence[Sequence[When]]) -> Diagnosis:
+    """Return the answer that a task ended with the last words before it, where a program had some."""
+    words = _last_words(logs, times, found.first) if found.first else []
+    if not (words and found.first):
+        return found
+    first = _telling(words)
+    rest = (found.first, *(one for one in found.evidence if one.line != first.line))
+    return replace(found, cause=_BEFORE_END, first=first, evidence=rest)
+
+
+def _telling(words: Sequence[Evidence]) -> Evidence:
+    """Return the last line that says more than that a program ends."""
+    return next((one for one in reversed(words) if _WORDS.search(_PARTING.sub("", one.line))), words[-1])
+
+
+def while_starting(found: Diagnosis, stage: Hit) -> Diagnosis:
+    """Return the answer that a job's time was over, with how far its service had come: it may have waited in vain."""
+    if stage.signature is None or stage.signature.phase not in _LIFE:
+        return found
+    causes = (_SHORT, *stage.signature.causes)
+    return replace(found, certainty="narrowed", means=(*found.means, stage.signature.cause), causes=causes)
+
+
+def _last_words(logs: Sequence[RankLog], times: Sequence[Sequence[When]], end: Evidence) -> list[Evidence]:
+    """Return the lines without a level, with words of failure, that stand shortly before one, or are that one."""
+    found = []
+    for log, whens in zip(logs, times, strict=True):
+        for event in read_events(log.lines, whens) if log.name == end.log else ():
+            near = 0 <= end.number - event.number < _FAR and event.level is None
+            if near and _WORDS.search(event.text) and not _NO_WORDS.search(event.text):
+                found.append(Evidence(log.rank, log.name, event.number, event.text[:_LONGEST], event.when.time))
+    return found
 
 
 def _near(logs: Sequence[RankLog], times: Sequence[Sequence[When]]) -> Iterator[Evidence]:

@@ -52,8 +52,9 @@ _CANN, _OPENS_CANN, _ADVICE, _EXCEPTION, _NATIVE, _PLAIN_ERROR, _PLAIN_WORDS, _W
         "importing",
     )
 )
-_FRAME, _FOREIGN, _CLIENT, _ASIDE, _TRACED, _RAISED, _SOURCE = (
-    re.compile(forms()[name]) for name in ("frame", "foreign", "client", "aside", "traced", "raised", "source")
+_FRAME, _FOREIGN, _CLIENT, _ENGINE, _ASIDE, _TRACED, _RAISED, _SOURCE = (
+    re.compile(forms()[name])
+    for name in ("frame", "foreign", "client", "engine", "aside", "traced", "raised", "source")
 )
 _FAILS_ONLY = ("docker", "podman")
 """Programs that put their names only before what went wrong."""
@@ -106,6 +107,7 @@ class Event:
         bare: it has no header that tells a level, and is no exception or crash: by its words alone it may be an error.
         wordless: an exception without a message of its own; that may stand below.
         during: the line of the exception that was being handled when this one came up.
+        alien: an exception of no process of an engine, whose traceback passed no file of one or of what it is built on.
     """
 
     number: int
@@ -125,6 +127,7 @@ class Event:
     bare: bool = False
     wordless: bool = False
     during: int | None = None
+    alien: bool = False
 
     @property
     def minor(self) -> bool:
@@ -169,26 +172,30 @@ class _Channel:
     importing: bool = False
     aside: bool = False
     margin: int = 0
+    engine: bool = False
 
     def ends(self, event: Event) -> Event:
         """Return the exception at the end of a traceback, with what is known of it."""
         during, self.handling, self.exception = self.handling, None, event.number
         chained, self.chained, self.frame, self.said = self.chained, False, None, True
+        alien = bool(self.frames) and not self.engine and not event.process
         self.last, place = self.where(), self.place
         self.begin()
         level, self.aside = _LEVELS["warning"] if self.aside else event.level, False
-        return replace(event, level=level, chained=chained, frames=self.last, place=place, during=during)
+        event = replace(event, level=level, chained=chained, frames=self.last, during=during)
+        return replace(event, place=place, alien=alien)
 
     def begin(self) -> None:
         """Forget the frames of the traceback before."""
         self.frames.clear()
-        self.place = ""
+        self.place, self.engine = "", False
 
     def passes(self, frame: re.Match[str]) -> None:
         """Take up one more frame of the open traceback, one further inside."""
         self.frame = f"{frame['file']}:{frame['line']} in {frame['function']}"
         path = frame["path"] or ""
         client = _CLIENT.search(path)
+        self.engine = self.engine or not path or _ENGINE.search(path) is not None
         folder = f"{client['client']}/" if client else path.rstrip("/").rpartition("/")[2] + "/" if path else ""
         self.frames.append(f"{folder}{frame['file']}:{frame['function']} ")
         if path and not _FOREIGN.search(path):
@@ -233,7 +240,7 @@ class _Line:
                 return
             named = match.groupdict()
             self.headed = True
-            self.component = self.component or named.get("component") or ""
+            self.component = self.component or named.get("component") or ("apptainer" if named.get("apptainer") else "")
             if word := named.get("level"):
                 self.level = _LEVELS.get(word.lower().rstrip("0123456789"), self.level)
             self.rest = self.rest[match.end() :]

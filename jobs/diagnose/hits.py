@@ -33,6 +33,9 @@ _WORDS = 60
 _ABOVE, _BELOW = 60, 20
 """Lines above and below one that only says that something failed, in which what it was may stand."""
 
+_SHORTLY = 8
+"""Lines within which the end of a task may be that of what a symptom without a header tells."""
+
 
 @dataclass(frozen=True)
 class Hit:
@@ -131,7 +134,7 @@ class Hit:
 def speaker(event: Event) -> str:
     """Return which program of a container's set-up, or daemon of Slurm, says a line: `pyxis`, `slurmstepd`, ..."""
     found = _SPEAKER.match(event.text)
-    return (found["set_up"] or found["daemon"]) if found else ""
+    return (found["set_up"] or found["daemon"] or "podman") if found else ""
 
 
 def hands_on(event: Event) -> bool:
@@ -242,7 +245,8 @@ def _not_survived(hits: Sequence[Hit]) -> list[Hit]:
         number = hit.event.number
         if hit.event.bare and hit.kind == "symptom":
             return any(one.log == hit.log and one.event.number > number and one.event.frames for one in failed) or any(
-                one.log == hit.log and one.alive > number for one in later
+                one.log == hit.log and one.alive > number and not (one.ended and one.event.number - number < _SHORTLY)
+                for one in later
             )
         weak = hit.event.bare or (hit.event.minor and not (hit.signature and hit.signature.over))
         return weak and any(one.group == hit.group and clearly_later(one, hit, _LONG) for one in failed)

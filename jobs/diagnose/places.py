@@ -19,6 +19,9 @@ _FILE = Path(__file__).parent / "places.yaml"
 _STEPS = ("graph", "serve")
 """Phases of places at which an engine has its settings already."""
 
+_ENGINE = ("load", "rendezvous", *_STEPS)
+"""Phases of places that are an engine's own."""
+
 _ELSEWHERE = re.compile(forms()["elsewhere"])
 _OTHERWISE = {"slurm": "queue", "download": "fetch"}
 """Of what signatures another thing is to be tried than what their phase says, by how their names begin."""
@@ -53,6 +56,7 @@ class Places(Section):
     """places.yaml; its head says what each key means."""
 
     otherwise: dict[str, Words]
+    waits: tuple[Words, ...]
     switch: Words
     fault: Words
     features: tuple[Hint, ...]
@@ -81,7 +85,10 @@ def place_of(event: Event) -> Signature | None:
     words of the line tell.
     """
     fit = [one for one in places() if one.pattern.search(event.text) or one.pattern.search(event.raw)]
-    passed = [(one, max((at.end() for at in one.place.finditer(event.frames)), default=-1)) for one in fit if one.place]
+    inner = [one for one in fit if one.place and not (event.alien and (one.early or one.phase in _ENGINE))]
+    passed = [
+        (one, max((at.end() for at in one.place.finditer(event.frames)), default=-1)) for one in inner if one.place
+    ]
     passed = [(one, depth) for one, depth in passed if depth >= 0]
     if any(one.phase in _STEPS and not one.gives_way for one, _ in passed):
         passed = [(one, depth) for one, depth in passed if not one.early]
@@ -100,6 +107,11 @@ def fallback(event: Event) -> Signature | None:
         kinds = [one.says for one in _book().kinds if one.pattern.search(event.text)]
         causes = (*features(event), *kinds[:1], *causes)
     return replace(place, cause=f"{place.cause}, in {where}", causes=tuple(dict.fromkeys(causes)))
+
+
+def waits(known: Signature) -> tuple[str, ...]:
+    """Return why a rank may wait in vain, for a signature of that kind that has no causes of its own."""
+    return _book().waits if known.kind == "timeout" else ()
 
 
 def otherwise(known: Signature) -> Iterable[str]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -30,6 +31,11 @@ KINDS = get_args(Kind)
 Phase = Literal["queue", "container", "start", "load", "rendezvous", "graph", "serve", "bench", "any"]
 
 SLOT = re.compile(r"\{(\w+)(?:\|([^{}]*))?\}")
+
+_QUOTED = re.compile(r'"[^"]{2,80}"|:')
+_SHORT = 6
+_FITTING = 3
+"""Causes that a list may have without being cut, and those that are left of a longer one because they fit."""
 
 Words = Annotated[str, Field(min_length=1, strict=True)]
 Regex = Annotated[Words, AfterValidator(safe)]
@@ -219,6 +225,43 @@ def of_code(family: str, code: str) -> Signature | None:
     cause = f"{found.says} ({code})"
     name = family if " " in code else f"{family}-{code}"
     return Signature(name, re.escape(code), found.kind, known.phase, cause, found.do, known.source, code, found.causes)
+
+
+def fitting(causes: Sequence[str], *lines: str, frames: str = "") -> Iterable[str]:
+    """Return causes, first those that quote words of a line before their colon: what stands further on says more.
+
+    Quoted files and functions ("models/", ":load") may stand in the frames of its traceback. Of a long list these
+    alone are left, three at the most, with what needs no words.
+    """
+    said = "\n".join(lines).lower()
+
+    def last(word: str) -> int:
+        passed = word.endswith("/") or (word.startswith(":") and len(word) > 1)
+        return 0 if passed and word in frames else said.rfind(word.lower())
+
+    at = {cause: max((last(word) for word in _quoted(cause)), default=0) for cause in causes}
+    fit = sorted((cause for cause in causes if _quoted(cause) and at[cause] >= 0), key=lambda cause: -at[cause])
+    if len(causes) <= _SHORT:
+        return dict.fromkeys((*fit, *causes))
+    plain = [cause for cause in causes if not _quoted(cause)]
+    return (*fit[:_FITTING], *plain[: 1 if fit else None])
+
+
+def vague(causes: Sequence[str], *lines: str) -> bool:
+    """Return whether of a long list of causes that quote words none stands in a line, so that it narrows nothing."""
+    return sum(bool(_quoted(cause)) for cause in causes) > _SHORT and dubious(causes, *lines)
+
+
+def dubious(causes: Sequence[str], *lines: str) -> bool:
+    """Return whether causes quote words, and none of them stands in a line."""
+    said = "\n".join(lines).lower()
+    words = [word for cause in causes for word in _quoted(cause)]
+    return bool(words) and not any(word.lower() in said for word in words)
+
+
+@cache
+def _quoted(cause: str) -> tuple[str, ...]:
+    return tuple(token[1:-1] for token in takewhile(lambda token: token != ":", _QUOTED.findall(cause)))
 
 
 def meanings(line: str, known: bool = False) -> tuple[str, ...]:

@@ -541,3 +541,54 @@ def test_what_srun_said_before_it_got_its_nodes_is_over() -> None:
     waits = "srun: Requested partition configuration not available now\n"
     assert classify([log(0, waits)]).signature == "slurm-says"
     assert not classify([log(0, waits + "srun: job 7 has been allocated resources\nodd words")]).found
+
+
+@pytest.mark.parametrize(
+    ("end", "line"),
+    [
+        ("rank table has 15 devices, 16 expected\nnot started", "rank table has 15 devices, 16 expected"),
+        ("node n2 did not answer\nleaving", "node n2 did not answer"),
+        ("giving up", "giving up"),
+    ],
+)
+def test_last_words_say_more_than_that_a_program_ends(end: str, line: str) -> None:
+    found = classify([log(0, f"step 1\n{end}")])
+    assert found.first is not None
+    assert (found.found, found.certainty, found.first.line) == (True, "not known", line)
+    assert not classify([log(0, f"{end}\nINFO:     Application startup complete.")]).found
+
+
+def test_last_words_before_a_task_ended_are_its_answer() -> None:
+    found = classify([log(0, "license: no seat left, not started\nsrun: error: n1: task 0: Exited with exit code 3")])
+    assert found.first is not None
+    assert (found.certainty, found.first.line) == ("not known", "license: no seat left, not started")
+
+
+def test_a_time_limit_during_the_start_is_narrowed_by_how_far_it_had_come() -> None:
+    limit = "slurmstepd: error: *** JOB 12 ON n1 CANCELLED AT 2026-11-24T22:51:48 DUE TO TIME LIMIT ***"
+    early = classify([log(0, f"INFO 04-13 09:00:01 [loader.py:384] Loading weights took 168.20 seconds\n{limit}")])
+    assert (early.signature, early.certainty) == ("slurm-time-limit", "narrowed")
+    assert "the time is too short" in early.causes[0]
+    late = classify([log(0, f"INFO:     Application startup complete.\n{limit}")])
+    assert (late.signature, late.certainty, late.causes) == ("slurm-time-limit", "named", ())
+
+
+def test_a_traceback_without_a_file_of_an_engine_is_at_no_place_of_one() -> None:
+    words = (
+        'Traceback (most recent call last):\n  File "/opt/{}/models/load.py", line 3, in load_weights\nOddError: odd'
+    )
+    assert classify([log(0, words.format("vllm/model_executor"))]).phase == "load"
+    assert classify([log(0, words.format("tool/data"))]).phase != "load"
+
+
+def test_what_is_lost_after_an_orderly_stop_is_no_failure() -> None:
+    up = "INFO:     Application startup complete."
+    stop = "INFO 12-18 18:27:36 [x.py:79] Shutting down FastAPI HTTP server."
+    lost = "ERROR 12-18 18:27:37 [x.py:80] zmq.error.ZMQError: Context was terminated"
+    assert not classify([log(0, f"{up}\n{stop}\n{lost}")]).found
+    assert classify([log(0, f"{up}\n{lost}\n{stop}")]).found
+
+
+def test_an_error_that_python_passes_over_is_no_failure() -> None:
+    words = "Error in sitecustomize; set PYTHONVERBOSE for traceback:\nModuleNotFoundError: No module named 'odd'"
+    assert not classify([log(0, f"{words}\nINFO:     Application startup complete.")]).found

@@ -9,7 +9,19 @@ import pytest
 from jobs.diagnose.classify import classify
 from jobs.diagnose.diagnosis import Diagnosis, RankLog
 from jobs.diagnose.events import forms
-from jobs.diagnose.signatures import Family, Signature, families, fill, load, meanings, of_code, signatures
+from jobs.diagnose.signatures import (
+    Family,
+    Signature,
+    dubious,
+    families,
+    fill,
+    fitting,
+    load,
+    meanings,
+    of_code,
+    signatures,
+    vague,
+)
 
 CATALOGUE = {
     1: "hccl-socket-timeout",
@@ -246,3 +258,33 @@ def test_every_pattern_of_the_grammar_has_an_upper_end() -> None:
 def test_a_sound_rule_book_is_taken_in_the_order_of_trust() -> None:
     book = broken(id="wrapper", kind="follow_on") + "\n" + broken(id="reason", over="@").replace("'@'", "[wrapper]")
     assert [signature.id for signature in load(book)] == ["reason", "wrapper"]
+
+
+LIST = tuple(f'a thing ("word{number}"): it is there.' for number in range(8))
+
+
+def test_causes_that_quote_words_of_the_line_come_first_the_last_word_before_all() -> None:
+    causes = ('one ("mount", "bind"): a.', "two: b.", 'three ("lock"): c.')
+    assert list(fitting(causes, "could not lock the mount")) == [causes[0], causes[2], causes[1]]
+    assert list(fitting(causes, "odd words")) == list(causes)
+
+
+def test_of_a_long_list_only_causes_that_fit_are_left() -> None:
+    plain = "what the line names."
+    assert list(fitting((plain, *LIST), "word2, then word5")) == [LIST[5], LIST[2], plain]
+    assert list(fitting((plain, *LIST), "odd words")) == [plain]
+    assert vague(LIST, "odd words")
+    assert not vague(LIST, "word2")
+    assert not vague(LIST[:3], "odd words")
+
+
+def test_words_after_the_colon_of_a_cause_ask_for_nothing() -> None:
+    cause = 'a thing: the log says "word".'
+    assert not dubious([cause], "odd line")
+    assert dubious(['a thing ("word"): it is there.'], "odd line")
+
+
+def test_a_quoted_directory_or_function_may_stand_in_the_frames() -> None:
+    causes = ('one ("lock"): a.', 'two ("quantization/", ":load_weights"): b.')
+    assert next(iter(fitting(causes, "odd words", frames="quantization/w8a8.py:apply "))) == causes[1]
+    assert next(iter(fitting(causes, "odd words", frames="models/a.py:lock "))) == causes[0]
