@@ -217,7 +217,7 @@ async def test_what_a_stranger_sends_to_an_open_port_is_kept_nowhere() -> None:
     listeners = paths.Listeners()
     await listeners.open("127.0.0.1", [0])
     before = psutil.Process().memory_info().rss
-    reader, writer = await asyncio.open_connection("127.0.0.1", listeners.ports[0])
+    _, writer = await asyncio.open_connection("127.0.0.1", listeners.ports[0])
     writer.write(b"word\n")
     with contextlib.suppress(OSError):
         for _ in range(200):
