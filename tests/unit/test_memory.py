@@ -406,3 +406,21 @@ def test_the_scarcest_stage_decides() -> None:
     for partition in ("31,31", "61", "0,61", "a,b"):
         with pytest.raises(ConfigError, match="VLLM_PP_LAYER_PARTITION"):
             predict(R1, layout, replace(sizes, partition=partition))
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(
+            {"num_hidden_layers": 10**9},
+            {"num_attention_heads": 10**30},
+            {"num_attention_heads": 10**6, "head_dim": None},
+        ),
+        *({"hidden_size": 10**12}, {"head_dim": -1}, {"num_key_value_heads": 0.5}, {"n_routed_experts": "x"}),
+        *({"num_experts": 8, "moe_intermediate_size": float("inf")}, {"rope_scaling": 5}),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused_at_once(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        from_hf_config(TINY | wrong)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -106,11 +106,24 @@ def from_hf_config(config: Mapping[str, Any]) -> Architecture:
     left out.
 
     Raises:
-        ConfigError: a size that the sum needs is missing.
+        ConfigError: a size that the sum needs is missing, or is none.
     """
+    try:
+        return _checked(_read(config))
+    except WRONG as error:
+        raise ConfigError("config.json", "(form)", f"it has an unknown form: {error}", "Mend the file.") from None
+
+
+WRONG = (TypeError, ValueError, AttributeError, ArithmeticError)
+"""What comes of values of another kind than they should be."""
+
+
+def _read(config: Mapping[str, Any]) -> Architecture:
     if isinstance(text := config.get("text_config"), Mapping):
         config = text
     layers, hidden, heads = (_size(config, k) for k in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
+    if layers > MOST_LAYERS:
+        raise ValueError(f"{layers} layers")
     experts = next((config[k] for k in ("n_routed_experts", "num_experts", "num_local_experts") if config.get(k)), 0)
     expert_size = (config.get("moe_intermediate_size") or _size(config, "intermediate_size")) if experts else 0
     shared = config.get("shared_expert_intermediate_size") or (config.get("n_shared_experts") or 0) * expert_size
@@ -152,11 +165,32 @@ def load(name: str, path: Path) -> Architecture:
         if not isinstance(config, dict):
             raise ConfigError("model.path", path, f"{file} is not a JSON object", "Mend the file.")
         try:
-            return from_hf_config(config)
-        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            return _checked(_read(config))
+        except WRONG as error:
             raise ConfigError("model.path", path, f"{file} has an unknown form: {error}", "Mend the file.") from None
     reason = "its config.json is not visible here"
     raise ConfigError("model.path", path, reason, "Give a directory that holds config.json.")
+
+
+MOST_LAYERS, LARGEST = 10_000, 10**9
+"""No model has more layers, or a larger size: whoever made such a file wants a sum that does not end, or overflows."""
+
+
+def _checked(found: Architecture) -> Architecture:
+    """Return an architecture. ValueError: a size in it is none."""
+    sizes = {
+        f"{name}.{one}": size
+        for name, part in vars(found).items()
+        if is_dataclass(part)
+        for one, size in vars(part).items()
+    }
+    for name, size in (vars(found) | sizes).items():
+        is_size = isinstance(size, int) and 0 <= size <= LARGEST
+        if not (is_size or size is None or isinstance(size, tuple) or is_dataclass(size)):
+            raise ValueError(f"{name} = {size}")
+    if isinstance(found.attention, Grouped) and min(found.attention.kv_heads, found.attention.head) < 1:
+        raise ValueError(f"{found.attention.kv_heads} heads of {found.attention.head} elements")
+    return found
 
 
 def architecture_of(config: Config) -> Architecture | None:
