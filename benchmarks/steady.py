@@ -275,7 +275,7 @@ CHANGES: dict[str, Speed] = {
 
 
 def seen(asked: tuple[str, str, int]) -> float:
-    """Return what `change` says of a window by the names of its kind and of what changed (none: nothing), and its seed."""
+    """Return what `change` says of a window, by the names of its kind and of what changed (none: nothing), and a seed."""
     kind, changed, seed = asked
     return change(KINDS[kind], CHANGES.get(changed, clean), seed)
 
@@ -290,7 +290,7 @@ def main() -> int:
     with ProcessPoolExecutor() as pool:
 
         def shares(kind: str, changed: str, count: int) -> tuple[float, float]:
-            found = np.array(list(pool.map(seen, [(kind, changed, seed) for seed in range(count)])))
+            found = np.array(list(pool.map(seen, [(kind, changed, seed) for seed in range(count)], chunksize=4)))
             return float((found == 0.5).mean()), float((found == 1).mean())
 
         print("| nothing changed | windows | noted | invalid |\n|---|---|---|---|")

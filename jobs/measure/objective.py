@@ -11,6 +11,7 @@ latencies are those of a queue that grows: they depend on how long was measured.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from statistics import median, median_low
@@ -71,7 +72,7 @@ def _allowed(row: Mapping[str, Any], slots: int | None) -> float:
     completed, mean, std = (row.get(name) for name in ("completed", "e2el_ms_mean", "e2el_ms_std"))
     if not (slots and completed and mean) or std is None:
         return LIMIT
-    return min(LIMIT, max(CLOSE, SCATTER * float(std / mean) * float(slots / completed) ** 0.5))
+    return min(LIMIT, max(CLOSE, SCATTER * float(std / mean) * math.sqrt(slots / completed)))
 
 
 def kept_by(figures: Mapping[str, Any], slo: Mapping[str, float]) -> bool | None:

@@ -26,7 +26,8 @@ OUTCOMES = ("unknown", "undecided", "tie", "ahead", "clear")
 """What is said of the best setting and one of its rivals, the least first.
 
 unknown: there are too few records. undecided: too few windows. tie: no difference seen. ahead: beyond the scatter of
-windows, in one start of each. clear: beyond the scatter between starts of the engine.
+windows, or of two starts: where starts come in two kinds, two of each setting are of one kind in every fourth sweep.
+clear: beyond the scatter between starts of the engine, of three or more or known from earlier sweeps.
 """
 
 DECIDED = {"better": "decided", "worse": "decided", "same": "decided_same"}
@@ -279,7 +280,7 @@ def _told(best: Side, second: Side, level: float, *, inside: bool) -> tuple[str,
         return "undecided", found, values
     if low <= 0:
         return "tie", found, values | {"least": found.change.least * 100}
-    return "clear" if found.of_starts else "ahead", found, values
+    return "clear" if found.sure else "ahead", found, values
 
 
 def _decided(run: Run) -> tuple[list[Sentence], Row | None] | None:
