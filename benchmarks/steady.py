@@ -275,7 +275,7 @@ CHANGES: dict[str, Speed] = {
 
 
 def seen(asked: tuple[str, str, int]) -> float:
-    """Return what `change` says of a window, by the names of its kind and of what changed (none: nothing), and a seed."""
+    """Return what `change` says of a window: names of its kind and of what changed (none: nothing), and its seed."""
     kind, changed, seed = asked
     return change(KINDS[kind], CHANGES.get(changed, clean), seed)
 
