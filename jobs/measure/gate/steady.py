@@ -53,6 +53,9 @@ TWICE, SOME, SMOOTH, SMOOTH_PARTS = 2.0, 1.25, 0.5, 12
 which it did where neighbouring parts are alike: squares of the differences of neighbours by those from the mean (von
 Neumann 1941), which are 2 of noise, over so many parts at least."""
 
+IN_GAPS = 2.2
+"""Of the fast gaps of parts of a second or two, whatever noise: one in 600 windows of 60 requests swings so far by chance."""
+
 FIRSTS = 5
 """Requests of a part from which their times to the first token have a median, and an open loop's prefills a mean."""
 
@@ -181,7 +184,9 @@ def _in_gaps(answers: Sequence[RequestRecord], begin_s: float, end_s: float, ope
     levels = _evened(levels, _over_gaps(answers, edges)[1]) if open_loop else levels
     known = levels[levels > 0]
     each = np.ones(len(known))
-    if len(known) >= SMOOTH_PARTS and (swing := _swing(known, each)) > min(TWICE, max(SOME, _apart(known, len(known)))):
+    if len(known) >= SMOOTH_PARTS and (swing := _swing(known, each)) > min(
+        IN_GAPS, max(SOME, _apart(known, len(known)))
+    ):
         yield from [Finding(SWINGS.format(swing))] if _regular(known, each, alike=0.0) else ()
 
 
