@@ -54,7 +54,7 @@ which it did where neighbouring parts are alike: squares of the differences of n
 Neumann 1941), which are 2 of noise, over so many parts at least."""
 
 IN_GAPS = 2.2
-"""Of the fast gaps of parts of a second or two, whatever noise: one in 600 windows of 60 requests swings so far by chance."""
+"""Of the fast gaps of parts of a second or two, whatever the noise: one in 400 windows of 60 requests goes so far."""
 
 FIRSTS = 5
 """Requests of a part from which their times to the first token have a median, and an open loop's prefills a mean."""
@@ -183,11 +183,9 @@ def _in_gaps(answers: Sequence[RequestRecord], begin_s: float, end_s: float, ope
     levels = _fast_gaps(answers, edges)
     levels = _evened(levels, _over_gaps(answers, edges)[1]) if open_loop else levels
     known = levels[levels > 0]
-    each = np.ones(len(known))
-    if len(known) >= SMOOTH_PARTS and (swing := _swing(known, each)) > min(
-        IN_GAPS, max(SOME, _apart(known, len(known)))
-    ):
-        yield from [Finding(SWINGS.format(swing))] if _regular(known, each, alike=0.0) else ()
+    each, limit = np.ones(len(known)), min(IN_GAPS, max(SOME, _apart(known, len(known)) if len(known) > 3 else 0.0))
+    if len(known) >= SMOOTH_PARTS and (swing := _swing(known, each)) > limit and _regular(known, each, alike=0.0):
+        yield Finding(SWINGS.format(swing))
 
 
 def _levels(busy: Floats, made: Floats) -> Floats:
