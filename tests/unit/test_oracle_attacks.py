@@ -233,7 +233,7 @@ UNEQUAL = ("bench.lengths=lognormal", "bench.concurrency=8", *FAST[1:])
     ("pace", "told"),
     [
         (lambda since: 3.0 if since % 15 < 5 else 1.0, True),
-        (lambda since: 1 + 0.4 * math.sin(2 * math.pi * since / 30), True),
+        (lambda since: 1 + 0.5 * math.sin(2 * math.pi * since / 30), True),
         (lambda since: 1 + math.exp(-max(since, 0.0) / 20), True),
         (lambda since: 1 + 0.04 * math.sin(2 * math.pi * since / 30), False),
     ],
