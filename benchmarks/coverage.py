@@ -51,13 +51,16 @@ class Drawn(noise.Side):
         return None
 
 
-def windows(count: int, *, window: float, start: float, state: float = 0.0, lasting: float = 0.0) -> Trial:
+def windows(
+    count: int, *, window: float, start: float, state: float = 0.0, lasting: float = 0.0, modes: float = 0.0
+) -> Trial:
     """Return a trial: independent noise of windows, an effect of the start, and a state of the machine.
 
     Args:
         count: windows of a start.
         window, start, state: standard deviations, as shares.
         lasting: correlation of the state from one window to the next.
+        modes: by which share one half of the starts, drawn at random, is slower than the other.
     """
 
     def draw(rng: np.random.Generator) -> Floats:
@@ -65,13 +68,21 @@ def windows(count: int, *, window: float, start: float, state: float = 0.0, last
         for _ in range(count):
             states.append(now)
             now = lasting * now + np.sqrt(1 - lasting**2) * rng.normal(0, state)
-        return np.asarray(np.exp(rng.normal(0, start) + rng.normal(0, window, count) + np.array(states)))
+        effect = rng.normal(0, start) - modes * (rng.random() < 0.5 if modes else 0)
+        return np.asarray(np.exp(effect + rng.normal(0, window, count) + np.array(states)))
 
     return draw
 
 
 def lasting(
-    count: int, *, window: float, drift: float = 0.0, state: float = 0.0, keeps: float = 0.0, tails: bool = False
+    count: int,
+    *,
+    window: float,
+    drift: float = 0.0,
+    state: float = 0.0,
+    keeps: float = 0.0,
+    tails: bool = False,
+    jump: float = 0.0,
 ) -> Trial:
     """Return a trial in which starts follow each other on one machine that changes.
 
@@ -80,13 +91,17 @@ def lasting(
         window: standard deviation of one. tails: by Student's t of 3 degrees of freedom.
         drift: by which share each window lies above the one before.
         state: standard deviation of the machine's. keeps: its correlation from window to window.
+        jump: by which share it is slower from some window on.
     """
-    machine = {"drift": 0.0, "state": 0.0}
+    machine = {"drift": 0.0, "state": 0.0, "left": np.inf}
 
     def draw(rng: np.random.Generator) -> Floats:
         found = []
+        if jump and machine["left"] == np.inf:
+            machine["left"] = float(rng.integers(1, 2 * count))
         for _ in range(count):
-            machine["drift"] += drift
+            machine["left"] -= 1
+            machine["drift"] += drift - (jump if machine["left"] == -1 else 0.0)
             machine["state"] = keeps * machine["state"] + np.sqrt(1 - keeps**2) * rng.normal(0, state)
             noise_of = rng.standard_t(3) / np.sqrt(3) if tails else rng.normal()
             found.append(float(np.exp(machine["drift"] + machine["state"] + window * noise_of)))
@@ -222,6 +237,8 @@ def false_leaders(trials: int, rng: np.random.Generator) -> Iterator[tuple[str, 
         "1 start against 2, start effect 2 %": ((1, 2), 1, windows(3, window=0.005, start=0.02)),
         "1 start against 4, start effect 2 %": ((1, 4), 1, windows(3, window=0.005, start=0.02)),
         "2 starts against 6, start effect 2 %": ((2, 6), 1, windows(3, window=0.005, start=0.02)),
+        "2 starts, of two kinds that lie 4 % apart": (2, 1, windows(3, window=0.005, start=0, modes=0.04)),
+        "3 starts, of two kinds that lie 4 % apart": (3, 1, windows(3, window=0.005, start=0, modes=0.04)),
     }
     for name, (starts, kinds, trial) in cases.items():
         found = [judged(sweep((1, 1), starts, trial, rng, kinds)) for _ in range(trials)]
@@ -241,6 +258,7 @@ def changing(trials: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]
             "keeps": 0.5,
             "window": 0.005,
         },
+        "a jump by 3 %, once": {"jump": 0.03, "window": 0.005},
         "state of the machine 3 %, correlation 0.95": {"state": 0.03, "keeps": 0.95, "window": 0.005},
     }
     for name, what in cases.items():

@@ -16,6 +16,8 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from jobs.core.config import Bench, Model
 from jobs.core.errors import ConfigError
 from jobs.core.fields import from_root
@@ -24,8 +26,8 @@ from jobs.measure import dataset, underload
 from jobs.measure.arrivals import poisson
 from jobs.measure.heartbeat import Heartbeat
 from jobs.measure.load import Load
-from jobs.measure.records import Answer, Growth, RequestRecord, Target, Window
-from jobs.measure.series import Page, Scraper, grown, result, totals
+from jobs.measure.records import Answer, RequestRecord, Target, Window
+from jobs.measure.series import PERIOD_S, Page, Scraper, fresh, of_window, result, samples, totals
 from jobs.measure.tokenizer import Tokenizer
 from jobs.measure.underload import Questions
 from jobs.measure.wire import Connections, clock
@@ -35,6 +37,9 @@ __all__ = ["RequestRecord", "Target", "Window", "measure"]
 
 _SCRAPE_S = 5.0
 _SCRAPE_AFTER_STOP_S = 0.5
+
+_READINGS = 10
+"""Of the last page, until it tells of all that came."""
 
 _APART = 1 << 30
 """Number of the first warm-up request where the measured ones are counted from 0: none is sent twice."""
@@ -106,10 +111,30 @@ async def measure(
             window = await (_counted(run) if traced or bench.num_requests else _timed(run))
             polling.cancel()
             beating.cancel()
-            after = scraper.scrape()
-            await scraper.end(_SCRAPE_AFTER_STOP_S if stop.is_set() else _SCRAPE_S)
-        told = totals(result(before), result(after))
-        return replace(_placed(window, heart, questions), begun_s=begun, ended_s=clock(), series=scraper.series, **told)
+            return replace(await _told(_placed(window, heart, questions), scraper, before, stop), begun_s=begun)
+
+
+async def _told(window: Window, scraper: Scraper, before: asyncio.Task[Page | None], stop: asyncio.Event) -> Window:
+    """Return the window with what the service's counters say of it.
+
+    A page that tells of less than came is read again, since it may be some seconds old; of copies no total is taken.
+    """
+    tokens = np.sort(np.concatenate([np.empty(0), *(record.chunk_times for record in window.records)]))
+    whole = [record for record in window.records if record.status == "ok"]
+    came = {"finished": len(whole), "generated": sum(record.output_tokens or 0 for record in whole)}
+    for left in reversed(range(_READINGS)):
+        after = scraper.scrape()
+        await scraper.end(_SCRAPE_AFTER_STOP_S if stop.is_set() else _SCRAPE_S)
+        (pages, aged_s), told = fresh(scraper.pages, tokens), totals(result(before), result(after))
+        late = any(told[name] is not None and told[name] < count for name, count in came.items())
+        if aged_s or not (late and left) or stop.is_set():
+            break
+        await asyncio.sleep(PERIOD_S)
+    growth = replace(of_window(pages, window), aged_s=aged_s)
+    return replace(
+        window, ended_s=clock(), series=samples(pages), growth=growth, engine_tokens=growth.tokens,
+        **({} if aged_s else told),
+    )  # fmt: skip
 
 
 def _tokenizer(connections: Connections, model: Model, target: Target) -> Tokenizer:
@@ -162,9 +187,6 @@ async def warm(
     return f"the window never opened: no answer within bench.warmup_s and limits.drain_s{error}"
 
 
-Scrape = asyncio.Task[Page | None]
-
-
 @dataclass(frozen=True)
 class _WindowRun:
     """What both kinds of window need."""
@@ -212,11 +234,6 @@ class _WindowRun:
         # An answer that ended the wait opens the window: what its slot has sent since then came in it.
         return load.records[-1].end_s if len(load.records) > answers and load.filled() else clock()
 
-    async def growth(self, first: Scrape, last: Scrape) -> Growth:
-        """Return what the engines' counters grew by between two readings."""
-        await asyncio.wait((first, last), timeout=_SCRAPE_AFTER_STOP_S if self.stop.is_set() else _SCRAPE_S)
-        return grown(result(first), result(last))
-
 
 def _never_opened(begun: float, opened: float) -> Window:
     return Window(opened, opened, opened - begun, 0.0, (), {}, 0.0, truncated=True)
@@ -240,14 +257,14 @@ async def _phases(run: _WindowRun, load: Load) -> Window:
     run.on_phase("measuring")
     if bench.request_rate:
         load.anew(poisson(bench, run.number), opened)
-    first = run.scraper.scrape()
+    run.scraper.scrape()
     await load.until(lambda: False, stop, opened + bench.window_s - clock())
     closed = min(opened + bench.window_s, clock())
     if not load.came_since(opened):
         await load.until(lambda: load.came_since(opened), stop, run.limits.drain_s)
         closed = clock()
     cpu = time.process_time() - cpu
-    last = run.scraper.scrape()
+    run.scraper.scrape()
     if bench.request_rate:
         await load.arrived(closed)
 
@@ -255,11 +272,7 @@ async def _phases(run: _WindowRun, load: Load) -> Window:
     load.sending = load.sending and bench.hold_load
     await load.until(lambda: not any(opened <= s < closed for s in load.in_flight.values()), stop, run.limits.drain_s)
     drained = clock()
-    growth = await run.growth(first, last)
-    return Window(
-        opened, closed, opened - begun, drained - closed, (), growth.tokens, cpu,
-        truncated=stop.is_set(), growth=growth,
-    )  # fmt: skip
+    return Window(opened, closed, opened - begun, drained - closed, (), {}, cpu, truncated=stop.is_set())
 
 
 async def _counted(run: _WindowRun) -> Window:
@@ -275,7 +288,7 @@ async def _counted(run: _WindowRun) -> Window:
     if stop.is_set() or not warm:
         return replace(_never_opened(begun, opened), records=tuple(warming.records))
     run.on_phase("measuring")
-    first = run.scraper.scrape()
+    run.scraper.scrape()
     count = len(workload.arrivals) if workload.arrivals is not None else bench.num_requests
     arrivals = _arrivals(bench, workload, run.number)
     load = Load(run.connections, workload, bench, count=count, arrivals=arrivals, questions=run.questions)
@@ -286,14 +299,13 @@ async def _counted(run: _WindowRun) -> Window:
                 break
         late = not (stop.is_set() or running.done()) and clock() >= opened + limit
     closed, cpu = max([clock(), *(record.end_s for record in load.records)]), time.process_time() - cpu
-    last = run.scraper.scrape()
+    run.scraper.scrape()
     run.on_phase("drain")
-    growth = await run.growth(first, last)
     records = (*warming.records, *load.records)
+    truncated = stop.is_set()
     return Window(
-        opened, closed, opened - begun, 0.0, records, growth.tokens, cpu, truncated=stop.is_set(), growth=growth,
-        late_s=limit if late else None,
-    )  # fmt: skip
+        opened, closed, opened - begun, 0.0, records, {}, cpu, truncated=truncated, late_s=limit if late else None
+    )
 
 
 async def _hears(load: Load, running: asyncio.Task[None], stop: asyncio.Event, limit_s: float) -> bool:

@@ -11,6 +11,7 @@ latencies are those of a queue that grows: they depend on how long was measured.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from statistics import median, median_low
@@ -26,6 +27,10 @@ SPREAD = ("output_tok_per_s", "total_tok_per_s", "request_per_s", "ttft_ms_p50",
 
 APART, LIMIT = ("output_tok_per_s", "tpot_ms_p50"), 0.3
 """Figures that windows of one service share, whatever queue they met; and by which share they may differ."""
+
+CLOSE, SCATTER = 0.1, 6.0
+"""In a closed loop they may differ by the first; or by so many standard errors of the mean answer, each slot being an
+answer after the other (all may be in step)."""
 
 COUNTED = ("slo_requests", "slo_misses")
 """Requests of all windows of a row that were held against the objective, and those that missed it."""
@@ -48,16 +53,27 @@ def told(window: Window, slo: Slo, *, saturated: bool | None) -> dict[str, Any]:
     return {"slo_kept": kept, "slo_misses": misses, "slo_requests": requests}
 
 
-def notes(row: Mapping[str, Any]) -> list[str]:
-    """Return what a reader should know of a row: it is not known whether the objective is kept; its windows differ."""
+def notes(row: Mapping[str, Any], slots: int | None = None) -> list[str]:
+    """Return what a reader should know of a row: it is not known whether the objective is kept; its windows differ.
+
+    `slots`: of a closed loop.
+    """
     unknown = row.get("slo_requests") and row.get("slo_kept") is None
     said = [bound.words(row["slo_misses"], row["slo_requests"])] if unknown else []
     ends = {name: (row.get(f"{name}_min"), row.get(f"{name}_max")) for name in APART}
     apart = {name: most / least - 1 for name, (least, most) in ends.items() if least and most}
     name = max(apart, key=lambda one: apart[one], default="")
-    if name and apart[name] > LIMIT:
+    if name and apart[name] > _allowed(row, slots):
         said.append(f"{name} differs by {apart[name]:.0%} between the windows: their median is that of no one service")
     return said
+
+
+def _allowed(row: Mapping[str, Any], slots: int | None) -> float:
+    """Return by which share windows of one row may differ."""
+    completed, mean, std = (row.get(name) for name in ("completed", "e2el_ms_mean", "e2el_ms_std"))
+    if not (slots and completed and mean) or std is None:
+        return LIMIT
+    return min(LIMIT, max(CLOSE, SCATTER * float(std / mean) * math.sqrt(slots / completed)))
 
 
 def kept_by(figures: Mapping[str, Any], slo: Mapping[str, float]) -> bool | None:

@@ -196,7 +196,7 @@ class PointRun:
             self._figures.append(dict(statistics.summarize(_never(), bench)))
             self._reasons.append("the window was cut short")
         combined = objective.combine(self._figures)
-        self._notes += objective.notes(combined)
+        self._notes += objective.notes(combined, None if bench.is_open else bench.concurrency)
         asked = self.service.quality if bench.quality == "needle" else None
         if asked and asked.note:
             self._notes.append(asked.note)

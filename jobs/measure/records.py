@@ -158,8 +158,9 @@ class Growth:
 
     Attributes:
         tokens: generated, by engine number; empty: not told.
-        since_s, until_s: moments until which the service may have counted at either end: a busy one hears late that it
-            is asked.
+        first_s, last_s: between which moments the service may have counted at either end: a busy one hears late that
+            it is asked, and a copy of its page is older; None: not known.
+        aged_s: how old a copy of the page was at most; 0: none was a copy.
         drafts: of speculative decoding; None too where it is off.
     """
 
@@ -167,9 +168,10 @@ class Growth:
     preemptions: int | None = None
     prefix_queries: int | None = None
     prefix_hits: int | None = None
-    until_s: float | None = None
-    since_s: float | None = None
+    first_s: tuple[float, float] | None = None
+    last_s: tuple[float, float] | None = None
     drafts: Drafts | None = None
+    aged_s: float = 0.0
 
     @property
     def prefix_hit_share(self) -> float | None:

@@ -7,26 +7,71 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from jobs.measure import metrics
-from jobs.measure.records import Drafts, Growth, Sample
+from jobs.measure.records import Drafts, Growth, Sample, Times, Window
 from jobs.measure.wire import Connections, clock
 
 PERIOD_S = 1.0
 
+ON_ITS_WAY_S = 0.5
+"""A token that was counted has come after so long."""
+
+LEAST_SPAN = 0.5
+"""Part of a window that two pages have to be apart: of less they say little of it."""
+
 
 @dataclass(frozen=True)
 class Page:
-    """The lines of one page that matter, and the moments at which they were asked for and had come."""
+    """The lines of one page that matter, and the moments at which they were asked for and had come.
+
+    `made_s`: moment since which it may have been made; None: since it was asked for.
+    """
 
     time_s: float
     text: str
     came_s: float
+    made_s: float | None = None
+
+    @property
+    def span_s(self) -> tuple[float, float]:
+        """Between which moments the page was made."""
+        return self.time_s if self.made_s is None else self.made_s, self.came_s
 
 
-def samples(pages: list[Page]) -> tuple[Sample, ...]:
+def fresh(pages: Sequence[Page], tokens: Times) -> tuple[list[Page], float]:
+    """Return the pages without copies, and how old a copy was at most, s; 0: there was none.
+
+    A copy says the same although tokens came meanwhile: what stands between gives an old page again. The page after it
+    may be as old as the last copy. `tokens`: when they came, in order.
+    """
+    kept: list[Page] = []
+    made, aged = None, 0.0
+    for page in pages:
+        same = bool(kept and page.text) and page.text == kept[-1].text
+        since, until = np.searchsorted(tokens, (kept[-1].came_s + ON_ITS_WAY_S, page.time_s)) if same else (0, 0)
+        if since < until:
+            made, aged = page.time_s, max(aged, page.time_s - kept[-1].came_s)
+        else:
+            kept.append(replace(page, made_s=made))
+            made = None
+    return kept, aged
+
+
+def of_window(pages: Sequence[Page], window: Window) -> Growth:
+    """Return what was counted between the pages that are nearest to the two ends of a window."""
+    ends = ([(abs(page.time_s - end), page) for page in pages] for end in (window.opened_s, window.closed_s))
+    first, last = (min(one, key=lambda pair: pair[0])[1] if one else None for one in ends)
+    if first and last and last.time_s - first.time_s > LEAST_SPAN * window.seconds:
+        return grown(first, last)
+    return Growth({})
+
+
+def samples(pages: Sequence[Page]) -> tuple[Sample, ...]:
     """Return one sample for each engine of each page."""
     out: list[Sample] = []
     for page in pages:
@@ -124,8 +169,8 @@ def grown(before: Page | None, after: Page | None) -> Growth:
     if tokens and (renumbered(before, after) or not metrics.tells_engines(after.text)):
         tokens = {metrics.ALL: between(before, after, metrics.generated) or 0}
     return Growth(
-        tokens, total(metrics.PREEMPTIONS), total(*metrics.PREFIX_QUERIES), total(*metrics.PREFIX_HITS), after.came_s,
-        before.came_s, _drafts(before, after),
+        tokens, total(metrics.PREEMPTIONS), total(*metrics.PREFIX_QUERIES), total(*metrics.PREFIX_HITS),
+        before.span_s, after.span_s, _drafts(before, after),
     )  # fmt: skip
 
 

@@ -266,7 +266,7 @@ def _figure(one: noise.Side, two: noise.Side) -> Figure:
         verdict = "none"
     else:
         better = (change.estimate < 0) == low_is_best(one.column)
-        names = ("better", "worse") if found.of_starts else ("ahead", "behind")
+        names = ("better", "worse") if found.sure else ("ahead", "behind")
         verdict = names[not better]
     return Figure(one.column, a, b, change, verdict, change.least, found.basis, found.starts, found.windows)
 

@@ -26,7 +26,8 @@ OUTCOMES = ("unknown", "undecided", "tie", "ahead", "clear")
 """What is said of the best setting and one of its rivals, the least first.
 
 unknown: there are too few records. undecided: too few windows. tie: no difference seen. ahead: beyond the scatter of
-windows, in one start of each. clear: beyond the scatter between starts of the engine.
+windows, or of two starts: where starts come in two kinds, two of each setting are of one kind in every fourth sweep.
+clear: beyond the scatter between starts of the engine, of three or more or known from earlier sweeps.
 """
 
 DECIDED = {"better": "decided", "worse": "decided", "same": "decided_same"}
@@ -108,9 +109,10 @@ def judge(run: Run, lines: Sequence[break_even.Line] | None = None) -> Verdict:
     if simulated:
         said.append(Sentence("simulated", {}))
     told = first[0].id in DECIDED.values() or all(one.found and one.found.sure for one in contests)
-    sure = winner is not None and told
+    gone = _not_compared(run)
+    sure = winner is not None and told and not gone
     believe = "no" if simulated else "yes" if sure else "care"
-    return Verdict(believe, None if winner is None else str(winner["point"]), (*first, *said, *_invalid(run)))
+    return Verdict(believe, None if winner is None else str(winner["point"]), (*first, *said, *gone, *_invalid(run)))
 
 
 def speculation(run: Run) -> list[break_even.Line]:
@@ -279,7 +281,7 @@ def _told(best: Side, second: Side, level: float, *, inside: bool) -> tuple[str,
         return "undecided", found, values
     if low <= 0:
         return "tie", found, values | {"least": found.change.least * 100}
-    return "clear" if found.of_starts else "ahead", found, values
+    return "clear" if found.sure else "ahead", found, values
 
 
 def _decided(run: Run) -> tuple[list[Sentence], Row | None] | None:
@@ -364,6 +366,16 @@ def _starts_caution(contests: Sequence[_Contest]) -> list[Sentence]:
     elif 1 < starts < STARTS:
         said.append(Sentence("not_contradicted", {"count": starts}))
     return said
+
+
+def _not_compared(run: Run) -> Sequence[Sentence]:
+    """Return words on settings of which no row is valid: what won may be worse than they are."""
+    keys = tuple(key for key in run.swept if not (key.startswith("bench.") or columns.is_work(key)))
+    keys = tuple(key for key in keys if key not in columns.RESTARTS)
+    there = {columns.setting_text(keys, row) for row in run.rows if row["valid"]}
+    gone = dict.fromkeys(columns.setting_text(keys, row) for row in run.rows)
+    missing = [name for name in gone if name not in there]
+    return [Sentence("left_out_invalid", {"settings": " | ".join(missing)})] if missing else []
 
 
 def _invalid(run: Run) -> Sequence[Sentence]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from jobs.measure import metrics
 from jobs.measure.metrics import GENERATED, PREFIX_HITS, engine_counters, finished, growth
 from jobs.measure.records import Growth
-from jobs.measure.series import Page, between, grown, samples
+from jobs.measure.series import Page, between, fresh, grown, samples
 
 PAGE = """
 # HELP vllm:generation_tokens_total Number of generation tokens processed.
@@ -89,11 +91,11 @@ def test_what_was_counted_between_two_pages() -> None:
         preemptions=3,
         prefix_queries=100,
         prefix_hits=25,
-        until_s=AFTER.came_s,
-        since_s=BEFORE.came_s,
+        first_s=BEFORE.span_s,
+        last_s=AFTER.span_s,
     )
     assert grown(None, AFTER) == grown(BEFORE, None) == Growth({})
-    assert grown(page(0, ""), page(1, "")) == Growth({}, until_s=1.5, since_s=0.5), (
+    assert grown(page(0, ""), page(1, "")) == Growth({}, first_s=(0, 0.5), last_s=(1, 1.5)), (
         "a page that says nothing is no zero"
     )
 
@@ -117,3 +119,12 @@ def test_samples_hold_what_the_page_says_of_each_engine() -> None:
         100,
     )
     assert (second.engine, second.running, second.generated_tokens) == ("1", None, 100)
+
+
+def test_a_page_that_is_given_again_though_tokens_came_is_a_copy() -> None:
+    tokens = np.arange(0.0, 14.0, 0.25)
+    told = [page(2 * at, text) for at, text in enumerate("aaabbbb")]
+    kept, aged_s = fresh(told, tokens)
+    assert [(one.text, one.span_s) for one in kept] == [("a", (0, 0.5)), ("b", (4, 6.5))] and aged_s == 5.5
+    assert fresh(told, tokens[:1]) == (told, 0.0), "nothing came, so nothing had to be counted"
+    assert fresh([page(at, "") for at in range(5)], tokens)[1] == 0.0, "a page without counters"

@@ -224,6 +224,55 @@ def test_a_service_that_is_slow_now_and_then_is_told(
     assert ("times as long as usual" in f"{seen.reason}\n{seen.notes}") is told
 
 
+FAST = ("bench.request_rate=1.5", "bench.output_tokens=64", CLOSED[2])
+UNEQUAL = ("bench.lengths=lognormal", "bench.concurrency=8", *FAST[1:])
+
+
+@pytest.mark.parametrize("load", [FAST, UNEQUAL], ids=["open", "unequal"])
+@pytest.mark.parametrize(
+    ("pace", "told"),
+    [
+        (lambda since: 3.0 if since % 15 < 5 else 1.0, True),
+        (lambda since: 1 + 0.5 * math.sin(2 * math.pi * since / 30), True),
+        (lambda since: 1 + math.exp(-max(since, 0.0) / 20), True),
+        (lambda since: 1 + 0.04 * math.sin(2 * math.pi * since / 30), False),
+    ],
+    ids=["5 of 15 s", "a wave", "settles", "a ripple"],
+)
+def test_what_comes_and_goes_within_a_round_shows_in_the_fast_gaps(
+    load: tuple[str, ...], pace: Callable[[float], float], told: bool
+) -> None:
+    seen = measure(paced(lambda _, since: pace(since) if since > 0 else 1.0, 0.3, 0.05), *load)
+    assert ("not steady" in f"{seen.reason}\n{seen.notes}") is told
+
+
+def test_a_piece_that_no_engine_made_is_told_however_long_the_answer() -> None:
+    async def behave(answer: Answer) -> None:
+        answer.chunk(0, "<think>")
+        for number in range(128):
+            await answer.at(answer.came_s + 0.5 + 0.05 * number)
+            answer.chunk()
+        answer.end()
+
+    seen = measure(behave, "bench.concurrency=8", "bench.output_tokens=128", CLOSED[2], "bench.window_s=60")
+    assert "TTFT may be that of a piece that no engine made" in seen.notes
+
+
+@pytest.mark.parametrize(("slower", "told"), [(0.1, True), (0.02, False)])
+def test_windows_of_one_service_that_differ_are_told(slower: float, told: bool) -> None:
+    """Each is slower than the one before, and level in itself."""
+    began: list[float] = []
+
+    async def behave(answer: Answer) -> None:
+        if answer.stub.opened not in began and answer.stub.opened:
+            began.append(answer.stub.opened)
+        times = 1 + slower * len(began)
+        await steady(0.5 * times, 0.25 * times)(answer)
+
+    seen = measure(behave, *CLOSED, "bench.window_s=60", "bench.repeats=3")
+    assert ("between the windows: their median" in seen.notes) is told
+
+
 @pytest.mark.parametrize("seed", [1, 8, 29, 34])
 def test_a_queue_that_the_engines_do_not_tell_of_is_no_change(seed: int) -> None:
     """A gateway holds it: 8 slots, 80 % busy, answers that scatter by a tenth."""

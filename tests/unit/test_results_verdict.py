@@ -35,7 +35,9 @@ def test_one_start_of_each_is_ahead_and_not_decided_however_many_windows_there_a
     assert (verdict.believe, verdict.winner) == ("care", None), "another start of the engine may say otherwise"
     assert "one_start" in said
     ahead = said["ahead"]
-    assert page.worded({"id": "ahead", "values": ahead}).startswith("Not decided: not every setting was started more")
+    assert page.worded({"id": "ahead", "values": ahead}).startswith(
+        "Not decided: not every setting was started three times"
+    )
     assert ahead["setting"] == "parallel.max_model_len=8192 bench.concurrency=8"
     # The rival is the best of another setting, not the leader at another load.
     assert ahead["second"] == "parallel.max_model_len=32768 bench.concurrency=8"
@@ -48,7 +50,7 @@ def test_one_start_of_each_is_ahead_and_not_decided_however_many_windows_there_a
     [
         ("1,2,3", (50.0, 51.0, 52.0), (60.0, 61.0, 62.0), "clear", "yes", {"starts"}),
         ("1,2,3", (50.0, 51.0, 80.0), (60.0, 61.0, 62.0), "tie", "care", {"starts", "starts_differ"}),
-        ("1,2", (50.0, 50.1), (60.0, 60.1), "clear", "care", {"not_contradicted"}),
+        ("1,2", (50.0, 50.1), (60.0, 60.1), "ahead", "care", {"not_contradicted"}),
         ("1,2", (50.0, 56.0), (60.0, 66.0), "tie", "care", {"not_contradicted"}),
         ("1,2", (50.0, 65.0), (60.0, 61.0), "tie", "care", {"starts_differ"}),
     ],
@@ -67,6 +69,16 @@ def test_what_starts_of_the_engine_show(
     assert said[outcome]["second"] == "parallel.max_model_len=32768", "another start of a setting is no rival"
     assert also <= said.keys()
     assert not {"starts", "starts_differ", "not_contradicted", "one_start"} - also & said.keys()
+
+
+def test_a_setting_without_a_valid_row_may_be_the_better_one(tmp_path: Path) -> None:
+    found, made = planned(tmp_path / "a", "parallel.max_model_len=8192,16384,32768", "parallel.seed=1,2,3")
+    for number, point in enumerate(made.points):
+        known = {"invalid_reason": "it failed"} if number > 5 else {}
+        measured(found, point, (50.0 if number < 3 else 60.0) + number / 10, windows=3, **known)
+    verdict, said = judged(found.path)
+    assert verdict.sentences[0].id == "clear" and verdict.believe == "care"
+    assert said["left_out_invalid"] == {"settings": "parallel.max_model_len=32768"}
 
 
 def test_a_winner_beats_each_of_its_rivals_and_was_picked_out_of_them(tmp_path: Path) -> None:

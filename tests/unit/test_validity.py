@@ -275,9 +275,11 @@ def test_what_came_until_a_busy_service_gave_its_counters_is_ours() -> None:
     later = [request(index=i, start_s=9.9, chunk_times=times, output_tokens=13, end_s=10.3) for i in range(5)]
     measured = window(*many(40), *later, engine_tokens={"0": 75, "1": 70})
     assert reason(measured) == "the engines made 145 tokens in the window, 85 of them for us"
-    assert reason(replace(measured, growth=Growth({}, until_s=10.2))) is not None, "the page came before they did"
-    assert reason(replace(measured, growth=Growth({}, until_s=10.4))) is None
-    foreign = replace(measured, engine_tokens={"0": 100, "1": 100}, growth=Growth({}, until_s=10.4))
+    assert reason(replace(measured, growth=Growth({}, last_s=(10.0, 10.2)))) is not None, (
+        "the page came before they did"
+    )
+    assert reason(replace(measured, growth=Growth({}, last_s=(10.0, 10.4)))) is None
+    foreign = replace(measured, engine_tokens={"0": 100, "1": 100}, growth=Growth({}, last_s=(10.0, 10.4)))
     assert reason(foreign) == "the engines made 200 tokens in the window, 145 of them for us"
 
 

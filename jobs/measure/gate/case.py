@@ -70,10 +70,15 @@ class Case:
         return rounds.in_flight(self.window)
 
     @property
+    def alike(self) -> bool:
+        """Whether requests are equal; those of a trace may be."""
+        bench = self.config.bench
+        return bench.lengths == "fixed" and bench.workload not in ("sharegpt", "multi_turn")
+
+    @property
     def of_equals(self) -> bool:
         """Whether a closed loop sends equal requests, so that its rounds tell of the service alone."""
-        bench = self.config.bench
-        return not bench.is_open and bench.lengths == "fixed" and bench.workload not in ("sharegpt", "multi_turn")
+        return self.alike and not self.config.bench.is_open
 
 
 def first_error(records: Iterable[RequestRecord]) -> str:

@@ -80,10 +80,14 @@ def of_load(case: Case) -> Found:
 
 def not_checked(config: Config, window: Window) -> Found:
     """What a service that does not tell leaves open."""
+    aged_s = window.growth.aged_s
+    if aged_s:
+        words = f"the service's page of counters is a copy that is up to {aged_s:.0f} s old"
+        yield Finding(f"{words}: requests of others are not checked by their number")
     if not window.engine_tokens:
         yield Finding("the service tells no counters: requests of others, idle engines and cache hits are not checked")
         return
-    unknown = [] if window.finished is not None else ["requests of others by their number"]
+    unknown = [] if window.finished is not None or aged_s else ["requests of others by their number"]
     if window.growth.prefix_queries is None and config.parallel.enable_prefix_caching is not False:
         unknown.append("cache hits")
     if unknown:
@@ -181,7 +185,8 @@ def foreign(case: Case) -> Found:
     ours_cut = sum(record.status != "ok" for record in window.records)
     if (window.aborted or 0) > ours_cut:
         yield Finding(f"{(window.aborted or 0) - ours_cut} requests that were not ours were broken off", True)
-    arrived = arrived_tokens(window, until_s=max(window.closed_s, window.growth.until_s or 0.0))
+    first, last = _ends(window)
+    arrived = arrived_tokens(window, first[0], last[1])
     generated = sum(window.engine_tokens.values())
     if generated > arrived * (1 + FOREIGN_SHARE) + FOREIGN_IN_FLIGHT * (_at_closing(window) + 1):
         yield Finding(f"the engines made {generated} tokens in the window, {arrived:.0f} of them for us", True)
@@ -201,20 +206,32 @@ def usage(case: Case) -> Found:
     if len(window.growth.tokens) < case.config.parallel.engines:
         return
     slack = FOREIGN_IN_FLIGHT * (_at_closing(window) + 1)
-    told = arrived_tokens(window, since_s=window.growth.since_s)  # by then the first page had come
+    first, last = _ends(window)
+    told = arrived_tokens(window, first[1], last[0])
     made = sum(window.growth.tokens.values())
     if made < told * (1 - FOREIGN_SHARE) - slack:
         yield Finding(f"usage says {told:.0f} tokens in the window, and the engines made {made}", True)
         return
+    ours = [record for record in window.records if record.status == "ok"]
+    prompts = sum(record.prompt_tokens or 0 for record in ours)
+    if window.prompted is not None and window.prompted < prompts * (1 - FOREIGN_SHARE):
+        words = f"usage says {prompts} tokens of prompts, and the engines read {window.prompted}"
+        yield Finding(f"{words}: were they cut short?", True)
     if window.generated is None:
         return
-    whole = sum(record.output_tokens or 0 for record in window.records if record.status == "ok")
+    whole = sum(record.output_tokens or 0 for record in ours)
     generated = window.generated - case.probes
     words = f"usage says {whole} tokens in all, and the engines made {generated}"
     if window.generated < whole * (1 - COUNTED_SHARE) - slack:
         yield Finding(words, True)
     elif generated > (whole + _of_broken(window)) * (1 + COUNTED_SHARE) + slack:
         yield Finding(f"{words}: usage that is too low, or requests of others?", True)
+
+
+def _ends(window: Window) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return between which moments each of the two pages of the window was made."""
+    told, opened, closed = window.growth, window.opened_s, window.closed_s
+    return told.first_s or (opened, opened), told.last_s or (closed, closed)
 
 
 def _of_broken(window: Window) -> float:

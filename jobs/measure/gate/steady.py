@@ -11,63 +11,50 @@ A service that comes and goes fits none of the shapes. In a closed loop of equal
 quarter of the parts against the fastest: noise of 20 % an answer makes 1.9 of that in one of a hundred windows. And
 slowness that is short is told by the time that it costs, over parts as short as a round: those in which a token took
 several times as long as in the fastest quarter of them, whatever comes before and after. In an open loop prefills and
-neighbours come and go too, so there the fast gaps of a part (their 10th percentile) must be slow.
+neighbours come and go too, so there the fast gaps of a part (their 10th percentile) must be slow. By these gaps, over
+parts of a second or two, a swing is told too that comes again in a period or dies away, where the quarters cannot be
+compared by rounds: in an open loop of equal requests, and in a closed one of unequal ones.
 
 How far noise alone goes is measured in each window, by neighbouring parts: one that is twice as slow as others tells
 nothing where every answer takes a fifth more or less than the next. And an answer that reaches over two parts makes
 them alike, so that a level seems to hold where it is one slow answer: the fewer rounds a part has, the better a shape
 must fit (`_alike`).
 
-Four shapes are laid through the logarithms of the parts: a line (heat), one up and down again, a step (throttled, or
-warm at last) and a step that is taken back. What is said is the change of the shape that fits best, where it fits far
-better than none: by an F test whose limit is that of the best of all these shapes. `benchmarks/steady.py` has the
+What is said is the change of the shape that fits best, where it fits far better than none: by an F test whose limit is
+that of the best of all these shapes (shapes.py). `benchmarks/steady.py` has the
 simulations from which the limits come, with the share of clean windows that they refuse and what they find.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.core.student import student
 from jobs.measure.gate.case import LIMIT, NEEDED_IN_FLIGHT, NOTED, Case, Finding, Found
+from jobs.measure.gate.shapes import CHANCE, LEAST_PARTS, change
 from jobs.measure.records import RequestRecord
 from jobs.measure.statistics import in_one_piece
 
 Floats = NDArray[np.float64]
 
-LEAST_PARTS, MOST_PARTS = 5, 10
+MOST_PARTS = 10
 LEAST_S = 3.0
 """Shortest part: what a machine does within a second or two is its scheduler's doing, and other programs'."""
 
-SHORTEST = 2
-"""Parts of the shortest level: one alone is a hiccup."""
-
-CHANCE = 0.0025
-"""Share of level windows that a single test may call otherwise: there are five, and all checks may name 2 %."""
-
 NOISE = 0.2
 """Scatter of the answers that is allowed for, where neighbouring parts have so much; what is more is worth a note."""
-
-F_LIMIT = {5: 190.0, 6: 112.0, 7: 87.0, 8: 68.0, 9: 59.0, 10: 52.0}
-"""By number of parts: where no part depends on another, `CHANCE` of level windows fit a shape better. A line,
-which is no choice of several, has its own limit in a closed loop; in an open one lines come by themselves."""
-
-LINE = CHANCE / 6
-"""One-sided, for Student's t of a line. A machine that swings slowly makes lines too."""
-
-OPEN_LOOP = 2.0
-"""In an open loop the parts depend on each other: requests that came close together are still there in the next one."""
 
 TWICE, SOME, SMOOTH, SMOOTH_PARTS = 2.0, 1.25, 0.5, 12
 """Time of a token in the slowest quarter of the parts against the fastest from which a service came and went; and from
 which it did where neighbouring parts are alike: squares of the differences of neighbours by those from the mean (von
 Neumann 1941), which are 2 of noise, over so many parts at least."""
+
+IN_GAPS = 2.2
+"""Of the fast gaps of parts of a second or two, whatever the noise: one in 400 windows of 60 requests goes so far."""
 
 FIRSTS = 5
 """Requests of a part from which their times to the first token have a median, and an open loop's prefills a mean."""
@@ -81,6 +68,8 @@ is slow for most of its time counts too, where another one is slow."""
 
 LOST_CLOSED, LOST_OPEN, LOST_LIMIT, LOST_ENGINE = 0.05, 0.08, LIMIT / (1 + LIMIT), 0.04
 """Share of the time that slow parts cost: noted, beyond which the mean is off by LIMIT, and noted of an engine."""
+
+SWINGS = "the service was not steady: a token took {:.3g} times as long in the slowest quarter as in the fastest"
 
 _QUARTER = NormalDist().inv_cdf(0.75)
 """A quarter of normal values lie so many standard deviations below their mean."""
@@ -133,15 +122,16 @@ def steady(case: Case) -> Found:
         why = "throttled, or another load?" if traced else "throttled, heated, or not yet warm?"
         words = f"the service was not steady: {what} over the window ({why})"
         yield Finding(words, max(found, first) > LIMIT and not traced)
-    elif not grows and (slow := _slow(answers, window.opened_s, until, rounds, open_loop, turns)):
-        share, seconds, times = slow
+    elif not grows:
+        share, seconds, times = _slow(answers, window.opened_s, until, rounds, open_loop, turns) or (0.0, 0.0, 0.0)
         if share > (LOST_OPEN if open_loop else LOST_CLOSED):
             words = f"for {seconds:.0f} s of the window a token took up to {times:.2g} times as long as usual"
             invalid = share > LOST_LIMIT and not traced
             yield Finding(f"the service was not steady: {words} (throttled for a while?)", invalid)
-    if not case.of_equals:
-        return
-    yield from _comes_and_goes(answers, edges, rounds, quiet=max(found, first) <= NOTED)
+        elif not case.of_equals and not traced and (not open_loop or case.alike):
+            yield from _in_gaps(answers, window.opened_s, until, open_loop)
+    if case.of_equals:
+        yield from _comes_and_goes(answers, edges, rounds, quiet=max(found, first) <= NOTED)
 
 
 def engines(case: Case) -> Found:
@@ -176,15 +166,25 @@ def _comes_and_goes(answers: Sequence[RequestRecord], edges: Floats, rounds: int
     """Slow quarters of a closed loop; `quiet`: nothing was said of a change, so a smooth swing is worth a note."""
     measures = (_over_gaps, _over_requests)
     told = [over(answers, np.linspace(edges[0], edges[-1], min(FINE_PARTS, rounds) + 1)) for over in measures]
-    words = "the service was not steady: a token took {:.3g} times as long in the slowest quarter as in the fastest"
     limits = [max(TWICE, _apart(_levels(*one), len(edges) - 1)) for one in told]
     coarse = [_swing(*over(answers, edges)) for over in measures]
     if beyond := [swing for swing, limit in zip(coarse, limits, strict=True) if swing > limit]:
-        yield Finding(f"{words.format(max(beyond))} (throttled now and then?)", True)
+        yield Finding(f"{SWINGS.format(max(beyond))} (throttled now and then?)", True)
         return
     smooth = [_swing(*one) for one in told if quiet and rounds >= SMOOTH_PARTS and _regular(*one)]
     if (swing := max(smooth, default=1.0)) > SOME:
-        yield Finding(words.format(swing))
+        yield Finding(SWINGS.format(swing))
+
+
+def _in_gaps(answers: Sequence[RequestRecord], begin_s: float, end_s: float, open_loop: bool) -> Found:
+    """Slow quarters by the fast gaps, which hold no prefill and are alike whatever the lengths of the requests."""
+    edges = np.linspace(begin_s, end_s, min(2 * FINE_PARTS, int(2 * (end_s - begin_s) / LEAST_S)) + 1)
+    levels = _fast_gaps(answers, edges)
+    levels = _evened(levels, _over_gaps(answers, edges)[1]) if open_loop else levels
+    known = levels[levels > 0]
+    each, limit = np.ones(len(known)), min(IN_GAPS, max(SOME, _apart(known, len(known)) if len(known) > 3 else 0.0))
+    if len(known) >= SMOOTH_PARTS and (swing := _swing(known, each)) > limit and _regular(known, each, alike=0.0):
+        yield Finding(SWINGS.format(swing))
 
 
 def _levels(busy: Floats, made: Floats) -> Floats:
@@ -192,8 +192,10 @@ def _levels(busy: Floats, made: Floats) -> Floats:
     return busy[made > 0] / made[made > 0]
 
 
-def _regular(busy: Floats, made: Floats) -> bool:
+def _regular(busy: Floats, made: Floats, alike: float | None = None) -> bool:
     """Return whether neighbouring parts are more alike than noise would have them, or come again in a period.
+
+    `alike`: correlation of neighbouring parts of noise; None: that of parts as long as a round.
 
     A period is told by the largest part of the periodogram (Fisher 1929, "Tests of significance in harmonic analysis"):
     noise of rounds, of which neighbours are alike, has so large a one in `CHANCE` of windows.
@@ -201,11 +203,12 @@ def _regular(busy: Floats, made: Floats) -> bool:
     levels = np.log(_levels(busy, made))
     around = levels - levels.mean() if len(levels) >= SMOOTH_PARTS else np.zeros(1)
     waves = 2 * np.pi * np.arange(1, (len(around) + 1) // 2) / len(around)
-    power = np.abs(np.fft.rfft(around)[1 : len(waves) + 1]) ** 2 / (1 + 2 * _alike(1.0) * np.cos(waves))
+    power = np.abs(np.fft.rfft(around)[1 : len(waves) + 1]) ** 2
+    power /= 1 + 2 * (_alike(1.0) if alike is None else alike) * np.cos(waves)
     if not power.sum() > 0:
         return False
-    alike = float((np.diff(levels) ** 2).sum()) < SMOOTH * float((around**2).sum())
-    return alike or len(power) * (1 - power.max() / power.sum()) ** (len(power) - 1) < CHANCE
+    smooth = float((np.diff(levels) ** 2).sum()) < SMOOTH * float((around**2).sum())
+    return smooth or len(power) * (1 - power.max() / power.sum()) ** (len(power) - 1) < CHANCE
 
 
 def _slow(
@@ -340,59 +343,3 @@ def _over_gaps(answers: Sequence[RequestRecord], edges: Floats) -> tuple[Floats,
     gaps = np.concatenate([np.diff(record.chunk_times) for record in several])
     each = np.concatenate([np.full(n - 1, (r.output_tokens or 0) / n) for r in several if (n := len(r.chunk_times))])
     return np.histogram(ends, edges, weights=gaps)[0], np.histogram(ends, edges, weights=each)[0]
-
-
-def change(busy: Floats, made: Floats, *, open_loop: bool, bit_by_bit: bool = True, alike: float = 0.0) -> float:
-    """Return by which share the seconds for a token change over the parts, up or down; 0: chance may do the same.
-
-    Args:
-        busy: seconds in each part, shape (parts,).
-        made: tokens of them, shape (parts,). A part without any is left out.
-        open_loop: the load is not held: an engine takes longer for a token where it makes more of them, which is
-            allowed for.
-        bit_by_bit: a line is a change too.
-        alike: correlation of neighbouring parts: the mean of many then scatters by 1 + 2 `alike` of what it would.
-    """
-    there = made > 0
-    parts = int(there.sum())
-    if parts < LEAST_PARTS:
-        return 0.0
-    levels = np.log(busy[there] / made[there])
-    rates = np.log(made[there]) if open_loop else None
-    around, _ = _left(levels, np.ones((parts, 1)), rates)
-    line = F_LIMIT[parts] if open_loop else student(1 - LINE, parts - 2) ** 2
-    best, found = OPEN_LOOP if open_loop else 1 + 2 * alike, 0.0
-    for number, (shape, reach) in enumerate(_shapes(parts)):
-        left, size = _left(levels, np.column_stack([np.ones(parts), shape]), rates)
-        fit = (around - left) / max(left / (parts - 2), 1e-9) / (F_LIMIT[parts] if number else line)
-        if fit > best:
-            best, found = fit, float(np.expm1(size * reach)) if bit_by_bit or reach == 1.0 else 0.0
-    return found
-
-
-def _left(levels: Floats, basis: Floats, rates: Floats | None) -> tuple[float, float]:
-    """Return the squares that a least-squares fit leaves, and the range of what it fits."""
-    if rates is not None:
-        beside = np.column_stack([basis, rates - rates.mean()])
-        found, *_ = np.linalg.lstsq(beside, levels, rcond=None)
-        if found[-1] > 0:
-            return float(((levels - beside @ found) ** 2).sum()), float(np.ptp(basis @ found[:-1]))
-    found, *_ = np.linalg.lstsq(basis, levels, rcond=None)
-    return float(((levels - basis @ found) ** 2).sum()), float(np.ptp(basis @ found))
-
-
-def _shapes(parts: int) -> Iterator[tuple[Floats, float]]:
-    """Yield a line, up and down again, steps, and steps that are taken back, each with the part of it that is seen.
-
-    The middles of the parts do not reach the ends of the window.
-    """
-    place = np.arange(parts, dtype=np.float64)
-    yield place, parts / (parts - 1)
-    cuts = range(SHORTEST, parts - SHORTEST + 1)
-    for top in cuts[1:-1]:
-        yield np.abs(place - top + 0.5), parts / (parts - 1)
-    for at in cuts:
-        yield (place >= at).astype(np.float64), 1.0
-    for first, last in itertools.combinations(cuts, 2):
-        if last - first >= SHORTEST:
-            yield ((place >= first) & (place < last)).astype(np.float64), 1.0
