@@ -222,7 +222,7 @@ def test_queueing_is_one_warning_for_all_loads() -> None:
     made = planned("bench.concurrency=1,64,128,256", "parallel.max_num_seqs=16")
     [warning] = made.warnings
     assert warning.startswith("only 32 requests run at once (max_num_seqs x data-parallel ranks = 16 x 2): the rest")
-    assert warning.endswith("bench.concurrency=64,128,256")
+    assert warning.endswith("(bench.concurrency=64,128,256)")
 
 
 def test_the_memory_verb_looks_at_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
