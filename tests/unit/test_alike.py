@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as some
 
 from jobs.core import alike
@@ -29,6 +29,7 @@ def test_figures_that_differ_are_told_in_one_text(texts: list[str], one: str) ->
 
 
 @given(some.text("p9a .,=-#%", max_size=12), some.text("p9a .,=-#%", max_size=12))
+@example("9", "#")
 def test_texts_of_one_kind_can_be_one(first: str, second: str) -> None:
     assert alike.as_one([first]) == first
     if alike.kind(first) == alike.kind(second):
