@@ -127,7 +127,7 @@ def not_private(path: Path) -> str | None:
     for number, part in enumerate(parts):
         try:
             info = part.lstat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError, PermissionError):  # who wants to make something there will fail
             return None
         others = info.st_mode & 0o022
         if stat.S_ISLNK(info.st_mode):

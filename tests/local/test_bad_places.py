@@ -29,10 +29,6 @@ def a_file(host: Host) -> Path:
     return host.shared / "file"
 
 
-def anothers(host: Host) -> Path:
-    return host.attacker.home
-
-
 def full(host: Host) -> Path:
     """Return a file system of the victim's in which not one more directory can be made."""
     place = host.shared / "full"
@@ -43,7 +39,7 @@ def full(host: Host) -> Path:
     return place
 
 
-@pytest.mark.parametrize("where", [missing, a_file, anothers, full], ids=lambda where: where.__name__)
+@pytest.mark.parametrize("where", [missing, a_file, full], ids=lambda where: where.__name__)
 def test_a_tmpdir_that_is_none_is_named_in_the_row(host: Host, zygote: Zygote, where: object) -> None:
     assert callable(where)
     place, root = where(host), host.shared / "runs"

@@ -148,6 +148,7 @@ def test_nothing_is_kept_in_a_temporary_directory_whose_owner_can_exchange_it(ho
     """An engine has its sockets there, and a container the script that it begins with."""
     place = host.shared / "tmp"
     host.attacker.call(lambda: (place.mkdir(), place.chmod(mode)))
-    assert host.victim.call(private_place, str(place)) == "/tmp"
-    for good in (host.victim.home / "tmp", host.shared, Path("/tmp"), Path("/nonexistent")):
+    for bad in (place, host.attacker.home, host.attacker.home / "tmp"):
+        assert host.victim.call(private_place, str(bad)) == "/tmp"
+    for good in (host.victim.home / "tmp", host.shared, Path("/tmp"), Path("/nonexistent"), Path("/etc/passwd/x")):
         assert host.victim.call(private_place, str(good)) == str(good)
