@@ -47,6 +47,9 @@ _NEAREST = 3
 """Lines shown that come near to an error."""
 
 _ENDED = "stopped-orderly"
+_UNASKED = ("engine-ended", "engine-killed")
+"""What a rank says of an engine that nobody stopped, in however good order it went."""
+
 _BEFORE = ("queue", "container", "start")
 _TO_READY = ("queue", "container", "start", "load", "rendezvous")
 _LIFE = ("queue", "container", "start", "load", "rendezvous", "graph", "serve")
@@ -170,7 +173,8 @@ def not_after_stop(hits: Sequence[Hit], logs: Sequence[RankLog], times: Sequence
         return list(hits)
 
     def noise(hit: Hit) -> bool:
-        kept = hit.kind in ("cause", "note", "stage") or hit.of_client or hit.outside or hit.speaker != ""
+        ours = hit.signature is not None and hit.signature.id in _UNASKED
+        kept = ours or hit.kind in ("cause", "note", "stage") or hit.of_client or hit.outside or hit.speaker != ""
         return not (kept or hit.event.text.startswith(("srun: ", "slurm"))) and after(hit)
 
     return [hit for hit in hits if not noise(hit)]
