@@ -27,7 +27,7 @@ from jobs.measure.arrivals import poisson
 from jobs.measure.heartbeat import Heartbeat
 from jobs.measure.load import Load
 from jobs.measure.records import Answer, RequestRecord, Target, Window
-from jobs.measure.series import PERIOD_S, Page, Scraper, fresh, of_window, result, samples, totals
+from jobs.measure.series import PERIOD_S, Page, Scraper, fresh, is_busy, of_window, result, samples, totals
 from jobs.measure.tokenizer import Tokenizer
 from jobs.measure.underload import Questions
 from jobs.measure.wire import Connections, clock
@@ -40,6 +40,9 @@ _SCRAPE_AFTER_STOP_S = 0.5
 
 _READINGS = 10
 """Of the last page, until it tells of all that came."""
+
+_SETTLES = 3
+"""Readings of the first page, until it tells of no request: others may have some there."""
 
 _APART = 1 << 30
 """Number of the first warm-up request where the measured ones are counted from 0: none is sent twice."""
@@ -103,8 +106,7 @@ async def measure(
         begun = clock()
         async with asyncio.TaskGroup() as group:
             scraper = Scraper(group, connections, _SCRAPE_S)
-            before = scraper.scrape()
-            await asyncio.wait({before}, timeout=_SCRAPE_S)  # a busy service would count the first answers in it
+            before = await _first_page(scraper)
             polling = group.create_task(scraper.run())
             beating = group.create_task((heart := Heartbeat()).run())
             run = _WindowRun(bench, limits, connections, workload, stop, on_phase, scraper, number, questions)
@@ -112,6 +114,20 @@ async def measure(
             polling.cancel()
             beating.cancel()
             return replace(await _told(_placed(window, heart, questions), scraper, before, stop), begun_s=begun)
+
+
+async def _first_page(scraper: Scraper) -> asyncio.Task[Page | None]:
+    """Read the page from which is counted, before the load begins: a busy service would count its first answers in it.
+
+    Nothing of ours is under way yet. A page that tells of requests may not have counted the last window's to their end.
+    """
+    for left in reversed(range(_SETTLES)):
+        page = scraper.scrape()
+        await asyncio.wait({page}, timeout=_SCRAPE_S)
+        if not left or not is_busy(result(page)):
+            break
+        await asyncio.sleep(PERIOD_S)
+    return page
 
 
 async def _told(window: Window, scraper: Scraper, before: asyncio.Task[Page | None], stop: asyncio.Event) -> Window:

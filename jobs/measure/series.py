@@ -71,6 +71,12 @@ def of_window(pages: Sequence[Page], window: Window) -> Growth:
     return Growth({})
 
 
+def is_busy(page: Page | None) -> bool:
+    """Return whether a page tells of requests that run or wait."""
+    gauges = (metrics.RUNNING, metrics.WAITING)
+    return page is not None and any(any(metrics.engine_counters(page.text, name).values()) for name in gauges)
+
+
 def samples(pages: Sequence[Page]) -> tuple[Sample, ...]:
     """Return one sample for each engine of each page."""
     out: list[Sample] = []

@@ -376,6 +376,23 @@ async def test_the_first_page_of_counters_comes_before_the_load(monkeypatch: pyt
     assert sent[0] == 0
 
 
+async def test_a_first_page_that_still_tells_of_requests_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last window's have ended, and a busy service has not counted them yet: they are no strangers of this one."""
+    monkeypatch.setattr(client, "PERIOD_S", 0.01)
+    sent: list[int] = []
+    page = Stub.metrics
+
+    async def late(stub: Stub, request: web.Request) -> web.Response:
+        sent.append(len(stub.seen))
+        told = (await page(stub, request)).text or ""
+        return web.Response(text=told + 'vllm:num_requests_waiting{engine="0"} 2\n' if len(sent) == 1 else told)
+
+    monkeypatch.setattr(Stub, "metrics", late)
+    async with serving(BENCH, whole) as stub:
+        await measure(BENCH, LIMITS, MODEL, stub.target)
+    assert sent[:2] == [0, 0], "the load waits for the second reading"
+
+
 async def test_metrics_that_hang_do_not_hold_the_load_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "_SCRAPE_S", 0.1)
 
