@@ -258,6 +258,10 @@ def test_a_request_that_we_cut_off_may_have_been_finished_all_the_same() -> None
     assert reason(replace(measured, finished=12, generated=467)) == "1 requests that were not ours ran on the service"
     assert reason(replace(measured, finished=12, generated=468)) is None
     assert reason(replace(measured, finished=13, generated=9999)) is not None, "only two were cut off"
+    # One whose usage has come lacks its end alone: in few pieces, as under load, it would seem to lack most.
+    told = replace(cut(4), output_tokens=40)
+    assert reason(window(*ten, told, finished=11, generated=440)) is None
+    assert reason(window(*ten, told, finished=12, generated=440)) is not None
     assert reason(replace(measured, finished=12, generated=None)) is None, "it tells no tokens"
     pieces = [replace(record, chunk_times=record.chunk_times[::2]) for record in ten]
     assert reason(replace(measured, records=(*pieces, cut(10)), generated=431)) is not None, "two tokens a chunk"

@@ -253,13 +253,14 @@ def _strangers(window: Window, probes: int) -> int:
     did not see; so many are taken for ours as these, and `FOREIGN_IN_FLIGHT`, are enough for, those near their end
     first.
     """
-    cut = [record for record in window.records if record.status == "truncated"]
+    asked = min((r.output_tokens or 0 for r in window.records if r.status == "ok" and not r.check), default=0)
+    ended = [record for record in window.records if record.status == "truncated"]
+    cut = [record for record in ended if not 0 < asked <= (record.output_tokens or 0)]  # others lack their end alone
     beyond = max(0, (window.finished or 0) - probes - (len(window.records) - len(cut)))
     if window.generated is None:
         return max(0, beyond - len(cut))
-    made = window.generated - probes + FOREIGN_IN_FLIGHT * (len(cut) + 1)
+    made = window.generated - probes + FOREIGN_IN_FLIGHT * (len(ended) + 1)
     unseen = round(made - arrived_tokens(window, -np.inf, np.inf))
-    asked = min((r.output_tokens or 0 for r in window.records if r.status == "ok" and not r.check), default=0)
     seen = tokens_a_chunk(window)
     rests = sorted(max(0.0, asked - seen * len(record.chunk_times)) for record in cut)
     return beyond - int(np.searchsorted(np.cumsum(rests[:beyond]), unseen, side="right"))
