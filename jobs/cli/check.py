@@ -55,16 +55,16 @@ def _check(options: argparse.Namespace) -> int:
     found = judge(points)
     if not any(one.finding.severity == "error" for one in found):
         found = (*_together(options.overrides, points), *found)
+    if not options.json:
+        found = check.alike_as_one(found)
     errors = sum(one.finding.severity == "error" for one in found)
     real = list(_real(points)) if options.real and options.json and not errors else None
     if options.json:
         print(json.dumps(as_json(found, points) | ({"real": real} if options.real else {}), default=str))
     else:
-        told = check.alike_as_one(found)
-        for one in told:
+        for one in found:
             print(text(one, points))
-        errors = sum(one.finding.severity == "error" for one in told)
-        wrong = f"{show.count(errors, 'error')}, {show.count(len(told) - errors, 'warning')}"
+        wrong = f"{show.count(errors, 'error')}, {show.count(len(found) - errors, 'warning')}"
         tell(f"{show.count(len(points), 'point')}: {wrong}")
     if options.real and not errors and not options.json:
         real = []

@@ -88,17 +88,15 @@ class _Template:
 
 
 class Catalogue:
-    """Files of English templates with their Chinese; read when it is first asked."""
+    """A file of English templates with their Chinese; read when it is first asked."""
 
-    def __init__(self, *paths: Path) -> None:
-        self._paths = paths
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
     @cached_property
     def texts(self) -> Mapping[str, str]:
         """The Chinese of each template; its places are numbered from the left of the English."""
-        found: dict[str, str] = {}
-        for path in self._paths:
-            found |= json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, str] = json.loads(self._path.read_text(encoding="utf-8"))
         return found
 
     @cached_property
@@ -199,13 +197,11 @@ def words(template: str) -> list[str]:
     return parts
 
 
-_FILES = (Path(__file__).with_suffix(".json"), Path(__file__).with_name("chinese_diagnoses.json"))
-
-OURS = Catalogue(_FILES[0])
+OURS = Catalogue(Path(__file__).with_suffix(".json"))
 """Texts of errors, findings, help, rows and what commands print."""
 
 
-DIAGNOSES = Catalogue(_FILES[1])
+DIAGNOSES = Catalogue(Path(__file__).with_name("chinese_diagnoses.json"))
 """Texts of jobs/diagnose: here, since the report says them too."""
 
 _LONGEST_DIAGNOSIS = 20_000
@@ -219,6 +215,14 @@ _SUMMARY = re.compile(r"((?:rank \d+: )?)(.*?) \(([\w-]+)((?:, narrowed)?)\): (.
 class _All(Catalogue):
     """Both, and the diagnosis in one line (`Diagnosis.summary`), which quotes a line of a log."""
 
+    def __init__(self) -> None:
+        pass
+
+    @cached_property
+    def texts(self) -> Mapping[str, str]:
+        """See `Catalogue`."""
+        return {**OURS.texts, **DIAGNOSES.texts}
+
     def translated(self, text: str, depth: int = _DEEPEST) -> str:
         """Return a text in Chinese: see `Catalogue`."""
         if (found := _SUMMARY.fullmatch(text)) and DIAGNOSES.is_known(found[2]):
@@ -228,7 +232,7 @@ class _All(Catalogue):
         return super().translated(text, depth)
 
 
-ALL = _All(*_FILES)
+ALL = _All()
 """What may stand in a row, or be printed."""
 
 

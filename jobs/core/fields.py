@@ -25,6 +25,12 @@ def from_root(text: str) -> str:
     return text if text.startswith(("/", "{")) or "/" not in text else str(ROOT / text)
 
 
+def override_parts(text: str) -> tuple[str, str]:
+    """Return key, or group, and value of an override in Hydra's grammar (`+key=value`, `~key`)."""
+    key, _, value = text.lstrip("+~").partition("=")
+    return key, value
+
+
 def dotted(tree: Any, key: str) -> Any:
     """Return the value at a dotted key of sections or nested mappings; None where there is none."""
     for part in key.split("."):

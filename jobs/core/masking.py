@@ -224,10 +224,12 @@ def _argument(words: Sequence[Any], at: int) -> str | None:
         return None
     if flag.startswith("--") and is_secret(flag):
         return MASK
+    if flag != "-p" and not _LOGIN_FLAG.fullmatch(flag):
+        return None  # most words; joining what stands before each would take time that grows with the square
     before, parts = " ".join(map(str, words[:at])), str(word).partition(":")
-    if flag == "-p" and re.search(r"\blogin\b|\bsshpass\b", before):
-        return MASK
-    login = _LOGIN_FLAG.fullmatch(flag) and re.fullmatch(_USER, parts[0]) and parts[2] and parts[2][0] not in "$*/{"
+    if flag == "-p":
+        return MASK if re.search(r"\blogin\b|\bsshpass\b", before) else None
+    login = re.fullmatch(_USER, parts[0]) and parts[2] and parts[2][0] not in "$*/{"
     return f"{parts[0]}:{MASK}" if login and _is_password(parts[0], parts[2], before) else None
 
 

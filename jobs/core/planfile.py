@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
+from jobs.core.fields import override_parts
 from jobs.core.foreign import checked, load_visible, refused
 from jobs.core.records import Number
 from jobs.core.rundir import AllocationDir, SweepDir
@@ -62,11 +63,8 @@ class PlanFile:
 
     def text(self, point: PlannedPoint, *, load: bool) -> str:
         """Return the swept values of a point's load, or of its service."""
-        return self.words([key for key in self.swept if key.startswith("bench.") == load], point.point, point.values)
-
-    def words(self, keys: Iterable[str], point: str, values: Mapping[str, Any]) -> str:
-        """Return keys of a point with their values in one line; what a preset set is told by its name."""
-        return in_words(keys, values, self.presets.get(point, {}))
+        keys = (key for key in self.swept if key.startswith("bench.") == load)
+        return in_words(keys, point.values, self.presets.get(point.point, {}))
 
     @cached_property
     def presets(self) -> Mapping[str, Mapping[str, str]]:
@@ -101,8 +99,9 @@ def presets(
 
 
 def _key_and_word(override: str) -> tuple[str, str]:
-    word = override.lstrip("+~").replace("\\:", ":")  # Hydra's own escape
-    return word.partition("=")[0], word
+    key, value = override_parts(override)
+    word = f"{key}={value}" if "=" in override else key
+    return key, word.replace("\\:", ":")  # Hydra's own escape
 
 
 def read_plan(sweep: SweepDir) -> PlanFile:

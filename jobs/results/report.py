@@ -108,8 +108,8 @@ def _shown(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
 def series(run: Run, row: Mapping[str, Any], leave_out: tuple[str, ...]) -> str:
     """Return the name of the line that a row belongs to: other swept values, and whether it is simulated."""
     told = run.presets.get(row["point"], {})
-    words = [told.get(key) or f"{key.rpartition('.')[2]}={row[key]}" for key in run.swept if key not in leave_out]
-    words = list(dict.fromkeys(words))
+    asked = (key for key in run.swept if key not in leave_out)
+    words = list(dict.fromkeys(told.get(key) or f"{key.rpartition('.')[2]}={row[key]}" for key in asked))
     if is_simulated(row["engine"]):
         words.append("(simulator)")
     return " ".join(words)

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from jobs.core import schema
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
-from jobs.core.fields import plain
+from jobs.core.fields import override_parts, plain
 from jobs.core.foreign import from_yaml
 from jobs.core.load import USUAL_CONCURRENCY, open_loop
 from jobs.core.schema import CONF
@@ -208,7 +208,7 @@ def composition_error(error: Exception, overrides: Sequence[str]) -> ConfigError
         reason += f": {str(error.__cause__).splitlines()[0]}"
     reason = " ".join(reason.split())
     for text in overrides:
-        key, _, value = text.lstrip("+~").partition("=")
+        key, value = override_parts(text)
         if key in reason:
             return ConfigError(key, value or text, reason, "See python launch.py --help and python -m jobs keys.")
     return ConfigError("conf", "(composition)", reason, "Check the files in conf/.")

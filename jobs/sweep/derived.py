@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
+from jobs.core.fields import override_parts
 from jobs.core.rundir import Root
 from jobs.engines.ascend import version
 from jobs.engines.ascend.mc2 import advised_buffsize
@@ -111,7 +112,7 @@ AUTO: Mapping[str, Callable[[Config, Known], str]] = {
 
 def usual(overrides: Sequence[str], space: Collection[str], base: Config) -> list[str]:
     """Return what a search sets where nobody did: a length that holds the requests, a load that keeps the limits."""
-    said = {text.lstrip("+~").partition("=")[0] for text in overrides}
+    said = {override_parts(text)[0] for text in overrides}
     given, bench, found = {*said, *space}, base.bench, []
     needed = bench.input_tokens + bench.output_tokens
     if "parallel.max_model_len" not in given and base.parallel.max_model_len < needed:

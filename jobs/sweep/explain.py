@@ -11,7 +11,7 @@ from typing import Any
 
 from jobs.core import names, schema
 from jobs.core.errors import RunError, nearest
-from jobs.core.fields import dotted, plain
+from jobs.core.fields import dotted, override_parts, plain
 from jobs.core.planfile import read_plan
 from jobs.core.records import tolerant
 from jobs.engines.vllm import command, environment
@@ -111,7 +111,7 @@ def source_of(key: str, value: Any, overrides: Sequence[str]) -> str:
     Files are read as they are now. Where none of them holds the value that the run had, that is said.
     """
     for text in reversed(overrides):
-        name = text.lstrip("+~").partition("=")[0]
+        name, _ = override_parts(text)
         if name not in grammar.groups() and (name == key or key.startswith(name + ".") or name.startswith(key + ".")):
             return f"override {text}"
     holders = list(_files(key, overrides))

@@ -15,6 +15,7 @@ from hydra.errors import HydraException, OverrideParseException
 
 from jobs.core import schema
 from jobs.core.errors import ConfigError, nearest
+from jobs.core.fields import override_parts
 from jobs.core.schema import CONF
 from jobs.results.columns import check_objective
 
@@ -97,7 +98,7 @@ def sweep_values(item: Override) -> list[str]:
 
 def swept_keys(points: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """Return the keys whose override differs between points, in order of first appearance."""
-    given = [dict(text.lstrip("+~").partition("=")[::2] for text in point) for point in points]
+    given = [dict(map(override_parts, point)) for point in points]
     keys = dict.fromkeys(key for one in given for key in one)
     return tuple(key for key in keys if len({one.get(key) for one in given}) > 1)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from jobs.core import schema
 from jobs.core.chinese import width
+from jobs.core.fields import override_parts
 from jobs.sweep.points import Point
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def _common(points: Sequence[Point]) -> frozenset[str]:
     sweep = {key.partition(".")[0] for key, scope in schema.schema().items() if scope == "sweep"}
     sweep -= {key.partition(".")[0] for key, scope in schema.schema().items() if scope != "sweep"}
     return (
-        frozenset(word for word in points[0].overrides if _key(word).partition(".")[0] in sweep)
+        frozenset(word for word in points[0].overrides if override_parts(word)[0].partition(".")[0] in sweep)
         if points
         else frozenset()
     )
@@ -89,15 +90,11 @@ def _shared(overrides: Sequence[Sequence[str]]) -> frozenset[str]:
     return frozenset.intersection(*map(frozenset, overrides))
 
 
-def _key(word: str) -> str:
-    return word.lstrip("+~").partition("=")[0]
-
-
 def _settings(point: Point, common: frozenset[str], *, load: bool) -> str:
     return " ".join(
         _named(word)
         for word in point.overrides
-        if word not in common and (_key(word).partition(".")[0] == _LOAD) == load
+        if word not in common and (override_parts(word)[0].partition(".")[0] == _LOAD) == load
     )
 
 
