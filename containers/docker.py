@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import re
 import sys
 from collections.abc import Sequence
@@ -18,22 +17,8 @@ from socket import gethostname
 from subprocess import CompletedProcess
 from typing import ClassVar
 
-from containers import faults
-from containers.base import (
-    Argv,
-    Env,
-    Fetched,
-    Inside,
-    Local,
-    Log,
-    Order,
-    Runtime,
-    Start,
-    Stock,
-    check_programs,
-    clash,
-    copied,
-)  # fmt: skip
+from containers import base, faults
+from containers.base import Argv, Env, Fetched, Inside, Local, Log, Order, Runtime, Start, Stock
 from containers.base import log as tell
 from containers.held import FORM, Held, read_image
 from containers.spec import REGISTRY, Image, Mount, Spec, option_words
@@ -94,7 +79,7 @@ class Docker(Runtime):
 
     def check(self, spec: Spec, *, here: bool = False) -> None:
         if here:
-            check_programs(self)
+            base.check_programs(self)
         if spec.image.path:
             reason = f"{self.name} runs no squashfs file"
             raise ConfigError("container.image", spec.image.path, reason, "Name the image, or use container=enroot.")
@@ -160,15 +145,15 @@ class Docker(Runtime):
             remedy = "Name the image by its digest, NAME@sha256:..., so that no tag can move."
             raise RunError("container.image", reference, reason, remedy)
         if runs != "true":
-            argv = [self.name, "logs", "--tail", "20", order.name]
-            said = process.run(argv, env=env, timeout_s=ANSWER_S)
-            last = " ".join((said.stdout + said.stderr).split())[-300:] or "(nothing)"
+            last = self.last_words(order.name, env)
             reason = f"on {gethostname()} its shell ended at once, and the container with it; it said: {last}"
-            other = "exec format error" in last
-            remedy = (
-                f"Take the image for {platform.machine()}." if other else "Take one whose `bash` waits on a terminal."
-            )
+            remedy = faults.for_this_processor(last) or "Take one whose `bash` waits on a terminal."
             raise RunError("container.image", reference, reason, remedy)
+
+    def last_words(self, name: str, env: Env) -> str:
+        """Return what the shell of a container that has ended said last."""
+        said = self.run(env, "logs", "--tail", "20", name, timeout_s=ANSWER_S)
+        return " ".join((said.stdout + said.stderr).split())[-300:] or "(nothing)"
 
     def _bring(self, image: Image, env: Env) -> Fetched:
         """Pull an image that is not here. Returns which one is here then."""
@@ -224,7 +209,7 @@ class Docker(Runtime):
 
     def copies_of(self, order: Order, folder: Path | None) -> list[Argv]:
         """Return what puts a directory of the node into the container, under the same path, where it is not mounted."""
-        if folder is None or not copied(self, order.spec):
+        if folder is None or not base.copied(self, order.spec):
             return []
         return [self.exec(order.name, ["mkdir", "-p", str(folder.parent)]),
                 [self.name, "cp", str(folder), f"{order.name}:{folder}"]]  # fmt: skip
@@ -292,7 +277,7 @@ class Docker(Runtime):
         whose = f"of the rank {tag} (job/service/rank) of user {uid}" if tag else "that this tool did not make"
         found = f"{state or 'in some state'}, of {image or 'some image'}, {whose}"
         removal = f"`{self.name} rm --force {name}` removes it with all that runs in it."
-        return clash(name, f"{self.name} has a container of this name already, {found}", removal)
+        return base.clash(name, f"{self.name} has a container of this name already, {found}", removal)
 
     def failure(
         self, argv: Sequence[str], code: int, output: str, key: str = "container.runtime", value: str | None = None
@@ -344,7 +329,11 @@ class InDocker(Inside):
             if done.returncode != 0:
                 gone = any(words in done.stderr for words in _NO_CONTAINER)
                 return "its container was removed from outside" if gone else error.reason
-            return None if done.stdout.startswith("running") else f"its container has ended: {done.stdout.strip()}"
+            if done.stdout.startswith("running"):
+                return None
+            last = self._docker.last_words(self.order.name, self.env)
+            said = f"; it said: {last}. {remedy}" if (remedy := faults.for_this_processor(last)) else ""
+            return f"its container has ended: {done.stdout.strip()}{said}"
         return "it lives on: its client lost it, as where a daemon is restarted" if "lives" in words else None
 
     def wake(self) -> None:
@@ -388,7 +377,7 @@ class InDocker(Inside):
         order, name = self.order, self.order.name
         if order.folder is None or self._docker.ours(self.env).get(name) != owner(order.tag):
             return []
-        if not copied(self._docker, order.spec):
+        if not base.copied(self._docker, order.spec):
             with contextlib.suppress(RunError):  # it may have ended
                 self._exec("find", str(order.folder), "-mindepth", "1", "-delete", timeout_s=REMOVE_S)
         self._docker.remove(name, self.env)

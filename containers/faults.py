@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import socket
 from collections.abc import Sequence
@@ -20,6 +21,11 @@ _SAYS_WHY = re.compile(
     r"|[Ee]rror response|^Error"
 )
 _LONGEST = 300
+
+
+def for_this_processor(said: str) -> str:
+    """Return what to do where a container's last words are that its image is for another processor; else nothing."""
+    return f"Take the image for {platform.machine()}." if "exec format error" in said else ""
 
 
 def failure(argv: Sequence[str], code: int, output: str, key: str, value: object, faults: Faults) -> RunError:

@@ -15,7 +15,7 @@ SLACK_S = 20.0
 
 
 def _param(case: Case) -> object:
-    of_its_kind = ([pytest.mark.vllm] if case.real else []) + ([pytest.mark.waits] if case.alone else [])
+    of_its_kind = [pytest.mark.vllm] if case.real else []
     tags = [pytest.mark.lab, pytest.mark.timeout(600), *of_its_kind]
     return pytest.param(case, id=case.id, marks=tags)
 

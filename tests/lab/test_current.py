@@ -18,7 +18,7 @@ from test_main_job import hosts_of
 
 from jobs.core.files import read_lines
 
-pytestmark = [pytest.mark.lab, pytest.mark.waits, pytest.mark.timeout(600), pytest.mark.usefixtures("warm")]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(600), pytest.mark.usefixtures("warm")]
 
 NODES = ["npu-node1", "npu-node2"]
 HOLD = "import json, os, sys; print(json.dumps(dict(os.environ)), flush=True); sys.stdin.read()"

@@ -19,8 +19,6 @@ from lab import Lab, main
 from layout import HOSTS, SYSTEM_SLURM_CONF, Layout
 from processes import LabError, Process, wait_until
 
-pytestmark = pytest.mark.waits
-
 ONE, TWO = "npu-node1", "npu-node2"
 
 

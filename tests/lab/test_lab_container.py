@@ -11,7 +11,7 @@ import pytest
 from lab import Lab
 from launching import python
 
-pytestmark = [pytest.mark.waits, pytest.mark.usefixtures("warm")]
+pytestmark = [pytest.mark.usefixtures("warm")]
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = ("container.image=ascend/vllm-ascend:v0.9.1-openeuler", "container.registry=registry.example")

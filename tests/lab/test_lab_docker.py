@@ -14,7 +14,7 @@ from real_runtimes import HTPASSWD, ON_NODE, Real, check_row, docker, need, regi
 from jobs.core.files import read_json
 from jobs.core.rundir import SweepDir
 
-pytestmark = [pytest.mark.lab, pytest.mark.waits, pytest.mark.timeout(300), pytest.mark.usefixtures("warm")]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300), pytest.mark.usefixtures("warm")]
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ REHEARSAL = (
     f"engine.data_parallel_rpc_port={RPC_PORT}",
 )
 
-pytestmark = [pytest.mark.lab, pytest.mark.waits, pytest.mark.timeout(300), pytest.mark.usefixtures("warm")]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300), pytest.mark.usefixtures("warm")]
 
 
 def sweep(lab: Lab, root: Path, *words: str) -> tuple[list[str], dict[str, Any]]:

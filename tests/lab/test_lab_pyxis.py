@@ -28,7 +28,6 @@ PLUGIN = next((path for path in (Path(place, "spank_pyxis.so") for place in PLAC
 
 pytestmark = [
     pytest.mark.lab,
-    pytest.mark.waits,
     pytest.mark.timeout(300),
     pytest.mark.skipif(not (PLUGIN and shutil.which("enroot")), reason="there is no pyxis, or no enroot"),
 ]

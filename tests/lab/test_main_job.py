@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import psutil
 import pytest
+from batching import engines_of
 from lab import Lab
 from launching import python
 
+from jobs.allocation.node.cleanup import unused
 from jobs.core.files import read_json, read_lines
-from jobs.core.process import TAG
 from jobs.core.rundir import AllocationDir, RankDir, SweepDir
 from jobs.measure.speculation import NOT_TEXT
 
@@ -39,24 +39,12 @@ REPLICAS = (
 )
 
 
-def tagged() -> list[int]:
-    """Return the pids of all living engine processes, on both nodes: the machine is shared by them."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if TAG in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-        except psutil.Error:
-            continue
-    return found
-
-
 @pytest.mark.lab
 @pytest.mark.vllm
 @pytest.mark.timeout(900)
 def test_two_services_four_rows(lab: Lab, real_vllm: Path, tmp_path: Path) -> None:
     lab.wait_idle()
-    before = set(Path("/dev/shm").iterdir())
+    before = {p.name for p in Path("/dev/shm").iterdir()}
     done = python(
         lab, *COMMAND.split(), *SPECULATING.split(), "bench.repeats=2", f"results.root={tmp_path}", timeout_s=850
     )
@@ -107,8 +95,8 @@ def test_two_services_four_rows(lab: Lab, real_vllm: Path, tmp_path: Path) -> No
             assert (last["state"], last["leftovers"]) == ("done", [])
 
     lab.wait_idle()  # fails unless the allocation is released and both nodes are idle
-    assert tagged() == [], "no process of an engine may be left"
-    assert {p for p in Path("/dev/shm").iterdir() if p not in before and p.name.startswith("psm_")} == set()
+    assert engines_of(read_json(allocation.job)["job_id"]) == [], "no process of an engine may be left"
+    assert unused({p.name for p in Path("/dev/shm").glob("psm_*")} - before) == []
 
 
 @pytest.mark.lab
@@ -152,7 +140,7 @@ def one_row(lab: Lab, command: str, root: Path) -> tuple[dict[str, Any], list[Ra
         last = read_lines(folder.states)[-1]
         assert (last["state"], last["leftovers"]) == ("done", [])
     lab.wait_idle()
-    assert tagged() == [], "no process of an engine may be left"
+    assert engines_of(read_json(allocation.job)["job_id"]) == [], "no process of an engine may be left"
     return row, ranks
 
 

@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 from jobs.cluster.nodelist import expand_nodelist
 from jobs.core.errors import ConfigError
 
-pytestmark = pytest.mark.waits
-
 Scontrol = Callable[[str], tuple[str, ...] | None]
 
 compare = settings(

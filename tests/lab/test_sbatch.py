@@ -15,7 +15,7 @@ from test_main_job import hosts_of
 from jobs.allocation import serving
 from jobs.core.files import read_json
 
-pytestmark = [pytest.mark.waits, pytest.mark.usefixtures("warm")]
+pytestmark = [pytest.mark.usefixtures("warm")]
 
 
 @pytest.mark.lab

@@ -13,7 +13,7 @@ from forks import Zygote
 from lab import Lab
 from slurm_world import SlurmWorld, happen
 
-pytestmark = [pytest.mark.lab, pytest.mark.waits, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 SEQUENCES = int(os.environ.get("SLURM_STATES", "1"))
 FIRST = int(os.environ.get("SLURM_STATES_FROM", "129"))

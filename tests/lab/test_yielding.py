@@ -27,7 +27,6 @@ def measuring(root: Path) -> bool:
 
 
 @pytest.mark.lab
-@pytest.mark.waits
 def test_the_job_of_another_user_goes_first_and_nothing_is_lost(quiet: Lab, tmp_path: Path) -> None:
     words = [sys.executable, *COMMAND.split(), f"results.root={tmp_path}"]
     launched = subprocess.Popen(words, cwd=ROOT, env=os.environ | quiet.env, text=True, stdout=subprocess.PIPE)

@@ -214,7 +214,7 @@ async def test_a_point_that_needs_no_further_window_is_whole_with_those_that_it_
         run = PointRun(config, target, OfService(), None, asyncio.Event(), lambda _: None, enough=enough)
         await asyncio.wait_for(run.run(), LIMIT_S)
     point = run.result()
-    assert not point.truncated and point.figures["windows"] == 1 and asked_for == [1]
+    assert (point.reason, point.truncated, point.figures["windows"], asked_for) == (None, False, 1, [1])
     assert any("1 of 3 windows" in note for note in point.notes)
 
 

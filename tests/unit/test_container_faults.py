@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import platform
 import re
+from collections.abc import Sequence
+from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
 from containers import apptainer, docker, enroot, faults
+from containers.base import Local, Order
+from containers.spec import Image, Spec
 from jobs.core.errors import RunError
 
 DAEMON = "Error response from daemon: "
@@ -133,3 +139,21 @@ def test_each_pattern_is_one(name: str) -> None:
         assert re.compile(pattern, re.MULTILINE)
         assert reason
         assert remedy.endswith(".")
+
+
+def test_a_container_that_ended_for_another_processor_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A runtime may call it running for a moment before its shell has failed."""
+    answers = {"container": "exited with code 1\n", "logs": "exec /opt/bash: exec format error\n", "exec": ""}
+
+    def answer(argv: Sequence[str], **_: object) -> CompletedProcess[str]:
+        return CompletedProcess(
+            argv, argv[1] == "exec", answers[argv[1]], "Error: runc: exec failed: stopped container"
+        )
+
+    monkeypatch.setattr(docker.process, "run", answer)
+    order = Order(
+        Spec("docker", Image(repository="sim", tag="v1")), "1/s/0", Local(tmp_path), tmp_path, folder=tmp_path
+    )
+    fate = docker.Docker().reach(order, {}).fate()
+    assert fate is not None and fate.startswith("its container has ended: exited with code 1; it said: exec /opt/bash")
+    assert fate.endswith(f". Take the image for {platform.machine()}.")
