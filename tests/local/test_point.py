@@ -210,7 +210,7 @@ async def test_a_point_that_needs_no_further_window_is_whole_with_those_that_it_
 
     async with service(*FLAGS) as made:
         await made.both()
-        config, target = asked(repeats=3, num_requests=8, canary="off"), Target(made.url, "tiny")
+        config, target = asked(repeats=3, num_requests=64, canary="off"), Target(made.url, "tiny")
         run = PointRun(config, target, OfService(), None, asyncio.Event(), lambda _: None, enough=enough)
         await asyncio.wait_for(run.run(), LIMIT_S)
     point = run.result()
