@@ -232,8 +232,11 @@ class World:
         return one.said()
 
     def _resumed(self, sweep: SweepDir) -> bool:
-        """Resume a sweep until nothing is left. Returns whether it was begun at all."""
-        for _ in range(2):
+        """Resume a sweep until nothing is left. Returns whether it was begun at all.
+
+        A machine that stands still for a second makes a window invalid, and rightly: so it may take another one.
+        """
+        for _ in range(4):
             said = self._answers(sweep, "resume", "--retry-failed")
             self.remember()
             if "it was never begun" in said:
