@@ -62,8 +62,8 @@ def main() -> int:
             cells.append(f"{spread} x{values.median() / base:.2f}")
         print(f"{figure:14}" + "".join(f"{cell:>34}" for cell in cells))
         if min(map(len, good.values())) > 1:
-            for client, words in differ({name: rows[figure].tolist() for name, rows in good.items()}, "window").items():
-                print(f"  {client}: {words}")
+            for client, said in differ({name: rows[figure].tolist() for name, rows in good.items()}, "window").items():
+                print(f"  {client}: {said}")
     return 1 if len(bad) else 0
 
 

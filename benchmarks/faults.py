@@ -22,7 +22,7 @@ from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/lab"), str(ROOT / "tests/faults")]
+sys.path[:0] = [str(ROOT), *(str(ROOT / "tests" / name) for name in ("fakes", "lab", "faults"))]
 
 from cases import CASES, SLURM_GIVES_UP_S, Case, Result, run  # noqa: E402
 from lab import Lab  # noqa: E402

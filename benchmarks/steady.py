@@ -110,7 +110,8 @@ class Batch:
 
     def __call__(self, random: np.random.Generator, speed: Speed) -> tuple[RequestRecord, ...]:
         """Return the requests of one window."""
-        coming, live, found, now = _arrivals(random, self.rate), [], [], 0.0
+        live: list[tuple[float, list[float]]] = []
+        coming, found, now = _arrivals(random, self.rate), [], 0.0
         while coming or live:
             now = now if live else max(now, coming[0])
             while coming and coming[0] <= now:

@@ -28,7 +28,7 @@ from omegaconf import DictConfig
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jobs.allocation.rank import own_interface  # noqa: E402
+from jobs.allocation.interface import own_interface  # noqa: E402
 from jobs.cluster.nodelist import task_from_slurm  # noqa: E402
 from jobs.cluster.ports import derive_ports  # noqa: E402
 from jobs.core.config import Config  # noqa: E402

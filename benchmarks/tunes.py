@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import logging
 import math
 import subprocess
 import sys
@@ -159,9 +160,9 @@ def tpe(real: Truth, most: float) -> Found:
     """Return what Optuna's TPE finds."""
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    optuna.logging.set_verbosity(logging.ERROR)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=real.seed))
-    axes = {"layout": tuple(LAYOUTS), "seqs": SEQS, "batched": BATCHED, "drafted": DRAFTED}
+    axes: dict[str, tuple[Any, ...]] = {"layout": tuple(LAYOUTS), "seqs": SEQS, "batched": BATCHED, "drafted": DRAFTED}
     places = {values: place for place, values in enumerate(itertools.product(*axes.values()))}
     open_trials: list[Any] = []
 
