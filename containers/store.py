@@ -300,11 +300,6 @@ class Digests:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def known(self, path: Path) -> str | None:
-        """Return the digest of a file as it is now, if it was read before; the file is not opened."""
-        now = state(path)
-        return self._kept(now) if now else None
-
     def read(self, path: Path, stop: Callable[[], bool] = lambda: False) -> str | None:
         """Return the digest of a file, reading it where it was not read before.
 

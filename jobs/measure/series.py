@@ -139,11 +139,6 @@ class Scraper:
                 task.cancel()
 
     @property
-    def series(self) -> tuple[Sample, ...]:
-        """What all pages so far say."""
-        return samples(self.pages)
-
-    @property
     def pages(self) -> list[Page]:
         """All pages so far."""
         return [page for task in self._tasks if (page := result(task))]
