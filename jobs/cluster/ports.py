@@ -17,12 +17,9 @@ from jobs.core.process import name_of
 
 FIRST_PORT = 17_000
 
-
 PORTS_PER_JOB = 10
 
-
 PORT_SLOTS = 1_250
-
 
 PROC_NET = Path("/proc/net")
 

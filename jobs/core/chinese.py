@@ -207,7 +207,6 @@ def words(template: str) -> list[str]:
 OURS = Catalogue(Path(__file__).with_suffix(".json"))
 """Texts of errors, findings, help, rows and what commands print."""
 
-
 DIAGNOSES = Catalogue(Path(__file__).with_name("chinese_diagnoses.json"))
 """Texts of jobs/diagnose: here, since the report says them too."""
 

@@ -39,7 +39,6 @@ _RANK_IN_NAME = (
 _NODE_IN_NAME = re.compile(r"node[-_.]?(\d{1,3})(?!\d)", re.IGNORECASE)
 _SERVICE_STARTS = re.compile(r" service (\w+): start\b")
 
-
 _OURS = re.compile(
     r"(?:rank \d{1,9} \(\w{1,20}\): )?(?:engine [^:]{1,80}: )?(?:error: )?(?:container|model)\.\w{1,40} = "
 )

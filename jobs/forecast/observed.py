@@ -30,7 +30,6 @@ KEPT = 400
 COLUMNS = {"ttft_s": ("ttft_ms_mean", 1e3), "tpot_s": ("tpot_ms_mean", 1e3), "output_per_s": ("output_tok_per_s", 1.0)}
 """Column of a row for each figure of the model, and what one unit of the model is in it."""
 
-
 NORMAL_90, NORMAL_99 = 1.645, 2.576
 FAR = NORMAL_99 / NORMAL_90
 

@@ -48,7 +48,6 @@ _APART = 1 << 30
 _USUAL_CONCURRENCY = 8
 """Requests in flight while a trace is warmed up, where the config does not say."""
 
-
 _HOUR_S, _REQUEST_S = 3600.0, 60.0
 
 

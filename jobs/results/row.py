@@ -50,7 +50,6 @@ SERVICE = (
     *("nodes", "job_id", "attempt", "reused_from", "price_per_m_output_tok", "schema_version"),
 )
 
-
 _NUMBERS = frozenset((*FIGURES, *POINT, *SERVICE)) - {
     *("engine_tokens", "job_id", "reused_from", "spec_by_position", "unexpected")
 }

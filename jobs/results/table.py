@@ -28,7 +28,6 @@ FORMATS = ("csv", "json", "md", "html", "parquet")
 PENDING = "not run yet"
 """Reason of a point that has no row file."""
 
-
 Rows = Mapping[str, Mapping[str, Any]]
 """Rows by point."""
 

@@ -34,7 +34,6 @@ _PROGRESS = re.compile(r"^staged (\S+/\S+ GiB)", re.MULTILINE)
 Parts = Mapping[str, str]
 """Short hashes of a rank's checkpoint: of its sizes, and of the files that describe it; the names of its image."""
 
-
 RATE = "GB/s"
 """Among the parts: how fast a rank's node has copied the checkpoint, which is compared otherwise."""
 
