@@ -15,7 +15,7 @@ from jobs.core import masking, schema
 from jobs.core.errors import RunError
 from jobs.core.fields import dotted
 from jobs.core.foreign import load_yaml, refused
-from jobs.core.planfile import PlanFile, PlannedPoint, in_words, presets, read_plan
+from jobs.core.planfile import PlanFile, PlannedPoint, in_words, read_plan
 from jobs.core.rundir import SweepDir
 from jobs.results.row import blank, columns
 from jobs.results.table import PENDING, cell, column, swept, unreadable, written
@@ -48,7 +48,7 @@ class Run:
 
     sweep: SweepDir
     swept: tuple[str, ...]
-    plan: Mapping[str, Any]
+    plan: PlanFile
     rows: tuple[dict[str, Any], ...]
     config: Mapping[str, Any]
     skipped: tuple[Skipped, ...] = ()
@@ -66,15 +66,9 @@ class Run:
             found.setdefault(row.get("service"), []).append(row)
         return found
 
-    @cached_property
-    def presets(self) -> Mapping[str, Mapping[str, str]]:
-        """What the swept keys of each point are told by (jobs/core/planfile.py)."""
-        points = [(one["point"], one.get("overrides", ()), one["values"]) for one in self.plan.get("points", ())]
-        return presets(points, self.swept)
-
     def words(self, keys: Iterable[str], row: Mapping[str, Any]) -> str:
         """Return keys of a row with their values in one line; what a preset set is told by its name."""
-        return in_words(keys, row, self.presets.get(row["point"], {}))
+        return in_words(keys, row, self.plan.presets.get(row["point"], {}))
 
     def name_of(self, row: Mapping[str, Any]) -> str:
         """Return a row's point with what was swept."""
@@ -109,7 +103,7 @@ def read_run(path: Path) -> Run:
     config = _any_config(sweep, plan, skipped)
     engine = {key: dotted(config, key) for key in _ENGINE}
     rows = tuple(_row(sweep, point, engine, skipped) for point in plan.points)
-    return Run(sweep, plan.swept, plan.data, rows, config, tuple(skipped))
+    return Run(sweep, plan.swept, plan, rows, config, tuple(skipped))
 
 
 def _any_config(sweep: SweepDir, plan: PlanFile, skipped: list[Skipped]) -> dict[str, Any]:
