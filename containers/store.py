@@ -193,7 +193,7 @@ class Store:
                 continue
             if entry.reference != str(image):
                 entry = replace(entry, reference=str(image), imported=time.time())
-                write_json(self._record(image, arch), asdict(entry), public())
+                write_json(self._record(image, arch), entry, public())
             return entry
         return None
 
@@ -218,7 +218,7 @@ class Store:
         finally:
             part.unlink(missing_ok=True)
         entry = Entry(str(image), arch, digest, content, size, time.time(), str(path.absolute()))
-        write_json(self._record(image, arch), asdict(entry), public())
+        write_json(self._record(image, arch), entry, public())
         log(f"imported {image}: {digest}")
         return entry
 

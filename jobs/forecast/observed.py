@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -103,7 +103,7 @@ def remember(root: Root, rows: Iterable[Observation]) -> None:
     """Keep what rows showed. Two writers replace each other's file, never mix. RunError: the file cannot be written."""
     for engine, found in _by_engine(rows).items():
         kept = (*kept_rows(root, engine), *found)[-KEPT:]
-        write_json(root.figures(engine), asdict(_Kept(kept)))
+        write_json(root.figures(engine), _Kept(kept))
 
 
 def _by_engine(rows: Iterable[Observation]) -> dict[str, list[Observation]]:

@@ -22,6 +22,7 @@ from jobs.cluster import base, ports
 from jobs.cluster.base import Job, Request, cancel, job_state
 from jobs.core import process
 from jobs.core.errors import RunError
+from jobs.core.files import write_json
 from jobs.core.lock import exclusive
 from jobs.core.rundir import SweepDir
 from jobs.core.tasks import AllocationTask, ServiceTask
@@ -79,7 +80,7 @@ def half_submitted(tmp_path: Path) -> SweepDir:
     sweep, point, service = sweep_of(tmp_path)
     folder = sweep.allocation(0, 1)
     folder.path.mkdir(parents=True)
-    submission.write_task(folder, AllocationTask((ServiceTask(service, (point,)),), 1))
+    write_json(folder.task, AllocationTask((ServiceTask(service, (point,)),), 1))
     return sweep
 
 

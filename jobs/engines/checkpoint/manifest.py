@@ -11,7 +11,7 @@ import hashlib
 import random
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Manifest:
 
     def write(self, path: Path) -> None:
         """Write it as JSON, atomically."""
-        write_json(path, asdict(self), public())
+        write_json(path, self, public())
 
     @property
     def parts(self) -> dict[str, str]:

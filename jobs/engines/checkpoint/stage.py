@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +187,7 @@ class StageOrder:
     def write(self, path: Path) -> None:
         """Write the order; an old answer is removed."""
         Path(self.result).unlink(missing_ok=True)
-        write_json(path, asdict(self))
+        write_json(path, self)
 
     @staticmethod
     def read(path: Path) -> StageOrder:
