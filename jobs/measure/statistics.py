@@ -309,3 +309,7 @@ def _spread(name: str, values: Iterable[float]) -> dict[str, Figure]:
     ]
     figures = [data.mean(), data.std(), *shown]
     return {key: None if figure is None else float(figure) for key, figure in zip(keys, figures, strict=True)}
+
+
+COLUMNS = tuple(summarize(NEVER, Bench()))
+"""The figures of a window, in their order; an external client fills those that it has."""
