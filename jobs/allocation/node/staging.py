@@ -21,8 +21,8 @@ from jobs.core.errors import RunError
 from jobs.core.files import is_there
 from jobs.core.log import last_line, read_tail
 from jobs.core.rundir import RankDir
+from jobs.engines.checkpoint.manifest import SAMPLED
 from jobs.engines.checkpoint.stage import StageOrder, read_answer
-from jobs.engines.checkpoint.verify import SAMPLED
 from jobs.engines.vllm import environment
 
 if TYPE_CHECKING:

@@ -29,6 +29,9 @@ BLOCKS = 4
 UNFINISHED = 2
 """So many blocks of zeros are no weights any more."""
 
+SAMPLED = 16
+"""Weight files of which blocks are hashed by default, and compared after a copy."""
+
 HASHERS = 8
 
 Progress = Callable[[int], None]

@@ -25,11 +25,9 @@ from jobs.core.files import is_there, make_private, not_private, read_json, writ
 from jobs.core.lock import exclusive
 from jobs.engines.checkpoint.checkpoint import PART, STAMP, files, read_shards
 from jobs.engines.checkpoint.copying import Copied, Progress, check_space, copy_files, is_copied
-from jobs.engines.checkpoint.manifest import compare, make_manifest
+from jobs.engines.checkpoint.manifest import SAMPLED, compare, make_manifest
 
 PARALLEL = 8
-SAMPLED = 16
-"""Weight files of which blocks are compared after the copy."""
 
 KEY = "model.stage_to"
 
