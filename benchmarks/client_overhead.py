@@ -41,7 +41,8 @@ from jobs.core.config import Bench, Model  # noqa: E402
 from jobs.core.loop import Loop  # noqa: E402
 from jobs.core.service_config import Shape  # noqa: E402
 from jobs.core.sweep_settings import Limits  # noqa: E402
-from jobs.measure.client import Target, measure  # noqa: E402
+from jobs.measure.client import measure  # noqa: E402
+from jobs.measure.records import Target  # noqa: E402
 from jobs.measure.workload import Workload, numbers  # noqa: E402
 
 MODEL = Model(name="stub", path="stub", served_model_name="stub")

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.coverage_sweeps import sweeps
+from jobs.core.planfile import PlanFile
 from jobs.core.rundir import SweepDir
 from jobs.results import noise, verdict
 from jobs.results.curves import fit
@@ -141,7 +142,7 @@ def sweep(
                 }
             )  # fmt: skip
     swept = (SETTING, START, WORK) if kinds > 1 else (SETTING, START)
-    return Run(SweepDir(Path("drawn")), swept, {}, tuple(rows), {"bench": {"concurrency": 16}})
+    return Run(SweepDir(Path("drawn")), swept, PlanFile((), (), swept), tuple(rows), {"bench": {"concurrency": 16}})
 
 
 def judged(run: Run) -> verdict.Verdict:

@@ -193,7 +193,7 @@ class Store:
                 continue
             if entry.reference != str(image):
                 entry = replace(entry, reference=str(image), imported=time.time())
-                write_json(self._record(image, arch), asdict(entry), public())
+                write_json(self._record(image, arch), entry, public())
             return entry
         return None
 
@@ -218,7 +218,7 @@ class Store:
         finally:
             part.unlink(missing_ok=True)
         entry = Entry(str(image), arch, digest, content, size, time.time(), str(path.absolute()))
-        write_json(self._record(image, arch), asdict(entry), public())
+        write_json(self._record(image, arch), entry, public())
         log(f"imported {image}: {digest}")
         return entry
 
@@ -299,11 +299,6 @@ class Digests:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-
-    def known(self, path: Path) -> str | None:
-        """Return the digest of a file as it is now, if it was read before; the file is not opened."""
-        now = state(path)
-        return self._kept(now) if now else None
 
     def read(self, path: Path, stop: Callable[[], bool] = lambda: False) -> str | None:
         """Return the digest of a file, reading it where it was not read before.

@@ -15,7 +15,6 @@ try:
 except KeyboardInterrupt:  # while it was still being loaded
     sys.exit(130)
 
-
 SUBJECTS = {
     "plan": ("plan", "memory"),
     "keys": ("keys", "files"),

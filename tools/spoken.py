@@ -73,7 +73,6 @@ _PYDANTIC = (
 _ROOMS = ("cli", "sweep", "results", "forecast", "measure", "allocation", "cluster", "core", "engines/checkpoint")
 _ROOMS += ("engines/ascend/rules", "engines/vllm")
 _FILES = (
-    "engines/ascend/anchors",
     "engines/ascend/memory",
     "engines/ascend/weights",
     "engines/prediction",

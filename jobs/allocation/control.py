@@ -21,7 +21,6 @@ from jobs.core.waiting import aside, first_of
 BEATS_PER_LIMIT = 4
 """Heartbeats sent within one silence limit: three may be late before a rank counts as lost."""
 
-
 LONGEST = 1 << 22
 """Bytes of one message: a rank's pings to many nodes are longer than asyncio's 64 KiB."""
 

@@ -30,7 +30,7 @@ from jobs.core.files import read_json, write_json
 from jobs.core.lock import exclusive
 from jobs.core.log import log, own_error, read_tail
 from jobs.core.rundir import SweepDir
-from jobs.core.tasks import AllocationTask, Head, Outcome, ServiceTask, write_head, write_outcome
+from jobs.core.tasks import AllocationTask, Head, Outcome, ServiceTask
 from jobs.core.waiting import aside, first_of
 from jobs.results.pairs import read_question
 from jobs.results.table import write_table
@@ -50,7 +50,7 @@ async def conduct(
     await control.open(context.ports.control, LOOPBACK if context.task.on_loopback else EVERYWHERE)
     ports = context.ports
     here = Head(context.task.host, context.address, context.interface, ports.api, ports.dp_rpc, ports.control)
-    write_head(context.folder, here)
+    write_json(context.folder.head, here)
     context.folder.take_reserve()
     try:
         ended = await _assemble(context, first, control, stopping, station)
@@ -60,7 +60,7 @@ async def conduct(
         await control.close()
     finally:
         context.folder.free_reserve()
-    write_outcome(context.folder, replace(outcome, time=time.time()))
+    write_json(context.folder.outcome, replace(outcome, time=time.time()))
     return 0 if outcome.valid and outcome.ended is None else 1, lost
 
 

@@ -20,7 +20,6 @@ from jobs.core.waiting import aside
 MakeEngine = Callable[[messages.EngineStart], Engine | None]
 """Makes the engine of a service; None where it needs fewer nodes than the allocation has."""
 
-
 Answer = Callable[[messages.Message], Awaitable[messages.Message | None]]
 """Answers a question of the preflight about this node, where it wants an answer."""
 

@@ -24,7 +24,6 @@ from jobs.core.config import Config
 from jobs.core.files import write_json
 from jobs.core.log import log
 from jobs.core.planfile import read_plan
-from jobs.core.rundir import SweepDir
 from jobs.core.waiting import aside
 from jobs.forecast.duration import point_seconds
 from jobs.measure.clients import base as clients
@@ -111,7 +110,7 @@ class LiveService:
 
     def _run_of(self, point: str, stop: asyncio.Event, enough: Enough) -> PointRun:
         config = self.configs[point]
-        values = _values(self.context.folder.sweep, point)
+        values = next(one.values for one in read_plan(self.context.folder.sweep).points if one.point == point)
         log(f"point {point}: {' '.join(f'{k}={v}' for k, v in values.items()) or 'measure'}")
         client = self._external_run(point) if config.bench.is_external else None
         entered = partial(self.supervisor.enter, point=point)
@@ -159,8 +158,3 @@ class LiveService:
         write_rows(sweep, [row])
         write_table(sweep)
         return row
-
-
-def _values(sweep: SweepDir, point: str) -> Mapping[str, Any]:
-    """Return the swept values of a point."""
-    return next(one.values for one in read_plan(sweep).points if one.point == point)

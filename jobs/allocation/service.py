@@ -20,12 +20,12 @@ from jobs.allocation.rows import End, RowLedger
 from jobs.allocation.supervisor import Supervisor
 from jobs.core.config import Config
 from jobs.core.errors import RunError, UserError
-from jobs.core.files import read_json, write_text
+from jobs.core.files import read_json, write_json, write_text
 from jobs.core.layout import Placement, local_sizes, serving_address
 from jobs.core.log import log, read_all
 from jobs.core.records import tolerant
 from jobs.core.rundir import AllocationDir, Root, SweepDir
-from jobs.core.tasks import ServiceRecord, ServiceTask, read_config, write_record
+from jobs.core.tasks import ServiceRecord, ServiceTask, read_config
 from jobs.core.waiting import aside
 from jobs.diagnose import explain
 from jobs.engines.base import engine_of
@@ -212,7 +212,7 @@ class Service:
         await aside(self._remember)
         left, warnings = tuple(self._leftovers), tuple(live.supervisor.warnings)
         record = ServiceRecord(service, tuple(self._configs), end.failure, left, warnings, **self.rows.known)
-        write_record(self._folder, record)
+        write_json(self._folder.record, record)
         log(f"service {service}: stopped after {end.teardown_s} s")
 
     def _diagnose(self, end: End, own: str) -> End:

@@ -9,12 +9,13 @@ from dataclasses import replace
 
 from jobs.cluster.base import Job, Request, read_job, scheduler
 from jobs.core.errors import UserError
+from jobs.core.files import write_json
 from jobs.core.lock import exclusive
 from jobs.core.planfile import begun_services
 from jobs.core.records import tolerant
 from jobs.core.rundir import AllocationDir, SweepDir
 from jobs.core.sharing import let_group_read
-from jobs.core.tasks import AllocationTask, ServiceTask, read_config, read_outcome, write_outcome, write_task
+from jobs.core.tasks import AllocationTask, ServiceTask, read_config, read_outcome
 from jobs.results.row import NOT_RUN, make_row, write_rows
 from jobs.results.table import write_table
 
@@ -57,7 +58,7 @@ def submit(folder: AllocationDir, work: AllocationTask, request: Request, kind: 
     folder.path.mkdir(parents=True)
     with exclusive(folder.submitting, required=False):
         folder.new_key()
-        write_task(folder, work)
+        write_json(folder.task, work)
         try:
             job = scheduler(kind).submit(folder, request)
         except UserError:
@@ -99,7 +100,7 @@ def submit_rest(folder: AllocationDir, kind: str | None = None) -> str | None:
         except UserError as error:
             reason = f"the time limit came first, and the rest could not be submitted: {error.reason}"
         else:
-            write_outcome(folder, replace(outcome, resubmitted=job.job_id))
+            write_json(folder.outcome, replace(outcome, resubmitted=job.job_id))
             print(f"the rest is submitted again as job {job.job_id}", flush=True)
             return job.job_id
     begun = {point for service in begun_services(folder) for point in service.points}

@@ -15,8 +15,9 @@ from typing import Any
 
 from jobs.cli import Command
 from jobs.core.errors import ConfigError, RunError
+from jobs.core.files import write_json
 from jobs.core.rundir import SweepDir
-from jobs.results.pairs import of_sweep, read_question, standing, write_question
+from jobs.results.pairs import of_sweep, read_question, standing
 from jobs.results.pairs_text import Found, as_json, bisected, lines
 from jobs.results.sequential import errors_of, first_worse
 from jobs.sweep import record, show
@@ -95,7 +96,7 @@ def _next(
         most = contest.affordable(budget, sum(len(one.pairs) for one in before), contest.hours(before))
         most = min(most, len(last.question.pairs))
         if len(last.pairs) < most:
-            write_question(last.sweep, replace(last.question, most=most))
+            write_json(last.sweep.question, replace(last.question, most=most))
             out.print(f"going on with {last.sweep.path}: {len(last.pairs)} of at most {most} pairs are measured")
             try:
                 resume(last.sweep, retry_failed=False)

@@ -24,8 +24,8 @@ from jobs.engines.checkpoint import fetch as fetching
 from jobs.engines.checkpoint import stage as staging
 from jobs.engines.checkpoint.architecture import packaged
 from jobs.engines.checkpoint.copying import Copied
-from jobs.engines.checkpoint.manifest import read_manifest
-from jobs.engines.checkpoint.verify import SAMPLED, Expected, Report, verify
+from jobs.engines.checkpoint.manifest import SAMPLED, read_manifest
+from jobs.engines.checkpoint.verify import Expected, Report, verify
 from jobs.sweep import compose, show
 
 NEWS_S = 10.0

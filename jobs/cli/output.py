@@ -24,7 +24,6 @@ from jobs.core.log import take_any_text
 CLOSED = 128 + signal.SIGPIPE
 """Exit code (141): what a shell says of a program that SIGPIPE ended."""
 
-
 INTERRUPTED = 130
 """Exit code after Ctrl-C: what was submitted goes on."""
 

@@ -161,19 +161,16 @@ def read_job(folder: AllocationDir) -> Job | None:
     return Job(folder, found.job_id, found.kind, found.nodes, found.submitted, found.pid)
 
 
-def found_job(folder: AllocationDir) -> Job | None:
-    """Return the record of an allocation, or the job that Slurm had taken when its launcher died.
-
-    None: it is being submitted just now, or never was.
+def _adopted(folder: AllocationDir) -> Job | None:
+    """Return the job that Slurm had taken when its launcher died; None: it is being submitted just now, or never was.
 
     Raises:
-        RunError: its record cannot be read; Slurm does not answer.
+        RunError: Slurm does not answer.
     """
-    job = read_job(folder)
-    if job is None and folder.submitit.is_dir() and is_free(folder.submitting):
-        adopted: Job | None = import_module("jobs.cluster.slurm").adopted(folder)  # it knows this room's words
-        return adopted
-    return job
+    if not folder.submitit.is_dir() or not is_free(folder.submitting):
+        return None
+    adopted: Job | None = import_module("jobs.cluster.slurm").adopted(folder)  # it knows this room's words
+    return adopted
 
 
 def job_state(folder: AllocationDir) -> str:
@@ -181,11 +178,15 @@ def job_state(folder: AllocationDir) -> str:
 
     GONE if it never was: its launcher ended before that, and no rank of it has begun.
     """
-    if (job := read_job(folder)) is None:
-        try:
-            job = found_job(folder)
-        except RunError:
-            return UNKNOWN
+    job = read_job(folder)
+    try:
+        job = job or _adopted(folder)
+    except RunError:
+        return UNKNOWN
+    return _state(folder, job)
+
+
+def _state(folder: AllocationDir, job: Job | None) -> str:
     if job is None:
         begun = folder.head.exists() and not folder.outcome.exists()
         return UNKNOWN if begun or not is_free(folder.submitting) else GONE
@@ -205,8 +206,8 @@ def cancel(folder: AllocationDir) -> str | None:
         RunError: it is another user's, whose record may name any job of ours; it is not this job any more (Slurm gives
             ids again); it is being submitted just now; or the cluster refused, in its own words.
     """
-    job, state = found_job(folder), job_state(folder)
-    if state in ENDED:
+    job = read_job(folder) or _adopted(folder)
+    if _state(folder, job) in ENDED:
         return None
     if job is None:
         reason, remedy = (

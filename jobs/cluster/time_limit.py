@@ -8,7 +8,6 @@ from jobs.core.errors import ConfigError
 
 WEEK_MIN = 7 * 24 * 60
 
-
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
 
 

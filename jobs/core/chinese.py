@@ -68,7 +68,7 @@ class _Template:
         # A place that the Chinese has not is an English plural: nothing else may be lost there. Of two places without
         # anything between them the second is what may follow.
         used = {name for _, name, _, _ in string.Formatter().parse(self.chinese)}
-        places = ["(.*?)" if after else "((?:(?!: ).)*)" for after in self.parts[1:-1]] + ["(.*?)"]
+        places = [_place(after) for after in self.parts[1:-1]] + ["(.*?)"]
         places = [place if str(number) in used else "(s?)" for number, place in enumerate(places)]
         pairs = zip(map(re.escape, self.parts), [*places, ""], strict=True)
         return re.compile("".join(f"{part}{place}" for part, place in pairs), re.DOTALL)
@@ -85,6 +85,13 @@ class _Template:
         begins = not self.parts[0] and re.search("[:,] ", match[1])
         cut = any(one.count("(") != one.count(")") for one in match.groups())
         return not begins and not cut and not any(map(_SEVERAL.search, inner))
+
+
+def _place(after: str) -> str:
+    """Return the pattern of a place by what stands after it. A comma in brackets, as of an interval, ends no place."""
+    if not after:
+        return "((?:(?!: ).)*)"
+    return r"((?>\[[^\[\]]*\]|.)*?)" if after[0] == "," else "(.*?)"
 
 
 class Catalogue:
@@ -199,7 +206,6 @@ def words(template: str) -> list[str]:
 
 OURS = Catalogue(Path(__file__).with_suffix(".json"))
 """Texts of errors, findings, help, rows and what commands print."""
-
 
 DIAGNOSES = Catalogue(Path(__file__).with_name("chinese_diagnoses.json"))
 """Texts of jobs/diagnose: here, since the report says them too."""

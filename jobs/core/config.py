@@ -1,8 +1,8 @@
-"""All settings of a point in three types by what a change of them needs, registered with Hydra by schema.py.
+"""All settings of a point in three scopes by what a change of them needs, registered with Hydra by schema.py.
 
-    SweepSettings  (scope sweep)    a change does not alter what is asked; all points of a sweep have the same
-    ServiceConfig  (scope service)  a change needs a restart of the engine (a new weight load)
-    Load           (scope point)    a change needs only another measuring window on the same service
+    sweep    a change does not alter what is asked; all points of a sweep have the same (sweep_settings.py)
+    service  a change needs a restart of the engine, a new weight load (ServiceConfig)
+    point    a change needs only another measuring window on the same service (Load)
 
 Where people see one section (`engine`), some of its keys may not alter what is asked either (a port): the section then
 has a part for them, and points that share a service have the same there. Which type holds a key is the one place that
@@ -67,18 +67,6 @@ class ServiceConfig:
 
 
 @dataclass(frozen=True)
-class SweepSettings:
-    """What holds for a sweep as a whole: all its points have the same."""
-
-    cluster: Cluster
-    limits: Limits
-    preflight: Preflight
-    results: Results
-    launch: Launch
-    tune: Tune
-
-
-@dataclass(frozen=True)
 class Config(Section):
     """All settings of one point, as its overrides and the files of conf/ give them."""
 
@@ -105,16 +93,6 @@ class Config(Section):
             self.hccl,
             _part(ServedContainer, self.container),
         )
-
-    @cached_property
-    def load(self) -> Load:
-        """What belongs to the load."""
-        return _part(Load, self.bench)
-
-    @cached_property
-    def settings(self) -> SweepSettings:
-        """What belongs to the sweep."""
-        return SweepSettings(self.cluster, self.limits, self.preflight, self.results, self.launch, self.tune)
 
 
 def _part(kind: type[S], whole: S) -> S:

@@ -12,6 +12,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -199,8 +200,12 @@ def _utf8(text: str) -> bytes:
 
 
 def write_json(path: Path, value: Any, mode: int | None = None) -> None:
-    """Write one JSON value atomically, readable by people; modes: see `write_bytes`."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n", mode)
+    """Write one JSON value, or a dataclass as `load_form` reads it, atomically; modes: see `write_bytes`."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=_plain) + "\n", mode)
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
 def read_json(path: Path) -> Any:

@@ -189,13 +189,13 @@ def checked(path: Path, kind: type[T], value: Any) -> T:
         raise refused(path, f"it has another form: {place + ': ' if place else ''}{wrong['msg']}") from None
 
 
-def load_yaml(path: Path, most: int = SMALL, *, ours: bool = False, visible: bool = False) -> Any:
+def load_yaml(path: Path, *, ours: bool = False, visible: bool = False) -> Any:
     """Return the data of a YAML file; `visible`: with its texts made visible, since they will be shown.
 
     Raises:
         RunError: see `load_bytes`; it is no YAML, is too deep, or has aliases.
     """
-    text = load_text(path, most, ours=ours)
+    text = load_text(path, SMALL, ours=ours)
     try:
         if "*" in text:  # without one there is no alias
             _refuse_aliases(text)

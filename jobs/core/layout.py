@@ -136,11 +136,6 @@ def serving_address(config: Config, rank: int, address: str) -> str:
     return f"127.0.0.{rank + 1}" if config.cluster.on_loopback else address
 
 
-def first_data_parallel_rank(config: Config, rank: int) -> int:
-    """Return the data-parallel rank of the first engine of a node (--data-parallel-start-rank)."""
-    return start_rank(local_sizes(config), rank)
-
-
 def planned(config: Config) -> tuple[Placement, ...]:
     """Return the ranks of a service as far as they are known before there is an allocation."""
     engine, cluster, hccl = config.engine, config.cluster, config.hccl

@@ -31,7 +31,6 @@ search and an external client take a number of their own."""
 OWN_CLIENT = "window"
 """The value of `bench.client` that names no external client."""
 
-
 USUAL_CONCURRENCY = 16
 """Of a closed loop for which `bench.concurrency` is not set."""
 

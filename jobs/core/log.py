@@ -17,7 +17,6 @@ _ERROR = re.compile(
     r"(?:\b(?:[A-Z]\w*(?:Error|Exception)\b|ERROR|error:|FATAL|CRITICAL)|E[IJZ]\d{4}|not found)"
 )
 
-
 _NOISE = re.compile(
     r"Engine core initialization failed|ERR02200|EI0009|resource_tracker|leaked|Traceback|^\s*\^+\s*$|raise "
     r"|srun: error: \S+ tasks? [\d,-]+: (?:Exited with exit code|Killed|Terminated)"
@@ -26,9 +25,7 @@ _NOISE = re.compile(
 )
 """Follow-on errors that only repeat what another line said first."""
 
-
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-
 
 TAIL_BYTES = 256 * 1024
 

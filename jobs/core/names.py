@@ -14,9 +14,6 @@ from urllib.parse import urlsplit
 LONGEST = 255
 """Bytes of a file's name on every file system that is in use (NAME_MAX)."""
 
-MANY = 100_000
-"""A directory's number (attempt, allocation, rank) is below that."""
-
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?=[A-Za-z0-9_])){0,252}")
 _PLACE = rf"{_HOST.pattern}:[0-9]{{1,5}}"
 _API = re.compile(rf"http://{_PLACE}/v1")

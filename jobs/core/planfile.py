@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -68,34 +68,24 @@ class PlanFile:
 
     @cached_property
     def presets(self) -> Mapping[str, Mapping[str, str]]:
-        """See `presets`."""
-        return presets([(one.point, one.overrides, one.values) for one in self.points], self.swept)
+        """By point, for each swept key that nobody typed, the override that chose its value (`parallel=dp2_tp8`)."""
+        chosen = {one.point: dict(map(_key_and_word, one.overrides)) for one in self.points}
+        typed = dict.fromkeys(chain.from_iterable(chosen.values()))
+        groups = [name for name in typed if "." not in name]
+        found: dict[str, dict[str, str]] = {point: {} for point in chosen}
+        for key in (key for key in self.swept if key not in typed):
+            for group in groups:
+                said = {(chosen[one.point].get(group, ""), str(one.values.get(key))) for one in self.points}
+                if len({word for word, _ in said}) == len(said) > 1:  # each preset has one value of the key
+                    for point, words in chosen.items():
+                        found[point][key] = words.get(group, "")
+                    break
+        return found
 
 
 def in_words(keys: Iterable[str], values: Mapping[str, Any], told: Mapping[str, str]) -> str:
-    """Return keys with their values in one line; `told`: what some are told by (`presets`), each once."""
+    """Return keys with their values in one line; `told`: what some are told by (`PlanFile.presets`), each once."""
     return " ".join(dict.fromkeys(told.get(key) or f"{key}={values[key]}" for key in keys))
-
-
-def presets(
-    points: Sequence[tuple[str, Sequence[str], Mapping[str, Any]]], swept: Sequence[str]
-) -> dict[str, dict[str, str]]:
-    """Return by point, for each swept key that nobody typed, the override that chose its value (`parallel=dp2_tp8`).
-
-    `points`: id, overrides and values of the swept keys of each.
-    """
-    chosen = {point: dict(map(_key_and_word, overrides)) for point, overrides, _ in points}
-    typed = dict.fromkeys(chain.from_iterable(chosen.values()))
-    groups = [name for name in typed if "." not in name]
-    found: dict[str, dict[str, str]] = {point: {} for point in chosen}
-    for key in (key for key in swept if key not in typed):
-        for group in groups:
-            said = {(chosen[point].get(group, ""), str(values.get(key))) for point, _, values in points}
-            if len({word for word, _ in said}) == len(said) > 1:  # each preset has one value of the key
-                for point, words in chosen.items():
-                    found[point][key] = words.get(group, "")
-                break
-    return found
 
 
 def _key_and_word(override: str) -> tuple[str, str]:

@@ -46,7 +46,6 @@ done
 [ -z "$3" ] || rm -rf -- "$3"
 """
 
-
 _GUARD_TRIES = 15
 """Times 0.2 s from SIGTERM to SIGKILL, where nobody is left to wait for the engine."""
 

@@ -1,5 +1,5 @@
-"""The files of an allocation and of its services, each with one writer and one reader: what is to be done, where rank 0
-is, how it went; and the configs of the points.
+"""The files of an allocation and of its services: what is to be done, where rank 0 is, how it went; and the configs of
+the points. `write_json` writes the former.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jobs.core import masking, names, schema
 from jobs.core.config import Config
 from jobs.core.errors import RunError
 from jobs.core.fields import plain
-from jobs.core.files import SECRET, write_bytes, write_json, write_text
+from jobs.core.files import SECRET, write_bytes, write_text
 from jobs.core.foreign import SMALL, checked, load_bytes, load_form, load_yaml, parse_json, refused
 from jobs.core.rundir import AllocationDir, ServiceDir, SweepDir
 
@@ -118,19 +118,9 @@ class ServiceRecord:
     host_state: str | None = None
 
 
-def write_outcome(folder: AllocationDir, outcome: Outcome) -> None:
-    """Write how an allocation ended."""
-    write_json(folder.outcome, asdict(outcome))
-
-
 def read_outcome(folder: AllocationDir) -> Outcome | None:
     """Return how an allocation ended; None: it has not. Raises RunError where its record cannot be read."""
     return load_form(folder.outcome, Outcome) if folder.outcome.exists() else None
-
-
-def write_head(folder: AllocationDir, head: Head) -> None:
-    """Publish where rank 0 is."""
-    write_json(folder.head, asdict(head))
 
 
 def read_head(folder: AllocationDir) -> Head | None:
@@ -138,19 +128,9 @@ def read_head(folder: AllocationDir) -> Head | None:
     return load_form(folder.head, Head) if folder.head.exists() else None
 
 
-def write_record(folder: ServiceDir, record: ServiceRecord) -> None:
-    """Write how an attempt at a service went."""
-    write_json(folder.record, asdict(record))
-
-
 def read_record(folder: ServiceDir) -> ServiceRecord:
     """Return how an attempt at a service went; nothing is known of one that runs or was killed."""
     return load_form(folder.record, ServiceRecord) if folder.record.exists() else ServiceRecord()
-
-
-def write_task(folder: AllocationDir, task: AllocationTask) -> None:
-    """Write what the ranks have to do."""
-    write_json(folder.task, asdict(task))
 
 
 def read_task(folder: AllocationDir, *, ours: bool = False) -> AllocationTask:

@@ -39,7 +39,6 @@ _RANK_IN_NAME = (
 _NODE_IN_NAME = re.compile(r"node[-_.]?(\d{1,3})(?!\d)", re.IGNORECASE)
 _SERVICE_STARTS = re.compile(r" service (\w+): start\b")
 
-
 _OURS = re.compile(
     r"(?:rank \d{1,9} \(\w{1,20}\): )?(?:engine [^:]{1,80}: )?(?:error: )?(?:container|model)\.\w{1,40} = "
 )
@@ -117,21 +116,18 @@ def _budget() -> Callable[[], bool]:
     return lambda: time.monotonic() > end
 
 
-def explain(
-    service: ServiceDir, own: str, more: Sequence[RankLog] = (), sizes: Sequence[int] = ()
-) -> tuple[Diagnosis, str]:
+def explain(service: ServiceDir, own: str, sizes: Sequence[int] = ()) -> tuple[Diagnosis, str]:
     """Return what the logs of a failed service say, and why it failed in one line; each log is read once.
 
     Args:
         service: the failed attempt.
         own: what rank 0 itself can say (`ServiceFailed.reason`); it is the answer where the logs say nothing.
-        more: further texts, for example Slurm's state of the job (`State=NODE_FAIL`).
         sizes: data-parallel ranks of each node, see `classify`.
     """
     enough = _budget()
     logs = [read(source, enough) for source in _service(service)]
     words = RankLog.of(0, "rank 0", own, datetime.now())
-    found = classify([*logs, words, *more], sizes, alone=False)
+    found = classify([*logs, words], sizes, alone=False)
     reason = own
     if _OURS.match(own):  # it names key, value, reason and remedy; a word in it may look like something else
         pass

@@ -6,11 +6,10 @@ from jobs.core.config import Config
 from jobs.core.load import USUAL_CONCURRENCY
 from jobs.engines.base import engine_of
 from jobs.engines.checkpoint.architecture import architecture_of
-from jobs.engines.prediction import Layout
 from jobs.engines.simulator.roofline import constants
 from jobs.engines.simulator.settings import hardware
 from jobs.engines.speculation import speculation_of
-from jobs.engines.steptime import Constants, Sizes, StepTime
+from jobs.engines.steptime import Constants, Sizes
 from jobs.forecast.figures import Demand
 
 KNOWN = ("random", "shared_prefix", "needle", "text")
@@ -39,12 +38,6 @@ def sizes_of(config: Config) -> Sizes:
     if engine_of(config).traits.simulated and not (arch and arch.experts):
         arch = None
     return Sizes.of(config.model.shape, arch)
-
-
-def step_of(config: Config, made: Constants) -> StepTime:
-    """Return the step of a service."""
-    layout = Layout.of(config)
-    return StepTime(sizes_of(config), made, layout, npus_per_node=config.cluster.npus_per_node)
 
 
 def demand_of(config: Config, kv_tokens: int | None = None) -> Demand | None:

@@ -18,7 +18,6 @@ START_S = 120.0
 DRAIN = 0.25
 """Share of the window that the drain is taken to last."""
 
-
 _READY = "VLLM_ENGINE_READY_TIMEOUT_S"
 _DEFAULT_S = 600
 _SURE_S = 1800

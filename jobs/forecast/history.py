@@ -7,7 +7,7 @@ is the allowance of the next prediction of that layout; the times are those of t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ def remember(
     )
     if prediction:
         past = replace(past, **_measured(prediction, figures))
-    write_json(root.calibration(layout_name(config)), asdict(past))
+    write_json(root.calibration(layout_name(config)), past)
     return past
 
 

@@ -306,7 +306,6 @@ TERMS = {
 }
 """What can be wrong with a machine, and the constants that it changes."""
 
-
 CLOSE = 6.0
 """Difference of squares, in units of the scatter's: of likelihoods, a factor of 20."""
 

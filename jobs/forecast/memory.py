@@ -17,7 +17,6 @@ from jobs.engines.prediction import GIB, Allowance, Prediction
 DOES_NOT_FIT = "does not fit: "
 """Begins the reason of a row whose service was not started because the plan said that it cannot."""
 
-
 SUM = "one request of {} tokens needs {} GiB of KV cache on each NPU ({} bytes a token) and {} GiB {}; by this sum {}"
 LEFT = "are left ({} x {} - {} weights - {} HCCL buffers and activations{})"
 ASIDE = "are set aside"

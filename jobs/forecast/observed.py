@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -29,7 +29,6 @@ KEPT = 400
 
 COLUMNS = {"ttft_s": ("ttft_ms_mean", 1e3), "tpot_s": ("tpot_ms_mean", 1e3), "output_per_s": ("output_tok_per_s", 1.0)}
 """Column of a row for each figure of the model, and what one unit of the model is in it."""
-
 
 NORMAL_90, NORMAL_99 = 1.645, 2.576
 FAR = NORMAL_99 / NORMAL_90
@@ -104,7 +103,7 @@ def remember(root: Root, rows: Iterable[Observation]) -> None:
     """Keep what rows showed. Two writers replace each other's file, never mix. RunError: the file cannot be written."""
     for engine, found in _by_engine(rows).items():
         kept = (*kept_rows(root, engine), *found)[-KEPT:]
-        write_json(root.figures(engine), asdict(_Kept(kept)))
+        write_json(root.figures(engine), _Kept(kept))
 
 
 def _by_engine(rows: Iterable[Observation]) -> dict[str, list[Observation]]:

@@ -7,14 +7,13 @@ alone: whoever asks, and whenever, gets the same next step.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from jobs.core.config import Config
-from jobs.core.files import write_json
 from jobs.core.foreign import load_form
 from jobs.core.load import Slo
 from jobs.core.rundir import SweepDir
@@ -183,11 +182,6 @@ def hours_of(row: Mapping[str, Any], *, shared: bool) -> float | None:
     parts = ("warmup_s", "measure_s", *(() if shared else ("stage_s", "load_s", "teardown_s")))
     seconds = sum(row.get(name) or 0.0 for name in parts)
     return float(row["nodes"] * seconds / 3600)
-
-
-def write_search(sweep: SweepDir, search: Search) -> None:
-    """Write the question of a search."""
-    write_json(sweep.search, asdict(search))
 
 
 def read_search(sweep: SweepDir) -> Search:

@@ -26,14 +26,12 @@ from jobs.measure import dataset, underload
 from jobs.measure.arrivals import poisson
 from jobs.measure.heartbeat import Heartbeat
 from jobs.measure.load import Load
-from jobs.measure.records import Answer, RequestRecord, Target, Window
+from jobs.measure.records import Answer, Target, Window
 from jobs.measure.series import PERIOD_S, Page, Scraper, fresh, is_busy, of_window, result, samples, totals
 from jobs.measure.tokenizer import Tokenizer
 from jobs.measure.underload import Questions
 from jobs.measure.wire import Connections, clock
 from jobs.measure.workload import Workload
-
-__all__ = ["RequestRecord", "Target", "Window", "measure"]
 
 _SCRAPE_S = 5.0
 _SCRAPE_AFTER_STOP_S = 0.5
@@ -49,7 +47,6 @@ _APART = 1 << 30
 
 _USUAL_CONCURRENCY = 8
 """Requests in flight while a trace is warmed up, where the config does not say."""
-
 
 _HOUR_S, _REQUEST_S = 3600.0, 60.0
 
@@ -159,7 +156,7 @@ def _tokenizer(connections: Connections, model: Model, target: Target) -> Tokeni
 
 def _placed(window: Window, heart: Heartbeat, questions: Questions | None) -> Window:
     """Return the window with all that is known once it is over, and each record in it or beside it."""
-    inside = (not r.check and window.opened_s <= r.came_s < window.closed_s for r in window.records)
+    inside = (not r.check and window.holds(r.came_s) for r in window.records)
     return replace(
         window,
         checked=questions.checked if questions else None,

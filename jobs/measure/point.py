@@ -33,7 +33,7 @@ from jobs.measure.gate import accuracy
 from jobs.measure.gate.case import Case
 from jobs.measure.metrics import complete
 from jobs.measure.quality import Quality
-from jobs.measure.records import Answer, Target, Window
+from jobs.measure.records import NEVER, Answer, Target, Window
 from jobs.measure.telemetry import Reading
 from jobs.measure.wire import Connections
 
@@ -193,7 +193,7 @@ class PointRun:
             said = [f"canary {when} the window: {fault}" for when, fault in faults.items() if fault]
             self._reasons = said + self._reasons
         if not self._figures:
-            self._figures.append(dict(statistics.summarize(_never(), bench)))
+            self._figures.append(dict(statistics.summarize(NEVER, bench)))
             self._reasons.append("the window was cut short")
         combined = objective.combine(self._figures)
         self._notes += objective.notes(combined, None if bench.is_open else bench.concurrency)
@@ -315,7 +315,7 @@ class PointRun:
         self._in_row.append(window)
         self._measured_s += run.seconds
         self._readings.append(seen.readings)
-        figures = dict(statistics.summarize(_never(), config.bench))
+        figures = dict(statistics.summarize(NEVER, config.bench))
         reason = run.reason
         if run.result:
             figures = judge.figures(config, run.result, window, seen.cpu_share)
@@ -386,7 +386,3 @@ class PointRun:
         # Its latencies say nothing of the objective: one disturbance is not to halve what is found.
         self.lines[-1]["objective_broken"] = None
         return await self._window(probe, kind="probe again", load=load)
-
-
-def _never() -> Window:
-    return Window(0.0, 0.0, 0.0, 0.0, (), {}, 0.0, truncated=True)

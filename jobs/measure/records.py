@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -35,11 +35,6 @@ class Target:
     api_key: str | None = None
     further: tuple[str, ...] = ()
     engines: int = 1
-
-    @property
-    def base_urls(self) -> tuple[str, ...]:
-        """All addresses; requests are spread over them."""
-        return (self.base_url, *self.further)
 
     def place(self, engine: int) -> tuple[int, int]:
         """Return the number of the address that has an engine, and the engine's number there."""
@@ -228,3 +223,20 @@ class Window:
     def seconds(self) -> float:
         """Length of the window, s."""
         return self.closed_s - self.opened_s
+
+    def holds(self, moment: float | None) -> bool:
+        """Tell whether a moment lies in the window."""
+        return moment is not None and self.opened_s <= moment < self.closed_s
+
+
+NEVER = Window(0.0, 0.0, 0.0, 0.0, (), {}, 0.0, truncated=True)
+"""One that never opened."""
+
+
+def by_moment(values: Iterable[tuple[float, float | None]]) -> dict[float, float]:
+    """Return the sums of values by their moment: of all engines, or NPUs, together. What is not told is left out."""
+    sums: dict[float, float] = {}
+    for moment, value in values:
+        if value is not None:
+            sums[moment] = sums.get(moment, 0.0) + value
+    return sums

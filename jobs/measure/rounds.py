@@ -21,7 +21,6 @@ from jobs.measure.records import Window
 FEW = 10
 """Rounds of requests in a window below which one slow answer moves the figures by more than a tenth."""
 
-
 FULL = 0.98
 """Requests in flight (mean) by the slots below which the rates of a fixed number of requests are too low."""
 

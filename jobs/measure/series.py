@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jobs.measure import metrics
-from jobs.measure.records import Drafts, Growth, Sample, Times, Window
+from jobs.measure.records import Drafts, Growth, Sample, Times, Window, by_moment
 from jobs.measure.wire import Connections, clock
 
 PERIOD_S = 1.0
@@ -98,11 +98,7 @@ def samples(pages: Sequence[Page]) -> tuple[Sample, ...]:
 
 def generated(series: Sequence[Sample]) -> list[tuple[float, float]]:
     """Return the tokens of all engines together so far, by moment in s."""
-    totals: dict[float, float] = {}
-    for sample in series:
-        if sample.generated_tokens is not None:
-            totals[sample.time_s] = totals.get(sample.time_s, 0.0) + sample.generated_tokens
-    return sorted(totals.items())
+    return sorted(by_moment((sample.time_s, sample.generated_tokens) for sample in series).items())
 
 
 def traffic(series: Sequence[Sample]) -> tuple[float, float] | None:
@@ -141,11 +137,6 @@ class Scraper:
             _, late = await asyncio.wait(self._tasks, timeout=limit_s)
             for task in late:
                 task.cancel()
-
-    @property
-    def series(self) -> tuple[Sample, ...]:
-        """What all pages so far say."""
-        return samples(self.pages)
 
     @property
     def pages(self) -> list[Page]:

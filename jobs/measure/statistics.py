@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from jobs.core.config import Bench
 from jobs.core.load import Slo
 from jobs.measure import rounds
-from jobs.measure.records import RequestRecord, Window
+from jobs.measure.records import NEVER, RequestRecord, Window, by_moment
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -113,14 +113,13 @@ def summarize(window: Window, bench: Bench) -> dict[str, Figure]:
     row |= _spread("tpot_ms", [one.tpot for one in answered if one.tpot is not None])
     row |= _spread("itl_ms", np.concatenate([one.itl for one in answered]) if answered else ())
     row |= _spread("e2el_ms", [one.e2el for one in answered if one.e2el is not None])
-    speeds = [1e3 / one.tpot for one in answered if one.tpot]
     row["output_tok_per_s"], row["total_tok_per_s"] = output, total
-    row["tok_per_s_per_user"] = float(np.mean(speeds)) if speeds else None
+    row["tok_per_s_per_user"] = mean(1e3 / one.tpot for one in answered if one.tpot)
     row["client_cpu_share"] = window.cpu_s / window.seconds if window.seconds > 0 else None
     row["client_lag_ms_p99"] = float(np.percentile(window.lags, 99)) * 1e3 if window.lags.size else None
     row["goodput_per_s"] = goodput if any(asdict(bench.slo).values()) else None
-    row["input_tokens_mean"] = _mean(record.prompt_tokens for record in whole)
-    row["output_tokens_mean"] = _mean(record.output_tokens for record in whole)
+    row["input_tokens_mean"] = mean(record.prompt_tokens for record in whole)
+    row["output_tokens_mean"] = mean(record.output_tokens for record in whole)
     growth = window.growth
     row["prefix_hit_share"] = growth.prefix_hit_share
     row["preemptions"] = growth.preemptions
@@ -145,22 +144,18 @@ def _rates(window: Window, bench: Bench) -> tuple[Figure, Figure, Figure, Figure
     else:
         each = 1 / window.seconds if window.seconds > 0 else None
         ours = [one for one in window.records if one.status != "failed" and not one.check]
-        came = [one for one in ours if _inside(one.first_token_s, window)]
-        whole = [one for one in ours if one.status == "ok" and _inside(one.end_s, window)]
+        came = [one for one in ours if window.holds(one.first_token_s)]
+        whole = [one for one in ours if one.status == "ok" and window.holds(one.end_s)]
         output = arrived_tokens(window, of=ours)
     if each is None:
         return None, None, None, None
     prompts = _prompt_tokens(came, window, bench)
-    return len(whole) * each, output * each, (output + prompts) * each, kept(whole, bench.slo) * each
-
-
-def kept(records: Iterable[RequestRecord], slo: Slo) -> int:
-    """Return how many whole answers are within every limit; of ITL the request's own p99 counts."""
-    return sum(_keeps(record, slo) for record in records)
+    within_all = sum(_keeps(record, bench.slo) for record in whole)
+    return len(whole) * each, output * each, (output + prompts) * each, within_all * each
 
 
 def _keeps(record: RequestRecord, slo: Slo) -> bool:
-    """An answer that came in one piece hides how fast its tokens came, so it keeps no limit of that."""
+    """Tell whether an answer is within every limit. One that came in one piece hides how fast its tokens came."""
     hidden = (slo.tpot_ms is not None or slo.itl_ms is not None) and in_one_piece(record)
     return within(latencies(record), slo) and not hidden
 
@@ -187,7 +182,7 @@ def misses(window: Window, slo: Slo) -> tuple[int, int] | None:
 
 def of_series(window: Window) -> dict[str, Figure]:
     """Return figures of what the service said of itself in the window: means over time, of all engines together."""
-    inside = [sample for sample in window.series if window.opened_s <= sample.time_s < window.closed_s]
+    inside = [sample for sample in window.series if window.holds(sample.time_s)]
     uses = [sample.kv_use for sample in inside if sample.kv_use is not None]
     return {
         "running_mean": _mean_total((sample.time_s, sample.running) for sample in inside),
@@ -198,11 +193,7 @@ def of_series(window: Window) -> dict[str, Figure]:
 
 def _mean_total(samples: Iterable[tuple[float, float | None]]) -> float | None:
     """Return the mean over moments of the sums over engines."""
-    totals: dict[float, float] = {}
-    for time, value in samples:
-        if value is not None:
-            totals[time] = totals.get(time, 0.0) + value
-    return float(np.mean(list(totals.values()))) if totals else None
+    return mean(by_moment(samples).values())
 
 
 def arrived_tokens(
@@ -245,7 +236,7 @@ def series_table(windows: Sequence[Window]) -> pa.Table:
     columns = {
         "window": pa.array([number for number, _, _ in pairs], pa.int64()),
         "time_s": pa.array([sample.time_s - window.opened_s for _, window, sample in pairs], pa.float64()),
-        "in_window": pa.array([w.opened_s <= sample.time_s < w.closed_s for _, w, sample in pairs], pa.bool_()),
+        "in_window": pa.array([window.holds(sample.time_s) for _, window, sample in pairs], pa.bool_()),
         "engine": pa.array([sample.engine for _, _, sample in pairs], pa.string()),
     }
     for name in ("running", "waiting", "kv_use", "preemptions", "generated_tokens"):
@@ -260,14 +251,11 @@ def requests_table(windows: Sequence[Window], in_row: Collection[int] | None = N
     """
     import pyarrow as pa
 
-    tables = [records_table(window) for window in windows] or [records_table(_EMPTY)]
+    tables = [records_table(window) for window in windows] or [records_table(NEVER)]
     numbers = [number for number, table in enumerate(tables, 1) for _ in range(len(table))]
     stands = [in_row is None or number in in_row for number in numbers]
     whole = pa.concat_tables(tables).append_column("window", pa.array(numbers, pa.int64()))
     return whole.append_column("in_row", pa.array(stands, pa.bool_()))
-
-
-_EMPTY = Window(0.0, 0.0, 0.0, 0.0, (), {}, 0.0, truncated=True)
 
 
 def records_table(window: Window) -> pa.Table:
@@ -294,11 +282,8 @@ def records_table(window: Window) -> pa.Table:
     return pa.table(columns)
 
 
-def _inside(moment: float | None, window: Window) -> bool:
-    return moment is not None and window.opened_s <= moment < window.closed_s
-
-
-def _mean(values: Iterable[int | None]) -> float | None:
+def mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean of what is known; None: nothing is."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
 
@@ -308,8 +293,8 @@ def _prompt_tokens(records: Iterable[RequestRecord], window: Window, bench: Benc
 
     Where that did not come, the mean of the window's others, else `bench.input_tokens`.
     """
-    known = [r.prompt_tokens for r in window.records if r.prompt_tokens is not None]
-    usual = float(np.mean(known)) if known else float(bench.input_tokens)
+    known = mean(record.prompt_tokens for record in window.records)
+    usual = float(bench.input_tokens) if known is None else known
     return sum(usual if one.prompt_tokens is None else one.prompt_tokens for one in records)
 
 
@@ -324,3 +309,7 @@ def _spread(name: str, values: Iterable[float]) -> dict[str, Figure]:
     ]
     figures = [data.mean(), data.std(), *shown]
     return {key: None if figure is None else float(figure) for key, figure in zip(keys, figures, strict=True)}
+
+
+COLUMNS = tuple(summarize(NEVER, Bench()))
+"""The figures of a window, in their order; an external client fills those that it has."""

@@ -22,7 +22,7 @@ from jobs.core import process
 from jobs.core.errors import RunError
 from jobs.core.waiting import aside
 from jobs.engines.ascend import npu_smi
-from jobs.measure.records import Window
+from jobs.measure.records import Window, by_moment
 from jobs.measure.wire import clock
 
 PROGRAM = "npu-smi"
@@ -70,17 +70,14 @@ async def watch_npus(readings: list[Reading]) -> None:
 
 def mean_power(readings: Sequence[Reading], window: Window) -> float | None:
     """Return the mean over the window of the power of all NPUs together, W."""
-    totals: dict[float, float] = {}
-    for one in readings:
-        if one.power_w is not None and window.opened_s <= one.time_s < window.closed_s:
-            totals[one.time_s] = totals.get(one.time_s, 0.0) + one.power_w
+    totals = by_moment((one.time_s, one.power_w) for one in readings if window.holds(one.time_s))
     return sum(totals.values()) / len(totals) if totals else None
 
 
 def npu_table(windows: Sequence[Window], readings: Sequence[Sequence[Reading]]) -> pa.Table:
     """Return one row per NPU and moment, for npu.parquet: times in s from the opening of its window."""
     rows = [
-        (number, one.time_s - window.opened_s, window.opened_s <= one.time_s < window.closed_s, one)
+        (number, one.time_s - window.opened_s, window.holds(one.time_s), one)
         for number, (window, of_window) in enumerate(zip(windows, readings, strict=True), 1)
         for one in of_window
     ]

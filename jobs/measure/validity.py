@@ -40,10 +40,6 @@ def of_figures(figures: Mapping[str, Any]) -> Found:
         yield Finding(f"p99 of {completed} requests: only {bound.needed(0)} tell how far above the true one may lie")
 
 
-def _queue(case: Case) -> Found:
-    yield from map(Finding, queueing.notes(case.trend, case.window, case.config.bench))
-
-
 def _short(case: Case) -> Found:
     if few := rounds.note(case.window, case.config.bench):
         yield Finding(few)
@@ -63,7 +59,7 @@ CHECKS: tuple[Callable[[Case], Found], ...] = (
     steady.steady,
     steady.engines,
     pauses.pauses,
-    _queue,
+    lambda case: map(Finding, queueing.notes(case.trend, case.window, case.config.bench)),
     answers.pieces,
     lambda case: of_figures(case.figures),
     lambda case: (Finding(words) for words in speculation.notes(case.config, case.figures)),

@@ -39,7 +39,6 @@ _PREFIXES = 1 << 40
 _HASH_BLOCK = 512
 """Tokens of one `hash_ids` entry of a trace (Mooncake, FAST'25 release: FAST25-release/traces)."""
 
-
 _LENGTHS = 2  # a branch of the seed of its own, apart from prompts and arrivals (arrivals.py: 1)
 _FAR = 3.0
 """Lognormal lengths are cut at mean x (1 + 3 x spread), so that one can tell beforehand whether they fit."""

@@ -66,16 +66,16 @@ class BreakEven:
     high: float
 
 
-def break_even(gains: Sequence[Gain], seed: int = 0, starts: Scatter | None = None) -> BreakEven | None:
+def break_even(gains: Sequence[Gain], starts: Scatter | None = None) -> BreakEven | None:
     """Return the last length at which speculation turns from paying to not paying; None: fewer than two lengths.
 
-    `seed`: of the draws. `starts`: scatter of all gains together from start to start; None: it is not known.
+    `starts`: scatter of all gains together from start to start; None: it is not known.
     """
     ordered = sorted(gains, key=lambda gain: gain.length)
     if len(ordered) < 2:
         return None
     lengths, logs = ([getattr(gain, name) for gain in ordered] for name in ("length", "log"))
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     spread = np.stack([gain.error * random.standard_t(gain.free, DRAWS) for gain in ordered], axis=1)
     if starts:
         spread += starts.squared**0.5 * random.standard_t(min(starts.free, _MANY), (DRAWS, 1))

@@ -15,10 +15,10 @@ from jobs.core import masking, schema
 from jobs.core.errors import RunError
 from jobs.core.fields import dotted
 from jobs.core.foreign import load_yaml, refused
-from jobs.core.planfile import PlanFile, PlannedPoint, in_words, presets, read_plan
+from jobs.core.planfile import PlanFile, in_words, read_plan
 from jobs.core.rundir import SweepDir
-from jobs.results.row import blank, columns
-from jobs.results.table import PENDING, cell, column, swept, unreadable, written
+from jobs.results.row import columns
+from jobs.results.table import cell, column, row_of_plan
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +48,7 @@ class Run:
 
     sweep: SweepDir
     swept: tuple[str, ...]
-    plan: Mapping[str, Any]
+    plan: PlanFile
     rows: tuple[dict[str, Any], ...]
     config: Mapping[str, Any]
     skipped: tuple[Skipped, ...] = ()
@@ -66,15 +66,9 @@ class Run:
             found.setdefault(row.get("service"), []).append(row)
         return found
 
-    @cached_property
-    def presets(self) -> Mapping[str, Mapping[str, str]]:
-        """What the swept keys of each point are told by (jobs/core/planfile.py)."""
-        points = [(one["point"], one.get("overrides", ()), one["values"]) for one in self.plan.get("points", ())]
-        return presets(points, self.swept)
-
     def words(self, keys: Iterable[str], row: Mapping[str, Any]) -> str:
         """Return keys of a row with their values in one line; what a preset set is told by its name."""
-        return in_words(keys, row, self.presets.get(row["point"], {}))
+        return in_words(keys, row, self.plan.presets.get(row["point"], {}))
 
     def name_of(self, row: Mapping[str, Any]) -> str:
         """Return a row's point with what was swept."""
@@ -107,9 +101,13 @@ def read_run(path: Path) -> Run:
     plan = read_plan(sweep)
     skipped: list[Skipped] = []
     config = _any_config(sweep, plan, skipped)
-    engine = {key: dotted(config, key) for key in _ENGINE}
-    rows = tuple(_row(sweep, point, engine, skipped) for point in plan.points)
-    return Run(sweep, plan.swept, plan.data, rows, config, tuple(skipped))
+    services = {one.service: one for one in plan.services}
+    rows = []
+    for point in plan.points:
+        row, error = row_of_plan(sweep, point, services.get(point.service))
+        rows.append(row)
+        skipped += [Skipped(error.key, error.reason)] if error else []
+    return Run(sweep, plan.swept, plan, tuple(rows), config, tuple(skipped))
 
 
 def _any_config(sweep: SweepDir, plan: PlanFile, skipped: list[Skipped]) -> dict[str, Any]:
@@ -119,25 +117,6 @@ def _any_config(sweep: SweepDir, plan: PlanFile, skipped: list[Skipped]) -> dict
         except RunError as error:
             skipped.append(Skipped(error.key, error.reason))
     return {}
-
-
-_ENGINE = ("engine.name", "engine.release")
-
-
-def _row(sweep: SweepDir, point: PlannedPoint, engine: Mapping[str, Any], skipped: list[Skipped]) -> dict[str, Any]:
-    values = swept(point)
-    name, release = (values.get(key, engine[key]) for key in _ENGINE)
-    row = blank(point.point, point.service, name, release)
-    found = written(sweep, point)
-    if isinstance(found, dict):
-        row |= found  # one of a newer version may lack columns
-    elif found is None:
-        row["invalid_reason"] = PENDING
-    else:
-        skipped.append(Skipped(found.key, found.reason))
-        row["invalid_reason"] = unreadable(found)
-    row |= values
-    return row
 
 
 def read_runs(paths: Sequence[Path]) -> tuple[tuple[Run, ...], tuple[Skipped, ...]]:

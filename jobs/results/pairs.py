@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from jobs.core.files import read_lines, write_json
+from jobs.core.files import read_lines
 from jobs.core.foreign import SMALL, load_form
 from jobs.core.records import Number
 from jobs.core.rundir import SweepDir
@@ -72,11 +72,6 @@ class Standing:
     logs: tuple[Logs, ...]
     over: str = ""
     broken: str = ""
-
-
-def write_question(sweep: SweepDir, question: Question) -> None:
-    """Put the question beside the plan. Raises RunError: it cannot be written."""
-    write_json(sweep.question, asdict(question))
 
 
 def read_question(sweep: SweepDir) -> Question | None:

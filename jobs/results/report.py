@@ -37,7 +37,7 @@ DATA_VERSION = 1
 def data(run: Run) -> dict[str, Any]:
     """Return everything that a report shows. Pure data: JSON without NaN; paths of this machine do not appear."""
     spoken = verdict.speculation(run)
-    told = [run.presets.get(row["point"], {}) for row in run.rows]
+    told = [run.plan.presets.get(row["point"], {}) for row in run.rows]
     shown = columns.by_preset(run.swept, told, run.rows[0] if run.rows else ())
     found = {
         "data_version": DATA_VERSION,
@@ -107,7 +107,7 @@ def _shown(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
 
 def series(run: Run, row: Mapping[str, Any], leave_out: tuple[str, ...]) -> str:
     """Return the name of the line that a row belongs to: other swept values, and whether it is simulated."""
-    told = run.presets.get(row["point"], {})
+    told = run.plan.presets.get(row["point"], {})
     asked = (key for key in run.swept if key not in leave_out)
     words = list(dict.fromkeys(told.get(key) or f"{key.rpartition('.')[2]}={row[key]}" for key in asked))
     if is_simulated(row["engine"]):

@@ -20,7 +20,6 @@ Floats = NDArray[np.float64]
 
 _NEEDED = {"start_s", "wait_s", "ttft_ms", "e2el_ms", "itl_ms", "output_tokens", "status", "in_window", "index"}
 
-
 MOST_VALUES = 200_000_000
 """Values of a file that is read: an hour at 50,000 tokens a second. A small file may stand for many more."""
 

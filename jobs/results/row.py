@@ -8,15 +8,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.core.config import Bench, Config
+from jobs.core.config import Config
 from jobs.core.errors import RunError
 from jobs.core.files import write_json
 from jobs.core.foreign import SMALL, load_visible, refused
 from jobs.core.rundir import SweepDir
 from jobs.measure import speculation
 from jobs.measure.objective import COUNTED, SPREAD_COLUMNS
-from jobs.measure.records import Window
-from jobs.measure.statistics import of_series, summarize
+from jobs.measure.records import NEVER
+from jobs.measure.statistics import COLUMNS, of_series
 from jobs.results.fingerprint import NAMES
 
 SCHEMA_VERSION = 5
@@ -30,11 +30,10 @@ NOT_RUN = "not run: "
 
 HEAD = ("point", "service")
 STATE = ("engine", "release", "valid", "invalid_reason", "truncated", "notes")
-_EMPTY = Window(0.0, 1.0, 0.0, 0.0, (), {}, 0.0, truncated=False)
 FORECAST = ("forecast_ttft_ms_mean", "forecast_tpot_ms_mean", "forecast_output_tok_per_s", "unexpected")
 """What was predicted for a point, and what lies outside of that (jobs/forecast/observed.py)."""
 
-FIGURES = (*summarize(_EMPTY, Bench()), *of_series(_EMPTY), *speculation.COLUMNS)
+FIGURES = (*COLUMNS, *of_series(NEVER), *speculation.COLUMNS)
 """Names of the figures of a window, in their order."""
 
 POINT = (
@@ -49,7 +48,6 @@ SERVICE = (
     *("queue_s", "stage_s", "stage_gb_s", "load_s", "load_gb_s", "warmup_s", "measure_s", "teardown_s"),
     *("nodes", "job_id", "attempt", "reused_from", "price_per_m_output_tok", "schema_version"),
 )
-
 
 _NUMBERS = frozenset((*FIGURES, *POINT, *SERVICE)) - {
     *("engine_tokens", "job_id", "reused_from", "spec_by_position", "unexpected")

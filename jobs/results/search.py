@@ -17,7 +17,6 @@ from jobs.core.rundir import SweepDir
 FORECASTS = 12
 """Settings that were not measured, of which people are told."""
 
-
 MANY = 10_000
 """Settings of an answer: a search has hundreds at most (jobs/sweep/space.py)."""
 

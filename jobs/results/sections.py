@@ -39,9 +39,9 @@ def record_of(folder: ServiceDir) -> ServiceRecord:
 
 def attempts(run: Run) -> Iterator[tuple[str, ServiceDir]]:
     """Return every attempt at every service of a sweep, oldest first."""
-    for service in run.plan["services"]:
-        for folder in run.sweep.service_attempts(service["service"]):
-            yield service["service"], folder
+    for planned in run.plan.services:
+        for folder in run.sweep.service_attempts(planned.service):
+            yield planned.service, folder
 
 
 def time_by_phase(run: Run) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _failed_start(folder: ServiceDir, record: ServiceRecord) -> float:
 
 
 def _allocations(run: Run) -> Iterator[AllocationDir]:
-    for index in range(len(run.plan["allocations"])):
+    for index in range(len(run.plan.allocations)):
         yield from run.sweep.attempts(index)
 
 
@@ -127,9 +127,9 @@ def against_plan(run: Run) -> dict[str, Any]:
         "points": len(run.rows),
         "valid": counts["valid"],
         "invalid": counts["invalid"],
-        "services": [_service_against_plan(run, service) for service in run.plan["services"]],
-        "allocations": len(run.plan["allocations"]),
-        "predicted_node_hours": sum(item.get("node_hours") or 0.0 for item in run.plan["allocations"]),
+        "services": [_service_against_plan(run, service) for service in run.plan.data["services"]],
+        "allocations": len(run.plan.allocations),
+        "predicted_node_hours": sum(one.node_hours or 0.0 for one in run.plan.allocations),
     }
 
 

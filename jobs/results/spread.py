@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def remember(sweep: SweepDir, configs: Mapping[str, Config], rows: Iterable[Mapp
         service, load = (_digest(configs[row["point"]], part) for part in ("service", "point"))
         figures = {name: row[name] for name in COLUMNS if counts(name, row.get(name))}
         starts.append(Start(str(sweep.path.resolve()), service, load, figures))
-    write_json(path, asdict(_Starts(tuple(starts[-KEPT:]))))
+    write_json(path, _Starts(tuple(starts[-KEPT:])))
 
 
 def _read(path: Path) -> tuple[Start, ...]:

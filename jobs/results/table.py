@@ -28,7 +28,6 @@ FORMATS = ("csv", "json", "md", "html", "parquet")
 PENDING = "not run yet"
 """Reason of a point that has no row file."""
 
-
 Rows = Mapping[str, Mapping[str, Any]]
 """Rows by point."""
 
@@ -45,7 +44,7 @@ def read_table(sweep: SweepDir, lost: Rows = MappingProxyType({})) -> pd.DataFra
 
     plan = read_plan(sweep)
     services = {service.service: service for service in plan.services}
-    rows = [_row(sweep, point, services.get(point.service), lost) for point in plan.points]
+    rows = [row_of_plan(sweep, point, services.get(point.service), lost)[0] for point in plan.points]
     return pd.DataFrame({name: column([row.get(name) for row in rows]) for name in columns(plan.swept)})
 
 
@@ -62,16 +61,21 @@ def column(values: list[Any]) -> pd.Series[Any]:
     return pd.Series(values, dtype=None if kinds else object)
 
 
-def _row(sweep: SweepDir, point: PlannedPoint, service: PlannedService | None, lost: Rows) -> dict[str, Any]:
-    """Return a point's row. One that is not run yet is made from the plan alone: rank 0 writes the table after every
-    point, and a sweep may have a thousand configs."""
+def row_of_plan(
+    sweep: SweepDir, point: PlannedPoint, service: PlannedService | None, lost: Rows = MappingProxyType({})
+) -> tuple[dict[str, Any], RunError | None]:
+    """Return a point's row with its swept values, and why its file cannot be read; None: it can, or there is none yet.
+
+    One that is not run yet is made from the plan alone: rank 0 writes the table after every point, and a sweep may have
+    a thousand configs. One of a newer version may lack columns.
+    """
     found, values = written(sweep, point), swept(point)
-    if isinstance(found, dict):
-        return found | values
-    if found is None and point.point in lost:
-        return dict(lost[point.point]) | values
     row = blank(point.point, point.service, service.engine if service else None, service.release if service else None)
-    return row | {"invalid_reason": PENDING if found is None else unreadable(found)} | values
+    if isinstance(found, dict):
+        return row | found | values, None
+    if found is None and point.point in lost:
+        return dict(lost[point.point]) | values, None
+    return row | {"invalid_reason": PENDING if found is None else unreadable(found)} | values, found
 
 
 def written(sweep: SweepDir, point: PlannedPoint) -> dict[str, Any] | RunError | None:

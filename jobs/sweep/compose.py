@@ -215,20 +215,12 @@ def composition_error(error: Exception, overrides: Sequence[str]) -> ConfigError
 
 
 def _apply(tree: dict[str, Any], item: Override) -> None:
-    key = item.key_or_group
-    schema.check_key(key, grammar.value_text(item))
+    schema.check_key(item.key_or_group, grammar.value_text(item))
     grammar.refuse_sweeps([str(item.input_line)])
-    *parents, last = key.split(".")
-    node = tree
-    for part in parents:
-        if not isinstance(node.get(part), dict):
-            node[part] = {}
-        node = node[part]
-    value = item.value()
-    if isinstance(value, dict) and isinstance(node.get(last), dict):
-        _merge(node[last], value)
-    else:
-        node[last] = value
+    value: Any = item.value()
+    for part in reversed(item.key_or_group.split(".")):
+        value = {part: value}
+    _merge(tree, value)
 
 
 def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:

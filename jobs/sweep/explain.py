@@ -12,7 +12,6 @@ from typing import Any
 from jobs.core import names, schema
 from jobs.core.errors import RunError, nearest
 from jobs.core.fields import dotted, override_parts, plain
-from jobs.core.planfile import read_plan
 from jobs.core.records import tolerant
 from jobs.engines.vllm import command, environment
 from jobs.results.gather import Run, read_config_plain, read_run
@@ -92,15 +91,15 @@ def _values(run: Run, key: str) -> list[Value]:
     """Return each value with the points that have it."""
     found: dict[tuple[str, str], list[str]] = {}
     values: dict[tuple[str, str], Any] = {}
-    for point in run.plan["points"]:
+    for point in run.plan.points:
         try:
-            config = read_config_plain(run.sweep.point(point["point"]).config)
+            config = read_config_plain(run.sweep.point(point.point).config)
         except RunError:
             continue
         value = dotted(config, key)
-        source = source_of(key, value, point.get("overrides", ()))
+        source = source_of(key, value, point.overrides)
         name = (json.dumps(value, default=str), source)
-        found.setdefault(name, []).append(point["point"])
+        found.setdefault(name, []).append(point.point)
         values[name] = value
     return [Value(values[name], name[1], tuple(points)) for name, points in found.items()]
 
@@ -195,7 +194,7 @@ def _ranks(run: Run, key: str) -> list[Rank]:
         flags.add(command.flag_name(key))
     if config_key and config_key.startswith("engine.args."):
         flags.add(command.flag_name(config_key.removeprefix("engine.args.")))
-    found, plan = [], read_plan(run.sweep)
+    found = []
     for service, folder in attempts(run):
         for rank in folder.ranks():
             intended, real = tolerant(rank.command), tolerant(rank.effective)
@@ -209,7 +208,9 @@ def _ranks(run: Run, key: str) -> list[Rank]:
                     agrees = wanted == got if real else None
                     way = f"{kind} {name}"
                     found.append(
-                        Rank(service, plan.setting(service), int(folder.path.name), number, way, wanted, got, agrees)
+                        Rank(
+                            service, run.plan.setting(service), int(folder.path.name), number, way, wanted, got, agrees
+                        )
                     )
     return found
 

@@ -20,7 +20,7 @@ from jobs.core.tasks import write_config
 from jobs.engines.base import engine_of
 from jobs.forecast.duration import Phases
 from jobs.forecast.history import Forecast
-from jobs.forecast.search import Search, write_search
+from jobs.forecast.search import Search
 from jobs.results.provenance import describe
 from jobs.results.row import make_row, write_rows
 from jobs.results.table import write_table
@@ -51,7 +51,7 @@ def record(
         item["seen"] = asdict(fingerprint.of_this_host(service.config))
     if search:
         search = replace(search, plan=plan)
-        write_search(sweep, search)
+        write_json(sweep.search, search)
         plan = search.begun(begun)
     write_json(sweep.plan, plan)
     write_json(sweep.provenance, describe(sys.argv))

@@ -41,7 +41,6 @@ DROPPED = (
 )
 """Columns that go first where the terminal is too narrow. The swept keys, the engine, validity and rate always stay."""
 
-
 NOTED = "True*"
 """Stands under `valid` for a valid row with a note, and before the note below the table."""
 

@@ -13,10 +13,10 @@ from jobs.cluster.base import Request, scheduler
 from jobs.core.config import Config, in_container
 from jobs.core.errors import RunError
 from jobs.core.fields import from_root
-from jobs.core.files import is_there
+from jobs.core.files import is_there, write_json
 from jobs.core.rundir import SweepDir, check_root
 from jobs.forecast.search import Search
-from jobs.results.pairs import Question, write_question
+from jobs.results.pairs import Question
 from jobs.sweep import reuse
 from jobs.sweep.plan import Plan, tasks_of, together
 from jobs.sweep.record import place, record
@@ -58,7 +58,7 @@ def start(
     with alone(sweep):  # before there is a plan that a resume could find
         record(made, search, {past.point for past in reused}, into=sweep)
         if question:
-            write_question(sweep, question)
+            write_json(sweep.question, question)
         if reused:
             reuse.take(sweep, reused)
             submit_left(sweep, retry_failed=False)

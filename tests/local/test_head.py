@@ -30,7 +30,7 @@ from jobs.cluster.nodelist import Task
 from jobs.cluster.ports import Ports
 from jobs.core.config import Config
 from jobs.core.errors import RunError
-from jobs.core.files import read_json
+from jobs.core.files import read_json, write_json
 from jobs.core.process import TAG
 from jobs.core.rundir import SweepDir
 from jobs.core.tasks import (
@@ -41,7 +41,6 @@ from jobs.core.tasks import (
     read_outcome,
     read_task,
     write_config,
-    write_task,
 )
 from jobs.measure.point import Measured
 from jobs.results.row import NOT_RUN
@@ -111,7 +110,7 @@ class Stage:
         folder.path.mkdir(parents=True)
         folder.new_key()
         services = self.services[:1] if self.serve else self.services
-        write_task(folder, AllocationTask(tuple(services), 1, serve=self.serve))
+        write_json(folder.task, AllocationTask(tuple(services), 1, serve=self.serve))
         task = Task(0, 1, self.job, ("node0",), "node0")
         ports = Ports(*(free_port() for _ in range(3)))
         inherited = dict(os.environ) | self.inherited

@@ -26,7 +26,7 @@ from jobs.core.files import read_json, write_json
 from jobs.core.rundir import Root, SweepDir
 from jobs.forecast import history
 from jobs.results import requests
-from jobs.results.pairs import Question, write_question
+from jobs.results.pairs import Question
 from jobs.results.search import answer_of, lines
 from jobs.sweep import reuse
 from jobs.sweep.record import record
@@ -87,7 +87,7 @@ def searched(tmp_path: Path) -> SweepDir:
     sweep = record(asked.plan, asked.search, [first.point])
     measured(sweep, first, 50.0, ttft_ms_mean=5.0, tpot_ms_mean=3.0, load_s=2.0, measure_s=2.0, windows=2)
     told(sweep)
-    write_question(sweep, Question("output_tok_per_s", 0.1, ((first.point, first.point),), 0, 1))
+    write_json(sweep.question, Question("output_tok_per_s", 0.1, ((first.point, first.point),), 0, 1))
     return sweep
 
 

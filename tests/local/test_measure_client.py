@@ -19,10 +19,10 @@ from jobs.core.config import Bench
 from jobs.core.errors import ConfigError
 from jobs.core.sweep_settings import Limits
 from jobs.measure import client, series
-from jobs.measure.client import Target, Window, measure, usual_limit_s
+from jobs.measure.client import measure, usual_limit_s
 from jobs.measure.gate.case import Case
 from jobs.measure.queueing import trend
-from jobs.measure.records import RequestRecord
+from jobs.measure.records import RequestRecord, Target, Window
 from jobs.measure.statistics import summarize
 from jobs.measure.validity import judge
 

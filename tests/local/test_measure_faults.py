@@ -12,7 +12,8 @@ from measure_stub import MODEL, Answer, event, serving, token
 
 from jobs.core.config import Bench
 from jobs.core.sweep_settings import Limits
-from jobs.measure.client import RequestRecord, Target, Window, measure
+from jobs.measure.client import measure
+from jobs.measure.records import RequestRecord, Target, Window
 from jobs.measure.statistics import summarize
 
 BENCH = Bench(concurrency=3, input_tokens=8, output_tokens=4, warmup_s=0.05, window_s=0.25)

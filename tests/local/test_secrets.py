@@ -16,8 +16,8 @@ from world import ONE
 from jobs.__main__ import main
 from jobs.allocation.searching import told
 from jobs.cli.output import until_closed
+from jobs.core.files import write_json
 from jobs.core.rundir import SweepDir
-from jobs.results.pairs import write_question
 from jobs.sweep.contest import ask as ask_which
 from jobs.sweep.record import record
 from jobs.sweep.space import ask
@@ -89,7 +89,7 @@ def test_a_search_and_a_question_keep_no_secret(tmp_path: Path) -> None:
     sides = tuple((f"bench.concurrency={load}", *SIMULATED, f"results.root={tmp_path}/which") for load in (1, 8))
     which = ask_which((sides[0], sides[1]), "output_tok_per_s", 0.3)
     made = which.plan(0, 3)
-    write_question(record(made), which.question(made, 3, ()))
+    write_json(record(made).question, which.question(made, 3, ()))
     assert shown_in(tmp_path) == {}
     assert len(list(tmp_path.rglob("secrets.key"))) == len(asked.plan.points) + len(made.points)
 

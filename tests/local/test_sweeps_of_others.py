@@ -16,9 +16,9 @@ from world import ROOT
 
 from jobs.__main__ import main
 from jobs.core.errors import RunError, UserError
+from jobs.core.files import write_json
 from jobs.core.rundir import SweepDir, sweeps_in
 from jobs.core.tasks import read_config
-from jobs.results.pairs import write_question
 from jobs.sweep.contest import Contest, ask
 from jobs.sweep.record import record
 from jobs.sweep.resume import resume
@@ -51,7 +51,7 @@ def trap(root: Path, mark: Path) -> None:
     asked = contest(root)
     made = asked.plan(0, 3)
     sweep = record(made)
-    write_question(sweep, asked.question(made, 3, ()))
+    write_json(sweep.question, asked.question(made, 3, ()))
     for path in sweep.path.glob("points/*/config.yaml"):
         path.write_text(path.read_text().replace("command: null", f"command: [/bin/touch, {mark}]"))
     for path in (sweep.path, *sweep.path.rglob("*")):

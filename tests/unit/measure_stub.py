@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from jobs.core.config import Bench, Model
-from jobs.measure.client import Target
+from jobs.measure.records import Target
 
 MODEL = Model(name="stub", path="/models/stub", served_model_name="stub")
 KEYS = {"model", "max_tokens", "temperature", "ignore_eos", "stream", "stream_options"}

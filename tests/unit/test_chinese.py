@@ -171,6 +171,11 @@ def test_what_an_engine_said_stays_beside_what_is_said_of_it(text: str, said: st
     assert chinese.ALL.translated(text) == said
 
 
+def test_an_interval_keeps_its_comma(in_chinese: None) -> None:
+    line = "no difference seen: +1.2% [-45.1%, +82.3%], 3 starts a side; about 8.0% would have been seen"
+    assert "+1.2% [-45.1%, +82.3%]，每边 3 次启动；" in chinese.printed(line)
+
+
 def test_columns_stay_where_they_are_though_a_chinese_letter_takes_two(in_chinese: None) -> None:
     lines = [f"  {'as configured':<16}  load 2 s, 16 s more", f"  {'seqs=256':<16}  load 3 s, 16 s more"]
     said = chinese.printed("\n".join(lines)).split("\n")

@@ -22,9 +22,9 @@ from jobs.core.errors import ConfigError, RunError
 from jobs.measure.checks import check_client
 from jobs.measure.clients import base
 from jobs.measure.clients.base import CLIENTS
-from jobs.measure.clients.result import COLUMNS
 from jobs.measure.clients.run import External, ExternalRun
 from jobs.measure.records import Target
+from jobs.measure.statistics import COLUMNS
 
 REQUESTS, OUTPUT = 200, 32
 TARGET = Target("http://127.0.0.1:9", "r1", "the-key")

@@ -17,11 +17,12 @@ from jobs.allocation.agenda import Agenda
 from jobs.allocation.head import agenda_of
 from jobs.cli import decide
 from jobs.core.config import Config
+from jobs.core.files import write_json
 from jobs.core.rundir import SweepDir, sweeps_in
 from jobs.core.tasks import AllocationTask, read_config, write_config
 from jobs.results import pairs
 from jobs.results.fingerprint import Fingerprint
-from jobs.results.pairs import Question, of_sweep, read_question, standing, write_question
+from jobs.results.pairs import Question, of_sweep, read_question, standing
 from jobs.results.row import NOT_RUN, make_row, write_rows
 from jobs.sweep import contest
 from jobs.sweep.contest import ask, settings_of
@@ -42,7 +43,7 @@ class Head:
 
     def start(self, made: Plan, *, question: Question) -> SweepDir:
         sweep = record(made)
-        write_question(sweep, question)
+        write_json(sweep.question, question)
         self.starts += 1
         self.run(sweep)
         return sweep

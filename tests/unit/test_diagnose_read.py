@@ -370,13 +370,6 @@ def test_the_diagnosis_beside_the_reason_is_of_the_logs_alone(tmp_path: Path) ->
     assert reason.startswith("rank 1: the engine was killed from outside")
 
 
-def test_slurms_word_about_the_job_may_be_added(tmp_path: Path) -> None:
-    sweep = sweep_dir(tmp_path, {"aaaa": (FINE, FINE)}, STDOUT)
-    state = RankLog.of(None, "sacct", "State=NODE_FAIL")
-    reason = reason_of(sweep.service("aaaa", 1), "rank 1 (headless): its connection to rank 0 ended", [state])
-    assert reason.startswith("a node failed or slurmd lost contact (slurm-node-failure)")
-
-
 def test_an_unknown_error_keeps_our_own_words_and_adds_the_first_error(tmp_path: Path) -> None:
     sweep = sweep_dir(tmp_path, {"aaaa": (FINE, "ERROR 11-24 10:00:08 [w.py:1] ValueError: odd\n")}, STDOUT)
     own = "rank 1 (headless): engine exited with code 1: (its log is empty)"

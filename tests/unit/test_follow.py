@@ -12,7 +12,7 @@ from rich.console import Console
 from jobs.cluster.slurm import Slurm
 from jobs.cluster.squeue import may_never_start
 from jobs.core.files import write_json
-from jobs.core.tasks import AllocationTask, ServiceTask, write_task
+from jobs.core.tasks import AllocationTask, ServiceTask
 from jobs.sweep import follow as following
 from jobs.sweep.follow import follow
 
@@ -43,7 +43,7 @@ def test_why_a_job_waits_is_said_once(
 ) -> None:
     sweep, made = planned(tmp_path)
     tasks = tuple(ServiceTask(one.service, one.points) for one in made.services)
-    write_task(sweep.allocation(0, 1), AllocationTask(tasks, 1))
+    write_json(sweep.allocation(0, 1).task, AllocationTask(tasks, 1))
     write_json(sweep.allocation(0, 1).job, {"kind": "slurm", "job_id": "7", "nodes": 2, "submitted": 1.0})
     answers = iter(["2026-01-01T00:00:00", "2026-01-01T00:10:00", ""])
     monkeypatch.setattr(Slurm, "poll_s", 0)

@@ -18,11 +18,11 @@ from fake_slurm import FakeSlurm
 from results_help import planned, row
 
 from jobs.allocation import submission
-from jobs.allocation.node import listening
 from jobs.cluster import base, ports
 from jobs.cluster.base import Job, Request, cancel, job_state
 from jobs.core import process
 from jobs.core.errors import RunError
+from jobs.core.files import write_json
 from jobs.core.lock import exclusive
 from jobs.core.rundir import SweepDir
 from jobs.core.tasks import AllocationTask, ServiceTask
@@ -80,7 +80,7 @@ def half_submitted(tmp_path: Path) -> SweepDir:
     sweep, point, service = sweep_of(tmp_path)
     folder = sweep.allocation(0, 1)
     folder.path.mkdir(parents=True)
-    submission.write_task(folder, AllocationTask((ServiceTask(service, (point,)),), 1))
+    write_json(folder.task, AllocationTask((ServiceTask(service, (point,)),), 1))
     return sweep
 
 
@@ -201,18 +201,18 @@ def test_the_api_that_gets_the_key_is_ours(
 ) -> None:
     monkeypatch.setattr(ports, "PROC_NET", tmp_path)
     assert ports.listeners(16_000) is None
-    assert listening.listens("127.0.0.1", 16_000, mine), "nobody can tell"
+    assert ports.listens("127.0.0.1", 16_000, mine), "nobody can tell"
     (tmp_path / "tcp").write_text(TABLE.format(uid=f"{uid:5}"))
     assert ports.listeners(16_000) == {ports.Listener(uid, 1)}
     assert ports.listeners(1) == set()
     assert ports.listeners(16_001) == {ports.Listener(61_003, 2)}
     assert ports.listeners(16_001, "127.0.0.2") == set(), "another replica's, on a loopback address of its own"
-    assert not listening.listens("127.0.0.1", 1, mine), "nobody listens yet: nothing is sent"
+    assert not ports.listens("127.0.0.1", 1, mine), "nobody listens yet: nothing is sent"
     if good:
-        assert listening.listens("127.0.0.1", 16_000, nobodys)
+        assert ports.listens("127.0.0.1", 16_000, nobodys)
     else:
         with pytest.raises(RunError, match="user 61002 listens there in the engine's place"):
-            listening.listens("127.0.0.1", 16_000, mine)
+            ports.listens("127.0.0.1", 16_000, mine)
 
 
 def mine(pid: int) -> bool:
@@ -228,6 +228,6 @@ def test_another_program_of_ours_is_not_the_engine() -> None:
         port = server.getsockname()[1]
         [one] = ports.listeners(port) or ()
         assert one.pids() == [os.getpid()]
-        assert listening.listens("127.0.0.1", port, mine)
+        assert ports.listens("127.0.0.1", port, mine)
         with pytest.raises(RunError, match=rf"process {os.getpid()} \S+, which is not of this service, listens there"):
-            listening.listens("127.0.0.1", port, nobodys)
+            ports.listens("127.0.0.1", port, nobodys)

@@ -15,9 +15,9 @@ from jobs.cli import launch
 from jobs.core import files, masking
 from jobs.core.errors import ConfigError
 from jobs.core.files import read_json, write_json, write_text
-from jobs.core.tasks import AllocationTask, ServiceTask, write_task
+from jobs.core.tasks import AllocationTask, ServiceTask
 from jobs.results.compare import compare, left_out, text
-from jobs.results.pairs import Question, write_question
+from jobs.results.pairs import Question
 from jobs.sweep import grammar
 from jobs.sweep.services_text import which
 
@@ -163,7 +163,7 @@ def test_a_diagnosis_says_which_service_it_is_of(tmp_path: Path, capsys: pytest.
     found, made = planned(tmp_path / "a", "parallel.max_model_len=4096,8192", "bench.concurrency=1,4")
     service = made.points[0].service
     work = AllocationTask((ServiceTask(service, tuple(one.point for one in made.points[:2])),), 1)
-    write_task(found.allocation(0, 1), work)
+    write_json(found.allocation(0, 1).task, work)
     write_text(found.service(service, 1).rank(0).log, "RuntimeError: NPU out of memory.\n")
     main(["diagnose", str(found.path)])
     assert f"service {service}  parallel.max_model_len=4096" in capsys.readouterr().out.splitlines()
@@ -321,7 +321,7 @@ def test_a_report_says_of_a_decision_what_decide_says(
     for point in made.points:
         measured(found, point, 100.0)
     one, two = (point.point for point in made.points)
-    write_question(found, Question("output_tok_per_s", 0.2, ((one, two),), 0, 1, tuple(earlier)))
+    write_json(found.question, Question("output_tok_per_s", 0.2, ((one, two),), 0, 1, tuple(earlier)))
     assert main(["report", str(found.path)]) == 0
     assert capsys.readouterr().out.startswith(said)
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from jobs.core.planfile import in_words, presets
+from collections.abc import Mapping, Sequence
+
+from jobs.core.planfile import PlanFile, PlannedPoint, in_words
 from jobs.results.columns import by_preset
 
 SIZES = ("parallel.data_parallel_size", "parallel.tensor_parallel_size")
 
 
-def chosen(*overrides: str, **values: object) -> tuple[str, tuple[str, ...], dict[str, object]]:
+def chosen(*overrides: str, **values: object) -> PlannedPoint:
     """A point with its override list, which is its id as well, and its values of SIZES and others."""
     both = {f"parallel.{name}": value for name, value in values.items()}
-    return " ".join(overrides), overrides, both
+    return PlannedPoint(" ".join(overrides), "service", both, overrides)
+
+
+def presets(points: Sequence[PlannedPoint], swept: tuple[str, ...]) -> Mapping[str, Mapping[str, str]]:
+    return PlanFile(tuple(points), (), swept).presets
 
 
 def test_a_key_that_only_presets_set_is_told_by_the_preset() -> None:
@@ -21,7 +27,7 @@ def test_a_key_that_only_presets_set_is_told_by_the_preset() -> None:
     ]
     told = presets(points, SIZES)
     assert told["parallel=dp4_tp4"] == dict.fromkeys(SIZES, "parallel=dp4_tp4")
-    assert in_words(SIZES, points[1][2], told["parallel=dp4_tp4"]) == "parallel=dp4_tp4"
+    assert in_words(SIZES, points[1].values, told["parallel=dp4_tp4"]) == "parallel=dp4_tp4"
     assert by_preset((*SIZES, "bench.concurrency"), list(told.values()), ()) == {
         **dict.fromkeys(SIZES, "parallel"),
         "bench.concurrency": "bench.concurrency",
@@ -36,7 +42,7 @@ def test_a_key_that_was_typed_keeps_its_own_name() -> None:
     ]
     keys = ("parallel.tensor_parallel_size", "parallel.max_num_seqs")
     told = presets(points, keys)
-    assert in_words(keys, points[0][2], told[points[0][0]]) == "parallel=dp2_tp8 parallel.max_num_seqs=16"
+    assert in_words(keys, points[0].values, told[points[0].point]) == "parallel=dp2_tp8 parallel.max_num_seqs=16"
 
 
 def test_a_key_that_differs_within_a_preset_is_not_told_by_it() -> None:
@@ -54,7 +60,7 @@ def test_two_groups_are_told_apart() -> None:
     ]
     keys = ("parallel.tensor_parallel_size", "parallel.chunk")
     told = presets(points, keys)
-    assert in_words(keys, points[1][2], told[points[1][0]]) == "parallel=4 lever=v2"
+    assert in_words(keys, points[1].values, told[points[1].point]) == "parallel=4 lever=v2"
 
 
 def test_keys_of_the_work_and_names_that_other_columns_have_stay() -> None:

@@ -24,7 +24,9 @@ from jobs.core.rundir import AllocationDir
 from jobs.core.tasks import AllocationTask
 from jobs.engines.ascend.memory import predict_config
 from jobs.engines.base import engine_of
-from jobs.forecast.demand import demand_of, hardware_constants, step_of
+from jobs.engines.prediction import Layout
+from jobs.engines.steptime import StepTime
+from jobs.forecast.demand import demand_of, hardware_constants, sizes_of
 from jobs.forecast.figures import figures
 from jobs.measure.gate.counters import balance
 from jobs.measure.metrics import GENERATED, engine_counters, joined
@@ -154,7 +156,9 @@ def test_a_row_of_replicas_needs_tokens_of_every_node() -> None:
 def test_figures_of_replicas_are_those_of_one_at_its_share_of_the_load() -> None:
     one = config(*W4A8, "parallel=replicas2_tp8", "parallel.data_parallel_size_local=1", "bench.concurrency=8")
     two = replace(TWO, bench=replace(TWO.bench, concurrency=16))
-    alone, both = (figures(step_of(c, hardware_constants(c)), demand_of(c)) for c in (one, two))
+    alone, both = (
+        figures(StepTime(sizes_of(c), hardware_constants(c), Layout.of(c)), demand_of(c)) for c in (one, two)
+    )
     assert (both.ttft_s, both.tpot_s) == pytest.approx((alone.ttft_s, alone.tpot_s))
     assert both.output_per_s == pytest.approx(2 * alone.output_per_s)
 

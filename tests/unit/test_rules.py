@@ -393,12 +393,12 @@ def test_every_rule_has_a_case() -> None:
 def test_ranks_that_do_not_belong_together_are_found() -> None:
     good = question(config(*NEW))
     [rule] = [one for one in RULES if one.id == "R2"]
-    assert not list(rule.findings(good))
+    assert not list(rule.found(good))
     head, headless = good.ranks
 
     def wrong(**values: Any) -> list[Finding]:
         ranks = (head, dict(headless) | {k.replace("_", "-"): v for k, v in values.items()})
-        return list(rule.findings(Question(good.config, good.settings, good.env, ranks, good.release)))
+        return list(rule.found(Question(good.config, good.settings, good.env, ranks, good.release)))
 
     for values in ({"headless": None}, {"data_parallel_start_rank": 1}, {"data_parallel_address": "10.9.9.9"}):
         [finding] = wrong(**values)

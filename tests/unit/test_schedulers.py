@@ -300,7 +300,7 @@ def test_a_job_that_has_the_id_of_ours_by_now_is_left_alone(
     job = submit(name)
     with slurm.change() as state:
         state["jobs"][job.job_id] |= its
-    monkeypatch.setattr(base, "job_state", lambda _: "RUNNING")
+    monkeypatch.setattr(base, "_state", lambda *_: "RUNNING")
     with pytest.raises(RunError, match=words):
         cancel(job.folder)
     assert slurm.calls("scancel") == []
@@ -314,6 +314,15 @@ def test_an_id_that_slurm_has_given_again_is_not_our_job(submit: Callable[..., J
     assert job_state(job.folder) == "GONE"
     slurm.job(job.job_id, "RUNNING", submitted="1970-01-01T00:00:05")
     assert job_state(job.folder) == "RUNNING"
+
+
+def test_cancel_reads_the_record_of_an_allocation_once(
+    submit: Callable[..., Job], slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, read = submit("slurm"), list[Any]()
+    monkeypatch.setattr(base, "read_job", lambda folder: read.append(folder) or read_job(folder))
+    assert cancel(job.folder) == job.job_id
+    assert len(read) == 1
 
 
 def test_a_local_job_that_ended_has_failed_unless_rank_0_came_to_its_end(submit: Callable[..., Job]) -> None:

@@ -12,7 +12,7 @@ from results_help import planned
 from jobs.cluster import base, squeue
 from jobs.core.files import write_json, write_text
 from jobs.core.rundir import AllocationDir, SweepDir
-from jobs.core.tasks import AllocationTask, ServiceTask, read_config, write_task
+from jobs.core.tasks import AllocationTask, ServiceTask, read_config
 from jobs.results.row import make_row
 from jobs.results.table import read_table
 from jobs.sweep import lost, status
@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> SweepDir:
     lengths = "parallel.max_model_len=8192,4096"  # in the order of running
     found, made = planned(tmp_path, lengths, "bench.concurrency=1,4")
     tasks = tuple(ServiceTask(s.service, s.points) for s in made.services)
-    write_task(found.allocation(0, 1), AllocationTask(tasks, 1))
+    write_json(found.allocation(0, 1).task, AllocationTask(tasks, 1))
     write_json(found.allocation(0, 1).job, {"kind": "slurm", "job_id": "7", "nodes": 2, "submitted": 1.0})
     return found
 

@@ -54,7 +54,8 @@ def test_a_release_is_the_text_of_its_packages_and_the_nearest_patch_release_sta
         archive.writestr("vllm_ascend-1.2.3.dist-info/METADATA", lines)
     monkeypatch.setattr(sys, "executable", str(executable(tmp_path / "python", PIP)))
     monkeypatch.setenv("WHEEL", str(wheel))
-    place = sources.obtain("1.2.3", tmp_path / "releases")
+    monkeypatch.setenv("SERVING_SWEEP_RELEASES", str(tmp_path / "releases"))
+    place = sources.obtain("1.2.3")
     digest = f"sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}"
     names = ("vllm-1.2.3.post1-py3-none-any.whl", "vllm_ascend-1.2.3-py3-none-any.whl")
     assert sources.packages(place) == dict.fromkeys(names, digest)
@@ -63,28 +64,31 @@ def test_a_release_is_the_text_of_its_packages_and_the_nearest_patch_release_sta
     needed = {"python": ">=3.10", "torch": "2.8.0", "torch-npu": "2.8.0"}
     assert extract_release.requirements(place, "vllm-ascend") == needed
     with pytest.raises(RunError, match="no matching distribution"):
-        sources.obtain("9.9.9", tmp_path / "releases")
+        sources.obtain("9.9.9")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
-def test_the_code_of_a_release_that_another_user_put_there_is_not_run(tmp_path: Path) -> None:
+def test_the_code_of_a_release_that_another_user_put_there_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVING_SWEEP_RELEASES", str(tmp_path))
     place = tmp_path / "1.2.3"
     place.mkdir()
     (place / sources.STAMP).write_text("")
-    assert sources.obtain("1.2.3", tmp_path) == place
+    assert sources.obtain("1.2.3") == place
     os.chown(place, 61_002, 61_002)
     with pytest.raises(RunError, match="it belongs to another user, and its code would run"):
-        sources.obtain("1.2.3", tmp_path)
+        sources.obtain("1.2.3")
     os.chown(place, 0, 0)
     place.chmod(0o777)
     with pytest.raises(RunError, match="anybody may write into it"):
-        sources.obtain("1.2.3", tmp_path)
+        sources.obtain("1.2.3")
     place.chmod(0o755)
     tmp_path.chmod(0o777)
     with pytest.raises(RunError, match="anybody may write into it"):
-        sources.obtain("1.2.3", tmp_path)
+        sources.obtain("1.2.3")
     tmp_path.chmod(0o1777)
-    assert sources.obtain("1.2.3", tmp_path) == place
+    assert sources.obtain("1.2.3") == place
 
 
 @pytest.mark.parametrize("kept", ["5\n", "[]\n", '["k", 5]\n', "{\n", "[[], {}]\n", '["k", {}, 1]\n'])

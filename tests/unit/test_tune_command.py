@@ -12,9 +12,10 @@ import pytest
 
 from jobs.__main__ import main
 from jobs.cli import tune
+from jobs.core.files import write_json
 from jobs.core.rundir import SweepDir
 from jobs.forecast.found import found
-from jobs.forecast.search import Search, read_search, shown, write_search
+from jobs.forecast.search import Search, read_search, shown
 from jobs.results.search import answer_of, lines
 from jobs.sweep.space import ask
 
@@ -195,7 +196,7 @@ def test_rows_alone_decide_so_that_a_search_goes_on_where_it_was_killed(four: Se
     rows: dict[str, Any] = {}
     whole = searched(four, rows)
     sweep = SweepDir(tmp_path)
-    write_search(sweep, four)
+    write_json(sweep.search, four)
     again: dict[str, Any] = {}
     steps: list[str] = []
     while step := searched(read_search(sweep), again, most=1):

@@ -40,11 +40,6 @@ class Difference:
         return f"{self.key}: intended {self.intended!r}, effective {self.effective!r}"
 
 
-def masked(env: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment that may be written to a record: secrets are hidden."""
-    return dict(masking.mask(env))
-
-
 def compare(
     argv: Sequence[str],
     env: Mapping[str, str],
@@ -129,7 +124,7 @@ def record(
     kept = {name: value for name, value in env.items() if name.startswith((*STRICT, *WATCHED, "OMP_", "PYTORCH_"))}
     return {
         "argv": masking.mask(list(argv)),
-        "env": masked(kept),
+        "env": masking.mask(kept),
         "non_default_args": masking.mask(dict(reported)),
         "differences": [asdict(one) for one in differences],
     }

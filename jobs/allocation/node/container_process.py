@@ -233,8 +233,3 @@ def record(one: ContainerProcess, proof: Proof) -> dict[str, Any]:
         "missing": list(one.missing),
         "proof": asdict(proof),
     }
-
-
-def commands(one: ContainerProcess) -> list[list[str]]:
-    """Return the commands as they are run on this node, for command.json; values of variables are not among them."""
-    return [*one.runtime.start(one.order).commands]

@@ -12,9 +12,10 @@ from typing import Any
 
 from containers.base import Fetched
 from containers.faults import GONE
-from jobs.allocation.node import artifacts, audit, cleanup, container_process, image, listening, oom
+from jobs.allocation.node import artifacts, audit, cleanup, container_process, image, oom
 from jobs.allocation.node.container import RankContainer, by_digest, checkpoint
 from jobs.allocation.node.container_process import ContainerProcess
+from jobs.cluster import ports
 from jobs.core import masking, process
 from jobs.core.config import Config, in_container
 from jobs.core.errors import RunError, UserError
@@ -109,7 +110,7 @@ class Engine:
             kept |= await aside(artifacts.cache_variables, self.config, self.place.rank, service)
         variables = engine_of(self.config).environment(self.config, self.place) | kept
         source = [from_root(name) for name in self.config.engine.source]
-        intended = {"argv": masking.mask(argv), "env": audit.masked(variables), "source": source}
+        intended = {"argv": masking.mask(argv), "env": masking.mask(variables), "source": source}
         write_json(self.folder.command, intended)
         self.folder.enter("staged")
         env = environment.whole(variables, inherited)
@@ -130,7 +131,9 @@ class Engine:
                 scratch = Path(self._scratch)
                 one = container_process.prepare(self._which(inherited), argv, variables, scratch, self._fetched, plogs)
                 self.container = one
-                write_json(self.folder.command, intended | {"container": masking.mask(container_process.commands(one))})
+                # The commands as they are run on this node; values of variables are not among them.
+                commands = masking.mask([*one.runtime.start(one.order).commands])
+                write_json(self.folder.command, intended | {"container": commands})
                 argv, env, source = one.argv, one.env, []
             self._begun = time.time()
             self._killed = None if self.container and self.container.runtime.apart else oom.kills(self._reads)
@@ -225,7 +228,7 @@ class Engine:
     def listens(self) -> bool:
         """Return whether its API is there. RunError: somebody else listens in its place."""
         owns = self._process.owns if self._process else lambda _: False
-        return listening.listens(self.place.local, int(self.place.api_port), owns)
+        return ports.listens(self.place.local, int(self.place.api_port), owns)
 
     def log_size(self) -> int:
         """Return the bytes of the engine's log: whether it says anything new."""
@@ -249,7 +252,7 @@ class Engine:
             leftovers += await aside(self.container.remove)
         if self._scratch:
             shutil.rmtree(self._scratch, ignore_errors=True)
-        ports = [int(port) for port in (self.place.api_port, self.place.rpc_port) if self.place.role == "head"]
-        leftovers += await aside(cleanup.leftovers, self._before, ports, self.place.local) if self._before else []
+        opened = [int(port) for port in (self.place.api_port, self.place.rpc_port) if self.place.role == "head"]
+        leftovers += await aside(cleanup.leftovers, self._before, opened, self.place.local) if self._before else []
         self.folder.note("done", leftovers=leftovers)
         return leftovers

@@ -40,7 +40,6 @@ def program(order: Path) -> list[str]:
 PART = "image "
 """Before the names of an image among what the ranks tell each other of what they prepared."""
 
-
 NONE = "none"
 """The name of an image that a registry has not under its name; its value is what was said."""
 

@@ -21,8 +21,8 @@ from jobs.core.errors import RunError
 from jobs.core.files import is_there
 from jobs.core.log import last_line, read_tail
 from jobs.core.rundir import RankDir
+from jobs.engines.checkpoint.manifest import SAMPLED
 from jobs.engines.checkpoint.stage import StageOrder, read_answer
-from jobs.engines.checkpoint.verify import SAMPLED
 from jobs.engines.vllm import environment
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ _PROGRESS = re.compile(r"^staged (\S+/\S+ GiB)", re.MULTILINE)
 
 Parts = Mapping[str, str]
 """Short hashes of a rank's checkpoint: of its sizes, and of the files that describe it; the names of its image."""
-
 
 RATE = "GB/s"
 """Among the parts: how fast a rank's node has copied the checkpoint, which is compared otherwise."""

@@ -11,7 +11,7 @@ import hashlib
 import random
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ BLOCKS = 4
 
 UNFINISHED = 2
 """So many blocks of zeros are no weights any more."""
+
+SAMPLED = 16
+"""Weight files of which blocks are hashed by default, and compared after a copy."""
 
 HASHERS = 8
 
@@ -54,7 +57,7 @@ class Manifest:
 
     def write(self, path: Path) -> None:
         """Write it as JSON, atomically."""
-        write_json(path, asdict(self), public())
+        write_json(path, self, public())
 
     @property
     def parts(self) -> dict[str, str]:

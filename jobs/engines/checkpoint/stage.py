@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,9 @@ from jobs.core.files import is_there, make_private, not_private, read_json, writ
 from jobs.core.lock import exclusive
 from jobs.engines.checkpoint.checkpoint import PART, STAMP, files, read_shards
 from jobs.engines.checkpoint.copying import Copied, Progress, check_space, copy_files, is_copied
-from jobs.engines.checkpoint.manifest import compare, make_manifest
+from jobs.engines.checkpoint.manifest import SAMPLED, compare, make_manifest
 
 PARALLEL = 8
-SAMPLED = 16
-"""Weight files of which blocks are compared after the copy."""
 
 KEY = "model.stage_to"
 
@@ -187,7 +185,7 @@ class StageOrder:
     def write(self, path: Path) -> None:
         """Write the order; an old answer is removed."""
         Path(self.result).unlink(missing_ok=True)
-        write_json(path, asdict(self))
+        write_json(path, self)
 
     @staticmethod
     def read(path: Path) -> StageOrder:

@@ -32,10 +32,7 @@ from jobs.engines.checkpoint.checkpoint import (
     read_object,
     read_shards,
 )
-from jobs.engines.checkpoint.manifest import Manifest, Progress, compare, make_manifest
-
-SAMPLED = 16
-"""Weight files of which blocks are hashed by default."""
+from jobs.engines.checkpoint.manifest import SAMPLED, Manifest, Progress, compare, make_manifest
 
 W8A8, W4A8 = ("W8A8", "W8A8_DYNAMIC"), "W4A8_DYNAMIC"
 DESCRIBED = {"W8A8": W8A8, "W4A8": (*W8A8, W4A8)}

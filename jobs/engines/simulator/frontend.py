@@ -57,7 +57,6 @@ _SERIES: tuple[tuple[str, str, Callable[[EngineMetrics], Mapping[str, float]]], 
 )
 """Kind, name, and values by the labels between `engine` and `model_name`."""
 
-
 _DRAFTS: tuple[tuple[str, str, Callable[[EngineMetrics], Mapping[str, float]]], ...] = (
     ("counter", "spec_decode_num_drafts_total", lambda m: {"": m.last.drafts[0]}),
     ("counter", "spec_decode_num_draft_tokens_total", lambda m: {"": m.last.drafts[0] * (len(m.last.drafts) - 1)}),

@@ -13,7 +13,7 @@ from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.core.fields import from_root
 from jobs.core.foreign import from_yaml
-from jobs.core.layout import Placement, first_data_parallel_rank, local_sizes, span
+from jobs.core.layout import Placement, local_sizes, span, start_rank
 
 OWNED: dict[str, str]
 CONFIGURED: dict[str, str]
@@ -125,12 +125,13 @@ def _ranks(config: Config, place: Placement) -> dict[str, Any]:
     if span(config) > 1:  # vLLM, --nnodes: multi-node mp executor
         own = {"nnodes": span(config), "node-rank": place.rank}
         return {**own, "master-addr": place.master_address, "master-port": place.rpc_port}
+    sizes = local_sizes(config)
     flags: dict[str, Any] = {
         "data-parallel-size": config.parallel.data_parallel_size,
-        "data-parallel-size-local": local_sizes(config)[place.rank],
+        "data-parallel-size-local": sizes[place.rank],
     }
     if place.role == "headless":
-        flags["data-parallel-start-rank"] = first_data_parallel_rank(config, place.rank)
+        flags["data-parallel-start-rank"] = start_rank(sizes, place.rank)
     return flags | {"data-parallel-address": place.master_address, "data-parallel-rpc-port": place.rpc_port}
 
 

@@ -41,7 +41,6 @@ OURS_ALONE = ("HCCL_", "GLOO_", "TP_SOCKET_", "VLLM_")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 """Proxies break requests between the nodes (vllm-ascend installation guide, multi-node)."""
 
-
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from jobs.core.config import Bench
-from jobs.measure.gate.case import Case, Finding, Found, first_error, mean_of
+from jobs.measure.gate.case import Case, Finding, Found, first_error
 from jobs.measure.records import RequestRecord
-from jobs.measure.statistics import in_one_piece
+from jobs.measure.statistics import in_one_piece, mean
 
 LENGTH_TOLERANCE = 0.01
 """Mean length of prompts and of answers against what was asked."""
@@ -79,8 +79,8 @@ def ends_by_itself(bench: Bench) -> bool:
 def _other_length(what: str, pairs: Sequence[tuple[int, int]]) -> str | None:
     if not pairs:
         return None
-    real, asked = (mean_of(values) or 0.0 for values in zip(*pairs, strict=True))
-    apart = (mean_of(abs(one - other) for one, other in pairs) or 0.0) / asked
+    real, asked = (mean(values) or 0.0 for values in zip(*pairs, strict=True))
+    apart = (mean(abs(one - other) for one, other in pairs) or 0.0) / asked
     if apart > APART > abs(real / asked - 1):
         return f"{what} had as many tokens on average as was asked, but each {apart:.0%} more or less"
     return other_length(what, real, asked)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from jobs.core.config import Config
 from jobs.measure import rounds
 from jobs.measure.queueing import Trend
@@ -84,9 +82,3 @@ class Case:
 def first_error(records: Iterable[RequestRecord]) -> str:
     """Return the words of the first request that failed with some."""
     return next((record.error for record in records if record.error), "no words")
-
-
-def mean_of(values: Iterable[float]) -> float | None:
-    """Return the mean; None of no values."""
-    known = list(values)
-    return float(np.mean(known)) if known else None

@@ -13,7 +13,7 @@ from jobs.core.config import Config
 from jobs.core.load import turn_input
 from jobs.measure.gate.case import NEEDED_IN_FLIGHT, NEEDED_NEARLY, Case, Finding, Found
 from jobs.measure.metrics import ALL
-from jobs.measure.records import Growth, RequestRecord, Window
+from jobs.measure.records import Growth, RequestRecord, Window, by_moment
 from jobs.measure.series import generated
 from jobs.measure.statistics import arrived_tokens, tokens_a_chunk
 
@@ -102,7 +102,7 @@ def restarted(window: Window) -> Found:
 
     Where engines have got other numbers all of them together have made as many tokens as before.
     """
-    inside = [one for one in window.series if window.opened_s <= one.time_s < window.closed_s]
+    inside = [one for one in window.series if window.holds(one.time_s)]
     fell = {two[0] for one, two in itertools.pairwise(generated(inside)) if two[1] < one[1]}
     last, anew = dict[str, float](), set[str]()
     for one in inside:
@@ -164,7 +164,7 @@ def pace(case: Case) -> Found:
         return
     if min(tokens.values()) * ranks < NOTED_SHARE * sum(tokens.values()):
         return  # uneven, which is said already: the busier one is the slower one
-    inside = [one for one in window.series if window.opened_s <= one.time_s < window.closed_s]
+    inside = [one for one in window.series if window.holds(one.time_s)]
     took: dict[str, float] = {}
     for engine, count in tokens.items():
         running = [one.running for one in inside if one.engine == engine and one.running is not None]
@@ -277,10 +277,8 @@ def _asked_prompts(records: Sequence[RequestRecord]) -> float | None:
 
 def _held_beyond_ours(window: Window, probes: int) -> int:
     """Return how many requests more than ours the engines held, where several readings say so; else 0."""
-    held: dict[float, float] = {}
-    for sample in window.series:
-        if window.opened_s <= sample.time_s < window.closed_s and sample.running is not None:
-            held[sample.time_s] = held.get(sample.time_s, 0.0) + sample.running + (sample.waiting or 0.0)
+    inside = [sample for sample in window.series if window.holds(sample.time_s)]
+    held = by_moment((s.time_s, None if s.running is None else s.running + (s.waiting or 0.0)) for s in inside)
     if not held:
         return 0
     starts = np.sort([record.start_s for record in window.records])

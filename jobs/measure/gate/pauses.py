@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.measure.gate.case import LIMIT, NEEDED_IN_FLIGHT, NEEDED_NEARLY, NOTED, Case, Finding, Found
-from jobs.measure.records import RequestRecord, Sample, Window
+from jobs.measure.records import RequestRecord, Sample, Window, by_moment
 
 Floats = NDArray[np.float64]
 
@@ -39,7 +39,7 @@ def pauses(case: Case) -> Found:
     drain counts too: requests of the window wait in it, and with them the rates of a closed loop.
     """
     window = case.window
-    lasting = _silences(window.records, window.opened_s, window.closed_s + window.drain_s)
+    _, lasting = _gaps(window.records, window.opened_s, window.closed_s + window.drain_s, PAUSE_S)
     ttft, gap = case.figures["ttft_ms_p50"] or 0.0, _piece_s(case.whole)
     usual = max(PAUSE_S, BLOCKED_TTFTS * ttft / 1e3, USUAL_GAPS * gap)
     long = lasting[lasting > usual]
@@ -68,12 +68,8 @@ def _left_out(case: Case) -> Found:
     window, ranks = case.window, case.config.parallel.engines
     usual = IDLE_ROUNDS * (case.figures["e2el_ms_p50"] or 0.0) / 1e3
     least = max(NOTED * window.seconds, STALL_S, usual)
-    inside = [
-        one for one in window.series if window.opened_s <= one.time_s < window.closed_s and one.running is not None
-    ]
-    load = dict[float, float]()
-    for one in inside:
-        load[one.time_s] = load.get(one.time_s, 0.0) + (one.running or 0.0)
+    inside = [one for one in window.series if window.holds(one.time_s) and one.running is not None]
+    load = by_moment((one.time_s, one.running) for one in inside)
     for engine in sorted({one.engine for one in inside} if ranks > 1 else ()):
         own = [one for one in inside if one.engine == engine]
         needed = (not one.running and load[one.time_s] >= NEEDED_NEARLY * NEEDED_IN_FLIGHT * ranks for one in own)
@@ -95,7 +91,7 @@ def _spans(own: Sequence[Sample], met: Iterator[bool]) -> Iterator[float]:
 def _stood_still(case: Case, engine: str) -> Iterator[float]:
     """Yield the times in the window in which the tokens of an engine did not rise while it had requests, s."""
     window = case.window
-    own = [one for one in window.series if one.engine == engine and window.opened_s <= one.time_s < window.closed_s]
+    own = [one for one in window.series if one.engine == engine and window.holds(one.time_s)]
     for _, alike in itertools.groupby((one for one in own if one.running), key=lambda one: one.generated_tokens):
         times = [one.time_s for one in alike if one.generated_tokens is not None]
         yield times[-1] - times[0] if times else 0.0
@@ -123,11 +119,6 @@ def _unexplained(window: Window, least_s: float, most_s: float) -> Floats:
         left.append(free + max(0.0, end - at))
     found = np.array(left)
     return found[found >= least_s]
-
-
-def _silences(records: Sequence[RequestRecord], opened_s: float, closed_s: float) -> Floats:
-    """Return how long pauses last, s: times between two tokens of anybody, while an answer was under way."""
-    return _gaps(records, opened_s, closed_s, PAUSE_S)[1]
 
 
 def _gaps(records: Sequence[RequestRecord], opened_s: float, closed_s: float, least_s: float) -> tuple[Floats, Floats]:

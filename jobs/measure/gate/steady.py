@@ -157,9 +157,13 @@ def engines(case: Case) -> Found:
         if cost and cost[0] > LOST_ENGINE:
             slow[engine] = cost
     if slow:
-        _, seconds, times_longer = max(slow.values())
-        words = f"for {seconds:.0f} s of the window a token took it up to {times_longer:.2g} times as long as usual"
-        yield Finding(f"engine {', '.join(slow)} was not steady: {words}")
+        _, seconds, longer = max(slow.values())
+        if len(slow) == 1:
+            words = f"for {seconds:.0f} s of the window a token took it up to {longer:.2g} times as long as usual"
+            yield Finding(f"engine {min(slow)} was not steady: {words}")
+        else:
+            words = f"for {seconds:.0f} s of the window a token took one up to {longer:.2g} times as long as usual"
+            yield Finding(f"engines {', '.join(slow)} were not steady: {words}")
 
 
 def _comes_and_goes(answers: Sequence[RequestRecord], edges: Floats, rounds: int, *, quiet: bool) -> Found:

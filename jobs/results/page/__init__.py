@@ -17,7 +17,6 @@ from jobs.core import chinese
 FOLDER = Path(__file__).parent
 SCRIPTS = ("plotly-basic.min.js", "words.js", "table.js", "plots.js", "search.js", "main.js")
 
-
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
 """Content-Security-Policy: the page asks no network, and runs its own programs alone (by their hashes)."""
 

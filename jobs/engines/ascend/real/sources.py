@@ -49,13 +49,13 @@ def engine_version(release: str) -> str:
     return re.sub(r"(rc\d+|\.post\d+)+$", "", release)
 
 
-def obtain(release: str, folder: Path | None = None) -> Path:
-    """Return the folder with the packages of a release, downloaded if they are not there yet; None: `.engines/ascend`.
+def obtain(release: str) -> Path:
+    """Return the folder with the packages of a release, downloaded if they are not there yet.
 
     Raises:
         RunError: the index cannot be reached, or does not have them.
     """
-    place = (folder or root()) / release
+    place = root() / release
     if (place / STAMP).exists():
         return _trusted(place)
     with exclusive(place.parent / ".lock", required=False), tempfile.TemporaryDirectory(dir=place.parent) as name:

@@ -13,7 +13,7 @@ from typing import Any
 from jobs.core.config import Config
 from jobs.core.foreign import from_yaml
 from jobs.engines.ascend import Release, is_true, mapping_of, version
-from jobs.engines.base import Finding, Severity, engine_of
+from jobs.engines.base import Finding, Severity
 from jobs.engines.checkpoint.architecture import Architecture
 from jobs.engines.speculation import speculation_of
 
@@ -121,12 +121,6 @@ class Rule:
         if (self.engines == NPU and not npus) or (self.engines == RELEASED and not released):
             return False
         return self.releases == "all" or (release is not None and covers(self.releases, release))
-
-    def findings(self, question: Question) -> Iterator[Finding]:
-        """Yield what this rule has against the config; nothing where it does not hold for engine or release."""
-        traits = engine_of(question.config).traits
-        if self.holds(traits.npus, traits.released, question.release.version if question.release else None):
-            yield from self.found(question)
 
     def found(self, question: Question) -> Iterator[Finding]:
         """Yield what this rule, which holds, has against the config."""

@@ -19,7 +19,6 @@ SOC_OF_A2 = 220
 BYTES = 65_452_113_920
 """Memory of such an NPU as torch_npu reports it (vllm-ascend issue 13439)."""
 
-
 ABSENT = ("torch_npu", "torchair", "acl", "gguf", "diskcache", "mooncake", "memcache_hybrid", "fla_npu")
 """Packages that only an Ascend machine, or an older release's environment, has; the real one is taken where it is."""
 
