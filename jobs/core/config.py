@@ -1,8 +1,8 @@
-"""All settings of a point in three scopes by what a change of them needs, registered with Hydra by schema.py.
+"""All settings of a point in three types by what a change of them needs, registered with Hydra by schema.py.
 
-    sweep    a change does not alter what is asked; all points of a sweep have the same (sweep_settings.py)
-    service  a change needs a restart of the engine, a new weight load (ServiceConfig)
-    point    a change needs only another measuring window on the same service (Load)
+    SweepSettings  (scope sweep)    a change does not alter what is asked; all points of a sweep have the same
+    ServiceConfig  (scope service)  a change needs a restart of the engine (a new weight load)
+    Load           (scope point)    a change needs only another measuring window on the same service
 
 Where people see one section (`engine`), some of its keys may not alter what is asked either (a port): the section then
 has a part for them, and points that share a service have the same there. Which type holds a key is the one place that
@@ -64,6 +64,18 @@ class ServiceConfig:
     parallel: Parallel
     hccl: Hccl
     container: ServedContainer
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """What holds for a sweep as a whole: all its points have the same."""
+
+    cluster: Cluster
+    limits: Limits
+    preflight: Preflight
+    results: Results
+    launch: Launch
+    tune: Tune
 
 
 @dataclass(frozen=True)

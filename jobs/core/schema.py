@@ -30,7 +30,7 @@ def schema() -> Mapping[str, str]:
 
 @cache
 def _scopes() -> Mapping[type, str]:
-    """Return the scope of each type whose keys belong to a service or a load (config.py)."""
+    """Return the scope of each part of the three types (config.py)."""
     service = dict.fromkeys(get_type_hints(ServiceConfig).values(), "service")
     return service | {Load: "point"}
 

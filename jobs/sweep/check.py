@@ -13,7 +13,7 @@ from jobs.allocation.preflight.findings import check_names
 from jobs.cluster.interfaces import choose_interface
 from jobs.cluster.ports import derive_ports
 from jobs.core import alike, masking, schema
-from jobs.core.config import Config, in_container
+from jobs.core.config import Config, SweepSettings, in_container
 from jobs.core.errors import ConfigError
 from jobs.core.layout import local_sizes
 from jobs.engines.base import Finding, Severity, caught, engine_of
@@ -99,8 +99,8 @@ def _refuse_unlike(points: Sequence[Point]) -> None:
     with its own.
     """
     keys = [key for key, scope in schema.schema().items() if scope == "sweep"]
-    mixed = {key.partition(".")[0] for key, scope in schema.schema().items() if scope != "sweep"}
-    of_all = [key for key in keys if key.partition(".")[0] not in mixed]
+    whole = {one.name for one in fields(SweepSettings)}
+    of_all = [key for key in keys if key.partition(".")[0] in whole]
     of_service = [key for key in keys if key not in of_all]
     _refuse_other([point.config for point in points], of_all)
     members: dict[str, list[Config]] = {}
