@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -222,9 +223,18 @@ def _traced(line: object, speed: float) -> Item:
     text = line.get("prompt")
     if text is not None and not isinstance(text, str):
         raise ValueError("prompt is no text")
-    length = None if text is not None else int(line["input_length"])
-    output = int(line["output_length"])
-    if output < 1 or (length is not None and length < 1):
-        raise ValueError("a length is below 1")
+    length = None if text is not None else _length(line["input_length"])
+    output = _length(line["output_length"])
     at_s = float(line["timestamp"]) / 1e3 / speed
+    if not math.isfinite(at_s):
+        raise ValueError("timestamp is no moment")
     return Item(at_s, text, length, output, tuple(int(block) for block in line.get("hash_ids", ())))
+
+
+def _length(value: Any) -> int:
+    length = int(value)
+    if length != float(value):
+        raise ValueError("a length is no whole number")
+    if length < 1:
+        raise ValueError("a length is below 1")
+    return length

@@ -359,6 +359,7 @@ class PointRun:
         """
         outcomes: list[Outcome] = []
         misses = total = 0
+        unevenly: list[float | None] = []
         for left in reversed(range(bound.WINDOWS)):
             outcome = await self._probe(probe, load)
             self.lines[-1]["objective_broken"] = outcome.grows
@@ -367,10 +368,12 @@ class PointRun:
                 return [outcome], False if outcome.grows else None
             outcomes.append(outcome)
             misses, total = misses + missed, total + counted
-            told = bound.decided(misses, total)
+            unevenly.append(outcome.figures["slo_together"])
+            together = bound.pooled(unevenly)
+            told = bound.decided(misses, total, together)
             if told is False:
                 self.lines[-1]["objective_broken"] = f"{misses} of {total} requests missed bench.slo"
-            if told is not None or not bound.may_tell(misses, total, left * missed, left * max(counted, 1)):
+            if told is not None or not bound.may_tell(misses, total, left * missed, left * max(counted, 1), together):
                 return outcomes, told
         return outcomes, None
 

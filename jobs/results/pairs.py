@@ -20,6 +20,8 @@ from jobs.results.columns import counts, low_is_best
 from jobs.results.row import NOT_RUN, row_of
 from jobs.results.sequential import ALPHA, BETA, Decision, Logs, decide
 
+NOT_TEXT = "they draft unlike on prompts that are no text, where speculation tells nothing (bench.workload=text)"
+
 _DECIDED = "decided by {} pairs"
 
 FAILED = {False: 2, True: 4}
@@ -96,10 +98,23 @@ def pair_of(goal: str, one: Row, two: Row) -> Pair:
             return f"{side}: {row['invalid_reason']}"
         if row.get("saturated"):
             return f"{side}: it is saturated: its latencies are those of a queue that grows"
+        if row.get("slo_kept") is False:
+            return f"{side}: it breaks bench.slo"
         if not counts(goal, row.get(goal)) or row[goal] <= 0:
             return f"{side}: it has no {goal}"
+    if not drafts_alike(one, two):
+        return NOT_TEXT
     sign = -1 if low_is_best(goal) else 1
     return sign * math.log(one[goal]), sign * math.log(two[goal])
+
+
+def drafts_alike(one: Row, two: Row) -> bool:
+    """Return whether what two rows show of speculation may be compared: on prompts that are no text it tells nothing.
+
+    Where both draft as many tokens both are as wrong.
+    """
+    no_text = any(row.get("spec_text") is False for row in (one, two))
+    return not no_text or one.get("spec_tokens") == two.get("spec_tokens")
 
 
 def of_windows(goal: str, one: Iterable[Row], two: Iterable[Row]) -> list[Pair]:

@@ -14,7 +14,7 @@ from jobs.core.files import write_json
 from jobs.core.foreign import SMALL, load_visible, refused
 from jobs.core.rundir import SweepDir
 from jobs.measure import speculation
-from jobs.measure.objective import COUNTED, SPREAD_COLUMNS
+from jobs.measure.objective import COUNTED, SPREAD_COLUMNS, TOGETHER
 from jobs.measure.records import Window
 from jobs.measure.statistics import of_series, summarize
 from jobs.results.fingerprint import NAMES
@@ -38,8 +38,8 @@ FIGURES = (*summarize(_EMPTY, Bench()), *of_series(_EMPTY), *speculation.COLUMNS
 """Names of the figures of a window, in their order."""
 
 POINT = (
-    *("windows", *SPREAD_COLUMNS, "saturated", "slo_kept", *COUNTED, "found_concurrency", "found_request_rate"),
-    *("probes", "needle_score", "checks", "checks_wrong_share", "head_npu_power_w"),
+    *("windows", *SPREAD_COLUMNS, "saturated", "slo_kept", *COUNTED, TOGETHER),
+    *("found_concurrency", "found_request_rate", "probes", "needle_score", "checks", "checks_wrong_share", "head_npu_power_w"),
     *FORECAST,
 )
 """What several windows, a search, the questions and the hardware add, and what was predicted."""
