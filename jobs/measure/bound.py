@@ -24,11 +24,14 @@ from numpy.typing import NDArray
 SHARE, DOUBT = 0.99, 0.05
 """Of the requests that are to keep every limit; and the probability of being wrong at the edge."""
 
-WINDOWS = 6
+WINDOWS = 10
 """Windows that a search measures at one load, and again to confirm it, until what it asks is known."""
 
-NEAR, SLOWEST, PARTS = 0.3, 0.1, 10
+NEAR, SLOWEST, PARTS = 0.5, 0.1, 10
 """Share of a limit from which a request comes near to it, and of the requests that do so at most; parts of a window."""
+
+APART, MISSED = 1.01, 5
+"""Factor by which near misses lie above the others: what jitters is no miss. And misses that tell of themselves."""
 
 UNEVEN = 1.64
 """Standard deviations beyond which near misses lie unevenly (5 %, one-sided); what is less is chance."""
@@ -46,10 +49,11 @@ def together(came: Floats, shares: Floats) -> float | None:
     if len(shares) < 2 * PARTS:
         return None
     slow = float(np.quantile(shares, 1 - SLOWEST, method="lower"))  # one that failed has no share between others
-    near = shares[np.argsort(came, kind="stable")] > max(NEAR, min(slow, 1.0))
+    missed = (shares > 1).sum() >= MISSED
+    near = shares[np.argsort(came, kind="stable")] > (1.0 if missed else max(NEAR, APART * min(slow, 1.0)))
     share = float(near.mean())
     if near.sum() < 2 or share == 1:
-        return None
+        return 1.0
     parts = np.array_split(near, PARTS)
     count, of = (np.array([one(part) for part in parts]) for one in (np.sum, len))
     return float(((count - of * share) ** 2 / (of * share * (1 - share))).sum()) / (PARTS - 1)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from jobs.core.config import Bench, usual_windows
 from jobs.core.load import Slo
+from jobs.measure.bound import WINDOWS
 from jobs.measure.search import Search, begin, columns, most_probes, saturated, with_load
 
 
@@ -97,7 +98,7 @@ def test_probes_change_the_load_alone() -> None:
     assert begin(bench) == Search(4, 1024, 0.05, whole=True)
     open_loop = Bench(request_rate=2.5, search="request_rate", search_most=9.5, slo=slo)
     assert with_load(open_loop, 3.5).request_rate == 3.5
-    assert begin(open_loop) == Search(2.5, 9.5, 0.05, whole=False, least=299 / 6 / 120)
+    assert begin(open_loop) == Search(2.5, 9.5, 0.05, whole=False, least=299 / WINDOWS / 120)
 
 
 def test_where_too_few_requests_tell_a_higher_load_is_tried() -> None:
