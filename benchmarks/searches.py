@@ -104,7 +104,10 @@ def row(queue: Queue, rate: float, seed: int, windows: int = 3) -> Counted:
 
 def searched(queue: Queue, first: float, seed: int, *, alone: bool = False) -> tuple[float, int]:
     """Return the load that a search finds (0: none), and the windows that it takes."""
-    random, looking = np.random.default_rng(seed), Search(first, 64.0, 0.05, False, bound.needed(0) / bound.WINDOWS / WINDOW_S)
+    random, looking = (
+        np.random.default_rng(seed),
+        Search(first, 64.0, 0.05, False, bound.needed(0) / bound.WINDOWS / WINDOW_S),
+    )
     windows = 0
     while (load := looking.next()) is not None:
         found, told = Counted(), None

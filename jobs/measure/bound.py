@@ -5,11 +5,11 @@ would show so few misses with a probability of at most 5 %, broken where it woul
 requests without a miss are the least that tell; MLPerf's LoadGen, which asks for 99 % confidence in its early stopping,
 wants 459 (mlcommons/inference, loadgen/early_stopping.cc). A failed request and one that was cut off are misses.
 
-That is of requests that miss independently of each other. Before a queue, or beside a stall, they miss together, and ten
-that did tell no more than one. How many come together is told by those that come near a limit, since of misses there
-are few: by how unevenly they lie over the parts of a window (index of dispersion: Cox, Lewis 1966, "The Statistical
-Analysis of Series of Events", 4.5; as the extremal index of Leadbetter 1983 it hardly depends on how near is near). So
-many requests count as one (design effect: Kish 1965, "Survey Sampling", 8.2).
+That is of requests that miss independently of each other. Before a queue, or beside a stall, they miss together, and
+ten that did tell no more than one. How many come together is told by those that come near a limit, since of misses
+there are few: by how unevenly they lie over the parts of a window (index of dispersion: Cox, Lewis, "The Statistical
+Analysis of Series of Events", 1966; as the extremal index of Leadbetter 1983 it hardly depends on how near is near). So
+many requests count as one (design effect: Kish, "Survey Sampling", 1965).
 """
 
 from __future__ import annotations
@@ -120,6 +120,13 @@ def may_tell(misses: int, total: int, more_misses: int, more: int, together: flo
 
 def words(misses: int, total: int, together: float = 1.0) -> str:
     """Return what is to be said where nothing is decided."""
-    said = f"{misses} of {total} requests missed bench.slo: whether {SHARE:.0%} of all keep it is not known"
-    told = f"{needed(misses, together)} with no more misses would tell"
-    return f"{said}, {told}" if together == 1 else f"{said}: the slowest come {together:.2g} at a time, {told}"
+    more = needed(misses, together)
+    if together == 1:
+        return (
+            f"{misses} of {total} requests missed bench.slo: whether {SHARE:.0%} of all keep it is not known,"
+            f" {more} with no more misses would tell"
+        )
+    return (
+        f"{misses} of {total} requests missed bench.slo, and slow ones come {together:.2g} at a time: whether"
+        f" {SHARE:.0%} of all keep it is not known, {more} with no more misses would tell"
+    )

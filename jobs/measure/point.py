@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -35,7 +36,7 @@ from jobs.measure.metrics import complete
 from jobs.measure.quality import Quality
 from jobs.measure.records import Answer, Target, Window
 from jobs.measure.telemetry import Reading
-from jobs.measure.wire import Connections
+from jobs.measure.wire import Connections, clock
 
 Enough = Callable[[Mapping[str, Any], int], bool]
 """Whether a point needs no further window, by its figures so far and the number of its windows."""
@@ -268,7 +269,10 @@ class PointRun:
         self._measured_s += window.seconds + window.drain_s
         self._readings.append(tuple(readings))
         load = {"concurrency": bench.concurrency, "request_rate": bench.request_rate}
-        self.lines.append({**about, **load, "valid": reason is None, "invalid_reason": reason} | figures)
+        opened_s = time.time() - (clock() - window.opened_s)  # of the day, for windows of other points beside it
+        self.lines.append(
+            {**about, **load, "opened_s": opened_s, "valid": reason is None, "invalid_reason": reason} | figures
+        )
         return Outcome(window, figures, reason, notes, trend.grows)
 
     def _seed_offset(self) -> int:

@@ -39,7 +39,15 @@ FIGURES = (*summarize(_EMPTY, Bench()), *of_series(_EMPTY), *speculation.COLUMNS
 
 POINT = (
     *("windows", *SPREAD_COLUMNS, "saturated", "slo_kept", *COUNTED, TOGETHER),
-    *("found_concurrency", "found_request_rate", "probes", "needle_score", "checks", "checks_wrong_share", "head_npu_power_w"),
+    *(
+        "found_concurrency",
+        "found_request_rate",
+        "probes",
+        "needle_score",
+        "checks",
+        "checks_wrong_share",
+        "head_npu_power_w",
+    ),
     *FORECAST,
 )
 """What several windows, a search, the questions and the hardware add, and what was predicted."""

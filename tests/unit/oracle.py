@@ -251,7 +251,11 @@ class Stub:
         """Answer one request."""
         if method == "GET":
             own = self.engines[served.place * self._each :][: self._each]
-            page = self._page([replace(one, number=one.number % self._each) for one in own]) if path == "/metrics" and own else None
+            page = (
+                self._page([replace(one, number=one.number % self._each) for one in own])
+                if path == "/metrics" and own
+                else None
+            )
             served.reply(404 if page is None else 200, (page or "").encode())
             return
         asked = json.loads(body)

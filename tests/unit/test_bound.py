@@ -11,7 +11,12 @@ from jobs.measure.bound import at_most, decided, may_tell, needed
 
 def test_so_many_requests_tell() -> None:
     assert (decided(0, 298), decided(0, 299)) == (None, True)
-    assert (decided(0, 896, 3.0), decided(0, 897, 3.0), decided(6, 60, 3.0), decided(6, 60)) == (None, True, False, False)
+    assert (decided(0, 896, 3.0), decided(0, 897, 3.0), decided(6, 60, 3.0), decided(6, 60)) == (
+        None,
+        True,
+        False,
+        False,
+    )
     assert (decided(4, 60), decided(4, 60, 4.0)) == (False, None)
     assert [needed(misses) for misses in (0, 1, 2)] == [299, 473, 628], "tables of Clopper-Pearson at 95 %, one-sided"
     assert decided(1, 20) is None

@@ -1,4 +1,4 @@
-"""Two replicas, to each of which the client sends what it can take: one slow, dead, or cached; and two that are right."""
+"""Two replicas, each with what it can take of the load: one slow, dead, or cached; and two that are right."""
 
 from __future__ import annotations
 
