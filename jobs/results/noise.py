@@ -63,8 +63,9 @@ class Side:
     def moments(self) -> tuple[float, ...]:
         """When the windows of all rows were opened, s of one clock of their service; empty: it is not told."""
         lines = [line for row in self.rows for _, line in lines_in_row(self.run, row)]
-        told = [line.get("opened_s") for line in lines if line.get(self.column) is not None]
-        return tuple(told) if all(isinstance(one, float) for one in told) else ()
+        shown = [line for line in lines if line.get(self.column) is not None]
+        told = tuple(float(line["opened_s"]) for line in shown if isinstance(line.get("opened_s"), float))
+        return told if len(told) == len(shown) else ()
 
     @property
     def means(self) -> tuple[float, ...]:

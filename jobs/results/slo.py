@@ -93,7 +93,7 @@ def _told(run: Run, row: Mapping[str, Any], found: Requests, asked: Mapping[str,
     None too where all answers came in one piece, which hides how fast their tokens came.
     """
     names = ("failed", "truncated_requests")
-    lines = [line for _, line in lines_in_row(run, row)] or [row] * len(found.windows)
+    lines: list[Mapping[str, Any]] = [line for _, line in lines_in_row(run, row)] or [row] * len(found.windows)
     missed = total = sum(line.get(name) or 0 for line in lines for name in names)
     of_pieces = any(name.startswith(("tpot", "itl")) for name in asked)
     hidden, each = [], []

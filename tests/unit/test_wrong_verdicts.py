@@ -1,4 +1,4 @@
-"""What once was a verdict and is none: other work, drafts on no text, an objective that is broken, a queue that grew."""
+"""What once was a verdict and is none: other work, drafts on no text, a broken objective, a queue that grew."""
 
 from __future__ import annotations
 
