@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import json
 import math
@@ -51,6 +52,26 @@ async def load(bench: Bench, tokenizer: Tokenizer) -> Sequence[Item] | Prose:
 def _path(bench: Bench) -> Path:
     """A relative path is taken from the project's root, as `model.path`: ranks may run in another directory."""
     return Path(from_root(bench.dataset or ""))
+
+
+def digest(bench: Bench) -> str | None:
+    """Return a short digest of the point's file, whose content may change under its name; None: there is none to read.
+
+    Rows of another content did other work.
+    """
+    if not bench.dataset:
+        return None
+    try:
+        about = (path := _path(bench)).stat()
+        return _digest(path, about.st_size, about.st_mtime_ns)
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=8)
+def _digest(path: Path, size: int, changed_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 TEXTS = ("text", "sharegpt")

@@ -205,7 +205,7 @@ class PointRun:
             self._reasons.append(fault)
         in_row = tuple(n for n, one in enumerate(self._windows, 1) if any(one is other for other in self._in_row))
         return Measured(
-            figures=combined | {"needle_score": asked.score if asked else None},
+            figures=combined | {"needle_score": asked and asked.score, "dataset_digest": dataset.digest(bench)},
             reason=self._reasons[0] if self._reasons else None,
             notes=objective.said_once(self._notes),
             windows=tuple(self._windows),

@@ -225,6 +225,13 @@ def _valued(side: Side, key: str) -> str | None:
 
 
 def _check_same_work(one: Side, two: Side) -> None:
+    first, second = (
+        {str(row["dataset_digest"]) for row in side.rows if row.get("dataset_digest")} for side in (one, two)
+    )
+    if first and second and first != second:
+        reason = "its file had another content under the same name, so their figures do not compare"
+        values = f"{' '.join(sorted(first))} and {' '.join(sorted(second))}"
+        raise ConfigError("bench.dataset", values, reason, "Measure both with one file, or say --anyway.")
     for name, (first, second) in _differences(one, two).items():
         if is_work(name):
             reason = "the two points did different work, so their figures do not compare"

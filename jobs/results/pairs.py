@@ -67,13 +67,14 @@ class Standing:
     Attributes:
         logs: of the pairs that count, in the order of time.
         over: why no further pair of this sweep is needed; empty: one is.
-        broken: why pairs have no figures, where that ended it.
+        broken: why pairs have no figures, where that ended it. gone: why others have none, before the one that decided.
     """
 
     decision: Decision
     logs: tuple[Logs, ...]
     over: str = ""
     broken: str = ""
+    gone: tuple[str, ...] = ()
 
 
 def write_question(sweep: SweepDir, question: Question) -> None:
@@ -152,20 +153,21 @@ def _row(sweep: SweepDir, point: str) -> Row | None:
 def standing(question: Question, pairs: Sequence[Pair]) -> Standing:
     """Return what the earlier pairs and these say; at the first one that decides the others are left out."""
     logs, failed, most = list(question.earlier), 0, FAILED[question.windows > 0]
+    gone: list[str] = []
     for count in range(2, len(logs) + 1):
         if (found := question.decide(logs[:count])).answer != "open":
             return Standing(found, tuple(logs[:count]), _DECIDED.format(count))
     for pair in pairs[: question.most]:
         if isinstance(pair, str):
             failed += 1
+            gone.append(pair)
             if failed == most:
-                return Standing(
-                    question.decide(logs), tuple(logs), f"{most} pairs in a row have no figures: {pair}", pair
-                )
+                why = f"{most} pairs in a row have no figures: {pair}"
+                return Standing(question.decide(logs), tuple(logs), why, pair, tuple(gone))
             continue
         failed = 0
         logs.append(pair)
         if (found := question.decide(logs)).answer != "open":
-            return Standing(found, tuple(logs), _DECIDED.format(len(logs)))
-    spent = len(pairs) >= question.most
-    return Standing(question.decide(logs), tuple(logs), "all pairs are measured" if spent else "")
+            return Standing(found, tuple(logs), _DECIDED.format(len(logs)), gone=tuple(gone))
+    over = "all pairs are measured" if len(pairs) >= question.most else ""
+    return Standing(question.decide(logs), tuple(logs), over, gone=tuple(gone))

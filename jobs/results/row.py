@@ -49,6 +49,7 @@ POINT = (
         "head_npu_power_w",
     ),
     *FORECAST,
+    "dataset_digest",
 )
 """What several windows, a search, the questions and the hardware add, and what was predicted."""
 
@@ -60,7 +61,7 @@ SERVICE = (
 
 
 _NUMBERS = frozenset((*FIGURES, *POINT, *SERVICE)) - {
-    *("engine_tokens", "job_id", "reused_from", "spec_by_position", "unexpected")
+    *("engine_tokens", "job_id", "reused_from", "spec_by_position", "unexpected", "dataset_digest")
 }
 
 
@@ -96,7 +97,7 @@ def _writer(sweep: SweepDir) -> str:
 
 TEXTS = (
     *(*HEAD, "engine", "release", "invalid_reason", "notes", "engine_tokens", "job_id", "reused_from"),
-    *("spec_by_position", "unexpected", *NAMES),
+    *("spec_by_position", "unexpected", "dataset_digest", *NAMES),
 )
 FLAGS = ("valid", "truncated", "saturated")
 COUNTS = ("completed", "failed", "truncated_requests", "windows", "nodes", "attempt")

@@ -39,7 +39,7 @@ from jobs.results.sequential import ALPHA, BETA, first_pairs
 from jobs.sweep import compose, road
 from jobs.sweep.plan import Plan
 from jobs.sweep.points import identity
-from jobs.sweep.reuse import launch_view
+from jobs.sweep.reuse import launch_view, of_dataset
 
 MOST = 30
 """Pairs, where no budget is given."""
@@ -381,10 +381,11 @@ def _stale(sweep: SweepDir, question: Question, configs: tuple[Config, Config]) 
     views = launch_view(sweep)
     now = [fingerprint.of_this_host(config) for config in configs]
     for points in question.pairs:
-        for point, seen in zip(points, now, strict=True):
+        for point, seen, config in zip(points, now, configs, strict=True):
             if (row := row_of(sweep, point)) is None:  # it is still to be measured
                 continue
             then = views.get(str(row.get("service")), Fingerprint())
-            if found := outdated(row, sweep) or ", ".join(seen.trusted(then, row).changes(row)):
+            changes = [*seen.trusted(then, row).changes(row), *of_dataset(config, row)]
+            if found := outdated(row, sweep) or ", ".join(changes):
                 return found
     return ""

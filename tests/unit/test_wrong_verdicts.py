@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from jobs.results.break_even import Gain, Line, break_even, is_mixed, sentence
 from jobs.results.compare import MANY_FROM, Figure, compare, text
 from jobs.results.gather import read_run
 from jobs.results.page import worded
-from jobs.results.pairs import NOT_TEXT, pair_of
+from jobs.results.pairs import NOT_TEXT, Question, pair_of, standing
+from jobs.results.pairs_text import Found, as_json, lines
 from jobs.sweep.contest import ask
 from jobs.sweep.plan import Plan
 
@@ -77,6 +79,19 @@ def test_a_pair_that_breaks_its_objective_or_drafts_on_no_text_has_no_figures() 
     assert pair_of("output_tok_per_s", plain, {**plain, "slo_kept": False}) == "B: it breaks bench.slo"
     both = pair_of("output_tok_per_s", drafts, {**drafts, "slo_kept": None})
     assert both == (math.log(150), math.log(150)), "both draft alike, and what is not known is not broken"
+
+
+def test_pairs_without_figures_are_told_beside_the_answer() -> None:
+    """B is faster where it runs, and every other start of it dies."""
+    asked = Question("output_tok_per_s", 0.03, (("a", "b"),), 0, 9)
+    told: list[Any] = [(1.0, 1.05), "B: out of memory", (1.0, 1.051), "B: out of memory", (1.0, 1.049), (1.0, 1.05)]
+    now = standing(asked, told)
+    found = Found(("A", "B"), "output_tok_per_s", 0.03, False, now, now.over, 1.0, ())
+    said = "\n".join(lines(found))
+    assert now.decision.answer == "better" and now.decision.pairs == 4
+    assert "without figures: 2 of 6 pairs: B: out of memory" in said
+    assert as_json(found)["without_figures"] == ["B: out of memory"] * 2
+    assert "without figures" not in "\n".join(lines(replace(found, now=replace(now, gone=()))))
 
 
 # --- tune
@@ -184,6 +199,16 @@ def test_what_drafts_on_no_text_is_not_compared_with_what_does_not(tmp_path: Pat
     ]
     assert figures_of(plain, drafts[0])["output_tok_per_s"].verdict == "not_text"
     assert figures_of(*drafts)["output_tok_per_s"].verdict == "ahead"
+
+
+def test_rows_of_a_data_set_of_another_content_are_not_compared(tmp_path: Path) -> None:
+    one, two, third = (
+        written(tmp_path / name, output_tok_per_s=100.0, dataset_digest=digest)
+        for name, digest in (("a", "aa"), ("b", "bb"), ("c", "aa"))
+    )
+    with pytest.raises(ConfigError, match="another content under the same name"):
+        compare(one, two)
+    assert compare(one, two, anyway=True) and compare(one, third)
 
 
 def test_of_many_differences_it_is_said_how_many_are_chance(tmp_path: Path) -> None:
