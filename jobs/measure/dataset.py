@@ -17,7 +17,7 @@ import numpy as np
 from jobs.core.config import Bench
 from jobs.core.errors import RunError
 from jobs.core.fields import from_root
-from jobs.core.foreign import text_of
+from jobs.core.foreign import regular, text_of
 from jobs.measure import prose
 from jobs.measure.prose import Paragraph, Prose
 from jobs.measure.tokenizer import Tokenizer
@@ -70,7 +70,7 @@ def digest(bench: Bench) -> str | None:
 
 @lru_cache(maxsize=8)
 def _digest(path: Path, size: int, changed_ns: int) -> str:
-    with path.open("rb") as file:
+    with regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
