@@ -23,6 +23,7 @@ from jobs.results import report, slo
 from jobs.results.break_even import Gain, Line, break_even, is_mixed, sentence
 from jobs.results.compare import MANY_FROM, Figure, compare, text
 from jobs.results.gather import read_run
+from jobs.results.noise import Side, _places
 from jobs.results.page import worded
 from jobs.results.pairs import NOT_TEXT, Question, pair_of, standing
 from jobs.results.pairs_text import Found, as_json, lines
@@ -258,3 +259,18 @@ def test_a_queue_that_grew_is_no_point_of_a_curve(lengths: Planned) -> None:
         row(found, point, ttft_ms_p50=60_000.0 if grew else length / 10, saturated=grew, completed=300)
     [curve] = [one for one in report.curves(read_run(found.path)) if one["column"] == "ttft_ms_p50"]
     assert curve["x"] == [1024, 2048, 4096, 8192] and curve["curve"] is not None
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_drift_goes_by_the_moments_at_which_windows_were_opened(lengths: Planned, told: bool) -> None:
+    """Two lengths by turns: A B, B A, A B. Of rows that do not tell it each had its windows one after the other."""
+    found, made = lengths
+    for point, moments in zip(made.points[:2], ((0.0, 30.0, 40.0), (10.0, 20.0, 50.0)), strict=True):
+        row(found, point, output_tok_per_s=100.0, windows=3, completed=300)
+        opened = [{"opened_s": at} if told else {} for at in moments]
+        lines = [{"output_tok_per_s": 100.0, "in_row": True, **one} for one in opened]
+        write_text(found.point(point.point).windows, "".join(json.dumps(line) + "\n" for line in lines))
+    run = read_run(found.path)
+    sides = [Side(run, (one,), "output_tok_per_s") for one in run.rows[:2]]
+    places = [list(one) for one in _places(sides)]
+    assert places == ([[0, 3, 4], [1, 2, 5]] if told else [[0, 1, 2], [0, 1, 2]])
