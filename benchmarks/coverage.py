@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +34,12 @@ Floats = NDArray[np.float64]
 COLUMN = "output_tok_per_s"
 SETTING, START, WORK = "parallel.max_model_len", "parallel.seed", "bench.input_tokens"
 
-Trial = Callable[[np.random.Generator], Floats]
-"""Draws the figures of one start's windows, around 1."""
+
+class Trial(Protocol):
+    """Draws the figures of one start's windows, around 1."""
+
+    def __call__(self, rng: np.random.Generator, kinds: int = 1) -> Floats:
+        """Return them in the order of time; `kinds` of work take as many more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +47,17 @@ class Drawn(noise.Side):
     """A side whose windows are drawn: its rows hold them."""
 
     @property
-    def starts(self) -> tuple[tuple[float, ...], ...]:  # type: ignore[override]
+    def starts(self) -> tuple[tuple[float, ...], ...]:
         """The drawn windows."""
         return tuple(row["drawn"] for row in self.rows)
 
     @property
-    def inside(self) -> Scatter | None:  # type: ignore[override]
+    def moments(self) -> tuple[float, ...]:
+        """When they were drawn."""
+        return tuple(moment for row in self.rows for moment in row["moments"])
+
+    @property
+    def inside(self) -> Scatter | None:
         """Nothing: windows alone speak."""
         return None
 
@@ -64,13 +74,13 @@ def windows(
         modes: by which share one half of the starts, drawn at random, is slower than the other.
     """
 
-    def draw(rng: np.random.Generator) -> Floats:
+    def draw(rng: np.random.Generator, kinds: int = 1) -> Floats:
         now, states = rng.normal(0, state), []
-        for _ in range(count):
+        for _ in range(count * kinds):
             states.append(now)
             now = lasting * now + np.sqrt(1 - lasting**2) * rng.normal(0, state)
         effect = rng.normal(0, start) - modes * (rng.random() < 0.5 if modes else 0)
-        return np.asarray(np.exp(effect + rng.normal(0, window, count) + np.array(states)))
+        return np.asarray(np.exp(effect + rng.normal(0, window, len(states)) + np.array(states)))
 
     return draw
 
@@ -96,11 +106,11 @@ def lasting(
     """
     machine = {"drift": 0.0, "state": 0.0, "left": np.inf}
 
-    def draw(rng: np.random.Generator) -> Floats:
+    def draw(rng: np.random.Generator, kinds: int = 1) -> Floats:
         found = []
         if jump and machine["left"] == np.inf:
-            machine["left"] = float(rng.integers(1, 2 * count))
-        for _ in range(count):
+            machine["left"] = float(rng.integers(1, 2 * count * kinds))
+        for _ in range(count * kinds):
             machine["left"] -= 1
             machine["drift"] += drift - (jump if machine["left"] == -1 else 0.0)
             machine["state"] = keeps * machine["state"] + np.sqrt(1 - keeps**2) * rng.normal(0, state)
@@ -112,13 +122,19 @@ def lasting(
 
 
 def sweep(
-    means: Sequence[float], starts: int | Sequence[int], trial: Trial, rng: np.random.Generator, kinds: int = 1
+    means: Sequence[float],
+    starts: int | Sequence[int],
+    trial: Trial,
+    rng: np.random.Generator,
+    kinds: int = 1,
+    *,
+    by_turns: bool = True,
 ) -> Run:
     """Return a sweep of settings with these true means as its files would tell it.
 
     Args:
         means: true ones. starts: of each setting, or of all. trial: draws the windows of a start. rng: for it.
-        kinds: of work, one after the other in each start.
+        kinds: of work in each start. by_turns: A B C, C B A, A B C; else one after the other.
 
     Starts follow each other as the plan has them: A B, B A, A B.
     """
@@ -127,18 +143,18 @@ def sweep(
     places = [(number, setting) for setting in range(len(means)) for number in range(many[setting])]
     for number, setting in sorted(places, key=lambda place: (place[0], place[1] * (-1) ** place[0])):
         mean = means[setting]
+        whole = trial(rng, kinds)
+        order = np.arange(len(whole)).reshape(-1, kinds) if by_turns else np.arange(len(whole)).reshape(kinds, -1).T
+        if by_turns:
+            order[1::2] = order[1::2, ::-1]
         for kind in range(kinds):
-            if kind == 0:
-                effect = trial(rng)
-                drawn = 1000 * mean * effect
-            else:  # the same start, other windows
-                again = trial(rng)
-                drawn = 1000 * mean * again / again.mean() * effect.mean()
+            figures = 1000 * mean * whole[order[:, kind]]
             rows.append(
                 {
                     "point": f"{setting}-{number}-{kind}", "service": f"{setting}-{number}", "engine": "vllm_ascend",
-                    "valid": True, COLUMN: float(np.median(drawn)), "windows": len(drawn), "completed": 1000,
-                    SETTING: setting, START: number, WORK: kind, "drawn": tuple(float(value) for value in drawn),
+                    "valid": True, COLUMN: float(np.median(figures)), "windows": len(figures), "completed": 1000,
+                    SETTING: setting, START: number, WORK: kind, "drawn": tuple(figures.tolist()),
+                    "moments": tuple(order[:, kind].astype(float).tolist()),
                 }
             )  # fmt: skip
     swept = (SETTING, START, WORK) if kinds > 1 else (SETTING, START)
@@ -363,14 +379,14 @@ TABLES = {
 
 def monte_carlo(trials: int) -> None:
     """Print every table."""
-    noise_side, verdict.Side = verdict.Side, Drawn  # type: ignore[misc]
+    noise_side, verdict.Side = verdict.Side, Drawn  # type: ignore[attr-defined]
     try:
         for title, table in TABLES.items():
             print(f"\n### {title}\n\n| trial | found |\n|---|---|")
             for name, found in table(trials, np.random.default_rng(0)):
                 print(f"| {name} | {found} |", flush=True)
     finally:
-        verdict.Side = noise_side  # type: ignore[misc]
+        verdict.Side = noise_side  # type: ignore[attr-defined]
 
 
 def main() -> int:

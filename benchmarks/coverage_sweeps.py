@@ -41,12 +41,12 @@ class Picked(noise.Side):
     """A side whose rows say which of their windows are meant (`picked`, from 0)."""
 
     @cached_property
-    def starts(self) -> tuple[tuple[float, ...], ...]:  # type: ignore[override]
+    def starts(self) -> tuple[tuple[float, ...], ...]:
         """The figures of the picked windows."""
         return tuple(tuple(row["lines"][one][self.column] for one in row["picked"]) for row in self.rows)
 
     @cached_property
-    def _requests(self) -> tuple[Requests | None, ...]:  # type: ignore[override]
+    def _requests(self) -> tuple[Requests | None, ...]:
         return tuple(
             Requests(row["picked"], tuple(row["requests"].windows[one] for one in row["picked"])) for row in self.rows
         )
@@ -153,15 +153,15 @@ def report(engine: str, one: Sequence[Run], many: Run) -> None:
         usable = f"{sum(len(row['usable']) for row in rows)} of {sum(len(row['lines']) for row in rows)}"
         for column in FIGURES:
             kinds = (
-                lambda row: in_turn(row, 2 * REPEATS),
-                lambda row: in_turn(row, 1),
-                lambda row: at_random(row, rng),
+                (pair for row in rows for pair in in_turn(row, 2 * REPEATS)),
+                (pair for row in rows for pair in in_turn(row, 1)),
+                (pair for row in rows for pair in at_random(row, rng)),
             )
-            cells = [apart(one[0], (pair for row in rows for pair in kind(row)), column) for kind in kinds]
+            cells = [apart(one[0], pairs, column) for pairs in kinds]
             print(f"| {load} | {usable} | `{column}` | {' | '.join(cells)} |", flush=True)
     print(f"\n### {engine}: two equal settings by the report\n")
     print("| load | starts | starts a side | one leads | one won |\n|---|---|---|---|---|")
-    was, verdict.Side = verdict.Side, Picked  # type: ignore[misc]
+    was, verdict.Side = verdict.Side, Picked  # type: ignore[attr-defined]
     try:
         for is_open, load in enumerate(LOADS):
             rows = _of_load(many, is_open)
@@ -170,7 +170,7 @@ def report(engine: str, one: Sequence[Run], many: Run) -> None:
                 led, won = claims(many, whole, a_side, rng)
                 print(f"| {load} | {len(whole)} of {len(rows)} | {a_side} | {led} | {won} |", flush=True)
     finally:
-        verdict.Side = was  # type: ignore[misc]
+        verdict.Side = was  # type: ignore[attr-defined]
 
 
 def sweeps(engine: str, window_s: float, windows: int, starts: int, rate: float, keep: Path | None) -> None:

@@ -61,6 +61,64 @@ class Kind:
         return random.gauss(0, 1) / math.sqrt(random.gammavariate(HEAVY / 2, 2) / (HEAVY - 2))
 
 
+@dataclass
+class Machine:
+    """A machine that changes from one measurement to the next, whatever is measured; each has a deviation of 1.4 %."""
+
+    random: Random
+    what: str
+    measured: int = 0
+    state: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._jumps, self._phase = self.random.randint(2, 40), self.random.uniform(0, 2 * math.pi)
+
+    def pair(self, truth: float, deviation: float, number: int) -> Logs:
+        """Return one pair, A B or B A by its number."""
+        one, two = (self._measure(deviation / math.sqrt(2)) for _ in "AB")
+        one, two = (one, two) if number % 2 == 0 else (two, one)
+        return one, two + math.log1p(truth)
+
+    def _measure(self, deviation: float) -> float:
+        self.measured += 1
+        name, _, value = self.what.partition(" ")
+        found = self.random.gauss(0, deviation)
+        if name == "state":
+            keeps = float(value)
+            self.state = keeps * self.state + math.sqrt(1 - keeps**2) * self.random.gauss(0, 0.03)
+        changes = {
+            "state": self.state,
+            "jump": -0.03 * (self.measured >= self._jumps),
+            "outlier": -0.3 * (self.random.random() < 0.05),
+            "kinds": -0.04 * (self.random.random() < 0.5),
+            "drift": -DRIFT * self.measured,
+            "wave": 0.03 * math.sin(2 * math.pi * self.measured / float(value or 1) + self._phase),
+        }
+        return found + changes.get(name, 0.0)
+
+
+MACHINES = ("level", "state 0.5", "state 0.95", "jump", "outlier", "kinds", "drift", "wave 8", "wave 2", "wave 4")
+
+
+def on_machines(runs: int) -> None:
+    """Print how often equal settings are told apart on machines that change, and a difference is found."""
+    print("\n| the machine | windows: A/A told apart | 3 % found | starts: A/A told apart | 3 % found |")
+    print("|---|---|---|---|---|")
+    for what in MACHINES:
+        told = []
+        for by_turns, truth in itertools.product((True, False), (0.0, DIFFERENCE)):
+            answers = []
+            for seed in range(runs):
+                machine = Machine(Random(f"{what} {seed} {truth}"), what)
+                pairs: list[Logs] = []
+                while (made := decide(pairs, DIFFERENCE, by_turns=by_turns)).answer == "open" and len(pairs) < 200:
+                    pairs.append(machine.pair(truth, 0.02, len(pairs)))
+                answers.append(made.answer)
+            wrong = ("better", "worse") if not truth else ("better",)
+            told.append(f"{sum(answer in wrong for answer in answers) / runs:.1%}")
+        print(f"| {what} | {' | '.join(told)} |", flush=True)
+
+
 @dataclass(frozen=True)
 class Spent:
     """Shares of the answers over many runs, and the median of the pairs."""
@@ -92,8 +150,8 @@ def spent(truth: float, deviation: float, runs: int, seed: int = 0, kind: Kind =
     """Return what many decisions came to."""
     random = Random(seed)
     made = [run(random, truth, deviation, kind=kind) for _ in range(runs)]
-    shares = [sum(one.answer == answer for one in made) / runs for answer in ("better", "worse", "same")]
-    return Spent(*shares, median(one.pairs for one in made))
+    shares = {name: sum(one.answer == name for one in made) / runs for name in ("better", "worse", "same")}
+    return Spent(**shares, pairs=median(one.pairs for one in made))
 
 
 def bisected(seed: int, deviation: float, versions: int = 16, handicap: float = 0.05) -> tuple[bool, int]:
@@ -124,8 +182,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=2000)
     runs = parser.parse_args().runs
-    heads = ("pairs are", "deviation of a pair", "fixed design, pairs")
-    heads += ("A/A: told apart", "median pairs", "3 %: found", "median pairs")
+    heads = ["pairs are", "deviation of a pair", "fixed design, pairs"]
+    heads += ["A/A: told apart", "median pairs", "3 %: found", "median pairs"]
     print(f"| {' | '.join(heads)} |")
     print("|---|---|---|---|---|---|---|")
     for (name, kind), deviation in itertools.product(KINDS.items(), (0.02, 0.03, 0.045, 0.06, 0.08)):
@@ -135,6 +193,7 @@ def main() -> None:
             f" {equal.pairs:g} | {apart.better:.1%} | {apart.pairs:g} |",
             flush=True,
         )
+    on_machines(runs // 5)
     for deviation in (0.02, 0.045, 0.06):
         made = [bisected(seed, deviation) for seed in range(runs // 5)]
         share, pairs = sum(found for found, _ in made) / len(made), median(pairs for _, pairs in made)

@@ -7,24 +7,43 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, 
 from dataclasses import dataclass, field, replace
 
 from jobs.core.config import Config
+from jobs.forecast.duration import point_seconds
 from jobs.measure.point import PointRun
+
+LONGEST_S = 3600.0
+"""Seconds that a group takes, about: what fails in it leaves windows that a resume measures again."""
 
 
 def groups(configs: Mapping[str, Config], asked: Collection[str] = ()) -> list[tuple[str, ...]]:
     """Return the points of a service in groups that are measured by turns, in their order.
 
-    Together go points that differ in nothing but their load, and so are compared, if each is measured in several
-    windows of its own; those that are `asked` for, whatever they differ in. With `cluster.yield_to_others` one is
-    measured after the other.
+    Together go points that are measured in several windows of their own, loads and kinds of work (lengths) alike: what
+    drifts meets all of them, and three windows that lie far apart tell a drift far better than three in a row. Loads of
+    one work stay together; further work does while it fits LONGEST_S. With `cluster.yield_to_others` one is measured
+    after the other; those that are `asked` for go together, whatever they are.
     """
     if set(configs) == set(asked):
         return [tuple(configs)]
-    found: dict[str, list[str]] = {}
+    works: dict[tuple[str, bool], list[str]] = {}
     for point, config in configs.items():
         alone = config.cluster.yield_to_others or config.bench.search or config.bench.is_external
-        rest = replace(config.bench, concurrency=None, request_rate=None)
-        found.setdefault(point if alone or config.bench.repeats < 2 else str(rest), []).append(point)
-    return [tuple(points) for points in found.values()]
+        turns = not alone and config.bench.repeats > 1
+        rest = str(replace(config.bench, concurrency=None, request_rate=None))
+        works.setdefault((rest if turns else point, turns), []).append(point)
+    found: list[list[str]] = []
+    group: list[str] = []
+    taken = 0.0
+    for (_, turns), points in works.items():
+        if not turns:
+            found.append(points)
+            continue
+        seconds = sum(point_seconds(configs[point]) for point in points)
+        if not group or taken + seconds > LONGEST_S:
+            found.append(group := [])
+            taken = 0.0
+        group += points
+        taken += seconds
+    return [tuple(points) for points in found]
 
 
 @dataclass

@@ -119,9 +119,9 @@ def usual_windows(bench: Bench) -> int:
     """
     if bench.search is None:
         return 1 if bench.is_external else bench.repeats
-    # At a rate, 299 requests without a miss tell (jobs/measure/bound.py), in at most six windows a load.
+    # At a rate, 299 requests without a miss tell (jobs/measure/bound.py), in at most ten windows a load.
     each = math.ceil(299 / (bench.request_rate * bench.window_s)) if bench.request_rate else 1
-    return (3 + math.ceil(math.log2(1 / bench.search_precision)) + 1) * min(6, each)
+    return (3 + math.ceil(math.log2(1 / bench.search_precision)) + 1) * min(10, each)
 
 
 def in_container(config: Config) -> bool:

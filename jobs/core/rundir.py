@@ -99,7 +99,10 @@ class PointDir:
     requests = File("requests.parquet", "per-request records")
     series = File("series.parquet", "what the service said of itself, once a second")
     power = File("npu.parquet", "power and memory of the head's NPUs, where `npu-smi` tells")
-    windows = File("windows.jsonl", "one line for every window: repeats, or the probes of a search")
+    windows = File(
+        "windows.jsonl",
+        "one line for every window: repeats, or the probes of a search; when it was opened (`opened_s`, Unix time)",
+    )
     canary = File("canary.json", "the known question before and after the windows, and its answers")
     quality = File("quality.json", "the questions on long texts, and their answers")
 

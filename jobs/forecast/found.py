@@ -84,8 +84,10 @@ def _out(
     """Return by what a setting is out of the race; empty: by nothing yet, or it won."""
     setting = search.settings[place]
     if own and (all(not one.figures for one in own) or any(not one.figures and not one.spoilt for one in own)):
-        reasons = (rows[point].get("invalid_reason") for point in setting.points if point in rows)
-        return f"failed: {next(filter(None, reasons), 'its queue grew')}"
+        there = [rows[point] for point in setting.points if point in rows]
+        grew = "its queue grew" if any(row.get("saturated") for row in there) else ""
+        shows = f"it shows no {COLUMNS[search.goal.figure][0]}"
+        return f"failed: {next(filter(None, (row.get('invalid_reason') for row in there)), grew or shows)}"
     if believed.keeps[place] < 0.5:
         return "limits" if own else "limits, by the forecast"
     if ranked[:1] == [place] or not ranked:

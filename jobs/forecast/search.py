@@ -154,7 +154,8 @@ def shown(
     """Return what a row tells the search; of a start that failed, that this setting does not run.
 
     For a limit the 99th percentile stands, which `bench.slo` is about, or of too few requests for one the 90th, or
-    the mean; for the goal the mean. `windows`: of a row that does not tell how many it holds. `shared`: its start is
+    the mean; for the goal the mean. What all its requests say of them together (`slo_kept`) is surer than these.
+    `windows`: of a row that does not tell how many it holds. `shared`: its start is
     counted with another row.
     """
     count, hours = int(row.get("windows") or windows), hours_of(row, shared=shared)
@@ -170,7 +171,8 @@ def shown(
         values = (row.get(one) for one in asked)
         if value := next((one for one in values if isinstance(one, int | float) and one > 0), None):
             found[name] = value / unit
-    return Shown(candidate, start, found if goal.figure in found else {}, count, hours, scatter, shared)
+    told, broke = goal.figure in found, row.get("slo_kept") is False
+    return Shown(candidate, start, found if told else {}, count, hours, scatter, shared, spoilt=not told, broke=broke)
 
 
 def hours_of(row: Mapping[str, Any], *, shared: bool) -> float | None:

@@ -80,6 +80,7 @@ class Shown:
         scatter: of its windows, as a logarithm; None: it does not tell.
         shared: another load was measured on this start before, with which it is counted.
         spoilt: without figures since the measurement cannot be believed, which tells nothing of the candidate.
+        broke: its requests broke a limit, whatever its figures are.
     """
 
     candidate: int
@@ -90,6 +91,7 @@ class Shown:
     scatter: float | None = None
     shared: bool = False
     spoilt: bool = False
+    broke: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ class Space:
             middle, spread = self._after(name, rows)
             deviation = np.sqrt(np.maximum(np.diag(spread), 1e-12))
             keeps *= [_NORMAL.cdf((math.log(limit) - m) / s) for m, s in zip(middle, deviation, strict=True)]
-        failed = {row.candidate for row in rows if not row.figures and not row.spoilt}
+        failed = {row.candidate for row in rows if row.broke or not (row.figures or row.spoilt)}
         barred = [bool(one.refused) or place in failed for place, one in enumerate(self.candidates)]
         return Belief(self.goal.sign * mean, covariance, np.where(barred, 0.0, keeps))
 

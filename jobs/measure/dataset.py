@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import json
+import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy as np
 from jobs.core.config import Bench
 from jobs.core.errors import RunError
 from jobs.core.fields import from_root
-from jobs.core.foreign import text_of
+from jobs.core.foreign import regular, text_of
 from jobs.measure import prose
 from jobs.measure.prose import Paragraph, Prose
 from jobs.measure.tokenizer import Tokenizer
@@ -50,6 +52,26 @@ async def load(bench: Bench, tokenizer: Tokenizer) -> Sequence[Item] | Prose:
 def _path(bench: Bench) -> Path:
     """A relative path is taken from the project's root, as `model.path`: ranks may run in another directory."""
     return Path(from_root(bench.dataset or ""))
+
+
+def digest(bench: Bench) -> str | None:
+    """Return a short digest of the point's file, whose content may change under its name; None: there is none to read.
+
+    Rows of another content did other work.
+    """
+    if not bench.dataset:
+        return None
+    try:
+        about = (path := _path(bench)).stat()
+        return _digest(path, about.st_size, about.st_mtime_ns)
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=8)
+def _digest(path: Path, size: int, changed_ns: int) -> str:
+    with regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 TEXTS = ("text", "sharegpt")
@@ -222,9 +244,18 @@ def _traced(line: object, speed: float) -> Item:
     text = line.get("prompt")
     if text is not None and not isinstance(text, str):
         raise ValueError("prompt is no text")
-    length = None if text is not None else int(line["input_length"])
-    output = int(line["output_length"])
-    if output < 1 or (length is not None and length < 1):
-        raise ValueError("a length is below 1")
+    length = None if text is not None else _length(line["input_length"])
+    output = _length(line["output_length"])
     at_s = float(line["timestamp"]) / 1e3 / speed
+    if not math.isfinite(at_s):
+        raise ValueError("timestamp is no moment")
     return Item(at_s, text, length, output, tuple(int(block) for block in line.get("hash_ids", ())))
+
+
+def _length(value: Any) -> int:
+    length = int(value)
+    if length != float(value):
+        raise ValueError("a length is no whole number")
+    if length < 1:
+        raise ValueError("a length is below 1")
+    return length

@@ -35,6 +35,9 @@ answer after the other (all may be in step)."""
 COUNTED = ("slo_requests", "slo_misses")
 """Requests of all windows of a row that were held against the objective, and those that missed it."""
 
+TOGETHER = "slo_together"
+"""How many of the slowest of them come together, and tell as much as one (bound.py)."""
+
 REPEAT = "repeat "
 """Begins what is said of one of several windows."""
 
@@ -47,10 +50,13 @@ def told(window: Window, slo: Slo, *, saturated: bool | None) -> dict[str, Any]:
     `slo_kept`: whether it keeps every limit; None: none is set, or its requests do not tell. A queue that grows keeps
     none: its latencies depend on how long was measured.
     """
-    counted = statistics.misses(window, slo)
-    kept = False if saturated and limits(slo) else bound.decided(*counted) if counted else None
-    misses, requests = counted or (None, None)
-    return {"slo_kept": kept, "slo_misses": misses, "slo_requests": requests}
+    if (found := statistics.shares_of_limits(window, slo)) is None:
+        kept = False if saturated and limits(slo) else None
+        return {"slo_kept": kept, **dict.fromkeys((*COUNTED, TOGETHER))}
+    came, shares = found
+    misses, together = int((shares > 1).sum()), bound.together(came, shares)
+    kept = False if saturated else bound.decided(misses, len(shares), bound.pooled([together]))
+    return {"slo_kept": kept, "slo_misses": misses, "slo_requests": len(shares), TOGETHER: together}
 
 
 def notes(row: Mapping[str, Any], slots: int | None = None) -> list[str]:
@@ -59,7 +65,7 @@ def notes(row: Mapping[str, Any], slots: int | None = None) -> list[str]:
     `slots`: of a closed loop.
     """
     unknown = row.get("slo_requests") and row.get("slo_kept") is None
-    said = [bound.words(row["slo_misses"], row["slo_requests"])] if unknown else []
+    said = [bound.words(row["slo_misses"], row["slo_requests"], row[TOGETHER] or 1.0)] if unknown else []
     ends = {name: (row.get(f"{name}_min"), row.get(f"{name}_max")) for name in APART}
     apart = {name: most / least - 1 for name, (least, most) in ends.items() if least and most}
     name = max(apart, key=lambda one: apart[one], default="")
@@ -127,8 +133,10 @@ def combine(windows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for name in COUNTED:
         known = [window[name] for window in windows if window.get(name) is not None]
         row[name] = sum(known) if known else None
-    if row["slo_requests"] and not row.get("saturated"):
-        row["slo_kept"] = bound.decided(row["slo_misses"], row["slo_requests"])
+    if row["slo_requests"]:
+        together = row[TOGETHER] = bound.pooled(window.get(TOGETHER) for window in windows)
+        if not row.get("saturated"):
+            row["slo_kept"] = bound.decided(row["slo_misses"], row["slo_requests"], together)
     return row
 
 

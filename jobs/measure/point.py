@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -35,7 +36,7 @@ from jobs.measure.metrics import complete
 from jobs.measure.quality import Quality
 from jobs.measure.records import NEVER, Answer, Target, Window
 from jobs.measure.telemetry import Reading
-from jobs.measure.wire import Connections
+from jobs.measure.wire import Connections, clock
 
 Enough = Callable[[Mapping[str, Any], int], bool]
 """Whether a point needs no further window, by its figures so far and the number of its windows."""
@@ -204,7 +205,7 @@ class PointRun:
             self._reasons.append(fault)
         in_row = tuple(n for n, one in enumerate(self._windows, 1) if any(one is other for other in self._in_row))
         return Measured(
-            figures=combined | {"needle_score": asked.score if asked else None},
+            figures=combined | {"needle_score": asked and asked.score, "dataset_digest": dataset.digest(bench)},
             reason=self._reasons[0] if self._reasons else None,
             notes=objective.said_once(self._notes),
             windows=tuple(self._windows),
@@ -268,7 +269,10 @@ class PointRun:
         self._measured_s += window.seconds + window.drain_s
         self._readings.append(tuple(readings))
         load = {"concurrency": bench.concurrency, "request_rate": bench.request_rate}
-        self.lines.append({**about, **load, "valid": reason is None, "invalid_reason": reason} | figures)
+        opened_s = time.time() - (clock() - window.opened_s)  # of the day, for windows of other points beside it
+        self.lines.append(
+            {**about, **load, "opened_s": opened_s, "valid": reason is None, "invalid_reason": reason} | figures
+        )
         return Outcome(window, figures, reason, notes, trend.grows)
 
     def _seed_offset(self) -> int:
@@ -359,6 +363,7 @@ class PointRun:
         """
         outcomes: list[Outcome] = []
         misses = total = 0
+        unevenly: list[float | None] = []
         for left in reversed(range(bound.WINDOWS)):
             outcome = await self._probe(probe, load)
             self.lines[-1]["objective_broken"] = outcome.grows
@@ -367,10 +372,12 @@ class PointRun:
                 return [outcome], False if outcome.grows else None
             outcomes.append(outcome)
             misses, total = misses + missed, total + counted
-            told = bound.decided(misses, total)
+            unevenly.append(outcome.figures["slo_together"])
+            together = bound.pooled(unevenly)
+            told = bound.decided(misses, total, together)
             if told is False:
                 self.lines[-1]["objective_broken"] = f"{misses} of {total} requests missed bench.slo"
-            if told is not None or not bound.may_tell(misses, total, left * missed, left * max(counted, 1)):
+            if told is not None or not bound.may_tell(misses, total, left * missed, left * max(counted, 1), together):
                 return outcomes, told
         return outcomes, None
 

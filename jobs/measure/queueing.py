@@ -48,6 +48,9 @@ FEW, SLOWER = 5, 3.0
 """Where a fixed number of requests comes faster than one is answered none is overdue while they come: then the last
 third of them took so many times as long as the first, or longer by so many times the time between their arrivals."""
 
+LASTING = 8.0
+"""So many answers long a trace shows a queue by those that are overdue."""
+
 ENOUGH = 120
 """Requests by which a window can always tell."""
 
@@ -84,7 +87,7 @@ def trend(window: Window, bench: Bench) -> Trend:
     )
     ended = [one[1] - one[0] for one in ours]
     fast = float(np.percentile(ended, FAST)) if ended else 0.0
-    if whole and (slower := _slower(ours)):
+    if whole and (slower := _slower(ours, end - begin)):
         return Trend(True, f"the queue grows: {slower}, so latencies depend on the length of the measurement")
     # Behind a long queue no answer is fast; a window of time has no ramp that would have to be left out.
     late = fast if whole else min(fast, (end - begin) / ANSWERS_LONG)
@@ -126,15 +129,17 @@ def _too_short(count: int, needed_s: float, bench: Bench) -> str:
     return f"whether the queue grows is not known: {count} requests do not tell, {longer} would"
 
 
-def _slower(ours: list[tuple[float, float, int, int]]) -> str | None:
+def _slower(ours: list[tuple[float, float, int, int]], lasted_s: float) -> str | None:
     """Return words where the last third of the requests clearly took longer than the first third.
 
     They took several times as long; or longer by several times the time that lies between their arrivals, which a
     delay of all of them alike (the first request of an engine, a slow machine) neither makes nor hides. Where they had
-    more to do (a trace whose prompts or answers get longer) so many times longer is what they would take.
+    more to do (a trace whose prompts or answers get longer) so many times longer is what they would take. Where they
+    came over so long a time that a queue would have shown in it, an engine that has more to do takes longer, no more.
 
     Args:
         ours: arrival and end of each request, s, and the tokens of its prompt and answer.
+        lasted_s: from the first arrival to the last.
     """
     third = len(ours) // 3
     if third < FEW:
@@ -145,7 +150,7 @@ def _slower(ours: list[tuple[float, float, int, int]]) -> str | None:
     apart = float(np.median(last[:, 0]) - np.median(first[:, 0]))
     much = np.median(longer) - np.median(took) > SLOWER * apart
     clearly = much and np.percentile(longer, 25) > np.percentile(took, 75)
-    if not clearly and np.median(longer) <= SLOWER * np.median(took):
+    if not clearly and (np.median(longer) <= SLOWER * np.median(took) or lasted_s > LASTING * np.median(longer)):
         return None
     return f"the first requests took {np.median(took):.3g} s and the last {np.median(longer):.3g} s"
 

@@ -2,7 +2,8 @@
 
 The objective is taken to be monotonic: a load that keeps it leaves the lower ones keeping it too. Noise breaks that
 now and then, so the load that is found is measured once more, with arrivals of their own; where it is not known to keep
-it then, the search goes on below it.
+it then, the search goes on below it. So is the one that broke it just above, where it was measured once: a pause of the
+machine in one window would else pass for the edge. Where it does not break it again, the search goes on above it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Search:
     Attributes:
         kept, broken: the highest load that is known to keep the objective, the lowest of which that is not known; None:
             none so far.
-        surely: the lowest load that is known to break it.
+        broke: loads that are known to break it.
         few: the highest load at which there were too few requests to tell, and no miss: a higher one has more of them.
         confirmed: the load `kept` was measured twice and kept it twice.
     """
@@ -45,15 +46,26 @@ class Search:
     least: float = 0.0
     kept: float | None = None
     broken: float | None = None
-    surely: float | None = None
     few: float | None = None
     confirmed: bool = False
     tried: list[tuple[float, bool]] = field(default_factory=list)
+    broke: set[float] = field(default_factory=set)
+
+    @property
+    def surely(self) -> float | None:
+        """The lowest load that is known to break the objective."""
+        return min(self.broke, default=None)
 
     def next(self) -> float | None:
         """Return the load to measure next; None: the search is over."""
-        if self.confirmed or len(self.tried) >= most_probes(self.first, self.most, self.precision):
+        if len(self.tried) >= most_probes(self.first, self.most, self.precision):
             return None
+        load = None if self.confirmed else self._towards()
+        once = [past for past, _ in self.tried].count(self.broken or 0.0) == 1
+        return self.broken if load is None and once and self.broken == self.surely else load
+
+    def _towards(self) -> float | None:
+        """Return the load that brings the search nearer to the edge, or confirms it; None: it is found."""
         low = self.few if self.kept is None else self.kept
         if low is None:
             return self._below()
@@ -75,13 +87,16 @@ class Search:
             few: it is not known for want of requests alone, so a higher load may tell.
         """
         if keeps is False:
-            self.surely = min(load, self.surely or load)
-        if few and keeps is None:
+            self.broke.add(load)
+        elif load in self.broke:
+            self.broke.discard(load)
+            self.broken = min((past for past, kept in self.tried if not kept and past > load), default=None)
+        if few and keeps is None and self.kept is None:
             self.few = max(load, self.few or load)
         elif keeps and load == self.kept:
             self.confirmed = True
         elif keeps:
-            self.kept = load
+            self.kept, self.confirmed = load, False
             if saturated and self.broken is None:
                 self.broken = self._rounded(load * (1 + self.precision)) + (1 if self.whole else 0)
         else:

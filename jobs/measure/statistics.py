@@ -34,6 +34,9 @@ Floats = NDArray[np.float64]
 
 PERCENTILES = (50, 90, 99)
 
+MOMENT_S = 1e-3
+"""What comes within it comes at one moment: the finest that a trace tells."""
+
 
 def enough(count: int, percentile: float) -> bool:
     """Tell whether so many values can show a percentile: one of them lies beyond it (p90: 10, p99: 100 values).
@@ -76,8 +79,8 @@ def summarize(window: Window, bench: Bench) -> dict[str, Figure]:
     """Return the figures of a window by column name, in the order of the table.
 
     completed, failed, truncated_requests: requests that came in the window, by how they ended.
-    offered_per_s: open loop: requests that came in the window, per second. Of a fixed number of them: per second until
-        the last one came.
+    offered_per_s: open loop: requests that came in the window, per second. Of a fixed number of them the rate that was
+        asked for; of a trace one by the mean time between two arrivals (None: all came at one moment).
     request_per_s: whole answers per second: open loop: that *ended* in the window; closed loop: see rounds.py.
     wait_ms_{p50,p99}: open loop: from the intended arrival to the sending, ms, of all requests that came.
     {ttft,tpot,itl,e2el}_ms_{mean,std,p50,p90,p99}: ms; std with denominator N and percentiles by linear
@@ -129,9 +132,13 @@ def summarize(window: Window, bench: Bench) -> dict[str, Figure]:
 def _offered(counted: Sequence[RequestRecord], window: Window, bench: Bench) -> float | None:
     if not bench.is_open or not counted:
         return None
-    whole = bench.num_requests or bench.workload == "trace"
-    seconds = max(one.came_s for one in counted) - window.opened_s if whole else window.seconds
-    return len(counted) / seconds if seconds > 0 else None
+    if bench.workload == "trace":
+        came = [one.came_s for one in counted]
+        seconds = max(came) - min(came)
+        return (len(came) - 1) / seconds if seconds > MOMENT_S else None
+    if bench.num_requests:  # so many come in just the time that the rate asks for (arrivals.py)
+        return bench.request_rate if len(counted) == bench.num_requests else None
+    return len(counted) / window.seconds if window.seconds > 0 else None
 
 
 def _rates(window: Window, bench: Bench) -> tuple[Figure, Figure, Figure, Figure]:
@@ -150,25 +157,30 @@ def _rates(window: Window, bench: Bench) -> tuple[Figure, Figure, Figure, Figure
     if each is None:
         return None, None, None, None
     prompts = _prompt_tokens(came, window, bench)
-    within_all = sum(_keeps(record, bench.slo) for record in whole)
-    return len(whole) * each, output * each, (output + prompts) * each, within_all * each
+    return len(whole) * each, output * each, (output + prompts) * each, kept(whole, bench.slo) * each
 
 
-def _keeps(record: RequestRecord, slo: Slo) -> bool:
-    """Tell whether an answer is within every limit. One that came in one piece hides how fast its tokens came."""
-    hidden = (slo.tpot_ms is not None or slo.itl_ms is not None) and in_one_piece(record)
-    return within(latencies(record), slo) and not hidden
+def kept(records: Iterable[RequestRecord], slo: Slo) -> int:
+    """Return how many whole answers are within every limit; of ITL the request's own p99 counts."""
+    return sum(share_of_limits(record, slo) <= 1 for record in records)
 
 
-def within(one: Latencies, slo: Slo) -> bool:
-    """Tell whether a request kept every limit; a latency that it does not have breaks none."""
+def share_of_limits(record: RequestRecord, slo: Slo) -> float:
+    """Return what a request took as a share of its limit, of several limits the largest share; above 1 it is a miss.
+
+    A latency that it does not have breaks no limit. But an answer that came in one piece hides how fast its tokens
+    came, so it keeps no limit of that; nor does one that failed or was cut off keep any.
+    """
+    if record.status != "ok" or ((slo.tpot_ms is not None or slo.itl_ms is not None) and in_one_piece(record)):
+        return float("inf")
+    one = latencies(record)
     itl = float(np.percentile(one.itl, 99)) if one.itl.size else None
     pairs = ((one.ttft, slo.ttft_ms), (one.tpot, slo.tpot_ms), (itl, slo.itl_ms), (one.e2el, slo.e2el_ms))
-    return all(value is None or limit is None or value <= limit for value, limit in pairs)
+    return max((value / limit for value, limit in pairs if value is not None and limit is not None), default=0.0)
 
 
-def misses(window: Window, slo: Slo) -> tuple[int, int] | None:
-    """Return how many requests of the window missed a limit, failed or were cut off, and how many there are.
+def shares_of_limits(window: Window, slo: Slo) -> tuple[Floats, Floats] | None:
+    """Return when each request of the window came, and its share of the limits; above 1 it is a miss; shape (n,) each.
 
     None: no limit is set, or no answer tells: all came in one piece, which hides how fast their tokens came.
     """
@@ -177,7 +189,7 @@ def misses(window: Window, slo: Slo) -> tuple[int, int] | None:
     hidden = (slo.tpot_ms is not None or slo.itl_ms is not None) and bool(whole) and all(map(in_one_piece, whole))
     if hidden or not any(limit is not None for limit in asdict(slo).values()):
         return None
-    return sum(record.status != "ok" or not _keeps(record, slo) for record in counted), len(counted)
+    return np.array([one.came_s for one in counted]), np.array([share_of_limits(one, slo) for one in counted])
 
 
 def of_series(window: Window) -> dict[str, Figure]:

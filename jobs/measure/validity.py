@@ -41,6 +41,9 @@ def of_figures(figures: Mapping[str, Any]) -> Found:
 
 
 def _short(case: Case) -> Found:
+    asked, held = case.config.bench.num_requests, len(case.counted)
+    if case.config.bench.workload == "trace" and asked and held < asked:
+        yield Finding(f"the trace holds {held} requests, and bench.num_requests={asked}")
     if few := rounds.note(case.window, case.config.bench):
         yield Finding(few)
     known = [ttft for record in case.whole if (ttft := latencies(record).ttft) is not None]

@@ -10,6 +10,7 @@ all: by the starts of this sweep, else by those of earlier ones.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from statistics import fmean, variance
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jobs.results import columns
 from jobs.results.gather import Run
@@ -76,14 +78,34 @@ def break_even(gains: Sequence[Gain], starts: Scatter | None = None) -> BreakEve
         return None
     lengths, logs = ([getattr(gain, name) for gain in ordered] for name in ("length", "log"))
     random = np.random.default_rng(0)
-    spread = np.stack([gain.error * random.standard_t(gain.free, DRAWS) for gain in ordered], axis=1)
-    if starts:
-        spread += starts.squared**0.5 * random.standard_t(min(starts.free, _MANY), (DRAWS, 1))
+    found_logs = _drawn(ordered, random, starts)
     powers = random.integers(-2, 3, DRAWS)
-    drawn = sorted(_crossing(lengths, list(logs + one), int(power)) for one, power in zip(spread, powers, strict=True))
+    drawn = sorted(_crossing(lengths, list(one), int(power)) for one, power in zip(found_logs, powers, strict=True))
     tail = round(DRAWS * (1 - LEVEL) / 2)
     found = _crossing(lengths, logs, 0)
     return BreakEven(found, min(found, drawn[tail]), max(found, drawn[-1 - tail]))
+
+
+def _drawn(ordered: Sequence[Gain], random: np.random.Generator, starts: Scatter | None) -> NDArray[np.float64]:
+    """Return draws of the gains, as logarithms; shape (DRAWS, lengths)."""
+    spread = np.stack([gain.error * random.standard_t(gain.free, DRAWS) for gain in ordered], axis=1)
+    if starts:
+        spread += starts.squared**0.5 * random.standard_t(min(starts.free, _MANY), (DRAWS, 1))
+    return np.asarray(spread + np.array([gain.log for gain in ordered]))
+
+
+def is_mixed(gains: Sequence[Gain], seed: int = 0, starts: Scatter | None = None) -> bool:
+    """Return whether it surely pays at some length and not at a shorter one, so that no length is the last one.
+
+    Of all pairs of lengths one may say so by chance (Bonferroni).
+    """
+    ordered = sorted(gains, key=lambda gain: gain.length)
+    pairs = list(itertools.combinations(range(len(ordered)), 2))
+    drawn = _drawn(ordered, np.random.default_rng(seed), starts) if pairs else None
+    surely = 1 - (1 - LEVEL) / max(1, len(pairs))
+    return drawn is not None and any(
+        float(((drawn[:, one] < 0) & (drawn[:, two] > 0)).mean()) > surely for one, two in pairs
+    )
 
 
 def _crossing(lengths: Sequence[float], logs: Sequence[float], power: int) -> float:
@@ -155,8 +177,10 @@ def _lines(run: Run, kind: str, rows: Sequence[Row], known: Known) -> Iterator[L
         shown = tuple(_shown(gain, sides[1][gain.length][1]) for gain in gains)
         windows = min((len(side[length][0]) for side in sides for length in both), default=0)
         starts = _starts(off, on) or _of_others(known, (off[0], on[0]))
-        found = break_even(gains, starts=starts)
-        yield Line(kind, drafted, None if found else "one_length", found, shown, windows, starts is None)
+        mixed = is_mixed(gains, starts=starts)
+        found = None if mixed else break_even(gains, starts=starts)
+        declined = "mixed" if mixed else None if found else "one_length"
+        yield Line(kind, drafted, declined, found, shown, windows, starts is None)
 
 
 def _starts(*sides: Sequence[Row]) -> Scatter | None:
@@ -234,6 +258,8 @@ def sentence(line: Line) -> tuple[str, dict[str, Any]]:
     """Return what a report says of it: an id of jobs/results/page/words.json with its values."""
     lengths = [one["length"] for one in line.rows]
     values: dict[str, Any] = {"work": f"{line.setting}: " if line.setting else "", "drafted": line.drafted}
+    if line.declined == "mixed":
+        values |= {"gains": ", ".join(f"{one['length']:.0f}: {one['percent']:+.1f} %" for one in line.rows)}
     if line.found is None:
         return f"break_even_{line.declined}", values
     values |= {"least": lengths[0], "most": lengths[-1], "windows": line.windows}

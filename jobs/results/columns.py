@@ -135,7 +135,7 @@ HIGH = (
 
 NO_FIGURES = (
     *("engine_tokens", "job_id", "attempt", "nodes", "saturated", "slo_kept", "slo_requests", "slo_misses"),
-    *("reused_from", "schema_version"),
+    *("slo_together", "dataset_digest", "reused_from", "schema_version"),
     *FORECAST,
     *("spec_tokens", "spec_by_position", "spec_text"),
 )

@@ -14,6 +14,7 @@ from jobs.results.columns import HOW, OFFERED, RESTARTS, SEED, is_offered, is_wo
 from jobs.results.fingerprint import NAMES
 from jobs.results.gather import Run, changes_question, flat, read_config_plain, read_run
 from jobs.results.intervals import Interval
+from jobs.results.pairs import drafts_alike
 from jobs.results.spread import Spreads
 
 FIGURES = ("output_tok_per_s", "goodput_per_s", "ttft_ms_mean", "ttft_ms_p99", "tpot_ms_mean", "e2el_ms_mean")
@@ -28,6 +29,16 @@ ONE_START = (
     "Note: ahead and behind hold the noise between windows of one start of the engine a side, and no more."
     " Another start may say otherwise: sweep parallel.seed=1,2,3 before a choice."
 )
+
+MANY = "Note: of {} differences that are told at 95 % about {} would be by chance, were all settings equal."
+MANY_FROM = 30
+"""Differences from which that is said."""
+
+NOT_COMPARED = {
+    "grows": "not compared: a queue grew, so it depends on how long was measured",
+    "not_text": "not compared: they draft unlike on prompts that are no text, where speculation tells nothing",
+    "unknown": "too few requests to tell a difference from noise",
+}
 
 Row = Mapping[str, Any]
 
@@ -63,7 +74,8 @@ class Figure:
     """One figure of a pair. `change` is relative, b against a; None: it cannot be told.
 
     `verdict`: better or worse (beyond the scatter between starts), ahead or behind (beyond that between the windows of
-    one start), none (no difference seen), undecided (too few windows), unknown (too few records).
+    one start), none (no difference seen), undecided (too few windows), unknown (too few records), grows (a queue grew,
+    and how long was measured is in it), not_text (speculation on prompts that are no text).
     `least` is the least relative difference that would have been seen, about 80 % of the time. `basis`, `starts` and
     `windows`: see `noise.Difference`.
     """
@@ -213,6 +225,13 @@ def _valued(side: Side, key: str) -> str | None:
 
 
 def _check_same_work(one: Side, two: Side) -> None:
+    first, second = (
+        {str(row["dataset_digest"]) for row in side.rows if row.get("dataset_digest")} for side in (one, two)
+    )
+    if first and second and first != second:
+        reason = "its file had another content under the same name, so their figures do not compare"
+        values = f"{' '.join(sorted(first))} and {' '.join(sorted(second))}"
+        raise ConfigError("bench.dataset", values, reason, "Measure both with one file, or say --anyway.")
     for name, (first, second) in _differences(one, two).items():
         if is_work(name):
             reason = "the two points did different work, so their figures do not compare"
@@ -256,6 +275,8 @@ def _compare(one: Side, two: Side) -> Pair:
 
 def _figure(one: noise.Side, two: noise.Side) -> Figure:
     a, b = (sum(row[side.column] for row in side.rows) / len(side.rows) if side.rows else None for side in (one, two))
+    if why := _not_compared(one, two) if a and b else "":
+        return Figure(one.column, a, b, verdict=why)
     found = noise.difference(one, two) if a and b else None
     if found is None:
         return Figure(one.column, a, b)
@@ -271,6 +292,15 @@ def _figure(one: noise.Side, two: noise.Side) -> Figure:
     return Figure(one.column, a, b, change, verdict, change.least, found.basis, found.starts, found.windows)
 
 
+def _not_compared(one: noise.Side, two: noise.Side) -> str:
+    """Return why a figure of two sides says nothing of them (see `Figure`); empty: it does."""
+    rows = (*one.rows, *two.rows)
+    if not all(drafts_alike(row, other) for row in one.rows for other in two.rows):
+        return "not_text"
+    of_time = one.column.startswith(("ttft_", "e2el_", "goodput_"))
+    return "grows" if of_time and any(row.get("saturated") for row in rows) else ""
+
+
 def text(pairs: Sequence[Pair]) -> str:
     """Return a comparison in words: one paragraph a pair."""
     lines: list[str] = []
@@ -282,6 +312,8 @@ def text(pairs: Sequence[Pair]) -> str:
     lines += [TOO_FEW] if any(figure.basis == "window" for figure in shown) else []
     lines += [MEDIANS] if any(figure.change and figure.windows > 1 for figure in shown) else []
     lines += [ONE_START] if any(figure.basis == "windows" for figure in shown) else []
+    told = sum(figure.verdict in ("better", "worse", "ahead", "behind", "none") for figure in shown)
+    lines += [MANY.format(told, round(told / 20))] if told >= MANY_FROM else []
     return "\n".join(lines)
 
 
@@ -292,7 +324,7 @@ def _titled(name: str, setting: str) -> str:
 def _line(one: Figure) -> str:
     start = f"{one.column:<16} {_short(one.a):>8} -> {_short(one.b):>8}"
     if one.change is None:
-        return f"{start}  too few requests to tell a difference from noise"
+        return f"{start}  {NOT_COMPARED[one.verdict]}"
     interval = f"{one.change.estimate:+.1%} [{one.change.low:+.1%}, {one.change.high:+.1%}]"
     if one.verdict == "undecided":
         many = "one window" if one.windows == 1 else f"{one.windows} windows"

@@ -60,6 +60,14 @@ class Side:
         return tuple(value for start in self.starts for value in start)
 
     @property
+    def moments(self) -> tuple[float, ...]:
+        """When the windows of all rows were opened, s of one clock of their service; empty: it is not told."""
+        lines = [line for row in self.rows for _, line in lines_in_row(self.run, row)]
+        shown = [line for line in lines if line.get(self.column) is not None]
+        told = tuple(float(line["opened_s"]) for line in shown if isinstance(line.get("opened_s"), float))
+        return told if len(told) == len(shown) else ()
+
+    @property
     def means(self) -> tuple[float, ...]:
         """The mean of each start."""
         return tuple(float(np.mean(start)) for start in self.starts)
@@ -205,19 +213,31 @@ def _drift(one: Side, two: Side) -> Scatter | None:
         return None
     along = square = windows = free = 0.0
     for side in (one, two):
-        rows = _of_service(side)
-        # Loads are measured by turns: so many windows lie between two of one row. Other work is measured row by row.
-        keys = tuple(key for key in side.run.swept if key not in LOADS)
-        turns = Counter(setting_text(keys, row) for row in rows)
-        for row in rows:
-            values = np.array(replace(side, rows=(row,)).windows)
+        rows = [replace(side, rows=(row,)) for row in _of_service(side)]
+        for each, places in zip(rows, _places(rows), strict=True):
+            values = np.array(each.windows)
             if values.mean() <= 0:
                 continue
-            places = turns[setting_text(keys, row)] * (np.arange(len(values)) - (len(values) - 1) / 2)
+            places -= places.mean()
             along += float(places @ (values / values.mean() - 1))
             square += float(places @ places)
             windows, free = windows + len(values) / 2, free + len(values) - 1
     return Scatter((along / square * windows) ** 2, free - 1) if free > 1 and square else None
+
+
+def _places(rows: Sequence[Side]) -> list[Floats]:
+    """Return at which place among all windows of their service those of each row were measured.
+
+    By the moments at which they were opened. Where these are not told: loads were measured by turns, so that many
+    windows lie between two of one row, and other work row by row.
+    """
+    moments = [row.moments for row in rows]
+    if all(len(each) == len(row.windows) for each, row in zip(moments, rows, strict=True)):
+        order = np.sort(np.concatenate(moments))
+        return [np.searchsorted(order, each).astype(np.float64) for each in moments]
+    keys = [setting_text(tuple(key for key in row.run.swept if key not in LOADS), row.rows[0]) for row in rows]
+    turns = Counter(keys)
+    return [turns[key] * np.arange(len(row.windows), dtype=np.float64) for key, row in zip(keys, rows, strict=True)]
 
 
 def _of_service(side: Side) -> list[Row]:

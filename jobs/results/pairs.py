@@ -20,6 +20,8 @@ from jobs.results.columns import counts, low_is_best
 from jobs.results.row import NOT_RUN, row_of
 from jobs.results.sequential import ALPHA, BETA, Decision, Logs, decide
 
+NOT_TEXT = "they draft unlike on prompts that are no text, where speculation tells nothing (bench.workload=text)"
+
 _DECIDED = "decided by {} pairs"
 
 FAILED = {False: 2, True: 4}
@@ -65,13 +67,14 @@ class Standing:
     Attributes:
         logs: of the pairs that count, in the order of time.
         over: why no further pair of this sweep is needed; empty: one is.
-        broken: why pairs have no figures, where that ended it.
+        broken: why pairs have no figures, where that ended it. gone: why others have none, before the one that decided.
     """
 
     decision: Decision
     logs: tuple[Logs, ...]
     over: str = ""
     broken: str = ""
+    gone: tuple[str, ...] = ()
 
 
 def read_question(sweep: SweepDir) -> Question | None:
@@ -91,10 +94,23 @@ def pair_of(goal: str, one: Row, two: Row) -> Pair:
             return f"{side}: {row['invalid_reason']}"
         if row.get("saturated"):
             return f"{side}: it is saturated: its latencies are those of a queue that grows"
+        if row.get("slo_kept") is False:
+            return f"{side}: it breaks bench.slo"
         if not counts(goal, row.get(goal)) or row[goal] <= 0:
             return f"{side}: it has no {goal}"
+    if not drafts_alike(one, two):
+        return NOT_TEXT
     sign = -1 if low_is_best(goal) else 1
     return sign * math.log(one[goal]), sign * math.log(two[goal])
+
+
+def drafts_alike(one: Row, two: Row) -> bool:
+    """Return whether what two rows show of speculation may be compared: on prompts that are no text it tells nothing.
+
+    Where both draft as many tokens both are as wrong.
+    """
+    no_text = any(row.get("spec_text") is False for row in (one, two))
+    return not no_text or one.get("spec_tokens") == two.get("spec_tokens")
 
 
 def of_windows(goal: str, one: Iterable[Row], two: Iterable[Row]) -> list[Pair]:
@@ -132,20 +148,21 @@ def _row(sweep: SweepDir, point: str) -> Row | None:
 def standing(question: Question, pairs: Sequence[Pair]) -> Standing:
     """Return what the earlier pairs and these say; at the first one that decides the others are left out."""
     logs, failed, most = list(question.earlier), 0, FAILED[question.windows > 0]
+    gone: list[str] = []
     for count in range(2, len(logs) + 1):
         if (found := question.decide(logs[:count])).answer != "open":
             return Standing(found, tuple(logs[:count]), _DECIDED.format(count))
     for pair in pairs[: question.most]:
         if isinstance(pair, str):
             failed += 1
+            gone.append(pair)
             if failed == most:
-                return Standing(
-                    question.decide(logs), tuple(logs), f"{most} pairs in a row have no figures: {pair}", pair
-                )
+                why = f"{most} pairs in a row have no figures: {pair}"
+                return Standing(question.decide(logs), tuple(logs), why, pair, tuple(gone))
             continue
         failed = 0
         logs.append(pair)
         if (found := question.decide(logs)).answer != "open":
-            return Standing(found, tuple(logs), _DECIDED.format(len(logs)))
-    spent = len(pairs) >= question.most
-    return Standing(question.decide(logs), tuple(logs), "all pairs are measured" if spent else "")
+            return Standing(found, tuple(logs), _DECIDED.format(len(logs)), gone=tuple(gone))
+    over = "all pairs are measured" if len(pairs) >= question.most else ""
+    return Standing(question.decide(logs), tuple(logs), over, gone=tuple(gone))

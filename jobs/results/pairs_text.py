@@ -60,6 +60,10 @@ def lines(found: Found) -> list[str]:
     pairs = f"{decision.pairs} pair{'s' * (decision.pairs != 1)} of {told['pairs_are']}"
     why = "" if found.is_open else f"; {found.why}"
     said.append(f"cost: {pairs}, about {found.hours:.2f} node-hours{why}")
+    if gone := found.now.gone:
+        said.append(
+            f"without figures: {len(gone)} of {len(gone) + decision.pairs} pairs: {'; '.join(dict.fromkeys(gone))}"
+        )
     if told["pairs"]:
         said.append("pairs, in order: " + " ".join(f"{one:+.1%}" for one in told["pairs"]))
     return [*said, *(f"rows: {path}" for path in told["sweeps"])]
@@ -79,6 +83,7 @@ def as_json(found: Found) -> dict[str, Any]:
         "low": ends[0] if ends else None,
         "high": ends[1] if ends else None,
         "pairs": [changed(found.goal, math.expm1(two - one)) for one, two in found.now.logs],
+        "without_figures": list(found.now.gone),
         "pairs_are": "windows" if found.by_windows else "starts",
         "node_hours": found.hours,
         "why": found.why,

@@ -118,14 +118,15 @@ def series(run: Run, row: Mapping[str, Any], leave_out: tuple[str, ...]) -> str:
 def curves(run: Run) -> list[dict[str, Any]]:
     """Return each figure of CURVES against each swept context length: points, and a curve where they are enough.
 
-    Rows that differ in anything but the length stand in different series. Invalid rows have no point.
+    Rows that differ in anything but the length stand in different series. Invalid rows have no point, nor have those
+    of a queue that grew: how long was measured is in their figures.
     """
     found = []
     for key in (name for name in LENGTHS if name in run.swept):
         for column in CURVES:
             lines: dict[str, list[tuple[float, float]]] = {}
             for row in run.rows:
-                if row["valid"] and isinstance(row.get(column), int | float):
+                if row["valid"] and not row.get("saturated") and isinstance(row.get(column), int | float):
                     lines.setdefault(series(run, row, (key,)), []).append((row[key], row[column]))
             for name, points in lines.items():
                 xs, ys = zip(*sorted(points), strict=True)

@@ -14,7 +14,7 @@ from jobs.core.files import write_json
 from jobs.core.foreign import SMALL, load_visible, refused
 from jobs.core.rundir import SweepDir
 from jobs.measure import speculation
-from jobs.measure.objective import COUNTED, SPREAD_COLUMNS
+from jobs.measure.objective import COUNTED, SPREAD_COLUMNS, TOGETHER
 from jobs.measure.records import NEVER
 from jobs.measure.statistics import COLUMNS, of_series
 from jobs.results.fingerprint import NAMES
@@ -37,9 +37,18 @@ FIGURES = (*COLUMNS, *of_series(NEVER), *speculation.COLUMNS)
 """Names of the figures of a window, in their order."""
 
 POINT = (
-    *("windows", *SPREAD_COLUMNS, "saturated", "slo_kept", *COUNTED, "found_concurrency", "found_request_rate"),
-    *("probes", "needle_score", "checks", "checks_wrong_share", "head_npu_power_w"),
+    *("windows", *SPREAD_COLUMNS, "saturated", "slo_kept", *COUNTED, TOGETHER),
+    *(
+        "found_concurrency",
+        "found_request_rate",
+        "probes",
+        "needle_score",
+        "checks",
+        "checks_wrong_share",
+        "head_npu_power_w",
+    ),
     *FORECAST,
+    "dataset_digest",
 )
 """What several windows, a search, the questions and the hardware add, and what was predicted."""
 
@@ -50,7 +59,7 @@ SERVICE = (
 )
 
 _NUMBERS = frozenset((*FIGURES, *POINT, *SERVICE)) - {
-    *("engine_tokens", "job_id", "reused_from", "spec_by_position", "unexpected")
+    *("engine_tokens", "job_id", "reused_from", "spec_by_position", "unexpected", "dataset_digest")
 }
 
 
@@ -86,7 +95,7 @@ def _writer(sweep: SweepDir) -> str:
 
 TEXTS = (
     *(*HEAD, "engine", "release", "invalid_reason", "notes", "engine_tokens", "job_id", "reused_from"),
-    *("spec_by_position", "unexpected", *NAMES),
+    *("spec_by_position", "unexpected", "dataset_digest", *NAMES),
 )
 FLAGS = ("valid", "truncated", "saturated")
 COUNTS = ("completed", "failed", "truncated_requests", "windows", "nodes", "attempt")

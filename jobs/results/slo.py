@@ -11,9 +11,9 @@ import numpy as np
 from jobs.core.fields import dotted
 from jobs.core.load import Slo
 from jobs.measure import bound, objective
-from jobs.results.columns import load_of
+from jobs.results.columns import lines_in_row, load_of
 from jobs.results.gather import Run
-from jobs.results.requests import Floats, of_row
+from jobs.results.requests import Floats, Requests, of_row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,8 +43,8 @@ def is_set(run: Run) -> bool:
 def p99(run: Run, row: Mapping[str, Any]) -> dict[str, float]:
     """Return the 99th percentiles of a row that a limit can be held against, by column; the unknown ones are missing.
 
-    The row's own where it shows one. Else that of its single requests, however few: nearly their maximum, which is on
-    the safe side of a limit (as jobs/measure/statistics.py `broken` has it). Of several windows the worst counts.
+    The row's own where it shows one. Else that of its single requests, however few: nearly their maximum. Of several
+    windows the worst counts.
     """
     found = {name: float(row[name]) for name in NAMES if isinstance(row.get(name), int | float)}
     missing = [name for name in NAMES if name not in found]
@@ -79,30 +79,39 @@ def kept(run: Run, row: Mapping[str, Any], asked: Mapping[str, float] | None = N
     told = row.get("slo_kept") if asked == own else None
     if told is not None or (asked == own and row.get("slo_requests")):
         return told
-    counted = _counted(run, row, asked)
-    if counted is not None:
-        return bound.decided(*counted)
+    if (found := of_row(run, row) if row.get("completed") else None) is not None:
+        return _told(run, row, found, asked)
     if (row.get("completed") or 0) < bound.needed(0):
         return None  # the p99 of so few requests does not tell
     by_row = objective.kept_by(row, asked)
     return objective.kept_by(p99(run, row), asked) if by_row is None else by_row
 
 
-def _counted(run: Run, row: Mapping[str, Any], asked: Mapping[str, float]) -> tuple[int, int] | None:
-    """Return how many requests of a row miss these limits (or failed), and how many there are; None: no records."""
-    found = of_row(run, row) if row.get("completed") else None
-    if found is None:
-        return None
-    failed = sum((row.get(name) or 0) * len(found.windows) for name in ("failed", "truncated_requests"))
-    missed = total = 0
+def _told(run: Run, row: Mapping[str, Any], found: Requests, asked: Mapping[str, float]) -> bool | None:
+    """Return what the requests of a row say of these limits (as `objective.told` does); those that failed are misses.
+
+    None too where all answers came in one piece, which hides how fast their tokens came.
+    """
+    names = ("failed", "truncated_requests")
+    lines: list[Mapping[str, Any]] = [line for _, line in lines_in_row(run, row)] or [row] * len(found.windows)
+    missed = total = sum(line.get(name) or 0 for line in lines for name in names)
+    of_pieces = any(name.startswith(("tpot", "itl")) for name in asked)
+    hidden, each = [], []
     for frame in found.windows:
-        bad = np.zeros(len(frame), dtype=bool)
+        shares = np.zeros(len(frame))
         for name, limit in asked.items():
             figure = name.removesuffix("_p99")
-            each = frame[figure].map(_own_p99) if figure == "itl_ms" else frame[figure]
-            bad |= each.to_numpy(dtype=np.float64) > limit
-        missed, total = missed + int(bad.sum()), total + len(frame)
-    return missed + failed, total + failed
+            values = frame[figure].map(_own_p99) if figure == "itl_ms" else frame[figure]
+            shares = np.fmax(shares, values.to_numpy(dtype=np.float64) / limit)
+        in_one = (frame["tpot_ms"].isna() & (frame["output_tokens"] > 1)).to_numpy(dtype=bool) & of_pieces
+        shares[in_one] = np.inf
+        hidden.append(in_one)
+        came = (frame["start_s"] - frame["wait_s"]).to_numpy(dtype=np.float64)
+        each.append(bound.together(came, shares))
+        missed, total = missed + int((shares > 1).sum()), total + len(frame)
+    if all(one.all() for one in hidden):
+        return None
+    return bound.decided(missed, total, bound.pooled(each))
 
 
 def _own_p99(gaps: Any) -> float:

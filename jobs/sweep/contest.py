@@ -20,22 +20,26 @@ from typing import Any
 from jobs.allocation.node import fingerprint
 from jobs.cluster.base import ENDED, job_state
 from jobs.cluster.time_limit import SIGNAL_DELAY_S, limit_seconds
+from jobs.core import schema
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError, RunError
+from jobs.core.fields import dotted
 from jobs.core.lock import exclusive
 from jobs.core.rundir import Root, SweepDir, check_root
 from jobs.engines.base import is_simulated
+from jobs.engines.speculation import speculation_of
 from jobs.forecast.observed import COLUMNS
 from jobs.forecast.search import hours_of
-from jobs.results.columns import OFFERED
+from jobs.measure.dataset import is_text
+from jobs.results.columns import OFFERED, changes_work
 from jobs.results.fingerprint import Fingerprint
-from jobs.results.pairs import Pair, Question, Standing, of_sweep, read_question, standing
+from jobs.results.pairs import NOT_TEXT, Pair, Question, Standing, of_sweep, read_question, standing
 from jobs.results.row import NOT_RUN, outdated, row_of
 from jobs.results.sequential import ALPHA, BETA, first_pairs
 from jobs.sweep import compose, road
 from jobs.sweep.plan import Plan
 from jobs.sweep.points import identity
-from jobs.sweep.reuse import launch_view
+from jobs.sweep.reuse import launch_view, of_dataset
 
 MOST = 30
 """Pairs, where no budget is given."""
@@ -329,6 +333,7 @@ def check(one: Config, two: Config, sides: Sequence[Sequence[str]], goal: str) -
         if bench.search:
             reason = "a search has no pairs of windows"
             raise ConfigError("bench.search", bench.search, reason, "Leave it out, and give a load.")
+    _same_question(one, two, words)
     if not one.launch.follow:
         raise ConfigError("launch.follow", False, "an answer needs the rows", "Leave it out; Ctrl-C detaches.")
     if one.results.name:
@@ -337,6 +342,20 @@ def check(one: Config, two: Config, sides: Sequence[Sequence[str]], goal: str) -
     if one.launch.budget_node_hours:
         reason = "it would cut pairs in two"
         raise ConfigError("launch.budget_node_hours", one.launch.budget_node_hours, reason, "Give --node-hours.")
+
+
+def _same_question(one: Config, two: Config, words: str) -> None:
+    """Raise ConfigError for two settings that do not the same work, or are not measured in the same way."""
+    for key in schema.schema():
+        values = [dotted(config, key) for config in (one, two)]
+        if values[0] != values[1] and changes_work(key):
+            reason = "it changes what is asked or how it is measured, and no setting is faster by that"
+            raise ConfigError(key, " and ".join(map(str, values)), reason, "Give both the same.")
+    if one.bench.is_open != two.bench.is_open:
+        reason = "one load is offered, the other one is held"
+        raise ConfigError("A B", words, reason, "Give both a rate, or both a concurrency.")
+    if speculation_of(one) != speculation_of(two) and not is_text(one.bench):
+        raise ConfigError("bench.workload", one.bench.workload, NOT_TEXT, "Set bench.workload=text.")
 
 
 def _once(config: Config) -> Config:
@@ -362,10 +381,11 @@ def _stale(sweep: SweepDir, question: Question, configs: tuple[Config, Config]) 
     views = launch_view(sweep)
     now = [fingerprint.of_this_host(config) for config in configs]
     for points in question.pairs:
-        for point, seen in zip(points, now, strict=True):
+        for point, seen, config in zip(points, now, configs, strict=True):
             if (row := row_of(sweep, point)) is None:  # it is still to be measured
                 continue
             then = views.get(str(row.get("service")), Fingerprint())
-            if found := outdated(row, sweep) or ", ".join(seen.trusted(then, row).changes(row)):
+            changes = [*seen.trusted(then, row).changes(row), *of_dataset(config, row)]
+            if found := outdated(row, sweep) or ", ".join(changes):
                 return found
     return ""

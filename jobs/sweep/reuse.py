@@ -10,12 +10,14 @@ from typing import Any
 
 from jobs.allocation.node import fingerprint
 from jobs.core import ways
+from jobs.core.config import Config
 from jobs.core.errors import RunError
 from jobs.core.files import write_bytes, write_json
 from jobs.core.foreign import LARGE, load_bytes
 from jobs.core.planfile import read_plan
 from jobs.core.rundir import SweepDir, sweeps_in
 from jobs.core.sweep_settings import Launch
+from jobs.measure import dataset
 from jobs.results.fingerprint import Fingerprint, of_mapping
 from jobs.results.row import outdated, read_row
 from jobs.results.stale import _kind
@@ -54,11 +56,19 @@ def find(points: Iterable[Point], roots: Iterable[Path]) -> dict[str, Past]:
     for one in rows:
         config = wanted[one.point].config
         now = fingerprint.of_this_host(config).trusted(one.seen, one.row).or_else(newest[_kind(config)])
-        changes = [reason] if (reason := outdated(one.row, one.sweep)) else now.changes(one.row)
+        changes = (
+            [reason] if (reason := outdated(one.row, one.sweep)) else now.changes(one.row) + of_dataset(config, one.row)
+        )
         past = Past(one.point, one.sweep, one.row, tuple(changes))
         if one.point not in found or not past.stale or found[one.point].stale:
             found[one.point] = past
     return found
+
+
+def of_dataset(config: Config, row: Mapping[str, Any]) -> list[str]:
+    """Return whether the content of the data set is another one than at the time of a row, for people."""
+    now, then = dataset.digest(config.bench), row.get("dataset_digest")
+    return [f"dataset_digest {then} -> {now}"] if now and then and now != then else []
 
 
 def taken(earlier: Mapping[str, Past], launch: Launch) -> list[Past]:

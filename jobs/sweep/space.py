@@ -14,12 +14,15 @@ from jobs.core.config import Config, usual_windows
 from jobs.core.errors import ConfigError, nearest
 from jobs.core.layout import local_sizes
 from jobs.core.rundir import Root
+from jobs.engines.speculation import speculation_of
 from jobs.forecast import history
 from jobs.forecast.duration import measure_seconds, phases
 from jobs.forecast.observed import COLUMNS, learnt_of, subject_of
 from jobs.forecast.search import LIMITS, Search, Setting, limits_of
 from jobs.forecast.tuner import STARTS, Candidate, Goal
+from jobs.measure.dataset import is_text
 from jobs.results.columns import changes_work, check_objective
+from jobs.results.pairs import NOT_TEXT
 from jobs.sweep import check, compose, grammar, road
 from jobs.sweep.derived import AROUND, AUTO, LOAD, SPECULATION, Known, around, drafting, usual
 from jobs.sweep.grouping import Service
@@ -82,6 +85,9 @@ def ask(overrides: Sequence[str], composer: compose.Composer = compose.default_c
     if figure == "output_per_s" and any(point.config.bench.is_open for point in plan.points):
         reason = "tokens/s are what is offered then, and no merit of a setting"
         raise ConfigError("goal", base.results.objective, reason, "Set goal=ttft_ms_mean or goal=tpot_ms_mean.")
+    drafts = {speculation_of(point.config) for point in plan.points}
+    if len(drafts) > 1 and not is_text(config.bench):
+        raise ConfigError("bench.workload", config.bench.workload, NOT_TEXT, "Set bench.workload=text.")
     search = _search(left, plan, figure, config, ruled_out)
     _affordable(search, base)
     return Asked(plan, search, config, tuple(more))

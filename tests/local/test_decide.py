@@ -77,8 +77,8 @@ def test_equal_settings_stay_open_within_a_budget_and_ctrl_c_detaches(tmp_path: 
 
 
 def test_a_bisection_that_was_killed_goes_on_to_the_first_value_that_is_slower(tmp_path: Path) -> None:
-    asked = ("--bisect", "bench.input_tokens=64,65,4000", "--goal", "ttft_ms_mean", "--difference", "90%")
-    few = ("--pairs", "20", "bench.output_tokens=2", "bench.concurrency=1")
+    asked = ("--bisect", "bench.concurrency=4,5,64", "--goal", "ttft_ms_mean", "--difference", "90%")
+    few = ("--pairs", "20", "bench.output_tokens=2", "bench.input_tokens=256")
     words = ("decide", "--json", *asked, *few[:2], "--with", f"results.root={tmp_path}", *QUICK, *few[2:])
     process = subprocess.Popen([sys.executable, "-m", "jobs", *words], cwd=PROJECT, stderr=subprocess.DEVNULL)
     until(lambda: len(sweeps_in(tmp_path)) == 1 and _has_row(sweeps_in(tmp_path)[0]), "a window of the first step")
@@ -87,9 +87,9 @@ def test_a_bisection_that_was_killed_goes_on_to_the_first_value_that_is_slower(t
     again = verb(*words)
     assert again.returncode == 0, again.stderr
     found = json.loads(again.stdout)
-    assert found["answer"] == "found" and found["first"] == "bench.input_tokens=4000"
+    assert found["answer"] == "found" and found["first"] == "bench.concurrency=64"
     assert [one["answer"] for one in found["steps"]] == ["worse", "same"]
-    assert [one["b"] for one in found["steps"]] == ["bench.input_tokens=4000", "bench.input_tokens=65"]
+    assert [one["b"] for one in found["steps"]] == ["bench.concurrency=64", "bench.concurrency=5"]
     assert len(sweeps_in(tmp_path)) == 2, "the first step went on where it was"
     assert json.loads(verb(*words).stdout) == found and len(sweeps_in(tmp_path)) == 2
 

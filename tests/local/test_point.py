@@ -96,7 +96,7 @@ async def test_a_search_finds_the_load_that_keeps_the_objective(tmp_path: Any, m
     Windows of tenths of a second hold few requests, so half of them are to keep it: 5 tell that.
     """
     monkeypatch.setattr(bound, "SHARE", 0.5)
-    monkeypatch.setattr(bound, "needed", bound.needed.__wrapped__)
+    monkeypatch.setattr(bound, "_needed", bound._needed.__wrapped__)
     slo = Slo(ttft_ms=14.0)
     config = asked(
         search="concurrency", slo=slo, concurrency=1, search_most=64.0, search_precision=0.25,

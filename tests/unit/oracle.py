@@ -31,7 +31,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from core_help import config
@@ -224,9 +224,11 @@ class Stub:
         page: Callable[[Sequence[Engine]], str | None],
         route: Callable[[int], int] | None,
         says: Callable[[int], str],
+        replicas: int = 1,
     ) -> None:
         self._loop, self._behave, self._page, self._says = loop, behave, page, says
-        self._route = route or (lambda number: number % max(1, engines))
+        self._each = max(1, engines // replicas)  # engines of one address
+        self._route = route or (lambda number: number % self._each)
         self.engines = [Engine(number) for number in range(engines)]
         self.answers: list[Answer] = []
         self.opened: float | None = None
@@ -248,7 +250,12 @@ class Stub:
     async def serve(self, served: _Served, method: str, path: str, body: bytes) -> None:
         """Answer one request."""
         if method == "GET":
-            page = self._page(self.engines) if path == "/metrics" and self.engines else None
+            own = self.engines[served.place * self._each :][: self._each]
+            page = (
+                self._page([replace(one, number=one.number % self._each) for one in own])
+                if path == "/metrics" and own
+                else None
+            )
             served.reply(404 if page is None else 200, (page or "").encode())
             return
         asked = json.loads(body)
@@ -260,7 +267,8 @@ class Stub:
             choice = {"message": {"content": text}, "text": text}
             served.reply(200, json.dumps({"choices": [choice], "usage": usage}).encode())
             return
-        engine = self.engines[self._route(len(self.answers))] if self.engines else Engine(0)
+        place = served.place * self._each
+        engine = self.engines[place + self._route(len(self.answers))] if self.engines else Engine(0)
         answer = Answer(self, served, len(self.answers), asked, self.now, engine)
         self.answers.append(answer)
         engine.prefix_queries += answer.prompt_tokens
@@ -276,8 +284,8 @@ class _Served(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, stub: Stub) -> None:
-        self._stub, self._data = stub, b""
+    def __init__(self, stub: Stub, place: int) -> None:
+        self._stub, self._data, self.place = stub, b"", place
         self._task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -365,6 +373,7 @@ def measure(
     beside: Callable[[Stub], Awaitable[None]] | None = None,
     says: Callable[[int], str] = lambda busy: SANE,
     point: Config | None = None,
+    replicas: int = 1,
 ) -> Seen:
     """Measure one point in virtual time.
 
@@ -378,18 +387,20 @@ def measure(
         beside: runs beside the load.
         says: the answer to the canary's question, by the number of requests under way.
         point: a config instead of the overrides.
+        replicas: addresses over which the client spreads its requests, each with as many of the engines.
     """
     usual = ["engine=simulator", "bench.canary=off", "bench.input_tokens=16", "bench.warmup_s=15", "bench.window_s=120"]
     usual.append("bench.repeats=1")
     chosen = point or config(*usual, *overrides)
-    loop = VirtualLoop()
-    stub = Stub(loop, behave, engines, page, route, says)
-    loop.accept = lambda: _Served(stub)
+    loop, urls = VirtualLoop(), [f"http://127.0.0.1:{1 + place}" for place in range(replicas)]
+    stub = Stub(loop, behave, engines, page, route, says, replicas)
+    loop.accept = lambda port: _Served(stub, port - 1)
 
     async def whole() -> Measured:
         run = PointRun(
-            chosen, Target("http://127.0.0.1:1", "oracle"), OfService(), None, asyncio.Event(), stub.on_phase
-        )
+            chosen, Target(urls[0], "oracle", None, tuple(urls[1:]), engines // replicas), OfService(), None,
+            asyncio.Event(), stub.on_phase,
+        )  # fmt: skip
         other = asyncio.ensure_future(beside(stub)) if beside else None
         await run.run()
         if other:

@@ -138,6 +138,7 @@ def test_no_clock_of_a_file_system_is_held_against_ours() -> None:
         "jobs/engines/checkpoint/stage.py": "whether a file is the same as before",
         "jobs/sweep/reuse.py": "the age of a row, in days",
         "jobs/diagnose/read.py": "the year of a log",
+        "jobs/measure/dataset.py": "whether a file is the same as before",
         "containers/base.py": "two times of one file system",
         "containers/store.py": "whether a file is the same as before",
         "containers/imports.py": "a process that may have left something, with a second to spare",

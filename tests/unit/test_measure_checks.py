@@ -49,7 +49,7 @@ def test_loads_that_can_be_asked(bench: dict[str, Any]) -> None:
         ("bench.search", {"search": "concurrency"}),
         ("bench.request_rate", {"search": "request_rate", "slo": SLO}),
         ("bench.request_rate", {"search": "concurrency", "slo": SLO, "request_rate": 1.0}),
-        ("bench.request_rate", {"search": "request_rate", "slo": SLO, "request_rate": 0.4, "search_most": 2.0}),
+        ("bench.request_rate", {"search": "request_rate", "slo": SLO, "request_rate": 0.2, "search_most": 2.0}),
         ("bench.slo.tpot_ms", {"output_tokens": 1, "slo": Slo(ttft_ms=9.0, tpot_ms=9.0)}),
         ("bench.search_most", {"search": "concurrency", "slo": SLO, "search_most": 2.0}),
         ("bench.repeats", {"search": "concurrency", "slo": SLO, "repeats": 2}),

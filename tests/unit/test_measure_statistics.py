@@ -22,11 +22,11 @@ from jobs.measure.records import Growth, RequestRecord, Sample, Window
 from jobs.measure.statistics import (
     arrived_tokens,
     latencies,
-    misses,
     of_series,
     records_table,
     requests_table,
     series_table,
+    shares_of_limits,
     summarize,
 )
 
@@ -211,6 +211,12 @@ def test_one_token_has_no_tpot_and_two_have() -> None:
     assert row["tok_per_s_per_user"] == pytest.approx(4.0)
     assert row["itl_ms_mean"] == pytest.approx(250.0)
     assert row["ttft_ms_mean"] == pytest.approx(500.0)
+
+
+def misses(window: Window, slo: Slo) -> tuple[int, int] | None:
+    """Return how many requests of a window miss the limits, and how many there are."""
+    found = shares_of_limits(window, slo)
+    return None if found is None else (int((found[1] > 1).sum()), len(found[1]))
 
 
 def test_an_answer_in_one_piece_has_no_speed_of_its_tokens() -> None:

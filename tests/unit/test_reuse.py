@@ -14,6 +14,7 @@ from jobs.allocation.node import fingerprint
 from jobs.core.files import read_json, write_json
 from jobs.core.rundir import SweepDir
 from jobs.core.tasks import write_config
+from jobs.measure import dataset
 from jobs.results.fingerprint import Fingerprint
 from jobs.results.row import is_finished, make_row
 from jobs.results.stale import retire
@@ -73,6 +74,24 @@ def test_the_newest_valid_row_is_found_in_any_root(tmp_path: Path, sees: dict[st
     assert reuse.offer_text(found, taken=False) == [
         f"2 points measured before in {tmp_path}/r/b, {tmp_path}/others/a: launch.reuse=true takes them"
     ]
+
+
+def test_a_data_set_whose_content_changed_under_its_name_is_another_question(
+    tmp_path: Path, sees: dict[str, Fingerprint]
+) -> None:
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text('{"timestamp": 0, "input_length": 16, "output_length": 8}')
+    load = (f"bench.dataset={trace}", "bench.workload=trace", "bench.concurrency=1")
+    made = road.plan(compose.expand(["cluster=local", "engine=simulator", *load]), composer)
+    [point] = made.points
+    then = dataset.digest(point.config.bench)
+    put(write(tmp_path / "r/a", made), point, dataset_digest=then)
+    assert then and reuse.find(made.points, [tmp_path / "r"])[point.point].stale == ()
+    trace.write_text('{"timestamp": 0, "input_length": 4096, "output_length": 8}')
+    now = dataset.digest(point.config.bench)
+    assert reuse.find(made.points, [tmp_path / "r"])[point.point].stale == (f"dataset_digest {then} -> {now}",)
+    trace.unlink()
+    assert reuse.find(made.points, [tmp_path / "r"])[point.point].stale == (), "what cannot be seen is no change"
 
 
 def test_other_points_and_broken_rows_are_no_offer(tmp_path: Path, sees: dict[str, Fingerprint]) -> None:

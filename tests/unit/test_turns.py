@@ -34,8 +34,17 @@ def test_loads_of_one_work_are_measured_by_turns() -> None:
         ("bench.concurrency=4", "bench.input_tokens=64"),
         ("bench.concurrency=4", "bench.input_tokens=128"),
     )
-    assert groups(mixed) == [("0", "2"), ("1", "3")]
+    assert groups(mixed) == [("0", "2", "1", "3")], "kinds of work too"
     assert groups(mixed, "3210") == [("0", "1", "2", "3")], "where somebody asks for it, whatever they differ in"
+
+
+def test_a_group_is_not_so_long_that_a_failure_costs_a_day() -> None:
+    """Each work takes an hour or so: 3 windows of 8 minutes at two loads."""
+    loads = [(f"bench.concurrency={load}", f"bench.input_tokens={length}", "bench.window_s=480")
+             for length in (64, 128, 256) for load in (1, 4)]  # fmt: skip
+    assert groups(points(*loads)) == [("0", "1"), ("2", "3"), ("4", "5")]
+    once = points(("bench.repeats=1",), ("bench.input_tokens=64",), ("bench.repeats=1", "bench.input_tokens=32"), ())
+    assert groups(once) == [("0",), ("1", "3"), ("2",)]
 
 
 @pytest.mark.parametrize(

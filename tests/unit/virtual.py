@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -43,12 +44,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     Attributes:
         now: the virtual time, s; it may be moved.
-        accept: makes the protocol of a connection's other end.
+        accept: makes the protocol of a connection's other end, by the port that is asked for.
     """
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.accept: Callable[[], asyncio.Protocol] | None = None
+        self.accept: Callable[[int], asyncio.Protocol] | None = None
         selector = _Selector()
         selector.loop = self
         super().__init__(selector)
@@ -65,7 +66,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setblocking(False)
-        await self.connect_accepted_socket(self.accept, theirs)
+        await self.connect_accepted_socket(partial(self.accept, port), theirs)
         return await super().create_connection(factory, sock=ours)
 
 

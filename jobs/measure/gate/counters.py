@@ -156,14 +156,12 @@ def pace(case: Case) -> Found:
 
     By Little's law a token takes as long on an engine as its running requests (mean) by its tokens a second.
     """
-    window, ranks = case.window, case.config.parallel.data_parallel_size
+    window, ranks = case.window, case.config.parallel.engines
     tokens = {engine: count for engine, count in window.engine_tokens.items() if count and engine != ALL}
     bench = case.config.bench
     alike = bench.lengths == "fixed" and bench.workload not in ("sharegpt", "trace")
     if len(tokens) < max(2, ranks) or len(case.counted) < ENOUGH_FOR_PACE * ranks * (1 if alike else SCATTERED):
         return
-    if min(tokens.values()) * ranks < NOTED_SHARE * sum(tokens.values()):
-        return  # uneven, which is said already: the busier one is the slower one
     inside = [one for one in window.series if window.holds(one.time_s)]
     took: dict[str, float] = {}
     for engine, count in tokens.items():
@@ -172,6 +170,8 @@ def pace(case: Case) -> Found:
             return
         took[engine] = sum(running) / len(running) * window.seconds / count
     slow, fast = max(took, key=lambda one: took[one]), min(took, key=lambda one: took[one])
+    if tokens[fast] * ranks < NOTED_SHARE * sum(tokens.values()):
+        return  # uneven, which is said already: the busier one is the slower one
     if took[slow] > SLOWER * took[fast]:
         times = f"{took[slow] / took[fast]:.2g} times as long"
         yield Finding(f"data-parallel rank {slow} held a request for a token {times} as rank {fast}: is it slower?")
