@@ -85,8 +85,12 @@ def _most_trusted(hits: Sequence[Hit]) -> Hit:
 
 def _just_below(hit: Hit, hits: Sequence[Hit]) -> list[Hit]:
     """Return what stands right below a line that tells no time, which may be of the time of the line after it."""
-    below = [other for other in hits if other.log == hit.log and not hit.when.own]
-    return [other for other in below if 0 < other.event.number - hit.event.number <= _ADJACENT]
+    until = hit.when.by
+    if hit.when.own or until is None:
+        return []
+    below = [other for other in hits if other.log == hit.log and other.when.time]
+    below = [other for other in below if 0 < other.event.number - hit.event.number <= _ADJACENT]
+    return [other for other in below if other.when.time and other.when.time <= until + _TOGETHER]
 
 
 def _trust(hit: Hit) -> tuple[tuple[int, bool, int], bool, bool, bool, bool, int, tuple[bool, datetime, str, int]]:
