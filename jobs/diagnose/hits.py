@@ -200,6 +200,8 @@ def _not_waited(hits: Sequence[Hit]) -> list[Hit]:
     others = [hit for hit in hits if not (hit.waited or waits(hit))]
     if any(hit.kind in _TELLING for hit in others):
         return others
+    gave_up = {hit.group for hit in of_kind(others, "timeout") if not hit.event.minor}
+    hits = [hit for hit in hits if not (hit.kind == "timeout" and waits(hit) and gave_up - {hit.group})]
     ended = any(hit.kind == "end" and not hit.event.minor and not hit.ended for hit in others)
     return [hit for hit in hits if not (ended and (waits(hit) or hit.waited))]
 
@@ -263,6 +265,7 @@ def _not_survived(hits: Sequence[Hit]) -> list[Hit]:
     """
     failed = [hit for hit in hits if hit.kind in _TELLING or (hit.kind == "follow_on" and hit.wraps)]
     failed = [hit for hit in failed if (hit.event.exception or hit.event.code) and not hit.event.minor]
+    telling = [hit for hit in failed if not (hit.signature and hit.signature.gives_way)]  # others hand on what is above
     later = [hit for hit in hits if not (hit.signature and hit.signature.phase == "bench")]
     later = [
         hit for hit in later if hit.kind in (*_TELLING, "end") or (hit.kind == "follow_on" and hit.event.exception)
@@ -271,7 +274,7 @@ def _not_survived(hits: Sequence[Hit]) -> list[Hit]:
     def survived(hit: Hit) -> bool:
         number = hit.event.number
         if hit.event.bare and hit.kind == "symptom":
-            return any(one.log == hit.log and one.event.number > number and one.event.frames for one in failed) or any(
+            return any(one.log == hit.log and one.event.number > number and one.event.frames for one in telling) or any(
                 one.log == hit.log and one.alive > number and not (one.ended and one.event.number - number < _SHORTLY)
                 for one in later
             )
