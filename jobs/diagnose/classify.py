@@ -28,6 +28,8 @@ Order of trust:
        no answer: the line speaks for itself. So are those of a container where none of the known causes fits.
    14. A log that never said that all was well, and has no error by its form, is told by its last words of failure; so
        is one that only says that a task ended.
+   15. A line without a time stands between the stamps around it. What is said late (Slurm, of a node that is gone),
+       and what only carries another process's words, gives way to those who felt it first, or said it themselves.
 """
 
 from __future__ import annotations
