@@ -132,6 +132,4 @@ def _not_before(hit: Hit, other: Hit) -> bool:
     one, two = hit.when, other.when
     if not (one.own and two.own and one.time and two.time):
         return False
-    if one.time == two.time and hit.log == other.log:
-        return hit.event.number > other.event.number
-    return one.time >= two.time
+    return one.time > two.time or (one.time == two.time and hit.log != other.log)
