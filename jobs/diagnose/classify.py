@@ -28,6 +28,8 @@ Order of trust:
        no answer: the line speaks for itself. So are those of a container where none of the known causes fits.
    14. A log that never said that all was well, and has no error by its form, is told by its last words of failure; so
        is one that only says that a task ended.
+   15. A line without a time stands between the stamps around it. What is said late (Slurm, of a node that is gone),
+       and what only carries another process's words, gives way to those who felt it first, or said it themselves.
 """
 
 from __future__ import annotations
@@ -35,9 +37,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from jobs.core.layout import node_of
+from jobs.diagnose.deciding import decide
 from jobs.diagnose.diagnosis import Diagnosis, Evidence, RankLog
 from jobs.diagnose.endings import (
     before_end,
@@ -53,6 +56,7 @@ from jobs.diagnose.events import Event, forms, read_events
 from jobs.diagnose.hits import Hit, clearly_later, hands_on, of_kind, speaker, what_counts
 from jobs.diagnose.places import fallback, features, otherwise, place_of, waits
 from jobs.diagnose.signatures import (
+    HELD,
     KINDS,
     Signature,
     candidates,
@@ -61,13 +65,9 @@ from jobs.diagnose.signatures import (
     fitting,
     meanings,
     of_code,
-    position,
     vague,
 )
 from jobs.diagnose.times import When, timeline
-
-_TOGETHER = timedelta(seconds=2)
-"""Errors of one rank that are one failure: vLLM's times have whole seconds."""
 
 _READY, _SHUTDOWN, _SLURM, _COPED, _SMALL = (
     re.compile(forms()[name]) for name in ("ready", "shutdown", "slurm", "coped", "small")
@@ -78,18 +78,14 @@ _AGAIN = "Name the one log that matters (python -m jobs diagnose FILE), on a mac
 _CUT_SHORT = "the time for the diagnosis ran out: what stands further on in {log} was not read"
 
 _LONGEST = 400
-_CLIENT = "core_client.py:"
-"""In the frames of an API server that lost its engine."""
-
 _FIRST_LINES = 3
 _BELOW = 8
 """Lines below an exception without words in which its words may stand."""
 
-_UNKNOWN = (len(KINDS), False, 0)
 _UNKNOWN_CAUSE = "an error that no signature knows; its own words follow"
 _READ = "Read the first error lines of each rank below, and the log around them."
-TOLD = (_UNKNOWN_CAUSE, _READ)
-"""What people read of an error that no signature knows, for `tools/spoken.py`."""
+TOLD = (_UNKNOWN_CAUSE, _READ, HELD)
+"""What people read of these, for `tools/spoken.py`."""
 
 _SET_UP = ("pyxis", "enroot", "docker", "podman", "apptainer")
 """Programs of whose errors a place says more than the words of an errno do."""
@@ -120,7 +116,7 @@ def classify(logs: Sequence[RankLog], local_sizes: Sequence[int] = (), alone: bo
     late = [_CUT_SHORT.format(log=log.name) for log in ordered if log.cut]
     told = tuple(dict.fromkeys(notes + late))
     hits = [hit for hit in hits if hit.kind != "note"]
-    winner = _decide(hits)
+    winner = decide(hits)
     if winner is None and late:
         return Diagnosis(found=False, cause=_NOT_READ, remedy=_AGAIN, notes=told)
     if winner is None and not stages:
@@ -231,88 +227,6 @@ def _rank(event: Event, match: re.Match[str] | None, log: RankLog, local_sizes: 
     return None if rank == 0 and _SLURM.match(event.raw) else rank
 
 
-def _decide(hits: Sequence[Hit]) -> Hit | None:
-    causes = of_kind(hits, "cause")
-    loud = {hit.group for hit in causes if not hit.event.minor}
-    causes = [hit for hit in causes if not (hit.event.minor and hit.group in loud)]
-    timeouts, ends = of_kind(hits, "timeout"), of_kind(hits, "end")
-    if any(hit.kind in ("cause", "symptom", "unknown") and not hit.of_client for hit in hits):
-        ends = [hit for hit in ends if not hit.of_client]  # what a client missed says nothing of the engine's failure
-    effect = _effect(timeouts, ends)
-    cause = _first(causes)
-    if cause and not (effect and clearly_later(cause, effect)):
-        return cause
-    others = of_kind(hits, "symptom", "unknown")
-    before = [hit for hit in others if not (effect and clearly_later(hit, effect))]
-    unknown = _first(_serious([hit for hit in before if not _is_consequence(hit, timeouts, ends)]))
-    return unknown or effect or _first(others) or _first(of_kind(hits, "follow_on"))
-
-
-def _serious(hits: Sequence[Hit]) -> list[Hit]:
-    """Leave out what only its level makes an error, on each rank that has more."""
-    groups = {hit.group for hit in hits if hit.serious}
-    return [hit for hit in hits if hit.serious or hit.group not in groups]
-
-
-def _first(hits: Sequence[Hit]) -> Hit | None:
-    """Return the first failure: on each rank by trust among what came together, between the ranks by time."""
-    groups: dict[str, list[Hit]] = {}
-    for hit in hits:
-        groups.setdefault(hit.group, []).append(hit)
-    return min((_most_trusted(group) for group in groups.values()), key=lambda hit: hit.order, default=None)
-
-
-def _most_trusted(hits: Sequence[Hit]) -> Hit:
-    earliest = min(hits, key=lambda hit: hit.order)
-    limit = earliest.when.time + _TOGETHER if earliest.when.time else None
-    together = [hit for hit in hits if hit.when.time is None or limit is None or hit.when.time <= limit]
-    return min(together, key=_trust)
-
-
-def _trust(hit: Hit) -> tuple[tuple[int, bool, int], bool, bool, bool, bool, int, tuple[bool, datetime, str, int]]:
-    """Order of trust among errors of one moment: the rank's own log before what rank 0 reports of it."""
-    event = hit.event
-    wraps = event.minor or hit.wraps or event.wordless
-    place = _UNKNOWN
-    if hit.signature:
-        weak = hit.kind == "symptom" and (event.bare or hit.signature.id.startswith("errno-text"))
-        place = KINDS.index(hit.signature.kind), weak, position(hit.signature.id)
-    said = event.exception or event.code is not None
-    return place, event.report, event.chained, wraps, not said, event.layer, hit.order
-
-
-def _effect(timeouts: Sequence[Hit], ends: Sequence[Hit]) -> Hit | None:
-    """Return the first sign that a rank waited in vain, or ended."""
-    timeout, end = _first(timeouts), _first(ends)
-    if timeout is None or end is None:
-        return timeout or end
-    below = end.log == timeout.log and end.event.number > timeout.event.number and not end.when.own
-    if end.group != timeout.group and not below and not clearly_later(end, timeout):
-        return end
-    return min(timeout, end, key=lambda hit: hit.order)
-
-
-def _is_consequence(hit: Hit, timeouts: Sequence[Hit], ends: Sequence[Hit]) -> bool:
-    wrapped = any(hit.group == other.group and not clearly_later(other, hit) for other in timeouts)
-    orphaned = any(hit.group != other.group and other.rank is not None and _not_before(hit, other) for other in ends)
-    lost = _CLIENT in hit.event.frames and any(hit.group == other.group for other in ends)
-    return wrapped or orphaned or lost or any(_outranked(hit, other) for other in (*ends, *timeouts))
-
-
-def _outranked(hit: Hit, report: Hit) -> bool:
-    """Whether we reported with a time that another rank failed first, and this line has none: teardown, most often."""
-    return report.event.report and report.when.own and not hit.when.own and hit.group != report.group
-
-
-def _not_before(hit: Hit, other: Hit) -> bool:
-    one, two = hit.when, other.when
-    if not (one.own and two.own and one.time and two.time):
-        return False
-    if one.time == two.time and hit.log == other.log:
-        return hit.event.number > other.event.number
-    return one.time >= two.time
-
-
 def _explain(winner: Hit, hits: Sequence[Hit], ranks: set[int | None]) -> Diagnosis:
     known = (None if winner.kind == "follow_on" and winner.wraps and winner.event.exception else winner.signature) or (
         fallback(winner.event) or winner.signature
@@ -333,7 +247,7 @@ def _explain(winner: Hit, hits: Sequence[Hit], ranks: set[int | None]) -> Diagno
     by_frames = known.kind == "symptom" or known.within
     hints = tuple(features(winner.event)) if by_frames else ()
     listed = tuple(winner.says(one) for one in known.causes or waits(known))
-    causes = fitting(listed, winner.event.raw, shown.line, frames=winner.event.frames)
+    causes = fitting(listed, winner.event.raw, shown.line, *means, frames=winner.event.frames)
     told = tuple(dict.fromkeys((*hints, *causes, *otherwise(known))))
     silent = vague(known.causes, winner.event.raw, shown.line) or _of_others(known, winner)
     suspects: set[int] = set()

@@ -59,6 +59,9 @@ _FRAME, _FOREIGN, _CLIENT, _ENGINE, _ASIDE, _TRACED, _RAISED, _SOURCE = (
 _FAILS_ONLY = ("docker", "podman")
 """Programs that put their names only before what went wrong."""
 
+_INNER = re.compile(r"/vllm(?:_ascend)?/(?P<inner>(?!vllm)(?:\w{1,60}/){2,6})$")
+"""Directories below the engine's own packages: any of them may name the feature that code is for."""
+
 _CHAIN = "The above exception was the direct cause of the following"
 _DURING = "During handling of the above exception, another"
 _CARRIED = 4
@@ -196,7 +199,9 @@ class _Channel:
         path = frame["path"] or ""
         client = _CLIENT.search(path)
         self.engine = self.engine or not path or _ENGINE.search(path) is not None
-        folder = f"{client['client']}/" if client else path.rstrip("/").rpartition("/")[2] + "/" if path else ""
+        inner = _INNER.search(path)
+        last = inner["inner"] if inner else path.rstrip("/").rpartition("/")[2] + "/" if path else ""
+        folder = f"{client['client']}/" if client else last
         self.frames.append(f"{folder}{frame['file']}:{frame['function']} ")
         if path and not _FOREIGN.search(path):
             self.place = self.frame

@@ -154,16 +154,34 @@ def clearly_later(hit: Hit, other: Hit, by: timedelta = _GRACE) -> bool:
     return bool(one.own and two.own and one.time and two.time and one.time > two.time + by)
 
 
+def surely_later(hit: Hit, other: Hit) -> bool:
+    """Return whether one line was written after another, of which only the line below may say when."""
+    one, two = hit.when, other.when.latest
+    return bool(one.own and one.time and two and one.time > two + _GRACE)
+
+
 def what_counts(hits: Sequence[Hit], ready: datetime | None) -> list[Hit]:
     """Leave out what the service got over: what was passed, handled, survived, or is explained by another."""
-    hits = _not_survived(_not_handled(_not_waited(_not_requests(_not_helpers(_not_passed(hits, ready))))))
-    return _not_overcome(_not_said_better(_not_told_above(hits)))
+    hits = _not_survived(_not_handled(_not_waited(_not_requests(_not_helpers(_not_queued(_not_passed(hits, ready)))))))
+    return _not_overcome(_not_said_better(_not_told_above(_not_carried(hits))))
+
+
+def _not_carried(hits: Sequence[Hit]) -> list[Hit]:
+    """Leave out what hands on the words of a worker where its own exception, with its frames, is in the log."""
+    own = [(hit.log, hit.event.text) for hit in hits if hit.event.exception and not _CARRIED.search(hit.event.text)]
+
+    def repeats(hit: Hit) -> bool:
+        found = _CARRIED.search(hit.event.text)
+        return found is not None and any(log == hit.log and found["words"][:_WORDS] in text for log, text in own)
+
+    return [hit for hit in hits if not repeats(hit)]
 
 
 def _not_requests(hits: Sequence[Hit]) -> list[Hit]:
-    """Leave out what concerns one request, where an engine has a failure of its own."""
+    """Leave out what concerns one request, where more than a client's requests has failed."""
     others = [hit for hit in hits if not hit.request]
-    return others if any(hit.kind in (*_TELLING, "timeout", "end") for hit in others) else list(hits)
+    failed = any(hit.kind in (*_TELLING, "timeout", "end") and not hit.of_client for hit in others)
+    return others if failed else list(hits)
 
 
 def _not_helpers(hits: Sequence[Hit]) -> list[Hit]:
@@ -182,21 +200,32 @@ def _not_waited(hits: Sequence[Hit]) -> list[Hit]:
     others = [hit for hit in hits if not (hit.waited or waits(hit))]
     if any(hit.kind in _TELLING for hit in others):
         return others
+    gave_up = {hit.group for hit in of_kind(others, "timeout") if not hit.event.minor}
+    hits = [hit for hit in hits if not (hit.kind == "timeout" and waits(hit) and gave_up - {hit.group})]
     ended = any(hit.kind == "end" and not hit.event.minor and not hit.ended for hit in others)
     return [hit for hit in hits if not (ended and (waits(hit) or hit.waited))]
 
 
 def _not_passed(hits: Sequence[Hit], ready: datetime | None) -> list[Hit]:
-    """Leave out what the service got over: it was ready later."""
+    """Leave out what the service got over: it was ready later.
+
+    Where nothing failed after that, lines that only their level makes errors tell nothing either.
+    """
     if ready is None:
         return list(hits)
 
     def before(hit: Hit) -> bool:
-        return hit.when.time is not None and hit.when.time < ready
+        return hit.when.latest is not None and hit.when.latest < ready
 
     hits = [hit for hit in hits if not (hit.signature and hit.signature.passing and before(hit))]
     after = any(not before(hit) for hit in hits if hit.kind in ("cause", "symptom", "timeout", "unknown"))
-    return [hit for hit in hits if not (after and before(hit))]
+    return [hit for hit in hits if not ((after or not hit.serious) and before(hit))]
+
+
+def _not_queued(hits: Sequence[Hit]) -> list[Hit]:
+    """Leave out what Slurm said of asking for nodes, where an engine ran on them and failed by itself."""
+    others = [hit for hit in hits if not (hit.signature and hit.signature.phase == "queue")]
+    return others if any(hit.event.process and hit.kind in _TELLING for hit in others) else list(hits)
 
 
 def _not_handled(hits: Sequence[Hit]) -> list[Hit]:
@@ -236,6 +265,7 @@ def _not_survived(hits: Sequence[Hit]) -> list[Hit]:
     """
     failed = [hit for hit in hits if hit.kind in _TELLING or (hit.kind == "follow_on" and hit.wraps)]
     failed = [hit for hit in failed if (hit.event.exception or hit.event.code) and not hit.event.minor]
+    telling = [hit for hit in failed if not (hit.signature and hit.signature.gives_way)]  # others hand on what is above
     later = [hit for hit in hits if not (hit.signature and hit.signature.phase == "bench")]
     later = [
         hit for hit in later if hit.kind in (*_TELLING, "end") or (hit.kind == "follow_on" and hit.event.exception)
@@ -244,7 +274,7 @@ def _not_survived(hits: Sequence[Hit]) -> list[Hit]:
     def survived(hit: Hit) -> bool:
         number = hit.event.number
         if hit.event.bare and hit.kind == "symptom":
-            return any(one.log == hit.log and one.event.number > number and one.event.frames for one in failed) or any(
+            return any(one.log == hit.log and one.event.number > number and one.event.frames for one in telling) or any(
                 one.log == hit.log and one.alive > number and not (one.ended and one.event.number - number < _SHORTLY)
                 for one in later
             )
@@ -297,10 +327,13 @@ def _not_said_better(hits: Sequence[Hit]) -> list[Hit]:
 
 
 def _not_overcome(hits: Sequence[Hit]) -> list[Hit]:
-    """Leave out what another explains, unless that was clearly later and on another rank."""
+    """Leave out what another explains, unless that was clearly later and on another rank, or is always said late."""
     over = [(name, hit) for hit in hits if hit.signature for name in hit.signature.over]
+    late = any(hit.signature and hit.signature.late for hit in hits)
 
     def overcome(hit: Hit) -> bool:
+        if late and hit.kind in ("timeout", "end", "follow_on"):
+            return True
         by = [other for name, other in over if hit.signature and hit.signature.id == name]
         return any(other.group == hit.group or not clearly_later(other, hit) for other in by)
 

@@ -238,7 +238,8 @@ def _any(paths: Sequence[Path]) -> tuple[Source, ...]:
             name = str(file.relative_to(path)) if path.is_dir() else file.name
             files.setdefault(file.resolve(), (file, name))
     nodes = {int(found.group(1)) for file, _ in files.values() if (found := _NODE_IN_NAME.search(file.name))}
-    first = min(nodes, default=0)
+    told = any(pattern.search(file.name) for file, _ in files.values() for pattern in _RANK_IN_NAME)
+    first = None if told or not nodes else min(nodes)
     engine = RankDir(Path()).log.name
     return tuple(Source(file, _rank(file, first), name, own=file.name == engine) for file, name in files.values())
 
@@ -251,12 +252,15 @@ def _inside(folder: Path) -> list[Path]:
     return [path for path in files if path.suffix in _SUFFIXES] or texts
 
 
-def _rank(file: Path, first_node: int) -> int | None:
-    """Return the rank that a log's name, or else its directory's, tells. Nodes count from `first_node`."""
+def _rank(file: Path, first_node: int | None) -> int | None:
+    """Return the rank that a log's name, or else its directory's, tells.
+
+    Nodes count from `first_node`; None: they tell none, as other logs tell ranks, and a node's number is only a name.
+    """
     for part in (file.name, file.parent.name):
         for pattern in _RANK_IN_NAME:
             if found := pattern.search(part):
                 return int(found.group(1))
-        if found := _NODE_IN_NAME.search(part):
+        if first_node is not None and (found := _NODE_IN_NAME.search(part)):
             return int(found.group(1)) - min(first_node, int(found.group(1)))
     return None

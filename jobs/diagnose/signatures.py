@@ -32,6 +32,16 @@ Phase = Literal["queue", "container", "start", "load", "rendezvous", "graph", "s
 
 SLOT = re.compile(r"\{(\w+)(?:\|([^{}]*))?\}")
 
+_CAPACITY = re.compile(
+    r"(?P<total>\d{1,4}\.\d{1,3}) GiB total capacity; .{0,120}?(?P<free>\d{1,5}(?:\.\d{1,3})?) (?P<unit>[GM])iB free; "
+    r"(?P<own>\d{1,4}\.\d{1,3}) GiB reserved"
+)
+_OTHERS = 0.25
+"""Part of an NPU's memory that its own process does not use beside what PyTorch reserves (HCCL, graphs)."""
+
+HELD = "{} of {} GiB of this NPU's memory are held by other processes"
+"""What torch_npu's own figures of memory mean."""
+
 _QUOTED = re.compile(r'"[^"]{2,80}"|:')
 _SHORT = 6
 _FITTING = 3
@@ -65,6 +75,7 @@ class Signature(Section):
     outside: Flag = False
     gives_way: Literal["", "known", "any"] = ""
     early: Flag = False
+    late: Flag = False
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
@@ -230,21 +241,22 @@ def of_code(family: str, code: str) -> Signature | None:
 def fitting(causes: Sequence[str], *lines: str, frames: str = "") -> Iterable[str]:
     """Return causes, first those that quote words of a line before their colon: what stands further on says more.
 
-    Quoted files and functions ("models/", ":load") may stand in the frames of its traceback. Of a long list these
-    alone are left, three at the most, with what needs no words.
+    Words in capitals (names, abbreviations) must stand so. Quoted files and functions ("models/", ":load") may stand
+    in the frames of its traceback. Of a long list these alone are left, three at the most, with what needs no words.
     """
-    said = "\n".join(lines).lower()
+    plain = "\n".join(lines)
+    said = plain.lower()
 
     def last(word: str) -> int:
         passed = word.endswith("/") or (word.startswith(":") and len(word) > 1)
-        return 0 if passed and word in frames else said.rfind(word.lower())
+        return 0 if passed and word in frames else plain.rfind(word) if word.isupper() else said.rfind(word.lower())
 
     at = {cause: max((last(word) for word in _quoted(cause)), default=0) for cause in causes}
     fit = sorted((cause for cause in causes if _quoted(cause) and at[cause] >= 0), key=lambda cause: -at[cause])
     if len(causes) <= _SHORT:
         return dict.fromkeys((*fit, *causes))
-    plain = [cause for cause in causes if not _quoted(cause)]
-    return (*fit[:_FITTING], *plain[: 1 if fit else None])
+    others = [cause for cause in causes if not _quoted(cause)]
+    return (*fit[:_FITTING], *others[: 1 if fit else None])
 
 
 def vague(causes: Sequence[str], *lines: str) -> bool:
@@ -269,4 +281,13 @@ def meanings(line: str, known: bool = False) -> tuple[str, ...]:
     lists = [family for family in families() if not (known and family.errors)]
     found = ((match["code"], family) for family in lists for match in family.found(line))
     told = ((code, one.says) for code, family in found if (one := family.of(code)))
-    return tuple(dict.fromkeys(f"{code}: {says}" for code, says in told))
+    return (*_held(line), *dict.fromkeys(f"{code}: {says}" for code, says in told))
+
+
+def _held(line: str) -> Iterable[str]:
+    """Yield how much of an NPU's memory is neither free nor of the process that found none: torch_npu's own figures."""
+    if found := _CAPACITY.search(line):
+        total, free, own = (float(found[name]) for name in ("total", "free", "own"))
+        free /= 1024 if found["unit"] == "M" else 1
+        if (others := total - free - own) > total * _OTHERS:
+            yield HELD.format(round(others), round(total))

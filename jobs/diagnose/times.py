@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 _CLOCK = r"(?P<h>\d\d):(?P<m>\d\d):(?P<s>\d\d)"
@@ -17,6 +17,8 @@ _FORMS = tuple(
         rf"^(?P<name>[A-Z][a-z]{{2}}) (?P<day>[ \d]\d) {_CLOCK} ",
         # Slurm 2026-11-24T22:51:48, CANN 2025-09-12-10:00:00.123.456, Python's logging 2026-11-24 23:25:49,921
         rf"(?<!\d)(?P<year>20\d\d)-(?P<month>\d\d)-(?P<day>\d\d)[T -]{_CLOCK}(?:[.,](?P<f>\d{{1,6}}(?:\.\d{{3}})?))?",
+        # dmesg -T: [Thu Jun 17 10:03:11 2027]
+        rf"^\[[A-Z][a-z]{{2}} (?P<name>[A-Z][a-z]{{2}}) (?P<day>[ \d]\d) {_CLOCK} (?P<year>20\d\d)\]",
         # AISBench 11/24 22:51:48 - AISBench
         rf"(?<![\d/])(?P<month>\d\d)/(?P<day>\d\d) {_CLOCK} - ",
         # vLLM: INFO 11-24 22:51:48 [file.py:123]
@@ -55,10 +57,17 @@ class When:
     Attributes:
         time: None: nothing is known.
         own: the line itself says so; else it has the time of the line before, or of the log's end.
+        by: the time of the next line that tells one; None: none does.
     """
 
     time: datetime | None
     own: bool
+    by: datetime | None = None
+
+    @property
+    def latest(self) -> datetime | None:
+        """When it was written at the latest; None: nothing after it tells."""
+        return self.time if self.own else self.by
 
 
 def has_stamp(line: str) -> bool:
@@ -119,6 +128,10 @@ def _walk(stamps: Sequence[_Stamp | None], end: datetime | None, first: datetime
         out.append(When(now, time is not None))
     if now is None:
         return [When(end, False) for _ in stamps]
+    after: datetime | None = None
+    for at in range(len(out) - 1, -1, -1):
+        after = out[at].time if out[at].own else after
+        out[at] = replace(out[at], by=after)
     return out
 
 
@@ -134,7 +147,11 @@ def _back_from_end(
         days = (end + _DISORDER - last) // _DAY
     else:
         days = round(((newest or anchor) - last) / _DAY)
-    return [When(when.time + days * _DAY if when.time else None, when.own) for when in out]
+    return [replace(when, time=_plus(when.time, days), by=_plus(when.by, days)) for when in out]
+
+
+def _plus(time: datetime | None, days: int) -> datetime | None:
+    return time + days * _DAY if time else None
 
 
 def _make(stamp: _Stamp, near: datetime, after: datetime | None = None) -> datetime | None:
