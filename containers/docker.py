@@ -131,7 +131,8 @@ class Docker(Runtime):
         return fetched
 
     def _do(self, argv: Argv, order: Order, env: Env) -> None:
-        code, output = process.stream(argv, env, sys.stderr)
+        """Podman's conmon writes a file `oom` where it was started, if the kernel kills something in its container."""
+        code, output = process.stream(argv, env, sys.stderr, order.folder)
         if code != 0:
             raise self._clash(order.name, env) if self.taken in output else self.failure(argv, code, output)
 
