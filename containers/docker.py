@@ -58,6 +58,8 @@ class Docker(Runtime):
     version: ClassVar[tuple[str, ...]] = ("docker", "version", "--format", "{{.Server.Version}}")
     unanswered = "Start the daemon, or let this user use it."
     sees_all = True
+    leaves_files: ClassVar[bool] = False
+    """Whether it writes files of its own where it is started: then in the rank's scratch."""
     apart = True
     copies = True
 
@@ -131,7 +133,7 @@ class Docker(Runtime):
         return fetched
 
     def _do(self, argv: Argv, order: Order, env: Env) -> None:
-        code, output = process.stream(argv, env, sys.stderr)
+        code, output = process.stream(argv, env, sys.stderr, order.folder if self.leaves_files else None)
         if code != 0:
             raise self._clash(order.name, env) if self.taken in output else self.failure(argv, code, output)
 

@@ -25,8 +25,9 @@ from typing import Any
 import extract_keys
 import extract_names
 import yaml  # type: ignore[import-untyped]
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
+from jobs.core.errors import RunError
 from jobs.engines.ascend.real import sources
 
 HERE = Path(__file__).resolve().parent
@@ -147,7 +148,10 @@ def main() -> int:
     changed = False
     for release in args.release or known:
         older = [name for name in known if _version(name) < _version(release)]
-        made = text(extract(release, args.previous or (older[-1] if older else None)))
+        try:
+            made = text(extract(release, args.previous or (older[-1] if older else None)))
+        except RunError as error:
+            raise SystemExit(f"error: {error}") from None
         path = DATA / f"{release}.yaml"
         differs = not path.exists() or path.read_text(encoding="utf-8") != made
         changed |= differs
@@ -159,7 +163,10 @@ def main() -> int:
 
 
 def _version(name: str) -> Version:
-    return Version(name)
+    try:
+        return Version(name)
+    except InvalidVersion:
+        raise SystemExit(f"error: {name} is no version, such as 0.23.0.post1 or 0.30.0rc2") from None
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def attend(argv: Sequence[str], grace_s: float = 5.0) -> int:
 LAST_LINES = 200
 
 
-def stream(argv: Sequence[str], env: Mapping[str, str], output: IO[str]) -> tuple[int, str]:
+def stream(argv: Sequence[str], env: Mapping[str, str], output: IO[str], cwd: Path | None = None) -> tuple[int, str]:
     """Run a long command; its words go to `output` as they come. Returns its exit code and its last lines.
 
     It has a session of its own, and whatever ends the wait (a signal handler that raises, Ctrl-C, SIGKILL of us) ends
@@ -98,7 +98,7 @@ def stream(argv: Sequence[str], env: Mapping[str, str], output: IO[str]) -> tupl
         RunError: it cannot be started.
     """
     last: deque[str] = deque(maxlen=LAST_LINES)
-    with alone(argv, env, 0, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as started:
+    with alone(argv, env, 0, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=cwd) as started:
         assert started.stdout is not None
         for line in started.stdout:
             last.append(line)

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+import psutil
 import pytest
 from world import ROOT
 
@@ -137,9 +138,22 @@ class Host:
     shared: Path
 
 
+def working_in(place: Path) -> list[psutil.Process]:
+    """Return the processes whose working directory lies in a directory."""
+    found = []
+    for one in psutil.process_iter():
+        with suppress(psutil.Error):
+            if Path(one.cwd()).is_relative_to(place):
+                found.append(one)
+    return found
+
+
 @contextmanager
 def two_users() -> Iterator[Host]:
-    """Yield two users; what they leave is removed."""
+    """Yield two users; what they leave is removed.
+
+    Their processes too: the first podman of an ordinary user leaves one that holds its namespaces for the next.
+    """
     need_users()
     place = Path(tempfile.mkdtemp(prefix="two-users-", dir="/tmp"))
     place.chmod(0o755)
@@ -156,4 +170,9 @@ def two_users() -> Iterator[Host]:
     try:
         yield Host(*users, shared)
     finally:
+        left = working_in(place)
+        for one in left:
+            with suppress(psutil.Error):
+                one.kill()
+        psutil.wait_procs(left, timeout=60)
         shutil.rmtree(place, ignore_errors=True)

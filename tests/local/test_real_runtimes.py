@@ -40,7 +40,7 @@ from test_container_one_image import is_engine, prepare
 from test_rehearsal import ROOT, finish, the_sweep
 from test_rehearsal import start as launch
 from test_runtimes import INHERITED, engine, failed, mark_of, until_says
-from users import lacking, two_users
+from users import lacking, two_users, working_in
 
 from containers.docker import KILL
 from jobs.allocation.node import staging
@@ -192,13 +192,18 @@ WORKER = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c',
     [((GREEDY,), "killed by SIGKILL (exit code 137)"), ((WORKER, GREEDY), "exited with code 1")],
     ids=["engine", "worker"],
 )
-async def test_memory_that_ran_out_is_named(real: Real, tmp_path: Path, command: tuple[str, ...], how: str) -> None:
+async def test_memory_that_ran_out_is_named(
+    real: Real, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], how: str
+) -> None:
     if not Path("/sys/fs/cgroup/memory").exists() and not Path("/sys/fs/cgroup/memory.events").exists():
         pytest.skip("nothing limits memory here")
     limits = {"memory": "100m"} | ({"ulimit": "host"} if real.program == "podman" else {})
     one = boxed(real, tmp_path, container__args=limits, engine__command=(sys.executable, "-c", *command))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     assert (await failed(one)).startswith(f"engine {how} (memory cgroup out of memory: the kernel killed 1 meanwhile)")
     assert real.containers() == []
+    assert not (tmp_path / "here/oom").exists(), "the tool's working directory is the user's"
 
 
 async def test_a_client_is_killed_inside_with_what_it_left_in_other_sessions(real: Real, tmp_path: Path) -> None:
@@ -427,6 +432,7 @@ def test_the_podman_of_an_ordinary_user_needs_no_root() -> None:
         check_row(the_sweep(runs), "podman")
         assert the_sweep(runs).path.stat().st_uid == user.uid
         assert user.run("podman", "ps", "--all", "--quiet", **env) == ""
+    assert working_in(user.home) == [], "and nothing that holds its namespaces is left"
 
 
 def test_nothing_is_left_where_the_tests_are_interrupted(tmp_path: Path) -> None:

@@ -375,6 +375,22 @@ def test_a_rule_finds_what_it_is_for(
         checked(broken(base))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "rule", "key", "remedy"),
+    [
+        (("engine.release=0.30.0rc2", "+engine.env.VLLM_ASCEND_ENABLE_MLAPO=1"), "N5",
+         "engine.env.VLLM_ASCEND_ENABLE_MLAPO", "Set engine.additional_config.enable_mlapo."),
+        (("engine.release=0.13.0", "+engine.env.VLLM_ENGINE_READY_TIMEOUT_S=9"), "N5",
+         "engine.env.VLLM_ENGINE_READY_TIMEOUT_S", "Release 0.18.0 has it: set engine.release=0.18.0"),
+        (("engine.release=0.13.0", "+engine.additional_config.enable_kvpp=true"), "N3",
+         "engine.additional_config.enable_kvpp", "Release 0.30.0rc2 has it: set engine.release=0.30.0rc2"),
+    ],
+)  # fmt: skip
+def test_the_remedy_for_a_name_of_another_release(overrides: tuple[str, ...], rule: str, key: str, remedy: str) -> None:
+    [finding] = found(config(*overrides), rule, key)
+    assert finding.remedy.startswith(remedy)
+
+
 @pytest.mark.parametrize("name", releases())
 def test_the_recipes_have_no_errors(name: str) -> None:
     """What a recipe leaves out is no error of it, in any release that it is carried to."""

@@ -32,6 +32,26 @@ def test_the_changes_against_the_release_before(name: str) -> None:
     assert extract_release.changes(data["flags"], data["previous"]["release"]) == data["previous"]
 
 
+@pytest.mark.parametrize("part", ["flags", "additional_config", "settings"])
+def test_a_release_of_which_little_was_read_is_not_written(part: str) -> None:
+    data = yaml.safe_load((ROOT / f"jobs/engines/ascend/releases/{releases()[-1]}.yaml").read_text())
+    extract_release.whole(data, releases()[-2])
+    some = list(data[part])[: len(data[part]) // 4]
+    with pytest.raises(SystemExit, match=f"{part} has {len(some)} names and .* mend those first"):
+        extract_release.whole(data | {part: some}, releases()[-2])
+
+
+def test_what_is_no_release_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise RunError("vllm==9.9.9", "(package)", "no matching distribution", "Mend it.")
+
+    monkeypatch.setattr(sources, "obtain", none)
+    for name, words in (("banana", "banana is no version"), ("9.9.9", "no matching distribution")):
+        monkeypatch.setattr(sys, "argv", ["extract_release.py", name])
+        with pytest.raises(SystemExit, match=words):
+            extract_release.main()
+
+
 PIP = """#!/bin/sh
 # A pip that has only a patch release of vllm, as some were published, and its plugin.
 for last; do :; done

@@ -9,6 +9,8 @@ from typing import Any
 from jobs.core.errors import nearest
 from jobs.core.fields import dotted
 from jobs.engines.ascend import Flag, Release, is_true
+from jobs.engines.ascend import release as described
+from jobs.engines.ascend import releases as all_releases
 from jobs.engines.ascend.rules.base import NPU, Problem, Question, covers, outside, rule, table
 from jobs.engines.base import Severity
 from jobs.engines.speculation import speculation_of
@@ -98,13 +100,11 @@ def _nearest_flag(name: str, release: Release) -> str:
 
 def _gone(release: Release) -> set[str]:
     """Return all flags that this release or one before it removed."""
-    from jobs.engines.ascend import release as other  # a name of ours is the parameter
-
     gone: set[str] = set()
     at: Release | None = release
     while at is not None:
         gone |= set(at.removed)
-        at = other(at.previous) if at.previous else None
+        at = described(at.previous) if at.previous else None
     return gone - set(release.flags)
 
 
@@ -126,9 +126,25 @@ def unknown_keys(q: Question) -> Iterator[Problem]:
         if name not in q.described.keys:
             does = "refuses it" if q.described.strict else "does not know it and would silently ignore it"
             reason = f"vllm-ascend {q.described.name} {does}"
-            yield Problem(f"engine.additional_config.{name}", value, reason, nearest(name, q.described.keys))
+            remedy = _in_a_later_one(q.described, lambda later: later.keys, name) or nearest(name, q.described.keys)
+            yield Problem(f"engine.additional_config.{name}", value, reason, remedy)
         else:
             yield from _unknown_inside(q.described, name, value)
+
+
+def _in_a_later_one(here: Release, names: Callable[[Release], Iterable[str]], name: str) -> str | None:
+    """Return the remedy for a name that a later described release has; None: none has it."""
+    later = all_releases()[all_releases().index(here.name) + 1 :]
+    found = next((one for one in later if name in names(described(one))), None)
+    return f"Release {found} has it: set engine.release={found}, or leave it out." if found else None
+
+
+def _instead(name: str, here: Release) -> str:
+    """Return what to do about a variable that a release does not read: it became a key, or is a later one's."""
+    keys = (described(one).have_a_key.get(name) for one in reversed(all_releases()))
+    if (key := next((one for one in keys if one in here.keys), None)) is not None:
+        return f"Set engine.additional_config.{key}."
+    return _in_a_later_one(here, lambda later: later.variables, name) or _remedy(name, here.variables)
 
 
 def _unknown_inside(release: Release, name: str, value: Any) -> Iterator[Problem]:
@@ -184,7 +200,8 @@ def unknown_variables(q: Question) -> Iterator[Problem]:
             reason = f"{vllm} does not know it" if name in known else f"neither {vllm} nor its Ascend plugin reads it"
             reason += ", and --fail-on-environ-validation refuses it" if refused else ": it is ignored"
             severity: Severity = "error" if refused else "warning"
-            yield Problem(f"engine.env.{name}", q.env[name], reason, _remedy(name, known), severity)
+            remedy = _remedy(name, known) if name in known else _instead(name, q.described)
+            yield Problem(f"engine.env.{name}", q.env[name], reason, remedy, severity)
         if name.startswith("HCCL_") and name not in HCCL and name not in known:
             reason = "HCCL has no such variable: it is ignored"
             yield Problem(f"engine.env.{name}", q.env[name], reason, _remedy(name, HCCL), source="CANN, HCCL variables")
