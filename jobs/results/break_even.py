@@ -94,14 +94,14 @@ def _drawn(ordered: Sequence[Gain], random: np.random.Generator, starts: Scatter
     return np.asarray(spread + np.array([gain.log for gain in ordered]))
 
 
-def is_mixed(gains: Sequence[Gain], seed: int = 0, starts: Scatter | None = None) -> bool:
+def is_mixed(gains: Sequence[Gain], starts: Scatter | None = None) -> bool:
     """Return whether it surely pays at some length and not at a shorter one, so that no length is the last one.
 
     Of all pairs of lengths one may say so by chance (Bonferroni).
     """
     ordered = sorted(gains, key=lambda gain: gain.length)
     pairs = list(itertools.combinations(range(len(ordered)), 2))
-    drawn = _drawn(ordered, np.random.default_rng(seed), starts) if pairs else None
+    drawn = _drawn(ordered, np.random.default_rng(0), starts) if pairs else None
     surely = 1 - (1 - LEVEL) / max(1, len(pairs))
     return drawn is not None and any(
         float(((drawn[:, one] < 0) & (drawn[:, two] > 0)).mean()) > surely for one, two in pairs

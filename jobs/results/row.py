@@ -37,16 +37,8 @@ FIGURES = (*COLUMNS, *of_series(NEVER), *speculation.COLUMNS)
 """Names of the figures of a window, in their order."""
 
 POINT = (
-    *("windows", *SPREAD_COLUMNS, "saturated", "slo_kept", *COUNTED, TOGETHER),
-    *(
-        "found_concurrency",
-        "found_request_rate",
-        "probes",
-        "needle_score",
-        "checks",
-        "checks_wrong_share",
-        "head_npu_power_w",
-    ),
+    *("windows", *SPREAD_COLUMNS, "saturated", "slo_kept", *COUNTED, TOGETHER, "found_concurrency"),
+    *("found_request_rate", "probes", "needle_score", "checks", "checks_wrong_share", "head_npu_power_w"),
     *FORECAST,
     "dataset_digest",
 )
