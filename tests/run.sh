@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Run all tests: style, types, unit tests and the report in a browser while the engines are made; then what starts
-# services here and, beside it, the lab and its faults. What runs beside something else prints when it is over.
+# Run all tests: style, types and the report in a browser while the engines are made; then the lab and its faults, and
+# beside them unit tests and what starts services here. What runs beside something else prints when it is over.
 # The tests start the lab themselves and stop it at the end.
 # What failed among others, where many processes share two processors, is run once more alone: it is named at the end, and
 # more than three such tests, or one that fails again, are a failure. Unit tests have no second look.
@@ -61,9 +61,6 @@ engines=$!
 browser=$!
 phase "style and types" make --no-print-directory PYTHON="$base" lint
 [ "$failed" = 0 ] || exit 1
-phase unit $measured -q -n 2 --dist worksteal tests/unit tests/whole
-phase "the rest of the browser" wait "$browser"
-cat "$output/browser"
 began=$SECONDS
 wait "$engines"
 code=$?
@@ -73,10 +70,13 @@ cat "$output/setup"
   [ "${CI:-}" = true ] && { echo "CI needs the CPU build of vLLM and AISBench, and they could not be made" >&2; exit 1; }
   echo "the tests that need them will be skipped"
 }
-# Either alone leaves a third of two processors idle. The lab has its limits of time, so that it goes first where both
-# want the processor. Ctrl-C does reach it: it ends the lab.
+# Neither the lab nor what starts services here keeps two processors busy alone, and the lab takes longest: it begins
+# first. It has its limits of time, so that it goes first where both want the processor. Ctrl-C does reach it: it ends the lab.
 look lab --durations=10 tests/lab tests/faults >"$output/lab" 2>&1 &
 lab=$!
+phase unit nice -n 5 $measured -q -n 2 --dist worksteal tests/unit tests/whole
+phase "the rest of the browser" wait "$browser"
+cat "$output/browser"
 phase local look local -q -n 5 --dist worksteal --durations=15 tests/local tests/conformance
 phase "the rest of the lab and faults" wait "$lab"
 cat "$output/lab"
