@@ -314,11 +314,12 @@ def _headline(contests: Sequence[_Contest]) -> tuple[list[Sentence], Row | None]
     settings = tuple(dict.fromkeys(key for one in contests for key in one.settings))
     led = [one for one in contests if one.outcome in LEADS]
     sure = all(one.outcome == "clear" for one in led)
-    agreed = len({columns.setting_text(settings, one.best.rows[0]) for one in led}) == 1
+    # Where nothing but the load is swept, loads were compared.
+    best = {one.best.run.words(settings, one.best.rows[0]) if settings else one.values["setting"] for one in led}
+    agreed = len(best) == 1
     values = {"kinds": len(contests), "clear": len(led)}
     if agreed:
-        setting = {"setting": led[0].best.run.words(settings, led[0].best.rows[0])}
-        said = Sentence("same" if sure else "same_ahead", values | setting)
+        said = Sentence("same" if sure else "same_ahead", values | {"setting": best.pop()})
     else:
         said = Sentence("differ" if led else "none_clear" if settings else "kinds", values)
     listed = [Sentence(f"{one.outcome}_for", one.values) for one in contests[:MOST_KINDS]]

@@ -317,6 +317,18 @@ def test_kinds_of_work_are_judged_each_for_itself(tmp_path: Path) -> None:
     assert verdict.winner is None
 
 
+@pytest.mark.parametrize(("long", "said_first"), [((250.0, 200.0), "same_ahead"), ((200.0, 500.0), "differ")])
+def test_loads_of_one_service_are_told_by_name_over_several_kinds_of_work(
+    tmp_path: Path, long: tuple[float, float], said_first: str
+) -> None:
+    found, made = planned(tmp_path / "a", "bench.input_tokens=64,512", "bench.concurrency=4,8")
+    for point, mean in zip(made.points, (60.0, 50.0, *long), strict=True):
+        measured(found, point, mean, windows=3)
+    verdict, said = judged(found.path)
+    assert verdict.sentences[0].id == said_first
+    assert said[said_first].get("setting", "bench.concurrency=8") == "bench.concurrency=8"
+
+
 def test_a_sweep_over_work_alone_compares_nothing(tmp_path: Path) -> None:
     found, made = planned(tmp_path / "a", "bench.input_tokens=64,512")
     for point in made.points:
