@@ -61,7 +61,7 @@ REAL_LOAD = (
 
 REAL_MODEL = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4}
 REAL_SHAPE = "model.shape={parameters: 24.6e6, active_parameters: 24.6e6, weight_gib: 0.046, kv_bytes_per_token: 8192}"
-"""A Llama whose steps last longer than Python needs for them: a window of the tiny one of the tests shows before all what
+"""A Llama whose steps last longer than Python needs for them: the tiny one of the tests shows before all what
 else the machine does."""
 
 
