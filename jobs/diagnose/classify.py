@@ -54,7 +54,7 @@ from jobs.diagnose.endings import (
 )
 from jobs.diagnose.events import Event, forms, read_events
 from jobs.diagnose.hits import Hit, clearly_later, hands_on, of_kind, speaker, what_counts
-from jobs.diagnose.places import fallback, features, otherwise, place_of, waits
+from jobs.diagnose.places import fallback, features, of_settings, otherwise, place_of, waits
 from jobs.diagnose.signatures import (
     HELD,
     KINDS,
@@ -91,6 +91,9 @@ _SET_UP = ("pyxis", "enroot", "docker", "podman", "apptainer")
 """Programs of whose errors a place says more than the words of an errno do."""
 
 _TIME_UP = "slurm-time-limit"
+
+_AT_WORK = frozenset(("graph", "serve"))
+"""Phases of which an error that was raised where settings are read can say nothing."""
 
 _INSIDE = frozenset(("load", "rendezvous", "graph", "serve", "bench"))
 """Phases of an engine's life, of which those who set its container up, or start its task, can say nothing."""
@@ -194,7 +197,8 @@ def _match(event: Event, rank: int | None, after_ready: bool) -> tuple[Signature
             continue
         if signature.early and event.frames and (place := place_of(event)) and place.phase in ("graph", "serve"):
             continue
-        if match := signature.pattern.search(event.text) or signature.pattern.search(event.raw):
+        match = signature.pattern.search(event.text) or signature.pattern.search(event.raw)
+        if match and not (signature.kind == "symptom" and signature.phase in _AT_WORK and of_settings(event)):
             best = signature, match
             break
     kind = best[0].kind if best[0] else None

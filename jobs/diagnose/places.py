@@ -22,6 +22,8 @@ _STEPS = ("graph", "serve")
 _ENGINE = ("load", "rendezvous", *_STEPS)
 """Phases of places that are an engine's own."""
 
+_SETTINGS = "at-settings"
+
 _ELSEWHERE = re.compile(forms()["elsewhere"])
 _OTHERWISE = {"slurm": "queue", "download": "fetch"}
 """Of what signatures another thing is to be tried than what their phase says, by how their names begin."""
@@ -94,6 +96,14 @@ def place_of(event: Event) -> Signature | None:
         passed = [(one, depth) for one, depth in passed if not one.early]
     best = max(passed, key=lambda each: (not each[0].gives_way, each[1]), default=None)
     return best[0] if best else next((one for one in fit if one.place is None), None)
+
+
+def of_settings(event: Event) -> bool:
+    """Return whether an exception was raised in the code itself that reads and checks settings."""
+    place = place_of(event) if event.exception and event.frames else None
+    if place is None or place.id != _SETTINGS or place.place is None:
+        return False
+    return max(found.end() for found in place.place.finditer(event.frames)) == len(event.frames)
 
 
 def fallback(event: Event) -> Signature | None:
