@@ -113,9 +113,9 @@ def fallback(event: Event) -> Signature | None:
         return place
     where = event.place or "the innermost frame"
     causes = tuple(one.replace("{frame}", where) for one in place.causes)
-    if place.place and place.phase != "bench":
+    if place.phase != "bench":
         kinds = [one.says for one in _book().kinds if one.pattern.search(event.text)]
-        causes = (*features(event), *kinds[:1], *causes)
+        causes = (*(features(event) if place.place else ()), *kinds[:1], *causes)
     return replace(place, cause=f"{place.cause}, in {where}", causes=tuple(dict.fromkeys(causes)))
 
 
