@@ -75,7 +75,8 @@ _READY, _SHUTDOWN, _SLURM, _COPED, _SMALL = (
 
 _NOT_READ = "no failure in what was read before the time was over: that says neither success nor failure"
 _AGAIN = "Name the one log that matters (python -m jobs diagnose FILE), on a machine that has time."
-_CUT_SHORT = "the time for the diagnosis ran out: what stands further on in {log} was not read"
+_UNREAD = "{} could not be read to its end: {}"
+_CUT_SHORT = "the time for the diagnosis ran out: what stands further on in {} was not read"
 
 _LONGEST = 400
 _FIRST_LINES = 3
@@ -84,7 +85,7 @@ _BELOW = 8
 
 _UNKNOWN_CAUSE = "an error that no signature knows; its own words follow"
 _READ = "Read the first error lines of each rank below, and the log around them."
-TOLD = (_UNKNOWN_CAUSE, _READ, HELD)
+TOLD = (_UNKNOWN_CAUSE, _READ, HELD, _UNREAD, _CUT_SHORT, _NOT_READ, _AGAIN)
 """What people read of these, for `tools/spoken.py`."""
 
 _SET_UP = ("pyxis", "enroot", "docker", "podman", "apptainer")
@@ -116,8 +117,10 @@ def classify(logs: Sequence[RankLog], local_sizes: Sequence[int] = (), alone: bo
     hits = what_counts([hit for hit in lived_on(hits, ordered) if hit.kind != "stage"], ready)
     hits = not_after_stop(not_from_outside(hits, ordered), ordered, times)
     notes = [f"{h.says(h.signature.cause)} ({h.log}:{h.event.number})" for h in of_kind(hits, "note") if h.signature]
-    late = [_CUT_SHORT.format(log=log.name) for log in ordered if log.cut]
-    told = tuple(dict.fromkeys(notes + late))
+    late = [_CUT_SHORT.format(log.name) for log in ordered if log.cut]
+    late += [_UNREAD.format(log.name, log.unread) for log in ordered if log.unread and log.lines]
+    dark = [_UNREAD.format(log.name, log.unread) for log in ordered if log.unread and not log.lines]
+    told = tuple(dict.fromkeys(notes + late + dark))
     hits = [hit for hit in hits if hit.kind != "note"]
     winner = decide(hits)
     if winner is None and late:
