@@ -81,9 +81,10 @@ def stopped(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
 def lived_on(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
     """Leave out what was overcome: all errors of a log before its service was ready, where none came after that.
 
-    Also waits and lines that are no errors by their form (a client's own words) or by their words alone, where the service came further after them; and what those
-    who set a container up or started a task said, where all was well after it. Where something else failed later: what
-    stands before the service was ready, and what a script said of a stage that was passed.
+    Also waits and lines that are no errors by their form (a client's own words) or errors by their words alone, where
+    the service came further after them; and what those who set a container up or started a task said, where all was
+    well after it. Where something else failed later: what stands before the service was ready, and what a script said
+    of a stage that was passed.
     """
     well, ready, allocated = (_last_of(logs, pattern) for pattern in (_WELL, _READY, _ALLOCATED))
     last: dict[str, int] = {}
