@@ -75,6 +75,7 @@ _READY, _SHUTDOWN, _SLURM, _COPED, _SMALL = (
 
 _NOT_READ = "no failure in what was read before the time was over: that says neither success nor failure"
 _AGAIN = "Name the one log that matters (python -m jobs diagnose FILE), on a machine that has time."
+_OVER = "there is an error that was got over, as all went well after it: {}"
 _UNREAD = "{} could not be read to its end: {}"
 _CUT_SHORT = "the time for the diagnosis ran out: what stands further on in {} was not read"
 
@@ -85,7 +86,7 @@ _BELOW = 8
 
 _UNKNOWN_CAUSE = "an error that no signature knows; its own words follow"
 _READ = "Read the first error lines of each rank below, and the log around them."
-TOLD = (_UNKNOWN_CAUSE, _READ, HELD, _UNREAD, _CUT_SHORT, _NOT_READ, _AGAIN)
+TOLD = (_UNKNOWN_CAUSE, _READ, HELD, _OVER, _UNREAD, _CUT_SHORT, _NOT_READ, _AGAIN)
 """What people read of these, for `tools/spoken.py`."""
 
 _SET_UP = ("pyxis", "enroot", "docker", "podman", "apptainer")
@@ -114,6 +115,7 @@ def classify(logs: Sequence[RankLog], local_sizes: Sequence[int] = (), alone: bo
     ready = _ready(ordered, times)
     hits = [hit for log, when in zip(ordered, times, strict=True) for hit in _hits(log, when, ready, local_sizes)]
     stages, ended = (stopped(hits, ordered) if alone else []), closed(hits, ordered)
+    errors = [hit for hit in hits if hit.event.error and hit.kind not in ("note", "stage")]
     hits = what_counts([hit for hit in lived_on(hits, ordered) if hit.kind != "stage"], ready)
     hits = not_after_stop(not_from_outside(hits, ordered), ordered, times)
     notes = [f"{h.says(h.signature.cause)} ({h.log}:{h.event.number})" for h in of_kind(hits, "note") if h.signature]
@@ -126,7 +128,8 @@ def classify(logs: Sequence[RankLog], local_sizes: Sequence[int] = (), alone: bo
     if winner is None and late:
         return Diagnosis(found=False, cause=_NOT_READ, remedy=_AGAIN, notes=told)
     if winner is None and not stages:
-        return nothing(ordered, times, (*told, *ended))
+        over = [_OVER.format(f"{hit.line} ({hit.log}:{hit.event.number})") for hit in errors[:1]]
+        return nothing(ordered, times, (*told, *ended, *over))
     winner, stages = _or_stage(winner, stages)
     found = _explain(winner or stages[0], hits or stages, {log.rank for log in logs})
     if winner and winner.ended:

@@ -39,11 +39,14 @@ class Unpacked:
         """Return at most so many bytes of what is packed or recoded; none: the end."""
         if self.unread:
             return b""
+        parts: list[bytes] = []
         try:
-            data = self._read(size)
+            while size > 0 and (part := self._read(size)):  # what is packed comes in small pieces
+                parts.append(part)
+                size -= len(part)
         except (EOFError, zlib.error, gzip.BadGzipFile):
             self.unread = _WHY_CUT
-            return b""
+        data = b"".join(parts)
         return self._decoder.decode(data).encode() if self._decoder else data
 
 

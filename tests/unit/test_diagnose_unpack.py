@@ -87,3 +87,14 @@ def test_beside_a_log_with_an_error_one_that_cannot_be_read_is_a_note(tmp_path: 
 def test_an_empty_log_is_said_to_be_empty(tmp_path: Path) -> None:
     (tmp_path / "a.log").touch()
     assert "empty" in diagnose([tmp_path / "a.log"]).cause
+
+
+def test_no_failure_names_the_error_that_was_got_over(tmp_path: Path) -> None:
+    ready = "(APIServer pid=2) INFO 08-06 11:03:00 [launcher.py:9] Application startup complete.\n"
+    path = tmp_path / "a.log"
+    path.write_text("(Worker_TP0 pid=1) ERROR 08-06 11:02:11 [m.py:9] the table is stale, and built anew\n" + ready)
+    found = diagnose([path])
+    assert not found.found
+    assert any("got over" in note and "a.log:1" in note for note in found.notes)
+    path.write_text(ready)
+    assert not any("got over" in note for note in diagnose([path]).notes)
