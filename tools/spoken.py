@@ -24,7 +24,7 @@ from jobs.cli import JSON, MODEL
 from jobs.core import chinese, schema
 from jobs.core.filetable import files_of
 from jobs.core.rundir import FOLDERS
-from jobs.diagnose import classify, endings
+from jobs.diagnose import classify, endings, unpack
 from jobs.diagnose.diagnosis import ANSWERS, Diagnosis
 from jobs.diagnose.signatures import SLOT
 from jobs.engines.vllm import command
@@ -181,6 +181,7 @@ def diagnoses() -> set[str]:
         *ANSWERS.values(),
         *endings.TOLD,
         *classify.TOLD,
+        *unpack.TOLD,
         "yes, once",
         "no",
         Diagnosis(False).cause,

@@ -54,7 +54,7 @@ from jobs.diagnose.endings import (
 )
 from jobs.diagnose.events import Event, forms, read_events
 from jobs.diagnose.hits import Hit, clearly_later, hands_on, of_kind, speaker, what_counts
-from jobs.diagnose.places import fallback, features, otherwise, place_of, waits
+from jobs.diagnose.places import fallback, features, of_settings, otherwise, place_of, waits
 from jobs.diagnose.signatures import (
     HELD,
     KINDS,
@@ -75,7 +75,9 @@ _READY, _SHUTDOWN, _SLURM, _COPED, _SMALL = (
 
 _NOT_READ = "no failure in what was read before the time was over: that says neither success nor failure"
 _AGAIN = "Name the one log that matters (python -m jobs diagnose FILE), on a machine that has time."
-_CUT_SHORT = "the time for the diagnosis ran out: what stands further on in {log} was not read"
+_OVER = "there is an error that was got over, as all went well after it: {}"
+_UNREAD = "{} could not be read to its end: {}"
+_CUT_SHORT = "the time for the diagnosis ran out: what stands further on in {} was not read"
 
 _LONGEST = 400
 _FIRST_LINES = 3
@@ -84,13 +86,16 @@ _BELOW = 8
 
 _UNKNOWN_CAUSE = "an error that no signature knows; its own words follow"
 _READ = "Read the first error lines of each rank below, and the log around them."
-TOLD = (_UNKNOWN_CAUSE, _READ, HELD)
+TOLD = (_UNKNOWN_CAUSE, _READ, HELD, _OVER, _UNREAD, _CUT_SHORT, _NOT_READ, _AGAIN)
 """What people read of these, for `tools/spoken.py`."""
 
 _SET_UP = ("pyxis", "enroot", "docker", "podman", "apptainer")
 """Programs of whose errors a place says more than the words of an errno do."""
 
 _TIME_UP = "slurm-time-limit"
+
+_AT_WORK = frozenset(("graph", "serve"))
+"""Phases of which an error that was raised where settings are read can say nothing."""
 
 _INSIDE = frozenset(("load", "rendezvous", "graph", "serve", "bench"))
 """Phases of an engine's life, of which those who set its container up, or start its task, can say nothing."""
@@ -110,17 +115,21 @@ def classify(logs: Sequence[RankLog], local_sizes: Sequence[int] = (), alone: bo
     ready = _ready(ordered, times)
     hits = [hit for log, when in zip(ordered, times, strict=True) for hit in _hits(log, when, ready, local_sizes)]
     stages, ended = (stopped(hits, ordered) if alone else []), closed(hits, ordered)
+    errors = [hit for hit in hits if hit.event.error and hit.kind not in ("note", "stage")]
     hits = what_counts([hit for hit in lived_on(hits, ordered) if hit.kind != "stage"], ready)
     hits = not_after_stop(not_from_outside(hits, ordered), ordered, times)
     notes = [f"{h.says(h.signature.cause)} ({h.log}:{h.event.number})" for h in of_kind(hits, "note") if h.signature]
-    late = [_CUT_SHORT.format(log=log.name) for log in ordered if log.cut]
-    told = tuple(dict.fromkeys(notes + late))
+    late = [_CUT_SHORT.format(log.name) for log in ordered if log.cut]
+    late += [_UNREAD.format(log.name, log.unread) for log in ordered if log.unread and log.lines]
+    dark = [_UNREAD.format(log.name, log.unread) for log in ordered if log.unread and not log.lines]
+    told = tuple(dict.fromkeys(notes + late + dark))
     hits = [hit for hit in hits if hit.kind != "note"]
     winner = decide(hits)
     if winner is None and late:
         return Diagnosis(found=False, cause=_NOT_READ, remedy=_AGAIN, notes=told)
     if winner is None and not stages:
-        return nothing(ordered, times, (*told, *ended))
+        over = [_OVER.format(f"{hit.line} ({hit.log}:{hit.event.number})") for hit in errors[:1]]
+        return nothing(ordered, times, (*told, *ended, *over))
     winner, stages = _or_stage(winner, stages)
     found = _explain(winner or stages[0], hits or stages, {log.rank for log in logs})
     if winner and winner.ended:
@@ -194,7 +203,8 @@ def _match(event: Event, rank: int | None, after_ready: bool) -> tuple[Signature
             continue
         if signature.early and event.frames and (place := place_of(event)) and place.phase in ("graph", "serve"):
             continue
-        if match := signature.pattern.search(event.text) or signature.pattern.search(event.raw):
+        match = signature.pattern.search(event.text) or signature.pattern.search(event.raw)
+        if match and not (signature.kind == "symptom" and signature.phase in _AT_WORK and of_settings(event)):
             best = signature, match
             break
     kind = best[0].kind if best[0] else None

@@ -27,6 +27,7 @@ class RankLog:
         lines: (number, text) in order.
         end: when the log ended, of the same time zone as the times in it; for logs without any.
         cut: the time for it was over before its end.
+        unread: why it, or its rest, could not be read; empty: it could.
         own: an engine's own log: what Slurm says in it is about a step of this rank, whose only task is number 0.
     """
 
@@ -36,6 +37,7 @@ class RankLog:
     end: datetime | None = None
     cut: bool = False
     own: bool = False
+    unread: str = ""
 
     @classmethod
     def of(cls, rank: int | None, name: str, text: str, end: datetime | None = None) -> RankLog:

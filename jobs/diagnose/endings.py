@@ -19,6 +19,8 @@ _WELL, _READY, _NEARLY, _FAILS, _UP, _ALLOCATED, _STOPS, _WORDS, _NO_WORDS, _PAR
 )
 
 _EMPTY = "See the output of the batch script, what Slurm says of the job (sacct -j JOB), and whether the disk was full."
+_UNREAD = "nothing could be read: that says neither success nor failure"
+_OPEN = "Unpack it, have its owner give you the right to read it, or name a copy of it."
 _NEITHER = "no line is an error by its form, and none says that the service was ready: neither failure nor success"
 _AFTER = (
     "no line is an error by its form; after the service was ready there are lines with words of failure, which follow"
@@ -37,7 +39,7 @@ _WARNS = re.compile(r"\b[Ww][Aa][Rr][Nn]")
 _LONGEST = 400
 _BEFORE_END = "the task ended with an error; the last line before it that reads like a failure follows"
 _SHORT = "the time is too short for what was still to do: the lines before it still came at their usual pace."
-TOLD = (_NEITHER, _AFTER, _LOOK, _LAST_WORDS, _BEFORE_END, _SHORT)
+TOLD = (_UNREAD, _OPEN, _NEITHER, _AFTER, _LOOK, _LAST_WORDS, _BEFORE_END, _SHORT)
 """What people read of these, for `tools/spoken.py`."""
 
 _END, _FAR = 3, 8
@@ -79,9 +81,10 @@ def stopped(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
 def lived_on(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
     """Leave out what was overcome: all errors of a log before its service was ready, where none came after that.
 
-    Also waits and lines that are errors by their words alone, where the service came further after them; and what those
-    who set a container up or started a task said, where all was well after it. Where something else failed later: what
-    stands before the service was ready, and what a script said of a stage that was passed.
+    Also waits and lines that are no errors by their form (a client's own words) or errors by their words alone, where
+    the service came further after them; and what those who set a container up or started a task said, where all was
+    well after it. Where something else failed later: what stands before the service was ready, and what a script said
+    of a stage that was passed.
     """
     well, ready, allocated = (_last_of(logs, pattern) for pattern in (_WELL, _READY, _ALLOCATED))
     last: dict[str, int] = {}
@@ -112,7 +115,8 @@ def lived_on(hits: Sequence[Hit], logs: Sequence[RankLog]) -> list[Hit]:
         )
         set_up = hit.speaker != "" and (sign is None or sign.phase in _BEFORE) and hit.kind not in ("note", "stage")
         over = hit.event.bare and sign is not None and sign.phase in _TO_READY and number > ready.get(hit.log, number)
-        early = (waited or set_up or over) and number < well.get(hit.log, 0)
+        quoted = hit.event.bare and not hit.event.error and hit.kind == "cause" and not lasting
+        early = (waited or set_up or over or quoted) and number < well.get(hit.log, 0)
         return overcome or early or (weak and number < further.get(hit.log, 0))
 
     return [hit for hit in hits if not passed(hit)]
@@ -190,6 +194,8 @@ def closed(hits: Sequence[Hit], logs: Sequence[RankLog]) -> tuple[str, ...]:
 def nothing(logs: Sequence[RankLog], times: Sequence[Sequence[When]], notes: tuple[str, ...]) -> Diagnosis:
     """Return the answer where no line is an error."""
     if logs and all(_last(log) is None for log in logs):
+        if any(log.unread for log in logs):
+            return Diagnosis(found=False, cause=_UNREAD, remedy=_OPEN, notes=notes)
         which = "the log is" if len(logs) == 1 else "all logs are"
         return Diagnosis(found=False, cause=f"{which} empty: that says neither success nor failure", remedy=_EMPTY)
     ends = tuple(_ends(logs, times))

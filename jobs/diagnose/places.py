@@ -22,6 +22,8 @@ _STEPS = ("graph", "serve")
 _ENGINE = ("load", "rendezvous", *_STEPS)
 """Phases of places that are an engine's own."""
 
+_SETTINGS = "at-settings"
+
 _ELSEWHERE = re.compile(forms()["elsewhere"])
 _OTHERWISE = {"slurm": "queue", "download": "fetch"}
 """Of what signatures another thing is to be tried than what their phase says, by how their names begin."""
@@ -96,6 +98,14 @@ def place_of(event: Event) -> Signature | None:
     return best[0] if best else next((one for one in fit if one.place is None), None)
 
 
+def of_settings(event: Event) -> bool:
+    """Return whether an exception was raised in the code itself that reads and checks settings."""
+    place = place_of(event) if event.exception and event.frames else None
+    if place is None or place.id != _SETTINGS or place.place is None:
+        return False
+    return max(found.end() for found in place.place.finditer(event.frames)) == len(event.frames)
+
+
 def fallback(event: Event) -> Signature | None:
     """Return what is known of an error that no signature knows; None: nothing."""
     place = place_of(event)
@@ -103,9 +113,9 @@ def fallback(event: Event) -> Signature | None:
         return place
     where = event.place or "the innermost frame"
     causes = tuple(one.replace("{frame}", where) for one in place.causes)
-    if place.place and place.phase != "bench":
+    if place.phase != "bench":
         kinds = [one.says for one in _book().kinds if one.pattern.search(event.text)]
-        causes = (*features(event), *kinds[:1], *causes)
+        causes = (*(features(event) if place.place else ()), *kinds[:1], *causes)
     return replace(place, cause=f"{place.cause}, in {where}", causes=tuple(dict.fromkeys(causes)))
 
 

@@ -20,6 +20,7 @@ from jobs.core.tasks import read_config, read_task
 from jobs.diagnose.classify import classify
 from jobs.diagnose.diagnosis import Diagnosis, RankLog
 from jobs.diagnose.sift import sift
+from jobs.diagnose.unpack import Unpacked
 
 _SUFFIXES = frozenset((".log", ".out", ".err"))
 _IF_NOTHING_ELSE = ".txt"
@@ -158,16 +159,17 @@ def cases(paths: Sequence[Path]) -> tuple[Case, ...]:
 
 
 def read(source: Source, enough: Callable[[], bool] = bool) -> RankLog:
-    """Read what may matter of one log until it is `enough`; a log that cannot be read is empty."""
+    """Read what may matter of one log until it is `enough`; a log that cannot be read is empty, and says why."""
     try:
-        with regular(source.path) as stream:
+        with regular(source.path) as file:
+            stream = Unpacked(file)
             lines = sift(stream, enough)
         end = datetime.fromtimestamp(source.path.stat().st_mtime)
-    except OSError:
-        return RankLog(source.rank, source.name, ())
+    except OSError as error:
+        return RankLog(source.rank, source.name, (), unread=error.strerror or str(error))
     if source.service is not None:
         lines = tuple(_about(lines, source.service))
-    return RankLog(source.rank, source.name, lines, end, cut=enough(), own=source.own)
+    return RankLog(source.rank, source.name, lines, end, enough(), source.own, stream.unread)
 
 
 def _time(diagnosis: Diagnosis) -> tuple[bool, datetime]:

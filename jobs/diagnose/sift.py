@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import groupby
-from typing import BinaryIO
+from typing import Protocol
 
 from jobs.diagnose.events import forms
 from jobs.diagnose.signatures import signatures
@@ -36,6 +36,13 @@ def _finders() -> tuple[re.Pattern[bytes], ...]:
         re.compile("|".join(map(re.escape, group)).encode())
         for _, group in groupby(_markers(), key=lambda marker: marker[0])
     )
+
+
+class Stream(Protocol):
+    """What a log is read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most so many bytes; none: the end."""
 
 
 _CHUNK = 1 << 20
@@ -93,7 +100,7 @@ def plain(text: str) -> str:
     return f"{head}{said.rstrip()}" if said else text
 
 
-def sift(stream: BinaryIO, enough: Callable[[], bool] = bool) -> tuple[Line, ...]:
+def sift(stream: Stream, enough: Callable[[], bool] = bool) -> tuple[Line, ...]:
     """Return the lines of a log that may matter, in order.
 
     Of one message (numbers aside) the first three and the last are kept, of at most 4000 messages, and the last 1000

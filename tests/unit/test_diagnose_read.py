@@ -178,8 +178,9 @@ def test_paths_that_are_not_there_or_have_no_log_are_refused(tmp_path: Path) -> 
         diagnose([tmp_path])
 
 
-def test_a_log_that_cannot_be_read_is_empty(tmp_path: Path) -> None:
-    assert read(Source(tmp_path / "gone.log", 1, "gone.log")) == RankLog(1, "gone.log", ())
+def test_a_log_that_cannot_be_read_is_empty_and_says_why(tmp_path: Path) -> None:
+    log = read(Source(tmp_path / "gone.log", 1, "gone.log"))
+    assert log == RankLog(1, "gone.log", (), unread="No such file or directory")
 
 
 # ---- run directories -----------------------------------------------------------------------------------------------
