@@ -24,11 +24,11 @@ _PARTS = re.compile(r"[^A-Za-z0-9]+|(?<=[a-z0-9])(?=[A-Z])")
 _WORDS = frozenset(
     (
         *("secret", "password", "passwd", "passphrase", "credential", "credentials", "creds", "userpwd", "apikey"),
-        *("authorization", "cookie", "secrets", "passwords", "authtoken", "accesstoken", "apitoken", "accesskey"),
+        *("authorization", "cookie", "passwords", "authtoken", "accesstoken", "apitoken", "accesskey"),
         *("secretkey", "privatekey"),
     )
 )
-_LAST = frozenset(("token", "pwd", "pass", "pat", "pw", "jwt", "bearer"))
+_LAST = frozenset(("token", "pwd", "pass", "pat", "pw", "bearer"))
 """At the end of a name alone: limits.first_token_s is a time. PWD by itself is a directory."""
 _NONE = frozenset(("file", "path", "stdin"))
 """At the end of a name: it tells where a secret comes from."""
@@ -146,7 +146,9 @@ def is_secret(name: str) -> bool:
         or (len(parts) > 1 and parts[-1] in _LAST)
         or parts[-1:] == ["pgpassword"]
     )
-    is_key = len(parts) > 1 and parts[-1] in ("key", "auth") and name.isupper()  # OPENAI_KEY; sort_key is none
+    is_key = (
+        len(parts) > 1 and parts[-1] in ("key", "auth", "jwt") and name.isupper()
+    )  # OPENAI_KEY; sort_key, PyJWT are none
     return ends or is_key or bool(_WORDS & set(parts)) or any(pair in _PAIRS for pair in pairs)
 
 

@@ -162,7 +162,7 @@ def test_what_is_another_thing_to_another_program_is_shown(words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["eos_token", "first_token", "secret_file", "password-stdin", "tokens", "author", "sort_key"]
+    "name", ["eos_token", "first_token", "secret_file", "password-stdin", "tokens", "author", "sort_key", "PyJWT"]
 )
 def test_names_of_other_things_are_none_of_secrets(name: str) -> None:
     assert not masking.is_secret(name)
