@@ -224,8 +224,10 @@ def text(words: str, values: Sequence[str] | None = None) -> str:
         words = _IN_QUOTED_URL.sub(rf"\1%3A{MASK}", words)
     if "Bearer" in words or "Basic" in words:
         words = _BEARER.sub(rf"\1 {MASK}", words)
-    if any(part in words for part in _PARTS_OF_FORMS):
-        words = _FORMS.sub(MASK, words)
+    for part in _PARTS_OF_FORMS:  # half the time of `any`
+        if part in words:
+            words = _FORMS.sub(MASK, words)
+            break
     if any(part in words for part in _PARTS_OF_HEADERS):
         words = _HEADER.sub(rf"\1\2{MASK}", words)
     return _GIVEN.sub(_given, words) if any(part in words for part in ("=", ":", "--", "%3")) else words

@@ -124,6 +124,12 @@ _HINTS = (
     *("s3cmd", "wandb", "vault", "gh", "hf", "wpa_", "nmcli", "kubectl"),
 )
 """A part of each name: to look for these takes a tenth of the time."""
+_HINTED = [(hint, pattern) for hints, pattern in _ELSEWHERE.items() for hint in hints]
+_SIGNS = (
+    *(" -", '"-', "'-", ",-", "[-", "(-", "\n-", "\\n-", "/p:", "/gp:", "login", "config", "alias"),
+    *("sqlplus", "expdp", "impdp", "sqlldr", "wpa_", "nmcli"),
+)
+"""A part of what leads to a password."""
 _MOST_WORDS = 100
 """Words of a command line before a flag among which the name of its program is looked for."""
 
@@ -136,9 +142,14 @@ def away(words: str, mask: str) -> str:
         opening, closing = (one if one in "'\"" else "" for one in (value[0], value[-1]))
         return f"{match['lead']}{opening}{mask}{closing if opening == closing else ''}"
 
-    for hints, pattern in _ELSEWHERE.items():
-        if any(hint in words for hint in hints):
+    for hint, pattern in _HINTED:
+        if hint in words:
             words = re.sub(pattern, hidden, words)
+    for sign in _SIGNS:
+        if sign in words:
+            break
+    else:
+        return words
     if not any(hint in words for hint in _HINTS):
         return words
     found = [*re.finditer(_PROGRAM, words)]
