@@ -62,10 +62,10 @@ class Script(Slurm):
             reason = " ".join(done.stderr.split())[-400:] or WORDLESS
             raise RunError("sbatch", folder.submission, reason, remedy)
         try:
-            job_id = names.job_id(done.stdout.strip().partition(";")[0])
+            submitted = names.job_id(done.stdout.strip().partition(";")[0])
         except ValueError as error:
             raise RunError("sbatch", folder.submission, str(error), remedy) from None
-        return Job(folder, job_id, "script", request.nodes, time.time())
+        return Job(folder, submitted, "script", request.nodes, time.time())
 
     def cancel(self, job: Job) -> None:
         """Call scancel, where the job was submitted when its record says so: its name is the user's."""
