@@ -29,6 +29,8 @@ while True:
 print("listens", flush=True)
 while True:
     client, _ = listening.accept()
+    if sys.argv[3:]:
+        listening.close()  # so that nobody sees whose it was
     client.settimeout(1)
     try:
         print(repr(client.recv(65536)), flush=True)
@@ -36,6 +38,11 @@ while True:
     except OSError as error:
         print(error, flush=True)
     client.close()
+    if sys.argv[3:]:
+        listening = socket.socket()
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((sys.argv[2], int(sys.argv[1])))
+        listening.listen(128)
 """
 
 
@@ -54,14 +61,17 @@ def engines(port: int) -> list[psutil.Process]:
     return found
 
 
-def test_who_takes_the_port_of_an_engine_that_died_gets_no_key(host: Host, zygote: Zygote) -> None:
+@pytest.mark.parametrize("heir", [("127.0.0.1",), ("0.0.0.0",), ("127.0.0.1", "and closes")], ids=" ".join)
+def test_who_takes_the_port_of_an_engine_that_died_gets_no_key(
+    host: Host, zygote: Zygote, heir: tuple[str, ...]
+) -> None:
     port, root = free_port(), host.shared / "runs"
     run = launch(zygote, host.victim, root, f"engine.port={port}", "bench.num_requests=4000", "bench.concurrency=8")
     end = time.monotonic() + 60
     while not any("measuring" in path.read_text() for path in root.glob("20*/services/*/*/rank0/*.jsonl")):
         assert time.monotonic() < end, run.output.read_text()
         time.sleep(0.05)
-    with host.attacker.start(HEIR, str(port), "127.0.0.1") as attacker:
+    with host.attacker.start(HEIR, str(port), *heir) as attacker:
         assert attacker.stdout and attacker.stdout.readline() == "waits\n"
         for one in engines(port):
             one.send_signal(signal.SIGKILL)
