@@ -15,8 +15,8 @@ from containers.pyxis import check_strays
 from jobs.cluster import squeue
 from jobs.cluster.base import Job, Request
 from jobs.cluster.nodelist import batch_job
-from jobs.cluster.slurm import Slurm
-from jobs.core import process
+from jobs.cluster.slurm import WORDLESS, Slurm
+from jobs.core import names, process
 from jobs.core.errors import ConfigError, RunError
 from jobs.core.registry import SCHEDULERS
 from jobs.core.rundir import AllocationDir
@@ -57,11 +57,15 @@ class Script(Slurm):
             return Job(folder, str(job_id), "script", nodes, squeue.submit_time(str(job_id)) or time.time())
         shutil.copyfile(before.folder.submission, folder.submission)
         done = process.run(sbatch_command(before.job_id, squeue.job_record(before.job_id), folder))
+        remedy = f"Finish it by: python -m jobs resume {folder.sweep.path}"
         if done.returncode:
-            reason = " ".join(done.stderr.split())[-400:]
-            remedy = f"Finish it by: python -m jobs resume {folder.sweep.path}"
+            reason = " ".join(done.stderr.split())[-400:] or WORDLESS
             raise RunError("sbatch", folder.submission, reason, remedy)
-        return Job(folder, done.stdout.strip().partition(";")[0], "script", request.nodes, time.time())
+        try:
+            submitted = names.job_id(done.stdout.strip().partition(";")[0])
+        except ValueError as error:
+            raise RunError("sbatch", folder.submission, str(error), remedy) from None
+        return Job(folder, submitted, "script", request.nodes, time.time())
 
     def cancel(self, job: Job) -> None:
         """Call scancel, where the job was submitted when its record says so: its name is the user's."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import select
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from urllib.parse import urlsplit
 
 from httptools import HttpParserError, HttpResponseParser
 
+from jobs.core import listening
 from jobs.core.loop import Loop
 from jobs.measure.records import Target
 
@@ -148,6 +150,9 @@ class _Address:
                 )
         except TimeoutError:
             raise TimeoutError(f"no connection to {self._host}:{self._port} in {CONNECT_S:g} s") from None
+        if (stranger := connection.stranger()) is not None:
+            connection.abort()
+            raise WireError(f"{stranger} listens in the service's place")
         return connection
 
 
@@ -165,6 +170,20 @@ class _Connection(asyncio.Protocol):
         self._status = 0
         self._now = 0.0
         self._refusal = b""
+
+    def stranger(self) -> str | None:
+        """Return who has the port on this host, where that is neither this user nor root: its engine may have died.
+
+        Nobody is one too: whoever took this connection may have closed the port since.
+        """
+        here, there = (self._transport.get_extra_info(name) for name in ("sockname", "peername"))
+        if len(there) != 2 or here[0] != there[0]:
+            return None  # another host
+        try:
+            uid = listening.owner(*there)
+        except OSError:
+            return None  # this kernel does not tell
+        return None if uid in (os.geteuid(), 0) else "nobody" if uid is None else f"user {uid}"
 
     @property
     def is_heard(self) -> bool:

@@ -34,6 +34,8 @@ SECRETS = {
     "AUTH_HEADER": "Bearer plantedI9",
     "http_proxy": "user:plantedK0@proxy:3128",
     "CURL_OPTIONS": "-u user:plantedL1",
+    "DB_QUERY": "mysql -uroot -pplantedM2 -e x",
+    "CACHE_FLUSH": "redis-cli -a plantedN3 flushall",
     "SHORT_PWD": "plntJ",  # too short to be looked for by its value
 }
 PLANTED = re.compile(rb"planted\w+|plntJ")
@@ -107,6 +109,7 @@ def test_a_search_and_a_question_keep_no_secret(tmp_path: Path) -> None:
         *("+cluster.sbatch_args.wrap='HF_TOKEN=plantedA1 x'", "cluster.srun_args=['--export=ALL,HF_TOKEN=plantedA1']"),
         *("container.args=['--env=HF_TOKEN=plantedA1']", "cluster.setup=['curl -u me:plantedA1 http://x']"),
         *("cluster.setup=['export http_proxy=me:plantedA1@proxy:1']", "cluster.account='podman --creds me:plantedA1'"),
+        *("cluster.setup=['mysql -pplantedA1 x']", "+cluster.sbatch_args.wrap='redis-cli -a plantedA1'"),
     ],
 )
 def test_a_secret_in_another_place_is_refused_and_not_shown(

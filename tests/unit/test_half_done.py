@@ -9,17 +9,19 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 from core_help import config
-from fake_slurm import FakeSlurm
+from fake_slurm import FakeSlurm, executable
 from results_help import planned, row
 
 from jobs.allocation import submission
 from jobs.cluster import base, ports
 from jobs.cluster.base import Job, Request, cancel, job_state
+from jobs.cluster.script import Script
 from jobs.core import process
 from jobs.core.errors import RunError
 from jobs.core.files import write_json
@@ -61,6 +63,39 @@ def test_a_refused_submission_leaves_nothing_that_waits_for_ever(tmp_path: Path)
     with pytest.raises(RunError, match="Invalid account"):
         submission.submit(sweep.allocation(0, 1), work, Request(config("cluster=local"), 1), "slurm")
     assert list(sweep.allocations()) == []
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [("exit 1", "it failed and said nothing"), ("kill -9 $$", "it failed and said nothing"), ("echo hello", "hello")],
+)
+def test_a_submission_that_fails_without_a_word_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, said: str
+) -> None:
+    executable(tmp_path / "bin/sbatch", f"#!/bin/sh\n{program}\n")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    sweep, point, service = sweep_of(tmp_path)
+    work = AllocationTask((ServiceTask(service, (point,)),), 1)
+    with pytest.raises(RunError, match=said):
+        submission.submit(sweep.allocation(0, 1), work, Request(config("cluster=slurm"), 1), "slurm")
+    assert list(sweep.allocations()) == []
+
+
+@pytest.mark.parametrize(("program", "said"), [("exit 1", "it failed and said nothing"), ("echo ../4711", "a number")])
+def test_a_script_that_was_submitted_again_has_the_number_of_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, said: str
+) -> None:
+    for name in ("sbatch", "scontrol"):
+        executable(tmp_path / f"bin/{name}", f"#!/bin/sh\n{program if name == 'sbatch' else 'exit 0'}\n")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    sweep, _, _ = sweep_of(tmp_path)
+    before, folder = (sweep.allocation(0, attempt) for attempt in (1, 2))
+    for one in (before, folder):
+        one.path.mkdir(parents=True)
+    before.submission.write_text("#!/bin/sh\n")
+    asked = replace(Request(config("cluster=slurm"), 1), after=Job(before, "4710", "script", 1, 0.0))
+    with pytest.raises(RunError, match=said):
+        Script().submit(folder, asked)
 
 
 @pytest.mark.usefixtures("refusing")
