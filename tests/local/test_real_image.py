@@ -7,7 +7,6 @@ which are mounted into the closed container too; the images themselves are made 
 from __future__ import annotations
 
 import contextlib
-import json
 import platform
 import signal
 import subprocess
@@ -17,11 +16,13 @@ from pathlib import Path
 
 import pytest
 from real_runtimes import OS, Real, docker, need, podman
+from test_rehearsal import until
 
 from jobs.__main__ import main
+from jobs.core import process
 from jobs.core.errors import RunError
-from jobs.engines.ascend import ADVISED
-from jobs.engines.ascend.real import ask, sources
+from jobs.engines.ascend import ADVISED, releases
+from jobs.engines.ascend.real import ask, image, sources
 
 POINT = ("engine=vllm_ascend", f"engine.release={ADVISED}")
 EMPTY = "localhost/empty:v1"
@@ -29,7 +30,7 @@ SCRIPTS = {
     "junk": '#!/bin/sh\necho \'{"case": 0}\'\necho "[1, 2"\necho \'{"packages": [1]}\'\n',
     "endless": "#!/bin/sh\nexec yes serving\n",
     "silent": "#!/bin/sh\nexec sleep 600\n",
-    "crash": "#!/bin/sh\nkill -SEGV $$\n",
+    "crash": "#!/bin/sh\necho broken >&2\nexit 3\n",
 }
 
 
@@ -75,18 +76,23 @@ def test_the_code_in_an_image_accepts_and_refuses(real: Real, capsys: pytest.Cap
         pytest.skip(str(error))
     venv = ask.PYTHON.parents[1].resolve()
     paths = f"{packages}:{next(venv.glob('lib/python3*/site-packages'))}"
-    image = "localhost/vllm-ascend:v1"
+    name = "localhost/vllm-ascend:v1"
     # Of a user's image: an ENTRYPOINT, another USER than root, and what would be seen if it were not told otherwise.
-    real.make(image, OS, f"ENV PYTHONPATH={paths}", 'ENTRYPOINT ["/bin/false"]', "USER 1000:1000")
-    given = overrides(real, image, packages, venv)
-    code, out, err = check(capsys, "--real", "--json", *given, "+engine.args.kv-cache-dtype=fp8_e4m3,auto")
-    refused, accepted = json.loads(out)["real"]
-    assert code == 2, err
-    for one in (refused, accepted):
-        assert one["image"] == f"{image} ({real.program})"
-        assert (one["vllm_ascend"], one["vllm"]) == (ADVISED, sources.engine_version(ADVISED))
-    assert accepted["ranks"] == [None, None]
-    assert all("fp8_e4m3" in one for one in refused["ranks"])
+    real.make(name, OS, f"ENV PYTHONPATH={paths}", 'ENTRYPOINT ["/bin/false"]', "USER 1000:1000")
+    given = overrides(real, name, packages, venv, release=releases()[-1])
+    code, out, err = check(capsys, "--real", *given, "+engine.args.max-num-queued-reqs=null,4")  # newer than the image
+    assert (code, err) == (2, "")
+    _, accepted, refused = out.split(POINT[0])
+    where = (
+        f"    asked in the image {name} ({real.program}): vllm {sources.engine_version(ADVISED)}, vllm-ascend {ADVISED}"
+    )
+    differs = f"    warning: that is not engine.release={releases()[-1]}, for which the command line is made"
+    for said in (accepted, refused):
+        assert said.splitlines()[1:3] == [where, differs]
+    assert accepted.splitlines()[3:] == [f"    rank {rank}: the real code accepts it" for rank in (0, 1)]
+    assert [line.startswith(f"    rank {rank}: the real code refuses it: ") for rank, line in
+            enumerate(refused.splitlines()[3:])] == [True, True]  # fmt: skip
+    assert refused.count("--max-num-queued-reqs") == 2
 
 
 @pytest.mark.parametrize(
@@ -96,7 +102,7 @@ def test_the_code_in_an_image_accepts_and_refuses(real: Real, capsys: pytest.Cap
         ("bare", "there is no vllm in it", "Take an image of vllm-ascend."),
         ("other", "it is for another processor", f"Take the image for {platform.machine()}."),
         ("junk", 'what it printed is no answer (exit code 0): {"packages": [1]}', "--real-packages"),
-        ("crash", "what it printed is no answer (exit code 139)", "--real-packages"),
+        ("crash", "what it printed is no answer (exit code 3): broken", "--real-packages"),
         ("endless", "its own code: it wrote more than 1 MiB", "--real-packages"),
         ("silent", "its own code: no answer within 3 s", "--real-packages"),
     ],
@@ -104,8 +110,6 @@ def test_the_code_in_an_image_accepts_and_refuses(real: Real, capsys: pytest.Cap
 def test_what_an_image_can_have_instead(
     real: Real, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, reason: str, remedy: str
 ) -> None:
-    from jobs.engines.ascend.real import image
-
     monkeypatch.setattr(image, "MOST", 1 << 20)
     if name == "silent":
         monkeypatch.setattr(ask, "limit_s", lambda _: 3.0)
@@ -168,6 +172,6 @@ def test_what_ends_the_check_ends_the_container(real: Real, number: signal.Signa
         _, err = started.communicate(timeout=60)
     assert "Traceback" not in err
     if number == signal.SIGKILL:  # nobody was left to end it: the next one does
-        assert len(real.containers()) <= 1
+        until(lambda: not [tag for tag in process.tags() if tag.startswith("check/")], "the end of what it started")
         assert main(["check", "--real", *overrides(real, EMPTY)]) == 1
     assert real.containers() == []
