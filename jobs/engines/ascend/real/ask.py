@@ -144,7 +144,7 @@ def read_answers(output: str) -> tuple[dict[str, str | None] | None, dict[int, d
     """
     packages, found = None, {}
     for line in output.splitlines():
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             match json.loads(line):
                 case {"packages": {"vllm": str() | None, "vllm_ascend": str() | None} as packages}:
                     pass

@@ -84,7 +84,7 @@ def _closed(runtime: Runtime, order: Order) -> Iterator[tuple[Order, Path]]:
     """Yield what is run, and the directory that it sees, with our program in it."""
     if not runtime.closes:
         reason = f"{runtime.name} cannot run a container here that is closed off from the node"
-        raise RunError("container.runtime", runtime.name, reason, f"Use container=docker or podman, or {OTHERWISE}")
+        raise RunError("container.runtime", runtime.name, reason, f"Use container=docker or podman. {OTHERWISE}")
     tag = f"check/{secrets.token_hex(4)}/0"
     with tempfile.TemporaryDirectory(dir=private_place(tempfile.gettempdir())) as name:
         folder = Path(name) / "seen"
@@ -108,8 +108,8 @@ def _run(runtime: Runtime, order: Order, limit_s: float) -> tuple[int, str, str]
         elif runtime.look(order, env).digest is None:
             raise _absent(runtime, order.spec.image)
     except RunError as error:
-        known = OTHERWISE in error.remedy
-        raise RunError(*error.args[:3], error.remedy if known else f"{error.remedy} {OTHERWISE}") from None
+        remedy = error.remedy if OTHERWISE in error.remedy else f"{error.remedy} {OTHERWISE}"
+        raise RunError(error.key, error.value, error.reason, remedy) from None
     runtime.sweep(order.local, env, lambda _: None)
     start, inside = runtime.start(order), runtime.reach(order, env)
     try:
