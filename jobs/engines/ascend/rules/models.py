@@ -1,4 +1,4 @@
-"""What a release asks of the model (M1, M2)."""
+"""What a release asks of the model (M1 to M3)."""
 
 from __future__ import annotations
 
@@ -31,6 +31,15 @@ def pooled_indexer(q: Question) -> Iterator[Problem]:
     if q.arch and q.arch.indexer and q.arch.indexer.pool > 1 and length > _LONGEST_KPOOL:
         reason = f"requests above about {_LONGEST_KPOOL:,} tokens hang on A2, however large the KV cache"
         yield Problem("parallel.max_model_len", length, reason, f"Stay at or below {_LONGEST_KPOOL}.")
+
+
+@rule("M3", "warning", ">=0.23", "vllm-ascend v0.23.0.post1, ascend_config.py: both keys `and use_sparse`")
+def sparse_caches(q: Question) -> Iterator[Problem]:
+    """Keys for the caches of sparse attention, at a model that has none: nothing is measured by them."""
+    for name in ("enable_sparse_sfa_c8", "enable_sparse_li_c8"):
+        if q.additional.get(name) and q.arch and q.arch.indexer is None:
+            reason = "the model has no sparse attention: the engine turns it off and says nothing"
+            yield Problem(f"engine.additional_config.{name}", True, reason, "Leave it out for this model.")
 
 
 def _kinds(q: Question) -> set[str]:
