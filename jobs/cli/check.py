@@ -83,6 +83,8 @@ def _tell_real(point: dict[str, Any]) -> None:
     if point["image"]:
         versions = f"vllm {point['vllm'] or '?'}, vllm-ascend {point['vllm_ascend'] or '?'}"
         tell(f"    asked in the image {point['image']}: {versions}")
+        if point["left_out"]:
+            tell(f"    without these mounts, which are not here: {', '.join(point['left_out'])}")
         if _differs(point):
             tell(f"    warning: that is not engine.release={point['release']}, for which the command line is made")
     for rank, refused in enumerate(point["ranks"]):
@@ -129,11 +131,11 @@ def _real(points: Sequence[Sequence[str]], *, packages: bool) -> Iterator[dict[s
         configs = [config for _, config in of_it]
         if in_container(configs[0]) and not packages:
             told = image.ask_points(container.of(configs[0]), container.order(configs[0]), configs)
-            where: dict[str, Any] = {"image": told.image, **told.packages}
+            where: dict[str, Any] = {"image": told.image, "left_out": told.left_out, **told.packages}
             found = told.points
         else:
             release = configs[0].engine.release
-            where = {"image": None, "vllm": sources.engine_version(release), "vllm_ascend": release}
+            where = {"image": None, "left_out": (), "vllm": sources.engine_version(release), "vllm_ascend": release}
             found = ask.ask_points(release, configs)
         for (point, config), answers in zip(of_it, found, strict=True):
             ranks = [one.refused for one in answers]

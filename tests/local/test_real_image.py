@@ -79,7 +79,7 @@ def test_the_code_in_an_image_accepts_and_refuses(real: Real, capsys: pytest.Cap
     name = "localhost/vllm-ascend:v1"
     # Of a user's image: an ENTRYPOINT, another USER than root, and what would be seen if it were not told otherwise.
     real.make(name, OS, f"ENV PYTHONPATH={paths}", 'ENTRYPOINT ["/bin/false"]', "USER 1000:1000")
-    given = overrides(real, name, packages, venv, release=releases()[-1])
+    given = overrides(real, name, packages, venv, Path("/no/models"), release=releases()[-1])
     code, out, err = check(capsys, "--real", *given, "+engine.args.max-num-queued-reqs=null,4")  # newer than the image
     assert (code, err) == (2, "")
     _, accepted, refused = out.split(POINT[0])
@@ -88,10 +88,11 @@ def test_the_code_in_an_image_accepts_and_refuses(real: Real, capsys: pytest.Cap
     )
     differs = f"    warning: that is not engine.release={releases()[-1]}, for which the command line is made"
     for said in (accepted, refused):
-        assert said.splitlines()[1:3] == [where, differs]
-    assert accepted.splitlines()[3:] == [f"    rank {rank}: the real code accepts it" for rank in (0, 1)]
+        without = "    without these mounts, which are not here: /no/models:/no/models"
+        assert said.splitlines()[1:4] == [where, without, differs]
+    assert accepted.splitlines()[4:] == [f"    rank {rank}: the real code accepts it" for rank in (0, 1)]
     assert [line.startswith(f"    rank {rank}: the real code refuses it: ") for rank, line in
-            enumerate(refused.splitlines()[3:])] == [True, True]  # fmt: skip
+            enumerate(refused.splitlines()[4:])] == [True, True]  # fmt: skip
     assert refused.count("--max-num-queued-reqs") == 2
 
 

@@ -25,6 +25,17 @@ def test_a_closed_container_has_the_mounts_of_the_point_that_are_here_and_nothin
     assert (spec.writable, spec.closed) == (False, True)
 
 
+def test_checkpoints_of_one_name_that_are_here_are_asked_each_with_its_own_sizes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(f'{{"of": "{name}"}}')
+    made = [config(HELD[0], f"model.path={tmp_path / name}") for name in ("one", "two")]
+    folders = [ask.model_in(tmp_path / "models", one) for one in made]
+    assert [(one / "config.json").read_text() for one in folders] == ['{"of": "one"}', '{"of": "two"}']
+    absent = config(HELD[0])
+    assert ask.folder_of(absent) == absent.model.name
+
+
 def test_only_what_has_the_form_of_an_answer_is_one() -> None:
     lines = ("junk", '{"case": "0", "refused": "x"}', '{"case": 1, "refused": null}', '{"packages": {"vllm": 1}}',
              '{"packages": {"vllm": "0.23.0", "vllm_ascend": null}}', '{"case": 2, "refused": "no", "more": 1}',

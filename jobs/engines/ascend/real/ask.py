@@ -187,8 +187,10 @@ def model_in(models: Path, config: Config) -> Path:
 
 
 def folder_of(config: Config) -> str:
-    """Return the name of that directory."""
-    return re.sub(r"[^\w.-]", "_", config.model.name).lstrip(".") or "model"
+    """Return the name of that directory: of a checkpoint that is here, which has sizes of its own, by its path too."""
+    name = re.sub(r"[^\w.-]", "_", config.model.name).lstrip(".") or "model"
+    here = Path(config.model.path, "config.json").exists()
+    return f"{name}-{hashlib.sha256(config.model.path.encode()).hexdigest()[:8]}" if here else name
 
 
 def by_point(lines: Sequence[Sequence[Case]], answers: Iterable[Answer]) -> tuple[tuple[Answer, ...], ...]:

@@ -37,9 +37,13 @@ _NO_PROGRAM = re.compile(r"executable file .*not found|no such file or directory
 
 @dataclass(frozen=True)
 class Told:
-    """What an image said: the versions of its packages, "" where it has one without a version, and the answers."""
+    """What an image said: the versions of its packages, "" where it has one without a version, and the answers.
+
+    `left_out`: mounts of the point that were not made, since this host has them not, or they are none of files.
+    """
 
     image: str
+    left_out: tuple[str, ...]
     packages: Mapping[str, str]
     points: tuple[tuple[Answer, ...], ...]
 
@@ -50,18 +54,18 @@ def closed(spec: Spec) -> Spec:
     return Spec(spec.runtime, spec.image, mounts=tuple(mounts), writable=False, closed=True)
 
 
-def ask_points(runtime: Runtime, order: Order, configs: Sequence[Config]) -> Told:
+def ask_points(runtime: Runtime, wanted: Order, configs: Sequence[Config]) -> Told:
     """Return what the real code in an image makes of each rank of some points.
 
     Args:
         runtime: that of the points.
-        order: their container as it is asked for, with the mounts that are theirs (see `closed`).
+        wanted: their container as it is asked for, with the mounts that are theirs (see `closed`).
         configs: the points, all with this container.
 
     Raises:
         RunError: this host has not the runtime or the image, or there is no answer in it.
     """
-    with _closed(runtime, order) as (order, folder):
+    with _closed(runtime, wanted) as (order, folder):
         models = folder / "models"
         for config in configs:
             ask.model_in(models, config)
@@ -76,7 +80,11 @@ def ask_points(runtime: Runtime, order: Order, configs: Sequence[Config]) -> Tol
         raise _wrong(order, packages, code, output, errors)
     answers = (Answer(found[at].get("config"), found[at].get("refused")) for at in range(len(asked)))
     where = f"{order.spec.image.path or order.spec.image.docker()} ({runtime.name})"
-    return Told(where, {name: version or "" for name, version in packages.items()}, ask.by_point(lines, answers))
+    made = {one.target for one in order.spec.mounts}
+    left_out = tuple(str(one) for one in wanted.spec.mounts if one.target not in made)
+    return Told(
+        where, left_out, {name: version or "" for name, version in packages.items()}, ask.by_point(lines, answers)
+    )
 
 
 @contextlib.contextmanager
