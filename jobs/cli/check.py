@@ -80,13 +80,15 @@ def _check(options: argparse.Namespace) -> int:
 def _tell_real(point: dict[str, Any]) -> None:
     """Say what the real code makes of a point, and where that code is."""
     tell(f"{' '.join(point['overrides']) or '(the defaults)'}: vllm-ascend {point['release']}")
+    versions = f"vllm {point['vllm'] or '?'}, vllm-ascend {point['vllm_ascend'] or '?'}"
     if point["image"]:
-        versions = f"vllm {point['vllm'] or '?'}, vllm-ascend {point['vllm_ascend'] or '?'}"
         tell(f"    asked in the image {point['image']}: {versions}")
-        if point["left_out"]:
-            tell(f"    without these mounts, which are not here: {', '.join(point['left_out'])}")
-        if _differs(point):
-            tell(f"    warning: that is not engine.release={point['release']}, for which the command line is made")
+    else:
+        tell(f"    asked of the published packages: {versions}")
+    if point["left_out"]:
+        tell(f"    without these mounts, which are not here: {', '.join(point['left_out'])}")
+    if _differs(point):
+        tell(f"    warning: that is not engine.release={point['release']}, for which the command line is made")
     for rank, refused in enumerate(point["ranks"]):
         said = "accepts it" if refused is None else f"refuses it: {refused}"
         tell(f"    rank {rank}: the real code {said}")
