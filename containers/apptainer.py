@@ -69,6 +69,8 @@ class Apptainer(Runtime):
     programs = ("apptainer",)
     version = ("apptainer", "version")
     unnamed = True
+    closes = True
+    brings = "apptainer pull image.sif docker://IMAGE"
     owned = ("B", "C", "S", "bind", "c", "cleanenv", "contain", "containall", "cwd", "e", "f", "fakeroot", "no-home",
              "pwd", "scratch", "writable", "writable-tmpfs")  # fmt: skip
 
@@ -127,10 +129,11 @@ class Apptainer(Runtime):
         file = order.fetched.file if order.fetched else image.path or (found.path if found else None)
         pulls = [] if file or order.tag else [pull_argv(image, order.store / "sif/{digest}.sif")]
         words = ["apptainer", "exec", "--cleanenv", "--contain", "--no-home"]
+        words += ["--pid", "--net", "--network", "none"] if spec.closed else []
         words += ["--fakeroot"] if spec.remap_root else []
         words += ["--writable-tmpfs"] if spec.writable else []
         shown = any(mount.target == "/dev/shm" for mount in spec.mounts)
-        mounts = (*spec.mounts, *(() if shown else (Mount("/dev/shm", "/dev/shm"),)))
+        mounts = (*spec.mounts, *(() if shown or spec.closed else (Mount("/dev/shm", "/dev/shm"),)))
         for mount in (*mounts, *(Mount(device, device) for device in spec.devices)):
             words += _mount_words(mount)
         words += ["--pwd", spec.workdir] if spec.workdir else []

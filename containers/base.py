@@ -280,6 +280,8 @@ class Runtime(Protocol):
         apart: a container is apart from the job: it outlives it, and has a /dev/shm of its own.
         marks: a root can be marked from inside alone, by the entry script.
         copies: our files are copied into a container that can be written, so that its command line is the user's.
+        brings: what a person types to bring an IMAGE to a host, where a closed container of it is wanted.
+        closes: it has words for a closed container (`Spec.closed`), which `start` then runs as one command.
     """
 
     name: ClassVar[str]
@@ -295,6 +297,8 @@ class Runtime(Protocol):
     apart: ClassVar[bool] = False
     marks: ClassVar[bool] = False
     copies: ClassVar[bool] = False
+    brings: ClassVar[str] = ""
+    closes: ClassVar[bool] = False
 
     def check(self, spec: Spec, *, here: bool = False) -> None:
         """Raise ConfigError for what it has no words for; `here`: RunError where this host cannot run it at all."""

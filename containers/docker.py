@@ -62,6 +62,8 @@ class Docker(Runtime):
     """Whether it writes files of its own where it is started: then in the rank's scratch."""
     apart = True
     copies = True
+    closes = True
+    brings: ClassVar[str] = "docker pull IMAGE"
 
     owned = ("d", "detach", "i", "label", "name", "net", "network", "read-only", "shm-size", "t", "u", "user",
              "workdir")  # fmt: skip
@@ -176,6 +178,8 @@ class Docker(Runtime):
 
     def start(self, order: Order) -> Start:
         """A batch job has no terminal: detached, docker keeps one for the shell by itself."""
+        if order.spec.closed:
+            return Start((self.closed_argv(order),))
         inside = self.exec(order.name, order.command)
         program, run, *rest = self.run_argv(order.spec, order.fetched or Fetched())
         if not order.tag:
@@ -189,14 +193,9 @@ class Docker(Runtime):
         An ENTRYPOINT of the image would be given the shell as its argument (`vllm serve bash`), and another USER than
         root cannot read our files: both are stepped over, as enroot and pyxis do.
         """
-        words = [self.name, "run"]
-        if spec.name:
-            words += ["--name", spec.name]
-        words.append("--net=host")
-        if spec.shm_size:
-            words.append(f"--shm-size={spec.shm_size}")
-        if not spec.writable:
-            words.append("--read-only")
+        words = [self.name, "run", *(["--name", spec.name] if spec.name else []), "--net=host"]
+        words += [f"--shm-size={spec.shm_size}"] if spec.shm_size else []
+        words += [] if spec.writable else ["--read-only"]
         for device in spec.devices:
             words += ["--device", device]
         for mount in spec.mounts:
@@ -208,6 +207,16 @@ class Docker(Runtime):
         if not image.entrypoint or "entrypoint" in spec.args:
             return [*words, "-it", spec.image.docker(), "bash"]
         return [*words, "--entrypoint", "bash", "-it", spec.image.docker()]
+
+    def closed_argv(self, order: Order) -> Argv:
+        """Return what runs one command in a container of its own: it reads as root does, and changes nothing."""
+        program, *arguments = order.command
+        words = [self.name, "run", "--rm", "--pull", "never", "--name", order.name]
+        words += ["--label", f"{LABEL}={owner(order.tag)}", "--network", "none", "--read-only", "--tmpfs", "/tmp:exec"]
+        words += ["--user", "0:0", "--cap-drop", "ALL", "--cap-add", "DAC_OVERRIDE", "--log-driver", "none"]
+        words += ["--security-opt", "no-new-privileges", "--workdir", "/"]
+        words += [word for mount in order.spec.mounts for word in self._mount_words(mount)]
+        return [*words, "--entrypoint", program, order.spec.image.docker(), *arguments]
 
     def copies_of(self, order: Order, folder: Path | None) -> list[Argv]:
         """Return what puts a directory of the node into the container, under the same path, where it is not mounted."""
@@ -379,7 +388,7 @@ class InDocker(Inside):
         order, name = self.order, self.order.name
         if order.folder is None or self._docker.ours(self.env).get(name) != owner(order.tag):
             return []
-        if not base.copied(self._docker, order.spec):
+        if not base.copied(self._docker, order.spec) and not order.spec.closed:
             with contextlib.suppress(RunError):  # it may have ended
                 self._exec("find", str(order.folder), "-mindepth", "1", "-delete", timeout_s=REMOVE_S)
         self._docker.remove(name, self.env)

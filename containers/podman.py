@@ -20,6 +20,7 @@ class Podman(Docker):
     settings = ("XDG_RUNTIME_DIR", "CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF")
     sees_all = False
     copies = False
+    brings = "podman pull IMAGE"
     leaves_files = True  # conmon: a file `oom`, if the kernel kills something in its container
     own_scheme = "podman"
     label = f'{{{{index .Labels "{LABEL}"}}}}'

@@ -238,6 +238,7 @@ class Spec:
         mount_home: whether the user's home directory is mounted.
         shm_size: size of /dev/shm, such as 1g; None: the runtime's default.
         args: further options of the runtime's command, by name.
+        closed: whether its code is only asked something: no network, no device, nothing that can be written but /tmp.
     """
 
     runtime: str
@@ -252,6 +253,7 @@ class Spec:
     mount_home: bool = False
     shm_size: str | None = None
     args: Mapping[str, Any] = field(default_factory=dict)
+    closed: bool = False
 
 
 def option_words(args: Mapping[str, Any]) -> list[str]:

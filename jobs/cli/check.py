@@ -11,12 +11,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from jobs.allocation.node import container
 from jobs.cli import OVERRIDES, Argument, Command
 from jobs.cli.output import tell
-from jobs.core import chinese
-from jobs.core.config import Config
+from jobs.core import chinese, session
+from jobs.core.config import Config, in_container
 from jobs.core.errors import ConfigError
-from jobs.engines.ascend.real import ask
+from jobs.engines.ascend.real import ask, image, sources
 from jobs.engines.base import Finding, engine_of
 from jobs.sweep import check, compose, road, show, space
 from jobs.sweep.check import Shared
@@ -58,24 +59,44 @@ def _check(options: argparse.Namespace) -> int:
     if not options.json:
         found = check.alike_as_one(found)
     errors = sum(one.finding.severity == "error" for one in found)
-    real = list(_real(points)) if options.real and options.json and not errors else None
-    if options.json:
-        print(json.dumps(as_json(found, points) | ({"real": real} if options.real else {}), default=str))
-    else:
+    wanted, real = options.real or options.real_packages, list[dict[str, Any]]()
+    if not options.json:
         for one in found:
             print(text(one, points))
         wrong = f"{show.count(errors, 'error')}, {show.count(len(found) - errors, 'warning')}"
         tell(f"{show.count(len(points), 'point')}: {wrong}")
-    if options.real and not errors and not options.json:
-        real = []
-        for point in _real(points):
+    with session.orderly():
+        for point in _real(points, packages=options.real_packages) if wanted and not errors else ():
             real.append(point)
-            tell(f"{' '.join(point['overrides']) or '(the defaults)'}: vllm-ascend {point['release']}")
-            for rank, refused in enumerate(point["ranks"]):
-                said = "accepts it" if refused is None else f"refuses it: {refused}"
-                tell(f"    rank {rank}: the real code {said}")
-    refused = any(rank is not None for point in real or () for rank in point["ranks"])
+            if not options.json:
+                _tell_real(point)
+    if options.json:
+        asked = {"real": None if errors else real} if wanted else {}
+        print(json.dumps(as_json(found, points) | asked, default=str))
+    refused = any(rank is not None for point in real for rank in point["ranks"])
     return 2 if errors or refused else 0
+
+
+def _tell_real(point: dict[str, Any]) -> None:
+    """Say what the real code makes of a point, and where that code is."""
+    tell(f"{' '.join(point['overrides']) or '(the defaults)'}: vllm-ascend {point['release']}")
+    versions = f"vllm {point['vllm'] or '?'}, vllm-ascend {point['vllm_ascend'] or '?'}"
+    if point["image"]:
+        tell(f"    asked in the image {point['image']}: {versions}")
+    else:
+        tell(f"    asked of the published packages: {versions}")
+    if point["left_out"]:
+        tell(f"    without these mounts, which are not here: {', '.join(point['left_out'])}")
+    if _differs(point):
+        tell(f"    warning: that is not engine.release={point['release']}, for which the command line is made")
+    for rank, refused in enumerate(point["ranks"]):
+        said = "accepts it" if refused is None else f"refuses it: {refused}"
+        tell(f"    rank {rank}: the real code {said}")
+
+
+def _differs(point: dict[str, Any]) -> bool:
+    """Whether the plugin of an image is another release than that of the point; what a build adds (+...) is none."""
+    return bool(point["vllm_ascend"]) and point["vllm_ascend"].partition("+")[0] != point["release"]
 
 
 def _together(overrides: Sequence[str], points: Sequence[Sequence[str]]) -> tuple[Shared, ...]:
@@ -97,20 +118,44 @@ def text(one: Shared, points: Sequence[Sequence[str]]) -> str:
     return f"{chinese.printed(finding.severity)} {finding.rule}: {words} [{finding.source}]"
 
 
-def _real(points: Sequence[Sequence[str]]) -> Iterator[dict[str, Any]]:
-    """Ask the real code of each point's release; yield by point why it refuses each rank (None: it accepts it)."""
-    releases: dict[str, list[tuple[Sequence[str], Config]]] = {}
+def _real(points: Sequence[Sequence[str]], *, packages: bool) -> Iterator[dict[str, Any]]:
+    """Ask the real code of each point; yield by point why it refuses each rank (None: it accepts it), and where it is.
+
+    That is the point's own image where it has a container, else the packages of its release, or if `packages`.
+    """
+    alike: dict[str, list[tuple[Sequence[str], Config]]] = {}
     for point, config in zip(points, compose.configs(points), strict=True):
         if not engine_of(config).traits.npus:
             raise ConfigError("engine", config.engine.name, "it has no vllm-ascend", "Set engine=vllm_ascend.")
-        releases.setdefault(config.engine.release, []).append((point, config))
-    for release, of_it in releases.items():  # it is imported once for all of them
-        for (point, _), answers in zip(of_it, ask.ask_points(release, [one for _, one in of_it]), strict=True):
-            yield {"overrides": list(point), "release": release, "ranks": [one.refused for one in answers]}
+        inside = in_container(config) and not packages
+        alike.setdefault(repr(config.container) if inside else config.engine.release, []).append((point, config))
+    for of_it in alike.values():  # it is imported once for all of them
+        configs = [config for _, config in of_it]
+        if in_container(configs[0]) and not packages:
+            told = image.ask_points(container.of(configs[0]), container.order(configs[0]), configs)
+            where: dict[str, Any] = {"image": told.image, "left_out": told.left_out, **told.packages}
+            found = told.points
+        else:
+            release = configs[0].engine.release
+            where = {"image": None, "left_out": (), "vllm": sources.engine_version(release), "vllm_ascend": release}
+            found = ask.ask_points(release, configs)
+        for (point, config), answers in zip(of_it, found, strict=True):
+            ranks = [one.refused for one in answers]
+            yield {"overrides": list(point), "release": config.engine.release, **where, "ranks": ranks}
 
 
 REAL: Argument = (
     "--real",
-    {"action": "store_true", "help": "also ask the release's own code, on this machine and without an NPU: minutes"},
+    {
+        "action": "store_true",
+        "help": "also ask the real vLLM-Ascend, on this machine and without an NPU: that in the point's image where it "
+        "has a container, else the packages that were published of its release; it takes minutes",
+    },
 )
-COMMANDS = (Command("check", _check, "list everything that is wrong or risky with these points", (OVERRIDES, REAL)),)
+PACKAGES: Argument = (
+    "--real-packages",
+    {"action": "store_true", "help": "the same, of the published packages, whether the point has a container or not"},
+)
+COMMANDS = (
+    Command("check", _check, "list everything that is wrong or risky with these points", (OVERRIDES, REAL, PACKAGES)),
+)

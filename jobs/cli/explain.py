@@ -13,7 +13,9 @@ from jobs.cli import OVERRIDES, Command
 from jobs.cli.output import tell
 from jobs.core.errors import ConfigError
 from jobs.core.rundir import SweepDir
+from jobs.engines.ascend import release
 from jobs.engines.ascend.migration import defaults, migrate
+from jobs.engines.base import engine_of
 from jobs.engines.vllm.findings import question
 from jobs.sweep import compose, explain
 
@@ -22,11 +24,13 @@ def explain_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
     """Return for each point the releases, the changes that its engine.release makes, and the defaults that differ.
 
     Raises:
-        ConfigError: the overrides cannot be composed.
+        ConfigError: the overrides cannot be composed, or nobody knows what a release changes.
     """
     points = compose.expand(overrides)
     found = []
     for point, one in zip(points, compose.written(points), strict=True):
+        if engine_of(one.config).traits.released:
+            release(one.config.engine.release)
         made, changes = migrate(one.config, one.explicit)
         asked = question(made)
         set_here = {**asked.settings, **asked.env, **asked.additional}
@@ -43,13 +47,13 @@ def explain_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
 
 def text(point: dict[str, Any]) -> str:
     """Return one point's changes as a list for people."""
-    written, release = point["written_for"], point["release"]
+    written, asked = point["written_for"], point["release"]
     lines = [" ".join(point["overrides"]) or "(no overrides)"]
     if not point["changes"]:
         own = f"everything is as written for {written}" if written else "everything is as written"
-        lines.append(f"  release {release}: {own}")
+        lines.append(f"  release {asked}: {own}")
     else:
-        lines.append(f"  release {release}, written for {written}: {len(point['changes'])} changes")
+        lines.append(f"  release {asked}, written for {written}: {len(point['changes'])} changes")
     for change in [*point["changes"], *point["defaults"]]:
         lines.append(f"  {change['key']}: {_value(change['before'])} -> {_value(change['after'])}")
         lines.append(f"      {change['reason']} [{change['source']}]")

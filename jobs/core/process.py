@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import selectors
 import signal
 import subprocess
 import sys
@@ -73,6 +74,37 @@ def run(
             end_all(started)
 
     return subprocess.CompletedProcess(list(argv), started.returncode, output, errors)
+
+
+def gather(argv: Sequence[str], env: Mapping[str, str], timeout_s: float, most: int) -> tuple[int, str, str]:
+    """Run a command that nobody here knows. Returns its exit code, its output and its errors; it ends with us.
+
+    Args:
+        argv, env: its command line and its whole environment.
+        timeout_s: seconds after which it is ended.
+        most: bytes that it may write to each of both.
+
+    Raises:
+        RunError: it cannot be started, needs longer, or writes more.
+    """
+    end, pipe = time.monotonic() + timeout_s, subprocess.PIPE
+    with alone(argv, env, 0, stdout=pipe, stderr=pipe) as started, selectors.DefaultSelector() as open_ones:
+        said = {stream: bytearray() for stream in (started.stdout, started.stderr) if stream}
+        for stream in said:
+            open_ones.register(stream, selectors.EVENT_READ, stream)
+        while open_ones.get_map():
+            ready = open_ones.select(max(end - time.monotonic(), 0))
+            if not ready:
+                raise RunError(argv[0], "(command)", f"no answer within {timeout_s:g} s", "Try it by hand.")
+            for key, _ in ready:
+                chunk = os.read(key.fd, 1 << 16)
+                said[key.data] += chunk
+                if not chunk:
+                    open_ones.unregister(key.fileobj)
+                elif len(said[key.data]) > most:
+                    raise RunError(argv[0], "(command)", f"it wrote more than {most >> 20} MiB", "Try it by hand.")
+        output, errors = (found.decode("utf-8", "replace") for found in said.values())
+        return started.wait(), output, errors
 
 
 def attend(argv: Sequence[str], grace_s: float = 5.0) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from compare import cases, differences, refusal
-from core_help import config
+from core_help import ROOT, config
 
 from jobs.core.config import Config
 from jobs.core.errors import RunError
@@ -30,8 +30,13 @@ PRESETS = (
     "experiment=article parallel=dp2_tp8_dcp8", "experiment=official_deepseek_v3_1",
     "experiment=official_deepseek_v3_2", "experiment=official_glm_5_2", "experiment=official_kimi_k2_5",
     "experiment=official_glm_5_3_flash", "experiment=two_replicas parallel=replicas2_tp8 bench.concurrency=4",
+    "experiment=article_bench", "experiment=speculation", "experiment=expert_parallel",
+    "experiment=official_glm_5_2 lever=kv_int8", "experiment=long_context lever=dynamic_chunks parallel=pp2_tp8",
+    *(f"experiment=long_context parallel={one}" for one in ("dp1_tp16", "dp2_tp8_dcp8", "dp4_tp4", "pp2_tp8")),
+    *(f"experiment=long_context lever={one.stem}" for one in sorted((ROOT / "conf/lever").glob("*.yaml"))),
+    *(f"experiment=expert_parallel moe={one.stem}" for one in sorted((ROOT / "conf/moe").glob("*.yaml"))),
 )  # fmt: skip
-"""Recipes and layouts; the first three in `make test`."""
+"""Recipes, layouts and levers, as far as `check` accepts them at a release; the first three in `make test`."""
 
 SOME = 24
 """Provoked cases of a release in `make test`, where each takes a second; `make ascend-conformance` has all."""

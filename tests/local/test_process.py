@@ -264,6 +264,17 @@ def test_run_returns_output_and_code_and_names_what_is_missing() -> None:
         process.run(["sleep", "60"], timeout_s=0.1)
 
 
+def test_what_a_stranger_says_is_gathered_up_to_an_end() -> None:
+    argv = ["sh", "-c", "echo out; echo err >&2; exit 3"]
+    assert process.gather(argv, ENV, 60, 1 << 20) == (3, "out\n", "err\n")
+    for script, limit_s, reason in (("yes", 60, "it wrote more than 1 MiB"), ("echo out; sleep 600", 0.2, "no answer")):
+        with pytest.raises(RunError, match=reason):
+            process.gather(["sh", "-c", f"{script} # {os.getpid()}"], ENV, limit_s, 1 << 20)
+        assert process.with_arguments(["-c", f"{script} # {os.getpid()}"]) == []
+    with pytest.raises(RunError, match="not on PATH"):
+        process.gather(["no-such-program"], ENV, 60, 1)
+
+
 def test_a_program_that_cannot_be_started_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "squeue").write_text("not a program")
     with pytest.raises(RunError, match="squeue"):

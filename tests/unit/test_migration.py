@@ -347,6 +347,15 @@ def test_what_is_new_and_on_is_a_change_and_what_is_new_and_off_is_none() -> Non
     assert binding not in told("experiment=article", "engine.release=0.18.0", own)
 
 
+def test_explain_knows_nothing_of_a_release_that_is_not_described(capsys: pytest.CaptureFixture[str]) -> None:
+    from jobs.__main__ import main
+
+    for name in ("0.24.0rc1", "0.33.0"):
+        assert main(["explain", "experiment=article", f"engine.release={name}"]) == 2
+        said = capsys.readouterr()
+        assert said.out == "" and f"engine.release = {name}: this release is not described here" in said.err
+
+
 def test_explain_says_what_changed_and_why(capsys: pytest.CaptureFixture[str]) -> None:
     from jobs.__main__ import main
 

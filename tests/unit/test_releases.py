@@ -30,7 +30,11 @@ def test_the_releases_oldest_first() -> None:
 @pytest.mark.parametrize(
     ("name", "said", "remedy"),
     [
-        ("0.12.0", "lies between 0.11.0 and 0.13.0", "The nearest is 0.11.0."),
+        (
+            "0.12.0",
+            "lies between 0.11.0 and 0.13.0",
+            "The nearest is 0.11.0, and `python -m jobs explain engine.release=0.13.0",
+        ),
         ("0.23.0.post2", "lies between 0.23.0.post1 and 0.26.0rc1", "set engine.release=0.23.0.post1"),
         ("0.31.0", "newer than 0.30.0rc2", "The nearest is 0.30.0rc2."),
         ("0.8.5", "older than 0.9.1", f"The nearest is {ascend.ADVISED}."),

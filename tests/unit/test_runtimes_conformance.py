@@ -75,6 +75,22 @@ def test_the_last_command_runs_ours_inside_and_no_secret_stands_on_a_line(
     assert "the-secret" not in repr(order)
 
 
+def test_a_closed_container_is_one_command_without_a_network_that_changes_nothing(
+    runtime: Runtime, order: Order
+) -> None:
+    if not runtime.closes:
+        assert runtime.brings == ""
+        return
+    spec = replace(order.spec, writable=False, closed=True, env={})
+    [argv] = runtime.start(replace(order, spec=spec, command=("python3", "/x/run.py"))).commands
+    assert argv[argv.index("--network") + 1] == "none"
+    assert [word for word in argv if word.startswith("/models")] == ["/models:/models:ro"]
+    assert argv[-1] == "/x/run.py"
+    assert "r.example/a/b:v1" in argv or any(word.endswith(".sif") for word in argv)
+    assert not {"--net=host", "--device", "--env", "--writable-tmpfs", "/dev/shm:/dev/shm"} & set(argv)
+    assert "IMAGE" in runtime.brings
+
+
 def test_an_order_is_read_as_it_was_written(order: Order, tmp_path: Path) -> None:
     order.write(tmp_path / "order.json", 0o600)
     assert Order.read(tmp_path / "order.json") == order

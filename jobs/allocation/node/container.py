@@ -281,6 +281,15 @@ def local(config: Config, words: Words, rank: int = 0) -> Local:
     return Local(Path(words.fill(config.container.local_dir or LOCAL, rank)))
 
 
+def order(config: Config) -> Order:
+    """Return the container of a point as a person asks for it, without what a node lends to it: nobody's."""
+    given = config.container
+    assert given.image is not None
+    mounts = tuple(parse_mount(text) for text in given.mounts)
+    spec = Spec(given.runtime, resolve(given.image, given.registry), mounts=mounts)
+    return Order(spec, "", local(config, Words.here()), images(config), node_name(os.environ))
+
+
 def image_file(config: Config) -> Path | None:
     """Return the squashfs file that the config names as its image; None: it names none, or no container."""
     given = config.container.image

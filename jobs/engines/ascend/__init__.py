@@ -171,6 +171,9 @@ def unknown(name: str) -> tuple[str, str]:
     same = [one for one in releases() if numbers and version(one) == version(name)]
     near = same[-1] if same else before[-1] if before else ADVISED
     taken = f"{near} has the same vLLM: set engine.release={near}" if same else f"The nearest is {near}"
+    if before and after and not same:
+        what = f"python -m jobs explain engine.release={after[0]}"
+        taken = f"The nearest is {near}, and `{what}` says what changed by {after[0]}"
     return told, f"{taken}. Valid: {', '.join(releases())}. Advised: {ADVISED}. To add one: docs/releases.md."
 
 

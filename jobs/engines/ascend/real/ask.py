@@ -127,15 +127,40 @@ def _key(place: Path, case: Case) -> str:
     return hashlib.sha256(b"\0".join([*texts, words])).hexdigest()[:24]
 
 
+def limit_s(asked: Sequence[Case]) -> float:
+    """Return the seconds after which run.py, with these cases, hangs."""
+    return SECONDS * 4 + SECONDS_A_CASE * len(asked)
+
+
+def write_cases(file: Path, asked: Sequence[Case]) -> None:
+    """Write the cases as run.py reads them."""
+    write_text(file, "".join(json.dumps({"argv": one.argv, "env": dict(one.env)}) + "\n" for one in asked))
+
+
+def read_answers(output: str) -> tuple[dict[str, str | None] | None, dict[int, dict[str, Any]]]:
+    """Return the packages (None: it did not come so far) and the answers by case that run.py printed.
+
+    What else an image prints, or prints in their form with other values, is no answer.
+    """
+    packages, found = None, {}
+    for line in output.splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            match json.loads(line):
+                case {"packages": {"vllm": str() | None, "vllm_ascend": str() | None} as packages}:
+                    pass
+                case {"case": int(at), "refused": str()} | {"case": int(at), "config": dict()} as one:
+                    found[at] = {name: one[name] for name in ("config", "refused") if name in one}
+    return packages, found
+
+
 def _run(release: str, place: Path, asked: Sequence[Case]) -> dict[int, dict[str, Any]]:
     """Return the answers of run.py by the number of their case."""
     with tempfile.TemporaryDirectory(dir=private_place(tempfile.gettempdir())) as name:
         file = Path(name) / "cases"
-        write_text(file, "".join(json.dumps({"argv": one.argv, "env": dict(one.env)}) + "\n" for one in asked))
-        env = {"PATH": "/usr/bin:/bin", "HOME": name, "PYTHONPATH": f"{HERE / 'stubs'}:{place}"}
-        limit = SECONDS * 4 + SECONDS_A_CASE * len(asked)
-        done = process.run([str(PYTHON), str(HERE / "run.py"), str(file)], env=env, timeout_s=limit)
-    found = {one.pop("case"): one for one in map(json.loads, done.stdout.splitlines())}
+        write_cases(file, asked)
+        env = {"PATH": "/usr/bin:/bin", "HOME": name, "PYTHONPATH": str(place)}
+        done = process.run([str(PYTHON), str(HERE / "run.py"), str(file)], env=env, timeout_s=limit_s(asked))
+    _, found = read_answers(done.stdout)
     if len(found) < len(asked):
         last = (done.stderr.strip() or "it said nothing").splitlines()[-1]
         raise RunError(f"vllm-ascend {release}", "(real code)", last, "Look into jobs/engines/ascend/real/run.py.")
@@ -149,9 +174,26 @@ def ask_points(
     models = sources.obtain(release) / "models"
     lines: list[tuple[Case, ...]] = []
     for config, ranks in (*((one, None) for one in configs), *((one, 1) for one in heads)):
-        folder = models / (re.sub(r"[^\w.-]", "_", config.model.name).lstrip(".") or "model")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_model(config, folder)
-        lines.append(cases(config, folder)[:ranks])
-    answers = iter(ask(release, [case for point in lines for case in point]))
-    return tuple(tuple(next(answers) for _ in point) for point in lines)
+        lines.append(cases(config, model_in(models, config))[:ranks])
+    return by_point(lines, ask(release, [case for point in lines for case in point]))
+
+
+def model_in(models: Path, config: Config) -> Path:
+    """Write what stands for a point's checkpoint into a directory of its own there, and return that."""
+    folder = models / folder_of(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_model(config, folder)
+    return folder
+
+
+def folder_of(config: Config) -> str:
+    """Return the name of that directory: of a checkpoint that is here, which has sizes of its own, by its path too."""
+    name = re.sub(r"[^\w.-]", "_", config.model.name).lstrip(".") or "model"
+    here = Path(config.model.path, "config.json").exists()
+    return f"{name}-{hashlib.sha256(config.model.path.encode()).hexdigest()[:8]}" if here else name
+
+
+def by_point(lines: Sequence[Sequence[Case]], answers: Iterable[Answer]) -> tuple[tuple[Answer, ...], ...]:
+    """Return the answers, which come in the order of the cases, for each point."""
+    every = iter(answers)
+    return tuple(tuple(next(every) for _ in point) for point in lines)

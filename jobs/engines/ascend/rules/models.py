@@ -1,10 +1,10 @@
-"""What a release asks of the model (M1, M2)."""
+"""What a release asks of the model (M1 to M3)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from jobs.engines.ascend import version
+from jobs.engines.ascend import releases, version
 from jobs.engines.ascend.rules.base import Problem, Question, rule, table
 
 _LONGEST_KPOOL = 155_000
@@ -21,7 +21,9 @@ def model_of_the_release(q: Question) -> Iterator[Problem]:
     if found:
         _, what, since, source = max(found)
         reason = f"{what} are served from release {since} on"
-        yield Problem("engine.release", q.release.name, reason, f"Choose {since} or later.", source=source)
+        mended = f"{since}.post1"
+        remedy = f"Choose {mended if mended in releases() else since} or later."
+        yield Problem("engine.release", q.release.name, reason, remedy, source=source)
 
 
 @rule("M2", "warning", ">=0.30", "vllm-ascend issue 15984")
@@ -31,6 +33,15 @@ def pooled_indexer(q: Question) -> Iterator[Problem]:
     if q.arch and q.arch.indexer and q.arch.indexer.pool > 1 and length > _LONGEST_KPOOL:
         reason = f"requests above about {_LONGEST_KPOOL:,} tokens hang on A2, however large the KV cache"
         yield Problem("parallel.max_model_len", length, reason, f"Stay at or below {_LONGEST_KPOOL}.")
+
+
+@rule("M3", "warning", ">=0.23", "vllm-ascend v0.23.0.post1, ascend_config.py: both keys `and use_sparse`")
+def sparse_caches(q: Question) -> Iterator[Problem]:
+    """Keys for the caches of sparse attention, at a model that has none: nothing is measured by them."""
+    for name in ("enable_sparse_sfa_c8", "enable_sparse_li_c8"):
+        if q.additional.get(name) and q.arch and q.arch.indexer is None:
+            reason = "the model has no sparse attention: the engine turns it off and says nothing"
+            yield Problem(f"engine.additional_config.{name}", True, reason, "Leave it out for this model.")
 
 
 def _kinds(q: Question) -> set[str]:

@@ -133,9 +133,10 @@ def unknown_keys(q: Question) -> Iterator[Problem]:
 
 
 def _in_a_later_one(here: Release, names: Callable[[Release], Iterable[str]], name: str) -> str | None:
-    """Return the remedy for a name that a later described release has; None: none has it."""
+    """Return the remedy for a name that a later described release has, that in its mended form; None: none has it."""
     later = all_releases()[all_releases().index(here.name) + 1 :]
-    found = next((one for one in later if name in names(described(one))), None)
+    having = [one for one in later if name in names(described(one))]
+    found = next((one for one in having if f"{one}.post1" not in having), None)
     return f"Release {found} has it: set engine.release={found}, or leave it out." if found else None
 
 

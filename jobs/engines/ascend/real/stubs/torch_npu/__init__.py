@@ -19,8 +19,11 @@ SOC_OF_A2 = 220
 BYTES = 65_452_113_920
 """Memory of such an NPU as torch_npu reports it (vllm-ascend issue 13439)."""
 
-ABSENT = ("torch_npu", "torchair", "acl", "gguf", "diskcache", "mooncake", "memcache_hybrid", "fla_npu")
-"""Packages that only an Ascend machine, or an older release's environment, has; the real one is taken where it is."""
+OF_NPUS = ("torchair", "acl", "mooncake", "memcache_hybrid", "fla_npu")
+"""Packages that only an Ascend machine has; those of an image look for its driver, which is not there."""
+
+ABSENT = ("gguf", "diskcache")
+"""Packages that an older release's environment has; the real one is taken where it is."""
 
 
 def _device_module() -> types.ModuleType:
@@ -42,7 +45,8 @@ def _device_module() -> types.ModuleType:
 
 
 __getattr__ = stand_in
-sys.meta_path.append(Finder(lambda name: name.split(".")[0] in ABSENT and name != "torch_npu"))
+sys.meta_path.insert(0, Finder(lambda name: name.split(".")[0] in OF_NPUS or name.startswith("torch_npu.")))
+sys.meta_path.append(Finder(lambda name: name.split(".")[0] in ABSENT))
 npu = _device_module()
 sys.modules["torch_npu.npu"] = npu
 get_soc_version = npu.get_soc_version
