@@ -92,10 +92,11 @@ def gather(argv: Sequence[str], env: Mapping[str, str], timeout_s: float, most: 
         said = {stream: bytearray() for stream in (started.stdout, started.stderr) if stream}
         for stream in said:
             open_ones.register(stream, selectors.EVENT_READ, stream)
+        late = RunError(argv[0], "(command)", f"no answer within {timeout_s:g} s", "Try it by hand.")
         while open_ones.get_map():
-            ready = open_ones.select(max(end - time.monotonic(), 0))
-            if not ready:
-                raise RunError(argv[0], "(command)", f"no answer within {timeout_s:g} s", "Try it by hand.")
+            left = end - time.monotonic()
+            if left < 0 or not (ready := open_ones.select(left)):
+                raise late
             for key, _ in ready:
                 chunk = os.read(key.fd, 1 << 16)
                 said[key.data] += chunk
@@ -104,7 +105,10 @@ def gather(argv: Sequence[str], env: Mapping[str, str], timeout_s: float, most: 
                 elif len(said[key.data]) > most:
                     raise RunError(argv[0], "(command)", f"it wrote more than {most >> 20} MiB", "Try it by hand.")
         output, errors = (found.decode("utf-8", "replace") for found in said.values())
-        return started.wait(), output, errors
+        try:  # it may have closed both, and go on
+            return started.wait(max(end - time.monotonic(), 0)), output, errors
+        except subprocess.TimeoutExpired:
+            raise late from None
 
 
 def attend(argv: Sequence[str], grace_s: float = 5.0) -> int:

@@ -267,7 +267,12 @@ def test_run_returns_output_and_code_and_names_what_is_missing() -> None:
 def test_what_a_stranger_says_is_gathered_up_to_an_end() -> None:
     argv = ["sh", "-c", "echo out; echo err >&2; exit 3"]
     assert process.gather(argv, ENV, 60, 1 << 20) == (3, "out\n", "err\n")
-    for script, limit_s, reason in (("yes", 60, "it wrote more than 1 MiB"), ("echo out; sleep 600", 0.2, "no answer")):
+    for script, limit_s, reason in (
+        ("yes", 60, "it wrote more than 1 MiB"),
+        ("echo out; sleep 600", 0.2, "no answer"),
+        ("exec >&- 2>&-; sleep 600", 0.2, "no answer"),
+        ("while echo out; do sleep 0.05; done", 0.5, "no answer"),
+    ):
         with pytest.raises(RunError, match=reason):
             process.gather(["sh", "-c", f"{script} # {os.getpid()}"], ENV, limit_s, 1 << 20)
         assert process.with_arguments(["-c", f"{script} # {os.getpid()}"]) == []
