@@ -59,6 +59,8 @@ class Engine:
     prefix_queries: int = 0
     prefix_hits: int = 0
     kv_use: float = 0.1
+    prefill_s: float = 0.0
+    prompts: int = 0
 
 
 def page_of(engines: Sequence[Engine]) -> str:
@@ -71,6 +73,9 @@ def page_of(engines: Sequence[Engine]) -> str:
         "prefix_cache_queries_total": "prefix_queries",
         "prefix_cache_hits_total": "prefix_hits",
         "kv_cache_usage_perc": "kv_use",
+        "request_prefill_time_seconds_sum": "prefill_s",
+        "request_prefill_time_seconds_count": "finished",
+        "request_prompt_tokens_sum": "prompts",
     }
     lines = []
     for engine in engines:
@@ -92,6 +97,7 @@ class Answer:
         tokens: of each chunk.
         ended_s: moment of the last byte; None: it was never answered whole.
         engine: that serves it.
+        taken_s: moment at which it took it up; None: when it came.
     """
 
     stub: Stub
@@ -103,6 +109,7 @@ class Answer:
     sent_s: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     ended_s: float | None = None
+    taken_s: float | None = None
     _opened: bool = False
 
     @property
@@ -155,6 +162,8 @@ class Answer:
         self.connection.write(b"0\r\n\r\n")
         self.ended_s = self._due
         self.engine.finished += 1
+        self.engine.prompts += self.prompt_tokens
+        self.engine.prefill_s += (self.sent_s or [self._due])[0] - (self.taken_s or self.came_s)
 
     def refuse(self, status: int, text: str) -> None:
         """Answer with another status."""
@@ -189,6 +198,7 @@ def queue(slots: int, first_s: float, gap_s: float) -> Behaviour:
         finally:
             answer.engine.waiting -= 1
             answer.engine.running += 1
+        answer.taken_s = answer.stub.now
         try:
             await _emit(answer, answer.stub.now, first_s, gap_s, 1)
         finally:

@@ -70,7 +70,8 @@ def of_load(case: Case) -> Found:
     yield from not_checked(case.config, window)
     yield from restarted(window)
     yield from balance(case.config, served, len(case.counted), case.in_flight)
-    yield from pace(case)
+    paces = list(pace(case))
+    yield from paces or prefills(case.config, window.growth)
     yield from foreign(case)
     yield from usage(case)
     longest = max(((r.prompt_tokens or 0) + (r.output_tokens or 0) for r in window.records), default=0)
@@ -175,6 +176,23 @@ def pace(case: Case) -> Found:
     if took[slow] > SLOWER * took[fast]:
         times = f"{took[slow] / took[fast]:.2g} times as long"
         yield Finding(f"data-parallel rank {slow} held a request for a token {times} as rank {fast}: is it slower?")
+
+
+def prefills(config: Config, growth: Growth) -> Found:
+    """An engine that is slower than the others in reading prompts alone, which long answers hide.
+
+    By what each took from taking a request up to its first token, for each token of a prompt. One that read more
+    requests may be as much slower: prompts that come together are read together.
+    """
+    told = growth.prefills
+    if len(told) < max(2, config.parallel.engines) or min(one.requests for one in told.values()) < ENOUGH_FOR_PACE:
+        return
+    took = {engine: one.seconds / one.tokens for engine, one in told.items()}
+    slow, fast = max(took, key=lambda one: took[one]), min(took, key=lambda one: took[one])
+    busier = max(1.0, told[slow].requests / told[fast].requests)
+    if took[slow] > SLOWER * busier * took[fast]:
+        times = f"{took[slow] / took[fast]:.2g} times as long"
+        yield Finding(f"data-parallel rank {slow} took {times} to read a prompt as rank {fast}: is it slower?")
 
 
 def foreign(case: Case) -> Found:
