@@ -13,6 +13,8 @@ from jobs.forecast.observed import COLUMNS
 from jobs.forecast.search import Rows, Search
 from jobs.forecast.tuner import STARTS, WORTH, Belief, Shown, Step, answer, gains, spent
 
+NO_TEXT = "speculative decoding on prompts that are no text tells nothing (bench.workload=text)"
+
 NEXT_HOURS = 10.0
 """Node-hours of which it is said what they would most likely bring."""
 
@@ -28,7 +30,10 @@ def found(search: Search, rows: Rows) -> dict[str, Any]:
     if made:
         ends = {name: getattr(made, name) * unit for name in ("value", "low", "high")}
         best = {"name": made.name, "tied": made.tied, **ends}
-        best["overrides"] = list(search.settings[names.index(made.name)].overrides)
+        won = search.settings[names.index(made.name)]
+        best["overrides"] = list(won.overrides)
+        told = [rows[point].get("slo_kept") for point in won.points if point in rows]
+        best["unsure"] = bool(search.goal.limits) and True not in told
     return {
         "answer": best,
         "goal": column,
@@ -85,8 +90,9 @@ def _out(
     setting = search.settings[place]
     if own and (all(not one.figures for one in own) or any(not one.figures and not one.spoilt for one in own)):
         there = [rows[point] for point in setting.points if point in rows]
+        no_text = any(row.get("spec_text") is False for row in there)
         grew = "its queue grew" if any(row.get("saturated") for row in there) else ""
-        shows = f"it shows no {COLUMNS[search.goal.figure][0]}"
+        shows = f"it shows no {COLUMNS[search.goal.figure][0]}" if not no_text else NO_TEXT
         return f"failed: {next(filter(None, (row.get('invalid_reason') for row in there)), grew or shows)}"
     if believed.keeps[place] < 0.5:
         return "limits" if own else "limits, by the forecast"

@@ -30,7 +30,7 @@ KV_USE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 
 PREFILL_S, PREFILLS = "vllm:request_prefill_time_seconds_sum", "vllm:request_prefill_time_seconds_count"
 READ = "vllm:request_prompt_tokens_sum"
-"""Of the requests that came to their end: from when each was taken up to its first token, s; how many; their prompts."""
+"""Of requests that came to their end: from when each was taken up to its first token, s; how many; their prompts."""
 
 _SPEC = "vllm:spec_decode_num_"
 
