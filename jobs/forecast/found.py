@@ -13,8 +13,6 @@ from jobs.forecast.observed import COLUMNS
 from jobs.forecast.search import Rows, Search
 from jobs.forecast.tuner import STARTS, WORTH, Belief, Shown, Step, answer, gains, spent
 
-NO_TEXT = "speculative decoding on prompts that are no text tells nothing (bench.workload=text)"
-
 NEXT_HOURS = 10.0
 """Node-hours of which it is said what they would most likely bring."""
 
@@ -90,9 +88,8 @@ def _out(
     setting = search.settings[place]
     if own and (all(not one.figures for one in own) or any(not one.figures and not one.spoilt for one in own)):
         there = [rows[point] for point in setting.points if point in rows]
-        no_text = any(row.get("spec_text") is False for row in there)
         grew = "its queue grew" if any(row.get("saturated") for row in there) else ""
-        shows = f"it shows no {COLUMNS[search.goal.figure][0]}" if not no_text else NO_TEXT
+        shows = f"it shows no {COLUMNS[search.goal.figure][0]}"
         return f"failed: {next(filter(None, (row.get('invalid_reason') for row in there)), grew or shows)}"
     if believed.keeps[place] < 0.5:
         return "limits" if own else "limits, by the forecast"

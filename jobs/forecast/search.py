@@ -160,8 +160,6 @@ def shown(
     counted with another row.
     """
     count, hours = int(row.get("windows") or windows), hours_of(row, shared=shared)
-    if row.get("spec_text") is False:  # not what users get: such a row wins nothing (jobs/results/verdict.py)
-        return Shown(candidate, start, {}, count, hours, None, shared, spoilt=True)
     if not row["valid"] or row.get("saturated"):
         # A rank that failed is named first; of what was ready, any other reason is one of the measurement.
         ready = row.get("load_s") is not None and not str(row.get("invalid_reason")).startswith("rank ")

@@ -233,14 +233,6 @@ def test_an_answer_of_which_the_objective_is_not_known_says_so(tmp_path: Path) -
         assert told["answer"] and ("keep bench.slo is not known" in said) is (kept is None)
 
 
-def test_speculation_on_random_ids_is_out_by_that(four: Search) -> None:
-    rows: dict[str, Any] = {}
-    searched(four, rows, most=1)
-    told = found(four, {point: row | {"spec_text": False} for point, row in rows.items()})
-    assert told["answer"] is None
-    assert next(one["out"] for one in told["settings"] if one["measured"]).startswith("failed: speculative decoding")
-
-
 def test_what_failed_or_breaks_a_limit_is_ruled_out_by_it(four: Search) -> None:
     task = four.next({})[1]
     assert task

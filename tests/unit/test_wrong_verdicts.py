@@ -128,13 +128,6 @@ def test_a_valid_row_without_the_goals_figure_tells_nothing_of_its_setting() -> 
     assert space_of(goal).belief([blank]).keeps[0] > 0
 
 
-def test_speculation_on_prompts_that_are_no_text_is_no_answer() -> None:
-    row = shown(GOAL, 0, 0, {**MEASURED, "spec_text": False}, 3)
-    assert row.spoilt and not row.figures
-    assert answer(space_of(), [row]) is None
-    assert answer(space_of(), [shown(GOAL, 0, 0, {**MEASURED, "spec_text": True}, 3)]) is not None
-
-
 @pytest.mark.parametrize("value", [math.inf, math.nan, True, -3.0, 0])
 def test_what_is_no_figure_is_none(value: object) -> None:
     assert shown(GOAL, 0, 0, {**MEASURED, "output_tok_per_s": value}, 3).spoilt
