@@ -121,7 +121,7 @@ def text_of(path: Path) -> str:
         content = file.read(HUGE + 1)
     if len(content) > HUGE:
         raise OSError(0, f"it has more than {HUGE >> 30} GiB", str(path))
-    return content.decode().replace("\r\n", "\n")
+    return content.decode("utf-8-sig").replace("\r\n", "\n")
 
 
 def load_json(path: Path, most: int = LARGE, *, ours: bool = False) -> Any:

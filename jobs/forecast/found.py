@@ -28,7 +28,10 @@ def found(search: Search, rows: Rows) -> dict[str, Any]:
     if made:
         ends = {name: getattr(made, name) * unit for name in ("value", "low", "high")}
         best = {"name": made.name, "tied": made.tied, **ends}
-        best["overrides"] = list(search.settings[names.index(made.name)].overrides)
+        won = search.settings[names.index(made.name)]
+        best["overrides"] = list(won.overrides)
+        told = [rows[point].get("slo_kept") for point in won.points if point in rows]
+        best["unsure"] = bool(search.goal.limits) and True not in told
     return {
         "answer": best,
         "goal": column,

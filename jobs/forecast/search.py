@@ -6,10 +6,11 @@ alone: whoever asks, and whenever, gets the same next step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -169,17 +170,30 @@ def shown(
         own = name in limited and name != goal.figure
         asked = (Slo.column(LIMITS[name]), f"{LIMITS[name]}_p90", column) if own else (column,)
         values = (row.get(one) for one in asked)
-        if value := next((one for one in values if isinstance(one, int | float) and one > 0), None):
+        if value := next((one for one in values if is_figure(one) and one > 0), None):
             found[name] = value / unit
+    if row.get("slo_kept") is True:  # all its requests tell, and a percentile of some may lie beyond its limit
+        found |= {
+            name: min(found[name], KEPT * limit) for name, limit in goal.limits if name in found and name != goal.figure
+        }
     told, broke = goal.figure in found, row.get("slo_kept") is False
     return Shown(candidate, start, found if told else {}, count, hours, scatter, shared, spoilt=not told, broke=broke)
+
+
+KEPT = 0.95
+"""Of a limit: what a row that keeps it is taken for at most, so that it is believed to."""
+
+
+def is_figure(value: object) -> TypeGuard[float]:
+    """Return whether a value of a row is a number that can be reckoned with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def hours_of(row: Mapping[str, Any], *, shared: bool) -> float | None:
     """Return the node-hours that a row has cost: none where another sweep measured it; None: it does not tell."""
     if row.get("reused_from"):
         return 0.0
-    if not all(isinstance(row.get(name), int | float) for name in ("load_s", "measure_s", "nodes")):
+    if not all(is_figure(row.get(name)) and row[name] >= 0 for name in ("load_s", "measure_s", "nodes")):
         return None
     parts = ("warmup_s", "measure_s", *(() if shared else ("stage_s", "load_s", "teardown_s")))
     seconds = sum(row.get(name) or 0.0 for name in parts)

@@ -296,7 +296,7 @@ class Answer:
     """The best setting: its name, its figure, and whether the second can be told from it.
 
     Attributes:
-        value: of the goal's figure; `low`, `high`: its 90 % interval.
+        value: of the goal's figure; `low`, `high`: its 90 % interval, the worse end by as many as cannot be told apart.
         tied: name of a second that cannot be told from it; the cheaper start is named first then.
     """
 
@@ -310,19 +310,28 @@ class Answer:
 def answer(space: Space, rows: Sequence[Shown]) -> Answer | None:
     """Return the best setting that was measured and keeps its limits; None: there is none."""
     believed, tied = space.belief(rows), ""
-    first = believed.ranked(rows)[:2]
+    ranked = believed.ranked(rows)
+    first = ranked[:2]
     if not first:
         return None
     if len(first) == 2:
         one, two = first
-        if believed.mean[one] - believed.mean[two] < 1.645 * math.sqrt(believed.apart(one, two)):
+        if _near(believed, one, two):
             first = sorted(first, key=lambda place: space.candidates[place].load_hours)
             tied = space.candidates[first[1]].name
     best = first[0]
-    half = 1.645 * math.sqrt(max(believed.covariance[best, best], 0.0))
-    ends = sorted(math.exp(space.goal.sign * (believed.mean[best] + way * half)) for way in (-1, 1))
+    deviation = math.sqrt(max(believed.covariance[best, best], 0.0))
+    # Of several that may be the best the one is named that chance has helped most.
+    rivals = [one for one in ranked if _near(believed, ranked[0], one)]
+    low = believed.mean[best] - _NORMAL.inv_cdf(1 - 0.05 / max(1, len(rivals))) * deviation
+    ends = sorted(math.exp(space.goal.sign * end) for end in (low, believed.mean[best] + 1.645 * deviation))
     value = math.exp(space.goal.sign * believed.mean[best])
     return Answer(space.candidates[best].name, value, ends[0], ends[1], tied)
+
+
+def _near(believed: Belief, one: int, two: int) -> bool:
+    """Return whether a candidate cannot be told from a better one."""
+    return bool(believed.mean[one] - believed.mean[two] <= 1.645 * math.sqrt(believed.apart(one, two)))
 
 
 def gains(believed: Belief, rows: Sequence[Shown]) -> Floats:

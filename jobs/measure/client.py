@@ -22,16 +22,18 @@ from jobs.core.config import Bench, Model
 from jobs.core.errors import ConfigError
 from jobs.core.fields import from_root
 from jobs.core.sweep_settings import Limits
+from jobs.core.waiting import first_of
 from jobs.measure import dataset, underload
 from jobs.measure.arrivals import poisson
 from jobs.measure.heartbeat import Heartbeat
 from jobs.measure.load import Load
+from jobs.measure.prose import Prose
 from jobs.measure.records import Answer, Target, Window
 from jobs.measure.series import PERIOD_S, Page, Scraper, fresh, is_busy, of_window, result, samples, totals
 from jobs.measure.tokenizer import Tokenizer
 from jobs.measure.underload import Questions
 from jobs.measure.wire import Connections, clock
-from jobs.measure.workload import Workload
+from jobs.measure.workload import Item, Workload
 
 _SCRAPE_S = 5.0
 _SCRAPE_AFTER_STOP_S = 0.5
@@ -97,7 +99,8 @@ async def measure(
         raise ConfigError("bench.concurrency", None, "there is no load without it", "Set it, or bench.request_rate.")
     stop = stop or asyncio.Event()
     with closing(Connections.to(target)) as connections:
-        items = await dataset.load(bench, _tokenizer(connections, model, target))
+        if (items := await _items(bench, model, target, connections, stop)) is None:
+            return _never_opened(clock(), clock())
         workload = Workload(bench, model, target.model, items=items, seed_offset=seed_offset)
         questions = Questions(connections, target, bench, idle) if idle and underload.wanted(bench) else None
         begun = clock()
@@ -150,8 +153,13 @@ async def _told(window: Window, scraper: Scraper, before: asyncio.Task[Page | No
     )  # fmt: skip
 
 
-def _tokenizer(connections: Connections, model: Model, target: Target) -> Tokenizer:
-    return Tokenizer(connections, target.model, Path(from_root(model.path)))
+async def _items(
+    bench: Bench, model: Model, target: Target, connections: Connections, stop: asyncio.Event
+) -> Sequence[Item] | Prose | None:
+    """Return what the point's prompts are made of (dataset.py); None: it is to stop, and a tokenizer may be slow."""
+    tokenizer = Tokenizer(connections, target.model, Path(from_root(model.path)))
+    found = await first_of(dataset.load(bench, tokenizer), stop)
+    return found.result() if found else None
 
 
 def _placed(window: Window, heart: Heartbeat, questions: Questions | None) -> Window:
@@ -181,7 +189,8 @@ async def warm(
     Returns None where the service is warm, else why it is not.
     """
     with closing(Connections.to(target)) as connections:
-        items = await dataset.load(bench, _tokenizer(connections, model, target))
+        if (items := await _items(bench, model, target, connections, stop)) is None:
+            return "the window was cut short"
         workload = Workload(bench, model, target.model, items=items, seed_offset=seed_offset).apart()
         async with asyncio.TaskGroup() as group:
             run = _WindowRun(

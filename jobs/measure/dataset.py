@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import itertools
 import json
 import math
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,12 @@ from jobs.core.config import Bench
 from jobs.core.errors import RunError
 from jobs.core.fields import from_root
 from jobs.core.foreign import regular, text_of
+from jobs.core.waiting import aside
 from jobs.measure import prose
-from jobs.measure.prose import Paragraph, Prose
-from jobs.measure.tokenizer import Tokenizer
-from jobs.measure.workload import Item, longest_prompt
+from jobs.measure.paragraphs import written
+from jobs.measure.prose import Prose
+from jobs.measure.tokenizer import NoTokenizer, Tokenizer
+from jobs.measure.workload import Item
 
 _SHUFFLE = 4  # a branch of the seed of its own
 _MOST = 1000
@@ -29,8 +30,6 @@ _MOST = 1000
 
 _SHORTEST, _LONGEST_PROMPT, _LONGEST = 4, 1024, 2048
 """Tokens: the limits of `vllm bench serve` for ShareGPT (benchmarks/datasets.py, is_valid_sequence)."""
-
-_AT_ONCE = 32
 
 
 async def load(bench: Bench, tokenizer: Tokenizer) -> Sequence[Item] | Prose:
@@ -40,11 +39,13 @@ async def load(bench: Bench, tokenizer: Tokenizer) -> Sequence[Item] | Prose:
         RunError: the file cannot be read, or holds nothing of use; nobody tells tokens (workload=text).
     """
     if bench.workload == "text":
-        return await _prose(bench, tokenizer)
+        if not bench.dataset:
+            return await written(bench, tokenizer, None, None)
+        return await written(bench, tokenizer, _path(bench), await aside(digest, bench))
     if bench.workload == "trace":
         return read_trace(_path(bench), bench.trace_speed, bench.num_requests)
     if bench.workload == "sharegpt":
-        pairs = read_sharegpt(_path(bench), bench.seed)
+        pairs = await aside(read_sharegpt, _path(bench), bench.seed)
         return await _sized(pairs, bench.num_requests or _MOST, tokenizer)
     return []
 
@@ -78,10 +79,14 @@ TEXTS = ("text", "sharegpt")
 """Workloads whose prompts are text that people write."""
 
 
+LEAST_TEXT = 32
+"""Tokens of a prompt below which workload=text holds hardly more than the number that keeps prompts apart."""
+
+
 def is_text(bench: Bench) -> bool:
     """Return whether prompts are such text; a trace that cannot be read is taken for one."""
     if bench.workload != "trace":
-        return bench.workload in TEXTS
+        return bench.workload in TEXTS and (bench.workload != "text" or bench.input_tokens >= LEAST_TEXT)
     try:
         return all(item.text is not None for item in read_trace(_path(bench), bench.trace_speed, bench.num_requests))
     except RunError:  # a finding of its own
@@ -102,60 +107,26 @@ def check(bench: Bench) -> None:
         prose.read(_path(bench), bench.seed)
 
 
-_PROSE: dict[tuple[Any, ...], Prose] = {}
-"""Prose of this process by tokenizer and length: windows of one service share it."""
-
-_LEAST, _SPARE, _UNITS = 8192, 1.25, 256
-"""Tokens of a language at least; its tokens for each one of the longest prompt, so that not all prompts are one text;
-the pieces of the longest prompt, for which the service is asked one by one."""
+_AT_ONCE = 32
 
 
-async def _prose(bench: Bench, tokenizer: Tokenizer) -> Prose:
-    tokens = tokenizer.tokens
-    plain, marked = await tokens(_PROBE), await tokens(_PROBE, special=True)
-    longest = longest_prompt(bench)
-    key = (plain, marked, bench.seed, longest, bench.dataset)
-    if key not in _PROSE:
-        begin = marked[: len(marked) - len(plain)] if marked[len(marked) - len(plain) :] == plain else ()
-        digits = await asyncio.gather(*map(tokens, (*"0123456789", "/", ". ")))
-        if bench.dataset:
-            sources: list[Iterator[str]] = [iter(prose.read(_path(bench), bench.seed))]
-        else:
-            sources = [prose.paragraphs(bench.seed, language) for language in prose.LANGUAGES]
-        languages = [await _paragraphs(source, longest, tokens) for source in sources]
-        _PROSE[key] = Prose(begin, tuple(digits), tuple(languages))
-    return _PROSE[key]
-
-
-_PROBE = "The tide was out, and the boats lay on the sand. 潮水退了，船停在沙滩上。"
-
-
-async def _paragraphs(
-    source: Iterator[str], longest: int, tokens: Callable[[str], Awaitable[tuple[int, ...]]]
-) -> tuple[Paragraph, ...]:
-    """Return enough paragraphs for the longest prompt, several of them in one piece where it is very long."""
-    found: list[Paragraph] = []
-    have, together, wanted = 0, 1, max(_LEAST, _SPARE * longest)
-    while have < wanted and any(texts := ["".join(itertools.islice(source, together)) for _ in range(_AT_ONCE)]):
-        pieces = await asyncio.gather(*(tokens(text) for text in texts if text))
-        found += [Paragraph.of(ids) for ids in pieces if ids]
-        have = sum(len(one.ids) for one in found)
-        together = max(together, round(longest / _UNITS * len(found) / max(1, have)))
-    if have < longest:
-        reason = f"it has {have} tokens, and the longest prompt {longest}"
-        raise RunError("bench.dataset", "(text)", reason, "Use a longer text, or leave bench.dataset out.")
-    return tuple(found)
-
-
-@lru_cache(maxsize=1)
 def read_sharegpt(path: Path, seed: int) -> tuple[tuple[str, str], ...]:
     """Return first question and first answer of every conversation that has both, in an order drawn from the seed.
 
-    The file is large (the usual one 670 MB) and the same for every window: it is read once.
+    The file is large (the usual one 670 MB) and the same for every window: it is read once, and again once it changed.
 
     Raises:
         RunError: no such file, or not in the form of ShareGPT_V3_unfiltered_cleaned_split.json.
     """
+    try:
+        about = path.stat()
+    except OSError as error:
+        raise RunError("bench.dataset", path, f"no ShareGPT file: {error}", _SHAREGPT_FORM) from None
+    return _read_sharegpt(path, seed, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _read_sharegpt(path: Path, seed: int, size: int, changed_ns: int) -> tuple[tuple[str, str], ...]:
     try:
         talks = json.loads(text_of(path))
         pairs = [pair for talk in talks if (pair := _first_pair(talk))]
@@ -174,8 +145,21 @@ def _first_pair(talk: Mapping[str, Any]) -> tuple[str, str] | None:
     said = talk.get("conversations") or talk.get("conversation") or []
     if len(said) < 2:
         return None
-    question, answer = str(said[0]["value"]), str(said[1]["value"])
-    return (question, answer) if question and answer else None
+    question, answer = said[0]["value"], said[1]["value"]
+    return (
+        (question, answer)
+        if all(isinstance(one, str) and one and _is_whole(one) for one in (question, answer))
+        else None
+    )
+
+
+def _is_whole(text: str) -> bool:
+    """Return whether a text can be sent: half of a character (a lone surrogate) is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 async def _sized(pairs: Sequence[tuple[str, str]], wanted: int, tokenizer: Tokenizer) -> list[Item]:
@@ -203,7 +187,7 @@ async def count_tokens(tokenizer: Tokenizer, text: str) -> int:
     """
     try:
         return len(await tokenizer.tokens(text, special=True))
-    except RunError:
+    except NoTokenizer:
         pass
     wide = sum(ord(character) >= 0x2E80 for character in text)
     return max(1, wide + (len(text) - wide) // 4)
@@ -222,8 +206,7 @@ def read_trace(path: Path, speed: float, most: int | None) -> list[Item]:
     items: list[Item] = []
     number = 0
     try:
-        lines = text_of(path).splitlines()
-        for line in lines:
+        for line in text_of(path).split("\n"):  # a text may hold other ends of a line
             number += 1
             if line.strip():
                 items.append(_traced(json.loads(line), speed))
@@ -244,6 +227,7 @@ def _traced(line: object, speed: float) -> Item:
     text = line.get("prompt")
     if text is not None and not isinstance(text, str):
         raise ValueError("prompt is no text")
+    (text or "").encode()  # half a character is none
     length = None if text is not None else _length(line["input_length"])
     output = _length(line["output_length"])
     at_s = float(line["timestamp"]) / 1e3 / speed

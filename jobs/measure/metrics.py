@@ -28,9 +28,16 @@ WAITING = "vllm:num_requests_waiting"
 KV_USE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 """Share of the KV cache that is held, 0 to 1."""
 
+PREFILL_S, PREFILLS = "vllm:request_prefill_time_seconds_sum", "vllm:request_prefill_time_seconds_count"
+READ = "vllm:request_prompt_tokens_sum"
+"""Of requests that came to their end: from when each was taken up to its first token, s; how many; their prompts."""
+
 _SPEC = "vllm:spec_decode_num_"
 
-_WANTED = (GENERATED, FINISHED, PROMPTED, PREEMPTIONS, *PREFIX_QUERIES, *PREFIX_HITS, RUNNING, WAITING, *KV_USE, _SPEC)
+_WANTED = (
+    PREFILL_S, PREFILLS, READ,
+    GENERATED, FINISHED, PROMPTED, PREEMPTIONS, *PREFIX_QUERIES, *PREFIX_HITS, RUNNING, WAITING, *KV_USE, _SPEC,
+)  # fmt: skip
 _BEGINNINGS = tuple(name.encode() for name in _WANTED)
 _SAMPLE = re.compile(r"^(?P<name>[^\s{]+)(?:\{(?P<labels>.*)\})?\s+(?P<value>[-+.\deE]+)(?:\s+-?\d+)?$")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')

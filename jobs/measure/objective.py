@@ -82,15 +82,6 @@ def _allowed(row: Mapping[str, Any], slots: int | None) -> float:
     return min(LIMIT, max(CLOSE, SCATTER * float(std / mean) * math.sqrt(slots / completed)))
 
 
-def kept_by(figures: Mapping[str, Any], slo: Mapping[str, float]) -> bool | None:
-    """Return whether the figures of a row keep these limits (column to limit); None: one that matters is unknown."""
-    if not slo:
-        return None
-    if any(isinstance(figures.get(name), int | float) and figures[name] > limit for name, limit in slo.items()):
-        return False
-    return True if all(isinstance(figures.get(name), int | float) for name in slo) else None
-
-
 def limits(slo: Slo) -> dict[str, float]:
     """Return the limits that are set: column to limit."""
     return {slo.column(name): limit for name, limit in asdict(slo).items() if limit is not None}

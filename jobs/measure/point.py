@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from jobs.core.config import Bench, Config
 from jobs.core.errors import RunError
 from jobs.core.waiting import first_of
+from jobs.engines.speculation import speculation_of
 from jobs.measure import (
     bound,
     canary,
@@ -276,9 +277,12 @@ class PointRun:
         return Outcome(window, figures, reason, notes, trend.grows)
 
     def _seed_offset(self) -> int:
-        """Return the seed offset of the next window: 0 where nothing is cached, for the same bytes."""
-        number = next(self.service.seed_offsets)
-        return 0 if self.config.parallel.enable_prefix_caching is False else number
+        """Return the seed offset of the next window: 0 where nothing is cached, for the same bytes.
+
+        Speculation by suffixes keeps the answers to all earlier prompts.
+        """
+        number, config = next(self.service.seed_offsets), self.config
+        return 0 if config.parallel.enable_prefix_caching is False and speculation_of(config) is None else number
 
     def _probed(self, begin_s: float, end_s: float) -> Mapping[str, int]:
         return self.probes.tokens_between(begin_s, end_s) if self.probes else {}

@@ -8,6 +8,7 @@ service share the first block of a prefix cache. Even numbers are English, odd o
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +24,9 @@ LANGUAGES = ("en", "zh")
 
 _PARAGRAPHS, _ORDERS = 5, 6  # branches of the seed of their own
 _SENTENCES = (4, 8)
+FEW = 64
+"""Paragraphs that are too few for each prompt to begin with another one; a file without blank lines has pieces."""
+
 _LONGEST = 4000
 """Characters of a piece of a file without blank lines."""
 
@@ -57,18 +61,22 @@ class Prose:
     def prompt(self, seed: int, index: int, count: int, seed_offset: int = 0) -> bytes:
         """Return prompt number `index`: exactly `count` token ids as JSON text without brackets.
 
-        It is a pure function of `seed`, `index` and the paragraphs. The window's `seed_offset` may be negative.
+        It is a pure function of `seed`, `index`, the window's `seed_offset` (which may be negative) and the paragraphs.
+        So no window has the texts of another: an engine that drafts from what it has answered before would find them.
         """
         opening = [*self.begin, *self._number(index), *self.digits[10]]
-        opening += [*self._number(2 * abs(seed_offset) + (seed_offset < 0)), *self.digits[11]]
+        opening += [*self._number(window := 2 * abs(seed_offset) + (seed_offset < 0)), *self.digits[11]]
         paragraphs = self.languages[index % len(self.languages)]
-        order = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_ORDERS, index)))
+        order = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_ORDERS, index, window)))
         out, left = [_json(opening[:count])], max(0, count - len(opening))
-        for place in order.permutation(len(paragraphs)):
+        for number, place in enumerate(order.permutation(len(paragraphs))):
             if not left:
                 break
             one = paragraphs[place]
-            out.append(one.text if len(one.ids) <= left else _json(one.ids[:left]))
+            beyond = len(one.ids) - left
+            # Of few paragraphs, each longer than a prompt, each prompt has another part.
+            start = int(order.integers(beyond + 1)) if not number and len(paragraphs) < FEW and beyond > 0 else 0
+            out.append(one.text if beyond <= 0 else _json(one.ids[start : start + left]))
             left -= min(left, len(one.ids))
         return b",".join(out)
 
@@ -116,21 +124,44 @@ def _grammar() -> dict[str, Any]:
 def read(path: Path, seed: int) -> list[str]:
     """Return the paragraphs of a text file (blank lines between them) or of a JSONL file ("text"), in a drawn order.
 
+    Each is there once: what a file repeats makes no two prompts unlike.
+
     Raises:
         RunError: it cannot be read, or holds no text.
     """
     try:
         whole = text_of(path)
-        if path.suffix == ".jsonl":
-            whole = "\n\n".join(str(json.loads(line)["text"]) for line in whole.splitlines() if line.strip())
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        texts = list(_texts(whole)) if path.suffix.lower() == ".jsonl" else [whole]
+        if texts == [whole] and _JSON.match(whole):
+            raise ValueError("it is JSON, so its name has to end in .jsonl, and each line to have a text")
+        if any("\0" in text for text in texts):
+            raise ValueError("it holds binary data")
+    except (OSError, ValueError, RecursionError) as error:
         remedy = 'A text file in UTF-8, or JSONL with a "text" in each line.'
         raise RunError("bench.dataset", path, f"no text: {error}", remedy) from None
-    found = [part for block in whole.split("\n\n") if block.strip() for part in _parts(block.strip())]
+    blocks = (block.strip() for text in texts for block in _BLANK.split(text))
+    found = list(dict.fromkeys(part for block in blocks if block for part in _parts(block)))
     if not found:
         raise RunError("bench.dataset", path, "there is no text in it", "Use another file.")
     order = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_PARAGRAPHS,))).permutation(len(found))
     return [found[place] + "\n\n" for place in order]
+
+
+_BLANK = re.compile(r"\n[^\S\n]*\n")
+_JSON = re.compile(r'\s*[\[{]\s*["\[{]')
+
+
+def _texts(whole: str) -> Iterator[str]:
+    """Yield the texts of JSONL. ValueError: a line has none, with its number."""
+    for number, line in enumerate(whole.split("\n"), 1):  # a text may hold other ends of a line
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"]
+            text.encode()  # half a character is none
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f'line {number} has no "text": {error}') from None
+        yield text
 
 
 def _parts(block: str) -> list[str]:

@@ -148,6 +148,20 @@ class Drafts:
 
 
 @dataclass(frozen=True)
+class Prefills:
+    """What one engine read in a span, of the requests that came to their end in it.
+
+    Attributes:
+        seconds: from when each was taken up to its first token, all together.
+        requests: so many. tokens: of their prompts.
+    """
+
+    seconds: float
+    requests: float
+    tokens: float
+
+
+@dataclass(frozen=True)
 class Growth:
     """What the engines' counters say of a span. None: they do not tell.
 
@@ -157,6 +171,7 @@ class Growth:
             it is asked, and a copy of its page is older; None: not known.
         aged_s: how old a copy of the page was at most; 0: none was a copy.
         drafts: of speculative decoding; None too where it is off.
+        prefills: by engine number; those that do not tell are missing.
     """
 
     tokens: Mapping[str, int]
@@ -167,6 +182,7 @@ class Growth:
     last_s: tuple[float, float] | None = None
     drafts: Drafts | None = None
     aged_s: float = 0.0
+    prefills: Mapping[str, Prefills] = field(default_factory=dict)
 
     @property
     def prefix_hit_share(self) -> float | None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jobs.measure import metrics
-from jobs.measure.records import Drafts, Growth, Sample, Times, Window, by_moment
+from jobs.measure.records import Drafts, Growth, Prefills, Sample, Times, Window, by_moment
 from jobs.measure.wire import Connections, clock
 
 PERIOD_S = 1.0
@@ -167,8 +167,17 @@ def grown(before: Page | None, after: Page | None) -> Growth:
         tokens = {metrics.ALL: between(before, after, metrics.generated) or 0}
     return Growth(
         tokens, total(metrics.PREEMPTIONS), total(*metrics.PREFIX_QUERIES), total(*metrics.PREFIX_HITS),
-        before.span_s, after.span_s, _drafts(before, after),
+        before.span_s, after.span_s, _drafts(before, after), prefills=_prefills(before, after),
     )  # fmt: skip
+
+
+def _prefills(before: Page, after: Page) -> dict[str, Prefills]:
+    """Return what each engine read between two pages; one that does not tell, or began anew, is left out."""
+    names = (metrics.PREFILL_S, metrics.PREFILLS, metrics.READ)
+    then, now = ([metrics.engine_counters(page.text, name) for name in names] for page in (before, after))
+    told = [engine for engine in sorted(now[0]) if all(engine in one for one in (*then, *now))]
+    grown = {engine: [new[engine] - old[engine] for old, new in zip(then, now, strict=True)] for engine in told}
+    return {engine: Prefills(*counts) for engine, counts in grown.items() if min(counts) > 0}
 
 
 def _drafts(before: Page, after: Page) -> Drafts | None:

@@ -14,7 +14,8 @@ from jobs.core.waiting import aside
 from jobs.measure.wire import Connections, request_json
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
-LIMIT_S = 60.0
+LIMIT_S, FIRST_S = 60.0, 300.0
+"""For one answer, s; and for a token, where graphs may have to be compiled first."""
 
 _CANNOT, _NOT_IMPLEMENTED = 500, 501
 _REMEDY = (
@@ -23,6 +24,10 @@ _REMEDY = (
 )
 
 Encode = Callable[[str, bool], tuple[int, ...]]
+
+
+class NoTokenizer(RunError):
+    """The service has no page that tells tokens, and there is no directory that does."""
 
 
 class Tokenizer:
@@ -42,18 +47,28 @@ class Tokenizer:
             asked = {"prompt": text, "add_special_tokens": special}
             status, answer = await self._ask("/tokenize", asked)
             ids = answer.get("tokens")
-            if status == 200 and isinstance(ids, list) and all(type(one) is int for one in ids):
+            if status == 200 and isinstance(ids, list) and all(type(one) is int and one >= 0 for one in ids):
                 return tuple(ids)
             reason = f"the service's /tokenize tells no token ids (HTTP {status}: {str(answer.get('error'))[:200]})"
             failed = not status or (status >= _CANNOT and status != _NOT_IMPLEMENTED)
-            if failed or self._folder is None:  # it has the page, so this is no reason to go past it
+            if failed or status == 200:  # it has the page, so this is no reason to go past it
                 raise RunError("bench.workload", "text", reason, _REMEDY)
+            if self._folder is None:
+                raise NoTokenizer("bench.workload", "text", reason, _REMEDY)
             try:
                 self._encode = await aside(of_folder, self._folder)
             except RunError as error:
                 why = f"{reason}, and {error.value} has no tokenizer to use: {error.reason}"
-                raise RunError("bench.workload", "text", why, _REMEDY) from None
+                raise NoTokenizer("bench.workload", "text", why, _REMEDY) from None
         return self._encode(text, special)
+
+    async def counted(self, text: str) -> int | None:
+        """Return how many tokens the service itself counts in a text; None: it takes no texts, or does not tell."""
+        asked = {"model": self._model, "prompt": text, "max_tokens": 1, "temperature": 0}
+        status, answer = await request_json(self._connections, "/v1/completions", asked, FIRST_S)
+        usage = answer.get("usage")
+        count = usage.get("prompt_tokens") if status == 200 and isinstance(usage, dict) else None
+        return count if isinstance(count, int) else None
 
     async def text(self, tokens: Sequence[int]) -> str:
         """Return the text of token ids, by the service's /detokenize. RunError: the service does not tell."""
@@ -79,6 +94,8 @@ def of_folder(folder: Path) -> Encode:
         from tokenizers import Tokenizer as Library  # optional, and of no use elsewhere
 
         found = Library.from_str(load_bytes(path).decode())
+        found.no_padding()  # an engine takes a text as it is, whatever its tokenizer was trained with
+        found.no_truncation()
         settings = json.loads(load_bytes(folder / SETTINGS)) if (folder / SETTINGS).is_file() else {}
         begin = _begin(settings, found.token_to_id)
     except ImportError:

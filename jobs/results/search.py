@@ -29,6 +29,7 @@ class _Best:
     low: Number
     high: Number
     overrides: list[str]
+    unsure: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,10 @@ def lines(found: Mapping[str, Any]) -> list[str]:
             f"  {goal} {best['value']:.4g} ({best['low']:.4g} to {best['high']:.4g})",
             f"  serve it: {best['serve']}",
         ]
+        if best["unsure"]:
+            said.append(
+                "  whether 99 % of its requests keep bench.slo is not known: raise bench.window_s or bench.repeats"
+            )
         if best["tied"]:
             said.append(f"  it cannot be told from {best['tied']}; the cheaper start is named first")
     spent = f"{found['node_hours']:.2f} of {found['budget_node_hours']:g} node-hours for {found['starts']} starts"

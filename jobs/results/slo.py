@@ -10,7 +10,7 @@ import numpy as np
 
 from jobs.core.fields import dotted
 from jobs.core.load import Slo
-from jobs.measure import bound, objective
+from jobs.measure import bound
 from jobs.results.columns import lines_in_row, load_of
 from jobs.results.gather import Run
 from jobs.results.requests import Floats, Requests, of_row
@@ -79,12 +79,8 @@ def kept(run: Run, row: Mapping[str, Any], asked: Mapping[str, float] | None = N
     told = row.get("slo_kept") if asked == own else None
     if told is not None or (asked == own and row.get("slo_requests")):
         return told
-    if (found := of_row(run, row) if row.get("completed") else None) is not None:
-        return _told(run, row, found, asked)
-    if (row.get("completed") or 0) < bound.needed(0):
-        return None  # the p99 of so few requests does not tell
-    by_row = objective.kept_by(row, asked)
-    return objective.kept_by(p99(run, row), asked) if by_row is None else by_row
+    found = of_row(run, row) if row.get("completed") else None
+    return None if found is None else _told(run, row, found, asked)  # a p99 alone does not tell
 
 
 def _told(run: Run, row: Mapping[str, Any], found: Requests, asked: Mapping[str, float]) -> bool | None:

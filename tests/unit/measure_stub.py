@@ -175,29 +175,41 @@ async def tokenizer_service(
     decode: Callable[[list[int]], str] | None = None,
     *,
     begin: Sequence[int] = (),
+    end: Sequence[int] = (),
+    always: bool = False,
     status: int = 404,
+    counts: Callable[[str], int] | None = None,
 ) -> AsyncIterator[Target]:
     """A service whose tokenizer is this one.
 
     Args:
         encode: None: instead of /tokenize there is an answer with `status`.
         decode: for /detokenize; None: it has no such page.
-        begin: what stands before a text.
+        begin, end: what stands before and after a text; `always`: whatever is asked.
+        counts: tokens that the service itself finds in a prompt that is a text; None: it takes none.
     """
 
     async def tokenize(request: web.Request) -> web.Response:
         asked = await request.json()
         if encode is None:
             return web.json_response({"error": "no tokenizer"}, status=status)
-        ids = [*(begin if asked["add_special_tokens"] else ()), *encode(asked["prompt"])]
+        around = always or asked["add_special_tokens"]
+        ids = [*(begin if around else ()), *encode(asked["prompt"]), *(end if around else ())]
         return web.json_response({"count": len(ids), "tokens": ids})
 
     async def detokenize(request: web.Request) -> web.Response:
         assert decode is not None
         return web.json_response({"prompt": decode((await request.json())["tokens"])})
 
+    async def complete(request: web.Request) -> web.Response:
+        if counts is None:
+            return web.json_response({"error": "no texts"}, status=400)
+        usage = {"prompt_tokens": counts((await request.json())["prompt"]), "completion_tokens": 1}
+        return web.json_response({"choices": [{"text": "a"}], "usage": usage})
+
     app = web.Application()
     app.router.add_post("/tokenize", tokenize)
+    app.router.add_post("/v1/completions", complete)
     if decode:
         app.router.add_post("/detokenize", detokenize)
     runner = web.AppRunner(app, shutdown_timeout=0.1)

@@ -59,6 +59,8 @@ class Engine:
     prefix_queries: int = 0
     prefix_hits: int = 0
     kv_use: float = 0.1
+    prefill_s: float = 0.0
+    prompts: int = 0
 
 
 def page_of(engines: Sequence[Engine]) -> str:
@@ -71,6 +73,9 @@ def page_of(engines: Sequence[Engine]) -> str:
         "prefix_cache_queries_total": "prefix_queries",
         "prefix_cache_hits_total": "prefix_hits",
         "kv_cache_usage_perc": "kv_use",
+        "request_prefill_time_seconds_sum": "prefill_s",
+        "request_prefill_time_seconds_count": "finished",
+        "request_prompt_tokens_sum": "prompts",
     }
     lines = []
     for engine in engines:
@@ -92,6 +97,7 @@ class Answer:
         tokens: of each chunk.
         ended_s: moment of the last byte; None: it was never answered whole.
         engine: that serves it.
+        taken_s: moment at which it took it up; None: when it came.
     """
 
     stub: Stub
@@ -103,6 +109,7 @@ class Answer:
     sent_s: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     ended_s: float | None = None
+    taken_s: float | None = None
     _opened: bool = False
 
     @property
@@ -155,6 +162,8 @@ class Answer:
         self.connection.write(b"0\r\n\r\n")
         self.ended_s = self._due
         self.engine.finished += 1
+        self.engine.prompts += self.prompt_tokens
+        self.engine.prefill_s += (self.sent_s or [self._due])[0] - (self.taken_s or self.came_s)
 
     def refuse(self, status: int, text: str) -> None:
         """Answer with another status."""
@@ -189,6 +198,7 @@ def queue(slots: int, first_s: float, gap_s: float) -> Behaviour:
         finally:
             answer.engine.waiting -= 1
             answer.engine.running += 1
+        answer.taken_s = answer.stub.now
         try:
             await _emit(answer, answer.stub.now, first_s, gap_s, 1)
         finally:
@@ -214,6 +224,7 @@ class Stub:
         answers: all requests of the load, in the order of arrival.
         engines: what its engines count.
         opened: moment at which the last window was opened; None: none was.
+        stop: ends the point, once set.
     """
 
     def __init__(
@@ -225,8 +236,12 @@ class Stub:
         route: Callable[[int], int] | None,
         says: Callable[[int], str],
         replicas: int = 1,
+        tokenizer: Callable[[str, bool], Sequence[int] | None] | None = None,
+        counts: Callable[[str], int] | None = None,
     ) -> None:
         self._loop, self._behave, self._page, self._says = loop, behave, page, says
+        self._tokenizer, self._counts = tokenizer, counts
+        self.stop = asyncio.Event()
         self._each = max(1, engines // replicas)  # engines of one address
         self._route = route or (lambda number: number % self._each)
         self.engines = [Engine(number) for number in range(engines)]
@@ -259,6 +274,15 @@ class Stub:
             served.reply(404 if page is None else 200, (page or "").encode())
             return
         asked = json.loads(body)
+        if path == "/tokenize":
+            ids = self._tokenizer(asked["prompt"], asked["add_special_tokens"]) if self._tokenizer else ()
+            if ids is not None:  # else it never answers
+                served.reply(200 if self._tokenizer else 404, json.dumps({"tokens": list(ids)}).encode())
+            return
+        if not asked.get("stream") and self._counts and "prompt" in asked:
+            usage = {"completion_tokens": 1, "prompt_tokens": self._counts(asked["prompt"])}
+            served.reply(200, json.dumps({"choices": [{"text": "a"}], "usage": usage}).encode())
+            return
         if not asked.get("stream"):  # the canary
             text = self._says(sum(engine.running + engine.waiting for engine in self.engines))
             for engine in self.engines[:1]:
@@ -374,6 +398,8 @@ def measure(
     says: Callable[[int], str] = lambda busy: SANE,
     point: Config | None = None,
     replicas: int = 1,
+    tokenizer: Callable[[str, bool], Sequence[int] | None] | None = None,
+    counts: Callable[[str], int] | None = None,
 ) -> Seen:
     """Measure one point in virtual time.
 
@@ -388,18 +414,20 @@ def measure(
         says: the answer to the canary's question, by the number of requests under way.
         point: a config instead of the overrides.
         replicas: addresses over which the client spreads its requests, each with as many of the engines.
+        tokenizer: of /tokenize, for a text and whether with what stands before a prompt; None of it: no answer ever.
+        counts: tokens that the engine itself finds in a prompt that is a text.
     """
     usual = ["engine=simulator", "bench.canary=off", "bench.input_tokens=16", "bench.warmup_s=15", "bench.window_s=120"]
     usual.append("bench.repeats=1")
     chosen = point or config(*usual, *overrides)
     loop, urls = VirtualLoop(), [f"http://127.0.0.1:{1 + place}" for place in range(replicas)]
-    stub = Stub(loop, behave, engines, page, route, says, replicas)
+    stub = Stub(loop, behave, engines, page, route, says, replicas, tokenizer, counts)
     loop.accept = lambda port: _Served(stub, port - 1)
 
     async def whole() -> Measured:
         run = PointRun(
             chosen, Target(urls[0], "oracle", None, tuple(urls[1:]), engines // replicas), OfService(), None,
-            asyncio.Event(), stub.on_phase,
+            stub.stop, stub.on_phase,
         )  # fmt: skip
         other = asyncio.ensure_future(beside(stub)) if beside else None
         await run.run()

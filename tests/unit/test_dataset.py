@@ -103,3 +103,33 @@ async def test_lengths_are_those_of_the_served_models_tokenizer(tmp_path: Path) 
 async def test_without_a_tokenizer_lengths_are_estimated(tmp_path: Path) -> None:
     items = await load(tmp_path, None)
     assert sorted((len(item.text), item.output_tokens) for item in items) == [(20, 9), (40, 20)]
+
+
+async def test_a_page_that_fails_now_and_then_is_no_estimate(tmp_path: Path) -> None:
+    def tokenize(text: str) -> int:
+        if text.startswith("量"):
+            raise ValueError("busy")  # HTTP 500
+        return len(text) // 2
+
+    with pytest.raises(RunError, match="HTTP 500"):
+        await load(tmp_path, tokenize)
+
+
+def test_a_sharegpt_file_that_changed_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    said = []
+    for words in ("first", "the second"):
+        path.write_text(json.dumps([talk(words, "answer")]))
+        said.append(dataset.read_sharegpt(path, 0)[0][0])
+    assert said == ["first", "the second"]
+
+
+def test_texts_with_other_ends_of_a_line_and_half_characters(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    line = {"timestamp": 0, "prompt": "one\u2028two\x85three", "output_length": 1}
+    path.write_text("\ufeff" + json.dumps(line, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert dataset.read_trace(path, 1.0, None)[0].text == line["prompt"]
+    with pytest.raises(RunError, match=r"line 1: .*surrogates"):
+        dataset.read_trace(write(path, line | {"prompt": "half \ud800"}), 1.0, None)
+    write(tmp_path / "s.json", [talk("half \ud800", "answer"), talk("whole", "answer")])
+    assert dataset.read_sharegpt(tmp_path / "s.json", 0) == (("whole", "answer"),)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import shlex
 import shutil
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from core_help import ROOT, change, check_golden, checked, config
 
@@ -21,6 +25,7 @@ from jobs.measure.clients.ais_bench import AisBench
 from jobs.measure.clients.result import Result, figures
 from jobs.measure.clients.vllm_bench import VllmBench
 from jobs.measure.records import Target
+from jobs.measure.statistics import latencies
 
 FIXTURES = ROOT / "tests/fixtures/clients"
 NOBODY = Target("http://127.0.0.1:8123", "r1")
@@ -114,6 +119,57 @@ def test_a_result_of_ais_bench() -> None:
     assert found.figures["ttft_ms_std"] is None
     assert found.figures["output_tok_per_s"] == 1375.1827
     assert found.seconds == pytest.approx(4.6539272)
+
+
+def test_the_single_requests_of_vllm_bench(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "vllm_bench", tmp_path, dirs_exist_ok=True)
+    raw = json.loads((tmp_path / vllm_bench.RESULT).read_text())
+    assert VllmBench().read(tmp_path, 200).requests == [], "it does not tell of the gaps"
+    more = {"itls": [[0.01] * 31] * 200, "start_times": [7.0 + at for at in range(200)]}
+    more |= {"request_rate": 4.0, "queue_times": [0.5] * 198 + [9.0] * 2, "errors": [""] * 199 + ["refused"]}
+    for left_out in ((), ("start_times", "queue_times")):
+        told = {key: value for key, value in (raw | more).items() if key not in left_out}
+        (tmp_path / vllm_bench.RESULT).write_text(json.dumps(told))
+        found = VllmBench().read(tmp_path, 200)
+        one = latencies(found.requests[3])
+        wait_ms = 0.0 if left_out else 500.0
+        assert one.ttft == pytest.approx(raw["ttfts"][3] * 1e3 + wait_ms)
+        assert one.e2el == pytest.approx(raw["ttfts"][3] * 1e3 + 310.0 + wait_ms)
+        assert one.tpot == pytest.approx(10.0)
+        assert [record.status for record in found.requests] == ["ok"] * 199 + ["failed"]
+        assert found.tells_waits is not bool(left_out)
+        assert found.figures["wait_ms_p50"] == (None if left_out else 500.0)
+    (tmp_path / vllm_bench.RESULT).write_text(json.dumps(raw | more | {"itls": [[0.01] * 31] * 199}))
+    assert VllmBench().read(tmp_path, 200).requests == [], "one is missing"
+
+
+def test_the_single_requests_of_ais_bench(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "ais_bench", tmp_path, dirs_exist_ok=True)
+    [details] = tmp_path.glob("*/performances/service/prompts_details.jsonl")
+    base = details.with_name("db_data") / "service.db"
+    base.parent.mkdir()
+    rows = [json.loads(line) for line in details.read_text().splitlines()]
+    with closing(sqlite3.connect(base)) as made, made:
+        made.execute("CREATE TABLE numpy_store (id INTEGER PRIMARY KEY AUTOINCREMENT, arr_blob BLOB NOT NULL)")
+        for number, row in enumerate(rows, 1):
+            np.save(buffer := io.BytesIO(), row["id"] + np.array([0.0, 0.25, 0.26, 0.28]))
+            made.execute("INSERT INTO numpy_store (arr_blob) VALUES (?)", (buffer.getvalue(),))
+            row |= {"db_name": base.name, "time_points": {"__db_ref__": number}, "prediction": "one\u2028two"}
+    rows[9]["success"] = False
+
+    def read(lines: list[dict[str, Any]]) -> Result:
+        details.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines), encoding="utf-8")
+        return AisBench().read(tmp_path, 200)
+
+    found = read(rows)
+    assert [record.start_s for record in found.requests[:3]] == [0.0, 1.0, 2.0], "in the order of their sending"
+    assert [record.status for record in found.requests] == ["ok"] * 199 + ["failed"]
+    one = latencies(found.requests[5])
+    assert (one.ttft, one.e2el) == (pytest.approx(250.0), pytest.approx(280.0))
+    assert len(found.output_lengths) == 199, "a text with another end of a line is no torn file"
+    assert read([rows[0] | {"time_points": {"__db_ref__": 9999}}, *rows[1:]]).requests == []
+    base.unlink()
+    assert read(rows).requests == []
 
 
 @pytest.mark.parametrize(("text", "value"), [("18.412 req/s", 18.412), ("140.0 ms", 140.0), (64, 64.0), ("5", 5.0)])

@@ -11,8 +11,8 @@ from core_help import ROOT, config
 from jobs.core.config import Config
 from jobs.measure.clients import judge
 from jobs.measure.clients.ais_bench import AisBench
-from jobs.measure.clients.result import Result, figures
-from jobs.measure.records import Growth, Sample, Window
+from jobs.measure.clients.result import Result, figures, single
+from jobs.measure.records import Growth, RequestRecord, Sample, Window
 from jobs.measure.series import traffic
 
 KNOWN = {"completed": 100, "failed": 0, "input_tokens_mean": 256.0, "tpot_ms_mean": 2.0}
@@ -118,6 +118,57 @@ def test_preemptions_and_few_requests_are_notes() -> None:
     row = judge.figures(point(), few, grown(preemptions=3))
     said = judge.notes(point(), few, grown(preemptions=3), row)
     assert said == ["3 preemptions: the KV cache was full", "64 requests: too few for a p99"]
+
+
+def singles(count: int, *, slow: int = 0, wait_s: float = 0.0) -> list[RequestRecord]:
+    """So many answers of 16 tokens that began after 0.1 s; of every hundredth or so the first one took 5 s."""
+    late = {round(one * count / max(slow, 1)) for one in range(slow)}
+    return [single(at, 5.0 if at in late else 0.1, [0.05] * 15, 16, whole=True, wait_s=wait_s) for at in range(count)]
+
+
+def objective_of(requests: list[RequestRecord], *overrides: str, waits: bool = False) -> tuple[dict[str, Any], str]:
+    """Return the columns of the objective, TTFT of 1 s, and the notes; the client's own p99 says 100 ms."""
+    count = max(400, len(requests))
+    found = replace(
+        known(completed=count, ttft_ms_p99=100.0, e2el_ms_mean=1000.0), requested=count, completed=count,
+        requests=requests, tells_waits=waits,
+    )  # fmt: skip
+    one = point("bench.slo.ttft_ms=1000", *overrides)
+    row = judge.figures(one, found, WINDOW)
+    return {name: row[name] for name in ("slo_kept", "slo_requests", "slo_misses")}, "; ".join(
+        judge.notes(one, found, WINDOW, row)
+    )
+
+
+@pytest.mark.parametrize(("slow", "kept"), [(0, True), (3, None), (40, False)])
+def test_an_objective_is_told_by_single_requests(slow: int, kept: bool | None) -> None:
+    row, _ = objective_of(singles(400, slow=slow))
+    assert row == {"slo_kept": kept, "slo_requests": 400, "slo_misses": slow}
+
+
+@pytest.mark.parametrize("requests", [[], singles(399)])
+def test_a_p99_alone_tells_of_no_objective(requests: list[RequestRecord]) -> None:
+    row, notes = objective_of(requests)
+    assert row["slo_kept"] is None
+    assert not row["slo_requests"]
+    assert "whether bench.slo is kept is not known: this client does not tell" in notes
+
+
+def test_what_a_cap_lets_wait_in_the_client_counts() -> None:
+    capped = ("bench.request_rate=40", "bench.concurrency=2", "bench.num_requests=400")
+    row, notes = objective_of(singles(400), *capped)
+    assert row["slo_kept"] is None
+    assert "caps the open loop" in notes
+    assert "whether bench.slo is kept is not known" in notes
+    assert objective_of(singles(400), *capped, waits=True)[0]["slo_kept"] is True
+    assert objective_of(singles(400, wait_s=2.0), *capped, waits=True)[0]["slo_misses"] == 400
+    assert "caps" not in objective_of(singles(400))[1]
+
+
+def test_a_failed_request_is_a_miss() -> None:
+    assert single(0.0, 0.0, (), 0, whole=False).status == "failed"
+    failed = [single(400.0 + at, 0.0, (), 0, whole=False) for at in range(20)]
+    assert objective_of([*singles(400), *failed])[0]["slo_misses"] == 20
 
 
 def series(*tokens: float) -> tuple[Sample, ...]:

@@ -27,7 +27,7 @@ def point(*overrides: str) -> Config:
 
 
 def encoded(text: str) -> list[int]:
-    return [ord(character) - 0x100 for character in text]
+    return [max(0, ord(character) - 0x100) for character in text]
 
 
 def decoded(tokens: list[int]) -> str:

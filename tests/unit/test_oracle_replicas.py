@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
-from oracle import Answer, Behaviour, measure, steady
+from oracle import Answer, Behaviour, Engine, measure, page_of, steady
 
 LOAD = ("bench.concurrency=16", "bench.output_tokens=16", "bench.warmup_s=6", "bench.window_s=60")
 TWO = ("parallel=replicas2_tp8", *LOAD)
@@ -77,3 +79,32 @@ def test_a_load_that_one_could_take_is_spread_over_both(load: tuple[str, ...]) -
     seen = measure(steady(0.5, 0.25), *TWO, *load, replicas=2)
     assert seen.reason is None and "rank" not in seen.notes
     assert min(seen.measured.engine_tokens.values()) > 0.4 * sum(seen.measured.engine_tokens.values())
+
+
+@pytest.mark.parametrize("load", [TWO, ("bench.request_rate=3", "parallel=replicas2_tp8", *LOAD[1:])])
+@pytest.mark.parametrize(("prefill", "told"), [(1.0, False), (1.7, False), (2.3, True), (4.0, True)])
+def test_a_replica_that_is_slow_in_prefills_alone_is_named(load: tuple[str, ...], prefill: float, told: bool) -> None:
+    """Long answers hide it: a token takes about as long on both."""
+    seen = measure(slower(1.0, 1, prefill), *load, "bench.output_tokens=32", "bench.concurrency=16", replicas=2)
+    assert seen.reason is None
+    assert ("data-parallel rank 1 took" in seen.notes and "to read a prompt as rank 0" in seen.notes) is told
+
+
+def test_an_engine_that_reads_more_prompts_at_a_time_is_no_slower_one() -> None:
+    """Three slots in step over two engines: two prompts that come together are read together."""
+
+    async def behave(answer: Answer) -> None:
+        await steady(1.0 if answer.engine.number == 0 else 0.5, 0.05)(answer)
+
+    seen = measure(
+        behave, "bench.concurrency=3", "bench.output_tokens=16", "bench.window_s=60", "parallel=dp2_tp1",
+        route=lambda number: int(number % 3 == 2),
+    )  # fmt: skip
+    assert "to read a prompt" not in seen.notes
+
+
+def test_a_service_that_tells_no_prefills_is_not_judged_by_them() -> None:
+    def page(engines: Sequence[Engine]) -> str:
+        return "\n".join(line for line in page_of(engines).split("\n") if "prefill" not in line)
+
+    assert "to read a prompt" not in measure(slower(1.0, 1, 4.0), *TWO, replicas=2, page=page).notes

@@ -69,7 +69,7 @@ def workload(bench: Bench, found: Prose, offset: int = 0) -> Workload:
 )
 async def test_prompts_have_exactly_the_length_that_was_asked(tokens: Any, count: int) -> None:
     bench = replace(BENCH, input_tokens=count)
-    made = workload(bench, await loaded(tokens, bench))
+    made = workload(bench, await loaded(tokens, bench, bos=count > 1))
     assert {len(prompt(made, index)) for index in (0, 1, 2, 77, 12_345)} == {count}
     assert made.asked_input(3) == count
     drawn = replace(bench, lengths="lognormal", length_spread=1.0)
@@ -150,6 +150,115 @@ async def test_a_text_that_is_too_short_or_none_is_refused(tmp_path: Path) -> No
     path.write_text("\n\n \n\n")
     with pytest.raises(RunError, match="there is no text in it"):
         dataset.check(replace(BENCH, dataset=str(path)))
+
+
+def words(texts: list[str]) -> str:
+    return "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts)
+
+
+ROWS = [f"row {number} of a text that somebody has written" for number in range(400)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("own.jsonl", '{"text": null}', 'line 1 has no "text"'),
+        ("own.jsonl", '{"text": "right"}\n{"text": ["a", "b"]}', 'line 2 has no "text"'),
+        ("own.jsonl", '{"text": "half of a \\ud800 character"}', 'line 1 has no "text"'),
+        ("own.JSONL", '{"prompt": "words"}', 'line 1 has no "text"'),
+        ("own.json", '[{"text": "all in one list"}]', "it is JSON"),
+        ("own.txt", words(ROWS), "it is JSON"),
+        ("own.txt", "\0" * 9000, "binary"),
+        ("own.jsonl", '{"text": "a\\u0000b"}', "binary"),
+    ],
+)
+async def test_what_is_no_prose_is_refused(tmp_path: Path, name: str, content: str, said: str) -> None:
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(RunError, match=said):
+        dataset.check(replace(BENCH, dataset=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("mark.jsonl", "\ufeff" + words(ROWS)),
+        ("line.jsonl", words([row.replace(" of ", "\u2028of\x85 ") for row in ROWS])),
+        ("upper.JSONL", words(ROWS)),
+        ("blanks.txt", "\n \t\n".join(ROWS)),
+        ("windows.txt", "\r\n\r\n".join(ROWS)),
+    ],
+)
+def test_forms_of_a_text_that_are_right(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_bytes(content.encode())
+    assert len(prose.read(tmp_path / name, 0)) == len(ROWS)
+
+
+async def test_rows_that_repeat_make_no_long_text(tmp_path: Path) -> None:
+    path = tmp_path / "same.jsonl"
+    path.write_text(words(["The same row again and again."] * 900))
+    with pytest.raises(RunError, match="it has 31 tokens, and the longest prompt 700"):
+        await loaded(by_character, replace(BENCH, dataset=str(path)))
+
+
+async def test_prompts_from_a_few_long_pieces_are_not_one_text(tmp_path: Path) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text(" ".join(ROWS))
+    bench = replace(BENCH, dataset=str(path))
+    made = workload(bench, await loaded(by_character, bench))
+    assert len({tuple(prompt(made, index)[50:]) for index in range(100)}) > 90
+
+
+async def test_a_file_that_changed_is_another_text(tmp_path: Path) -> None:
+    path = tmp_path / "own.txt"
+    bench, said = replace(BENCH, dataset=str(path)), []
+    for word in ("first", "second"):
+        path.write_text("\n\n".join(f"{word} {row}" for row in ROWS))
+        said.append("".join(map(chr, prompt(workload(bench, await loaded(by_character, bench)), 0)[1:])))
+    assert ["first" in text for text in said] == [True, False]
+    assert ["second" in text for text in said] == [False, True]
+
+
+@pytest.mark.parametrize("always", [False, True])
+@pytest.mark.parametrize("end", [(), (BOS + 1,)])
+async def test_what_stands_around_a_text_stands_once_before_a_prompt(end: tuple[int, ...], always: bool) -> None:
+    count = lambda text: len(text) + 2 + len(end)  # noqa: E731
+    async with tokenizer_service(by_character, begin=[BOS, 7], end=end, always=always, counts=count) as target:
+        made = workload(BENCH, await asked(target))
+    for ids in (prompt(made, index) for index in range(20)):
+        assert ids[:2] == [BOS, 7]
+        assert len(ids) == 700
+        assert not {BOS, BOS + 1} & set(ids[2:])
+
+
+@pytest.mark.parametrize(
+    ("encode", "counts", "said"),
+    [
+        (lambda text: [], None, "does not tell digits apart"),
+        (lambda text: [5, 6, 7], None, "does not tell digits apart"),
+        (lambda text: [9 if one.isdigit() else ord(one) for one in text], None, "does not tell digits apart"),
+        (lambda text: [ord(one) for one in text if not one.isdigit()], None, "does not tell digits apart"),
+        (lambda text: [-1] * len(text), None, "tells no token ids"),
+        (by_character, lambda text: len(text.encode()) + 1, "is it that of another model"),
+        (by_character, lambda text: len(text) + 9, "or with a chat template"),
+        (by_character, lambda text: len(text), "the service counts"),  # what stands before a text is missing
+    ],
+)
+async def test_a_tokenizer_that_cannot_be_the_services_is_refused(encode: Any, counts: Any, said: str) -> None:
+    with pytest.raises(RunError, match=said):
+        async with tokenizer_service(encode, begin=[BOS], counts=counts) as target:
+            await asked(target, replace(BENCH, seed=9))
+
+
+async def test_a_prompt_that_is_no_more_than_what_stands_before_it() -> None:
+    with pytest.raises(RunError, match="a prompt of 1 tokens is what the tokenizer puts before every text"):
+        await loaded(by_character, replace(BENCH, input_tokens=1))
+
+
+def test_prompts_that_are_hardly_more_than_their_number_are_no_text() -> None:
+    assert not dataset.is_text(replace(BENCH, input_tokens=31))
+    assert dataset.is_text(replace(BENCH, input_tokens=32))
+    assert dataset.is_text(replace(BENCH, workload="sharegpt", input_tokens=1))
 
 
 def test_a_chat_has_no_exact_length() -> None:

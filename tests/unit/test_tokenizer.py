@@ -66,6 +66,17 @@ async def test_what_stands_before_a_text(tmp_path: Path, token: Any) -> None:
     assert await tokens("a", without) == plain
 
 
+async def test_no_padding_and_no_end_of_what_it_was_trained_with(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as Library
+
+    path = folder(tmp_path) / "tokenizer.json"
+    made = Library.from_file(str(path))
+    made.enable_padding(length=64)
+    made.enable_truncation(80)
+    made.save(str(path))
+    assert [len(await tokens("a" * count, tmp_path)) for count in (1, 500)] == [1, 500]
+
+
 async def test_the_services_own_page_comes_first(tmp_path: Path) -> None:
     async with tokenizer_service(by_character) as target:
         with closing(Connections(target.base_url, target.headers)) as connections:

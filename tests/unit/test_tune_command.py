@@ -222,6 +222,17 @@ def test_what_was_found_is_told_with_the_answer_first(four: Search, tmp_path: Pa
     assert any(line.startswith("cost: ") for line in said) and "node-hours more" in said[-1]
 
 
+def test_an_answer_of_which_the_objective_is_not_known_says_so(tmp_path: Path) -> None:
+    search = ask([*SPACE, "bench.slo.ttft_ms=2000000", f"results.root={tmp_path}"]).search
+    for kept in (None, True):
+        rows: dict[str, Any] = {}
+        searched(search, rows, most=2)
+        told = found(search, {point: row | {"slo_kept": kept} for point, row in rows.items()})
+        (tmp_path / "answer.json").write_text(json.dumps(told))
+        said = "\n".join(lines(answer_of(SweepDir(tmp_path))))
+        assert told["answer"] and ("keep bench.slo is not known" in said) is (kept is None)
+
+
 def test_what_failed_or_breaks_a_limit_is_ruled_out_by_it(four: Search) -> None:
     task = four.next({})[1]
     assert task

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from random import Random
 
 import pytest
 
@@ -94,3 +96,29 @@ def test_windows_and_starts_that_scatter_widen_what_is_said_of_all(space: Space)
     apart = [replace(one, figures={**figures, "output_per_s": 3000.0 * (1 + 0.3 * one.start)}) for one in calm]
     widths = [made.high / made.low for rows in (calm, spread, apart) if (made := answer(space, rows))]
     assert widths[0] < 1.1 < min(widths[1:])
+
+
+def test_a_space_of_one_setting_is_measured_and_told() -> None:
+    rows, steps = searched(Space(SMALL[:1], LEARNT.posterior, GOAL), 60.0)
+    assert [step.do for step in steps] == ["start", "start"] or {one.start for one in rows} == {1, 2}
+    made = answer(Space(SMALL[:1], LEARNT.posterior, GOAL), rows)
+    assert made and made.name == SMALL[0].name and not made.tied
+
+
+def test_of_equal_settings_the_one_that_chance_helped_is_told_with_the_others_in_mind() -> None:
+    """The best of four equal ones seems better than it is: its lower end is that of four, and it is said to be tied."""
+    equal = [replace(SMALL[0], name=f"s{n}", keys=(*SMALL[0].keys[:-1], 0.7 * n)) for n in range(4)]
+    space = Space(equal, LEARNT.posterior, Goal())
+    usual = math.exp(float(space.belief([]).mean[0]))
+    tied = missed = 0
+    for seed in range(30):
+        random, rows, start, begun = Random(seed), list[Shown](), 0, 0.0
+        while (step := next_step(space, rows, 60.0)).do != "stop":
+            start, begun = (start + 1, random.gauss(0, 0.015)) if step.do == "start" else (start, begun)
+            value = usual * math.exp(begun + random.gauss(0, 0.005))
+            rows.append(Shown(step.candidate, start, {"output_per_s": value, "ttft_s": 1.0, "tpot_s": 0.05}))
+        made = answer(space, rows)
+        assert made
+        tied += bool(made.tied)
+        missed += not made.low <= usual <= made.high
+    assert tied >= 27 and missed <= 5

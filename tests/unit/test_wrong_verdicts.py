@@ -128,6 +128,19 @@ def test_a_valid_row_without_the_goals_figure_tells_nothing_of_its_setting() -> 
     assert space_of(goal).belief([blank]).keeps[0] > 0
 
 
+@pytest.mark.parametrize("value", [math.inf, math.nan, True, -3.0, 0])
+def test_what_is_no_figure_is_none(value: object) -> None:
+    assert shown(GOAL, 0, 0, {**MEASURED, "output_tok_per_s": value}, 3).spoilt
+    hours = shown(GOAL, 0, 0, {**MEASURED, "measure_s": value}, 3).hours
+    assert hours is None or hours > 0 or value == 0
+
+
+def test_all_requests_are_believed_before_a_percentile_of_some() -> None:
+    near = {**MEASURED, "ttft_ms_p99": 2050.0}
+    assert answer(space_of(), [shown(GOAL, 0, 0, {**near, "slo_kept": None}, 3)] * 3) is None
+    assert answer(space_of(), [shown(GOAL, 0, 0, {**near, "slo_kept": True}, 3)] * 3) is not None
+
+
 # --- speculation
 
 

@@ -6,12 +6,18 @@ URL, rate and concurrency stand in the config file, not in flags. Values of the 
 from __future__ import annotations
 
 import csv
+import io
 import json
+import math
 import shutil
-from collections.abc import Mapping
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+import numpy as np
 
 from jobs.core.config import Config
 from jobs.core.errors import RunError
@@ -20,8 +26,8 @@ from jobs.core.files import write_text
 from jobs.core.foreign import from_yaml
 from jobs.measure.clients import prompts
 from jobs.measure.clients.base import BenchClient, register, runs_inside
-from jobs.measure.clients.result import Result, figures
-from jobs.measure.records import Target
+from jobs.measure.clients.result import Result, figures, single
+from jobs.measure.records import RequestRecord, Target
 
 CONFIG = "ais_bench_config.py"
 PROMPTS = "prompts.jsonl"
@@ -143,6 +149,7 @@ def _result(common: Mapping[str, Any], table: Mapping[str, Mapping[str, str]], p
     }
     for metric in ("TTFT", "TPOT", "ITL", "E2EL"):
         known |= _spread(metric, table.get(metric))
+    rows = _rows(path.with_name(f"{DATASET}_details.jsonl"))
     return Result(
         # A ShareGPT conversation is several requests: then its own count is what was asked.
         requested=max(count, int(_of(common, "Total Requests"))),
@@ -150,9 +157,10 @@ def _result(common: Mapping[str, Any], table: Mapping[str, Mapping[str, str]], p
         failed=failed,
         seconds=_of(common, "Benchmark Duration") / 1e3,
         output_tokens=int(_of(common, "Total Generated Tokens")),
-        output_lengths=_lengths(path.with_name(f"{DATASET}_details.jsonl")),
+        output_lengths=_lengths(rows),
         errors=_errors(path.with_name(f"{DATASET}_failed.jsonl")),
         figures=figures(known),
+        requests=_requests(rows, path.with_name("db_data")),
     )
 
 
@@ -175,9 +183,37 @@ def _mean(row: Mapping[str, str] | None) -> float | None:
     return number(row["Average"]) if row else None
 
 
-def _lengths(path: Path) -> list[int]:
+def _requests(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[RequestRecord]:
+    """Return the single requests in the order in which they were sent; none where not all of them are told.
+
+    Their moments lie in the databases of `folder`, as arrays of numpy: of the sending, and of each chunk of the answer.
+    A request that failed has none there that tells when it was sent: it stands last.
+    """
+    found: list[RequestRecord] = []
+    try:
+        moments = {name: _moments(folder / Path(name).name) for name in {str(row["db_name"]) for row in rows}}
+        for row in rows:
+            if not row["success"]:
+                found.append(single(math.inf, 0.0, (), 0, whole=False))
+                continue
+            begin, *chunks = moments[str(row["db_name"])][int(row["time_points"]["__db_ref__"])]
+            found.append(
+                single(begin, chunks[0] - begin, np.diff(chunks).tolist(), int(row["output_tokens"]), whole=True)
+            )
+    except (OSError, ValueError, KeyError, IndexError, TypeError, sqlite3.Error):
+        return []
+    return sorted(found, key=lambda one: one.start_s)
+
+
+def _moments(path: Path) -> dict[int, list[float]]:
+    """Return the arrays of one database by their number."""
+    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as base:
+        rows = base.execute("SELECT id, arr_blob FROM numpy_store").fetchall()
+    return {number: np.load(io.BytesIO(blob)).tolist() for number, blob in rows}
+
+
+def _lengths(rows: Sequence[Mapping[str, Any]]) -> list[int]:
     """Return the output tokens of each answer that it calls whole, as the service counted them."""
-    rows = _rows(path)
     return [int(row["output_tokens"]) for row in rows if row.get("success", True) and "output_tokens" in row]
 
 
@@ -188,6 +224,6 @@ def _errors(path: Path) -> list[str]:
 def _rows(path: Path, most: int | None = None) -> list[dict[str, Any]]:
     """Return the first lines of a JSONL file, by default all; nothing where it is missing or torn."""
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:most]]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").strip().split("\n")[:most]]
     except (OSError, ValueError):
         return []

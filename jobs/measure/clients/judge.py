@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from jobs.core.config import Bench, Config
-from jobs.measure import bound, objective, queueing, speculation, validity
+from jobs.measure import objective, queueing, speculation, validity
 from jobs.measure.clients.base import request_count
 from jobs.measure.clients.result import Result
 from jobs.measure.gate import answers, counters
@@ -40,22 +41,29 @@ def figures(config: Config, result: Result, window: Window, cpu_share: float | N
     growth = window.growth
     counted: dict[str, Any] = {"prefix_hit_share": growth.prefix_hit_share, "preemptions": growth.preemptions}
     counted["client_cpu_share"] = cpu_share
-    grows = queue_grows(config, result, window) is not None
-    limits = objective.limits(config.bench.slo)
+    saturated = True if queue_grows(config, result, window) else _keeps_up(config, result, window)
     return {
         **result.figures,
         **counted,
         **of_series(window),
         **speculation.figures(config, growth.drafts, text=config.bench.workload == "sharegpt"),
-        "saturated": True if grows else _keeps_up(config, result, window),
-        "slo_kept": False if grows and limits else _kept(result, limits),
+        "saturated": saturated,
+        **_objective(config.bench, result, window, saturated),
     }
 
 
-def _kept(result: Result, limits: Mapping[str, float]) -> bool | None:
-    """Return whether 99 % of all requests keep the limits; None: the p99 of so few does not tell (bound.py)."""
-    kept = objective.kept_by(result.figures, limits)
-    return kept if kept is not None and result.completed >= bound.needed(0) else None
+def _objective(bench: Bench, result: Result, window: Window, saturated: bool | None) -> dict[str, Any]:
+    """Return the columns of the objective: by the single requests, where they tell how long each took from its arrival.
+
+    A p99 alone tells of no objective (bound.py).
+    """
+    seen = result.requests if len(result.requests) == result.requested and not _hides_waits(bench, result) else ()
+    return objective.told(replace(window, records=tuple(seen)), bench.slo, saturated=saturated)
+
+
+def _hides_waits(bench: Bench, result: Result) -> bool:
+    """Return whether requests may have waited for a slot, and the client does not tell how long."""
+    return bench.request_rate is not None and bench.concurrency is not None and not result.tells_waits
 
 
 def fault(config: Config, result: Result, engine_tokens: Mapping[str, int]) -> str | None:
@@ -99,7 +107,18 @@ def reason(config: Config, result: Result, window: Window, probes: int, row: Map
 def notes(config: Config, result: Result, window: Window, row: Mapping[str, Any]) -> list[str]:
     """Return what a reader of a valid row should know as well."""
     grows = queue_grows(config, result, window)
+    bench = config.bench
     found = [one.words for one in _findings(config, result, window, 0, row) if not one.invalid]
+    if bench.request_rate is not None and bench.concurrency is not None:
+        found.append(
+            f"bench.concurrency={bench.concurrency} caps the open loop, and the latencies of this client leave the wait"
+            " for a slot out"
+        )
+    if objective.limits(bench.slo) and not row.get("slo_requests") and row.get("slo_kept") is None:
+        found.append(
+            "whether bench.slo is kept is not known: this client does not tell how long each request took from its"
+            " arrival"
+        )
     return [grows, *found] if grows else found
 
 
@@ -110,6 +129,7 @@ def _findings(config: Config, result: Result, window: Window, probes: int, row: 
     yield from counters.not_checked(config, window)
     if len(window.engine_tokens) == config.parallel.engines:
         yield from counters.balance(config, window.engine_tokens, result.completed, _in_flight(bench, row))
+    yield from counters.prefills(config, window.growth)
     if words := _foreign(config, result, window, probes):
         yield Finding(words, True)
     yield from counters.hits(config, window.growth, longest, repeated=BEFORE / max(1, result.requested))

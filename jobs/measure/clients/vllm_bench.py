@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jobs.core.config import Config
 from jobs.core.errors import RunError
 from jobs.core.fields import from_root
 from jobs.measure.clients.base import BenchClient, register
-from jobs.measure.clients.result import Result, figures
-from jobs.measure.records import Target
+from jobs.measure.clients.result import Result, figures, single
+from jobs.measure.records import RequestRecord, Target
 
 RESULT = "vllm_bench.json"
 
@@ -90,6 +92,9 @@ def _result(data: Mapping[str, Any], count: int) -> Result:
     }
     for metric in METRICS:
         known |= _spread(metric, data, completed)
+    waits = data.get("queue_times") if data.get("request_rate") != "inf" else None
+    if waits and completed:
+        known |= {f"wait_ms_p{number}": float(np.percentile(waits, number)) * 1e3 for number in (50, 99)}
     return Result(
         requested=count,
         completed=completed,
@@ -99,7 +104,22 @@ def _result(data: Mapping[str, Any], count: int) -> Result:
         output_lengths=_lengths(data),
         errors=[text for text in data.get("errors", ()) if text][:3],
         figures=figures(known),
+        requests=_requests(data, waits),
+        tells_waits=bool(waits),
     )
+
+
+def _requests(data: Mapping[str, Any], waits: Sequence[float] | None) -> list[RequestRecord]:
+    """Return the single requests; none where the file does not tell of each. Releases before 0.30 tell no waits."""
+    columns = [data.get(name) or [] for name in ("ttfts", "itls", "output_lens", "errors")]
+    count = len(columns[0])
+    starts = data.get("start_times") or list(range(count))
+    if {len(one) for one in (*columns, starts, waits or starts)} != {count}:
+        return []
+    return [
+        single(float(start), float(ttft), itl, int(tokens), whole=not error and tokens > 0, wait_s=float(wait))
+        for start, wait, ttft, itl, tokens, error in zip(starts, waits or [0.0] * count, *columns, strict=True)
+    ]
 
 
 def _spread(metric: str, data: Mapping[str, Any], completed: int) -> dict[str, float | None]:

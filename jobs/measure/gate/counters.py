@@ -41,6 +41,10 @@ one so little in one of a hundred windows or two."""
 SLOWER = 1.5
 """An engine that holds a request for so many times as long as another one, for each of its tokens, is slower."""
 
+SLOWER_READING = 2.0
+"""The same of prompts: where few slots send equal requests, those of one engine fall into step and are read together,
+those of the other are not, and so it stays (1.6 times as long at most; benchmarks/prefills.py)."""
+
 ENOUGH_FOR_PACE = 20
 """Requests for each rank: where each answer takes a fifth more or less, the mean of so many is known to a twentieth."""
 
@@ -70,7 +74,8 @@ def of_load(case: Case) -> Found:
     yield from not_checked(case.config, window)
     yield from restarted(window)
     yield from balance(case.config, served, len(case.counted), case.in_flight)
-    yield from pace(case)
+    paces = list(pace(case))
+    yield from paces or prefills(case.config, window.growth)
     yield from foreign(case)
     yield from usage(case)
     longest = max(((r.prompt_tokens or 0) + (r.output_tokens or 0) for r in window.records), default=0)
@@ -175,6 +180,23 @@ def pace(case: Case) -> Found:
     if took[slow] > SLOWER * took[fast]:
         times = f"{took[slow] / took[fast]:.2g} times as long"
         yield Finding(f"data-parallel rank {slow} held a request for a token {times} as rank {fast}: is it slower?")
+
+
+def prefills(config: Config, growth: Growth) -> Found:
+    """An engine that is slower than the others in reading prompts alone, which long answers hide.
+
+    By what each took from taking a request up to its first token, for each token of a prompt. One that read more
+    requests may be as much slower: prompts that come together are read together.
+    """
+    told = growth.prefills
+    if len(told) < max(2, config.parallel.engines) or min(one.requests for one in told.values()) < ENOUGH_FOR_PACE:
+        return
+    took = {engine: one.seconds / one.tokens for engine, one in told.items()}
+    slow, fast = max(took, key=lambda one: took[one]), min(took, key=lambda one: took[one])
+    busier = max(1.0, told[slow].requests / told[fast].requests)
+    if took[slow] > SLOWER_READING * busier * took[fast]:
+        times = f"{took[slow] / took[fast]:.2g} times as long"
+        yield Finding(f"data-parallel rank {slow} took {times} to read a prompt as rank {fast}: is it slower?")
 
 
 def foreign(case: Case) -> Found:
