@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from jobs.cli import Command
-from jobs.core import chinese, masking
+from jobs.core import chinese, hidden
 from jobs.core.errors import RunError
 from jobs.core.foreign import SMALL, load_visible
 from jobs.core.planfile import read_plan
@@ -22,7 +22,7 @@ from jobs.diagnose import as_case, diagnose_each, read_each
 def _diagnose(options: argparse.Namespace) -> int:
     if options.as_case:
         cases = [as_case(logs, sizes) for _, logs, sizes in read_each(options.logs)]
-        print(masking.visible(yaml.safe_dump(cases, allow_unicode=True, sort_keys=False, width=1000)), end="")
+        print(hidden.visible(yaml.safe_dump(cases, allow_unicode=True, sort_keys=False, width=1000)), end="")
         return 0
     found = diagnose_each(options.logs)
     rows, settings = list(_invalid(options.logs)), _settings(options.logs)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from io import UnsupportedOperation
 from typing import Any, TextIO, cast
 
-from jobs.core import chinese, masking
+from jobs.core import chinese, hidden, masking
 from jobs.core.errors import RunError, UserError
 from jobs.core.log import take_any_text
 
@@ -46,7 +46,7 @@ def show(error: UserError) -> int:
 
     out = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
     words = chinese.error(*error.args)
-    out.print(Text.assemble(("error:", "bold red"), f" {masking.visible(masking.text(words))}"))
+    out.print(Text.assemble(("error:", "bold red"), f" {hidden.visible(masking.text(words))}"))
     return error.exit_code
 
 
@@ -59,7 +59,7 @@ class Printer:
 
     def write(self, words: str) -> int:
         """Write a text without secrets and with its control characters visible."""
-        return self.rich_proxied_file.write(masking.visible(masking.text(words)))
+        return self.rich_proxied_file.write(hidden.visible(masking.text(words)))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.rich_proxied_file, name)

@@ -22,7 +22,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from jobs.core import masking, ways
+from jobs.core import hidden, ways
 from jobs.core.errors import RunError
 
 T = TypeVar("T")
@@ -146,7 +146,7 @@ _form_of: Any = functools.cache(TypeAdapter)
 
 
 def load_form(path: Path, kind: type[T], most: int = LARGE, *, ours: bool = False) -> T:
-    """Return what a JSON file holds, as a type has it, its texts made visible (jobs/core/masking.py).
+    """Return what a JSON file holds, as a type has it, its texts made visible (jobs/core/hidden.py).
 
     Raises:
         RunError: see `load_json`, or it has another form.
@@ -160,7 +160,7 @@ def load_visible(path: Path, most: int = LARGE, *, ours: bool = False) -> Any:
     value = _parsed(path, content)
     # What hides nothing as a whole need not be looked through text by text: most of the time of ten thousand rows.
     hides = (b"\\" in content and _HIDING.search(content)) or not _is_visible(content)
-    return masking.all_visible(value) if hides else value
+    return hidden.all_visible(value) if hides else value
 
 
 _HIDING = re.compile(rb"\\[ubfr]")
@@ -168,11 +168,11 @@ _HIDING = re.compile(rb"\\[ubfr]")
 
 
 def _is_visible(content: bytes) -> bool:
-    """Whether a text of JSON or YAML that was parsed hides nothing (see `masking.is_visible`).
+    """Whether a text of JSON or YAML that was parsed hides nothing (see `hidden.is_visible`).
 
     Of plain letters this is told at once: neither form has control characters of ASCII, but for DEL, in its texts.
     """
-    return (content.isascii() and b"\x7f" not in content) or masking.is_visible(content.decode())
+    return (content.isascii() and b"\x7f" not in content) or hidden.is_visible(content.decode())
 
 
 def checked(path: Path, kind: type[T], value: Any) -> T:
@@ -201,7 +201,7 @@ def load_yaml(path: Path, *, ours: bool = False, visible: bool = False) -> Any:
             _refuse_aliases(text)
         value = yaml.load(text, Loader=_Bounded)
         hides = visible and ("\\" in text or not _is_visible(text.encode()))
-        return masking.all_visible(value) if hides else value
+        return hidden.all_visible(value) if hides else value
     except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, RecursionError, AttributeError) as error:
         # The last three are PyYAML's own for `!!bool maybe` and the like.
         raise refused(path, f"it is no YAML of ours: {' '.join(str(error).split())[:200]}") from None

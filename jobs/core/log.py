@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from jobs.core import masking
+from jobs.core import hidden, masking
 from jobs.core.foreign import regular
 
 _ERROR = re.compile(
@@ -76,4 +76,4 @@ def take_any_text() -> None:
 def log(text: str) -> None:
     """Write one line of a task's own output, with the time of day; on a full disk it is what can be missed."""
     with contextlib.suppress(OSError):
-        print(f"{time.strftime('%H:%M:%S')} {masking.visible(masking.text(text))}", flush=True)
+        print(f"{time.strftime('%H:%M:%S')} {hidden.visible(masking.text(text))}", flush=True)

@@ -1,4 +1,4 @@
-"""One mask for secrets, and one form for text of others: what is written down, logged or printed passes here.
+"""One mask for secrets: what is written down, logged or printed passes here.
 
 A secret is known by the name it is given to (HF_TOKEN=..., --api-key ...), by its form (a URL with a password, Bearer
 ...), or by its value: those of this process's environment, and of the configs that it has read. Of a config it may
@@ -313,34 +313,3 @@ def mask(value: Any, name: str = "", values: Sequence[str] | None = None) -> Any
     if isinstance(value, str):
         return MASK if value and is_secret(name) and not _is_place(value) else text(value, values)
     return value
-
-
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f\u2028-\u202e"
-    "\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
-    "\U0001d173-\U0001d17a\U000e0000-\U000e007f]"
-)
-
-
-def is_visible(words: str) -> bool:
-    """Return whether a text has nothing that is to be shown (see `visible`)."""
-    return words.replace("\n", "").isprintable() or _HIDDEN.search(words) is None  # the first is ten times as fast
-
-
-def visible(words: str) -> str:
-    """Return a text with its control characters, marks of direction and the like shown: \\x1b, \\u202e. Lines stay."""
-    return words if is_visible(words) else _HIDDEN.sub(_shown, words)
-
-
-def _shown(match: re.Match[str]) -> str:
-    number = ord(match[0])
-    return f"\\x{number:02x}" if number < 0x7F else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
-
-
-def all_visible(value: Any) -> Any:
-    """Return plain data in which every text is visible."""
-    if isinstance(value, str):
-        return visible(value)
-    if isinstance(value, Mapping):
-        return {visible(key) if isinstance(key, str) else key: all_visible(child) for key, child in value.items()}
-    return [all_visible(child) for child in value] if isinstance(value, list | tuple) else value

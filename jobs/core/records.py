@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from jobs.core import masking
+from jobs.core import hidden
 from jobs.core.errors import RunError
 from jobs.core.files import read_lines
 from jobs.core.foreign import checked, load_json
@@ -37,7 +37,7 @@ class Record(BaseModel, extra="allow", strict=True):
 def tolerant(path: Path, *, ours: bool = False) -> dict[str, Any]:
     """Return a record; an empty one where it is missing, half-written, of another form or (`ours`) another user's."""
     try:
-        found: dict[str, Any] = masking.all_visible(load_json(path, ours=ours))
+        found: dict[str, Any] = hidden.all_visible(load_json(path, ours=ours))
         checked(path, Record, found)
     except RunError:
         return {}
@@ -51,7 +51,7 @@ _SHOWN = ("point", "reason", "shards", "staged", "pid")
 def read_states(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a state.jsonl that are states: a name, and a time where one stands there."""
     return [
-        masking.all_visible(one)
+        hidden.all_visible(one)
         for one in read_lines(path)
         if isinstance(one, dict)
         and isinstance(one.get("state"), str)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from jobs.core.config import Config
 from jobs.core.errors import ConfigError
 from jobs.core.layout import Placement
 from jobs.core.registry import ENGINES, Registry
-from jobs.engines.checkpoint.architecture import Architecture
 from jobs.engines.prediction import Allowance, Prediction
+
+if TYPE_CHECKING:
+    from jobs.engines.checkpoint.architecture import Architecture
 
 Severity = Literal["error", "warning"]
 
@@ -96,7 +98,7 @@ class EngineLog:
     weights_s: float | None = None
 
 
-Load = Callable[[Config], Architecture]
+Load = Callable[[Config], "Architecture"]
 """Returns the architecture of a config's model, or raises ConfigError."""
 
 

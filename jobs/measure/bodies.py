@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.core.config import Bench, Model
 from jobs.core.foreign import from_yaml
+
+if TYPE_CHECKING:
+    from jobs.core.config import Bench, Model
 
 VOCABULARY = tuple(from_yaml(Path(__file__).with_name("vocabulary.yaml").read_text(encoding="utf-8"))["words"].split())
 """Of text prompts. All have five letters, so that a prompt is one look-up in a fixed-width table."""

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.core import masking, schema
+from jobs.core import hidden, schema
 from jobs.core.errors import RunError
 from jobs.core.fields import dotted
 from jobs.core.foreign import load_yaml, refused
@@ -157,9 +157,9 @@ def collect(runs: Sequence[Run]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    names = [masking.visible(run.name) for run in runs]
+    names = [hidden.visible(run.name) for run in runs]
     shown = [
-        name if names.count(name) == 1 else masking.visible(str(run.sweep.path))
+        name if names.count(name) == 1 else hidden.visible(str(run.sweep.path))
         for name, run in zip(names, runs, strict=True)
     ]
     swept = tuple(dict.fromkeys([*(key for run in runs for key in run.swept), *unlike(runs)]))

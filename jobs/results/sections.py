@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from jobs.core import masking
+from jobs.core import hidden
 from jobs.core.errors import RunError
 from jobs.core.foreign import SMALL, load_text
 from jobs.core.records import read_states, tolerant
@@ -183,7 +183,7 @@ def failures(run: Run) -> list[dict[str, Any]]:
 
 def _text(folder: ServiceDir) -> str | None:
     try:
-        return masking.visible(load_text(folder.diagnosis, SMALL))
+        return hidden.visible(load_text(folder.diagnosis, SMALL))
     except RunError:
         return None
 

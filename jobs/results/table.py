@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from jobs.core import masking
+from jobs.core import hidden
 from jobs.core.errors import RunError
 from jobs.core.files import write_bytes
 from jobs.core.planfile import PlannedPoint, PlannedService, read_plan
@@ -133,7 +133,7 @@ _ACTIVE = re.compile(r"[\\<`]|\[(?![\d ])|\](?=\s*[(\[:])")
 
 def _plain_cell(value: Any) -> Any:
     """Return a cell of a CSV file: a text that a spreadsheet would take for a formula begins with a quote (OWASP)."""
-    return _FORMULA.sub(r"\1'\2", masking.visible(value)) if isinstance(value, str) else value
+    return _FORMULA.sub(r"\1'\2", hidden.visible(value)) if isinstance(value, str) else value
 
 
 _FORMULA = re.compile(r"(^|[;\t\n])(\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
@@ -148,7 +148,7 @@ def text(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return masking.visible(str(value)).replace("|", "/").replace("\n", " ")
+    return hidden.visible(str(value)).replace("|", "/").replace("\n", " ")
 
 
 def render(table: pd.DataFrame, form: str) -> bytes:

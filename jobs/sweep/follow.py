@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from jobs.cluster.base import ENDED, job_state, queue_words, read_job, scheduler
 from jobs.cluster.squeue import may_never_start
-from jobs.core import chinese, masking
+from jobs.core import chinese, hidden
 from jobs.core.planfile import PlanFile, begun_services, read_plan
 from jobs.core.rundir import AllocationDir, SweepDir
 from jobs.core.tasks import read_outcome
@@ -91,7 +91,7 @@ def follow(
                 task,
                 total=len(plan.points),
                 completed=sum(sweep.point(one.point).row.exists() for one in plan.points),
-                description=masking.visible(chinese.printed(_headline(allocations))),
+                description=hidden.visible(chinese.printed(_headline(allocations))),
             )
             if until():
                 return False

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.cluster.time_limit import limit_seconds
-from jobs.core import chinese, masking
+from jobs.core import chinese, hidden, masking
 from jobs.core.planfile import PlanFile, read_plan
 from jobs.core.rundir import SweepDir
 from jobs.results.columns import STARRED, by_preset, counts, is_work, low_is_best, preset_of, row_name
@@ -64,9 +64,9 @@ class Terminal(Console):
 
 def _safe(shown: Any) -> Any:
     if isinstance(shown, str):
-        return masking.visible(masking.text(shown))
+        return hidden.visible(masking.text(shown))
     if isinstance(shown, Text):
-        shown.plain = masking.visible(masking.text(shown.plain))
+        shown.plain = hidden.visible(masking.text(shown.plain))
     return shown
 
 

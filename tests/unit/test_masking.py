@@ -17,7 +17,7 @@ import pytest
 from core_help import change, config
 
 from jobs.cli.output import Printer
-from jobs.core import files, masking
+from jobs.core import files, hidden, masking
 from jobs.core.errors import ConfigError
 from jobs.core.rundir import SweepDir
 from jobs.core.tasks import read_config, write_config
@@ -334,18 +334,18 @@ EVIL = "a\x1b]52;c;QQ==\x07b\x9b2Jc\u202ed\u2066e\x00f"
 
 
 def test_control_characters_are_shown_and_not_sent() -> None:
-    assert masking.visible(EVIL) == "a\\x1b]52;c;QQ==\\x07b\\u009b2Jc\\u202ed\\u2066e\\x00f"
-    assert masking.visible("Ü 中文 😀\n\tx") == "Ü 中文 😀\n\tx"
+    assert hidden.visible(EVIL) == "a\\x1b]52;c;QQ==\\x07b\\u009b2Jc\\u202ed\\u2066e\\x00f"
+    assert hidden.visible("Ü 中文 😀\n\tx") == "Ü 中文 😀\n\tx"
     out = io.StringIO()
     print(EVIL, "HF_TOKEN=hidden1", file=Printer(out))
-    assert out.getvalue() == masking.visible(EVIL) + " HF_TOKEN=***\n"
-    assert json.loads(masking.visible(json.dumps({"a": EVIL}, ensure_ascii=False)))["a"]
+    assert out.getvalue() == hidden.visible(EVIL) + " HF_TOKEN=***\n"
+    assert json.loads(hidden.visible(json.dumps({"a": EVIL}, ensure_ascii=False)))["a"]
 
 
 def test_what_hides_is_what_unicode_calls_control_format_surrogate_or_end_of_a_line() -> None:
     """And nothing that Python calls printable: a text of such letters alone is not looked through."""
     every = [chr(code) for code in range(0x110000)]
-    hidden = {one for one in every if masking._HIDDEN.match(one)}
+    hidden = {one for one in every if hidden._HIDDEN.match(one)}
     assert not any(one.isprintable() for one in hidden)
     kinds = ("Cc", "Cf", "Cs", "Zl", "Zp")
     assert {one for one in every if unicodedata.category(one) in kinds} - hidden == {"\t", "\n"}
