@@ -345,10 +345,10 @@ def test_control_characters_are_shown_and_not_sent() -> None:
 def test_what_hides_is_what_unicode_calls_control_format_surrogate_or_end_of_a_line() -> None:
     """And nothing that Python calls printable: a text of such letters alone is not looked through."""
     every = [chr(code) for code in range(0x110000)]
-    hidden = {one for one in every if hidden._HIDDEN.match(one)}
-    assert not any(one.isprintable() for one in hidden)
+    marks = {one for one in every if hidden._HIDDEN.match(one)}
+    assert not any(one.isprintable() for one in marks)
     kinds = ("Cc", "Cf", "Cs", "Zl", "Zp")
-    assert {one for one in every if unicodedata.category(one) in kinds} - hidden == {"\t", "\n"}
+    assert {one for one in every if unicodedata.category(one) in kinds} - marks == {"\t", "\n"}
 
 
 def test_the_console_shows_them_too(capsys: pytest.CaptureFixture[str]) -> None:
