@@ -1,6 +1,6 @@
 """The vendor's own code as a test: what it makes of every preset, and that `check` refuses what it refuses.
 
-Two releases in `make test`, the advised and the newest; CONFORMANCE=all, or release names, for others
+Three releases in `make test`: the default, the advised and the newest; CONFORMANCE=all, or release names, for others
 (`make ascend-conformance`). Where the packages cannot come, all is skipped, and says why.
 """
 
@@ -22,8 +22,9 @@ from jobs.engines.ascend.mc2 import mc2_capacity
 from jobs.engines.ascend.real import ask, sources
 from jobs.sweep import check
 
+DEFAULT = config("engine=vllm_ascend").engine.release
 ASKED = os.environ.get("CONFORMANCE", "")
-RELEASES = releases() if ASKED == "all" else tuple(ASKED.split()) or (ADVISED, releases()[-1])
+RELEASES = releases() if ASKED == "all" else tuple(ASKED.split()) or (DEFAULT, ADVISED, releases()[-1])
 PRESETS = (
     "experiment=article", "experiment=official_0_13", "experiment=official_0_23",
     "experiment=article parallel=pp2_tp8", "experiment=article parallel=dp1_tp16",
