@@ -289,3 +289,14 @@ def test_a_copy_that_another_user_prepared_is_not_taken(tmp_path: Path) -> None:
     os.chown(done.path, 61_002, 61_002)
     with pytest.raises(RunError, match="belongs to somebody else"):
         stage.stage(source, tmp_path / "local")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "modeling_r1.py", INDEX])
+def test_a_file_beside_the_weights_that_would_fill_the_disk_is_not_copied(tmp_path: Path, name: str) -> None:
+    source = write(tmp_path / "R1")
+    with (source / name).open("ab") as file:
+        file.truncate(40 << 30)  # a hole, which costs its owner nothing
+    with pytest.raises(RunError, match="is no file of weights") as caught:
+        stage.stage(source, tmp_path / "local")
+    assert str(caught.value.value).endswith(name)
+    assert not list((tmp_path / "local").rglob(name))
