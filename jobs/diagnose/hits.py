@@ -200,8 +200,8 @@ def _not_waited(hits: Sequence[Hit]) -> list[Hit]:
     others = [hit for hit in hits if not (hit.waited or waits(hit))]
     if any(hit.kind in _TELLING for hit in others):
         return others
-    gave_up = {hit.group for hit in of_kind(others, "timeout") if not hit.event.minor}
-    hits = [hit for hit in hits if not (hit.kind == "timeout" and waits(hit) and gave_up - {hit.group})]
+    gave_up = any(not hit.event.minor for hit in of_kind(others, "timeout"))
+    hits = [hit for hit in hits if not (hit.kind == "timeout" and waits(hit) and gave_up)]
     ended = any(hit.kind == "end" and not hit.event.minor and not hit.ended for hit in others)
     return [hit for hit in hits if not (ended and (waits(hit) or hit.waited))]
 
