@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import socket
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from core_help import config
 from containers.spec import Mount
 from jobs.__main__ import main
 from jobs.allocation.node import container
-from jobs.engines.ascend.real import ask, image
+from jobs.engines.ascend.real import ask, image, run
 
 HELD = ("engine=vllm_ascend", "container=podman", "container.image=a/b:v1")
 
@@ -71,3 +72,11 @@ def test_what_cannot_be_asked_here_is_one_error(
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
     assert err.startswith("error: container.") and reason in err and remedy in err
+
+
+def test_a_port_that_is_taken_here_is_no_refusal_of_a_setting() -> None:
+    with socket.socket() as other, socket.socket() as own:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        run.any_port(own, socket.socket.bind, other.getsockname())
+        assert own.getsockname()[1] != other.getsockname()[1]

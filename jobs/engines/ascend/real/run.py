@@ -20,6 +20,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import tempfile
 import traceback
@@ -235,9 +236,19 @@ def with_variables(env: dict[str, str], cases: list[tuple[int, dict[str, Any]]],
                     importlib.import_module(name)
 
 
+def any_port(own: socket.socket, bind: Callable[[socket.socket, Any], None], address: Any) -> None:
+    """Bind a socket elsewhere where its address is not to be had: whether it is free here is not what is asked."""
+    try:
+        bind(own, address)
+    except OSError:
+        bind(own, ("::1" if own.family == socket.AF_INET6 else "127.0.0.1", 0))
+
+
 def prepare(folder: str) -> None:
-    """Import what all cases share and no variable decides, and tell of much memory."""
+    """Import what all cases share and no variable decides, and tell of much memory and of free ports."""
     import psutil
+
+    socket.socket.bind = functools.partialmethod(any_port, socket.socket.bind)
 
     real = psutil.virtual_memory
     psutil.virtual_memory = lambda: real()._replace(total=TERABYTES << 40, available=TERABYTES << 40)
