@@ -248,7 +248,8 @@ def prepare(folder: str) -> None:
     """Import what all cases share and no variable decides, and tell of much memory and of free ports."""
     import psutil
 
-    socket.socket.bind = functools.partialmethod(any_port, socket.socket.bind)
+    bound = functools.partialmethod(any_port, socket.socket.bind)
+    socket.socket.bind = bound  # type: ignore[method-assign, assignment]
 
     real = psutil.virtual_memory
     psutil.virtual_memory = lambda: real()._replace(total=TERABYTES << 40, available=TERABYTES << 40)
