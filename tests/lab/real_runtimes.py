@@ -260,6 +260,17 @@ def registry(path: Path, htpasswd: str | None = None, host: str = "127.0.0.1") -
         shutil.rmtree(path, ignore_errors=True)
 
 
+@contextmanager
+def started(program: str, image: str, factory: pytest.TempPathFactory) -> Iterator[Real]:
+    """One of the runtimes by name, with an image."""
+    need(program)
+    path = factory.mktemp(program)
+    with contextlib.ExitStack() as stack:
+        one = stack.enter_context(podman(path)) if program == "podman" else stack.enter_context(docker(path))[0]
+        one.make(image)
+        yield one
+
+
 def sweep_words(program: str, image: str) -> list[str]:
     """Return the overrides of one short window in containers of an image that has nothing of its own."""
     needed = sorted({"/usr", str(ROOT), sys.prefix, sys.base_prefix})

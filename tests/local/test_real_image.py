@@ -6,7 +6,6 @@ which are mounted into the closed container too; the images themselves are made 
 
 from __future__ import annotations
 
-import contextlib
 import platform
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from real_runtimes import OS, Real, docker, need, podman
+from real_runtimes import OS, Real, started
 from test_rehearsal import until
 
 from jobs.__main__ import main
@@ -36,11 +35,7 @@ SCRIPTS = {
 
 @pytest.fixture(scope="module", params=("docker", "podman"))
 def runtime(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
-    need(request.param)
-    path = tmp_path_factory.mktemp(request.param)
-    with contextlib.ExitStack() as stack:
-        one = stack.enter_context(podman(path)) if request.param == "podman" else stack.enter_context(docker(path))[0]
-        one.make(EMPTY)
+    with started(request.param, EMPTY, tmp_path_factory) as one:
         yield one
 
 

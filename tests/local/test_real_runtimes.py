@@ -34,6 +34,7 @@ from real_runtimes import (
     podman,
     registry,
     silent_registry,
+    started,
     sweep_words,
 )
 from test_container_one_image import is_engine, prepare
@@ -59,11 +60,7 @@ LAUNCHER = (sys.executable, str(ROOT / "launch.py"), "-m", "engine=simulator")
 
 @pytest.fixture(scope="module", params=REAL)
 def runtime(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
-    need(request.param)
-    path = tmp_path_factory.mktemp(request.param)
-    with contextlib.ExitStack() as stack:
-        one = stack.enter_context(podman(path)) if request.param == "podman" else stack.enter_context(docker(path))[0]
-        one.make(IMAGE)
+    with started(request.param, IMAGE, tmp_path_factory) as one:
         yield one
 
 
