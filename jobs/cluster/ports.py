@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from jobs.core.errors import ConfigError, RunError
+from jobs.core.listening import stranger
 from jobs.core.process import name_of
 
 FIRST_PORT = 17_000
@@ -157,7 +157,7 @@ def listens(address: str, port: int, owns: Callable[[int], bool]) -> bool:
     """
     found = listeners(port, address)
     for one in found or ():
-        who = f"user {one.uid}" if one.uid not in (os.geteuid(), 0) else None
+        who = stranger(one.uid)
         if not who and (pids := one.pids()) and not any(map(owns, pids)):
             who = f"process {pids[0]} {name_of(pids[0])}, which is not of this service,"
         if who:

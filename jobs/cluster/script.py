@@ -15,7 +15,7 @@ from containers.pyxis import check_strays
 from jobs.cluster import squeue
 from jobs.cluster.base import Job, Request
 from jobs.cluster.nodelist import batch_job
-from jobs.cluster.slurm import WORDLESS, Slurm
+from jobs.cluster.slurm import Slurm
 from jobs.core import names, process
 from jobs.core.errors import ConfigError, RunError
 from jobs.core.registry import SCHEDULERS
@@ -59,8 +59,7 @@ class Script(Slurm):
         done = process.run(sbatch_command(before.job_id, squeue.job_record(before.job_id), folder))
         remedy = f"Finish it by: python -m jobs resume {folder.sweep.path}"
         if done.returncode:
-            reason = " ".join(done.stderr.split())[-400:] or WORDLESS
-            raise RunError("sbatch", folder.submission, reason, remedy)
+            raise RunError("sbatch", folder.submission, squeue.in_a_line(done.stderr), remedy)
         try:
             submitted = names.job_id(done.stdout.strip().partition(";")[0])
         except ValueError as error:

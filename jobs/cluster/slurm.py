@@ -21,8 +21,6 @@ from jobs.core.errors import ConfigError, RunError
 from jobs.core.registry import SCHEDULERS
 from jobs.core.rundir import AllocationDir
 
-WORDLESS = "it failed and said nothing"
-
 
 @SCHEDULERS.register("slurm")
 class Slurm:
@@ -54,7 +52,7 @@ class Slurm:
             # may be: whoever owns results.root can exchange that, and a rank looks whose its files are.
             job_id = str(executor._submit_command(shlex.join(entry(folder, "slurm"))).job_id)
         except (FailedJobError, FailedSubmissionError) as error:
-            reason = " ".join(str(error).split())[-400:] or WORDLESS
+            reason = squeue.in_a_line(str(error))
             remedy = "Check the keys of `cluster` against the site's rules."
             raise RunError("sbatch", request.name, reason, remedy) from None
         link_output(folder, job_id, request.nodes)

@@ -51,6 +51,11 @@ def slurm_state(job_id: str) -> str:
     return "GONE" if answered else UNKNOWN
 
 
+def in_a_line(said: str) -> str:
+    """Return the last words of a command that failed, in one line; some say nothing."""
+    return " ".join(said.split())[-400:] or "it failed and said nothing"
+
+
 def submitted_from(folder: Path) -> tuple[str, int] | None:
     """Return id and nodes of this user's job whose batch script lies in a directory; None: there is none.
 
@@ -59,7 +64,7 @@ def submitted_from(folder: Path) -> tuple[str, int] | None:
     """
     done = process.run(["squeue", "-h", "-u", str(os.geteuid()), "-o", "%i|%D|%o"], timeout_s=30)
     if done.returncode:
-        raise RunError("squeue", "(all jobs)", " ".join(done.stderr.split())[-400:], "Try again later.")
+        raise RunError("squeue", "(all jobs)", in_a_line(done.stderr), "Try again later.")
     for job_id, nodes, script in (line.split("|", 2) for line in done.stdout.splitlines() if line.count("|") > 1):
         if script.startswith(f"{folder}/") and nodes.isdecimal():
             return names.job_id(job_id), int(nodes)

@@ -19,6 +19,11 @@ _UID = _HEAD.size + 64
 """Where struct inet_diag_msg has the user id."""
 
 
+def stranger(uid: int) -> str | None:
+    """Return the name of who may not have a port of ours: anybody but this user, and root, who starts containers."""
+    return None if uid in (os.geteuid(), 0) else f"user {uid}"
+
+
 def owner(address: str, port: int) -> int | None:
     """Return the user id of who gets a new connection to an IPv4 address of this host; None: nobody listens there.
 

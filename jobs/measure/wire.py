@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import select
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -183,7 +182,7 @@ class _Connection(asyncio.Protocol):
             uid = listening.owner(*there)
         except OSError:
             return None  # this kernel does not tell
-        return None if uid in (os.geteuid(), 0) else "nobody" if uid is None else f"user {uid}"
+        return "nobody" if uid is None else listening.stranger(uid)
 
     @property
     def is_heard(self) -> bool:

@@ -18,7 +18,7 @@ from core_help import executable
 
 from jobs.core import lock
 from jobs.core.errors import RunError
-from jobs.engines.checkpoint import fetch, mirror
+from jobs.engines.checkpoint import checkpoint, fetch, mirror
 from jobs.engines.checkpoint.checkpoint import files
 from jobs.engines.checkpoint.copying import Copied
 
@@ -290,7 +290,7 @@ def test_code_that_the_mirror_names_lies_beside_its_config(site: Site, tmp_path:
 
 
 def test_a_small_file_of_the_mirror_has_a_limit(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirror, "SMALL_BYTES", 10)
+    monkeypatch.setattr(checkpoint, "SMALL_BYTES", 10)
     with pytest.raises(RunError, match="is no file of weights"):
         fetch.fetch(site.url, None, tmp_path / "copy")
 

@@ -152,6 +152,11 @@ def releases() -> tuple[str, ...]:
     return tuple(sorted((path.stem for path in _DIRECTORY.glob("*.yaml")), key=order))
 
 
+def mended(name: str) -> str:
+    """Return the release that came in the place of one with a fault, if it is described; else that release."""
+    return post if (post := f"{name}.post1") in releases() else name
+
+
 ADVISED = "0.23.0.post1"
 """The newest final release: R1 and V3.1 are in its test report, which the candidates after it have not."""
 

@@ -81,6 +81,13 @@ def files(path: Path) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
+def check_small(key: str, file: object, size: int) -> None:
+    """Raise RunError for a file that is no weights, and larger than such files are: it would fill a disk."""
+    if size > SMALL_BYTES:
+        reason = f"it has {size:,} bytes, and is no file of weights"
+        raise RunError(key, file, reason, "Do not trust where it is from.")
+
+
 def read_object(path: Path) -> tuple[dict[str, Any], Finding | None]:
     """Return a JSON object, or an empty one and what is wrong with the file."""
     if is_there(path) is False:

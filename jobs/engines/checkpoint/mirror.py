@@ -11,7 +11,7 @@ import requests
 
 from jobs.core.errors import RunError
 from jobs.core.files import open_append
-from jobs.engines.checkpoint.checkpoint import BESIDE, CONFIG, PART, SMALL_BYTES, modules, read_object, shard_names
+from jobs.engines.checkpoint.checkpoint import BESIDE, CONFIG, PART, check_small, modules, read_object, shard_names
 from jobs.engines.checkpoint.copying import Count, Progress, check_space
 
 CHUNK_BYTES, TRIES, PATIENCE_S = 1 << 20, 5, (10.0, 120.0)
@@ -66,13 +66,12 @@ class _Mirror:
         return int(said[0]), hashlib.sha256(repr(said).encode()).hexdigest()[:12]
 
     def small(self, name: str) -> int:
-        return self.get(name, SMALL_BYTES)
+        return self.get(name, small=True)
 
-    def get(self, name: str, most: int | None = None) -> int:
+    def get(self, name: str, *, small: bool = False) -> int:
         file, (size, state) = self._target / name, self.head(name)
-        if most is not None and size > most:
-            reason = f"it has {size:,} bytes, and is no file of weights"
-            raise RunError("--from", self._base + name, reason, "Do not trust where it is from.")
+        if small:
+            check_small("--from", self._base + name, size)
         if _size(file) == size:
             return size
         part = file.with_name(f"{file.name}.{state}{PART}")  # of another state: another half, the two are never mixed

@@ -23,7 +23,7 @@ from typing import Any
 from jobs.core.errors import RunError
 from jobs.core.files import is_there, make_private, not_private, read_json, write_json
 from jobs.core.lock import exclusive
-from jobs.engines.checkpoint.checkpoint import BESIDE, CONFIG, PART, SMALL_BYTES, STAMP, files, read_shards
+from jobs.engines.checkpoint.checkpoint import BESIDE, CONFIG, PART, STAMP, check_small, files, read_shards
 from jobs.engines.checkpoint.copying import Copied, Progress, check_space, copy_files, is_copied
 from jobs.engines.checkpoint.manifest import SAMPLED, compare, make_manifest
 
@@ -112,9 +112,8 @@ def is_staged(target: Path) -> bool:
 def _fill(source: Path, target: Path, parallel: int, weights: bool, progress: Progress) -> Copied:
     sizes = files(source)
     for name, size in sizes.items():
-        if size > SMALL_BYTES and (name in (CONFIG, *BESIDE) or name.endswith(".py")):
-            reason = f"it has {size:,} bytes, and is no file of weights"
-            raise RunError("model.path", source / name, reason, "Do not trust where it is from.")
+        if name in (CONFIG, *BESIDE) or name.endswith(".py"):
+            check_small("model.path", source / name, size)
     make_private(target)
     (target / STAMP).unlink(missing_ok=True)
     _clear(target, source)

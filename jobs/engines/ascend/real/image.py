@@ -96,9 +96,7 @@ def _closed(runtime: Runtime, order: Order) -> Iterator[tuple[Order, Path]]:
     tag = f"check/{secrets.token_hex(4)}/0"
     with tempfile.TemporaryDirectory(dir=private_place(tempfile.gettempdir())) as name:
         folder = Path(name) / "seen"
-        shutil.copytree(
-            ask.HERE, folder / "real", ignore=lambda _, names: [one for one in names if one == "__pycache__"]
-        )
+        shutil.copytree(ask.HERE, folder / "real", ignore=shutil.ignore_patterns("__pycache__"))
         command = ("python3", *(str(PurePosixPath(INSIDE, one)) for one in ("real/run.py", "cases")))
         spec = closed(order.spec)
         mounts = (*spec.mounts, Mount(str(folder), INSIDE, ("ro",)))

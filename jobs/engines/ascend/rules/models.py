@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from jobs.engines.ascend import releases, version
+from jobs.engines.ascend import mended, version
 from jobs.engines.ascend.rules.base import Problem, Question, rule, table
 
 _LONGEST_KPOOL = 155_000
@@ -21,9 +21,7 @@ def model_of_the_release(q: Question) -> Iterator[Problem]:
     if found:
         _, what, since, source = max(found)
         reason = f"{what} are served from release {since} on"
-        mended = f"{since}.post1"
-        remedy = f"Choose {mended if mended in releases() else since} or later."
-        yield Problem("engine.release", q.release.name, reason, remedy, source=source)
+        yield Problem("engine.release", q.release.name, reason, f"Choose {mended(since)} or later.", source=source)
 
 
 @rule("M2", "warning", ">=0.30", "vllm-ascend issue 15984")

@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs.core.errors import nearest
 from jobs.core.fields import dotted
-from jobs.engines.ascend import Flag, Release, is_true
+from jobs.engines.ascend import Flag, Release, is_true, mended
 from jobs.engines.ascend import release as described
 from jobs.engines.ascend import releases as all_releases
 from jobs.engines.ascend.rules.base import NPU, Problem, Question, covers, outside, rule, table
@@ -136,7 +136,7 @@ def _in_a_later_one(here: Release, names: Callable[[Release], Iterable[str]], na
     """Return the remedy for a name that a later described release has, that in its mended form; None: none has it."""
     later = all_releases()[all_releases().index(here.name) + 1 :]
     having = [one for one in later if name in names(described(one))]
-    found = next((one for one in having if f"{one}.post1" not in having), None)
+    found = next((one for one in having if mended(one) == one or mended(one) not in having), None)
     return f"Release {found} has it: set engine.release={found}, or leave it out." if found else None
 
 
